@@ -1,0 +1,85 @@
+"""Fixed Parameter Expansion: more neurons, the same number of non-zero parameters.
+
+>>> import torch, fpe
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+>>> wide = fpe.expand(model, factor=2)
+>>> wide[0].out_features
+8
+>>> fpe.count_nonzero(model) == fpe.count_nonzero(wide)
+True
+
+Names are loaded when they are first used, so that ``import fpe`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fpe._version import __version__
+from fpe.errors import FPEError
+
+if TYPE_CHECKING:
+    from fpe.budget import Columns, Magnitude, count_nonzero
+    from fpe.checkpoint import load, save
+    from fpe.expansion import expand
+    from fpe.graph import Group
+    from fpe.masked import MaskedLinear, hold_masks
+    from fpe.models import mlp
+    from fpe.partition import Gram, Groups, Random, Shared, TwoFour
+    from fpe.planning import plan
+    from fpe.summaries import summary
+
+_HOME = {
+    "Columns": "budget",
+    "Gram": "partition",
+    "Group": "graph",
+    "Groups": "partition",
+    "Magnitude": "budget",
+    "MaskedLinear": "masked",
+    "Random": "partition",
+    "Shared": "partition",
+    "TwoFour": "partition",
+    "count_nonzero": "budget",
+    "expand": "expansion",
+    "hold_masks": "masked",
+    "load": "checkpoint",
+    "mlp": "models",
+    "plan": "planning",
+    "save": "checkpoint",
+    "summary": "summaries",
+}
+
+__all__ = [
+    "Columns",
+    "FPEError",
+    "Gram",
+    "Group",
+    "Groups",
+    "Magnitude",
+    "MaskedLinear",
+    "Random",
+    "Shared",
+    "TwoFour",
+    "__version__",
+    "count_nonzero",
+    "expand",
+    "hold_masks",
+    "load",
+    "mlp",
+    "plan",
+    "save",
+    "summary",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fpe' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"fpe.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

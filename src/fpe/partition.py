@@ -1,0 +1,259 @@
+"""Who gets which input: each split is a small value that deals a layer's inputs out to the children.
+
+A split answers ``assign(weight, factor, rng)`` with an *assignment*: an integer tensor of the
+weight's shape ``(neurons, inputs)`` that holds, for each parent neuron and each input, the child
+``0 … factor − 1`` that keeps the weight. Children therefore never overlap and together are the
+parent (section 2.3). Sizes of the children of one neuron differ by at most one, groups aside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fpe.errors import ArgumentError, did_you_mean
+
+
+@runtime_checkable
+class Split(Protocol):
+    """Anything that can deal inputs out to children.
+
+    Attributes
+    ----------
+    shared : bool
+        Whether all neurons of a layer get one and the same partition. The layer is then
+        ``factor`` small dense blocks.
+    """
+
+    @property
+    def shared(self) -> bool: ...
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Say why a layer of so many inputs cannot be split so, or return None if it can."""
+        ...
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return the child of each weight, integers of shape (neurons, inputs)."""
+        ...
+
+
+def _child_dtype(factor: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
+    return np.uint8 if factor <= 256 else np.int32
+
+
+def _balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
+    """Deal the inputs of each neuron out evenly, each neuron by its own draw."""
+    dealt = np.arange(inputs) % factor
+    rows = np.broadcast_to(dealt.astype(_child_dtype(factor)), (neurons, inputs))
+    return rng.permuted(rows, axis=1)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Each neuron draws its own balanced partition of its inputs (section 2.3)."""
+
+    shared: bool = field(default=False, init=False)
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Any layer can be split so."""
+        return None
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return a balanced random child for each weight, shape (neurons, inputs)."""
+        return torch.from_numpy(_balanced(*weight.shape, factor, rng))
+
+
+@dataclass(frozen=True)
+class Shared:
+    """One balanced random partition for all neurons of a layer, which is then dense blocks."""
+
+    shared: bool = field(default=True, init=False)
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Any layer can be split so."""
+        return None
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return one row of balanced random children, repeated to shape (neurons, inputs)."""
+        row = _balanced(1, weight.shape[1], factor, rng)
+        return torch.from_numpy(row).expand(weight.shape)
+
+
+@dataclass(frozen=True, init=False)
+class Groups:
+    """Inputs with one label stay together: the clauses of section 2.3.
+
+    The groups are dealt out in random order, each to the child with the fewest inputs so far,
+    so the sizes of two children differ by at most the largest group, and groups of one size are
+    spread evenly.
+
+    Parameters
+    ----------
+    labels : sequence of int
+        One integer per input of the layer.
+    shared : bool, default False
+        One draw for all neurons of the layer, instead of one for each neuron.
+
+    Raises
+    ------
+    ArgumentError
+        If the labels are not a flat list of integers.
+
+    Examples
+    --------
+    >>> import torch, fpe
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> wide = fpe.expand(model, factor=2, split=fpe.Groups([0, 0, 1, 1, 2, 2, 3, 3]))
+    """
+
+    labels: tuple[int, ...]
+    shared: bool
+
+    def __init__(self, labels: Sequence[int] | np.ndarray | Tensor, shared: bool = False) -> None:
+        array = np.asarray(labels)
+        if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
+            raise ArgumentError(
+                f"Groups: labels have shape {array.shape} and type {array.dtype}; "
+                "give a flat sequence of integers, one for each input of the layer."
+            )
+        object.__setattr__(self, "labels", tuple(int(v) for v in array))
+        object.__setattr__(self, "shared", shared)
+
+    def __repr__(self) -> str:
+        shared = ", shared=True" if self.shared else ""
+        return f"Groups({len(set(self.labels))} groups of {len(self.labels)} inputs{shared})"
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Say that the labels are not one for each input, or that there are too few groups."""
+        if len(self.labels) != inputs:
+            return (
+                f"Groups has {len(self.labels)} labels, but the layer has {inputs} inputs; "
+                "give one label for each input"
+            )
+        groups = len(set(self.labels))
+        if groups < factor:
+            return (
+                f"Groups has {groups} groups, too few for {factor} children; "
+                f"give at least {factor} groups or a factor of at most {groups}"
+            )
+        return None
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return the child of each input's group, shape (neurons, inputs)."""
+        _, group_of = np.unique(self.labels, return_inverse=True)
+        child = _deal_groups(np.bincount(group_of), 1 if self.shared else weight.shape[0], factor, rng)
+        return torch.from_numpy(child[:, group_of]).expand(weight.shape)
+
+
+def _deal_groups(sizes: np.ndarray, draws: int, factor: int, rng: np.random.Generator) -> np.ndarray:
+    """Give groups, in random order, each to the smallest child. Returns children, (draws, groups)."""
+    groups = len(sizes)
+    order = rng.permuted(np.broadcast_to(np.arange(groups), (draws, groups)), axis=1)
+    child = np.empty((draws, groups), dtype=_child_dtype(factor))
+    load = np.zeros((draws, factor))
+    every = np.arange(draws)
+    for group in order.T:
+        smallest = (load + rng.random(load.shape) / 2).argmin(axis=1)  # below one input: breaks ties
+        child[every, group] = smallest
+        load[every, smallest] += sizes[group]
+    return child
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The paper's feature-based split (section 3.3): clusters of the Gram matrix are the clauses.
+
+    The rows of ``G = W1ᵀ W1`` are clustered by k-means; inputs of one cluster stay together, and the
+    clusters are balanced over the children by size, as in `Groups`. It says something only after some
+    training.
+
+    Parameters
+    ----------
+    clusters : int, optional
+        How many clusters. The paper does not say; by default the larger of twice the factor and
+        the rounded square root of the number of inputs, and never more than the inputs.
+    shared : bool, default False
+        One draw for all neurons of the layer, instead of one for each neuron.
+    """
+
+    clusters: int | None = None
+    shared: bool = False
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Say that there are too few clusters for the children, or more than inputs."""
+        if self.clusters is not None and not factor <= self.clusters <= inputs:
+            return (
+                f"Gram asks for {self.clusters} clusters; allowed are {factor} (one for each child) "
+                f"to {inputs} (one for each input)"
+            )
+        return None
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return the child of each input's cluster, shape (neurons, inputs)."""
+        from sklearn.cluster import KMeans
+
+        inputs = weight.shape[1]
+        clusters = self.clusters or min(inputs, max(2 * factor, round(inputs**0.5)))
+        w = weight.detach().cpu().double()
+        kmeans = KMeans(clusters, n_init=4, random_state=int(rng.integers(2**31)))
+        labels = kmeans.fit_predict((w.T @ w).numpy())
+        if len(np.unique(labels)) < factor:  # equal rows, as of an untrained or constant layer
+            labels = np.arange(inputs)
+        return Groups(labels, shared=self.shared).assign(weight, factor, rng)
+
+
+@dataclass(frozen=True)
+class TwoFour:
+    """2:4 sparsity (A.7): of each four consecutive inputs two go to one child, two to the other.
+
+    Only for a factor of 2. Inputs beyond the last four are dealt out evenly.
+    """
+
+    shared: bool = field(default=False, init=False)
+
+    def problem(self, inputs: int, factor: int) -> str | None:
+        """Say that 2:4 has two children."""
+        return None if factor == 2 else f"split '2:4' needs factor 2, not {factor}"
+
+    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
+        """Return a child for each weight, two of each in every four, shape (neurons, inputs)."""
+        neurons, inputs = weight.shape
+        fours = inputs // 4
+        ways = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]], dtype=np.uint8)
+        ways = np.concatenate([ways, 1 - ways])
+        child = np.empty((neurons, inputs), dtype=np.uint8)
+        child[:, : 4 * fours] = ways[rng.integers(0, 6, (neurons, fours))].reshape(neurons, 4 * fours)
+        child[:, 4 * fours :] = _balanced(neurons, inputs - 4 * fours, 2, rng)
+        return torch.from_numpy(child)
+
+
+SPLITS: dict[str, Split] = {"random": Random(), "shared": Shared(), "gram": Gram(), "2:4": TwoFour()}
+
+
+def as_split(split: str | Split) -> Split:
+    """Turn a name into its split; a split passes through.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown name, or for what is no split.
+    """
+    if isinstance(split, str):
+        if split in SPLITS:
+            return SPLITS[split]
+        names = ", ".join(repr(n) for n in SPLITS)
+        raise ArgumentError(
+            f"unknown split {split!r}; allowed are {names} and fpe.Groups(labels)."
+            f"{did_you_mean(split, SPLITS)}"
+        )
+    if isinstance(split, type) or not isinstance(split, Split):
+        raise ArgumentError(
+            f"split is {split!r}; give a name ({', '.join(repr(n) for n in SPLITS)}) or an object such as "
+            "fpe.Groups(labels)."
+        )
+    return split
