@@ -109,8 +109,10 @@ class Magnitude:
             raise BudgetError(f"{count} weights are to be held at zero, but only {free} are free.")
         dtype = torch.promote_types(weights[0].dtype, torch.float32)
         magnitude = torch.empty(total, dtype=dtype, device=weights[0].device)
-        for part, w in zip(magnitude.split([w.numel() for w in weights]), weights, strict=True):
-            torch.abs(w.detach(), out=part.view(w.shape))
+        start = 0
+        for w in weights:
+            torch.abs(w.detach(), out=magnitude[start : start + w.numel()].view(w.shape))
+            start += w.numel()
         # Masked weights are 0, so they come first in order and only shift the rank.
         threshold = float(_nth_smallest(magnitude, total - free + count))
         del magnitude
@@ -119,8 +121,9 @@ class Magnitude:
             size = w.detach().abs()
             kept.append(m * (size > threshold))
             at_threshold.append(((size == threshold) & (m != 0)).flatten().nonzero().flatten())
-        ties = sum(int(torch.count_nonzero(k)) for k in kept) + sum(len(a) for a in at_threshold)
-        paying = ties - (free - count)
+        # Of the weights at the threshold, the first in order pay until the count is exact.
+        above = sum(int(torch.count_nonzero(k)) for k in kept)
+        paying = above + sum(len(where) for where in at_threshold) - (free - count)
         for mask, where in zip(kept, at_threshold, strict=True):
             mask.view(-1)[where[paying:]] = 1
             paying = max(0, paying - len(where))
@@ -202,9 +205,7 @@ def as_prune(prune: str | Prune) -> Prune:
         if prune in PRUNES:
             return PRUNES[prune]
         names = " and ".join(repr(n) for n in PRUNES)
-        raise ArgumentError(
-            f"unknown prune {prune!r}; allowed are {names}.{did_you_mean(prune, PRUNES)}"
-        )
+        raise ArgumentError(f"unknown prune {prune!r}; allowed are {names}.{did_you_mean(prune, PRUNES)}")
     if isinstance(prune, type) or not isinstance(prune, Prune):
         raise ArgumentError(f"prune is {prune!r}; give 'magnitude' or 'columns'.")
     return prune

@@ -29,7 +29,7 @@ class _MaskGradient(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (mask,) = ctx.saved_tensors
         return grad * mask, None
 
@@ -78,7 +78,7 @@ class MaskedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (…, in_features) to (…, out_features)."""
-        weight = _MaskGradient.apply(self.weight, self.weight_mask)
+        weight = _MaskGradient.apply(self.weight, self.weight_mask)  # type: ignore[no-untyped-call]
         return F.linear(input, weight, self.bias)
 
     @torch.no_grad()
@@ -92,18 +92,20 @@ class MaskedLinear(nn.Linear):
             return super().extra_repr()
         return f"{super().extra_repr()}, density={float(self.weight_mask.float().mean()):.3g}"
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         if self.weight.is_meta or self.weight_mask.is_meta:
             return
         with torch.no_grad():
             if torch.any((self.weight != 0) & (self.weight_mask == 0)):
-                # A new tensor, not in place: after assign=True the weight is the caller's own.
-                held = nn.Parameter(self.weight * self.weight_mask, self.weight.requires_grad)
-                if kwargs.get("assign") or args[1].get("assign_to_params_buffers"):
-                    self.weight = held
+                if local_metadata.get("assign_to_params_buffers"):
+                    # The weight is now the caller's own tensor, which must stay as it is.
+                    held = self.weight * self.weight_mask
+                    self.weight = nn.Parameter(held, self.weight.requires_grad)
                 else:
-                    self.weight.copy_(held)
+                    self.project()
 
 
 def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:

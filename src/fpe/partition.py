@@ -9,7 +9,7 @@ parent (section 2.3). Sizes of the children of one neuron differ by at most one,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -31,7 +31,9 @@ class Split(Protocol):
     """
 
     @property
-    def shared(self) -> bool: ...
+    def shared(self) -> bool:
+        """Whether all neurons get the same partition."""
+        ...
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Say why a layer of so many inputs cannot be split so, or return None if it can."""
@@ -57,7 +59,7 @@ def _balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) 
 class Random:
     """Each neuron draws its own balanced partition of its inputs (section 2.3)."""
 
-    shared: bool = field(default=False, init=False)
+    shared = False
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Any layer can be split so."""
@@ -65,14 +67,14 @@ class Random:
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
         """Return a balanced random child for each weight, shape (neurons, inputs)."""
-        return torch.from_numpy(_balanced(*weight.shape, factor, rng))
+        return torch.from_numpy(_balanced(weight.shape[0], weight.shape[1], factor, rng))
 
 
 @dataclass(frozen=True)
 class Shared:
     """One balanced random partition for all neurons of a layer, which is then dense blocks."""
 
-    shared: bool = field(default=True, init=False)
+    shared = True
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Any layer can be split so."""
@@ -214,7 +216,7 @@ class TwoFour:
     Only for a factor of 2. Inputs beyond the last four are dealt out evenly.
     """
 
-    shared: bool = field(default=False, init=False)
+    shared = False
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Say that 2:4 has two children."""

@@ -1,0 +1,1 @@
+"""Experiments: configuration in, stored results with their provenance out."""

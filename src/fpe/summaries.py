@@ -1,0 +1,144 @@
+"""What an expansion has done: dense and wide side by side, module by module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from fpe.budget import parameters_with_masks
+from fpe.errors import ArgumentError
+from fpe.plans import Plan, Skipped, text_table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One module, before and after; `neurons` are its output features, 0 for what has none."""
+
+    name: str
+    kind: str
+    neurons: tuple[int, int]
+    nonzero: tuple[int, int]
+    stored: int
+    bytes: tuple[int, int]
+
+    @property
+    def density(self) -> float:
+        """Share of the wide module's entries that are free."""
+        return self.nonzero[1] / self.stored
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Dense and wide model side by side; ``print`` shows it as a table.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        Every module with parameters of its own.
+    skipped : tuple of Skipped
+        The layers that were left alone, with the reason.
+    """
+
+    rows: tuple[Row, ...]
+    skipped: tuple[Skipped, ...]
+
+    @property
+    def total(self) -> Row:
+        """All rows added up."""
+
+        def add(field: str) -> tuple[int, int]:
+            pairs = [getattr(row, field) for row in self.rows]
+            return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+
+        stored = sum(row.stored for row in self.rows)
+        return Row("total", "", add("neurons"), add("nonzero"), stored, add("bytes"))
+
+    def __str__(self) -> str:
+        head = ("layer", "kind", "neurons", "non-zeros", "density", "bytes")
+
+        def cells(row: Row) -> tuple[str, ...]:
+            return (
+                row.name,
+                row.kind,
+                _change(row.neurons) if row.neurons[1] else "-",
+                _change(row.nonzero),
+                f"{row.density:.1%}",
+                _change(row.bytes),
+            )
+
+        lines = text_table(head, [cells(row) for row in (*self.rows, self.total)], left=2)
+        if self.skipped:
+            lines += ["left alone:", *(f"  {s.name}: {s.reason}" for s in self.skipped)]
+        lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain dicts, lists, strings and numbers, fit for JSON."""
+        rows = [{**vars(row), "density": row.density} for row in (*self.rows, self.total)]
+        return {"rows": rows, "skipped": [vars(s) for s in self.skipped]}
+
+
+def _change(pair: tuple[int, int]) -> str:
+    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} → {pair[1]:,}"
+
+
+def summary(model: nn.Module, wide: nn.Module) -> Summary:
+    """Compare a model and its expansion, layer by layer.
+
+    Parameters
+    ----------
+    model, wide : nn.Module
+        The dense model and what `fpe.expand` made of it. Neither is changed.
+
+    Returns
+    -------
+    Summary
+        Neurons, non-zeros, density and bytes of each module; totals; what was skipped. Printable.
+
+    Raises
+    ------
+    ArgumentError
+        If the two do not have the same modules with parameters.
+    """
+    before, after = _measure(model), _measure(wide)
+    if before.keys() != after.keys():
+        odd = sorted(before.keys() ^ after.keys())
+        raise ArgumentError(
+            f"the two models do not belong together: only one of them has {', '.join(map(repr, odd[:5]))}; "
+            "give a model and what fpe.expand made of it."
+        )
+    rows = tuple(
+        Row(
+            name=name,
+            kind=after[name]["kind"],
+            neurons=(before[name]["neurons"], after[name]["neurons"]),
+            nonzero=(before[name]["nonzero"], after[name]["nonzero"]),
+            stored=after[name]["stored"],
+            bytes=(before[name]["bytes"], after[name]["bytes"]),
+        )
+        for name in before
+    )
+    plan = getattr(wide, "fpe_plan", None)
+    return Summary(rows, plan.skipped if isinstance(plan, Plan) else ())
+
+
+def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Measure each module that holds parameters of its own; a shared one counts where it is first."""
+    measured: dict[str, dict[str, Any]] = {}
+    for full_name, parameter, mask in parameters_with_masks(model):
+        name = full_name.rpartition(".")[0]
+        module = model.get_submodule(name)
+        if name not in measured:
+            measured[name] = {
+                "kind": type(module).__name__,
+                "neurons": int(getattr(module, "out_features", 0)),
+                "nonzero": 0,
+                "stored": 0,
+                "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),
+            }
+        measured[name]["nonzero"] += parameter.numel() if mask is None else int(mask.count_nonzero())
+        measured[name]["stored"] += parameter.numel()
+        measured[name]["bytes"] += parameter.nbytes
+    return measured
