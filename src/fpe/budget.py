@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, BudgetError, did_you_mean
+
+#: Entries worked on at a time: few enough for the cache, and for an exact sum of ones in float32.
+_CHUNK = 1 << 18
 
 
 def parameters_with_masks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
@@ -44,9 +46,14 @@ def count_nonzero(model: nn.Module) -> int:
         The number of free entries.
     """
     return sum(
-        parameter.numel() if mask is None else int(torch.count_nonzero(mask))
+        parameter.numel() if mask is None else count_free(mask)
         for _, parameter, mask in parameters_with_masks(model)
     )
+
+
+def count_free(mask: Tensor) -> int:
+    """Count the ones of a mask of zeros and ones, several times as fast as ``count_nonzero``."""
+    return sum(int(part.sum(dtype=torch.float32)) for part in mask.reshape(-1).split(_CHUNK))
 
 
 @runtime_checkable
@@ -58,20 +65,9 @@ class Prune(Protocol):
         """Whether all neurons must have one partition."""
         ...
 
-    def pay(
-        self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int
-    ) -> list[Tensor]:
-        """Return new masks with `count` fewer ones."""
+    def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
+        """Set `count` ones of the masks to zero, in place."""
         ...
-
-
-def _nth_smallest(values: Tensor, n: int) -> Tensor:
-    """Return the n-th smallest (from 1) of a flat tensor, whose order it may change."""
-    if values.device.type == "cpu":
-        array = values.numpy()
-        array.partition(n - 1)  # several times as fast as torch.kthvalue
-        return values[n - 1].clone()
-    return values.kthvalue(n).values
 
 
 @dataclass(frozen=True)
@@ -80,54 +76,47 @@ class Magnitude:
 
     needs_shared = False
 
-    def pay(
-        self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int
-    ) -> list[Tensor]:
-        """Return masks without the `count` free weights of smallest magnitude, all layers together.
+    def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
+        """Mask, in place, the `count` free weights of smallest magnitude of all layers together.
 
         Among equal magnitudes the earlier entry goes first, in the order of `weights` and row by row.
 
         Parameters
         ----------
-        weights, masks : sequence of Tensor
-            The layers' weights and masks of the same shapes, 1 where free. Masked weights are 0.
+        weights : sequence of Tensor
+            Contiguous, zero where masked. Not changed.
+        masks : sequence of Tensor
+            Contiguous, of the weights' shapes, 1 where a weight is free. Changed in place.
         count : int
             How many free weights are to be held at zero.
         factor : int
             The expansion factor, not used here.
 
-        Returns
-        -------
-        list of Tensor
-            New masks; the old ones are not changed.
+        Raises
+        ------
+        BudgetError
+            If fewer weights are free; the masks are then unchanged.
         """
         if count == 0:
-            return list(masks)
-        total = sum(w.numel() for w in weights)
-        free = sum(int(torch.count_nonzero(m)) for m in masks)
+            return
+        free = sum(count_free(m) for m in masks)
         if count > free:
             raise BudgetError(f"{count} weights are to be held at zero, but only {free} are free.")
-        dtype = torch.promote_types(weights[0].dtype, torch.float32)
-        magnitude = torch.empty(total, dtype=dtype, device=weights[0].device)
-        start = 0
-        for w in weights:
-            torch.abs(w.detach(), out=magnitude[start : start + w.numel()].view(w.shape))
-            start += w.numel()
-        # Masked weights are 0, so they come first in order and only shift the rank.
-        threshold = float(_nth_smallest(magnitude, total - free + count))
-        del magnitude
-        kept, at_threshold = [], []
+        masked = sum(m.numel() for m in masks) - free
+        # Masked weights are zero, so they come first in order and only shift the rank.
+        threshold = _nth_smallest_magnitude(weights, masked + count)
         for w, m in zip(weights, masks, strict=True):
-            size = w.detach().abs()
-            kept.append(m * (size > threshold))
-            at_threshold.append(((size == threshold) & (m != 0)).flatten().nonzero().flatten())
-        # Of the weights at the threshold, the first in order pay until the count is exact.
-        above = sum(int(torch.count_nonzero(k)) for k in kept)
-        paying = above + sum(len(where) for where in at_threshold) - (free - count)
-        for mask, where in zip(kept, at_threshold, strict=True):
-            mask.view(-1)[where[paying:]] = 1
-            paying = max(0, paying - len(where))
-        return kept
+            for part, keep in _chunks(w, m):
+                size = part.abs()
+                keep.mul_(torch.ge(size, threshold, out=size))
+        unpaid = count - (free - sum(count_free(m) for m in masks))
+        for w, m in zip(weights, masks, strict=True):
+            for part, keep in _chunks(w, m):
+                if unpaid == 0:
+                    return
+                ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:unpaid]
+                keep[ties] = 0
+                unpaid -= len(ties)
 
 
 @dataclass(frozen=True)
@@ -140,54 +129,65 @@ class Columns:
 
     needs_shared = True
 
-    def pay(
-        self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int
-    ) -> list[Tensor]:
-        """Return masks of which whole columns of ``weights[0]`` have left, `count` entries in all.
+    def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
+        """Mask, in place, whole columns of ``weights[0]``, `count` entries in all.
 
         Parameters
         ----------
         weights, masks : sequence of Tensor
-            The layers' weights and masks; ``weights[0]`` has shape (neurons × factor, inputs), the
-            children of one neuron in adjacent rows.
+            As for `Magnitude.pay`; ``weights[0]`` has shape (neurons × factor, inputs), the children of one
+            neuron in adjacent rows.
         count : int
             How many free weights are to be held at zero.
         factor : int
             The expansion factor.
 
-        Returns
-        -------
-        list of Tensor
-            New masks; the old ones are not changed.
-
         Raises
         ------
         BudgetError
-            If the columns that may leave cannot pay.
+            If the columns that may leave cannot pay; the masks are then unchanged.
         """
         inputs = weights[0].shape[1]
-        free = masks[0].view(-1, factor, inputs)
+        blocks = masks[0].view(-1, factor, inputs)
+        entries = blocks.count_nonzero(dim=0)  # (factor, inputs): what a column pays if it leaves
         norms = weights[0].detach().view(-1, factor, inputs).float().norm(dim=0)
-        entries = free.sum(0, dtype=torch.int64)
         norms[entries == 0] = -1
-        last = norms.argmax(1)
-        may_leave = entries.clone()
-        may_leave[torch.arange(factor, device=last.device), last] = 0
-        norms[may_leave == 0] = torch.inf
-        if count > int(may_leave.sum()):
+        entries[torch.arange(factor), norms.argmax(1).cpu()] = 0  # the last input stays
+        if count > int(entries.sum()):
             raise BudgetError(
-                f"prune='columns': {count} weights are to leave, but the columns hold only "
-                f"{int(may_leave.sum())} that may; use prune='magnitude' or a smaller factor."
+                f"prune='columns': {count} weights are to be held at zero, but the columns that may leave hold "
+                f"only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
             )
         order = norms.flatten().argsort(stable=True)
-        paid = may_leave.flatten()[order].cumsum(0)
-        leaving = order[(paid <= count) & (may_leave.flatten()[order] > 0)]
-        stays = torch.ones(factor * inputs, dtype=masks[0].dtype, device=masks[0].device)
-        stays[leaving] = 0
-        first = (free * stays.view(factor, inputs)).view_as(masks[0])
-        rest = count - int(may_leave.flatten()[leaving].sum())
-        remaining = [weights[0].detach() * first, *weights[1:]]
-        return Magnitude().pay(remaining, [first, *masks[1:]], rest, factor)
+        order = order[entries.flatten()[order] > 0]
+        paid = entries.flatten()[order].cumsum(0)
+        leaving = order[paid <= count]
+        for column in leaving.tolist():
+            blocks[:, column // inputs, column % inputs] = 0
+        rest = count - (int(paid[len(leaving) - 1]) if len(leaving) else 0)
+        if rest:
+            kept = weights[0].detach() * masks[0]
+            Magnitude().pay([kept, *weights[1:]], masks, rest, factor)
+
+
+def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Walk over two contiguous tensors in flat pieces that fit the processor's cache."""
+    return zip(weight.detach().view(-1).split(_CHUNK), mask.view(-1).split(_CHUNK), strict=True)
+
+
+def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:
+    """Return the n-th smallest (from 1) magnitude of all entries."""
+    dtype = torch.promote_types(weights[0].dtype, torch.float32)
+    magnitude = torch.empty(sum(w.numel() for w in weights), dtype=dtype, device=weights[0].device)
+    start = 0
+    for w in weights:
+        torch.abs(w.detach(), out=magnitude[start : start + w.numel()].view(w.shape))
+        start += w.numel()
+    if magnitude.device.type == "cpu":
+        array = magnitude.numpy()
+        array.partition(n - 1)  # many times as fast as torch.kthvalue
+        return float(array[n - 1])
+    return float(magnitude.kthvalue(n).values)
 
 
 PRUNES: dict[str, Prune] = {"magnitude": Magnitude(), "columns": Columns()}
@@ -209,8 +209,3 @@ def as_prune(prune: str | Prune) -> Prune:
     if isinstance(prune, type) or not isinstance(prune, Prune):
         raise ArgumentError(f"prune is {prune!r}; give 'magnitude' or 'columns'.")
     return prune
-
-
-def magnitudes_are_finite(weight: Tensor) -> bool:
-    """Tell whether a weight holds neither NaN nor infinity."""
-    return bool(np.isfinite(float(weight.detach().abs().max()))) if weight.numel() else True

@@ -72,7 +72,7 @@ def expand(
 
             children = procedure.partition(dense[0].weight, factor, split, rng)
             wide = procedure.duplicate(dense[0], dense[1:], children, factor)
-            wide = procedure.prune(wide, layer.copies, prune, factor)
+            procedure.prune(wide, layer.copies, prune, factor)
 
             names = (group.producer, *group.consumers)
             for name, old, new in zip(names, (producer, *consumers), wide, strict=True):

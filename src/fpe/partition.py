@@ -49,10 +49,29 @@ def _child_dtype(factor: int) -> type[np.unsignedinteger] | type[np.signedintege
 
 
 def _balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """Deal the inputs of each neuron out evenly, each neuron by its own draw."""
-    dealt = np.arange(inputs) % factor
-    rows = np.broadcast_to(dealt.astype(_child_dtype(factor)), (neurons, inputs))
-    return rng.permuted(rows, axis=1)
+    """Deal the inputs of each neuron out evenly, each neuron by its own draw.
+
+    Every input first draws a child for itself; then inputs picked at random move from children that
+    have too many to children that have too few. No step looks at which input it is, so all balanced
+    partitions are equally likely. For large layers this is several times as fast as a permutation
+    of each row.
+    """
+    child = rng.integers(0, factor, (neurons, inputs), dtype=_child_dtype(factor))
+    wanted = np.full(factor, inputs // factor)
+    wanted[: inputs % factor] += 1
+    excess = np.stack([np.count_nonzero(child == c, axis=1) for c in range(factor - 1)], axis=1)
+    excess = np.column_stack([excess, inputs - excess.sum(axis=1)]) - wanted
+    uneven = np.flatnonzero(excess.any(axis=1))
+    while uneven.size:
+        picked = rng.integers(0, inputs, uneven.size)
+        crowded = excess[uneven, child[uneven, picked]] > 0
+        row, column = uneven[crowded], picked[crowded]
+        smallest = excess[row].argmin(axis=1)
+        excess[row, child[row, column]] -= 1
+        excess[row, smallest] += 1
+        child[row, column] = smallest
+        uneven = uneven[excess[uneven].any(axis=1)]
+    return child
 
 
 @dataclass(frozen=True)

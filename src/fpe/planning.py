@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe.budget import Prune, as_prune, count_nonzero, magnitudes_are_finite
+from fpe.budget import Prune, as_prune, count_free, count_nonzero
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, did_you_mean, raise_problems
 from fpe.graph import Found, Group, Skipped, find_groups, prove
 from fpe.graph.groups import (
@@ -245,7 +245,7 @@ def _check_groups(model: nn.Module, groups: Sequence[Group], factor: int, split:
                 problems.append(f"layer {name!r} is on the meta device; load its weights first.")
             elif not weight.is_floating_point():
                 problems.append(f"layer {name!r} has {weight.dtype} weights; floating point is allowed.")
-            elif not magnitudes_are_finite(weight):
+            elif not all(bool(end.isfinite()) for end in torch.aminmax(weight.detach())):
                 problems.append(f"the weight of layer {name!r} has NaN or infinite entries; repair it first.")
     raise_problems(problems, ModelError, "the layers to expand")
     for group in groups:
@@ -269,7 +269,7 @@ def _check_groups(model: nn.Module, groups: Sequence[Group], factor: int, split:
 def _free_weights(model: nn.Module, name: str) -> int:
     layer = linear(model, name)
     if isinstance(layer, MaskedLinear):
-        return int(torch.count_nonzero(layer.weight_mask))
+        return count_free(layer.weight_mask)
     return layer.weight.numel()
 
 

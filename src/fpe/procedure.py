@@ -43,9 +43,10 @@ class Weights:
     @classmethod
     def of(cls, layer: nn.Linear) -> Weights:
         """Look at a layer's own tensors."""
-        mask = layer.weight_mask if isinstance(layer, MaskedLinear) else torch.ones_like(layer.weight)
+        weight = layer.weight.detach()
         bias = None if layer.bias is None else layer.bias.detach()
-        return cls(layer.weight.detach(), bias, mask.detach())
+        all_free = weight.new_ones(()).expand_as(weight)  # takes no memory
+        return cls(weight, bias, layer.weight_mask if isinstance(layer, MaskedLinear) else all_free)
 
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
@@ -114,9 +115,10 @@ def duplicate(
         The producer, (neurons × factor, inputs), then the consumers, (outputs, neurons × factor).
     """
     neurons, inputs = producer.weight.shape
-    keeps = torch.empty(neurons, factor, inputs, dtype=producer.mask.dtype, device=producer.mask.device)
+    keeps = producer.weight.new_empty(neurons, factor, inputs)
     for child in range(factor):
-        torch.mul(producer.mask, children == child, out=keeps[:, child])
+        keeps[:, child] = children == child
+    keeps.mul_(producer.mask.unsqueeze(1))
     weight = torch.mul(producer.weight.unsqueeze(1), keeps)
     bias = None if producer.bias is None else producer.bias.repeat_interleave(factor)
     wide = [Weights(weight.view(-1, inputs), bias, keeps.view(-1, inputs))]
@@ -127,31 +129,23 @@ def duplicate(
     return wide
 
 
-def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> list[Weights]:
-    """Hold as many weights at zero as were copied, so that the count of non-zeros is the parent's.
+def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> None:
+    """Hold as many weights at zero, in place, as were copied: the count of non-zeros is the parent's again.
 
     Parameters
     ----------
     wide : sequence of Weights
-        What `duplicate` returned; changed in place where a weight pays.
+        What `duplicate` returned; weights and masks change where a weight pays.
     copies : int
         How many weights pay.
     method : Prune
         Which ones.
     factor : int
         Number of children.
-
-    Returns
-    -------
-    list of Weights
-        The same, with fewer free weights.
     """
-    masks = method.pay([w.weight for w in wide], [w.mask for w in wide], copies, factor)
-    paid = []
-    for w, new in zip(wide, masks, strict=True):
-        weight = w.weight if new is w.mask else w.weight.mul_(new)
-        paid.append(Weights(weight, w.bias, new))
-    return paid
+    method.pay([w.weight for w in wide], [w.mask for w in wide], copies, factor)
+    for w in wide:
+        w.weight.mul_(w.mask)
 
 
 def mask(layer: nn.Linear, weights: Weights) -> MaskedLinear:

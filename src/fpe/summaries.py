@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fpe.budget import parameters_with_masks
+from fpe.budget import count_free, parameters_with_masks
 from fpe.errors import ArgumentError
 from fpe.plans import Plan, Skipped, text_table
 
@@ -138,7 +138,7 @@ def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
                 "stored": 0,
                 "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),
             }
-        measured[name]["nonzero"] += parameter.numel() if mask is None else int(mask.count_nonzero())
+        measured[name]["nonzero"] += parameter.numel() if mask is None else count_free(mask)
         measured[name]["stored"] += parameter.numel()
         measured[name]["bytes"] += parameter.nbytes
     return measured

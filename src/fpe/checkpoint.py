@@ -1,0 +1,235 @@
+"""Save and load an expanded model: safetensors, with a JSON manifest in the file's own metadata.
+
+The file holds every tensor of the state dict, masks as booleans, and a manifest (format version,
+plan, shapes of the layers that differ from the dense model's). No code is stored and none is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe._version import __version__
+from fpe.errors import ArgumentError, CheckpointError
+from fpe.files import write_atomically
+from fpe.graph.groups import PER_NEURON
+from fpe.masked import MaskedLinear
+from fpe.plans import Plan
+
+FORMAT = 1
+_KEY = "fpe"
+
+
+def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write an expanded model's weights, masks and plan; a failure leaves the old file.
+
+    Parameters
+    ----------
+    wide : nn.Module
+        What `fpe.expand` returned, trained or not, also inside ``torch.compile`` or
+        ``DistributedDataParallel``. It is not changed.
+    path : path-like
+        The file, ``.safetensors`` by custom. Missing parent folders are made.
+
+    Raises
+    ------
+    ArgumentError
+        If the model holds state that is no tensor, which this format cannot hold.
+    WriteError
+        If the file cannot be written; what stood there before still stands.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    wide = _unwrap(wide)
+    tensors, tied = _storable(wide)
+    plan = getattr(wide, "fpe_plan", None)
+    manifest = {
+        "format": FORMAT,
+        "fpe": __version__,
+        "model": type(wide).__name__,
+        "plan": plan.to_dict() if isinstance(plan, Plan) else None,
+        "modules": _widths(wide),
+        "tied": tied,
+    }
+    metadata = {"format": "pt", _KEY: json.dumps(manifest)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # its form of an error of the file system
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
+    """Read an expanded model back; the dense model gives the architecture and is not changed.
+
+    Parameters
+    ----------
+    path : path-like
+        What `fpe.save` wrote.
+    like : nn.Module
+        A model of the dense architecture; its weights do not matter. The new model is on its device.
+
+    Returns
+    -------
+    nn.Module
+        The expanded model, in the types of the file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, truncated, not one of fpe's, of a later format, or of another
+        architecture.
+    """
+    tensors, manifest = _read(Path(path))
+    try:
+        modules = {name: _rebuilt(like, name, entry) for name, entry in manifest["modules"].items()}
+        wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
+        for alias, name in manifest["tied"].items():
+            tensors[alias] = tensors[name]
+        plan = Plan.from_dict(manifest["plan"]) if manifest["plan"] else None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} was saved from another architecture than this {type(like).__name__}: {error}. "
+            "Give like=… the dense model that was expanded."
+        ) from error
+    _check_shapes(wide, tensors, path, like)
+    own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    for name, tensor in own.items():
+        if not name.endswith("_mask"):
+            tensor.data = tensor.data.to(tensors[name].dtype)
+    wide.load_state_dict(tensors)
+    if plan is not None:
+        wide.fpe_plan = plan  # type: ignore[assignment]
+    return wide
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Look through torch.compile and DistributedDataParallel."""
+    model = getattr(model, "_orig_mod", model)
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
+
+
+def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state's tensors, each stored once, and which names mean which other's tensor."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise ArgumentError(f"the state {name!r} is {what}; only tensors with values can be saved.")
+        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first[place] = name
+        stored = tensor.detach().bool() if name.endswith("weight_mask") else tensor.detach()
+        stored = stored.cpu().contiguous()
+        shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
+        tensors[name] = stored.clone() if shares_storage else stored
+    return tensors, tied
+
+
+def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Describe the modules whose shapes an expansion may have changed."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedLinear):
+            sizes = {"in_features": module.in_features, "out_features": module.out_features}
+            found[name] = {"kind": "MaskedLinear", **sizes, "bias": module.bias is not None}
+        elif type(module) in PER_NEURON:
+            width = getattr(module, PER_NEURON[type(module)])
+            found[name] = {"kind": type(module).__name__, "width": width}
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and manifest, or say what is wrong with the file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; give the path of a file that fpe.save wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); it may be truncated. Save the model again, "
+            "or take another copy."
+        ) from error
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of fpe's: its metadata has no {_KEY!r} manifest. "
+            "Give a file that fpe.save wrote."
+        )
+    try:
+        manifest = json.loads(metadata[_KEY])
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has a broken manifest ({error}); save the model again.") from error
+    if version != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {version}, this fpe {__version__} reads format {FORMAT}; "
+            f"it was written by fpe {manifest.get('fpe')}: use that version."
+        )
+    return tensors, manifest
+
+
+def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module:
+    """Make the module of the wide model that stands where the dense one has this name."""
+    module = like.get_submodule(name)
+    if entry["kind"] == "MaskedLinear":
+        if not isinstance(module, nn.Linear):
+            raise TypeError(f"{name!r} is a {type(module).__name__} and was a linear layer")
+        device = module.weight.device
+        layer = MaskedLinear(entry["in_features"], entry["out_features"], entry["bias"], device=device)
+        layer.weight.requires_grad_(module.weight.requires_grad)
+        if entry["bias"] and module.bias is not None:
+            layer.bias.requires_grad_(module.bias.requires_grad)
+        return layer.train(module.training)
+    if type(module).__name__ != entry["kind"]:
+        raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
+    wide = copy.deepcopy(module)
+    width = tuple(entry["width"]) if isinstance(entry["width"], list) else entry["width"]
+    attribute = PER_NEURON[type(module)]
+    before = getattr(module, attribute)
+    setattr(wide, attribute, width)
+    shape = torch.Size(before if isinstance(before, tuple) else [before])
+    new_shape = torch.Size(width if isinstance(width, tuple) else [width])
+    for tensor in (*wide.parameters(recurse=False), *wide.buffers(recurse=False)):
+        if tensor.shape == shape:
+            tensor.data = tensor.data.new_empty(new_shape)
+    return wide
+
+
+def _check_shapes(
+    wide: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str], like: nn.Module
+) -> None:
+    """Refuse tensors that do not fit, before any is copied, and name all that do not."""
+    own = wide.state_dict()
+    problems = [f"{name} is missing in the file" for name in own if name not in tensors]
+    problems += [f"{name} is not in the model" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{path} was saved from another architecture than this {type(like).__name__}: "
+            f"{'; '.join(problems[:5])}{more}. Give like=… the dense model that was expanded."
+        )
