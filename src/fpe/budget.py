@@ -45,15 +45,13 @@ def count_nonzero(model: nn.Module) -> int:
     int
         The number of free entries.
     """
-    return sum(
-        parameter.numel() if mask is None else count_free(mask)
-        for _, parameter, mask in parameters_with_masks(model)
-    )
+    pairs = parameters_with_masks(model)
+    return sum(parameter.numel() if mask is None else count_free(mask) for _, parameter, mask in pairs)
 
 
 def count_free(mask: Tensor) -> int:
     """Count the ones of a mask of zeros and ones, several times as fast as ``count_nonzero``."""
-    return sum(int(part.sum(dtype=torch.float32)) for part in mask.reshape(-1).split(_CHUNK))
+    return sum(int(part.sum(dtype=torch.float32)) for part in torch.split(mask.reshape(-1), _CHUNK))
 
 
 @runtime_checkable
@@ -155,8 +153,8 @@ class Columns:
         entries[torch.arange(factor), norms.argmax(1).cpu()] = 0  # the last input stays
         if count > int(entries.sum()):
             raise BudgetError(
-                f"prune='columns': {count} weights are to be held at zero, but the columns that may leave hold "
-                f"only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
+                f"prune='columns': {count} weights are to be held at zero, but the columns that may leave "
+                f"hold only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
             )
         order = norms.flatten().argsort(stable=True)
         order = order[entries.flatten()[order] > 0]
@@ -172,7 +170,7 @@ class Columns:
 
 def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Walk over two contiguous tensors in flat pieces that fit the processor's cache."""
-    return zip(weight.detach().view(-1).split(_CHUNK), mask.view(-1).split(_CHUNK), strict=True)
+    return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
 
 
 def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:

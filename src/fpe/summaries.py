@@ -9,7 +9,8 @@ from torch import nn
 
 from fpe.budget import count_free, parameters_with_masks
 from fpe.errors import ArgumentError
-from fpe.plans import Plan, Skipped, text_table
+from fpe.graph import Skipped
+from fpe.plans import Plan, text_table
 
 
 @dataclass(frozen=True)

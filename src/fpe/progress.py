@@ -1,0 +1,43 @@
+"""A progress bar on a terminal, nothing in a pipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Callable[[str], None]]:
+    """Show a bar on standard error while the block runs, if that is a terminal.
+
+    Parameters
+    ----------
+    label : str
+        Stands before the bar.
+    total : int
+        Steps to come.
+    visible : bool, default True
+        False shows nothing anywhere.
+
+    Yields
+    ------
+    callable
+        Call it after each step with a short text, which stands behind the bar.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (visible and console.is_terminal):
+        yield lambda text: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=total, text="")
+        yield lambda text: progress.update(task, advance=1, text=text)

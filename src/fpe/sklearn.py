@@ -1,0 +1,351 @@
+"""`FPEClassifier`: expand, train and predict, in scikit-learn's conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from fpe.budget import Prune, count_nonzero
+from fpe.errors import ArgumentError, DataError, raise_problems
+from fpe.expansion import expand
+from fpe.models import mlp
+from fpe.partition import Split
+from fpe.planning import check_arguments
+from fpe.progress import progress_bar
+from fpe.training import EarlyStopping, Record, adam, fitting_batch_size, predict_logits, run_epoch, train
+
+
+class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A classifier that trains a small dense network, expands it, and trains it on.
+
+    The number of non-zero parameters is the dense network's from first to last. Computes in the type
+    of X: float32 stays float32, anything else is float64.
+
+    Parameters
+    ----------
+    hidden : int or sequence of int, default 16
+        Neurons of the dense network's hidden layer, or of each of several.
+    factor : int, default 2
+        Children of each neuron; 1 is the dense baseline, trained for as long in total.
+    split : str or Split, default "random"
+        Who gets which input, as for `fpe.expand`.
+    prune : str or Prune, default "magnitude"
+        Which weights pay for the copies, as for `fpe.expand`.
+    warmup_epochs : int, default 25
+        Passes over the data before the expansion (section 3.3).
+    epochs : int, default 25
+        Passes after it.
+    lr : float, default 1e-3
+        Adam's learning rate; Adam starts afresh after the expansion.
+    batch_size : int, default 500
+        The most samples in a mini-batch (A.3.1). On fewer than ten times as many, mini-batches are a tenth
+        of the data, but not below 64 samples, so that small data too is trained on in steps enough.
+    l2 : float, default 0
+        Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
+    patience : int, optional
+        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for
+        so many epochs. By default there is no early stopping.
+    validation_fraction : float, default 0.1
+        The share of the data held out for it.
+    random_state : int, RandomState or None, default 0
+        Seed of weights, partitions and order of the data.
+    verbose : bool, default False
+        Show a progress bar on a terminal.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The labels seen.
+    model_ : torch.nn.Sequential
+        The expanded network; its outputs are logits, one for two classes.
+    dense_model_ : torch.nn.Sequential
+        The dense network as it was at the expansion.
+    n_nonzero_ : int
+        Non-zero parameters of ``model_``.
+    history_ : list of dict
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch``, ``loss`` and, with early
+        stopping, ``validation_loss``. Kept after Ctrl-C.
+    n_features_in_ : int
+        Features seen.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_digits
+    >>> from fpe.sklearn import FPEClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> clf = FPEClassifier(hidden=8, epochs=50, lr=1e-2).fit(X[:1500] / 16, y[:1500])
+    >>> clf.score(X[1500:] / 16, y[1500:]) > 0.8
+    True
+    """
+
+    def __init__(
+        self,
+        hidden: int | Sequence[int] = 16,
+        *,
+        factor: int = 2,
+        split: str | Split = "random",
+        prune: str | Prune = "magnitude",
+        warmup_epochs: int = 25,
+        epochs: int = 25,
+        lr: float = 1e-3,
+        batch_size: int = 500,
+        l2: float = 0.0,
+        patience: int | None = None,
+        validation_fraction: float = 0.1,
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden = hidden
+        self.factor = factor
+        self.split = split
+        self.prune = prune
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.lr = lr
+        self.batch_size = batch_size
+        self.l2 = l2
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FPEClassifier:
+        """Train a dense network, expand it, train it on.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Dense and finite.
+        y : array-like of shape (n_samples,)
+            Labels of any type, at least two different ones.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weight of each sample in the loss.
+
+        Returns
+        -------
+        FPEClassifier
+            Itself. After Ctrl-C, which is passed on, it holds the last finished epoch and can predict.
+
+        Raises
+        ------
+        ArgumentError, DataError, ValueError
+            For parameters or data that cannot be used; what was fitted before is then as it was.
+        """
+        X, y = self._checked(X, y)
+        self._check_parameters(X.shape[1])
+        classes, codes = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise DataError(
+                f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two classes."
+            )
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        self._start(X, classes)
+
+        kept, held = self._hold_out(codes)
+        data = [torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])]
+        batch_size = fitting_batch_size(self.batch_size, len(kept))
+        options: dict[str, Any] = {"batch_size": batch_size, "generator": self._generator}
+        if weight is not None:
+            options["sample_weight"] = torch.from_numpy(weight[kept])
+        if self.patience is not None:
+            held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
+            options["early_stopping"] = EarlyStopping(*held_out, self.patience)
+
+        with progress_bar("training", self.warmup_epochs + self.epochs, self.verbose) as advance:
+            for stage, epochs in (("dense", self.warmup_epochs), ("expanded", self.epochs)):
+                if stage == "expanded":
+                    self._expand()
+
+                def finished(record: Record, stage: str = stage) -> None:
+                    self.history_.append({"stage": stage, **record})
+                    advance(f"{stage}, loss {record['loss']:.4f}")
+
+                train(
+                    self.model_, *data, epochs=epochs, optimizer=self._optimizer, on_epoch=finished, **options
+                )
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
+        """Train for one epoch over this data, in mini-batches; the expansion comes by itself.
+
+        The first ``warmup_epochs`` calls train the dense network, the next one expands it first.
+        ``epochs`` and early stopping play no part.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Dense and finite.
+        y : array-like of shape (n_samples,)
+            Labels, each one of the classes.
+        classes : array-like, optional
+            All labels that will ever come; needed in the first call.
+        sample_weight : array-like of shape (n_samples,), optional
+            Weight of each sample in the loss.
+
+        Returns
+        -------
+        FPEClassifier
+            Itself.
+
+        Raises
+        ------
+        ArgumentError, DataError, ValueError
+            As for `fit`, and for labels that are not among the classes.
+        """
+        first = not hasattr(self, "classes_")
+        if first and classes is None:
+            raise ArgumentError("classes must be given in the first call of partial_fit: all labels to come.")
+        X, y = self._checked(X, y, reset=first)
+        known = np.unique(classes) if first else self.classes_
+        if classes is not None and not np.array_equal(np.unique(classes), known):
+            raise ArgumentError(
+                f"classes is {np.unique(classes)}; the first call of partial_fit had {known}."
+            )
+        strange = np.setdiff1d(y, known)
+        if len(strange):
+            raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
+        if len(known) < 2:
+            raise DataError(f"classes has one class only, {known[0]!r}; give at least two.")
+        self._check_parameters(X.shape[1])
+        weight = None
+        if sample_weight is not None:
+            weight = torch.from_numpy(
+                _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+            )
+        if first:
+            self._start(X, known)
+        if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
+            self._expand()
+        codes = torch.from_numpy(np.searchsorted(known, y))
+        X = torch.from_numpy(X).to(next(self.model_.parameters()).dtype)
+        batch_size = fitting_batch_size(self.batch_size, len(X))
+        loss = run_epoch(self.model_, self._optimizer, X, codes, batch_size, self._generator, weight)
+        stage = "dense" if self.dense_model_ is self.model_ else "expanded"
+        self.history_.append({"stage": stage, "epoch": len(self.history_) + 1, "loss": loss})
+        return self
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return logits, shape (n_samples, n_classes); for two classes that of the second, (n_samples,)."""
+        logits: np.ndarray = self._logits(X).double().numpy()
+        return logits[:, 0] if logits.shape[1] == 1 else logits
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        """Return the probability of each class, shape (n_samples, n_classes)."""
+        logits = self._logits(X).double()
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits.softmax(dim=1).numpy()
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return the most probable label of each sample, shape (n_samples,)."""
+        scores = self.decision_function(X)
+        codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[codes])
+
+    @property
+    def n_nonzero_(self) -> int:
+        """Non-zero parameters of the network."""
+        check_is_fitted(self)
+        return count_nonzero(self.model_)
+
+    def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        _refuse_sparse(X)
+        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
+        check_classification_targets(y)
+        return X, y
+
+    def _check_parameters(self, features: int) -> None:
+        problems = []
+        sizes = [self.hidden] if isinstance(self.hidden, int | np.integer) else self.hidden
+        if (
+            isinstance(self.hidden, str)
+            or not isinstance(sizes, Sequence | np.ndarray)
+            or len(sizes) == 0
+            or not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in sizes)
+        ):
+            problems.append(f"hidden is {self.hidden!r}; give an integer of at least 1, or a list of such.")
+        for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if name == "patience" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
+        for name, positive in (("lr", True), ("l2", False)):
+            value = getattr(self, name)
+            good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not good or not np.isfinite(value) or value < 0 or (positive and value == 0):
+                problems.append(
+                    f"{name} is {value!r}; give a number {'above' if positive else 'of at least'} 0."
+                )
+        if not 0 < self.validation_fraction < 1:
+            problems.append(
+                f"validation_fraction is {self.validation_fraction!r}; give a share between 0 and 1."
+            )
+        try:
+            check_arguments(nn.Identity(), self.factor, self.split, self.prune, 0)
+            if self.factor > features:
+                problems.append(
+                    f"factor {self.factor} is larger than the number of features, n_features = {features}; "
+                    f"give a factor from 1 to {features}."
+                )
+        except ArgumentError as error:
+            problems.append(str(error))
+        raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
+
+    def _start(self, X: np.ndarray, classes: np.ndarray) -> None:
+        """Make the dense network and all that training needs."""
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        outputs = 1 if len(classes) == 2 else len(classes)
+        hidden = (
+            int(self.hidden) if isinstance(self.hidden, int | np.integer) else [int(h) for h in self.hidden]
+        )
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        self.dense_model_ = mlp(X.shape[1], hidden, outputs, seed=self._seed, dtype=dtype)
+        self.model_: nn.Module = self.dense_model_
+        self.classes_ = classes
+        self.history_: list[Record] = []
+        self._optimizer = adam(self.model_, self.lr, self.l2)
+        self._generator = torch.Generator().manual_seed(self._seed)
+
+    def _expand(self) -> None:
+        if self.factor == 1:
+            return
+        self.model_ = expand(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
+        self._optimizer = adam(self.model_, self.lr, self.l2)
+
+    def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Choose the samples to train on and those to watch."""
+        every = np.arange(len(codes))
+        if self.patience is None:
+            return every, every[:0]
+        fewest = np.bincount(codes).min()
+        held = max(1, round(len(codes) * self.validation_fraction))
+        classes = codes.max() + 1
+        stratify = codes if fewest > 1 and held >= classes and len(codes) - held >= classes else None
+        return train_test_split(every, test_size=held, random_state=self._seed, stratify=stratify)  # type: ignore[no-any-return]
+
+    def _logits(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        _refuse_sparse(X)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
+        return predict_logits(self.model_, torch.from_numpy(X).to(next(self.model_.parameters()).dtype))
+
+
+def _refuse_sparse(X: Any) -> None:
+    if scipy.sparse.issparse(X):
+        raise DataError(
+            "X is a sparse matrix. The network's first layer is a dense product, which would make it dense "
+            "in each mini-batch; give X.toarray(), or a dense projection such as TruncatedSVD makes."
+        )

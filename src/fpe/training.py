@@ -1,0 +1,240 @@
+"""One plain training loop, for a dense network and for an expanded one.
+
+The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it,
+`train` the wide one. The dense baseline is trained for as long in total.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Adam, Optimizer
+
+from fpe.errors import ArgumentError
+
+#: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
+Record = dict[str, Any]
+
+
+def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
+    """Make the optimizer of the paper (A.3.1): Adam, with the squared norm of all parameters as penalty.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters are trained.
+    lr : float, default 1e-3
+        Learning rate.
+    l2 : float, default 0
+        Weight of the penalty ``l2 / 2 · Σ w²``.
+    """
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
+
+
+def fitting_batch_size(most: int, samples: int) -> int:
+    """Return the size of a mini-batch: at most `most`, on small data fewer.
+
+    An epoch then has about ten mini-batches or more, so that the usual number of epochs trains on
+    300 samples too; but none is made smaller than 64 samples for it.
+    """
+    return min(most, max(64, samples // 10))
+
+
+def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
+
+    Parameters
+    ----------
+    logits : Tensor
+        Shape (batch, 1) or (batch, classes).
+    y : Tensor
+        Class numbers from 0, shape (batch,), integers.
+    weight : Tensor, optional
+        Weight of each sample, shape (batch,); the mean is weighted.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    reduction = "mean" if weight is None else "none"
+    if logits.shape[1] == 1:
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
+    else:
+        loss = F.cross_entropy(logits, y, reduction=reduction)
+    if weight is None:
+        return loss
+    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+
+
+def run_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    X: Tensor,
+    y: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    sample_weight: Tensor | None = None,
+) -> float:
+    """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
+
+    Parameters
+    ----------
+    model, optimizer
+        What is trained, and by what.
+    X, y : Tensor
+        Inputs, (samples, features), and class numbers, (samples,).
+    batch_size : int
+        Samples in a mini-batch; the last one of an epoch may be smaller.
+    generator : torch.Generator
+        Source of the order.
+    sample_weight : Tensor, optional
+        Weight of each sample, shape (samples,).
+
+    Returns
+    -------
+    float
+        The mean loss over the samples, each as it was when its mini-batch came.
+    """
+    model.train()
+    order = torch.randperm(len(X), generator=generator).to(X.device)
+    total = torch.zeros((), dtype=torch.float64, device=X.device)
+    for batch in torch.split(order, batch_size):
+        weight = None if sample_weight is None else sample_weight[batch]
+        optimizer.zero_grad()
+        loss = loss_of(model(X[batch]), y[batch], weight)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += loss.detach() * len(batch)
+    return float(total) / len(X)
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the loss on held-out data has not fallen for a while, and go back to where it was lowest.
+
+    Attributes
+    ----------
+    X, y : Tensor
+        Held-out inputs and class numbers.
+    patience : int
+        Epochs without a new minimum after which training stops.
+    """
+
+    X: Tensor
+    y: Tensor
+    patience: int
+
+
+def train(
+    model: nn.Module,
+    X: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    optimizer: Optimizer,
+    generator: torch.Generator,
+    batch_size: int = 500,
+    sample_weight: Tensor | None = None,
+    early_stopping: EarlyStopping | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Train a model in place for some epochs.
+
+    After Ctrl-C the model holds the state of its last finished epoch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (batch, features) to logits. Changed.
+    X, y : Tensor
+        Inputs, (samples, features), and class numbers, (samples,).
+    epochs : int
+        Passes over the data.
+    optimizer : Optimizer
+        Over the model's parameters. Changed.
+    generator : torch.Generator
+        Source of the mini-batches' order; the same state gives the same result on the same machine.
+    batch_size : int, default 500
+        Samples in a mini-batch (A.3.1).
+    sample_weight : Tensor, optional
+        Weight of each sample, shape (samples,).
+    early_stopping : EarlyStopping, optional
+        Off by default.
+    on_epoch : callable, optional
+        Gets the record of each finished epoch.
+
+    Returns
+    -------
+    list of dict
+        One record for each finished epoch.
+
+    Raises
+    ------
+    ArgumentError
+        If the loss becomes NaN or infinite; the model then holds its last finite state.
+    """
+    history: list[Record] = []
+    finished = best = _state(model)
+    lowest, best_epoch = float("inf"), 0
+    for epoch in range(1, epochs + 1):
+        try:
+            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight)
+        except KeyboardInterrupt:
+            _restore(model, finished)
+            raise
+        if not loss < float("inf"):
+            _restore(model, finished)
+            raise ArgumentError(
+                f"the loss became {loss} in epoch {epoch}; use a smaller learning rate, or scale the inputs."
+            )
+        record: Record = {"epoch": epoch, "loss": loss}
+        finished = _state(model)
+        if early_stopping is not None:
+            record["validation_loss"] = evaluate_loss(model, early_stopping.X, early_stopping.y)
+            if record["validation_loss"] < lowest:
+                lowest, best, best_epoch = record["validation_loss"], finished, epoch
+        history.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+        if early_stopping is not None and epoch - best_epoch >= early_stopping.patience:
+            break
+    if early_stopping is not None:
+        _restore(model, best)
+    return history
+
+
+def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tensor:
+    """Return the logits of all samples, shape (samples, outputs), in evaluation mode."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
+
+
+def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor) -> float:
+    """Return the mean loss over all samples, in evaluation mode."""
+    return float(loss_of(predict_logits(model, X), y))
+
+
+def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
+    """Return the share of samples whose class is predicted, 0 to 1, in evaluation mode."""
+    logits = predict_logits(model, X)
+    predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
+    return float((predicted == y).double().mean())
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Copy what training changes: all but the masks."""
+    state = model.state_dict()
+    return {name: copy.deepcopy(value) for name, value in state.items() if not name.endswith("_mask")}
+
+
+def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+    model.load_state_dict(state, strict=False)
