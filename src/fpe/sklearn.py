@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -141,16 +142,15 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ArgumentError, DataError, ValueError
             For parameters or data that cannot be used; what was fitted before is then as it was.
         """
-        X, y = self._checked(X, y)
-        self._check_parameters(X.shape[1])
-        classes, codes = np.unique(y, return_inverse=True)
-        if len(classes) < 2:
-            raise DataError(
-                f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two classes."
-            )
-        weight = None
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        with self._unchanged_on_error():
+            X, y = self._checked(X, y)
+            self._check_parameters(X.shape[1])
+            classes, codes = np.unique(y, return_inverse=True)
+            if len(classes) < 2:
+                raise DataError(
+                    f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two classes."
+                )
+            weight = _checked_weight(sample_weight, X)
         self._start(X, classes)
 
         kept, held = self._hold_out(codes)
@@ -158,7 +158,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         batch_size = fitting_batch_size(self.batch_size, len(kept))
         options: dict[str, Any] = {"batch_size": batch_size, "generator": self._generator}
         if weight is not None:
-            options["sample_weight"] = torch.from_numpy(weight[kept])
+            options["sample_weight"] = weight[torch.from_numpy(kept)]
         if self.patience is not None:
             held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
             options["early_stopping"] = EarlyStopping(*held_out, self.patience)
@@ -207,23 +207,18 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ArgumentError("classes must be given in the first call of partial_fit: all labels to come.")
-        X, y = self._checked(X, y, reset=first)
-        known = np.unique(classes) if first else self.classes_
-        if classes is not None and not np.array_equal(np.unique(classes), known):
-            raise ArgumentError(
-                f"classes is {np.unique(classes)}; the first call of partial_fit had {known}."
-            )
-        strange = np.setdiff1d(y, known)
-        if len(strange):
-            raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
-        if len(known) < 2:
-            raise DataError(f"classes has one class only, {known[0]!r}; give at least two.")
-        self._check_parameters(X.shape[1])
-        weight = None
-        if sample_weight is not None:
-            weight = torch.from_numpy(
-                _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-            )
+        with self._unchanged_on_error():
+            X, y = self._checked(X, y, reset=first)
+            known = np.unique(classes) if first else self.classes_
+            if classes is not None and not np.array_equal(np.unique(classes), known):
+                raise ArgumentError(f"classes is {classes!r}; the first call of partial_fit had {known}.")
+            strange = np.setdiff1d(y, known)
+            if len(strange):
+                raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
+            if len(known) < 2:
+                raise DataError(f"classes has one class only, {known[0]!r}; give at least two.")
+            self._check_parameters(X.shape[1])
+            weight = _checked_weight(sample_weight, X)
         if first:
             self._start(X, known)
         if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
@@ -259,6 +254,17 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Non-zero parameters of the network."""
         check_is_fitted(self)
         return count_nonzero(self.model_)
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Take back what checking bad data has set."""
+        before = dict(vars(self))
+        try:
+            yield
+        except Exception:
+            vars(self).clear()
+            vars(self).update(before)
+            raise
 
     def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
         _refuse_sparse(X)
@@ -341,6 +347,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         _refuse_sparse(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return predict_logits(self.model_, torch.from_numpy(X).to(next(self.model_.parameters()).dtype))
+
+
+def _checked_weight(sample_weight: Any, X: np.ndarray) -> Tensor | None:
+    if sample_weight is None:
+        return None
+    return torch.from_numpy(_check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True))
 
 
 def _refuse_sparse(X: Any) -> None:
