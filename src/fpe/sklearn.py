@@ -148,7 +148,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise DataError(
-                    f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two classes."
+                    f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two."
                 )
             weight = _checked_weight(sample_weight, X)
         self._start(X, classes)
@@ -258,12 +258,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
         """Take back what checking bad data has set."""
-        before = dict(vars(self))
+        before = self.__dict__.copy()
         try:
             yield
         except Exception:
-            vars(self).clear()
-            vars(self).update(before)
+            self.__dict__.clear()
+            self.__dict__.update(before)
             raise
 
     def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:

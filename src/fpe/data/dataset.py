@@ -102,8 +102,8 @@ def load(
             )
     if len(np.unique(y)) < 2:
         raise DataError(
-            f"there is only one class, {classes[int(y[0])]!r}, in the training data; a classifier needs samples "
-            "of at least two."
+            f"there is only one class, {classes[int(y[0])]!r}, in the training data; a classifier needs "
+            "samples of at least two."
         )
     if X_test is None or y_test is None:
         X, X_test, y, y_test = _hold_out(X, y, test_fraction, seed, classes)
@@ -142,8 +142,8 @@ def _features(X: np.ndarray, name: str) -> np.ndarray:
     if bad.any():
         row, column = (int(i[0]) for i in np.nonzero(bad))
         raise DataError(
-            f"{name} has {int(bad.sum())} values that are NaN, infinite or too large for float32, the first in "
-            f"row {row}, column {column} (from 0); remove those rows or fill them in."
+            f"{name} has {int(bad.sum())} values that are NaN, infinite or too large for float32, the first "
+            f"in row {row}, column {column} (from 0); remove those rows or fill them in."
         )
     return X
 
@@ -169,13 +169,14 @@ def _labels(raw: Raw) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     strange = np.setdiff1d(y_test, known)
     if len(strange):
         raise DataError(
-            f"y_test has {len(strange)} classes that y_train has not ({_some(strange)}); no network can learn them."
+            f"y_test has {len(strange)} classes that y_train has not ({_some(strange)}); no network can "
+            "learn them."
         )
     return codes.astype(np.int64), np.searchsorted(known, y_test).astype(np.int64), _names(known)
 
 
 def _checked_codes(codes: np.ndarray | None, name: str, raw: Raw) -> np.ndarray:
-    classes = raw.classes if raw.classes is not None else []
+    classes: np.ndarray | list[str] = raw.classes if raw.classes is not None else []
     if codes is None:
         return None  # type: ignore[return-value]
     outside = np.unique(codes[(codes < 0) | (codes >= len(classes))])
@@ -205,8 +206,8 @@ def _hold_out(
     rare = [classes[i] for i in np.flatnonzero(counts == 1)]
     if rare:
         raise DataError(
-            f"{len(rare)} classes have a single sample ({', '.join(map(repr, rare[:5]))}), which cannot be both "
-            "learnt and tested; remove them, or give a .npz with a test part of your own."
+            f"{len(rare)} classes have a single sample ({', '.join(map(repr, rare[:5]))}), which cannot be "
+            "both learnt and tested; remove them, or give a .npz with a test part of your own."
         )
     try:
         split = train_test_split(X, y, test_size=fraction, random_state=seed, stratify=y)

@@ -27,7 +27,7 @@ def read_npz(path: Path, label: str) -> Arrays:
     for names in (("X_train", "y_train", "X_test", "y_test"), ("X_train", "y_train"), ("X", "y")):
         if all(name in arrays for name in names):
             found = [arrays[name] for name in names] + [None] * (4 - len(names))
-            return (*found, arrays.get("classes"))  # type: ignore[return-value]
+            return (*found, arrays.get("classes"))
     raise DataError(
         f"{path} holds {', '.join(arrays) or 'nothing'}; give X_train and y_train, with X_test and y_test if "
         "there is a test part, or X and y."
@@ -63,8 +63,8 @@ def _columns(table: Any, label: str, path: Path) -> Arrays:
 
     if label not in table.column_names:
         raise DataError(
-            f"{path} has no column {label!r}.{did_you_mean(label, table.column_names)} Name the column of labels "
-            f"with --label; there are {', '.join(map(repr, table.column_names[:12]))}"
+            f"{path} has no column {label!r}.{did_you_mean(label, table.column_names)} Name the column of "
+            f"labels with --label; there are {', '.join(map(repr, table.column_names[:12]))}"
             f"{', …' if len(table.column_names) > 12 else ''}."
         )
     if table.num_rows == 0:
@@ -95,8 +95,8 @@ def _columns(table: Any, label: str, path: Path) -> Arrays:
             features.append(array)
     if odd:
         raise DataError(
-            f"{path} has columns that are no numbers: {', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}. Turn "
-            "them into numbers, remove them, or name the column of labels with --label."
+            f"{path} has columns that are no numbers: {', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}. "
+            "Turn them into numbers, remove them, or name the column of labels with --label."
         )
     if not features:
         raise DataError(f"{path} has no columns but the labels {label!r}; there is nothing to learn from.")
