@@ -23,7 +23,16 @@ from fpe.models import mlp
 from fpe.partition import Split
 from fpe.planning import check_arguments
 from fpe.progress import progress_bar
-from fpe.training import EarlyStopping, Record, adam, fitting_batch_size, predict_logits, run_epoch, train
+from fpe.training import (
+    EarlyStopping,
+    Record,
+    adam,
+    fitting_batch_size,
+    predict_logits,
+    recipe_problems,
+    run_epoch,
+    train,
+)
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -273,28 +282,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return X, y
 
     def _check_parameters(self, features: int) -> None:
-        problems = []
-        sizes = [self.hidden] if isinstance(self.hidden, int | np.integer) else self.hidden
-        if (
-            isinstance(self.hidden, str)
-            or not isinstance(sizes, Sequence | np.ndarray)
-            or len(sizes) == 0
-            or not all(isinstance(s, int | np.integer) and not isinstance(s, bool) and s > 0 for s in sizes)
-        ):
-            problems.append(f"hidden is {self.hidden!r}; give an integer of at least 1, or a list of such.")
-        for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-                problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
-        for name, positive in (("lr", True), ("l2", False)):
-            value = getattr(self, name)
-            good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-            if not good or not np.isfinite(value) or value < 0 or (positive and value == 0):
-                problems.append(
-                    f"{name} is {value!r}; give a number {'above' if positive else 'of at least'} 0."
-                )
+        problems = recipe_problems(self)
         if not 0 < self.validation_fraction < 1:
             problems.append(
                 f"validation_fraction is {self.validation_fraction!r}; give a share between 0 and 1."

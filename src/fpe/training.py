@@ -7,10 +7,11 @@ The paper's recipe (A.3.1) is three calls: `train` the dense network for the war
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,6 +37,43 @@ def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
+
+
+def recipe_problems(recipe: object) -> list[str]:
+    """Say what is wrong with the numbers of a training recipe.
+
+    Parameters
+    ----------
+    recipe : object
+        Has the attributes ``hidden`` (an integer or a sequence of such), ``warmup_epochs``, ``epochs``,
+        ``batch_size``, ``lr``, ``l2``, and ``patience``, which may be None.
+
+    Returns
+    -------
+    list of str
+        One sentence for each problem, empty if there is none.
+    """
+    problems = []
+    hidden = recipe.hidden  # type: ignore[attr-defined]
+    sizes = hidden if isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str) else [hidden]
+    if len(sizes) == 0 or not all(_is_integer(size) and size > 0 for size in sizes):
+        problems.append(f"hidden is {hidden!r}; give an integer of at least 1, or a list of such.")
+    for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
+        value = getattr(recipe, name)
+        if name == "patience" and value is None:
+            continue
+        if not _is_integer(value) or value < least:
+            problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
+    for name, allowed in (("lr", "above"), ("l2", "of at least")):
+        value = getattr(recipe, name)
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not np.isfinite(value) or value < 0 or (value == 0 and name == "lr"):
+            problems.append(f"{name} is {value!r}; give a number {allowed} 0.")
+    return problems
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def fitting_batch_size(most: int, samples: int) -> int:

@@ -1,0 +1,212 @@
+"""The command ``fpe``. Each subcommand loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fpe._version import __version__
+from fpe.errors import ArgumentError, FPEError
+
+
+class _Failed(click.ClickException):
+    exit_code = 1
+
+
+class _BadArguments(click.ClickException):
+    exit_code = 2
+
+
+class _Commands(click.Group):
+    """Turns errors into messages, and exit codes: 1 where something failed, 2 for bad arguments."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FPEError as error:
+            kind = _BadArguments if isinstance(error, ArgumentError) else _Failed
+            raise kind(str(error)) from error
+        except KeyboardInterrupt as error:
+            raise _Failed(str(error) or "stopped.") from error
+
+
+class _ManyWidths(click.Command):
+    """Lets ``--hidden 4 8 16`` mean ``--hidden 4 --hidden 8 --hidden 16``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        widths = False
+        for arg in args:
+            number = arg.lstrip("-").isdigit()
+            if widths and number and spread[-1] != "--hidden":
+                spread.append("--hidden")
+            widths = arg == "--hidden" or (widths and number)
+            spread.append(arg)
+        return super().parse_args(ctx, spread)
+
+
+def _expansion_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Seed of everything."),
+        click.option(
+            "--prune",
+            default="magnitude",
+            show_default=True,
+            help="Which weights pay for the copies: magnitude, or columns (whole inputs; for split shared).",
+        ),
+        click.option(
+            "--split",
+            default="random",
+            show_default=True,
+            help="Who gets which input: random, shared, gram or 2:4.",
+        ),
+        click.option("--factor", default=2, show_default=True, help="Children of each neuron."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fpe")
+def main() -> None:
+    """Make a trained neural network better without making it bigger (Fixed Parameter Expansion)."""
+
+
+@main.command(cls=_ManyWidths, short_help="Train dense and expanded networks on data, and compare.")
+@click.argument("data")
+@click.option(
+    "--hidden",
+    type=int,
+    multiple=True,
+    default=(4, 8, 16),
+    show_default=True,
+    metavar="WIDTH…",
+    help="Hidden neurons of the dense network; several are tried.",
+)
+@_expansion_options
+@click.option("--trials", default=5, show_default=True, help="Networks for each width.")
+@click.option("--warmup-epochs", default=100, show_default=True, help="Epochs before the expansion.")
+@click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
+@click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option("--batch-size", default=500, show_default=True, help="The most samples in a mini-batch.")
+@click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
+@click.option(
+    "--patience", type=int, help="Stop when the loss on a held-out tenth has not fallen for so many epochs."
+)
+@click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
+@click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
+@click.option(
+    "--test-fraction", default=0.2, show_default=True, help="Share held out where there is no test part."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
+@click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
+@click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
+def fit(
+    data: str,
+    label: str,
+    test_fraction: float,
+    out: Path | None,
+    jobs: int,
+    fresh: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
+
+    DATA is digits, fashion-mnist, or a .npz, .parquet or .csv file. Run the same command again to go on
+    after Ctrl-C, or with more trials or widths to add them.
+
+    \b
+    Example:
+      fpe fit digits --hidden 4 8 16 --factor 2
+      fpe fit embeddings.parquet --label intent --split shared --prune columns
+    """  # noqa: D301 - click wants the backspace
+    if jobs != -1 and jobs < 1:
+        raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
+    from fpe.data import load
+    from fpe.experiments.config import FitConfig
+    from fpe.experiments.fit import run_fit
+    from fpe.progress import progress_bar
+    from fpe.report.fit import fit_figure, fit_table
+
+    dataset = load(data, label=label, test_fraction=test_fraction, seed=settings["seed"])
+    config = FitConfig(**settings)
+    folder = out or config.folder(dataset)
+    with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
+        result = run_fit(dataset, config, folder, jobs, fresh, advance)
+    fit_figure(result, folder / "accuracy.png")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    best = result["best"]
+    outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
+    like = f"fpe.mlp({dataset.X_train.shape[1]}, {best['hidden']}, {outputs})"
+    click.echo(_heading(result))
+    click.echo(fit_table(result))
+    click.echo(f"\nresults     {folder / 'results.json'}")
+    click.echo(f"figure      {folder / 'accuracy.png'}")
+    click.echo(f"best model  {folder / 'best.safetensors'}")
+    click.echo(
+        f"  {best['expanded']['accuracy']:.1%}, chosen by test accuracy; load it with "
+        f"fpe.load({str(folder / 'best.safetensors')!r}, like={like})"
+    )
+
+
+def _heading(result: dict[str, Any]) -> str:
+    data, config = result["data"], result["config"]
+    return (
+        f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
+        f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
+        f"expanded by {config['factor']} after {config['warmup_epochs']} epochs (split {config['split']}, prune "
+        f"{config['prune']}), then {config['epochs']} more; dense is trained for as long\n"
+    )
+
+
+@main.command(short_help="Show what an expansion of a model would do.")
+@click.argument("model", metavar="MODULE:CALLABLE")
+@_expansion_options
+@click.option("--layers", multiple=True, help="Name of a layer to expand; may be given again.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(
+    model: str, factor: int, split: str, prune: str, seed: int, layers: tuple[str, ...], as_json: bool
+) -> None:
+    """Show which layers would be expanded, who reads them, what it costs, and what is left alone.
+
+    MODULE:CALLABLE names a function or class, importable from here, that is called without arguments
+    and returns a torch.nn.Module, or one and a batch of inputs to prove the groups on.
+
+    \b
+    Example:
+      fpe plan mynetworks:make_classifier --factor 3
+    """  # noqa: D301
+    from fpe.planning import plan as make_plan
+
+    network, example_inputs = _made(model)
+    result = make_plan(network, factor, split, prune, list(layers) or None, example_inputs, seed)
+    click.echo(json.dumps(result.to_dict()) if as_json else str(result))
+
+
+def _made(name: str) -> tuple[Any, Any]:
+    """Import and call ``module:callable``; return a model and, if it gave one, a batch."""
+    import importlib
+
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ArgumentError(f"{name!r} does not name a model; write MODULE:CALLABLE, such as mynet:make.")
+    sys.path.insert(0, "")
+    try:
+        made: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+        made = made()
+    except Exception as error:  # the user's own code may fail in any way
+        raise ArgumentError(f"{name} could not be made: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+    return made if isinstance(made, tuple) and len(made) == 2 else (made, None)

@@ -1,0 +1,91 @@
+"""What the main job is asked to do, as a value that is checked, stored and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fpe._version import __version__
+from fpe.data import Dataset
+from fpe.errors import ArgumentError, raise_problems
+from fpe.models import mlp
+from fpe.planning import plan
+from fpe.training import recipe_problems
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What `run_fit` does; the defaults of ``fpe fit``.
+
+    Attributes
+    ----------
+    hidden : tuple of int
+        Widths of the dense network's hidden layer, each tried.
+    factor, split, prune
+        As for `fpe.expand`.
+    trials : int
+        Networks for each width; trial t has seed ``seed + t``.
+    warmup_epochs, epochs : int
+        Passes over the data before and after the expansion.
+    lr, batch_size, l2, patience
+        As for `fpe.sklearn.FPEClassifier`.
+    standardize : bool
+        Train on features of mean 0 and standard deviation 1. The models' first layer then takes it on,
+        so that they too read the features as they are in the data.
+    seed : int
+        Seed of everything.
+    """
+
+    hidden: tuple[int, ...] = (4, 8, 16)
+    factor: int = 2
+    split: str = "random"
+    prune: str = "magnitude"
+    trials: int = 5
+    warmup_epochs: int = 100
+    epochs: int = 100
+    lr: float = 1e-3
+    batch_size: int = 500
+    l2: float = 0.0
+    patience: int | None = None
+    standardize: bool = False
+    seed: int = 0
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise if this cannot be done with this data, before anything is trained or written.
+
+        Raises
+        ------
+        ArgumentError, ModelError, BudgetError
+            For what is wrong with the numbers, or with the expansion of one of the networks.
+        """
+        problems = recipe_problems(self)
+        if self.trials < 1:
+            problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
+        raise_problems(problems, ArgumentError, "the configuration")
+        for hidden in self.hidden:
+            plan(
+                dense_network(dataset, hidden, self.seed), self.factor, self.split, self.prune, seed=self.seed
+            )
+
+    def identity(self, dataset: Dataset) -> dict[str, Any]:
+        """Return what a trial's result depends on, its width and number aside."""
+        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("hidden", "trials")}
+        return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
+
+    def folder(self, dataset: Dataset) -> Path:
+        """Return the folder where results go by default, named by data, split and configuration."""
+        text = json.dumps(self.identity(dataset), sort_keys=True)
+        short = hashlib.sha256(text.encode()).hexdigest()[:6]
+        return Path("fpe-out", f"{dataset.name}-{self.split.replace(':', '-')}-x{self.factor}-{short}")
+
+
+def dense_network(dataset: Dataset, hidden: int, seed: int) -> nn.Sequential:
+    """Make the untrained dense network for this data: one logit for two classes."""
+    classes = len(dataset.classes)
+    return mlp(dataset.X_train.shape[1], hidden, 1 if classes == 2 else classes, seed=seed)

@@ -1,0 +1,133 @@
+"""The main job: dense against expanded, at the same number of non-zero parameters, on given data."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fpe.data import Dataset
+from fpe.experiments.config import FitConfig
+from fpe.experiments.runner import claim_folder, run_tasks
+from fpe.experiments.store import provenance, write_json
+from fpe.experiments.trial import run_trial
+from fpe.files import write_atomically
+from fpe.interference import relative_improvement
+
+
+def run_fit(
+    dataset: Dataset,
+    config: FitConfig,
+    out: Path,
+    jobs: int = -1,
+    fresh: bool = False,
+    on_trial: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Train dense and expanded networks over widths and trials, and store everything in a folder.
+
+    Trials that the folder has already are not run again, so that a run can be stopped and resumed, and
+    widths and trials added.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What to learn and to test on.
+    config : FitConfig
+        How.
+    out : Path
+        Gets ``trials/`` (a JSON record and the expanded model of each), ``results.json``, and
+        ``best.safetensors``, the expanded model of the highest test accuracy.
+    jobs : int, default −1
+        Processes at a time; −1 means one for each core. Results do not depend on it.
+    fresh : bool, default False
+        Throw away the trials of an earlier run.
+    on_trial : callable, optional
+        Gets a short text after each trial.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds: configuration, data, provenance, one row for each width, all
+        trials, the best one.
+
+    Raises
+    ------
+    ArgumentError, ModelError, BudgetError
+        As `FitConfig.check`, or if `out` holds results of another configuration.
+    WriteError
+        If a file cannot be written.
+    KeyboardInterrupt
+        After Ctrl-C, with a message that says how to resume.
+    """
+    config.check(dataset)
+    claim_folder(out, config.identity(dataset), fresh)
+    names = {
+        (hidden, trial): f"h{hidden}-t{trial}" for hidden in config.hidden for trial in range(config.trials)
+    }
+    tasks = {
+        name: {
+            "dataset": dataset,
+            "config": config,
+            "hidden": hidden,
+            "trial": trial,
+            "model_file": out / "trials" / f"{name}.safetensors",
+        }
+        for (hidden, trial), name in names.items()
+    }
+
+    def finished(name: str, record: dict[str, Any]) -> None:
+        if on_trial is not None:
+            text = f"{record['dense']['accuracy']:.1%} → {record['expanded']['accuracy']:.1%}"
+            on_trial(f"width {record['hidden']}, trial {record['trial']}: {text}")
+
+    records = run_tasks(run_trial, tasks, out / "trials", jobs, finished)
+    best = max(records, key=lambda name: float(records[name]["expanded"]["accuracy"]))
+    best_model = out / "trials" / f"{best}.safetensors"
+    write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))
+    trials = list(records.values())
+    result = {
+        "config": dataclasses.asdict(config),
+        "data": _description(dataset),
+        "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
+        "best": {
+            "file": "best.safetensors",
+            **{k: records[best][k] for k in ("hidden", "trial", "expanded")},
+        },
+        "trials": trials,
+        "provenance": provenance(),
+    }
+    write_json(out / "results.json", result)
+    return result
+
+
+def _description(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "training_samples": len(dataset.X_train),
+        "test_samples": len(dataset.X_test),
+        "features": dataset.X_train.shape[1],
+        "classes": dataset.classes,
+    }
+
+
+def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum the trials of one width up: means, and standard deviations over the trials."""
+    row: dict[str, Any] = {"hidden": trials[0]["hidden"], "trials": len(trials)}
+    for kind in ("dense", "expanded"):
+        row[kind] = {key: trials[0][kind][key] for key in ("neurons", "nonzero")}
+        for key in ("accuracy", "train_accuracy", "capacity", "cosine"):
+            values = [t[kind][key] for t in trials]
+            row[kind][key] = None if None in values else statistics.fmean(values)
+            row[kind][f"{key}_sd"] = None if None in values else _spread(values)
+    gains = [t["expanded"]["accuracy"] - t["dense"]["accuracy"] for t in trials]
+    row["gain"], row["gain_sd"] = statistics.fmean(gains), _spread(gains)
+    row["relative_improvement"] = relative_improvement(row["expanded"]["accuracy"], row["dense"]["accuracy"])
+    return row
+
+
+def _spread(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

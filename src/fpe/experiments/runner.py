@@ -1,0 +1,118 @@
+"""Run many independent tasks on the cores of this machine; what is finished stays finished."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fpe.errors import ArgumentError
+from fpe.experiments.store import provenance, read_json, write_json
+
+#: A task's work: gets its arguments, returns what is to be stored as JSON.
+Work = Callable[..., dict[str, Any]]
+
+
+def run_tasks(
+    work: Work,
+    tasks: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    jobs: int = -1,
+    on_finished: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run ``work(**tasks[name])`` for each name that `folder` has no finished record of.
+
+    Parameters
+    ----------
+    work : callable
+        A function of a module, which other processes can import. Its result does not depend on `jobs`
+        if it uses one thread.
+    tasks : mapping of str to mapping
+        Arguments by the name of the task, which becomes the name of its file.
+    folder : Path
+        Holds one JSON file for each finished task. Missing folders are made.
+    jobs : int, default −1
+        Processes at a time; −1 means one for each core.
+    on_finished : callable, optional
+        Gets the name and the record of each task, found or newly done.
+
+    Returns
+    -------
+    dict
+        The record of each task, in the order of `tasks`.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        After Ctrl-C, with a message that says what is finished and how to go on.
+    """
+    import joblib
+
+    records: dict[str, dict[str, Any]] = {}
+
+    def finished(name: str, record: dict[str, Any]) -> None:
+        records[name] = record
+        if on_finished is not None:
+            on_finished(name, record)
+
+    for name in tasks:
+        record = read_json(folder / f"{name}.json")
+        if record is not None:
+            finished(name, record)
+    left = [name for name in tasks if name not in records]
+    calls = (joblib.delayed(_run)(work, name, dict(tasks[name]), folder) for name in left)
+    processes = min(joblib.cpu_count() if jobs == -1 else jobs, max(1, len(left)))
+    try:
+        # Copy-on-write: workers share the data's memory, and no task can change another's.
+        parallel = joblib.Parallel(processes, return_as="generator_unordered", mmap_mode="c")
+        for name, record in parallel(calls):
+            finished(name, record)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped. {len(records)} of {len(tasks)} trials are finished and kept in {folder}; "
+            "run the same command again to go on from there."
+        ) from None
+    return {name: records[name] for name in tasks}
+
+
+def _run(work: Work, name: str, arguments: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
+    start = time.perf_counter()
+    record = work(**arguments)
+    record |= {"seconds": round(time.perf_counter() - start, 2), "provenance": provenance()}
+    write_json(folder / f"{name}.json", record)
+    return name, record
+
+
+def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
+    """Make `folder` hold results of this configuration only.
+
+    Parameters
+    ----------
+    folder : Path
+        New, empty, or made by an earlier run.
+    identity : mapping
+        What the results depend on; stored as ``config.json``.
+    fresh : bool, default False
+        Throw away the trials of an earlier run.
+
+    Raises
+    ------
+    ArgumentError
+        If the folder holds results of another configuration; nothing is changed.
+    """
+    stored = read_json(folder / "config.json")
+    if fresh:
+        shutil.rmtree(folder / "trials", ignore_errors=True)
+    elif stored is not None and stored != identity:
+        differing = [
+            f"{key} {stored.get(key)!r}, now {identity.get(key)!r}"
+            for key in {**stored, **identity}
+            if stored.get(key) != identity.get(key)
+        ]
+        raise ArgumentError(
+            f"{folder} holds results of another configuration ({'; '.join(differing)}); give another --out, "
+            "or --fresh to throw them away."
+        )
+    write_json(folder / "config.json", dict(identity))

@@ -1,0 +1,1 @@
+"""Results to look at: tables for a terminal, figures for a page."""

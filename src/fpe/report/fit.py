@@ -1,0 +1,117 @@
+"""The table and the figure of ``fpe fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fpe.files import write_atomically
+from fpe.plans import text_table
+
+DENSE, EXPANDED = "#7a7a7a", "#d1495b"
+
+
+def fit_table(result: dict[str, Any]) -> str:
+    """Lay the rows of a result of `fpe.experiments.fit.run_fit` out as text.
+
+    Parameters
+    ----------
+    result : dict
+        What ``results.json`` holds.
+
+    Returns
+    -------
+    str
+        One line for each width, and what the columns mean.
+    """
+    head = ("hidden", "non-zeros", "dense %", "expanded %", "gain", "rel. impr.", "capacity", "cosine")
+    lines = text_table(head, [_cells(row) for row in result["rows"]], left=0)
+    trials = result["config"]["trials"]
+    over = f"mean ± standard deviation over {trials} trials" if trials > 1 else "one trial"
+    lines += [
+        "",
+        f"test accuracy, {over}; gain in points, pairwise; each arrow is dense → expanded",
+        "capacity: total feature capacity of the first layer; cosine: mean cosine similarity of its neurons",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    dense, expanded = row["dense"], row["expanded"]
+    same = dense["nonzero"] == expanded["nonzero"]
+    return (
+        f"{row['hidden']} → {expanded['neurons']}",
+        f"{dense['nonzero']:,} = {expanded['nonzero']:,}"
+        if same
+        else f"{dense['nonzero']:,} ≠ {expanded['nonzero']:,}",
+        _percent(dense["accuracy"], dense["accuracy_sd"]),
+        _percent(expanded["accuracy"], expanded["accuracy_sd"]),
+        _percent(row["gain"], row["gain_sd"], "+"),
+        f"{row['relative_improvement']:+.1%}",
+        f"{dense['capacity']:.2f} → {expanded['capacity']:.2f}",
+        "-" if dense["cosine"] is None else f"{dense['cosine']:.3f} → {expanded['cosine']:.3f}",
+    )
+
+
+def _percent(mean: float, spread: float | None, sign: str = "") -> str:
+    text = f"{100 * mean:{sign}.1f}"
+    return text if spread is None else f"{text} ± {100 * spread:.1f}"
+
+
+def fit_figure(result: dict[str, Any], path: Path) -> None:
+    """Draw test accuracy against width, dense and expanded, and write it as PNG or SVG.
+
+    Lines are means, bands their 95 % intervals (Student's t over the trials), dots the trials.
+
+    Parameters
+    ----------
+    result : dict
+        What ``results.json`` holds.
+    path : Path
+        The picture; its ending says the format.
+
+    Raises
+    ------
+    WriteError
+        If the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    widths = [row["hidden"] for row in result["rows"]]
+    for kind, colour, marker in (("dense", DENSE, "o"), ("expanded", EXPANDED, "s")):
+        values = [[t[kind]["accuracy"] * 100 for t in result["trials"] if t["hidden"] == h] for h in widths]
+        means = [sum(v) / len(v) for v in values]
+        label = kind if kind == "dense" else f"expanded by {result['config']['factor']} ({_how(result)})"
+        axes.plot(widths, means, color=colour, marker=marker, label=label)
+        if result["config"]["trials"] > 1:
+            half = [_half_interval(v) for v in values]
+            low, high = ([m + s * h for m, h in zip(means, half, strict=True)] for s in (-1, 1))
+            axes.fill_between(widths, low, high, color=colour, alpha=0.18, linewidth=0)
+        dots = [(w, v) for w, vs in zip(widths, values, strict=True) for v in vs]
+        axes.scatter([w for w, _ in dots], [v for _, v in dots], color=colour, marker=".", s=14, alpha=0.6)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(widths, [f"{row['hidden']}\n{row['dense']['nonzero']:,}" for row in result["rows"]])
+    axes.minorticks_off()
+    axes.set_xlabel("hidden neurons of the dense network, and non-zero parameters of both")
+    axes.set_ylabel("test accuracy, %")
+    axes.set_title(f"{result['data']['name']}: same non-zero parameters, more neurons")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=160))
+
+
+def _how(result: dict[str, Any]) -> str:
+    config = result["config"]
+    split = config["split"]
+    return split if config["prune"] == "magnitude" else f"{split}, {config['prune']}"
+
+
+def _half_interval(values: list[float]) -> float:
+    """Return half the width of the 95 % interval of a mean."""
+    import numpy as np
+    from scipy.stats import t
+
+    n = len(values)
+    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
