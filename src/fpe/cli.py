@@ -163,8 +163,8 @@ def _heading(result: dict[str, Any]) -> str:
     return (
         f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
         f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
-        f"expanded by {config['factor']} after {config['warmup_epochs']} epochs (split {config['split']}, prune "
-        f"{config['prune']}), then {config['epochs']} more; dense is trained for as long\n"
+        f"expanded by {config['factor']} after {config['warmup_epochs']} epochs, then {config['epochs']} "
+        f"more (split {config['split']}, prune {config['prune']}); dense is trained for as long\n"
     )
 
 
