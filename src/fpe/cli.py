@@ -93,7 +93,12 @@ def main() -> None:
 @click.option("--warmup-epochs", default=100, show_default=True, help="Epochs before the expansion.")
 @click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
 @click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
-@click.option("--batch-size", default=500, show_default=True, help="The most samples in a mini-batch.")
+@click.option(
+    "--batch-size",
+    default=500,
+    show_default=True,
+    help="The most samples in a mini-batch; small data is cut into thirty or more.",
+)
 @click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
 @click.option(
     "--patience", type=int, help="Stop when the loss on a held-out tenth has not fallen for so many epochs."

@@ -58,8 +58,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     lr : float, default 1e-3
         Adam's learning rate; Adam starts afresh after the expansion.
     batch_size : int, default 500
-        The most samples in a mini-batch (A.3.1). On fewer than ten times as many, mini-batches are a tenth
-        of the data, but not below 64 samples, so that small data too is trained on in steps enough.
+        The most samples in a mini-batch (A.3.1). On fewer than thirty times as many, mini-batches are a
+        thirtieth of the data, but not below 64 samples, so that small data too is trained on in steps enough.
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional

@@ -79,10 +79,10 @@ def _is_integer(value: object) -> bool:
 def fitting_batch_size(most: int, samples: int) -> int:
     """Return the size of a mini-batch: at most `most`, on small data fewer.
 
-    An epoch then has about ten mini-batches or more, so that the usual number of epochs trains on
-    300 samples too; but none is made smaller than 64 samples for it.
+    An epoch then has thirty mini-batches or more, so that a number of epochs means enough steps on small
+    data too; but none is made smaller than 64 samples for it.
     """
-    return min(most, max(64, samples // 10))
+    return min(most, max(64, samples // 30))
 
 
 def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -1,0 +1,36 @@
+# Two commands do everything from a fresh clone: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint bench results clean
+
+help:  ## List the targets.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
+
+setup: $(READY)  ## Make .venv and install fpe in it, with what its tests need.
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+demo: setup  ## Train dense and expanded networks on handwritten digits, and compare them.
+	$(BIN)/fpe fit digits
+
+test: setup  ## Run all tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+lint: setup  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## Measure speed and memory against named alternatives.
+	$(BIN)/python benchmarks/expand.py
+
+results: setup  ## Make the tables and figures of docs/results again (about half an hour).
+	$(BIN)/python docs/results/fit.py
+
+clean:  ## Remove .venv and caches; results stay.
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
