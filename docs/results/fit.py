@@ -50,24 +50,25 @@ RUNS = [
 
 INTRODUCTION = """# Dense against expanded
 
-What `fpe fit` measures: a dense network with one hidden layer, and its expansion, at exactly the same count of
-non-zero parameters and the same number of epochs. Made by `make results`, which runs the commands below and
-writes this page; the data behind each table lies in `fit/`.
+What `fpe fit` measures: a dense network with one hidden layer, and its expansion, at exactly the same
+count of non-zero parameters and the same number of epochs. Made by `make results`, which runs the
+commands below and writes this page; the data behind each table lies in `fit/`.
 
-Everything is as `fpe fit` describes it: five trials with seeds 0 to 4, test accuracy in per cent, mean ± standard
-deviation over the trials; a gain is the mean of the trials' own differences. Dense and expanded network of one
-trial share their warm-up and the order of their mini-batches. Nothing was chosen on the test data but the
-learning rate and the epochs, which are the same for both.
+Everything is as `fpe fit` describes it: five trials with seeds 0 to 4, test accuracy in per cent, mean
+± standard deviation over the trials; a gain is the mean of the trials' own differences. Dense and
+expanded network of one trial share their warm-up and the order of their mini-batches. Nothing was
+chosen on the test data but the learning rate and the epochs, which are the same for both.
 
-- **Banking77** (PolyAI, CC-BY-4.0): 10,003 + 3,080 customer questions of 77 intents in their published split, as
-  embeddings of unit norm from the frozen sentence encoder all-MiniLM-L6-v2, 384 features. The file
-  `banking77-minilm.npz` holds them as `X_train`, `y_train`, `X_test`, `y_test`, `classes`.
+- **Banking77** (PolyAI, CC-BY-4.0): 10,003 + 3,080 customer questions of 77 intents in their published
+  split, as embeddings of unit norm from the frozen sentence encoder all-MiniLM-L6-v2, 384 features. The
+  file `banking77-minilm.npz` holds them as `X_train`, `y_train`, `X_test`, `y_test`, `classes`.
 - **Fashion-MNIST** (Xiao et al. 2017, MIT): 60,000 + 10,000 images of 28 × 28 pixels, scaled to 0 … 1.
 - **Digits**: scikit-learn's 1,797 images of 8 × 8 pixels, a fifth held out.
 
-What it shows: the smaller the network, the larger the gain, as the paper says; at 16 neurons it is within the
-spread of the trials on all three. It does not show that expansion beats every other use of the same count: a
-dense network of more neurons that reads fewer inputs is a strong rival on such data, and is not measured here.
+What it shows: the smaller the network, the larger the gain, as the paper says; at 16 neurons it is
+within the spread of the trials on all three. It does not show that expansion beats every other use of
+the same count: a dense network of more neurons that reads fewer inputs is a strong rival on such data,
+and is not measured here.
 """
 
 
@@ -106,6 +107,7 @@ def section(name: str, heading: str, data: str, options: str) -> str:
 
 
 def main() -> int:
+    """Run what can be run, and write the page from what is stored."""
     missing = []
     for name, heading, data, options in RUNS:
         print(f"\n== {heading}", flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from fpe.data.named import NAMED
 from fpe.data.tables import read_csv, read_npz, read_parquet
-from fpe.errors import DataError, did_you_mean
+from fpe.errors import ArgumentError, DataError, did_you_mean
 
 _READERS = {".npz": read_npz, ".parquet": read_parquet, ".csv": read_csv}
 
@@ -79,10 +79,14 @@ def load(
 
     Raises
     ------
+    ArgumentError
+        If the test fraction is not between 0 and 1.
     DataError
         If the source is unknown, the file is missing, empty, broken or of another layout, features are
         not finite numbers, or labels do not fit.
     """
+    if not 0 < test_fraction < 1:
+        raise ArgumentError(f"test fraction is {test_fraction!r}; give a share between 0 and 1.")
     name = str(source)
     if name in NAMED:
         raw = Raw(*NAMED[name]())

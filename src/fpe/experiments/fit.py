@@ -89,7 +89,7 @@ def run_fit(
     write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))
     trials = list(records.values())
     result = {
-        "config": dataclasses.asdict(config),
+        "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)},
         "data": _description(dataset),
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
         "best": {

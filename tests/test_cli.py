@@ -1,0 +1,206 @@
+"""The command: real processes where signals and pipes matter, click's runner elsewhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fpe
+from fpe.cli import main
+
+FPE = [sys.executable, "-c", "from fpe.cli import main; main()"]
+QUICK = ["--trials", "2", "--warmup-epochs", "2", "--epochs", "2", "--jobs", "1"]
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments], prog_name="fpe")
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.arange(200) % 4
+    X = rng.normal(size=(4, 10))[y] + 0.5 * rng.normal(size=(200, 10))
+    np.savez(tmp_path / "points.npz", X=X, y=y)
+    return tmp_path / "points.npz"
+
+
+def test_fit_prints_one_table_and_says_where_everything_is(data, tmp_path):
+    out = tmp_path / "out"
+    result = run("fit", data, "--hidden", 2, 3, *QUICK, "--out", out)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "points: 160 samples to learn from, 40 to test on, 10 features, 4 classes"
+    assert [line.split()[:3] for line in lines if "→" in line and "=" in line] == [
+        ["2", "→", "4"],
+        ["3", "→", "6"],
+    ]
+    assert "34 = 34" in result.output
+    assert "49 = 49" in result.output
+    for name in ("results.json", "accuracy.png", "best.safetensors"):
+        assert (out / name).stat().st_size > 0
+        assert str(out / name) in result.output
+
+
+def test_the_line_that_loads_the_best_model_works(data, tmp_path):
+    result = run("fit", data, "--hidden", 3, *QUICK, "--out", tmp_path / "out")
+    line = result.output[result.output.index("fpe.load(") :].strip()
+    wide = eval(line, {"fpe": fpe})
+    assert wide[0].out_features == 6
+    assert fpe.count_nonzero(wide) == 10 * 3 + 3 + 3 * 4 + 4
+
+
+def test_json_is_the_stored_result(data, tmp_path):
+    result = run("fit", data, "--hidden", 2, *QUICK, "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout) == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "widths", [["--hidden", "2", "3"], ["--hidden", "2", "--hidden", "3"], ["--hidden=2", "--hidden=3"]]
+)
+def test_widths_may_be_given_one_by_one_or_together(data, tmp_path, widths):
+    result = run("fit", *widths, data, *QUICK, "--out", tmp_path / "out", "--json")
+    assert json.loads(result.stdout)["config"]["hidden"] == [2, 3]
+
+
+def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run("fit", data, "--hidden", 2, *QUICK, "--split", "2:4").exit_code == 0
+    assert run("fit", data, "--hidden", 2, *QUICK, "--factor", 3).exit_code == 0
+    names = sorted(path.name[:-7] for path in (tmp_path / "fpe-out").iterdir())
+    assert names == ["points-2-4-x2", "points-random-x3"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (
+            ["fit", "digts"],
+            1,
+            "Error: there is no data set and no file 'digts'; give one of digits, fashion-mnist, or a file "
+            "ending in .npz, .parquet, .csv. Did you mean 'digits'?",
+        ),
+        (
+            ["fit", "digits", "--factor", "0"],
+            2,
+            "Error: factor is 0; give an integer of at least 1 (2 doubles the neurons).",
+        ),
+        (
+            ["fit", "digits", "--split", "randm"],
+            2,
+            "Error: unknown split 'randm'; allowed are 'random', 'shared', 'gram', '2:4' and "
+            "fpe.Groups(labels). Did you mean 'random'?",
+        ),
+        (
+            ["fit", "digits", "--factor", "65"],
+            1,
+            "Error: factor 65 is larger than the 64 inputs of layer '0', so that some child would have none; "
+            "give a factor from 1 to 64.",
+        ),
+        (
+            ["fit", "digits", "--hidden", "-4"],
+            2,
+            "Error: hidden is (-4,); give an integer of at least 1, or a list of such.",
+        ),
+        (
+            ["fit", "digits", "--test-fraction", "1.5"],
+            2,
+            "Error: test fraction is 1.5; give a share between 0 and 1.",
+        ),
+        (
+            ["fit", "digits", "--jobs", "0"],
+            2,
+            "Error: --jobs is 0; give a number of processes, or -1 for one for each core.",
+        ),
+        (
+            ["plan", "nothing"],
+            2,
+            "Error: 'nothing' does not name a model; write MODULE:CALLABLE, such as mynet:make.",
+        ),
+        (
+            ["plan", "no_such_module:make"],
+            2,
+            "Error: no_such_module:make could not be made: ModuleNotFoundError: No module named "
+            "'no_such_module'",
+        ),
+    ],
+)
+def test_a_bad_argument_gets_one_clear_line(tmp_path, monkeypatch, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (code, message + "\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_is_a_bad_argument():
+    result = run("fit", "digits", "--widht", "4")
+    assert result.exit_code == 2
+    assert "No such option" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+def test_help_shows_an_example(command):
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"\n    fpe {command} " in result.output
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_path):
+    """A real SIGINT to the whole group, as a terminal sends it."""
+    out = tmp_path / "out"
+    command = [*FPE, "fit", str(data), "--hidden", "2", "--trials", "4", "--epochs", "400", "--out", str(out)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("trials/*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    finished = {path: path.read_bytes() for path in out.glob("trials/*.json")}
+    assert process.returncode == 1
+    assert stdout == ""
+    assert f"of 4 trials are finished and kept in {out / 'trials'}; run the same command again" in stderr
+    assert "Traceback" not in stderr
+    assert 0 < len(finished) < 4
+
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr == ""  # no progress bar in a pipe
+    assert all(path.read_bytes() == content for path, content in finished.items())
+    assert len(json.loads((out / "results.json").read_text())["trials"]) == 4
+
+
+def test_plan_shows_what_would_be_done(tmp_path):
+    Path(tmp_path / "nets.py").write_text(
+        "import torch\n"
+        "def make():\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))\n"
+        "def with_batch():\n"
+        "    return make(), torch.zeros(3, 8)\n"
+        "def not_a_model():\n"
+        "    return 7\n"
+    )
+
+    def plan(*arguments):
+        return subprocess.run([*FPE, "plan", *arguments], capture_output=True, text=True, cwd=tmp_path)
+
+    shown = plan("nets:make", "--factor", "2")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.splitlines()[0] == "Expansion by 2: split Random(), prune Magnitude(), seed 0"
+    assert "2: is a head: its neurons are outputs of the network" in shown.stdout
+    as_json = json.loads(plan("nets:with_batch", "--json", "--layers", "0").stdout)
+    assert as_json["layers"][0]["neurons_after"] == 8
+    refused = plan("nets:make", "--layers", "1")
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        "Error: layer '1' is a ReLU, which has no neurons of its own. Expandable: '0'.\n"
+    )
+    assert plan("nets:not_a_model").stderr == "Error: model is a int; give a torch.nn.Module.\n"

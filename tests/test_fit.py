@@ -1,0 +1,224 @@
+"""The main job: trials, rows, stored results, resuming."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+import fpe
+from fpe.data import load
+from fpe.errors import ArgumentError, BudgetError
+from fpe.experiments.config import FitConfig
+from fpe.experiments.fit import run_fit
+from fpe.experiments.runner import run_tasks
+from fpe.experiments.trial import run_trial
+from fpe.report.fit import fit_figure, fit_table
+from fpe.training import accuracy, adam, train
+
+
+def blobs(path, classes=3, features=12, scale=1.0):
+    """Write points around class centres to a .npz file: 240 to learn from, 90 to test on."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(classes, features))
+    y = np.arange(330) % classes
+    X = (centres[y] + 0.7 * rng.normal(size=(330, features))) * scale + 5 * (scale - 1)
+    np.savez(path, X_train=X[:240], y_train=y[:240], X_test=X[240:], y_test=y[240:])
+    return load(path)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return blobs(tmp_path / "blobs.npz")
+
+
+QUICK = FitConfig(hidden=(2, 3), trials=2, warmup_epochs=3, epochs=3, lr=1e-2)
+
+
+def timeless(record):
+    return {k: v for k, v in record.items() if k not in ("seconds", "provenance")}
+
+
+def test_a_trial_is_the_papers_recipe_done_by_hand(dataset):
+    """Warm up, go on dense; expand the warm network, go on with a fresh Adam; same mini-batches for both."""
+    record = run_trial(dataset, QUICK, hidden=3, trial=1)
+
+    X, y = torch.from_numpy(dataset.X_train), torch.from_numpy(dataset.y_train)
+    X_test, y_test = torch.from_numpy(dataset.X_test), torch.from_numpy(dataset.y_test)
+    results = {}
+    for kind in ("dense", "expanded"):
+        network = fpe.mlp(12, 3, 3, seed=1)
+        optimizer, order = adam(network, 1e-2), torch.Generator().manual_seed(1)
+        train(network, X, y, epochs=3, optimizer=optimizer, generator=order, batch_size=64)
+        if kind == "expanded":
+            network = fpe.expand(network, 2, seed=1)
+            optimizer = adam(network, 1e-2)
+        history = train(network, X, y, epochs=3, optimizer=optimizer, generator=order, batch_size=64)
+        results[kind] = (accuracy(network, X_test, y_test), history, fpe.count_nonzero(network))
+
+    for kind in ("dense", "expanded"):
+        score, history, nonzero = results[kind]
+        assert record[kind]["accuracy"] == score
+        assert record["history"][kind] == history
+        assert record[kind]["nonzero"] == nonzero == 12 * 3 + 3 + 3 * 3 + 3
+
+
+def test_rows_sum_the_trials_up(dataset, tmp_path):
+    result = run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
+    assert [row["hidden"] for row in result["rows"]] == [2, 3]
+    for row in result["rows"]:
+        trials = [t for t in result["trials"] if t["hidden"] == row["hidden"]]
+        dense, wide = ([t[kind]["accuracy"] for t in trials] for kind in ("dense", "expanded"))
+        assert row["dense"]["accuracy"] == pytest.approx(np.mean(dense))
+        assert row["expanded"]["accuracy_sd"] == pytest.approx(np.std(wide, ddof=1))
+        assert row["gain"] == pytest.approx(np.mean(wide) - np.mean(dense))
+        assert row["gain_sd"] == pytest.approx(np.std(np.subtract(wide, dense), ddof=1))
+        assert row["relative_improvement"] == pytest.approx(np.mean(wide) / np.mean(dense) - 1)
+        assert row["dense"]["nonzero"] == row["expanded"]["nonzero"]
+        assert row["expanded"]["neurons"] == 2 * row["dense"]["neurons"] == 2 * row["hidden"]
+    assert result == json.loads((tmp_path / "out" / "results.json").read_text())
+
+
+def test_results_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
+    one = run_fit(dataset, QUICK, tmp_path / "one", jobs=1)
+    two = run_fit(dataset, QUICK, tmp_path / "two", jobs=2)
+    assert one["rows"] == two["rows"]
+    assert [timeless(t) for t in one["trials"]] == [timeless(t) for t in two["trials"]]
+
+
+def test_finished_trials_are_never_done_again_and_more_can_be_added(dataset, tmp_path):
+    first = run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
+    kept = {path: path.read_bytes() for path in (tmp_path / "out" / "trials").glob("*.json")}
+    lost = tmp_path / "out" / "trials" / "h3-t1.json"
+    lost.unlink()
+    half = tmp_path / "out" / "trials" / "h2-t0.json"
+    half.write_bytes(kept.pop(half)[:100])
+    seen = []
+    more = dataclasses.replace(QUICK, hidden=(2, 3, 4), trials=3)
+    second = run_fit(dataset, more, tmp_path / "out", jobs=1, on_trial=seen.append)
+    assert len(seen) == len(second["trials"]) == 9
+    del kept[lost]
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    again = {(t["hidden"], t["trial"]): timeless(t) for t in second["trials"]}
+    for trial in first["trials"]:
+        assert again[trial["hidden"], trial["trial"]] == timeless(trial)
+
+
+def test_a_folder_holds_one_configuration(dataset, tmp_path):
+    run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
+    before = (tmp_path / "out" / "results.json").read_bytes()
+    other = dataclasses.replace(QUICK, lr=1e-3, factor=3)
+    message = (
+        f"{tmp_path / 'out'} holds results of another configuration (factor 2, now 3; lr 0.01, now 0.001); "
+        "give another --out, or --fresh to throw them away."
+    )
+    with pytest.raises(ArgumentError, match=re.escape(message)):
+        run_fit(dataset, other, tmp_path / "out", jobs=1)
+    assert (tmp_path / "out" / "results.json").read_bytes() == before
+    assert run_fit(dataset, other, tmp_path / "out", jobs=1, fresh=True)["config"]["factor"] == 3
+    assert other.folder(dataset) != QUICK.folder(dataset)
+    assert dataclasses.replace(QUICK, trials=9).folder(dataset) == QUICK.folder(dataset)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_the_best_model_reads_the_data_as_it_is(tmp_path, standardize):
+    dataset = blobs(tmp_path / "far.npz", scale=20.0)
+    config = dataclasses.replace(QUICK, standardize=standardize, warmup_epochs=10, epochs=10)
+    result = run_fit(dataset, config, tmp_path / "out", jobs=1)
+    best = result["best"]
+    wide = fpe.load(tmp_path / "out" / best["file"], like=fpe.mlp(12, best["hidden"], 3))
+    score = accuracy(wide, torch.from_numpy(dataset.X_test), torch.from_numpy(dataset.y_test))
+    assert score == best["expanded"]["accuracy"]
+    assert score == max(t["expanded"]["accuracy"] for t in result["trials"])
+    assert fpe.count_nonzero(wide) == best["expanded"]["nonzero"]
+
+
+def test_standardizing_helps_on_features_far_from_zero(tmp_path):
+    dataset = blobs(tmp_path / "far.npz", scale=1000.0)
+    config = dataclasses.replace(QUICK, hidden=(8,), warmup_epochs=15, epochs=15)
+    plain, scaled = (
+        run_trial(dataset, dataclasses.replace(config, standardize=s), hidden=8, trial=0)["expanded"][
+            "accuracy"
+        ]
+        for s in (False, True)
+    )
+    assert scaled > 0.8
+    assert scaled > plain
+
+
+def test_patience_ends_a_stage_early(dataset):
+    config = dataclasses.replace(QUICK, warmup_epochs=200, epochs=200, patience=2, lr=3e-2)
+    history = run_trial(dataset, config, hidden=3, trial=0)["history"]
+    assert all(0 < len(records) < 200 for records in history.values())
+    assert "validation_loss" in history["dense"][0]
+
+
+def test_two_classes_make_one_logit(tmp_path):
+    dataset = blobs(tmp_path / "two.npz", classes=2)
+    record = run_trial(dataset, QUICK, hidden=2, trial=0)
+    assert record["dense"]["nonzero"] == record["expanded"]["nonzero"] == 12 * 2 + 2 + 2 + 1
+
+
+def test_one_neuron_has_no_cosine_similarity(dataset):
+    record = run_trial(dataset, QUICK, hidden=1, trial=0)
+    assert record["dense"]["cosine"] is None
+    assert -1 <= record["expanded"]["cosine"] <= 1
+
+
+def test_bad_numbers_are_refused_all_at_once_before_anything_is_written(dataset, tmp_path):
+    config = FitConfig(hidden=(4, 0), trials=0, epochs=-1, lr=0.0)
+    with pytest.raises(ArgumentError) as caught:
+        run_fit(dataset, config, tmp_path / "out")
+    assert str(caught.value) == (
+        "4 problems with the configuration:\n"
+        "  - hidden is (4, 0); give an integer of at least 1, or a list of such.\n"
+        "  - epochs is -1; give an integer of at least 0.\n"
+        "  - lr is 0.0; give a number above 0.\n"
+        "  - trials is 0; give an integer of at least 1."
+    )
+    narrow = blobs(tmp_path / "narrow.npz", features=4)
+    with pytest.raises(
+        BudgetError, match=r"makes 8 copies, and only 4 weights in the columns that may leave"
+    ):
+        run_fit(narrow, FitConfig(hidden=(2,), split="shared", prune="columns"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def interrupted(number):
+    if number == 2:
+        raise KeyboardInterrupt
+    return {"number": number}
+
+
+def test_after_an_interrupt_what_is_finished_stays(tmp_path):
+    tasks = {f"task-{i}": {"number": i} for i in range(4)}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run_tasks(interrupted, tasks, tmp_path, jobs=1)
+    assert str(caught.value) == (
+        f"stopped. 2 of 4 trials are finished and kept in {tmp_path}; "
+        "run the same command again to go on from there."
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["task-0.json", "task-1.json"]
+
+
+def test_the_table_shows_what_the_rows_say(dataset, tmp_path):
+    result = run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
+    row = result["rows"][0]
+    row["dense"] |= {"accuracy": 0.5, "accuracy_sd": 0.01, "capacity": 1.5, "cosine": 0.25}
+    row["expanded"] |= {"accuracy": 0.75, "accuracy_sd": 0.02, "capacity": 3.0, "cosine": -0.125}
+    row |= {"gain": 0.25, "gain_sd": 0.015, "relative_improvement": 0.5}
+    line = fit_table(result).splitlines()[2]
+    cells = ["2 → 4", "35 = 35", "50.0 ± 1.0", "75.0 ± 2.0", "+25.0 ± 1.5", "+50.0%", "1.50 → 3.00"]
+    assert re.split(r"\s{2,}", line.strip()) == [*cells, "0.250 → -0.125"]
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+@pytest.mark.parametrize(("ending", "magic"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_the_figure_is_a_picture(dataset, tmp_path, trials, ending, magic):
+    result = run_fit(dataset, dataclasses.replace(QUICK, trials=trials), tmp_path / "out", jobs=1)
+    fit_figure(result, tmp_path / f"accuracy.{ending}")
+    content = (tmp_path / f"accuracy.{ending}").read_bytes()
+    assert content.startswith(magic)
+    assert len(content) > 5_000
