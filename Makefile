@@ -31,6 +31,7 @@ bench: setup  ## Measure speed and memory against named alternatives.
 
 results: setup  ## Make the tables and figures of docs/results again (about half an hour).
 	$(BIN)/python docs/results/fit.py
+	$(BIN)/python docs/images/expansion.py
 
 clean:  ## Remove .venv and caches; results stay.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

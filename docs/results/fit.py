@@ -1,4 +1,4 @@
-"""Run the comparisons of docs/results/fit.md and write that page, its data and its figures.
+"""Run the comparisons of docs/results/fit.md; write that page, its data and figures, and the README's table.
 
 Usage: python docs/results/fit.py        (``make results`` does it, and the picture of the README)
 
@@ -9,6 +9,7 @@ does; a comparison whose data is not here is left as it stands.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fpe.files import write_atomically
 from fpe.report.fit import fit_table
 
 HERE = Path(__file__).parent
+README = HERE.parent.parent / "README.md"
 OUT = Path("fpe-out", "results")
 BANKING = "--hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
 FASHION = "--hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
@@ -106,6 +108,23 @@ def section(name: str, heading: str, data: str, options: str) -> str:
     )
 
 
+def readme_table(stored: list[tuple[str, str, str, str]]) -> str:
+    """Write the README's table from the stored data."""
+    lines = ["| | neurons | non-zeros | dense | expanded |", "| --- | --- | --- | --- | --- |"]
+    for name, heading, _, _ in stored:
+        result = json.loads((HERE / "fit" / f"{name}.json").read_text(encoding="utf-8"))
+        title = heading.partition(" (")[0]
+        for row in result["rows"]:
+            dense, wide = row["dense"], row["expanded"]
+            accuracies = [
+                f"{100 * kind['accuracy']:.1f} ± {100 * kind['accuracy_sd']:.1f}" for kind in (dense, wide)
+            ]
+            neurons = f"{dense['neurons']} → {wide['neurons']}"
+            lines.append(f"| {title} | {neurons} | {dense['nonzero']:,} | {' | '.join(accuracies)} |")
+            title = ""
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Run what can be run, and write the page from what is stored."""
     missing = []
@@ -116,7 +135,11 @@ def main() -> int:
     stored = [each for each in RUNS if (HERE / "fit" / f"{each[0]}.json").exists()]
     page = INTRODUCTION + "".join(section(*each) for each in stored)
     write_atomically(HERE / "fit.md", lambda file: file.write_text(page, encoding="utf-8"))
-    print(f"\nwrote {HERE / 'fit.md'}")
+    marks = r"(<!-- made by docs/results/fit.py -->\n).*(<!-- end -->)"
+    before = README.read_text(encoding="utf-8")
+    after = re.sub(marks, rf"\1{readme_table(stored)}\n\2", before, flags=re.DOTALL)
+    write_atomically(README, lambda file: file.write_text(after, encoding="utf-8"))
+    print(f"\nwrote {HERE / 'fit.md'} and the table in {README.name}")
     if missing:
         print(f"not run again: {'; '.join(missing)}", file=sys.stderr)
     return 1 if missing else 0
