@@ -73,18 +73,26 @@ def accuracies(axes: Axes) -> None:
     """Draw test accuracy of dense and expanded networks, by their common count of non-zeros."""
     result = json.loads(DATA.read_text(encoding="utf-8"))
     rows = result["rows"]
-    for shift, kind, colour in ((-0.2, "dense", DENSE), (0.2, "expanded", EXPANDED)):
-        places = [i + shift for i in range(len(rows))]
+    counts = [row["dense"]["nonzero"] for row in rows]
+    for kind, colour, marker, below in (("dense", DENSE, "o", True), ("expanded", EXPANDED, "s", False)):
         means = [100 * row[kind]["accuracy"] for row in rows]
         spread = [100 * row[kind]["accuracy_sd"] for row in rows]
-        bars = axes.bar(places, means, 0.38, yerr=spread, color=colour, label=kind, error_kw={"linewidth": 1})
-        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=9)
-    axes.set_xticks(range(len(rows)), [f"{row['dense']['nonzero']:,}" for row in rows])
-    axes.set_xlabel("non-zero parameters, equal in each pair")
-    axes.set_ylim(40, 100)
+        axes.errorbar(
+            counts, means, spread, color=colour, marker=marker, capsize=2, linewidth=1.8, label=kind
+        )
+        for count, mean in zip(counts, means, strict=True):
+            place = (0, -13) if below else (0, 7)
+            axes.annotate(
+                f"{mean:.1f}", (count, mean), place, textcoords="offset points", ha="center", size=9
+            )
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.margins(x=0.12, y=0.15)
+    axes.set_xlabel("non-zero parameters, of both")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("Banking77, 77 classes", fontsize=11)
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -47,6 +47,12 @@ RUNS = [
         "banking77-minilm.npz",
         f"{BANKING} --factor 3 --split shared --prune columns",
     ),
+    (
+        "banking77-batch-500",
+        "Banking77, random split, mini-batches of 500",
+        "banking77-minilm.npz",
+        f"{BANKING} --factor 2 --split random --batch-size 500",
+    ),
     ("fashion-mnist", "Fashion-MNIST, random split", "fashion-mnist", FASHION),
 ]
 
@@ -58,8 +64,10 @@ commands below and writes this page; the data behind each table lies in `fit/`.
 
 Everything is as `fpe fit` describes it: five trials with seeds 0 to 4, test accuracy in per cent, mean
 ± standard deviation over the trials; a gain is the mean of the trials' own differences. Dense and
-expanded network of one trial share their warm-up and the order of their mini-batches. Nothing was
-chosen on the test data but the learning rate and the epochs, which are the same for both.
+expanded network of one trial share their warm-up and the order of their mini-batches. Learning rate,
+epochs and size of the mini-batches are the same for both and were not tuned for the expanded one. A
+mini-batch is a thirtieth of the data by default, 500 samples at most. That is no small matter for small
+networks: Banking77 is also run with the paper's 500, with which they are trained less far.
 
 - **Banking77** (PolyAI, CC-BY-4.0): 10,003 + 3,080 customer questions of 77 intents in their published
   split, as embeddings of unit norm from the frozen sentence encoder all-MiniLM-L6-v2, 384 features. The
@@ -67,10 +75,11 @@ chosen on the test data but the learning rate and the epochs, which are the same
 - **Fashion-MNIST** (Xiao et al. 2017, MIT): 60,000 + 10,000 images of 28 × 28 pixels, scaled to 0 … 1.
 - **Digits**: scikit-learn's 1,797 images of 8 × 8 pixels, a fifth held out.
 
-What it shows: the smaller the network, the larger the gain, as the paper says; at 16 neurons it is
-within the spread of the trials on all three. It does not show that expansion beats every other use of
-the same count: a dense network of more neurons that reads fewer inputs is a strong rival on such data,
-and is not measured here.
+What it shows: the smaller the network, the larger the gain, as the paper says. At 4 neurons it is 4 to
+15 points, at 16 neurons 0.6 at most, and none on the digits. On Banking77, whole columns beat the
+paper's pruning by magnitude at 4 neurons, and three children beat two. It does not show that expansion
+beats every other use of the same count: a dense network of more neurons that reads fewer inputs is a
+strong rival on such data, and is not measured here.
 """
 
 
@@ -87,7 +96,7 @@ def run(name: str, data: str, options: str) -> dict | None:
         return None
     result = json.loads((OUT / name / "results.json").read_text(encoding="utf-8"))
     for trial in result["trials"]:
-        del trial["history"], trial["provenance"]
+        del trial["history"]
     write_json(HERE / "fit" / f"{name}.json", result)
     shutil.copyfile(OUT / name / "accuracy.png", HERE / "fit" / f"{name}.png")
     return result
@@ -96,14 +105,15 @@ def run(name: str, data: str, options: str) -> dict | None:
 def section(name: str, heading: str, data: str, options: str) -> str:
     """Write the part of the page for one comparison, from its stored data."""
     result = json.loads((HERE / "fit" / f"{name}.json").read_text(encoding="utf-8"))
-    by = result["provenance"]
-    made = ", ".join(f"{k} {by[k]}" for k in ("fpe", "commit", "python", "torch", "numpy"))
+    by = [trial["provenance"] for trial in result["trials"]]
+    keys = ("fpe", "commit", "python", "torch", "numpy")
+    made = "; ".join(sorted({", ".join(f"{key} {each[key]}" for key in keys) for each in by}))
     seconds = sum(trial["seconds"] for trial in result["trials"])
     command = " ".join(f"fpe fit {data} {options}".split())
     return (
         f"\n## {heading}\n\n```console\n$ {command}\n```\n\n```text\n{fit_table(result)}\n```\n\n"
         f"![Accuracy against width](fit/{name}.png)\n\n"
-        f"{made}; {by['machine']}; {seconds:.0f} core-seconds of training; {by['written'][:10]}. "
+        f"{made}; {by[0]['machine']}; {seconds:.0f} core-seconds of training; {by[0]['written'][:10]}. "
         f"Data: [`fit/{name}.json`](fit/{name}.json).\n"
     )
 

@@ -74,7 +74,12 @@ def _expansion_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fpe")
 def main() -> None:
-    """Make a trained neural network better without making it bigger (Fixed Parameter Expansion)."""
+    """Make a trained neural network better without making it bigger (Fixed Parameter Expansion).
+
+    \b
+    Example:
+      fpe fit digits
+    """  # noqa: D301
 
 
 @main.command(cls=_ManyWidths, short_help="Train dense and expanded networks on data, and compare.")
@@ -131,7 +136,7 @@ def fit(
     Example:
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
-    """  # noqa: D301 - click wants the backspace
+    """  # noqa: D301
     if jobs != -1 and jobs < 1:
         raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
     from fpe.data import load

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,8 @@ from fpe.training import (
     EarlyStopping,
     Record,
     adam,
-    fitting_batch_size,
     predict_logits,
     recipe_problems,
-    run_epoch,
     train,
 )
 
@@ -57,9 +55,9 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Passes after it.
     lr : float, default 1e-3
         Adam's learning rate; Adam starts afresh after the expansion.
-    batch_size : int, default 500
-        The most samples in a mini-batch (A.3.1). On fewer than thirty times as many, mini-batches are a
-        thirtieth of the data, but not below 64 samples, so that small data too is trained on in steps enough.
+    batch_size : int, optional
+        Samples in a mini-batch. By default a thirtieth of the data, but at least 64, so that small data too
+        is trained on in steps enough, and at most 500, the paper's (A.3.1).
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional
@@ -83,8 +81,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     n_nonzero_ : int
         Non-zero parameters of ``model_``.
     history_ : list of dict
-        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch``, ``loss`` and, with early
-        stopping, ``validation_loss``. Kept after Ctrl-C.
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both, ``loss``
+        and, with early stopping, ``validation_loss``. Kept after Ctrl-C.
     n_features_in_ : int
         Features seen.
 
@@ -108,7 +106,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         warmup_epochs: int = 25,
         epochs: int = 25,
         lr: float = 1e-3,
-        batch_size: int = 500,
+        batch_size: int | None = None,
         l2: float = 0.0,
         patience: int | None = None,
         validation_fraction: float = 0.1,
@@ -160,30 +158,18 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two."
                 )
             weight = _checked_weight(sample_weight, X)
-        self._start(X, classes)
+            self._start(X, classes)
 
-        kept, held = self._hold_out(codes)
-        data = [torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])]
-        batch_size = fitting_batch_size(self.batch_size, len(kept))
-        options: dict[str, Any] = {"batch_size": batch_size, "generator": self._generator}
-        if weight is not None:
-            options["sample_weight"] = weight[torch.from_numpy(kept)]
-        if self.patience is not None:
-            held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
-            options["early_stopping"] = EarlyStopping(*held_out, self.patience)
-
-        with progress_bar("training", self.warmup_epochs + self.epochs, self.verbose) as advance:
-            for stage, epochs in (("dense", self.warmup_epochs), ("expanded", self.epochs)):
-                if stage == "expanded":
-                    self._expand()
-
-                def finished(record: Record, stage: str = stage) -> None:
-                    self.history_.append({"stage": stage, **record})
-                    advance(f"{stage}, loss {record['loss']:.4f}")
-
-                train(
-                    self.model_, *data, epochs=epochs, optimizer=self._optimizer, on_epoch=finished, **options
-                )
+            kept, held = self._hold_out(codes)
+            data = torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])
+            options: dict[str, Any] = {"weight": None if weight is None else weight[torch.from_numpy(kept)]}
+            if self.patience is not None:
+                held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
+                options["early_stopping"] = EarlyStopping(*held_out, self.patience)
+            with progress_bar("training", self.warmup_epochs + self.epochs, self.verbose) as advance:
+                self._train_stage(*data, epochs=self.warmup_epochs, advance=advance, **options)
+                self._expand()
+                self._train_stage(*data, epochs=self.epochs, advance=advance, **options)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
@@ -228,16 +214,13 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"classes has one class only, {known[0]!r}; give at least two.")
             self._check_parameters(X.shape[1])
             weight = _checked_weight(sample_weight, X)
-        if first:
-            self._start(X, known)
-        if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
-            self._expand()
-        codes = torch.from_numpy(np.searchsorted(known, y))
-        X = torch.from_numpy(X).to(next(self.model_.parameters()).dtype)
-        batch_size = fitting_batch_size(self.batch_size, len(X))
-        loss = run_epoch(self.model_, self._optimizer, X, codes, batch_size, self._generator, weight)
-        stage = "dense" if self.dense_model_ is self.model_ else "expanded"
-        self.history_.append({"stage": stage, "epoch": len(self.history_) + 1, "loss": loss})
+            if first:
+                self._start(X, known)
+            if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
+                self._expand()
+            dtype = next(self.model_.parameters()).dtype
+            data = torch.from_numpy(X).to(dtype), torch.from_numpy(np.searchsorted(known, y))
+            self._train_stage(*data, weight, epochs=1)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -266,7 +249,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
-        """Take back what checking bad data has set."""
+        """Take back what a call has set that fails; Ctrl-C is no failure."""
         before = self.__dict__.copy()
         try:
             yield
@@ -318,6 +301,36 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return
         self.model_ = expand(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
         self._optimizer = adam(self.model_, self.lr, self.l2)
+
+    def _train_stage(
+        self,
+        X: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        epochs: int,
+        early_stopping: EarlyStopping | None = None,
+        advance: Callable[[str], None] | None = None,
+    ) -> None:
+        """Train the network as it stands, and keep the record of each epoch."""
+        stage = "dense" if self.model_ is self.dense_model_ else "expanded"
+
+        def finished(record: Record) -> None:
+            self.history_.append({"stage": stage, **record, "epoch": len(self.history_) + 1})
+            if advance is not None:
+                advance(f"{stage}, loss {record['loss']:.4f}")
+
+        train(
+            self.model_,
+            X,
+            y,
+            epochs=epochs,
+            optimizer=self._optimizer,
+            generator=self._generator,
+            batch_size=self.batch_size,
+            sample_weight=weight,
+            early_stopping=early_stopping,
+            on_epoch=finished,
+        )
 
     def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choose the samples to train on and those to watch."""

@@ -46,7 +46,7 @@ def recipe_problems(recipe: object) -> list[str]:
     ----------
     recipe : object
         Has the attributes ``hidden`` (an integer or a sequence of such), ``warmup_epochs``, ``epochs``,
-        ``batch_size``, ``lr``, ``l2``, and ``patience``, which may be None.
+        ``lr``, ``l2``, and ``batch_size`` and ``patience``, which may be None.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def recipe_problems(recipe: object) -> list[str]:
         problems.append(f"hidden is {hidden!r}; give an integer of at least 1, or a list of such.")
     for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
         value = getattr(recipe, name)
-        if name == "patience" and value is None:
+        if value is None and name in ("batch_size", "patience"):
             continue
         if not _is_integer(value) or value < least:
             problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
@@ -76,13 +76,12 @@ def _is_integer(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def fitting_batch_size(most: int, samples: int) -> int:
-    """Return the size of a mini-batch: at most `most`, on small data fewer.
+def fitting_batch_size(samples: int) -> int:
+    """Return the usual size of a mini-batch for so many samples: a thirtieth, but 64 at least, 500 at most.
 
-    An epoch then has thirty mini-batches or more, so that a number of epochs means enough steps on small
-    data too; but none is made smaller than 64 samples for it.
+    500 is the paper's (A.3.1). On small data an epoch of such mini-batches would be few steps.
     """
-    return min(most, max(64, samples // 30))
+    return min(500, max(64, samples // 30))
 
 
 def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -179,7 +178,7 @@ def train(
     epochs: int,
     optimizer: Optimizer,
     generator: torch.Generator,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     sample_weight: Tensor | None = None,
     early_stopping: EarlyStopping | None = None,
     on_epoch: Callable[[Record], None] | None = None,
@@ -200,8 +199,8 @@ def train(
         Over the model's parameters. Changed.
     generator : torch.Generator
         Source of the mini-batches' order; the same state gives the same result on the same machine.
-    batch_size : int, default 500
-        Samples in a mini-batch (A.3.1).
+    batch_size : int, optional
+        Samples in a mini-batch; by default as `fitting_batch_size` says.
     sample_weight : Tensor, optional
         Weight of each sample, shape (samples,).
     early_stopping : EarlyStopping, optional
@@ -220,6 +219,7 @@ def train(
         If the loss becomes NaN or infinite; the model then holds its last finite state.
     """
     history: list[Record] = []
+    batch_size = batch_size or fitting_batch_size(len(X))
     finished = best = _state(model)
     lowest, best_epoch = float("inf"), 0
     for epoch in range(1, epochs + 1):

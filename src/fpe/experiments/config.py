@@ -34,7 +34,7 @@ class FitConfig:
     warmup_epochs, epochs : int
         Passes over the data before and after the expansion.
     lr, batch_size, l2, patience
-        As for `fpe.sklearn.FPEClassifier`; on small data mini-batches are smaller.
+        As for `fpe.sklearn.FPEClassifier`.
     standardize : bool
         Train on features of mean 0 and standard deviation 1. The models' first layer then takes it on,
         so that they too read the features as they are in the data.
@@ -50,7 +50,7 @@ class FitConfig:
     warmup_epochs: int = 100
     epochs: int = 100
     lr: float = 1e-3
-    batch_size: int = 500
+    batch_size: int | None = None
     l2: float = 0.0
     patience: int | None = None
     standardize: bool = False

@@ -16,7 +16,7 @@ from fpe.data import Dataset
 from fpe.expansion import expand
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.interference import mean_cosine_similarity, total_capacity
-from fpe.training import EarlyStopping, accuracy, adam, fitting_batch_size, train
+from fpe.training import EarlyStopping, accuracy, adam, train
 
 
 def run_trial(
@@ -52,10 +52,9 @@ def run_trial(
         if config.standardize:
             mean, scale = _scaling(X)
             X, X_test = (X - mean) / scale, (X_test - mean) / scale
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"batch_size": config.batch_size}
         if config.patience is not None:
             X, y, options["early_stopping"] = _hold_out(X, y, config.patience, seed)
-        options["batch_size"] = fitting_batch_size(config.batch_size, len(X))
         options["generator"] = generator = torch.Generator().manual_seed(seed)
 
         dense = dense_network(dataset, hidden, seed)
