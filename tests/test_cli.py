@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import fpe
 from fpe.cli import main
+from fpe.experiments.config import FitConfig
 
 FPE = [sys.executable, "-c", "from fpe.cli import main; main()"]
 QUICK = ["--trials", "2", "--warmup-epochs", "2", "--epochs", "2", "--jobs", "1"]
@@ -68,6 +69,19 @@ def test_json_is_the_stored_result(data, tmp_path):
 def test_widths_may_be_given_one_by_one_or_together(data, tmp_path, widths):
     result = run("fit", *widths, data, *QUICK, "--out", tmp_path / "out", "--json")
     assert json.loads(result.stdout)["config"]["hidden"] == [2, 3]
+
+
+def test_the_commands_defaults_are_the_configurations(monkeypatch):
+    """What `FitConfig` documents is what the command does."""
+    asked = []
+
+    def stop(dataset, config, *rest):
+        asked.append(config)
+        raise fpe.FPEError("far enough")
+
+    monkeypatch.setattr("fpe.experiments.fit.run_fit", stop)
+    assert run("fit", "digits").exit_code == 1
+    assert asked == [FitConfig()]
 
 
 def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypatch):

@@ -99,10 +99,7 @@ def main() -> None:
 @click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
 @click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
 @click.option(
-    "--batch-size",
-    default=500,
-    show_default=True,
-    help="The most samples in a mini-batch; small data is cut into thirty or more.",
+    "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"
 )
 @click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
 @click.option(
