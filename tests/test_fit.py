@@ -195,12 +195,25 @@ def interrupted(number):
 def test_after_an_interrupt_what_is_finished_stays(tmp_path):
     tasks = {f"task-{i}": {"number": i} for i in range(4)}
     with pytest.raises(KeyboardInterrupt) as caught:
-        run_tasks(interrupted, tasks, tmp_path, jobs=1)
+        run_tasks(interrupted, tasks, tmp_path, "this", jobs=1)
     assert str(caught.value) == (
         f"stopped. 2 of 4 trials are finished and kept in {tmp_path}; "
         "run the same command again to go on from there."
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["task-0.json", "task-1.json"]
+
+
+def doubled(number):
+    return {"number": 2 * number}
+
+
+def test_a_record_of_another_run_is_not_taken_for_a_result(tmp_path):
+    """A worker that outlives a killed run may still write into the folder."""
+    tasks = {f"task-{i}": {"number": i} for i in range(3)}
+    run_tasks(interrupted, {"task-1": {"number": 1}}, tmp_path, "another", jobs=1)
+    records = run_tasks(doubled, tasks, tmp_path, "this", jobs=1)
+    assert [record["number"] for record in records.values()] == [0, 2, 4]
+    assert json.loads((tmp_path / "task-1.json").read_text())["identity"] == "this"
 
 
 def test_the_table_shows_what_the_rows_say(dataset, tmp_path):

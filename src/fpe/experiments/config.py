@@ -78,10 +78,14 @@ class FitConfig:
         own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("hidden", "trials")}
         return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
 
+    def digest(self, dataset: Dataset) -> str:
+        """Return a hash of the identity."""
+        text = json.dumps(self.identity(dataset), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def folder(self, dataset: Dataset) -> Path:
         """Return the folder where results go by default, named by data, split and configuration."""
-        text = json.dumps(self.identity(dataset), sort_keys=True)
-        short = hashlib.sha256(text.encode()).hexdigest()[:6]
+        short = self.digest(dataset)[:6]
         return Path("fpe-out", f"{dataset.name}-{self.split.replace(':', '-')}-x{self.factor}-{short}")
 
 

@@ -83,7 +83,7 @@ def run_fit(
             text = f"{record['dense']['accuracy']:.1%} → {record['expanded']['accuracy']:.1%}"
             on_trial(f"width {record['hidden']}, trial {record['trial']}: {text}")
 
-    records = run_tasks(run_trial, tasks, out / "trials", jobs, finished)
+    records = run_tasks(run_trial, tasks, out / "trials", config.digest(dataset), jobs, finished)
     best = max(records, key=lambda name: float(records[name]["expanded"]["accuracy"]))
     best_model = out / "trials" / f"{best}.safetensors"
     write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))

@@ -19,6 +19,7 @@ def run_tasks(
     work: Work,
     tasks: Mapping[str, Mapping[str, Any]],
     folder: Path,
+    identity: str,
     jobs: int = -1,
     on_finished: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -33,6 +34,9 @@ def run_tasks(
         Arguments by the name of the task, which becomes the name of its file.
     folder : Path
         Holds one JSON file for each finished task. Missing folders are made.
+    identity : str
+        Stands for all that the results depend on. A record of another identity, which a worker of a run
+        that was killed may leave behind, is not taken for a result.
     jobs : int, default −1
         Processes at a time; −1 means one for each core.
     on_finished : callable, optional
@@ -59,10 +63,10 @@ def run_tasks(
 
     for name in tasks:
         record = read_json(folder / f"{name}.json")
-        if record is not None:
+        if record is not None and record.get("identity") == identity:
             finished(name, record)
     left = [name for name in tasks if name not in records]
-    calls = (joblib.delayed(_run)(work, name, dict(tasks[name]), folder) for name in left)
+    calls = (joblib.delayed(_run)(work, name, dict(tasks[name]), folder, identity) for name in left)
     processes = min(joblib.cpu_count() if jobs == -1 else jobs, max(1, len(left)))
     try:
         # Copy-on-write: workers share the data's memory, and no task can change another's.
@@ -77,10 +81,13 @@ def run_tasks(
     return {name: records[name] for name in tasks}
 
 
-def _run(work: Work, name: str, arguments: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
+def _run(
+    work: Work, name: str, arguments: dict[str, Any], folder: Path, identity: str
+) -> tuple[str, dict[str, Any]]:
     start = time.perf_counter()
     record = work(**arguments)
-    record |= {"seconds": round(time.perf_counter() - start, 2), "provenance": provenance()}
+    seconds = round(time.perf_counter() - start, 2)
+    record |= {"identity": identity, "seconds": seconds, "provenance": provenance()}
     write_json(folder / f"{name}.json", record)
     return name, record
 
