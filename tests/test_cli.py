@@ -209,7 +209,7 @@ def test_plan_shows_what_would_be_done(tmp_path):
     shown = plan("nets:make", "--factor", "2")
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.splitlines()[0] == "Expansion by 2: split Random(), prune Magnitude(), seed 0"
-    assert "2: is a head: its neurons are outputs of the network" in shown.stdout
+    assert "2: it is a head: its neurons are outputs of the network" in shown.stdout
     as_json = json.loads(plan("nets:with_batch", "--json", "--layers", "0").stdout)
     assert as_json["layers"][0]["neurons_after"] == 8
     refused = plan("nets:make", "--layers", "1")

@@ -150,7 +150,8 @@ class Columns:
         entries = blocks.count_nonzero(dim=0)  # (factor, inputs): what a column pays if it leaves
         norms = weights[0].detach().view(-1, factor, inputs).float().norm(dim=0)
         norms[entries == 0] = -1
-        entries[torch.arange(factor), norms.argmax(1).cpu()] = 0  # the last input stays
+        last = norms.argmax(1)
+        entries[torch.arange(factor), last.cpu()] = 0  # the last input stays
         if count > int(entries.sum()):
             raise BudgetError(
                 f"prune='columns': {count} weights are to be held at zero, but the columns that may leave "
@@ -165,6 +166,10 @@ class Columns:
         rest = count - (int(paid[len(leaving) - 1]) if len(leaving) else 0)
         if rest:
             kept = weights[0].detach() * masks[0]
+            for child, column in enumerate(last.tolist()):  # pays last of all
+                kept.view(-1, factor, inputs)[:, child, column].masked_fill_(
+                    blocks[:, child, column] > 0, torch.inf
+                )
             Magnitude().pay([kept, *weights[1:]], masks, rest, factor)
 
 
@@ -179,7 +184,7 @@ def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:
     magnitude = torch.empty(sum(w.numel() for w in weights), dtype=dtype, device=weights[0].device)
     start = 0
     for w in weights:
-        torch.abs(w.detach(), out=magnitude[start : start + w.numel()].view(w.shape))
+        torch.abs(w.detach().to(dtype), out=magnitude[start : start + w.numel()].view(w.shape))
         start += w.numel()
     if magnitude.device.type == "cpu":
         array = magnitude.numpy()

@@ -80,7 +80,7 @@ def plan(
     -----  -------  ----  ------  -------  -----  ---------  -----------------
     0      2        -          8        4      8         46                 12
     left alone:
-      2: is a head: its neurons are outputs of the network
+      2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
     split, prune = check_arguments(model, factor, split, prune, seed)
@@ -89,8 +89,9 @@ def plan(
     if example_inputs is not None:
         for group in groups:
             prove(model, group, example_inputs)
+    widths = _inputs(model, groups, factor)
     return Plan(
-        layers=tuple(_layer_plan(model, group, factor) for group in groups),
+        layers=tuple(_layer_plan(model, group, factor, widths[group.producer]) for group in groups),
         skipped=skipped,
         factor=factor,
         split=repr(split),
@@ -150,7 +151,7 @@ def _choose(
     if layers is None:
         groups, skipped = _alternate(found)
         if not groups:
-            reasons = "; ".join(f"{s.name!r} {s.reason}" for s in skipped) or "it has no linear layer"
+            reasons = "; ".join(f"{s.name!r}: {s.reason}" for s in skipped) or "it has no linear layer"
             raise ModelError(
                 f"there is nothing to expand in this {type(model).__name__}: {reasons}. Expandable are "
                 "neurons that a linear layer makes and another reads, with activations, norms and dropout "
@@ -164,7 +165,7 @@ def _choose(
     raise_problems(problems, ModelError, "the layers to expand")
     chosen = {group.producer: group for group in found.groups if group.producer in names}
     chosen |= {group.producer: group for group in given}
-    others = [Skipped(g.producer, "was not asked for") for g in found.groups if g.producer not in chosen]
+    others = [Skipped(g.producer, "it was not asked for") for g in found.groups if g.producer not in chosen]
     return list(chosen.values()), (*others, *found.skipped)
 
 
@@ -175,7 +176,7 @@ def _alternate(found: Found) -> tuple[list[Group], tuple[Skipped, ...]]:
     readers: dict[str, str] = {}
     for group in found.groups:
         if group.producer in readers:
-            reason = f"reads {readers[group.producer]!r}, which is expanded (every second hidden layer is)"
+            reason = f"it reads {readers[group.producer]!r}, which is expanded (every second hidden layer is)"
             skipped.append(Skipped(group.producer, reason))
         else:
             groups.append(group)
@@ -189,7 +190,7 @@ def _name_problem(model: nn.Module, name: str, found: Found) -> str | None:
         return None
     for skip in found.skipped:
         if skip.name == name:
-            return f"layer {name!r} cannot be expanded: it {skip.reason}."
+            return f"layer {name!r} cannot be expanded: {skip.reason}."
     names = [n for n, _ in model.named_modules() if n]
     allowed = f"Expandable: {', '.join(map(repr, expandable)) or 'none'}."
     if name in names:
@@ -230,8 +231,9 @@ def _given_problems(model: nn.Module, group: Group) -> list[str]:
 def _check_groups(model: nn.Module, groups: Sequence[Group], factor: int, split: Split, prune: Prune) -> None:
     """Check that each layer can be split so, and that its copies can be paid for."""
     problems = []
+    widths = _inputs(model, groups, factor)
     for group in groups:
-        inputs = linear(model, group.producer).in_features
+        inputs = widths[group.producer]
         if factor > inputs:
             problems.append(
                 f"factor {factor} is larger than the {inputs} inputs of layer {group.producer!r}, so that "
@@ -249,7 +251,7 @@ def _check_groups(model: nn.Module, groups: Sequence[Group], factor: int, split:
                 problems.append(f"the weight of layer {name!r} has NaN or infinite entries; repair it first.")
     raise_problems(problems, ModelError, "the layers to expand")
     for group in groups:
-        layer = _layer_plan(model, group, factor)
+        layer = _layer_plan(model, group, factor, widths[group.producer])
         weights = sum(_free_weights(model, n) for n in (group.producer, *group.consumers))
         readers = sum(_free_weights(model, n) for n in group.consumers)
         can_pay = weights + (factor - 1) * readers
@@ -273,7 +275,18 @@ def _free_weights(model: nn.Module, name: str) -> int:
     return layer.weight.numel()
 
 
-def _layer_plan(model: nn.Module, group: Group, factor: int) -> LayerPlan:
+def _inputs(model: nn.Module, groups: Sequence[Group], factor: int) -> dict[str, int]:
+    """Return the inputs of each producer when its turn comes: more, if it reads one expanded before."""
+    inputs: dict[str, int] = {}
+    widened: set[str] = set()
+    for group in groups:
+        own = linear(model, group.producer).in_features
+        inputs[group.producer] = own * factor if group.producer in widened else own
+        widened.update(group.consumers)
+    return inputs
+
+
+def _layer_plan(model: nn.Module, group: Group, factor: int, inputs: int) -> LayerPlan:
     producer = linear(model, group.producer)
     neurons = producer.out_features
     per_neuron = 0 if producer.bias is None else neurons
@@ -286,7 +299,7 @@ def _layer_plan(model: nn.Module, group: Group, factor: int) -> LayerPlan:
     rest = sum(bias.numel() for bias in biases if bias is not None)
     return LayerPlan(
         group=group,
-        inputs=producer.in_features,
+        inputs=inputs,
         neurons=neurons,
         neurons_after=neurons * factor,
         free=_free_weights(model, group.producer) + readers + per_neuron + rest,

@@ -19,7 +19,7 @@ class LayerPlan:
     group : Group
         The modules concerned.
     inputs, neurons : int
-        Size of the producer before the expansion.
+        Size of the producer when its turn comes.
     neurons_after : int
         ``neurons × factor``.
     free : int

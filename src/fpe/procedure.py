@@ -76,6 +76,11 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     if factor == 1:
         return torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
     children = split.assign(weight, factor, rng)
+    if not isinstance(children, Tensor):
+        raise ArgumentError(
+            f"split {split!r} returned a {type(children).__name__}; it must return a tensor of integers of "
+            f"the weight's shape {tuple(weight.shape)}."
+        )
     if children.shape != weight.shape or children.is_floating_point() or children.is_complex():
         raise ArgumentError(
             f"split {split!r} returned shape {tuple(children.shape)} and type {children.dtype}; it must "

@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer that is left alone, and why."""
+    """A layer that is left alone, and why, in a clause that can stand alone."""
 
     name: str
     reason: str
@@ -74,7 +74,8 @@ def layer_problem(model: nn.Module, name: str) -> str | None:
         return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
         return "has a parametrization, which a masked layer would lose"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, kind) for kind in hooks):
         return "has hooks, which a masked layer would lose; remove them first"
     tied = _tied(model, module)
     if tied:

@@ -39,9 +39,15 @@ def prove(model: nn.Module, group: Group, example_inputs: Any) -> None:
         If the output moves, so that expanding the group would make a wrong network.
     """
     args, kwargs = _arguments(example_inputs)
+    unlike = _unlike(model, group)
     with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        before = _tensors(model(*args, **kwargs))
-        permuted = functional_call(model, _permuted(model, group), args, kwargs)
+        before = _tensors(functional_call(model, unlike, args, kwargs))
+        permuted = functional_call(model, {**unlike, **_permuted(model, group)}, args, kwargs)
+    if not any(tensor.numel() for tensor in before):
+        raise ModelError(
+            f"the neurons of {group.producer!r} cannot be proved to be a group: {type(model).__name__} "
+            "returns no floating-point tensor that could move. Give a model that returns its logits."
+        )
     for old, new in zip(before, _tensors(permuted), strict=True):
         moved = float((old - new).abs().max()) if old.numel() else 0.0
         scale = max(1.0, float(old.abs().max())) if old.numel() else 1.0
@@ -52,6 +58,22 @@ def prove(model: nn.Module, group: Group, example_inputs: Any) -> None:
                 f"with the inputs of {', '.join(map(repr, group.consumers))} to match, the output moves by "
                 f"{moved:.3g}. Something between them mixes neurons, or another module reads them."
             )
+
+
+def _unlike(model: nn.Module, group: Group) -> dict[str, Tensor]:
+    """Return the other tensors with one entry for each neuron, their entries made unlike.
+
+    The entries of an untrained norm are all alike, so that a permutation would not show that it was
+    forgotten.
+    """
+    neurons = linear(model, group.producer).out_features
+    own = tuple(f"{name}." for name in (group.producer, *group.between))
+    noise = torch.rand(neurons, generator=torch.Generator().manual_seed(0))
+    return {
+        name: tensor + 0.1 * noise.to(tensor)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if tensor.shape == (neurons,) and tensor.is_floating_point() and not name.startswith(own)
+    }
 
 
 def _permuted(model: nn.Module, group: Group) -> dict[str, Tensor]:

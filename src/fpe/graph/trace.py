@@ -112,6 +112,8 @@ def find_groups(model: nn.Module) -> Found:
     graph = _trace(model)
     modules = dict(model.named_modules(remove_duplicate=False))
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    # A parameter that forward reads by itself counts as one more call of its layer.
+    calls.update(str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
     groups, skipped = [], []
     reached = set()
     for node in graph.nodes:
@@ -125,9 +127,11 @@ def find_groups(model: nn.Module) -> Found:
             skipped.append(Skipped(name, str(reason)))
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name not in reached:
-            skipped.append(Skipped(name, "is not called as a layer where the forward pass could be followed"))
+            skipped.append(
+                Skipped(name, "it is not called as a layer where the forward pass could be followed")
+            )
         elif not isinstance(module, nn.Linear) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
-            skipped.append(Skipped(name, f"is a {type(module).__name__}; only linear layers are expanded"))
+            skipped.append(Skipped(name, f"it is a {type(module).__name__}; only linear layers are expanded"))
     return Found(tuple(groups), tuple(skipped))
 
 
@@ -143,7 +147,7 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
         node = frontier.pop(0)
         for user in node.users:
             if user.op == "output":
-                raise _Refused("is a head: its neurons are outputs of the network")
+                raise _Refused("it is a head: its neurons are outputs of the network")
             if user.op != "call_module":
                 _check_operation(user, node)
                 frontier.append(user)
@@ -176,7 +180,7 @@ def _check_layer(model: nn.Module, name: str, modules: dict[str, nn.Module], cal
     if isinstance(module, nn.Linear) and not is_plain_linear(module):
         raise _Refused(f"{name!r} is a {type(module).__name__}, of which only nn.Linear is known")
     if calls[name] > 1:
-        raise _Refused(f"{name!r} is called {calls[name]} times in one forward pass")
+        raise _Refused(f"{name!r} is used {calls[name]} times in one forward pass")
     if problem := layer_problem(model, name):
         raise _Refused(f"{name!r} {problem}")
 

@@ -1,0 +1,257 @@
+"""Budget: what counts as non-zero, and exactly which weights pay."""
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.budget import PRUNES, Columns, Magnitude, Prune, as_prune, count_free
+from fpe.errors import ArgumentError, BudgetError
+from models import MODELS
+
+
+def pay(method, weights, count, masks=None, factor=2):
+    """Let float weights pay; return the masks as nested lists."""
+    weights = [torch.tensor(w, dtype=torch.float32) for w in weights]
+    free = [torch.ones_like(w) if masks is None else torch.tensor(masks[i]) for i, w in enumerate(weights)]
+    before = [w.clone() for w in weights]
+    method.pay(weights, free, count, factor)
+    assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
+    return [mask.int().tolist() for mask in free]
+
+
+LAYERS = [[[1.0, -2.0], [3.0, 0.5]], [[2.0, -0.5]]]
+
+
+@pytest.mark.parametrize(
+    ("count", "masks"),
+    [
+        (0, [[[1, 1], [1, 1]], [[1, 1]]]),
+        (1, [[[1, 1], [1, 0]], [[1, 1]]]),  # 0.5 stands in both layers: the earlier goes
+        (2, [[[1, 1], [1, 0]], [[1, 0]]]),
+        (3, [[[0, 1], [1, 0]], [[1, 0]]]),
+        (4, [[[0, 0], [1, 0]], [[1, 0]]]),  # −2 and 2 are equal magnitudes
+        (5, [[[0, 0], [1, 0]], [[0, 0]]]),
+        (6, [[[0, 0], [0, 0]], [[0, 0]]]),
+    ],
+)
+def test_the_smallest_magnitudes_of_all_layers_pay_and_ties_go_by_index(count, masks):
+    assert pay(Magnitude(), LAYERS, count) == masks
+
+
+def test_among_equal_weights_the_first_pay_row_by_row_and_layer_by_layer():
+    weights = [[[1.0, 1.0], [-1.0, 1.0]], [[-1.0, 1.0]], [[1.0]]]
+    assert pay(Magnitude(), weights, 5) == [[[0, 0], [0, 0]], [[0, 1]], [[1]]]
+
+
+def test_masked_zeros_cannot_pay_but_free_zeros_can():
+    weights = [[[0.0, 0.0, 5.0]], [[-0.0, 1.0]]]
+    masks = [[[0.0, 1.0, 1.0]], [[1.0, 1.0]]]
+    assert pay(Magnitude(), weights, 1, masks) == [[[0, 0, 1]], [[1, 1]]]
+    assert pay(Magnitude(), weights, 2, masks) == [[[0, 0, 1]], [[0, 1]]]
+    assert pay(Magnitude(), weights, 3, masks) == [[[0, 0, 1]], [[0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_ties_are_exact_in_every_type_and_across_pieces_of_a_large_layer(dtype):
+    size = (1 << 18) + 10
+    weights = [torch.full((1, size), 0.3, dtype=dtype), torch.full((1, 4), -0.3, dtype=dtype)]
+    masks = [torch.ones_like(w) for w in weights]
+    Magnitude().pay(weights, masks, size + 2, 2)
+    assert count_free(masks[0]) == 0
+    assert masks[1].tolist() == [[0, 0, 1, 1]]
+
+
+def test_magnitude_that_cannot_pay_says_so_and_changes_no_mask():
+    masks = [torch.ones(2, 2), torch.tensor([[1.0, 0.0]])]
+    before = [m.clone() for m in masks]
+    with pytest.raises(BudgetError) as error:
+        Magnitude().pay([torch.ones(2, 2), torch.ones(1, 2)], masks, 6, 2)
+    assert str(error.value) == "6 weights are to be held at zero, but only 5 are free."
+    assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
+
+
+# Two neurons, five inputs: child 0 has inputs 0, 1, 2 and child 1 has inputs 3, 4.
+# Norms of the columns: 5, √2, √0.5 and 2, 5.
+BLOCKS = [
+    [3.0, 1.0, 0.5, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 2.0, 4.0],
+    [4.0, 1.0, 0.5, 0.0, 0.0],
+    [0.0, 0.0, 0.0, 0.0, 3.0],
+]
+READER = [[0.1, 9.0, 8.0, 7.0]]
+FREE = [[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("count", "first", "reader"),
+    [
+        (0, FREE, [1, 1, 1, 1]),
+        (2, [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]], [1, 1, 1, 1]),
+        (4, [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1], [1, 0, 0, 0, 0], [0, 0, 0, 1, 1]], [1, 1, 1, 1]),
+        (6, [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], [1, 1, 1, 1]),
+    ],
+)
+def test_whole_columns_of_smallest_norm_leave(count, first, reader):
+    masks = [FREE, [[1.0, 1, 1, 1]]]
+    assert pay(Columns(), [BLOCKS, READER], count, masks) == [first, [reader]]
+
+
+def test_what_no_whole_column_can_pay_goes_by_magnitude():
+    """Three: column 2 of child 0 (two weights), then the smallest weight that is left, a free zero."""
+    masks = [FREE, [[1.0, 1, 1, 1]]]
+    first, reader = pay(Columns(), [BLOCKS, READER], 3, masks)
+    assert first == [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+    assert reader == [[1, 1, 1, 1]]
+
+
+def test_the_remainder_may_come_from_the_reader():
+    """One: less than a column, so the smallest weight of all; the free zero is now 5."""
+    blocks = [list(row) for row in BLOCKS]
+    blocks[3][3] = 5.0
+    first, reader = pay(Columns(), [blocks, READER], 1, [FREE, [[1.0, 1, 1, 1]]])
+    assert first == FREE
+    assert reader == [[0, 1, 1, 1]]
+
+
+def test_equal_columns_leave_by_index_and_the_first_stays_as_the_last_input():
+    blocks = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    free = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
+    assert pay(Columns(), [blocks, [[1.0, 1]]], 3, [free, [[1.0, 1]]]) == [
+        [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1]],
+        [[1, 1]],
+    ]
+
+
+def test_no_block_loses_its_last_input_though_its_column_is_the_smallest():
+    """Child 0 has one input of norm 0.1, which stays; child 1 pays."""
+    blocks = [[0.1, 0.0, 0.0], [0.0, 5.0, 6.0]]
+    free = [[1.0, 0, 0], [0, 1, 1]]
+    assert pay(Columns(), [blocks, [[7.0, 7]]], 1, [free, [[1.0, 1]]]) == [[[1, 0, 0], [0, 0, 1]], [[1, 1]]]
+
+
+def test_no_block_loses_its_last_input_to_the_remainder():
+    """Child 0 has one weight in all; two weights pay, fewer than a column of child 1 (three neurons)."""
+    blocks = torch.tensor([[0.1, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6]])
+    masks = [(blocks != 0).float(), torch.ones(1, 6)]
+    Columns().pay([blocks, torch.full((1, 6), 7.0)], masks, 2, 2)
+    assert masks[0].view(3, 2, 3).sum((0, 2)).tolist() == [1, 4]
+
+
+def test_columns_that_cannot_pay_say_so_and_change_no_mask():
+    masks = [torch.tensor(FREE), torch.ones(1, 4)]
+    before = [m.clone() for m in masks]
+    with pytest.raises(BudgetError) as error:
+        Columns().pay([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
+    assert str(error.value) == (
+        "prune='columns': 7 weights are to be held at zero, but the columns that may leave hold only 6; "
+        "use prune='magnitude' or a smaller factor."
+    )
+    assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mlp", "without_biases", "prelu", "functional", "nested"])
+@pytest.mark.parametrize("factor", [1, 2])
+def test_columns_leave_dense_blocks_at_exactly_the_budget(name, factor):
+    """With a shared split, each child of all neurons reads the same inputs, less the remainder."""
+    model, _ = MODELS[name]()
+    wide = fpe.expand(model, factor, split="shared", prune="columns")
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    layer = next(m for m in wide.modules() if isinstance(m, fpe.MaskedLinear))
+    blocks = layer.weight_mask.view(-1, factor, 8).sum(0)
+    ragged = (blocks > 0) & (blocks < len(layer.weight_mask) // factor)
+    assert ragged.sum() < len(layer.weight_mask) // factor
+    assert (blocks.sum(1) > 0).all()
+
+
+def test_count_nonzero_counts_weights_biases_and_norms_but_no_buffers():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.PReLU(2), nn.Linear(2, 1, bias=False))
+    assert fpe.count_nonzero(model) == (6 + 2) + (2 + 2) + 2 + 2
+
+
+def test_count_nonzero_counts_a_free_zero():
+    layer = nn.Linear(3, 2)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    assert fpe.count_nonzero(layer) == 8
+
+
+def test_count_nonzero_counts_a_shared_parameter_once():
+    a, b = nn.Linear(3, 3), nn.Linear(3, 3)
+    b.weight = a.weight
+    assert fpe.count_nonzero(nn.Sequential(a, b, a)) == 9 + 3 + 3
+
+
+def test_count_nonzero_leaves_out_what_a_mask_holds_and_only_that():
+    layer = fpe.MaskedLinear(3, 2)
+    layer.weight_mask[:] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    layer.project()
+    with torch.no_grad():
+        layer.weight[0, 0] = 0  # free all the same
+    assert fpe.count_nonzero(layer) == 3 + 2
+    assert fpe.count_nonzero(nn.Sequential(nn.Linear(1, 1), layer)) == 2 + 5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.bool])
+def test_count_free_is_exact_in_types_that_cannot_hold_the_sum(dtype):
+    mask = torch.ones(1, 300_001, dtype=dtype)
+    mask[0, 7] = 0
+    assert count_free(mask) == 300_000
+
+
+@pytest.mark.parametrize(
+    ("prune", "message"),
+    [
+        (
+            "magnitud",
+            "unknown prune 'magnitud'; allowed are 'magnitude' and 'columns'. Did you mean 'magnitude'?",
+        ),
+        ("zzz", "unknown prune 'zzz'; allowed are 'magnitude' and 'columns'."),
+        (2, "prune is 2; give 'magnitude' or 'columns'."),
+        (Magnitude, "prune is <class 'fpe.budget.Magnitude'>; give 'magnitude' or 'columns'."),
+    ],
+)
+def test_as_prune_says_what_is_allowed(prune, message):
+    with pytest.raises(ArgumentError) as error:
+        as_prune(prune)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", PRUNES)
+def test_as_prune_knows_each_name_and_passes_objects_through(name):
+    assert as_prune(name) is PRUNES[name]
+    assert as_prune(PRUNES[name]) is PRUNES[name]
+
+
+class Largest:
+    """A way of paying of the user's own: the largest weights of the first layer, less `short`."""
+
+    needs_shared = False
+
+    def __init__(self, short=0):
+        self.short = short
+
+    def __repr__(self):
+        return "Largest()"
+
+    def pay(self, weights, masks, count, factor):
+        order = weights[0].abs().flatten().argsort(descending=True)
+        masks[0].view(-1)[order[: count - self.short]] = 0
+
+
+def test_a_way_of_paying_of_the_users_own_is_used():
+    assert isinstance(Largest(), Prune)
+    model, _ = MODELS["mlp"]()
+    wide = fpe.expand(model, prune=Largest())
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert wide[2].weight_mask.all()
+
+
+def test_a_way_of_paying_that_pays_too_little_is_refused():
+    model, _ = MODELS["mlp"]()
+    with pytest.raises(BudgetError) as error:
+        fpe.expand(model, prune=Largest(short=1))
+    assert str(error.value) == (
+        "the expanded model would have 47 non-zero parameters instead of 46; prune Largest() did not pay "
+        "exactly for the copies."
+    )

@@ -1,0 +1,69 @@
+"""Every example in docstrings, README and docs does what it says."""
+
+import contextlib
+import doctest
+import importlib
+import io
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fpe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MODULES = ["fpe", *(module.name for module in pkgutil.walk_packages(fpe.__path__, "fpe."))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_docstrings(name):
+    module = importlib.import_module(name)
+    with torch.random.fork_rng(devices=[]):
+        result = doctest.testmod(module, extraglobs={"fpe": fpe, "torch": torch})
+    assert result.failed == 0
+
+
+def test_docstrings_have_examples_at_all():
+    finder = doctest.DocTestFinder(exclude_empty=True)
+    found = [t for name in MODULES for t in finder.find(importlib.import_module(name)) if t.examples]
+    assert len(found) >= 8
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_has_examples():
+    assert len(blocks(ROOT / "README.md")) >= 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_examples_of_pages(page, tmp_path, monkeypatch):
+    """The blocks of one page run one after another in one namespace; what they claim by print is true."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
+        for block in blocks(page):
+            exec(compile(block, str(page), "exec"), namespace)
+    assert "False" not in output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_pages_link_to_is_there(page):
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_commands_of_the_readme_are_targets_of_the_makefile():
+    commands = re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text(encoding="utf-8"))
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"demo", "test"} <= set(commands) <= set(targets)
+
+
+def test_the_version_is_one():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {fpe.__version__}\n" in citation

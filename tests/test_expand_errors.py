@@ -1,0 +1,274 @@
+"""Each thing that expand refuses: the message word for word, and the model as it was."""
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.errors import ArgumentError, BudgetError, ModelError
+from models import MODELS, assert_unchanged, snapshot
+
+SPLITS = "'random', 'shared', 'gram', '2:4'"
+HINT = (
+    "Expandable are neurons that a linear layer makes and another reads, with activations, norms and "
+    "dropout between."
+)
+
+
+def refused(model, kind, message, **arguments):
+    """Expand, and plan, a model that must be refused with this message and stay as it was."""
+    before = snapshot(model)
+    for call in (fpe.plan, fpe.expand):
+        with pytest.raises(kind) as error:
+            call(model, **arguments)
+        assert str(error.value) == message
+        assert type(error.value) is kind
+        assert isinstance(error.value, fpe.FPEError)
+        assert isinstance(error.value, ValueError)
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 1.5, 2.0, "2", True, None])
+def test_a_factor_that_is_no_positive_integer(factor):
+    message = f"factor is {factor!r}; give an integer of at least 1 (2 doubles the neurons)."
+    refused(MODELS["mlp"]()[0], ArgumentError, message, factor=factor)
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, "0", None, True])
+def test_a_seed_that_is_no_integer_from_0(seed):
+    message = f"seed is {seed!r}; give an integer of at least 0."
+    refused(MODELS["mlp"]()[0], ArgumentError, message, seed=seed)
+
+
+def test_a_factor_larger_than_the_inputs():
+    message = (
+        "factor 9 is larger than the 8 inputs of layer '0', so that some child would have none; give a "
+        "factor from 1 to 8."
+    )
+    refused(MODELS["mlp"]()[0], ModelError, message, factor=9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"split": "clause"},
+            f"unknown split 'clause'; allowed are {SPLITS} and fpe.Groups(labels).",
+        ),
+        (
+            {"split": "ramdom"},
+            f"unknown split 'ramdom'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'random'?",
+        ),
+        ({"split": 2}, f"split is 2; give a name ({SPLITS}) or an object such as fpe.Groups(labels)."),
+        (
+            {"prune": "column"},
+            "unknown prune 'column'; allowed are 'magnitude' and 'columns'. Did you mean 'columns'?",
+        ),
+        ({"prune": None}, "prune is None; give 'magnitude' or 'columns'."),
+        (
+            {"prune": "columns"},
+            "prune='columns' needs one partition for all neurons of a layer, which split Random() does not "
+            "give; use split='shared' or fpe.Groups(labels, shared=True), or prune='magnitude'.",
+        ),
+        (
+            {"prune": "columns", "split": fpe.Groups([0, 0, 1, 1, 2, 2, 3, 3])},
+            "prune='columns' needs one partition for all neurons of a layer, which split Groups(4 groups "
+            "of 8 inputs) does not give; use split='shared' or fpe.Groups(labels, shared=True), or "
+            "prune='magnitude'.",
+        ),
+    ],
+)
+def test_an_unknown_split_or_way_of_paying(arguments, message):
+    refused(MODELS["mlp"]()[0], ArgumentError, message, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"split": fpe.Groups([0, 1, 2])},
+            "layer '0': Groups has 3 labels, but the layer has 8 inputs; give one label for each input.",
+        ),
+        (
+            {"split": fpe.Groups([0, 0, 0, 0, 1, 1, 1, 1]), "factor": 3},
+            "layer '0': Groups has 2 groups, too few for 3 children; give at least 3 groups or a factor of "
+            "at most 2.",
+        ),
+        ({"split": "2:4", "factor": 3}, "layer '0': split '2:4' needs factor 2, not 3."),
+        (
+            {"split": fpe.Gram(clusters=9)},
+            "layer '0': Gram asks for 9 clusters; allowed are 2 (one for each child) to 8 (one for each "
+            "input).",
+        ),
+    ],
+)
+def test_a_split_that_does_not_fit_the_layer(arguments, message):
+    refused(MODELS["mlp"]()[0], ModelError, message, **arguments)
+
+
+def test_what_is_no_module():
+    with pytest.raises(ArgumentError) as error:
+        fpe.expand([1, 2])
+    assert str(error.value) == "model is a list; give a torch.nn.Module."
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (
+            nn.Sequential(nn.Linear(4, 2)),
+            "Sequential: '0': it is a head: its neurons are outputs of the network",
+        ),
+        (nn.Sequential(nn.ReLU()), "Sequential: it has no linear layer"),
+        (
+            nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2)),
+            "Sequential: '0': its neurons are read by '1' (Softmax), which is not known to treat each neuron "
+            "alone; '2': it is a head: its neurons are outputs of the network",
+        ),
+        (
+            nn.Sequential(nn.Conv1d(4, 4, 1), nn.Flatten()),
+            "Sequential: '0': it is a Conv1d; only linear layers are expanded",
+        ),
+    ],
+)
+def test_nothing_to_expand(model, why):
+    refused(model, ModelError, f"there is nothing to expand in this {why}. {HINT}")
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (["hiden"], "the model has no layer 'hiden'. Did you mean 'hidden'? Expandable: 'first', 'hidden'."),
+        (["x"], "the model has no layer 'x'. Expandable: 'first', 'hidden'."),
+        (
+            ["last"],
+            "layer 'last' cannot be expanded: its neurons meet another tensor in 'add'.",
+        ),
+        (
+            "last",
+            "layer 'last' cannot be expanded: its neurons meet another tensor in 'add'.",
+        ),
+        ([], "layers is empty; name at least one layer, or leave it out."),
+        (
+            ["last", "hidden", "y"],
+            "2 problems with the layers to expand:\n"
+            "  - layer 'last' cannot be expanded: its neurons meet another tensor in 'add'.\n"
+            "  - the model has no layer 'y'. Expandable: 'first', 'hidden'.",
+        ),
+    ],
+)
+def test_layers_that_are_not_there_or_cannot_be_expanded(layers, message):
+    refused(MODELS["skip"]()[0], ModelError, message, layers=layers)
+
+
+def test_a_named_module_without_neurons():
+    message = "layer '1' is a ReLU, which has no neurons of its own. Expandable: '0'."
+    refused(MODELS["mlp"]()[0], ModelError, message, layers=["1"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("layer", ["0", "2"])
+def test_weights_that_are_no_numbers(value, layer):
+    model, _ = MODELS["mlp"]()
+    with torch.no_grad():
+        model.get_submodule(layer).weight[1, 1] = value
+    message = f"the weight of layer '{layer}' has NaN or infinite entries; repair it first."
+    refused(model, ModelError, message)
+
+
+def test_weights_on_the_meta_device():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 1))
+    with pytest.raises(ModelError) as error:
+        fpe.expand(model)
+    assert str(error.value) == (
+        "2 problems with the layers to expand:\n"
+        "  - layer '0' is on the meta device; load its weights first.\n"
+        "  - layer '2' is on the meta device; load its weights first."
+    )
+
+
+def test_copies_that_no_weights_can_pay_for():
+    """Four copies for each neuron (bias, scale, shift, slope), and three weights to pay with."""
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.PReLU(3), nn.Linear(3, 1))
+    message = (
+        "layer '0': factor 2 makes 15 copies, and only 12 weights could pay for them; give a smaller factor."
+    )
+    refused(model, BudgetError, message)
+
+
+def test_copies_that_no_columns_can_pay_for():
+    message = (
+        "layer '0': factor 2 makes 44 copies, and only 24 weights in the columns that may leave could pay "
+        "for them; give a smaller factor or prune='magnitude'."
+    )
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 10))
+    refused(model, BudgetError, message, split="shared", prune="columns")
+
+
+def test_columns_that_are_gone_already_cannot_pay_again():
+    """What the plan cannot foresee fails later, and still leaves the model as it was."""
+    once = fpe.expand(MODELS["mlp"]()[0], split="shared", prune="columns")
+    before = snapshot(once)
+    with pytest.raises(BudgetError, match="columns that may leave"):
+        fpe.expand(once, 4, split="shared", prune="columns")
+    assert_unchanged(once, before)
+
+
+def test_several_bad_arguments_are_reported_at_once():
+    message = (
+        "4 problems with the arguments:\n"
+        "  - factor is 0; give an integer of at least 1 (2 doubles the neurons).\n"
+        "  - seed is -1; give an integer of at least 0.\n"
+        f"  - unknown split 'share'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'shared'?\n"
+        "  - unknown prune 'x'; allowed are 'magnitude' and 'columns'."
+    )
+    refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
+
+
+def test_several_layers_with_problems_are_reported_at_once():
+    model, _ = MODELS["three_hidden"]()
+    with torch.no_grad():
+        model[2].weight[0, 0] = float("nan")
+    message = (
+        "3 problems with the layers to expand:\n"
+        "  - layer '0': Groups has 2 labels, but the layer has 8 inputs; give one label for each input.\n"
+        "  - the weight of layer '2' has NaN or infinite entries; repair it first.\n"
+        "  - layer '4': Groups has 2 labels, but the layer has 8 inputs; give one label for each input."
+    )
+    refused(model, ModelError, message, split=fpe.Groups([0, 1]))
+
+
+def test_a_group_by_hand_without_a_batch_to_prove_it_on():
+    message = (
+        "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be proved."
+    )
+    refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.Group("0", ("2",))])
+
+
+@pytest.mark.parametrize(
+    ("group", "message"),
+    [
+        (fpe.Group("hiden", ("last",)), "the model has no layer 'hiden'. Did you mean 'hidden'?"),
+        (fpe.Group("hidden", ()), "the group of 'hidden' has no consumers; name the layers that read it."),
+        (fpe.Group("first", ("last",)), "'last' has 4 inputs, but 'first' has 6 neurons."),
+        (
+            fpe.Group("hidden", ("last",), ("short",)),
+            "'short' is a Linear; between can stand LayerNorm, RMSNorm, BatchNorm1d, PReLU.",
+        ),
+    ],
+)
+def test_a_group_by_hand_that_cannot_be_one(group, message):
+    model, x = MODELS["skip"]()
+    refused(model, ModelError, message, layers=[group], example_inputs=x)
+
+
+def test_several_problems_of_a_group_by_hand_are_reported_at_once():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.LayerNorm(3), nn.Linear(5, 2))
+    message = (
+        "2 problems with the layers to expand:\n"
+        "  - '3' has 5 inputs, but '0' has 4 neurons.\n"
+        "  - '2': LayerNorm is over (3,), not over the 4 neurons."
+    )
+    group = fpe.Group("0", ("3",), ("2",))
+    refused(model, ModelError, message, layers=[group], example_inputs=torch.ones(1, 8))
