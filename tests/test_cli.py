@@ -174,11 +174,11 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not list(out.glob("trials/*.json")) and process.poll() is None and time.monotonic() < deadline:
+    while not list(out.glob("trials/h*.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
-    finished = {path: path.read_bytes() for path in out.glob("trials/*.json")}
+    finished = {path: path.read_bytes() for path in out.glob("trials/h*.json")}
     assert process.returncode == 1
     assert stdout == ""
     assert f"of 4 trials are finished and kept in {out / 'trials'}; run the same command again" in stderr

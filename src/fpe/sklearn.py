@@ -21,7 +21,7 @@ from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.expansion import expand
 from fpe.models import mlp
 from fpe.partition import Split
-from fpe.planning import check_arguments
+from fpe.planning import check_arguments, plan
 from fpe.progress import progress_bar
 from fpe.training import (
     EarlyStopping,
@@ -155,17 +155,18 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise DataError(
-                    f"y has one class only, {classes[0]!r}; a classifier needs samples of at least two."
+                    f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two."
                 )
             weight = _checked_weight(sample_weight, X)
             self._start(X, classes)
 
             kept, held = self._hold_out(codes)
             data = torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])
-            options: dict[str, Any] = {"weight": None if weight is None else weight[torch.from_numpy(kept)]}
+            options: dict[str, Any] = {"weight": None if weight is None else weight[kept]}
             if self.patience is not None:
                 held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
-                options["early_stopping"] = EarlyStopping(*held_out, self.patience)
+                weight_out = None if weight is None else weight[held]
+                options["early_stopping"] = EarlyStopping(*held_out, self.patience, weight_out)
             with progress_bar("training", self.warmup_epochs + self.epochs, self.verbose) as advance:
                 self._train_stage(*data, epochs=self.warmup_epochs, advance=advance, **options)
                 self._expand()
@@ -211,7 +212,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if len(strange):
                 raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
             if len(known) < 2:
-                raise DataError(f"classes has one class only, {known[0]!r}; give at least two.")
+                raise DataError(f"classes has one class only, {known.tolist()[0]!r}; give at least two.")
             self._check_parameters(X.shape[1])
             weight = _checked_weight(sample_weight, X)
             if first:
@@ -290,6 +291,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         self.dense_model_ = mlp(X.shape[1], hidden, outputs, seed=self._seed, dtype=dtype)
+        if self.factor > 1:  # what cannot be expanded is to be told before the warm-up
+            plan(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
         self.model_: nn.Module = self.dense_model_
         self.classes_ = classes
         self.history_: list[Record] = []

@@ -163,11 +163,14 @@ class EarlyStopping:
         Held-out inputs and class numbers.
     patience : int
         Epochs without a new minimum after which training stops.
+    weight : Tensor, optional
+        Weight of each held-out sample in that loss.
     """
 
     X: Tensor
     y: Tensor
     patience: int
+    weight: Tensor | None = None
 
 
 def train(
@@ -236,7 +239,8 @@ def train(
         record: Record = {"epoch": epoch, "loss": loss}
         finished = _state(model)
         if early_stopping is not None:
-            record["validation_loss"] = evaluate_loss(model, early_stopping.X, early_stopping.y)
+            held_out = early_stopping.X, early_stopping.y, early_stopping.weight
+            record["validation_loss"] = evaluate_loss(model, *held_out)
             if record["validation_loss"] < lowest:
                 lowest, best, best_epoch = record["validation_loss"], finished, epoch
         history.append(record)
@@ -256,9 +260,9 @@ def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tenso
         return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
 
 
-def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor) -> float:
-    """Return the mean loss over all samples, in evaluation mode."""
-    return float(loss_of(predict_logits(model, X), y))
+def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor, weight: Tensor | None = None) -> float:
+    """Return the mean loss over all samples, weighted if there are weights, in evaluation mode."""
+    return float(loss_of(predict_logits(model, X), y, weight))
 
 
 def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:

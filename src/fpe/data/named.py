@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -92,12 +93,12 @@ def read_idx(path: Path) -> np.ndarray:
             content = file.read()
     except (OSError, EOFError) as error:
         raise DataError(f"{path} is missing, truncated or not gzipped ({error}); fetch it again.") from error
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+    header = 4 + 4 * content[3] if len(content) >= 4 else 4
+    if len(content) < header or content[:3] != b"\x00\x00\x08":
         raise DataError(f"{path} is not an IDX file of unsigned bytes; fetch it again.")
-    dimensions = content[3]
-    shape = tuple(int.from_bytes(content[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions))
-    data = np.frombuffer(content, dtype=np.uint8, offset=min(len(content), 4 + 4 * dimensions))
-    if data.size != np.prod(shape):
+    shape = tuple(int.from_bytes(content[i : i + 4], "big") for i in range(4, header, 4))
+    data = np.frombuffer(content, dtype=np.uint8, offset=header)
+    if data.size != math.prod(shape):
         raise DataError(
             f"{path} is truncated: it names {shape}, but holds {data.size} bytes; fetch it again."
         )

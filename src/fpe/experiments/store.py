@@ -29,15 +29,15 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, with ``+`` if it was changed."""
-    here = Path(__file__).resolve().parent
+    """Return the commit of the checkout that this package runs from, with ``+`` if its code was changed."""
+    here = Path(__file__).resolve().parent.parent
     ask = ["git", "-C", str(here)]
     try:
         tracked = subprocess.run([*ask, "ls-files", "--error-unmatch", __file__], capture_output=True)
         if tracked.returncode:
             return None
         commit = subprocess.run([*ask, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*ask, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+        changed = subprocess.run([*ask, "status", "--porcelain", "."], capture_output=True, text=True)
     except OSError:
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
