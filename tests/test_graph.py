@@ -278,8 +278,10 @@ def test_a_wrong_group_by_hand_is_refused_before_anything_changes(model, group):
     ],
     ids=["LayerNorm", "PReLU", "BatchNorm1d"],
 )
-def test_a_forgotten_norm_is_noticed_even_if_it_treats_all_neurons_alike(model):
+@pytest.mark.parametrize("bias", [-9.0, 0.0, 9.0])
+def test_a_forgotten_norm_is_noticed_even_if_it_treats_all_neurons_alike(model, bias):
     """Untrained, its entries are all equal, so that no order of the neurons shows it."""
+    nn.init.constant_(model[0].bias, bias)
     with pytest.raises(ModelError):
         fpe.expand(model, layers=[Group("0", ("2",))], example_inputs=torch.ones(3, 8))
 

@@ -8,6 +8,7 @@ entry that happens to be 0 while it is free counts. A way of paying is a small v
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -19,6 +20,8 @@ from fpe.errors import ArgumentError, BudgetError, did_you_mean
 
 #: Entries worked on at a time: few enough for the cache, and for an exact sum of ones in float32.
 _CHUNK = 1 << 18
+#: Entries drawn to find out where a quantile lies.
+_SAMPLE = 1 << 16
 
 
 def parameters_with_masks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
@@ -179,18 +182,41 @@ def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:
-    """Return the n-th smallest (from 1) magnitude of all entries."""
-    dtype = torch.promote_types(weights[0].dtype, torch.float32)
-    magnitude = torch.empty(sum(w.numel() for w in weights), dtype=dtype, device=weights[0].device)
-    start = 0
+    """Return the n-th smallest (from 1) magnitude of all entries.
+
+    A sample says between which two magnitudes it lies; one pass then counts the entries below them and
+    gathers the few between them (Floyd and Rivest, 1975). Should the sample mislead, all are gathered.
+    """
+    total = sum(w.numel() for w in weights)
+    low, high = _bracket(weights, n / total) if total > _SAMPLE else (0.0, torch.inf)
+    below, between = 0, []
     for w in weights:
-        torch.abs(w.detach().to(dtype), out=magnitude[start : start + w.numel()].view(w.shape))
-        start += w.numel()
-    if magnitude.device.type == "cpu":
-        array = magnitude.numpy()
-        array.partition(n - 1)  # many times as fast as torch.kthvalue
-        return float(array[n - 1])
-    return float(magnitude.kthvalue(n).values)
+        for part in torch.split(w.detach().view(-1), _CHUNK):
+            size = part.abs()
+            under = size < low
+            below += int(under.count_nonzero())
+            between.append(size[(size <= high) & ~under])
+    gathered = torch.cat(between)
+    if not below < n <= below + len(gathered):
+        below, gathered = 0, torch.cat([w.detach().reshape(-1).abs() for w in weights])
+    return float(gathered.kthvalue(n - below).values)
+
+
+def _bracket(weights: Sequence[Tensor], quantile: float) -> tuple[float, float]:
+    """Return two magnitudes that the given quantile of all magnitudes lies between, almost surely."""
+    generator = torch.Generator().manual_seed(0)
+    total = sum(w.numel() for w in weights)
+    drawn = []
+    for w in weights:
+        picked = torch.randint(w.numel(), (1 + _SAMPLE * w.numel() // total,), generator=generator)
+        drawn.append(w.detach().view(-1)[picked.to(w.device)].abs())
+    sample = torch.cat(drawn).sort().values
+    spread = 5 * math.sqrt(quantile * (1 - quantile) / len(sample)) + 5 / len(sample)
+    low, high = (round((quantile + side * spread) * len(sample)) for side in (-1, 1))
+    return (
+        float(sample[low]) if low >= 0 else 0.0,
+        float(sample[high]) if high < len(sample) else torch.inf,
+    )
 
 
 PRUNES: dict[str, Prune] = {"magnitude": Magnitude(), "columns": Columns()}

@@ -122,7 +122,7 @@ def duplicate(
     neurons, inputs = producer.weight.shape
     keeps = producer.weight.new_empty(neurons, factor, inputs)
     for child in range(factor):
-        keeps[:, child] = children == child
+        torch.eq(children, child, out=keeps[:, child])
     keeps.mul_(producer.mask.unsqueeze(1))
     weight = torch.mul(producer.weight.unsqueeze(1), keeps)
     bias = None if producer.bias is None else producer.bias.repeat_interleave(factor)

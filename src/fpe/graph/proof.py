@@ -39,16 +39,19 @@ def prove(model: nn.Module, group: Group, example_inputs: Any) -> None:
         If the output moves, so that expanding the group would make a wrong network.
     """
     args, kwargs = _arguments(example_inputs)
-    unlike = _unlike(model, group)
+    before, after = [], []
     with _evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        before = _tensors(functional_call(model, unlike, args, kwargs))
-        permuted = functional_call(model, {**unlike, **_permuted(model, group)}, args, kwargs)
+        for sign in (1, -1):
+            tensors = _unlike(model, group) | _signed_producer(model, group, sign)
+            before += _tensors(functional_call(model, tensors, args, kwargs))
+            permuted = tensors | _permuted(model, group, tensors)
+            after += _tensors(functional_call(model, permuted, args, kwargs))
     if not any(tensor.numel() for tensor in before):
         raise ModelError(
             f"the neurons of {group.producer!r} cannot be proved to be a group: {type(model).__name__} "
             "returns no floating-point tensor that could move. Give a model that returns its logits."
         )
-    for old, new in zip(before, _tensors(permuted), strict=True):
+    for old, new in zip(before, after, strict=True):
         moved = float((old - new).abs().max()) if old.numel() else 0.0
         scale = max(1.0, float(old.abs().max())) if old.numel() else 1.0
         eps = torch.finfo(old.dtype).eps
@@ -76,24 +79,33 @@ def _unlike(model: nn.Module, group: Group) -> dict[str, Tensor]:
     }
 
 
-def _permuted(model: nn.Module, group: Group) -> dict[str, Tensor]:
-    """Return the tensors of the group in another order of its neurons, by their full names."""
-    producer = linear(model, group.producer)
-    neurons = producer.out_features
-    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0)).roll(1)
-    if bool((order == torch.arange(neurons)).all()):
-        order = order.flip(0)
-    tensors: dict[str, Tensor] = {}
+def _signed_producer(model: nn.Module, group: Group, sign: int) -> dict[str, Tensor]:
+    """Return the producer's tensors times a sign: each neuron is to be seen on both sides of zero.
+
+    A forgotten PReLU shows only where what it gets is negative.
+    """
+    producer = model.get_submodule(group.producer)
+    return {f"{group.producer}.{k}": sign * v for k, v in producer.named_parameters(recurse=False)}
+
+
+def _permuted(model: nn.Module, group: Group, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of the group in an order that leaves none of its neurons in place."""
+    neurons = linear(model, group.producer).out_features
+    shuffled = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
+    order = torch.empty_like(shuffled)
+    order[shuffled] = shuffled.roll(1)
+    permuted: dict[str, Tensor] = {}
     for name in (group.producer, *group.between):
         module = model.get_submodule(name)
         changed = neuron_tensors(module, neurons)
         if name == group.producer:
             changed |= {k: v for k, v in module.named_parameters(recurse=False) if k == "weight"}
-        tensors |= {f"{name}.{k}": v[order.to(v.device)] for k, v in changed.items()}
+        for key, value in changed.items():
+            permuted[f"{name}.{key}"] = tensors.get(f"{name}.{key}", value)[order.to(value.device)]
     for name in group.consumers:
         weight = linear(model, name).weight
-        tensors[f"{name}.weight"] = weight[:, order.to(weight.device)]
-    return tensors
+        permuted[f"{name}.weight"] = weight[:, order.to(weight.device)]
+    return permuted
 
 
 @contextmanager
