@@ -15,7 +15,7 @@ HINT = (
 )
 
 
-def refused(model, kind, message, **arguments):
+def assert_refused(model, kind, message, **arguments):
     """Expand, and plan, a model that must be refused with this message and stay as it was."""
     before = snapshot(model)
     for call in (fpe.plan, fpe.expand):
@@ -31,13 +31,13 @@ def refused(model, kind, message, **arguments):
 @pytest.mark.parametrize("factor", [0, -1, 1.5, 2.0, "2", True, None])
 def test_a_factor_that_is_no_positive_integer(factor):
     message = f"factor is {factor!r}; give an integer of at least 1 (2 doubles the neurons)."
-    refused(MODELS["mlp"]()[0], ArgumentError, message, factor=factor)
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, factor=factor)
 
 
 @pytest.mark.parametrize("seed", [-1, 0.5, "0", None, True])
 def test_a_seed_that_is_no_integer_from_0(seed):
     message = f"seed is {seed!r}; give an integer of at least 0."
-    refused(MODELS["mlp"]()[0], ArgumentError, message, seed=seed)
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, seed=seed)
 
 
 def test_a_factor_larger_than_the_inputs():
@@ -45,7 +45,7 @@ def test_a_factor_larger_than_the_inputs():
         "factor 9 is larger than the 8 inputs of layer '0', so that some child would have none; give a "
         "factor from 1 to 8."
     )
-    refused(MODELS["mlp"]()[0], ModelError, message, factor=9)
+    assert_refused(MODELS["mlp"]()[0], ModelError, message, factor=9)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_factor_larger_than_the_inputs():
     ],
 )
 def test_an_unknown_split_or_way_of_paying(arguments, message):
-    refused(MODELS["mlp"]()[0], ArgumentError, message, **arguments)
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_unknown_split_or_way_of_paying(arguments, message):
     ],
 )
 def test_a_split_that_does_not_fit_the_layer(arguments, message):
-    refused(MODELS["mlp"]()[0], ModelError, message, **arguments)
+    assert_refused(MODELS["mlp"]()[0], ModelError, message, **arguments)
 
 
 def test_what_is_no_module():
@@ -132,7 +132,7 @@ def test_what_is_no_module():
     ],
 )
 def test_nothing_to_expand(model, why):
-    refused(model, ModelError, f"there is nothing to expand in this {why}. {HINT}")
+    assert_refused(model, ModelError, f"there is nothing to expand in this {why}. {HINT}")
 
 
 @pytest.mark.parametrize(
@@ -158,12 +158,12 @@ def test_nothing_to_expand(model, why):
     ],
 )
 def test_layers_that_are_not_there_or_cannot_be_expanded(layers, message):
-    refused(MODELS["skip"]()[0], ModelError, message, layers=layers)
+    assert_refused(MODELS["skip"]()[0], ModelError, message, layers=layers)
 
 
 def test_a_named_module_without_neurons():
     message = "layer '1' is a ReLU, which has no neurons of its own. Expandable: '0'."
-    refused(MODELS["mlp"]()[0], ModelError, message, layers=["1"])
+    assert_refused(MODELS["mlp"]()[0], ModelError, message, layers=["1"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -173,7 +173,7 @@ def test_weights_that_are_no_numbers(value, layer):
     with torch.no_grad():
         model.get_submodule(layer).weight[1, 1] = value
     message = f"the weight of layer '{layer}' has NaN or infinite entries; repair it first."
-    refused(model, ModelError, message)
+    assert_refused(model, ModelError, message)
 
 
 def test_weights_on_the_meta_device():
@@ -194,7 +194,7 @@ def test_copies_that_no_weights_can_pay_for():
     message = (
         "layer '0': factor 2 makes 15 copies, and only 12 weights could pay for them; give a smaller factor."
     )
-    refused(model, BudgetError, message)
+    assert_refused(model, BudgetError, message)
 
 
 def test_copies_that_no_columns_can_pay_for():
@@ -203,7 +203,7 @@ def test_copies_that_no_columns_can_pay_for():
         "for them; give a smaller factor or prune='magnitude'."
     )
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 10))
-    refused(model, BudgetError, message, split="shared", prune="columns")
+    assert_refused(model, BudgetError, message, split="shared", prune="columns")
 
 
 def test_columns_that_are_gone_already_cannot_pay_again():
@@ -223,7 +223,7 @@ def test_several_bad_arguments_are_reported_at_once():
         f"  - unknown split 'share'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'shared'?\n"
         "  - unknown prune 'x'; allowed are 'magnitude' and 'columns'."
     )
-    refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
 
 
 def test_several_layers_with_problems_are_reported_at_once():
@@ -236,14 +236,14 @@ def test_several_layers_with_problems_are_reported_at_once():
         "  - the weight of layer '2' has NaN or infinite entries; repair it first.\n"
         "  - layer '4': Groups has 2 labels, but the layer has 8 inputs; give one label for each input."
     )
-    refused(model, ModelError, message, split=fpe.Groups([0, 1]))
+    assert_refused(model, ModelError, message, split=fpe.Groups([0, 1]))
 
 
 def test_a_group_by_hand_without_a_batch_to_prove_it_on():
     message = (
         "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be proved."
     )
-    refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.Group("0", ("2",))])
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.Group("0", ("2",))])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_group_by_hand_without_a_batch_to_prove_it_on():
 )
 def test_a_group_by_hand_that_cannot_be_one(group, message):
     model, x = MODELS["skip"]()
-    refused(model, ModelError, message, layers=[group], example_inputs=x)
+    assert_refused(model, ModelError, message, layers=[group], example_inputs=x)
 
 
 def test_several_problems_of_a_group_by_hand_are_reported_at_once():
@@ -271,4 +271,4 @@ def test_several_problems_of_a_group_by_hand_are_reported_at_once():
         "  - '2': LayerNorm is over (3,), not over the 4 neurons."
     )
     group = fpe.Group("0", ("3",), ("2",))
-    refused(model, ModelError, message, layers=[group], example_inputs=torch.ones(1, 8))
+    assert_refused(model, ModelError, message, layers=[group], example_inputs=torch.ones(1, 8))
