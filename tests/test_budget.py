@@ -255,3 +255,15 @@ def test_a_way_of_paying_that_pays_too_little_is_refused():
         "the expanded model would have 47 non-zero parameters instead of 46; prune Largest() did not pay "
         "exactly for the copies."
     )
+
+
+@pytest.mark.parametrize("count", [1, 70_000, 150_000, 299_999])
+def test_the_sampled_threshold_is_the_sorted_one(count):
+    """In layers too large to be sorted whole, the smallest weights pay, as in small ones."""
+    weights = [torch.randn(500, 400), torch.randn(200, 500)]
+    masks = [torch.ones_like(w) for w in weights]
+    Magnitude().pay(weights, masks, count, 2)
+    size = torch.cat([w.abs().flatten() for w in weights])
+    kept = torch.cat([m.flatten() for m in masks]) > 0
+    assert int((~kept).sum()) == count
+    assert size[~kept].max() <= size[kept].min()
