@@ -267,7 +267,11 @@ def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor, weight: Tensor | None 
 
 def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
     """Return the share of samples whose class is predicted, 0 to 1, in evaluation mode."""
-    logits = predict_logits(model, X)
+    return accuracy_of(predict_logits(model, X), y)
+
+
+def accuracy_of(logits: Tensor, y: Tensor) -> float:
+    """Return the share of samples, 0 to 1, whose logits, (samples, outputs), say their class."""
     predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
     return float((predicted == y).double().mean())
 

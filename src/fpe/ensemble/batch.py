@@ -1,0 +1,226 @@
+"""Networks that are trained as one program, from the stacking to the writing back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fpe.ensemble.evaluation import validation_losses
+from fpe.ensemble.members import Member
+from fpe.ensemble.program import State, step_of, vary
+from fpe.ensemble.stack import Stack, cut, pad
+from fpe.errors import ArgumentError
+from fpe.training import Record
+
+#: Steps from which on compiling, which takes seconds, pays.
+WORTH_COMPILING = 2000
+
+
+class Batch:
+    """Members of one key, stacked.
+
+    Parameters
+    ----------
+    members : list of Member
+        What is trained. Those that stop early leave the list.
+    batch_size : int
+        Samples in a mini-batch.
+    epochs : int
+        How many lie ahead.
+    compile : bool or None
+        As for `fpe.ensemble.train`.
+    """
+
+    def __init__(self, members: list[Member], batch_size: int, epochs: int, compile: bool | None) -> None:
+        self.members = members
+        self.stack = Stack.of([member.network for member in members])
+        self.moments = _moments(members, "exp_avg"), _moments(members, "exp_avg_sq")
+        self.samples = len(members[0].X)
+        self.batch_size = min(batch_size, self.samples)
+        self.count = -(-self.samples // self.batch_size)
+        self.adam = members[0].adam
+        self.X, self.y, self.weight, self.first_row = _data(members, self.samples % self.batch_size != 0)
+        self.steps = self.X.new_tensor([m.steps for m in members], dtype=torch.float64)
+        rates = [m.optimizer.param_groups[0]["lr"] for m in members]
+        self.lr = self.X.new_tensor(rates, dtype=torch.float64)
+        for row, member in enumerate(members):
+            member.best = self._parameters(row)
+        if compile is None:
+            compile = epochs * self.count >= WORTH_COMPILING
+        shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
+        self.step = step_of(self.stack.layers, self.adam, compile, (*shape, self.X.dtype, self.X.device))
+
+    def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
+        """Train for so many epochs; networks, optimizers and generators are then up to date.
+
+        They are so too if training is interrupted, but for the parameters, which are those of the last
+        finished epoch.
+        """
+        try:
+            for epoch in range(1, epochs + 1):
+                if not self.members:
+                    break
+                finished = [p.clone() for p in self.stack.parameters]
+                records = self._run_epoch(epoch)
+                finished = self.stack.parameters
+                for member, record in zip(self.members, records, strict=True):
+                    member.history.append(record)
+                if on_epoch is not None:
+                    on_epoch(records)
+                if self.members[0].early_stopping is not None:
+                    self._let_stop(epoch)
+        except BaseException:
+            self.stack.parameters = finished
+            self._write_back()
+            raise
+        for row, member in enumerate(self.members):
+            if member.early_stopping is not None:
+                self._restore_best(row, member)
+        self._write_back()
+
+    def _run_epoch(self, epoch: int) -> list[Record]:
+        """Train for one epoch; return the record of each network."""
+        state = State(self.stack.parameters, *self.moments, self.stack.masks)
+        vary(state, self.X)
+        tensors = state.tensors()
+        data = self.X, self.y, self.weight
+        rates = self._rates()
+        means = [self.step(*tensors, *data, rows, rates[i]) for i, rows in enumerate(self._order())]
+        self.steps += self.count
+        sizes = torch.full((self.count, 1), self.batch_size, dtype=torch.float64, device=self.X.device)
+        sizes[-1] -= self.count * self.batch_size - self.samples
+        losses = ((torch.stack(means) * sizes).sum(dim=0) / self.samples).tolist()
+        for member, loss in zip(self.members, losses, strict=True):
+            if not loss < float("inf"):
+                raise ArgumentError(
+                    f"the loss of network {member.number} became {loss} in epoch {epoch}; use a smaller "
+                    "learning rate, or scale the inputs."
+                )
+        records: list[Record] = [{"epoch": epoch, "loss": loss} for loss in losses]
+        self._look_at_held_out(epoch, records)
+        return records
+
+    def _order(self) -> Tensor:
+        """Draw the rows of the epoch's mini-batches, (mini-batches, networks, batch)."""
+        generators = {id(member.generator): member.generator for member in self.members}
+        drawn = {key: torch.randperm(self.samples, generator=g) for key, g in generators.items()}
+        rows = torch.stack([drawn[id(member.generator)] for member in self.members])
+        rows = rows.to(self.X.device) + self.first_row.unsqueeze(1)
+        missing = self.count * self.batch_size - self.samples
+        rows = F.pad(rows, (0, missing), value=len(self.X) - 1)
+        return rows.view(len(rows), self.count, self.batch_size).transpose(0, 1).contiguous()
+
+    def _rates(self) -> Tensor:
+        """Return the factors of Adam's steps in this epoch, (mini-batches, 2, networks)."""
+        t = self.steps + torch.arange(1, self.count + 1, device=self.X.device).unsqueeze(1)
+        first, second = 1 - self.adam.beta1**t, 1 - self.adam.beta2**t
+        return torch.stack([self.lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
+
+    def _look_at_held_out(self, epoch: int, records: list[Record]) -> None:
+        """Add the loss on held-out data, where there is any, and remember the best parameters."""
+        stops = [member.early_stopping for member in self.members if member.early_stopping is not None]
+        if not stops:
+            return
+        held_out = [s.X for s in stops], [s.y for s in stops], [s.weight for s in stops]
+        losses = validation_losses(self.stack, *held_out)
+        for row, (member, loss) in enumerate(zip(self.members, losses, strict=True)):
+            records[row]["validation_loss"] = loss
+            if loss < member.lowest:
+                member.lowest, member.best_epoch = loss, epoch
+                member.best = self._parameters(row)
+
+    def _let_stop(self, epoch: int) -> None:
+        """Let the networks leave that have not become better for as long as their patience is."""
+        staying = []
+        for row, member in enumerate(self.members):
+            assert member.early_stopping is not None
+            if epoch - member.best_epoch < member.early_stopping.patience:
+                staying.append(row)
+            else:
+                self._restore_best(row, member)
+                self._write_back(row)
+        if len(staying) < len(self.members):
+            self._keep(staying)
+
+    def _parameters(self, row: int) -> list[Tensor]:
+        return [p[row].clone() for p in self.stack.parameters]
+
+    def _restore_best(self, row: int, member: Member) -> None:
+        for parameter, best in zip(self.stack.parameters, member.best, strict=True):
+            parameter[row] = best
+
+    def _keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        index = torch.tensor(rows, dtype=torch.long, device=self.X.device)
+        self.members = [self.members[row] for row in rows]
+        for tensors in (self.stack.parameters, self.stack.masks, *self.moments):
+            tensors[:] = [t[index] for t in tensors]
+        self.steps, self.lr, self.first_row = self.steps[index], self.lr[index], self.first_row[index]
+
+    def _write_back(self, only: int | None = None) -> None:
+        """Copy parameters and moments into networks and optimizers."""
+        for row, member in enumerate(self.members):
+            if only is None or row == only:
+                for k, p in enumerate(member.network.parameters()):
+                    with torch.no_grad():
+                        p.copy_(cut(self.stack.parameters[k][row], p))
+                    moments = [cut(moment[k][row], p).clone() for moment in self.moments]
+                    _set_state(member.optimizer, p, self.steps[row], *moments)
+
+
+def _moments(members: list[Member], name: str) -> list[Tensor]:
+    """Stack a moment of all optimizers; zero where they have taken no step."""
+    return pad(
+        [
+            [
+                m.optimizer.state[p][name] if m.optimizer.state.get(p) else torch.zeros_like(p)
+                for p in m.network.parameters()
+            ]
+            for m in members
+        ]
+    )
+
+
+def _set_state(
+    optimizer: torch.optim.Adam, parameter: Tensor, steps: Tensor, first: Tensor, second: Tensor
+) -> None:
+    group = optimizer.param_groups[0]
+    device = parameter.device if group["fused"] or group["capturable"] else "cpu"
+    step = steps.to(device, torch.float32)
+    optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
+
+def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Put the data sets of all members one after another.
+
+    Returns
+    -------
+    X, y : Tensor
+        All samples. Where mini-batches are uneven or samples weighted, a last one of no weight, which
+        fills mini-batches up.
+    weight : Tensor or None
+        Of each sample.
+    first_row : Tensor
+        Where each member's data set begins, (members,).
+    """
+    samples = len(members[0].X)
+    sources: dict[tuple[int, ...], Member] = {}
+    for member in members:
+        sources.setdefault(_source(member), member)
+    X, y = [m.X for m in sources.values()], [m.y for m in sources.values()]
+    weight = None
+    if uneven or members[0].weight is not None:
+        filler = X[0].new_zeros(1)
+        weights = [X[0].new_ones(samples) if m.weight is None else m.weight for m in sources.values()]
+        X, y = [*X, filler.expand(1, X[0].shape[1])], [*y, y[0].new_zeros(1)]
+        weight = torch.cat([*weights, filler])
+    order = list(sources)
+    first_row = torch.tensor([order.index(_source(m)) * samples for m in members], device=X[0].device)
+    return torch.cat(X), torch.cat(y), weight, first_row
+
+
+def _source(member: Member) -> tuple[int, ...]:
+    return id(member.X), id(member.y), id(member.weight)

@@ -1,0 +1,181 @@
+"""One step of training for a whole stack of networks, compiled where there is a compiler."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fpe.ensemble.stack import Layer, forward
+
+
+@dataclass(frozen=True)
+class Adam:
+    """The constants of ``torch.optim.Adam``; the learning rate comes with each step.
+
+    Attributes
+    ----------
+    beta1, beta2, eps, l2
+        As ``betas``, ``eps`` and ``weight_decay`` of the optimizer.
+    """
+
+    beta1: float
+    beta2: float
+    eps: float
+    l2: float
+
+
+@dataclass
+class State:
+    """What a step changes, each a list over the parameters of tensors (M, …), and the masks it obeys.
+
+    Attributes
+    ----------
+    parameters, first_moments, second_moments, masks : list of Tensor
+        As in `Stack` and in Adam.
+    """
+
+    parameters: list[Tensor]
+    first_moments: list[Tensor]
+    second_moments: list[Tensor]
+    masks: list[Tensor]
+
+    def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Return the four lists, as `step` takes them."""
+        return self.parameters, self.first_moments, self.second_moments, self.masks
+
+
+#: `_step` without its constants.
+Step = Callable[..., Tensor]
+
+
+def losses_of(logits: Tensor, y: Tensor) -> Tensor:
+    """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch)."""
+    if logits.shape[-1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[..., 0], y.to(logits.dtype), reduction="none")
+    return -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
+
+
+def _step(
+    layers: Sequence[Layer],
+    adam: Adam,
+    parameters: list[Tensor],
+    first_moments: list[Tensor],
+    second_moments: list[Tensor],
+    masks: list[Tensor],
+    X: Tensor,
+    y: Tensor,
+    weight: Tensor | None,
+    index: Tensor,
+    rates: Tensor,
+) -> Tensor:
+    """Take one mini-batch and one step of Adam for each network, in place.
+
+    Parameters
+    ----------
+    layers, adam
+        Constants of the program.
+    parameters, first_moments, second_moments, masks
+        See `State`.
+    X, y, weight : Tensor
+        All samples of all data sets: (samples, features), (samples,), (samples,) or None.
+    index : Tensor
+        Rows of the mini-batches, (M, batch).
+    rates : Tensor
+        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, M).
+
+    Returns
+    -------
+    Tensor
+        Each network's mean loss over its mini-batch before the step, (M,).
+    """
+    rows = index.reshape(-1)
+    batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
+    batch_y = y.index_select(0, rows).view(index.shape)
+
+    def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+        losses = losses_of(forward(layers, parameters, masks, batch_X), batch_y)
+        if weight is None:
+            means = losses.mean(dim=1)
+        else:
+            share = weight.index_select(0, rows).view(index.shape)
+            total = share.sum(dim=1).clamp_min(torch.finfo(losses.dtype).tiny)
+            means = (losses * share).sum(dim=1) / total
+        return means.sum(), means.detach()
+
+    gradients, losses = torch.func.grad(objective, has_aux=True)(parameters)
+    means: Tensor = losses
+    for p, gradient, m, v, mask in zip(
+        parameters, gradients, first_moments, second_moments, masks, strict=True
+    ):
+        each = (-1, *(1,) * (p.dim() - 1))
+        gradient = gradient * mask
+        if adam.l2:
+            gradient = gradient + adam.l2 * p
+        m.lerp_(gradient, 1 - adam.beta1)
+        v.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
+        p.sub_(rates[0].view(each) * m / (v.sqrt() * rates[1].view(each) + adam.eps))
+    return means
+
+
+@functools.cache
+def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
+    """Return the step for an architecture, made once in a process.
+
+    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers
+    of networks and of features may vary. Where nothing can be compiled it warns, once, and goes on
+    without.
+    """
+
+    def step(*arguments: Any) -> Tensor:
+        return _step(layers, adam, *arguments)
+
+    # The compiler keeps what it has compiled by code object, and few for each.
+    step.__code__ = step.__code__.replace()
+    return _Compiled(step) if compiled else step
+
+
+class _Compiled:
+    """A step that is compiled when it is first called."""
+
+    usable = True
+
+    def __init__(self, eager: Step) -> None:
+        self._eager = eager
+        self._fast = torch.compile(eager)
+        self._worked = False
+
+    def __call__(self, *arguments: Any) -> Tensor:
+        if not _Compiled.usable:
+            return self._eager(*arguments)
+        try:
+            means: Tensor = self._fast(*arguments)
+        except Exception as error:
+            if self._worked:
+                raise
+            _Compiled.usable = False
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(
+                f"torch.compile does not work here ({reason}); training goes on without it, some three times "
+                "slower. It needs a C++ compiler, such as g++.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self._eager(*arguments)
+        self._worked = True
+        return means
+
+
+def vary(state: State, X: Tensor) -> None:
+    """Tell the compiler what may differ from call to call: the number of networks and of features."""
+    for tensors in state.tensors():
+        for tensor in tensors:
+            torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        torch._dynamo.maybe_mark_dynamic(tensors[0], 2)
+    torch._dynamo.maybe_mark_dynamic(X, 1)
