@@ -79,7 +79,7 @@ def validation_losses(
     stack: Stack, inputs: Sequence[Tensor], labels: Sequence[Tensor], weights: Sequence[Tensor | None]
 ) -> list[float]:
     """Return each network's mean loss on its held-out samples, weighted where there are weights."""
-    losses = losses_of(stack_logits(stack, inputs), torch.stack(list(labels)))
+    losses = losses_of(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
     means = []
     for loss, weight in zip(losses, weights, strict=True):
         total = None if weight is None else weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)

@@ -56,9 +56,12 @@ Step = Callable[..., Tensor]
 
 
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch)."""
+    """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch).
+
+    The class numbers are as `Stack.labels` makes them.
+    """
     if logits.shape[-1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[..., 0], y.to(logits.dtype), reduction="none")
+        return F.binary_cross_entropy_with_logits(logits[..., 0], y, reduction="none")
     return -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
 
 
@@ -172,10 +175,11 @@ class _Compiled:
         return means
 
 
-def vary(state: State, X: Tensor) -> None:
+def vary(state: State, X: Tensor, rows: Tensor, rates: Tensor) -> None:
     """Tell the compiler what may differ from call to call: the number of networks and of features."""
     for tensors in state.tensors():
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        torch._dynamo.maybe_mark_dynamic(tensors[0], 2)
-    torch._dynamo.maybe_mark_dynamic(X, 1)
+        torch._dynamo.maybe_mark_dynamic(tensors[0], 1)
+    for tensor, dim in ((X, 1), (rows, 0), (rates, 1)):
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)

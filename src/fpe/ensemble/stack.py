@@ -1,7 +1,8 @@
 """Networks of one architecture as batched tensors, and back.
 
 Parameter k of all M networks is one tensor of shape (M, …), padded with zeros to the widest network. A
-mask of the same shape is 1 where the entry is free and 0 where it is padding or held at zero.
+mask of the same shape is 1 where the entry is free and 0 where it is padding or held at zero. Weights
+stand as (M, inputs, outputs), transposed, so that neither their product nor its gradient needs it.
 """
 
 from __future__ import annotations
@@ -99,13 +100,22 @@ class Stack:
         parameters = pad([list(network.parameters()) for network in networks])
         return cls(architecture(networks[0]), parameters, pad([_masks(network) for network in networks]))
 
+    @property
+    def outputs(self) -> int:
+        """Logits of each network."""
+        return [p for p in self.parameters if p.dim() == 3][-1].shape[2]
+
+    def labels(self, y: Tensor) -> Tensor:
+        """Give class numbers the type that `losses_of` takes: the weights' where there is one logit."""
+        return y.to(self.parameters[0].dtype) if self.outputs == 1 else y
+
 
 def pad(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Stack tensor k of every row, each padded with zeros to the largest."""
+    """Stack tensor k of every row, transposed if it is a matrix, each padded with zeros to the largest."""
     stacked = []
     for column in zip(*rows, strict=True):
         shape = [max(sizes) for sizes in zip(*(t.shape for t in column), strict=True)]
-        whole = column[0].detach().new_zeros(len(column), *shape)
+        whole = column[0].detach().new_zeros(len(column), *reversed(shape))
         for i, tensor in enumerate(column):
             cut(whole[i], tensor).copy_(tensor.detach())
         stacked.append(whole)
@@ -113,8 +123,8 @@ def pad(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def cut(padded: Tensor, like: Tensor) -> Tensor:
-    """Return the view of a padded tensor that has the shape of `like`."""
-    return padded[tuple(slice(size) for size in like.shape)]
+    """Return the view of a padded tensor that stands for a network's tensor of the shape of `like`."""
+    return padded[tuple(slice(size) for size in reversed(like.shape))].t()
 
 
 def _masks(network: nn.Module) -> list[Tensor]:
@@ -137,13 +147,13 @@ def forward(
         if layer.kind is nn.Linear:
             weight, _ = next(rest)
             bias = next(rest)[0].unsqueeze(1) if layer.bias else None
-            if weight.shape[1] == 1:  # one output: a sum, which a compiler fuses with what stands before it
-                x = (x * weight).sum(dim=-1, keepdim=True)
+            if weight.shape[2] == 1:  # one output: a sum, which a compiler fuses with what stands before it
+                x = (x * weight.transpose(1, 2)).sum(dim=-1, keepdim=True)
                 x = x if bias is None else x + bias
             elif bias is None:
-                x = torch.bmm(x, weight.transpose(1, 2))
+                x = torch.bmm(x, weight)
             else:
-                x = torch.baddbmm(bias, x, weight.transpose(1, 2))
+                x = torch.baddbmm(bias, x, weight)
         elif layer.kind is nn.LayerNorm:
             (weight, real), bias = next(rest), next(rest)[0] if layer.bias else None
             x = _layer_norm(x, weight, bias, real, layer.eps)
