@@ -1,5 +1,6 @@
-"""Data sets: from a name or a file to arrays that are checked, split and counted."""
+"""Data sets: from a name, a file or a formula to arrays that are checked, split and counted."""
 
 from fpe.data.dataset import Dataset, load
+from fpe.data.dnf import DNF, dnf
 
-__all__ = ["Dataset", "load"]
+__all__ = ["DNF", "Dataset", "dnf", "load"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,7 @@ class Batch:
 
     def __init__(self, members: list[Member], batch_size: int, epochs: int, compile: bool | None) -> None:
         _keep_memory()
-        self.members = members
+        self.members = members = sorted(members, key=_mini_batches)
         self.stack = Stack.of([member.network for member in members])
         self.moments = _moments(members, "exp_avg"), _moments(members, "exp_avg_sq")
         self.samples = len(members[0].X)
@@ -50,10 +51,16 @@ class Batch:
         self.lr = self.X.new_tensor(rates, dtype=torch.float64)
         for row, member in enumerate(members):
             member.best = self._parameters(row)
-        if compile is None:
-            compile = epochs * self.count >= WORTH_COMPILING
+        self.compiled = epochs * self.count >= WORTH_COMPILING if compile is None else compile
+        self._choose_step()
+
+    def _choose_step(self) -> None:
+        """Let networks that see the same mini-batches read them together, if each has as many like it."""
+        alike = Counter(_mini_batches(member) for member in self.members)
+        self.readers = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
         shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
-        self.step = step_of(self.stack.layers, self.adam, compile, (*shape, self.X.dtype, self.X.device))
+        constants = self.stack.layers, self.adam, self.readers, self.compiled
+        self.step = step_of(*constants, (*shape, self.X.dtype, self.X.device))
 
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
         """Train for so many epochs; networks, optimizers and generators are then up to date.
@@ -106,14 +113,12 @@ class Batch:
         return records
 
     def _order(self) -> Tensor:
-        """Draw the rows of the epoch's mini-batches, (mini-batches, networks, batch)."""
+        """Draw the rows of the epoch's mini-batches, (mini-batches, networks / readers, batch)."""
         generators = {id(member.generator): member.generator for member in self.members}
-        drawn = torch.empty(len(generators), self.samples, dtype=torch.long)
-        for row, generator in zip(drawn, generators.values(), strict=True):
-            torch.randperm(self.samples, generator=generator, out=row)
-        of_member = [list(generators).index(id(member.generator)) for member in self.members]
-        rows = drawn[of_member]
-        rows = rows.to(self.X.device) + self.first_row.unsqueeze(1)
+        drawn = {key: torch.randperm(self.samples, generator=g) for key, g in generators.items()}
+        first = self.members[:: self.readers]
+        rows = torch.stack([drawn[id(member.generator)] for member in first]).to(self.X.device)
+        rows += self.first_row[:: self.readers].unsqueeze(1)
         missing = self.count * self.batch_size - self.samples
         rows = F.pad(rows, (0, missing), value=len(self.X) - 1)
         return rows.view(len(rows), self.count, self.batch_size).transpose(0, 1).contiguous()
@@ -164,6 +169,8 @@ class Batch:
         for tensors in (self.stack.parameters, self.stack.masks, *self.moments):
             tensors[:] = [t[index] for t in tensors]
         self.steps, self.lr, self.first_row = self.steps[index], self.lr[index], self.first_row[index]
+        if self.members:
+            self._choose_step()
 
     def _write_back(self, only: int | None = None) -> None:
         """Copy parameters and moments into networks and optimizers."""
@@ -234,6 +241,11 @@ def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor |
     order = list(sources)
     first_row = torch.tensor([order.index(_source(m)) * samples for m in members], device=X[0].device)
     return torch.cat(X), torch.cat(y), weight, first_row
+
+
+def _mini_batches(member: Member) -> tuple[int, ...]:
+    """Return what is the same for networks that see the same mini-batches."""
+    return *_source(member), id(member.generator)
 
 
 def _source(member: Member) -> tuple[int, ...]:

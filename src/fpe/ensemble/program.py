@@ -68,6 +68,7 @@ def losses_of(logits: Tensor, y: Tensor) -> Tensor:
 def _step(
     layers: Sequence[Layer],
     adam: Adam,
+    readers: int,
     parameters: list[Tensor],
     first_moments: list[Tensor],
     second_moments: list[Tensor],
@@ -82,14 +83,14 @@ def _step(
 
     Parameters
     ----------
-    layers, adam
-        Constants of the program.
+    layers, adam, readers
+        Constants of the program; of the networks so many in a row read the same mini-batches.
     parameters, first_moments, second_moments, masks
         See `State`.
     X, y, weight : Tensor
         All samples of all data sets: (samples, features), (samples,), (samples,) or None.
     index : Tensor
-        Rows of the mini-batches, (M, batch).
+        Rows of the mini-batches, (M / readers, batch).
     rates : Tensor
         ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, M).
 
@@ -100,14 +101,14 @@ def _step(
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
-    batch_y = y.index_select(0, rows).view(index.shape)
+    batch_y = _for_each(y.index_select(0, rows).view(index.shape), readers)
 
     def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-        losses = losses_of(forward(layers, parameters, masks, batch_X), batch_y)
+        losses = losses_of(forward(layers, parameters, masks, batch_X, readers), batch_y)
         if weight is None:
             means = losses.mean(dim=1)
         else:
-            share = weight.index_select(0, rows).view(index.shape)
+            share = _for_each(weight.index_select(0, rows).view(index.shape), readers)
             total = share.sum(dim=1).clamp_min(torch.finfo(losses.dtype).tiny)
             means = (losses * share).sum(dim=1) / total
         return means.sum(), means.detach()
@@ -127,8 +128,13 @@ def _step(
     return means
 
 
+def _for_each(values: Tensor, readers: int) -> Tensor:
+    """Give each network its own: (M / readers, batch) to (M, batch)."""
+    return values.unsqueeze(1).expand(-1, readers, -1).flatten(0, 1)
+
+
 @functools.cache
-def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
+def step_of(layers: tuple[Layer, ...], adam: Adam, readers: int, compiled: bool, shape: Hashable) -> Step:
     """Return the step for an architecture, made once in a process.
 
     Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers
@@ -137,7 +143,7 @@ def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashab
     """
 
     def step(*arguments: Any) -> Tensor:
-        return _step(layers, adam, *arguments)
+        return _step(layers, adam, readers, *arguments)
 
     # The compiler keeps what it has compiled by code object, and few for each.
     step.__code__ = step.__code__.replace()

@@ -139,16 +139,26 @@ def _masks(network: nn.Module) -> list[Tensor]:
 
 
 def forward(
-    layers: Sequence[Layer], parameters: Sequence[Tensor], masks: Sequence[Tensor], x: Tensor
+    layers: Sequence[Layer],
+    parameters: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    x: Tensor,
+    readers: int = 1,
 ) -> Tensor:
-    """Apply M networks to their inputs: (M, batch, features) to (M, batch, outputs)."""
+    """Apply M networks to their inputs: (M / readers, batch, features) to (M, batch, outputs).
+
+    So many networks in a row read the same inputs; their first layers are then one wide product.
+    """
     rest = iter(zip(parameters, masks, strict=True))
-    for layer in layers:
+    for place, layer in enumerate(layers):
         if layer.kind is nn.Linear:
             weight, _ = next(rest)
             bias = next(rest)[0].unsqueeze(1) if layer.bias else None
-            if weight.shape[2] == 1:  # one output: a sum, which a compiler fuses with what stands before it
+            if weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with what is before it
                 x = (x * weight.transpose(1, 2)).sum(dim=-1, keepdim=True)
+                x = x if bias is None else x + bias
+            elif place == 0 and readers > 1:
+                x = _wide_product(x, weight, readers)
                 x = x if bias is None else x + bias
             elif bias is None:
                 x = torch.bmm(x, weight)
@@ -160,6 +170,14 @@ def forward(
         else:
             x = ACTIVATIONS[layer.kind](x)
     return x
+
+
+def _wide_product(x: Tensor, weight: Tensor, readers: int) -> Tensor:
+    """Multiply (M / readers, batch, inputs) by (M, inputs, outputs) to (M, batch, outputs)."""
+    groups, batch, inputs = x.shape
+    together = weight.view(groups, readers, inputs, -1).transpose(1, 2).reshape(groups, inputs, -1)
+    product = torch.bmm(x, together).view(groups, batch, readers, -1)
+    return product.transpose(1, 2).reshape(groups * readers, batch, -1)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor, eps: float) -> Tensor:
