@@ -108,8 +108,7 @@ def dnf(
 
 def satisfied(on: np.ndarray, literals: int) -> np.ndarray:
     """Return which clauses have all their literals on: (samples, variables) to (samples, clauses)."""
-    result: np.ndarray = on.reshape(len(on), -1, literals).all(axis=2)
-    return result
+    return np.asarray(np.all(on.reshape(len(on), -1, literals), axis=2))
 
 
 def _bounds(
@@ -168,7 +167,7 @@ def _turn_on(
         keys[rows, first] -= np.uint32(2**31)
     ranked = np.sort(keys, axis=1)
     every = np.arange(len(counts))
-    on: np.ndarray = keys <= ranked[every, np.maximum(counts, 1) - 1][:, None]
+    on = np.asarray(keys <= ranked[every, np.maximum(counts, 1) - 1][:, None])
     on[counts == 0] = False
     tied = np.flatnonzero(on.sum(axis=1) != counts)  # two equal keys, in one of ten million rows
     if tied.size:

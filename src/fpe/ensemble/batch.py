@@ -59,8 +59,9 @@ class Batch:
         alike = Counter(_mini_batches(member) for member in self.members)
         self.readers = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
         shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
-        constants = self.stack.layers, self.adam, self.readers, self.compiled
-        self.step = step_of(*constants, (*shape, self.X.dtype, self.X.device))
+        self.step = step_of(
+            self.stack.layers, self.adam, self.compiled, (*shape, self.X.dtype, self.X.device)
+        )
 
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
         """Train for so many epochs; networks, optimizers and generators are then up to date.
@@ -92,12 +93,13 @@ class Batch:
 
     def _run_epoch(self, epoch: int) -> list[Record]:
         """Train for one epoch; return the record of each network."""
-        state = State(self.stack.parameters, *self.moments, self.stack.masks)
+        lists = (self.stack.parameters, *self.moments, self.stack.masks)
+        state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
         means: list[Tensor] = []
         for rows, rates in zip(self._order(), self._rates(), strict=True):
             if not means:
                 vary(state, self.X, rows, rates)
-            means.append(self.step(*state.tensors(), self.X, self.y, self.weight, rows, rates))
+            means.append(self.step(*state.tensors(), self.X, self.y, self.weight, rows, rates).flatten())
         self.steps += self.count
         sizes = torch.full((self.count, 1), self.batch_size, dtype=torch.float64, device=self.X.device)
         sizes[-1] -= self.count * self.batch_size - self.samples
@@ -113,7 +115,7 @@ class Batch:
         return records
 
     def _order(self) -> Tensor:
-        """Draw the rows of the epoch's mini-batches, (mini-batches, networks / readers, batch)."""
+        """Draw the rows of the epoch's mini-batches, (mini-batches, groups, batch)."""
         generators = {id(member.generator): member.generator for member in self.members}
         drawn = {key: torch.randperm(self.samples, generator=g) for key, g in generators.items()}
         first = self.members[:: self.readers]
@@ -124,10 +126,15 @@ class Batch:
         return rows.view(len(rows), self.count, self.batch_size).transpose(0, 1).contiguous()
 
     def _rates(self) -> Tensor:
-        """Return the factors of Adam's steps in this epoch, (mini-batches, 2, networks)."""
+        """Return the factors of Adam's steps in this epoch, (mini-batches, 2, groups, readers)."""
         t = self.steps + torch.arange(1, self.count + 1, device=self.X.device).unsqueeze(1)
         first, second = 1 - self.adam.beta1**t, 1 - self.adam.beta2**t
-        return torch.stack([self.lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
+        rates = torch.stack([self.lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
+        return rates.view(self.count, 2, -1, self.readers)
+
+    def _grouped(self, tensor: Tensor) -> Tensor:
+        """View (networks, …) as (groups, readers, …)."""
+        return tensor.view(-1, self.readers, *tensor.shape[1:])
 
     def _look_at_held_out(self, epoch: int, records: list[Record]) -> None:
         """Add the loss on held-out data, where there is any, and remember the best parameters."""

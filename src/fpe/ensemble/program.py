@@ -33,7 +33,9 @@ class Adam:
 
 @dataclass
 class State:
-    """What a step changes, each a list over the parameters of tensors (M, …), and the masks it obeys.
+    """What a step changes, each a list over the parameters, and the masks it obeys.
+
+    All tensors are (groups, readers, …): the networks of a group read the same mini-batches.
 
     Attributes
     ----------
@@ -68,7 +70,6 @@ def losses_of(logits: Tensor, y: Tensor) -> Tensor:
 def _step(
     layers: Sequence[Layer],
     adam: Adam,
-    readers: int,
     parameters: list[Tensor],
     first_moments: list[Tensor],
     second_moments: list[Tensor],
@@ -83,42 +84,45 @@ def _step(
 
     Parameters
     ----------
-    layers, adam, readers
-        Constants of the program; of the networks so many in a row read the same mini-batches.
+    layers, adam
+        Constants of the program.
     parameters, first_moments, second_moments, masks
         See `State`.
     X, y, weight : Tensor
         All samples of all data sets: (samples, features), (samples,), (samples,) or None.
     index : Tensor
-        Rows of the mini-batches, (M / readers, batch).
+        Rows of the mini-batches, (groups, batch).
     rates : Tensor
-        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, M).
+        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, readers).
 
     Returns
     -------
     Tensor
-        Each network's mean loss over its mini-batch before the step, (M,).
+        Each network's mean loss over its mini-batch before the step, (groups, readers).
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
-    batch_y = _for_each(y.index_select(0, rows).view(index.shape), readers)
+    batch_y = y.index_select(0, rows).view(index.shape)
+    groups, readers = parameters[0].shape[:2]
 
     def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
-        losses = losses_of(forward(layers, parameters, masks, batch_X, readers), batch_y)
+        networks = [p.flatten(0, 1) for p in parameters], [mask.flatten(0, 1) for mask in masks]
+        logits = forward(layers, *networks, batch_X, readers)
+        losses = losses_of(logits, _for_each(batch_y, readers))
         if weight is None:
             means = losses.mean(dim=1)
         else:
             share = _for_each(weight.index_select(0, rows).view(index.shape), readers)
             total = share.sum(dim=1).clamp_min(torch.finfo(losses.dtype).tiny)
             means = (losses * share).sum(dim=1) / total
-        return means.sum(), means.detach()
+        return means.sum(), means.detach().view(groups, readers)
 
     gradients, losses = torch.func.grad(objective, has_aux=True)(parameters)
     means: Tensor = losses
     for p, gradient, m, v, mask in zip(
         parameters, gradients, first_moments, second_moments, masks, strict=True
     ):
-        each = (-1, *(1,) * (p.dim() - 1))
+        each = (groups, readers, *(1,) * (p.dim() - 2))
         gradient = gradient * mask
         if adam.l2:
             gradient = gradient + adam.l2 * p
@@ -129,12 +133,12 @@ def _step(
 
 
 def _for_each(values: Tensor, readers: int) -> Tensor:
-    """Give each network its own: (M / readers, batch) to (M, batch)."""
+    """Give each network its own: (groups, batch) to (groups × readers, batch)."""
     return values.unsqueeze(1).expand(-1, readers, -1).flatten(0, 1)
 
 
 @functools.cache
-def step_of(layers: tuple[Layer, ...], adam: Adam, readers: int, compiled: bool, shape: Hashable) -> Step:
+def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
     """Return the step for an architecture, made once in a process.
 
     Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers
@@ -143,7 +147,7 @@ def step_of(layers: tuple[Layer, ...], adam: Adam, readers: int, compiled: bool,
     """
 
     def step(*arguments: Any) -> Tensor:
-        return _step(layers, adam, readers, *arguments)
+        return _step(layers, adam, *arguments)
 
     # The compiler keeps what it has compiled by code object, and few for each.
     step.__code__ = step.__code__.replace()
@@ -182,10 +186,11 @@ class _Compiled:
 
 
 def vary(state: State, X: Tensor, rows: Tensor, rates: Tensor) -> None:
-    """Tell the compiler what may differ from call to call: the number of networks and of features."""
+    """Tell the compiler what may differ from call to call: the numbers of networks and of features."""
     for tensors in state.tensors():
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        torch._dynamo.maybe_mark_dynamic(tensors[0], 1)
-    for tensor, dim in ((X, 1), (rows, 0), (rates, 1)):
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)
+        torch._dynamo.maybe_mark_dynamic(tensors[0], 2)
+    for tensor, dim in ((X, 0), (X, 1), (rows, 0), (rates, 1), (rates, 2)):
         torch._dynamo.maybe_mark_dynamic(tensor, dim)

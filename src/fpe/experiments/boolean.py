@@ -1,16 +1,18 @@
 """The paper's Boolean setting (3.1 and 3.2): networks that learn one formula, dense and expanded.
 
-A *cell* is a number of clauses and a number of dense neurons; its trials have their own data and their
-own networks. Of each trial's dense network three go on after the warm-up, with the same mini-batches in
-the same order: as it is, expanded by clauses, and expanded at random.
+A *row* is a number of clauses with several numbers of dense neurons. Each of its trials has its own data,
+which its networks of all widths read in the same order. After the warm-up each dense network goes on
+three times: as it is, expanded by clauses, and expanded at random.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from fpe.data import dnf
 from fpe.expansion import expand
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
+from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.partition import Groups
 from fpe.training import adam
@@ -30,7 +33,7 @@ KINDS = ("dense", "clause", "random")
 
 @dataclass(frozen=True)
 class BooleanConfig:
-    """How the networks of a cell are made and trained; the defaults come nearest to the paper's case study.
+    """How the networks are made and trained; the defaults come nearest to the paper's case study.
 
     Attributes
     ----------
@@ -57,8 +60,8 @@ class BooleanConfig:
     warmup_epochs: int = 1000
     epochs: int = 1000
     batch_size: int = 500
-    lr: float = 3e-3
-    l2: float = 0.0
+    lr: float = 1e-2
+    l2: float = 1e-4
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -68,108 +71,126 @@ class BooleanConfig:
 
 @dataclass
 class _Trial:
-    """Data and networks of one trial."""
+    """What the networks of one trial learn from, and the order in which they do."""
 
+    number: int
     seed: int
     X: Tensor
     y: Tensor
     X_test: Tensor
     y_test: Tensor
-    dense: nn.Module
     generator: torch.Generator
 
 
-def run_cell(config: BooleanConfig, clauses: int, neurons: int, trials: int) -> dict[str, Any]:
-    """Train the networks of a cell, all trials at once, and measure them. On one thread.
+@dataclass
+class _Network:
+    """A network of a trial; `neurons` is the dense network's number of them."""
+
+    kind: str
+    trial: _Trial
+    neurons: int
+    network: nn.Module
+    optimizer: torch.optim.Adam
+
+
+def run_row(
+    config: BooleanConfig, clauses: int, neurons: Sequence[int], first_trial: int, trials: int
+) -> dict[str, Any]:
+    """Train the networks of a row, all at once, and measure them. On one thread.
 
     Parameters
     ----------
     config : BooleanConfig
         How.
-    clauses, neurons : int
-        Clauses of the formulas and hidden neurons of the dense networks.
-    trials : int
-        How many.
+    clauses : int
+        Clauses of the formula.
+    neurons : sequence of int
+        Numbers of hidden neurons of the dense networks.
+    first_trial, trials : int
+        Number of the first trial, and how many.
 
     Returns
     -------
     dict
-        ``clauses``, ``neurons`` and ``trials``: for each trial and each of `KINDS` the accuracy on
-        test and training data, non-zeros, interference, and the weight of the first layer.
+        ``networks``: one record for each trial, number of neurons and kind, with its accuracy on test
+        and training data, non-zeros, interference, coverage of the clauses, and first weight.
     """
     with one_thread():
-        made = [_make(config, clauses, neurons, config.seed + t) for t in range(trials)]
-        groups = Groups(dnf(clauses, config.literals, 4).labels)
-        optimizers = [adam(trial.dense, config.lr, config.l2) for trial in made]
-        _train([trial.dense for trial in made], made, optimizers, config.warmup_epochs, config)
-
-        networks = {"dense": [trial.dense for trial in made]}
-        for kind, split in (("clause", groups), ("random", "random")):
-            networks[kind] = [
-                expand(trial.dense, config.factor, split, seed=trial.seed)  # type: ignore[arg-type]
-                for trial in made
-            ]
-            optimizers += [adam(network, config.lr, config.l2) for network in networks[kind]]
-        everything = [network for kind in KINDS for network in networks[kind]]
-        _train(everything, made * len(KINDS), optimizers, config.epochs, config)
-
-        measures = {kind: _measure(networks[kind], made, config.literals) for kind in KINDS}
-    return {
-        "clauses": clauses,
-        "neurons": neurons,
-        "trials": [
-            {"trial": t, "seed": trial.seed, **{kind: measures[kind][t] for kind in KINDS}}
-            for t, trial in enumerate(made)
-        ],
-    }
+        every = [_make_trial(config, clauses, first_trial + t) for t in range(trials)]
+        groups = Groups(np.repeat(np.arange(clauses), config.literals))
+        dense = [_start(config, clauses, trial, h) for trial in every for h in neurons]
+        _train(dense, config.warmup_epochs, config)
+        networks = dense + [
+            _expanded(config, parent, kind, split)
+            for kind, split in (("clause", groups), ("random", "random"))
+            for parent in dense
+        ]
+        _train(networks, config.epochs, config)
+        return {"networks": _measure(networks, clauses, config.literals)}
 
 
-def _make(config: BooleanConfig, clauses: int, neurons: int, seed: int) -> _Trial:
+def _make_trial(config: BooleanConfig, clauses: int, number: int) -> _Trial:
+    seed = config.seed + number
     train = dnf(clauses, config.literals, config.samples, seed=2 * seed)
     test = dnf(clauses, config.literals, config.test_samples, seed=2 * seed + 1)
     X, y, X_test, y_test = (torch.from_numpy(a) for a in (train.X, train.y, test.X, test.y))
-    dense = mlp(clauses * config.literals, neurons, 1, seed=seed)
-    return _Trial(seed, X, y, X_test, y_test, dense, torch.Generator().manual_seed(seed))
+    return _Trial(number, seed, X, y, X_test, y_test, torch.Generator().manual_seed(seed))
 
 
-def _train(
-    networks: list[nn.Module],
-    trials: list[_Trial],
-    optimizers: list[torch.optim.Adam],
-    epochs: int,
-    config: BooleanConfig,
-) -> None:
+def _start(config: BooleanConfig, clauses: int, trial: _Trial, neurons: int) -> _Network:
+    network = mlp(clauses * config.literals, neurons, 1, seed=trial.seed)
+    return _Network("dense", trial, neurons, network, adam(network, config.lr, config.l2))
+
+
+def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Groups) -> _Network:
+    network = expand(parent.network, config.factor, split, seed=parent.trial.seed)
+    return _Network(kind, parent.trial, parent.neurons, network, adam(network, config.lr, config.l2))
+
+
+def _train(networks: Sequence[_Network], epochs: int, config: BooleanConfig) -> None:
     ensemble.train(
-        networks,
-        [trial.X for trial in trials],
-        [trial.y for trial in trials],
+        [n.network for n in networks],
+        [n.trial.X for n in networks],
+        [n.trial.y for n in networks],
         epochs=epochs,
-        optimizers=optimizers,
-        generators=[trial.generator for trial in trials],
+        optimizers=[n.optimizer for n in networks],
+        generators=[n.trial.generator for n in networks],
         batch_size=config.batch_size,
     )
 
 
-def _measure(networks: list[nn.Module], trials: list[_Trial], literals: int) -> list[dict[str, Any]]:
-    """Measure the networks of one kind."""
-    test = ensemble.accuracies(networks, [t.X_test for t in trials], [t.y_test for t in trials])
-    train = ensemble.accuracies(networks, [t.X for t in trials], [t.y for t in trials])
-    measures = []
-    for network, test_accuracy, train_accuracy in zip(networks, test, train, strict=True):
-        weight = network.get_submodule("0").weight
-        assert isinstance(weight, Tensor)
-        weight = weight.detach()
-        by_clause = weight.view(len(weight), -1, literals).sum(dim=2)
-        measures.append(
-            {
-                "neurons": len(weight),
-                "nonzero": count_nonzero(network),
-                "accuracy": test_accuracy,
-                "train_accuracy": train_accuracy,
-                "capacity": total_capacity(weight),
-                "clause_capacity": total_capacity(by_clause),
-                "cosine": mean_cosine_similarity(weight),
-                "weight": [[round(v, 4) for v in row] for row in weight.tolist()],
-            }
-        )
-    return measures
+def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[dict[str, Any]]:
+    models = [n.network for n in networks]
+    test = ensemble.accuracies(models, [n.trial.X_test for n in networks], [n.trial.y_test for n in networks])
+    train = ensemble.accuracies(models, [n.trial.X for n in networks], [n.trial.y for n in networks])
+    return [
+        {
+            "clauses": clauses,
+            "neurons": n.neurons,
+            "trial": n.trial.number,
+            "seed": n.trial.seed,
+            "kind": n.kind,
+            "nonzero": count_nonzero(n.network),
+            "accuracy": test_accuracy,
+            "train_accuracy": train_accuracy,
+            **_interference(n.network.get_submodule("0"), literals),
+        }
+        for n, test_accuracy, train_accuracy in zip(networks, test, train, strict=True)
+    ]
+
+
+def _interference(layer: nn.Module, literals: int) -> dict[str, Any]:
+    """Measure the first layer: its weight, and which clauses its neurons can see whole (A.5)."""
+    weight = layer.weight.detach()  # type: ignore[operator]
+    mask = layer.weight_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
+    covered = mask.bool().view(len(mask), -1, literals).all(dim=2)
+    seen = covered.sum(dim=1)
+    return {
+        "capacity": total_capacity(weight),
+        "clause_capacity": total_capacity(weight.view(len(weight), -1, literals).sum(dim=2)),
+        "cosine": mean_cosine_similarity(weight),
+        "covering": float(covered.double().mean()),
+        "covered_clauses": int(covered.any(dim=0).sum()),
+        "collisions": int((seen * (seen - 1) // 2).sum()),
+        "weight": [[round(v, 4) for v in row] for row in weight.tolist()],
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from fpe.checkpoint import save
 from fpe.data import Dataset
 from fpe.expansion import expand
 from fpe.experiments.config import FitConfig, dense_network
+from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.training import EarlyStopping, accuracy, adam, train
 
@@ -45,7 +44,7 @@ def run_trial(
         expansion, and the history of each epoch.
     """
     seed = config.seed + trial
-    with _one_thread():
+    with one_thread():
         X, y, X_test, y_test = (
             torch.from_numpy(a) for a in (dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test)
         )
@@ -120,14 +119,3 @@ def _hold_out(X: Tensor, y: Tensor, patience: int, seed: int) -> tuple[Tensor, T
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
     held, kept = order[: max(1, len(X) // 10)], order[max(1, len(X) // 10) :]
     return X[kept], y[kept], EarlyStopping(X[held], y[held], patience)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread, so that sums are added up in the same order however many run beside it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
