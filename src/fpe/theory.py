@@ -186,7 +186,7 @@ def _covered(setting: Setting, networks: int, rng: np.random.Generator) -> np.nd
     reads = np.arange(setting.inputs) < setting.inputs // setting.factor
     drawn = rng.permuted(np.broadcast_to(reads, (networks * neurons, setting.inputs)), axis=1)
     by_clause = drawn.reshape(networks, neurons, setting.clauses, setting.literals)
-    return np.asarray(np.all(by_clause, axis=3))
+    return np.asarray(by_clause.sum(axis=3) == setting.literals)
 
 
 def _estimate(values: np.ndarray) -> Estimate:

@@ -107,6 +107,7 @@ def _matrices(network: Network, literals: int) -> list[Lines | Points | Matrix]:
     factor = len(weight) // network["neurons"]
     letters = "abcdefghijklmnop"
     rows = [f"{i // factor + 1}{letters[i % factor] if factor > 1 else ''}" for i in range(len(weight))]
+    apart = factor if factor > 1 else 0
     title = f"{LABELS[network['kind']]}, trial {network['trial']}, {network['accuracy']:.1%}"
     gram = (weight.T @ weight).round(4).tolist()
     return [
@@ -117,7 +118,7 @@ def _matrices(network: Network, literals: int) -> list[Lines | Points | Matrix]:
             "neuron",
             inputs,
             rows,
-            (factor if factor > 1 else 0, literals),
+            (apart, literals),
         ),
         Matrix(f"Gram matrix: {title}", gram, "input", "input", inputs, inputs, (literals, literals)),
     ]
@@ -228,18 +229,13 @@ def heatmap(networks: Sequence[Network]) -> Findings:
         found.claims.append(
             sign_claim(f"{LABELS[kind]} improves on dense over the whole map", "mean", average, True, 1, " %")
         )
-        fewest = mean(
-            [
-                a - b
-                for h in rows
-                if h >= 8
-                for a, b in zip(gains[columns[1], h], gains[columns[0], h], strict=True)
-            ]
-        )
+        few, more = columns[:2]
+        wide = [h for h in rows if h >= 8]
+        fewest = mean([a - b for h in wide for a, b in zip(gains[more, h], gains[few, h], strict=True)])
         found.claims.append(
             sign_claim(
                 f"as clauses become fewer, the benefit of {LABELS[kind]} diminishes",
-                f"{columns[1]} against {columns[0]} clauses, 8 neurons and more",
+                f"{more} against {few} clauses, 8 neurons and more",
                 fewest,
                 True,
                 1,
@@ -255,7 +251,7 @@ def capacity(networks: Sequence[Network]) -> Findings:
 
 
 def orthogonality(networks: Sequence[Network]) -> Findings:
-    """Compare the mean cosine similarity of expanded and dense networks (figures 4a, 4b, bottom; table A2)."""
+    """Compare the mean cosine similarity of expanded and dense networks (4a, 4b, bottom; table A2)."""
     return _measure(networks, "cosine", "mean cosine similarity", up=False)
 
 
@@ -283,17 +279,15 @@ def _measure(networks: Sequence[Network], name: str, label: str, up: bool) -> Fi
             lines = [Line.of(kind, values[kind]) for kind in KINDS]
             found.figures.append(Lines(f"{label.capitalize()}, {fixed}", x, label, lines, 0.0))
         for kind in SPLITS:
-            differences = {
-                n: [a - b for a, b in zip(values[kind][n], values["dense"][n], strict=True)]
-                for n in values["dense"]
-            }
+            pairs = {n: zip(values[kind][n], dense, strict=True) for n, dense in values["dense"].items()}
+            differences = {n: [a - b for a, b in both] for n, both in pairs.items()}
             clear = [n for n, d in differences.items() if _clear(mean(d), up)]
             overall = mean([v for d in differences.values() for v in d])
             found.claims.append(
                 Claim(
                     f"{label} of {LABELS[kind]} is {'higher' if up else 'lower'} than dense"
                     f"{'' if up else ' for all but one setting'} ({fixed})",
-                    f"mean difference {overall.text(digits=3)}; its own interval excludes 0 in {len(clear)} of "
+                    f"mean difference {overall.text(digits=3)}; its interval excludes 0 in {len(clear)} of "
                     f"{len(differences)} settings",
                     _clear(overall, up),
                 )
@@ -306,11 +300,9 @@ def _clear(interval: Interval, up: bool) -> bool:
 
 
 def _measure_table(axis: str, values: dict[str, dict[float, list[float]]], title: str) -> Table:
+    factor = 1 if axis == "neurons" else 4
     rows = [
-        [
-            f"{n:g}" if axis == "neurons" else f"{4 * n:g}",
-            *(mean(values[k][n]).text(digits=3, sign=False) for k in KINDS),
-        ]
+        [f"{factor * n:g}", *(mean(values[k][n]).text(digits=3, sign=False) for k in KINDS)]
         for n in values["dense"]
     ]
     head = "neurons" if axis == "neurons" else "# literals"
@@ -346,7 +338,7 @@ def regression(networks: Sequence[Network]) -> Findings:
             found.claims.append(
                 sign_claim(
                     f"{LABELS[kind]}: relative improvement {'rises' if up else 'falls'} with the {label}",
-                    f"slope, interval from drawing trials again (correlation {_correlation(points[kind]):+.2f})",
+                    f"slope, trials drawn again (correlation {_correlation(points[kind]):+.2f})",
                     slope_over_trials(list(trials.values())),
                     up,
                     1 if up else 0.01,
