@@ -97,9 +97,10 @@ def _both_rows(quick: bool) -> list[Row]:
     return _neuron_rows(quick) + _clause_rows(quick)
 
 
-def _measure(
-    of: Callable[[list[dict[str, Any]]], Findings],
-) -> Callable[[list[dict[str, Any]], bool], Findings]:
+_Find = Callable[[list[dict[str, Any]], bool], Findings]
+
+
+def _find(of: Callable[[list[dict[str, Any]]], Findings]) -> _Find:
     return lambda networks, quick: of(networks)
 
 
