@@ -134,8 +134,7 @@ def fit(
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
     """  # noqa: D301
-    if jobs != -1 and jobs < 1:
-        raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
+    _check_jobs(jobs)
     from fpe.data import load
     from fpe.experiments.config import FitConfig
     from fpe.experiments.fit import run_fit
@@ -197,6 +196,78 @@ def plan(
     network, example_inputs = _made(model)
     result = make_plan(network, factor, split, prune, list(layers) or None, example_inputs, seed)
     click.echo(json.dumps(result.to_dict()) if as_json else str(result))
+
+
+@main.command(short_help="Make a figure or table of the paper again.")
+@click.argument("name")
+@click.option("--quick", is_flag=True, help="Fewer networks, trained for a shorter time: does it all work?")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: fpe-out/reproduce…]")
+@click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
+@click.option("--fresh", is_flag=True, help="Throw away the networks of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def reproduce(
+    name: str, quick: bool, seed: int, out: Path | None, jobs: int, fresh: bool, as_json: bool
+) -> None:
+    """Make NAME, a figure or table of the paper, again, and say how it compares.
+
+    NAME is an experiment, boolean or all; "list" says what there is. Run the same command again to go on
+    after Ctrl-C; networks that are trained already are not trained again, and experiments share them.
+
+    \b
+    Example:
+      fpe reproduce list
+      fpe reproduce case-study
+      fpe reproduce boolean --quick
+    """  # noqa: D301
+    _check_jobs(jobs)
+    if name == "list":
+        from fpe.report.text import catalogue_json, catalogue_text
+
+        click.echo(json.dumps(catalogue_json()) if as_json else catalogue_text())
+        return
+    from fpe.experiments.reproduce import count_rows
+    from fpe.experiments.reproduce import reproduce as run
+    from fpe.progress import progress_bar
+    from fpe.report.figures import draw
+    from fpe.report.page import write_page
+    from fpe.report.text import findings_text
+
+    folder = out or Path("fpe-out", "reproduce-quick" if quick else "reproduce")
+    with progress_bar(name, count_rows(name, quick), not as_json) as advance:
+        results = run(name, folder, quick, seed, jobs, fresh, advance)
+    for result in results.values():
+        draw(result, folder / result["name"] / "figure.png")
+    page = write_page(folder)
+    if as_json:
+        click.echo(json.dumps(results))
+        return
+    for result in results.values():
+        click.echo(findings_text(result))
+        click.echo(f"figure  {folder / result['name'] / 'figure.png'}\n")
+    click.echo(f"page    {page}")
+
+
+@main.command(short_help="Make the page of stored results again.")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: FOLDER/report.html]")
+@click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
+def report(folder: Path, out: Path | None, as_json: bool) -> None:
+    """Write one self-contained HTML page of the results that FOLDER holds.
+
+    \b
+    Example:
+      fpe report fpe-out/reproduce
+    """  # noqa: D301
+    from fpe.report.page import write_page
+
+    page = write_page(folder, out)
+    click.echo(json.dumps({"page": str(page)}) if as_json else f"page    {page}")
+
+
+def _check_jobs(jobs: int) -> None:
+    if jobs != -1 and jobs < 1:
+        raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
 
 
 def _made(name: str) -> tuple[Any, Any]:

@@ -170,7 +170,7 @@ def simulate(setting: Setting, networks: int = 20_000, seed: int = 0) -> dict[st
         covered = _covered(setting, count, rng)
         seen = covered.sum(axis=2)
         covering.append(covered.mean(axis=(1, 2)))
-        missed.append(~covered.any(axis=1).all(axis=1))
+        missed.append(covered.any(axis=1).sum(axis=1) < setting.clauses)
         collisions.append((seen * (seen - 1) // 2).sum(axis=1))
     ratio = np.concatenate(collisions) / max(1.0, setting.dense_collisions)
     return {
