@@ -186,7 +186,8 @@ class Batch:
                 for k, p in enumerate(member.network.parameters()):
                     with torch.no_grad():
                         p.copy_(cut(self.stack.parameters[k][row], p))
-                    moments = [cut(moment[k][row], p).clone() for moment in self.moments]
+                    # Adam's own kernels want its moments laid out like the parameter.
+                    moments = [torch.empty_like(p).copy_(cut(m[k][row], p)) for m in self.moments]
                     _set_state(member.optimizer, p, self.steps[row], *moments)
 
 

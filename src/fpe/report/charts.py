@@ -30,7 +30,7 @@ def chart(figure: dict[str, Any]) -> dict[str, Any]:
 
 def _colour(alt: Any, kinds: list[str]) -> Any:
     scale = alt.Scale(domain=[LABELS[k] for k in kinds], range=[COLOURS[k] for k in kinds])
-    return alt.Color("network:N", scale=scale, legend=alt.Legend(orient="top", title=None))
+    return alt.Color("network:N", scale=scale, legend=alt.Legend(orient="top", title=None, symbolOpacity=1))
 
 
 def _lines(figure: dict[str, Any]) -> Any:
@@ -98,12 +98,15 @@ def _matrix(figure: dict[str, Any]) -> Any:
     ]
     most = max(max(abs(r["value"]) for r in rows), 1e-12)
     scale = alt.Scale(scheme="redblue", reverse=True, domain=[-most, most])
-    return (
+    axis = alt.Axis(labelOverlap=True)
+    x = {"sort": figure["columns"], "title": figure["x"], "axis": axis}
+    y = {"sort": figure["rows"], "title": figure["y"], "axis": axis}
+    cells = (
         alt.Chart(alt.Data(values=rows))
         .mark_rect()
         .encode(
-            x=alt.X("column:N", sort=figure["columns"], title=figure["x"], axis=alt.Axis(labelOverlap=True)),
-            y=alt.Y("row:N", sort=figure["rows"], title=figure["y"], axis=alt.Axis(labelOverlap=True)),
+            x=alt.X("column:N", **x),
+            y=alt.Y("row:N", **y),
             color=alt.Color("value:Q", scale=scale, legend=alt.Legend(title=None)),
             tooltip=[
                 alt.Tooltip("row:N", title=figure["y"]),
@@ -112,3 +115,17 @@ def _matrix(figure: dict[str, Any]) -> Any:
             ],
         )
     )
+    every_row, every_column = figure["every"]
+    across = [{"row": name} for name in figure["rows"][every_row::every_row]] if every_row else []
+    down = (
+        [{"column": name} for name in figure["columns"][every_column::every_column]] if every_column else []
+    )
+    lines = [
+        alt.Chart(alt.Data(values=values)).mark_rule(strokeWidth=0.6).encode(**{channel: encoding})
+        for values, channel, encoding in (
+            (across, "y", alt.Y("row:N", bandPosition=0, **y)),
+            (down, "x", alt.X("column:N", bandPosition=0, **x)),
+        )
+        if values
+    ]
+    return alt.layer(cells, *lines)
