@@ -169,7 +169,8 @@ def test_help_shows_an_example(command):
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_path):
     """A real SIGINT to the whole group, as a terminal sends it."""
     out = tmp_path / "out"
-    command = [*FPE, "fit", str(data), "--hidden", "2", "--trials", "4", "--epochs", "400", "--out", str(out)]
+    command = [*FPE, "fit", str(data), "--hidden", "2", "3", "4", "5", "--trials", "2", "--epochs", "400"]
+    command += ["--out", str(out)]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -181,7 +182,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
     finished = {path: path.read_bytes() for path in out.glob("trials/h*.json")}
     assert process.returncode == 1
     assert stdout == ""
-    assert f"of 4 trials are finished and kept in {out / 'trials'}; run the same command again" in stderr
+    assert f"of 4 parts are finished and kept in {out / 'trials'}; run the same command again" in stderr
     assert "Traceback" not in stderr
     assert 0 < len(finished) < 4
 
@@ -189,7 +190,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
     assert again.returncode == 0, again.stderr
     assert again.stderr == ""  # no progress bar in a pipe
     assert all(path.read_bytes() == content for path, content in finished.items())
-    assert len(json.loads((out / "results.json").read_text())["trials"]) == 4
+    assert len(json.loads((out / "results.json").read_text())["trials"]) == 8
 
 
 def test_plan_shows_what_would_be_done(tmp_path):

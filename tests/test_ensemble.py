@@ -216,7 +216,7 @@ def test_few_steps_are_not_compiled(monkeypatch):
         return real(layers, constants, False, shape)
 
     monkeypatch.setattr(batch_module, "step_of", note)
-    monkeypatch.setattr(batch_module, "WORTH_COMPILING", 20)  # five mini-batches in an epoch
+    monkeypatch.setattr(batch_module, "WORTH_COMPILING", 40)  # five mini-batches, two networks
     start = networks((4, 4))
     run(together(compile=None), start, Y, epochs=(3, 0))
     assert True not in asked

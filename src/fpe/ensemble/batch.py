@@ -16,8 +16,8 @@ from fpe.ensemble.stack import Stack, cut, pad
 from fpe.errors import ArgumentError
 from fpe.training import Record
 
-#: Steps from which on compiling, which takes seconds, pays.
-WORTH_COMPILING = 2000
+#: Steps, times networks, from which on compiling pays: it takes some ten seconds.
+WORTH_COMPILING = 50_000
 
 
 class Batch:
@@ -51,7 +51,8 @@ class Batch:
         self.lr = self.X.new_tensor(rates, dtype=torch.float64)
         for row, member in enumerate(members):
             member.best = self._parameters(row)
-        self.compiled = epochs * self.count >= WORTH_COMPILING if compile is None else compile
+        steps = epochs * self.count * len(members)
+        self.compiled = steps >= WORTH_COMPILING if compile is None else compile
         self._choose_step()
 
     def _choose_step(self) -> None:

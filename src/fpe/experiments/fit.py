@@ -13,9 +13,12 @@ from fpe.data import Dataset
 from fpe.experiments.config import FitConfig
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance, write_json
-from fpe.experiments.trial import run_trial
+from fpe.experiments.trial import model_name, run_trials
 from fpe.files import write_atomically
 from fpe.interference import relative_improvement
+
+#: Trials that are trained as one.
+TOGETHER = 5
 
 
 def run_fit(
@@ -28,8 +31,8 @@ def run_fit(
 ) -> dict[str, Any]:
     """Train dense and expanded networks over widths and trials, and store everything in a folder.
 
-    Trials that the folder has already are not run again, so that a run can be stopped and resumed, and
-    widths and trials added.
+    Five trials of a width are trained as one. Those that the folder has already are not run again, so
+    that a run can be stopped and resumed, and widths and trials added.
 
     Parameters
     ----------
@@ -38,7 +41,7 @@ def run_fit(
     config : FitConfig
         How.
     out : Path
-        Gets ``trials/`` (a JSON record and the expanded model of each), ``results.json``, and
+        Gets ``trials/`` (JSON records, and the expanded model of each trial), ``results.json``, and
         ``best.safetensors``, the expanded model of the highest test accuracy.
     jobs : int, default −1
         Processes at a time; −1 means one for each core. Results do not depend on it.
@@ -64,37 +67,37 @@ def run_fit(
     """
     config.check(dataset)
     claim_folder(out, config.identity(dataset), fresh)
-    names = {
-        (hidden, trial): f"h{hidden}-t{trial}" for hidden in config.hidden for trial in range(config.trials)
-    }
     tasks = {
-        name: {
+        f"h{hidden}-t{first}-{last}": {
             "dataset": dataset,
             "config": config,
             "hidden": hidden,
-            "trial": trial,
-            "model_file": out / "trials" / f"{name}.safetensors",
+            "trials": range(first, last + 1),
+            "models": out / "trials",
         }
-        for (hidden, trial), name in names.items()
+        for hidden in config.hidden
+        for first in range(0, config.trials, TOGETHER)
+        for last in (min(first + TOGETHER, config.trials) - 1,)
     }
 
-    def finished(name: str, record: dict[str, Any]) -> None:
-        if on_trial is not None:
-            text = f"{record['dense']['accuracy']:.1%} → {record['expanded']['accuracy']:.1%}"
-            on_trial(f"width {record['hidden']}, trial {record['trial']}: {text}")
+    def finished(_: str, record: dict[str, Any]) -> None:
+        for trial in record["trials"]:
+            if on_trial is not None:
+                text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
+                on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
 
-    records = run_tasks(run_trial, tasks, out / "trials", config.digest(dataset), jobs, finished)
-    best = max(records, key=lambda name: float(records[name]["expanded"]["accuracy"]))
-    best_model = out / "trials" / f"{best}.safetensors"
+    records = run_tasks(run_trials, tasks, out / "trials", config.digest(dataset), jobs, finished)
+    trials = [trial for record in records.values() for trial in record["trials"]]
+    best = max(trials, key=lambda trial: float(trial["expanded"]["accuracy"]))
+    best_model = out / "trials" / model_name(best["hidden"], best["trial"])
     write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))
-    trials = list(records.values())
     result = {
         "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)},
         "data": _description(dataset),
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
         "best": {
             "file": "best.safetensors",
-            **{k: records[best][k] for k in ("hidden", "trial", "expanded")},
+            **{k: best[k] for k in ("hidden", "trial", "expanded")},
         },
         "trials": trials,
         "provenance": provenance(),

@@ -75,7 +75,7 @@ def run_tasks(
             finished(name, record)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped. {len(records)} of {len(tasks)} trials are finished and kept in {folder}; "
+            f"stopped. {len(records)} of {len(tasks)} parts are finished and kept in {folder}; "
             "run the same command again to go on from there."
         ) from None
     return {name: records[name] for name in tasks}

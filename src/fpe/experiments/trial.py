@@ -1,13 +1,16 @@
-"""One trial: a dense network, trained; and its expansion, trained for as long."""
+"""Trials of one width: dense networks, trained; and their expansions, trained for as long."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fpe import ensemble
 from fpe.budget import count_nonzero
 from fpe.checkpoint import save
 from fpe.data import Dataset
@@ -15,16 +18,29 @@ from fpe.expansion import expand
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
-from fpe.training import EarlyStopping, accuracy, adam, train
+from fpe.training import EarlyStopping, Record, accuracy, adam
 
 
-def run_trial(
-    dataset: Dataset, config: FitConfig, hidden: int, trial: int, model_file: Path | None = None
+@dataclass
+class _Trial:
+    """What one trial's networks learn from, in which order, and how that goes."""
+
+    number: int
+    seed: int
+    X: Tensor
+    y: Tensor
+    early_stopping: EarlyStopping | None
+    generator: torch.Generator
+    history: dict[str, list[Record]]
+
+
+def run_trials(
+    dataset: Dataset, config: FitConfig, hidden: int, trials: Sequence[int], models: Path | None = None
 ) -> dict[str, Any]:
-    """Train a dense network, go on from the warm-up as it is and expanded, and measure both.
+    """Train dense networks, go on from the warm-up as they are and expanded, and measure both.
 
-    Both see the same mini-batches in the same order after the warm-up. On one thread, so that the
-    result does not depend on what runs beside it.
+    All trials are trained at once. Both networks of one see the same mini-batches in the same order
+    after the warm-up. On one thread, so that the result does not depend on what runs beside it.
 
     Parameters
     ----------
@@ -32,18 +48,19 @@ def run_trial(
         What to learn and to test on.
     config : FitConfig
         How.
-    hidden, trial : int
-        Width of the dense network and number of the trial.
-    model_file : Path, optional
-        Gets the expanded model.
+    hidden : int
+        Width of the dense networks.
+    trials : sequence of int
+        Numbers of the trials.
+    models : Path, optional
+        A folder that gets the expanded models.
 
     Returns
     -------
     dict
-        Accuracies, non-zeros and interference of the dense and the expanded network, accuracy at the
-        expansion, and the history of each epoch.
+        ``trials``: for each, accuracies, non-zeros and interference of the dense and the expanded
+        network, accuracy at the expansion, and the history of each epoch.
     """
-    seed = config.seed + trial
     with one_thread():
         X, y, X_test, y_test = (
             torch.from_numpy(a) for a in (dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test)
@@ -51,38 +68,82 @@ def run_trial(
         if config.standardize:
             mean, scale = _scaling(X)
             X, X_test = (X - mean) / scale, (X_test - mean) / scale
-        options: dict[str, Any] = {"batch_size": config.batch_size}
-        if config.patience is not None:
-            X, y, options["early_stopping"] = _hold_out(X, y, config.patience, seed)
-        options["generator"] = generator = torch.Generator().manual_seed(seed)
+        every = [_make_trial(X, y, config, number) for number in trials]
 
-        dense = dense_network(dataset, hidden, seed)
-        optimizer = adam(dense, config.lr, config.l2)
-        history = {"warm-up": train(dense, X, y, epochs=config.warmup_epochs, optimizer=optimizer, **options)}
+        dense = [dense_network(dataset, hidden, trial.seed) for trial in every]
+        optimizers = [adam(network, config.lr, config.l2) for network in dense]
+        _train("warm-up", dense, every, optimizers, config.warmup_epochs, config)
 
-        wide = expand(dense, config.factor, config.split, config.prune, seed=seed)
-        at_expansion = {"dense": accuracy(dense, X_test, y_test), "expanded": accuracy(wide, X_test, y_test)}
+        wide = [
+            expand(network, config.factor, config.split, config.prune, seed=trial.seed)
+            for network, trial in zip(dense, every, strict=True)
+        ]
+        at_expansion = [
+            dict(zip(("dense", "expanded"), pair, strict=True))
+            for pair in zip(*(ensemble.accuracies(n, X_test, y_test) for n in (dense, wide)), strict=True)
+        ]
+        orders = [trial.generator.get_state() for trial in every]
+        _train("dense", dense, every, optimizers, config.epochs, config)
+        for trial, order in zip(every, orders, strict=True):
+            trial.generator.set_state(order)
+        optimizers = [adam(network, config.lr, config.l2) for network in wide]
+        _train("expanded", wide, every, optimizers, config.epochs, config)
 
-        order = generator.get_state()
-        history["dense"] = train(dense, X, y, epochs=config.epochs, optimizer=optimizer, **options)
-        generator.set_state(order)
-        optimizer = adam(wide, config.lr, config.l2)
-        history["expanded"] = train(wide, X, y, epochs=config.epochs, optimizer=optimizer, **options)
+        records = []
+        for i, trial in enumerate(every):
+            data = trial.X, trial.y, X_test, y_test
+            records.append(
+                {
+                    "hidden": hidden,
+                    "trial": trial.number,
+                    "seed": trial.seed,
+                    "dense": _measures(dense[i], *data),
+                    "expanded": _measures(wide[i], *data),
+                    "accuracy_at_expansion": at_expansion[i],
+                    "history": trial.history,
+                }
+            )
+            if models is not None:
+                if config.standardize:
+                    _read_unscaled(wide[i], mean, scale)
+                save(wide[i], models / model_name(hidden, trial.number))
+    return {"trials": records}
 
-        record = {
-            "hidden": hidden,
-            "trial": trial,
-            "seed": seed,
-            "dense": _measures(dense, X, y, X_test, y_test),
-            "expanded": _measures(wide, X, y, X_test, y_test),
-            "accuracy_at_expansion": at_expansion,
-            "history": history,
-        }
-        if model_file is not None:
-            if config.standardize:
-                _read_unscaled(wide, mean, scale)
-            save(wide, model_file)
-    return record
+
+def model_name(hidden: int, trial: int) -> str:
+    """Return the name of the file of an expanded model."""
+    return f"h{hidden}-t{trial}.safetensors"
+
+
+def _make_trial(X: Tensor, y: Tensor, config: FitConfig, number: int) -> _Trial:
+    seed = config.seed + number
+    early_stopping = None
+    if config.patience is not None:
+        X, y, early_stopping = _hold_out(X, y, config.patience, seed)
+    return _Trial(number, seed, X, y, early_stopping, torch.Generator().manual_seed(seed), {})
+
+
+def _train(
+    stage: str,
+    networks: Sequence[nn.Module],
+    trials: Sequence[_Trial],
+    optimizers: Sequence[torch.optim.Adam],
+    epochs: int,
+    config: FitConfig,
+) -> None:
+    stops = [trial.early_stopping for trial in trials if trial.early_stopping is not None]
+    histories = ensemble.train(
+        networks,
+        [trial.X for trial in trials],
+        [trial.y for trial in trials],
+        epochs=epochs,
+        optimizers=optimizers,
+        generators=[trial.generator for trial in trials],
+        batch_size=config.batch_size,
+        early_stopping=stops or None,
+    )
+    for trial, history in zip(trials, histories, strict=True):
+        trial.history[stage] = history
 
 
 def _measures(network: nn.Module, X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:
