@@ -48,14 +48,15 @@ def findings_markdown(result: dict[str, Any], picture: str) -> str:
     verdicts = [
         [c["paper"], c["ours"], "agrees" if c["agrees"] else "**not shown**"] for c in result["claims"]
     ]
-    lines += _markdown_table(["the paper says", "we measured [95 %]", ""], verdicts)
+    lines += markdown_table(["the paper says", "we measured [95 %]", ""], verdicts)
     lines += ["", f"![{result['question']}]({picture})", ""]
     for table in result["tables"]:
-        lines += [table["title"] + ":", "", *_markdown_table(table["columns"], table["rows"]), ""]
+        lines += [table["title"] + ":", "", *markdown_table(table["columns"], table["rows"]), ""]
     return "\n".join(lines)
 
 
-def _markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Write a table in Markdown, line by line."""
     lines = ["| " + " | ".join(_cell(text) for text in row) + " |" for row in [head, *rows]]
     return [lines[0], "|" + " --- |" * len(head), *lines[1:]]
 
