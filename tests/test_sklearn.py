@@ -11,13 +11,15 @@ import pytest
 import scipy.sparse
 import torch
 from sklearn.base import clone
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.datasets import load_digits
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError, DataError
 from fpe.sklearn import FPEClassifier
+from fpe.training import EarlyStopping, adam, train
 
 RNG = np.random.default_rng(0)
 CENTRES = 2 * RNG.normal(size=(3, 8))
@@ -371,3 +373,38 @@ def test_after_ctrl_c_it_holds_the_last_finished_epoch(stage):
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, check=True
     ).stdout
     assert printed == f"stopped {stage} (4000,) True\n"
+
+
+@pytest.mark.parametrize("patience", [None, 3])
+def test_of_several_trials_the_one_of_the_lowest_loss_is_kept(patience):
+    """Trained together they are what each is alone; the best of them is the classifier's."""
+    X, y = load_digits(return_X_y=True)
+    X, y = X[:600] / 16, y[:600]
+    recipe = {"hidden": 4, "warmup_epochs": 4, "epochs": 6, "lr": 1e-2, "patience": patience}
+    together = FPEClassifier(trials=3, **recipe).fit(X, y)
+    assert together.history_[-1]["stage"] == "expanded"
+    assert together.n_nonzero_ == 64 * 4 + 4 + 4 * 10 + 10
+
+    seed = FPEClassifier(trials=1, **recipe).fit(X, y)._seed
+    held = train_test_split(np.arange(600), test_size=60, random_state=seed, stratify=y)
+    kept, watched = held if patience else (np.arange(600), np.arange(0))
+    data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
+    stop = EarlyStopping(torch.from_numpy(X[watched]), torch.from_numpy(y[watched]), 3) if patience else None
+    losses = []
+    for trial in range(3):
+        network = fpe.mlp(64, 4, 10, seed=seed + trial, dtype=torch.float64)
+        generator = torch.Generator().manual_seed(seed + trial)
+        options = {"generator": generator, "early_stopping": stop}
+        train(network, *data, epochs=4, optimizer=adam(network, 1e-2), **options)
+        wide = fpe.expand(network, 2, seed=seed + trial)
+        history = train(wide, *data, epochs=6, optimizer=adam(wide, 1e-2), **options)
+        losses.append(min(r["validation_loss"] for r in history) if patience else history[-1]["loss"])
+    own = [r for r in together.history_ if r["stage"] == "expanded"]
+    found = min(r["validation_loss"] for r in own) if patience else own[-1]["loss"]
+    assert found == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_trials_must_be_a_positive_integer():
+    X, y = load_digits(return_X_y=True)
+    with pytest.raises(ArgumentError, match="trials is 0; give an integer of at least 1"):
+        FPEClassifier(trials=0).fit(X, y)

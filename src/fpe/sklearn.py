@@ -65,6 +65,9 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         so many epochs. By default there is no early stopping.
     validation_fraction : float, default 0.1
         The share of the data held out for it.
+    trials : int, default 1
+        Networks that are trained at once, from different seeds; the one of the lowest loss is kept, on
+        the held-out data if there is early stopping. Small networks vary much between seeds.
     random_state : int, RandomState or None, default 0
         Seed of weights, partitions and order of the data.
     verbose : bool, default False
@@ -110,6 +113,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         l2: float = 0.0,
         patience: int | None = None,
         validation_fraction: float = 0.1,
+        trials: int = 1,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
     ) -> None:
@@ -124,6 +128,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.l2 = l2
         self.patience = patience
         self.validation_fraction = validation_fraction
+        self.trials = trials
         self.random_state = random_state
         self.verbose = verbose
 
@@ -167,7 +172,11 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
                 weight_out = None if weight is None else weight[held]
                 options["early_stopping"] = EarlyStopping(*held_out, self.patience, weight_out)
-            with progress_bar("training", self.warmup_epochs + self.epochs, self.verbose) as advance:
+            total = (self.warmup_epochs + self.epochs) * self.trials
+            with progress_bar("training", total, self.verbose) as advance:
+                if self.trials > 1:
+                    self._train_trials(*data, advance=advance, **options)
+                    return self
                 self._train_stage(*data, epochs=self.warmup_epochs, advance=advance, **options)
                 self._expand()
                 self._train_stage(*data, epochs=self.epochs, advance=advance, **options)
@@ -271,6 +280,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             problems.append(
                 f"validation_fraction is {self.validation_fraction!r}; give a share between 0 and 1."
             )
+        if not isinstance(self.trials, int | np.integer) or isinstance(self.trials, bool) or self.trials < 1:
+            problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
         try:
             check_arguments(nn.Identity(), self.factor, self.split, self.prune, 0)
             if self.factor > features:
@@ -285,12 +296,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _start(self, X: np.ndarray, classes: np.ndarray) -> None:
         """Make the dense network and all that training needs."""
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        outputs = 1 if len(classes) == 2 else len(classes)
-        hidden = (
-            int(self.hidden) if isinstance(self.hidden, int | np.integer) else [int(h) for h in self.hidden]
-        )
-        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        self.dense_model_ = mlp(X.shape[1], hidden, outputs, seed=self._seed, dtype=dtype)
+        self.dense_model_ = self._network(X, classes, self._seed)
         if self.factor > 1:  # what cannot be expanded is to be told before the warm-up
             plan(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
         self.model_: nn.Module = self.dense_model_
@@ -298,6 +304,15 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_: list[Record] = []
         self._optimizer = adam(self.model_, self.lr, self.l2)
         self._generator = torch.Generator().manual_seed(self._seed)
+
+    def _network(self, X: np.ndarray, classes: np.ndarray, seed: int) -> nn.Sequential:
+        """Make the untrained dense network."""
+        outputs = 1 if len(classes) == 2 else len(classes)
+        hidden = (
+            int(self.hidden) if isinstance(self.hidden, int | np.integer) else [int(h) for h in self.hidden]
+        )
+        dtype = torch.float64 if X.dtype == np.float64 else torch.float32
+        return mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype)
 
     def _expand(self) -> None:
         if self.factor == 1:
@@ -334,6 +349,74 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             early_stopping=early_stopping,
             on_epoch=finished,
         )
+
+    def _train_trials(
+        self,
+        X: Tensor,
+        y: Tensor,
+        weight: Tensor | None,
+        early_stopping: EarlyStopping | None = None,
+        advance: Callable[[str], None] | None = None,
+    ) -> None:
+        """Train networks from several seeds at once, and keep the best."""
+        from fpe import ensemble
+
+        seeds = [self._seed + trial for trial in range(self.trials)]
+        dense = [self._network(X.numpy(), self.classes_, seed) for seed in seeds]
+        models: list[nn.Module] = list(dense)
+        optimizers = [adam(model, self.lr, self.l2) for model in models]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        histories: list[list[Record]] = [[] for _ in seeds]
+
+        def finished(records: list[Record]) -> None:
+            for record in records:
+                if advance is not None:
+                    advance(f"loss {record['loss']:.4f}")
+
+        def train_all(stage: str, epochs: int) -> None:
+            found = ensemble.train(
+                models,
+                X,
+                y,
+                epochs=epochs,
+                optimizers=optimizers,
+                generators=generators,
+                batch_size=self.batch_size,
+                sample_weight=weight,
+                early_stopping=early_stopping,
+                on_epoch=finished,
+            )
+            for history, records in zip(histories, found, strict=True):
+                history += [{"stage": stage, **r, "epoch": len(history) + r["epoch"]} for r in records]
+
+        def keep(best: int) -> None:
+            self.dense_model_, self.model_ = dense[best], models[best]
+            self.history_, self._seed = histories[best], seeds[best]
+            self._optimizer, self._generator = optimizers[best], generators[best]
+
+        try:
+            train_all("dense", self.warmup_epochs)
+            if self.factor > 1:
+                wide = [
+                    expand(model, self.factor, self.split, self.prune, seed=seed)
+                    for model, seed in zip(models, seeds, strict=True)
+                ]
+                models[:] = wide
+                optimizers[:] = [adam(model, self.lr, self.l2) for model in wide]
+            train_all("expanded" if self.factor > 1 else "dense", self.epochs)
+        except KeyboardInterrupt:
+            keep(0)
+            raise
+        # With early stopping a network went back to where its validation loss was lowest.
+        if not all(histories):  # no epochs were asked for
+            keep(0)
+            return
+        last_stage = [[r for r in h if r["stage"] == h[-1]["stage"]] for h in histories]
+        if early_stopping is None:
+            losses = [h[-1]["loss"] for h in last_stage]
+        else:
+            losses = [min(r["validation_loss"] for r in h) for h in last_stage]
+        keep(int(np.argmin(losses)))
 
     def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choose the samples to train on and those to watch."""
