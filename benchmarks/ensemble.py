@@ -1,6 +1,8 @@
 """Fifty small networks at once: fpe.ensemble against a plain PyTorch loop and JAX's vmap + scan.
 
-Usage: python benchmarks/ensemble.py [--rounds N]        (``make bench`` does it, and installs JAX)
+Usage: python benchmarks/ensemble.py [--rounds N] [--record]        (``make bench`` does it, and installs JAX)
+
+``--record`` writes what is printed to docs/results/ensemble.md.
 
 All three train the same networks on the same data: masked first layer, ReLU, one logit, Adam, mini-batches
 of 500 of 4,000 samples in random order. In each round each takes its turn; figures are medians over the
@@ -15,6 +17,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,6 +26,8 @@ from torch.nn import functional as F
 import fpe
 from fpe import ensemble
 from fpe.data import dnf
+from fpe.experiments.store import provenance
+from fpe.files import write_atomically
 from fpe.training import adam
 
 NETWORKS, SAMPLES, BATCH = 50, 4000, 500
@@ -137,46 +142,71 @@ def matrix_rate() -> float:
     return 4 * 2 * 2048**3 / (time.perf_counter() - start)
 
 
-def compare(clauses: int, children: int, rounds: int) -> None:
+def compare(clauses: int, children: int, rounds: int) -> str:
+    """Measure one size; return the table."""
     data = dnf(clauses, samples=SAMPLES)
     X, y = torch.from_numpy(data.X), torch.from_numpy(data.y)
     made = {"PyTorch, one after another": of_sequential_loop, "fpe.ensemble": of_ensemble}
     try:
         import jax
 
-        made[f"JAX {jax.__version__} vmap + scan"] = of_jax
+        made[f"JAX {jax.__version__}, vmap + scan"] = of_jax
     except ImportError:
         print("JAX is not installed, so it is left out: pip install jax")
     runs = {name: make(X, y, children) for name, make in made.items()}
     for run in runs.values():
         run()
     rates: dict[str, list[float]] = {name: [] for name in runs}
+    ratios: dict[str, list[float]] = {name: [] for name in runs}
     limits = []
     for _ in range(rounds):
         limits.append(matrix_rate())
         for name, run in runs.items():
             rates[name].append(run())
+        for name in runs:
+            ratios[name].append(rates["fpe.ensemble"][-1] / rates[name][-1])
     flops = 4 * BATCH * X.shape[1] * children + 4 * BATCH * children
-    print(f"\nd = {X.shape[1]}, h' = {children}, batch {BATCH}, {NETWORKS} networks, {rounds} rounds")
-    heads = ("model-steps / s", "least – greatest", "fpe.ensemble is", "of product rate")
-    print(f"{'':<28}{heads[0]:>17}{heads[1]:>22}{heads[2]:>17}{heads[3]:>17}")
-    ours = statistics.median(rates["fpe.ensemble"])
-    for name, values in rates.items():
-        median = statistics.median(values)
-        share = median * flops / statistics.median(limits)
-        spread = f"{min(values):,.0f} – {max(values):,.0f}"
-        print(f"{name:<28}{median:>17,.0f}{spread:>22}{ours / median:>15.1f} ×{share:>17.0%}")
     limit = statistics.median(limits)
-    per_step = f"{limit / 1e9:.0f} GFLOP/s; {flops:,} in a model-step"
-    print(f"{'matrix product':<28}{limit / flops:>17,.0f}   ({per_step})")
+    lines = [
+        f"d = {X.shape[1]}, h' = {children}, batch {BATCH}, {NETWORKS} networks, {rounds} rounds: "
+        "model-steps per second, median (least – greatest)",
+        "",
+        "| | model-steps / s | fpe.ensemble is, times | share of the matrix-product rate |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, values in rates.items():
+        times = ratios[name]
+        lines.append(
+            f"| {name} | {statistics.median(values):,.0f} ({min(values):,.0f} – {max(values):,.0f}) "
+            f"| {statistics.median(times):.1f} ({min(times):.1f} – {max(times):.1f}) "
+            f"| {statistics.median(values) * flops / limit:.0%} |"
+        )
+    lines.append(f"| matrix product, {limit / 1e9:.0f} GFLOP/s | {limit / flops:,.0f} | | 100% |")
+    return "\n".join([*lines, "", f"A model-step has {flops:,} floating-point operations in products."])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Measure both sizes; print them and, where asked, record them."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
-    compare(8, 16, rounds)
-    compare(32, 64, rounds)
+    parser.add_argument("--record", action="store_true")
+    arguments = parser.parse_args()
+    parts = [compare(8, 16, arguments.rounds), compare(32, 64, arguments.rounds)]
+    made = provenance()
+    machine = (
+        f"{made['machine']}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    parts.append(f"torch {made['torch']}, numpy {made['numpy']}, {machine}, commit `{made['commit']}`.")
+    print("\n\n".join(parts))
+    if arguments.record:
+        about = __doc__.partition("\n\n")[2].rpartition("to docs/results/ensemble.md.")[2].strip()
+        text = "# Training many small networks\n\n" + about.replace("``", "`") + "\n"
+        text += "Command: `python benchmarks/ensemble.py --record`.\n\n" + "\n\n".join(parts) + "\n"
+        page = Path(__file__).parent.parent / "docs" / "results" / "ensemble.md"
+        write_atomically(page, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

@@ -68,6 +68,18 @@ def main() -> None:
     ]
     text = "\n".join(page)
     write_atomically(HERE / "boolean.md", lambda file: file.write_text(text, encoding="utf-8"))
+    write_readme(results[0])
+
+
+def write_readme(case_study: dict[str, Any]) -> None:
+    """Put the table of the case study into the README, between its marks."""
+    table = case_study["tables"][0]
+    lines = "\n".join(markdown_table(table["columns"], table["rows"]))
+    readme = HERE.parent.parent / "README.md"
+    before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- case-study -->\n")
+    _, end, after = rest.partition("<!-- end case-study -->")
+    text = f"{before}{mark}{lines}\n{end}{after}"
+    write_atomically(readme, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def write_networks(results: list[dict[str, Any]]) -> None:
