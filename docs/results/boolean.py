@@ -104,8 +104,8 @@ def settings() -> str:
 
 The text lost the learning rate, the weight of the regulariser, the number of samples and the bounds of
 the data. These were tried on the case study, ten seeds each, none of which any experiment below uses
-(`python docs/results/settings.py`). Test accuracy decided, together with what the larger part of the
-experiments can afford: 4,000 samples. The defaults are learning rate 0.01, l2 0.0001, 4,000 samples.
+(`python docs/results/settings.py`). The defaults, learning rate 0.01, l2 0.0003 and 4,000 samples, are
+those that come nearest to the paper's 78.7 / 99.4 / 88.7; the intervals of several settings overlap.
 
 {table}
 

@@ -61,7 +61,7 @@ class BooleanConfig:
     epochs: int = 1000
     batch_size: int = 500
     lr: float = 1e-2
-    l2: float = 1e-4
+    l2: float = 3e-4
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
