@@ -88,4 +88,5 @@ def _matrix(figure: dict[str, Any], axes: Any) -> None:
             axes.axvline(at - 0.5, color="black", linewidth=0.5)
     if values.size <= 64:
         for (row, column), value in np.ndenumerate(values):
-            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8)
+            ink = "white" if abs(value) > 0.6 * most else "black"
+            axes.text(column, row, f"{value:+.1f}", ha="center", va="center", fontsize=8, color=ink)
