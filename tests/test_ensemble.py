@@ -263,7 +263,7 @@ def test_ctrl_c_leaves_the_last_finished_epoch():
     assert torch.equal(start[0][0].weight, reference[0][0].weight)
 
 
-def refuse(networks, message, error=ArgumentError, **changes):
+def check_refused(networks, message, error=ArgumentError, **changes):
     """Check that training is refused with this message, and that nothing was changed."""
     before = copy.deepcopy(networks)
     arguments = {
@@ -281,25 +281,25 @@ def refuse(networks, message, error=ArgumentError, **changes):
 
 
 def check_refused_architecture(network, message):
-    refuse([network], message, ModelError, X=torch.rand(4, 3), y=torch.zeros(4).long())
+    check_refused([network], message, ModelError, X=torch.rand(4, 3), y=torch.zeros(4).long())
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_trained():
     two = networks((4, 4))
-    refuse(two, "generators has 1 for 2 networks", generators=[torch.Generator()])
-    refuse(two, "X has 3 tensors for 2 networks", X=[X, X, X])
-    refuse(two, r"network 0: X has shape \(430, 5\) and y \(430,\); give \(samples, 12\)", X=X[:, :5])
-    refuse(two, "its weights torch.float64 on cpu; they must agree", X=X.float())
-    refuse(
+    check_refused(two, "generators has 1 for 2 networks", generators=[torch.Generator()])
+    check_refused(two, "X has 3 tensors for 2 networks", X=[X, X, X])
+    check_refused(two, r"network 0: X has shape \(430, 5\) and y \(430,\); give \(samples, 12\)", X=X[:, :5])
+    check_refused(two, "its weights torch.float64 on cpu; they must agree", X=X.float())
+    check_refused(
         two,
         r"its optimizer is SGD; give fpe.training.adam\(network\)",
         optimizers=[torch.optim.SGD(n.parameters()) for n in two],
     )
-    refuse(two, "its optimizer is not over its parameters", optimizers=[adam(two[0])] * 2)
-    refuse(two, "early_stopping has 1 for 2 networks", early_stopping=[EarlyStopping(X, Y, 1)])
+    check_refused(two, "its optimizer is not over its parameters", optimizers=[adam(two[0])] * 2)
+    check_refused(two, "early_stopping has 1 for 2 networks", early_stopping=[EarlyStopping(X, Y, 1)])
     frozen = networks((4,))
     frozen[0][0].bias.requires_grad_(False)
-    refuse(frozen, r"parameters \['0.bias'\] are not trained", ModelError)
+    check_refused(frozen, r"parameters \['0.bias'\] are not trained", ModelError)
 
 
 def test_architectures_that_cannot_be_stacked_are_named():
