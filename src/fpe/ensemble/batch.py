@@ -37,7 +37,7 @@ class Batch:
 
     def __init__(self, members: list[Member], batch_size: int, epochs: int, compile: bool | None) -> None:
         _keep_memory()
-        self.members = members = sorted(members, key=_mini_batches)
+        self.members = members = _side_by_side(members)
         self.stack = Stack.of([member.network for member in members])
         self.moments = _moments(members, "exp_avg"), _moments(members, "exp_avg_sq")
         self.samples = len(members[0].X)
@@ -190,6 +190,14 @@ class Batch:
                     # Adam's own kernels want its moments laid out like the parameter.
                     moments = [torch.empty_like(p).copy_(cut(m[k][row], p)) for m in self.moments]
                     _set_state(member.optimizer, p, self.steps[row], *moments)
+
+
+def _side_by_side(members: list[Member]) -> list[Member]:
+    """Put members that see the same mini-batches next to each other, in the order of the first of them."""
+    together: dict[tuple[int, ...], list[Member]] = {}
+    for member in members:
+        together.setdefault(_mini_batches(member), []).append(member)
+    return [member for group in together.values() for member in group]
 
 
 def _keep_memory() -> None:
