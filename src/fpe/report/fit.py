@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fpe.experiments.statistics import mean
 from fpe.files import write_atomically
 from fpe.plans import text_table
 
@@ -86,8 +87,8 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
         label = kind if kind == "dense" else f"expanded by {result['config']['factor']} ({_how(result)})"
         axes.plot(widths, means, color=colour, marker=marker, label=label)
         if result["config"]["trials"] > 1:
-            half = [_half_interval(v) for v in values]
-            low, high = ([m + s * h for m, h in zip(means, half, strict=True)] for s in (-1, 1))
+            bands = [mean(v) for v in values]
+            low, high = [band.low for band in bands], [band.high for band in bands]
             axes.fill_between(widths, low, high, color=colour, alpha=0.18, linewidth=0)
         dots = [(w, v) for w, vs in zip(widths, values, strict=True) for v in vs]
         axes.scatter([w for w, _ in dots], [v for _, v in dots], color=colour, marker=".", s=14, alpha=0.6)
@@ -106,12 +107,3 @@ def _how(result: dict[str, Any]) -> str:
     config = result["config"]
     split = config["split"]
     return split if config["prune"] == "magnitude" else f"{split}, {config['prune']}"
-
-
-def _half_interval(values: list[float]) -> float:
-    """Return half the width of the 95 % interval of a mean."""
-    import numpy as np
-    from scipy.stats import t
-
-    n = len(values)
-    return float(t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
