@@ -76,13 +76,12 @@ def test_masks_take_a_byte_an_entry_and_the_manifest_is_json(saved):
         manifest = json.loads(file.metadata()["fpe"])
         mask = file.get_tensor("0.weight_mask")
     assert mask.dtype == torch.bool
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["fpe"] == fpe.__version__
     assert manifest["plan"]["factor"] == 2
     assert manifest["modules"]["0"] == {
         "kind": "MaskedLinear",
-        "in_features": 8,
-        "out_features": 8,
+        "shape": [8, 8],
         "bias": True,
     }
 
@@ -147,9 +146,9 @@ def rewritten(path, change):
 
 
 def test_a_later_format_says_which_version_wrote_it(saved):
-    rewritten(saved, lambda m: json.dumps({**m, "format": 2, "fpe": "9.1"}))
+    rewritten(saved, lambda m: json.dumps({**m, "format": 3, "fpe": "9.1"}))
     with pytest.raises(
-        CheckpointError, match=r"has format 2, this fpe .* reads format 1; it was written by fpe 9\.1"
+        CheckpointError, match=r"has format 3, this fpe .* reads format 2; it was written by fpe 9\.1"
     ):
         fpe.load(saved, like=two_layers())
 

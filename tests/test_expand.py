@@ -41,7 +41,7 @@ def test_the_count_is_exact_and_the_model_untouched(name, split, prune, factor):
             assert (module.weight[module.weight_mask == 0] == 0).all()
             assert ((module.weight_mask == 0) | (module.weight_mask == 1)).all()
     for layer in wide.fpe_plan.layers:
-        assert wide.get_submodule(layer.group.producer).out_features == factor * layer.neurons
+        assert wide.get_submodule(layer.group.name).out_features == factor * layer.neurons
         for reader in layer.group.consumers:
             assert wide.get_submodule(reader).in_features == factor * layer.neurons
     assert wide(x).shape == model(x).shape
@@ -69,10 +69,10 @@ def test_children_are_a_partition_of_their_parent_and_only_lose_weights(name):
     wide = fpe.expand(model, 3, seed=5)
     readers = {reader for layer in wide.fpe_plan.layers for reader in layer.group.consumers}
     for layer in wide.fpe_plan.layers:
-        if layer.group.producer in readers:
+        if layer.group.name in readers:
             continue
-        parent = model.get_submodule(layer.group.producer)
-        child = wide.get_submodule(layer.group.producer)
+        parent = model.get_submodule(layer.group.name)
+        child = wide.get_submodule(layer.group.name)
         keepers = child.weight_mask.view(layer.neurons, 3, layer.inputs).sum(1)
         assert keepers.max() <= 1
         added_up = child.weight.view(layer.neurons, 3, layer.inputs).sum(1)
@@ -101,9 +101,9 @@ def test_an_expanded_model_can_be_expanded_again(name, split):
     assert fpe.count_nonzero(twice) == fpe.count_nonzero(model)
     layer = twice.fpe_plan.layers[0]
     assert layer.neurons_after == 2 * layer.neurons
-    final = twice.get_submodule(layer.group.producer).weight_mask
+    final = twice.get_submodule(layer.group.name).weight_mask
     assert final.view(-1, 4, layer.inputs).sum(1).max() <= 1
-    parent = once.get_submodule(layer.group.producer).weight_mask
+    parent = once.get_submodule(layer.group.name).weight_mask
     assert (final.view(-1, 2, layer.inputs).sum(1) <= parent).all()
     assert twice(x).shape == model(x).shape
 
@@ -199,15 +199,15 @@ def test_a_plan_survives_json_and_foretells_the_expansion(name):
     model, x = MODELS[name]()
     planned = fpe.plan(model, 2, fpe.Groups(LABELS), example_inputs=x, seed=3)
     assert Plan.from_dict(json.loads(json.dumps(planned.to_dict()))) == planned
-    assert fpe.expand(model, 2, fpe.Groups(LABELS), seed=3).fpe_plan == planned
+    assert fpe.expand(model, 2, fpe.Groups(LABELS), example_inputs=x, seed=3).fpe_plan == planned
 
 
 def test_a_plan_prints_what_will_be_done_and_what_is_left_alone():
     expected = """\
 Expansion by 2: split Random(), prune Magnitude(), seed 0
-layer  read by  with  inputs  neurons  after  non-zeros  copies to pay for
------  -------  ----  ------  -------  -----  ---------  -----------------
-0      3        1          8        4      8         54                 20
+layer  read by  with  shares out  neurons  after  non-zeros  copies to pay for
+-----  -------  ----  ----------  -------  -----  ---------  -----------------
+0      3        1       8 inputs        4      8         54                 20
 left alone:
   3: it is a head: its neurons are outputs of the network
 non-zero parameters of the network, before and after: 54"""

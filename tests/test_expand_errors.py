@@ -10,8 +10,8 @@ from models import MODELS, assert_unchanged, snapshot
 
 SPLITS = "'random', 'shared', 'gram', '2:4'"
 HINT = (
-    "Expandable are neurons that a linear layer makes and another reads, with activations, norms and "
-    "dropout between."
+    "Expandable are neurons that a linear layer or convolution makes and another reads, with activations, "
+    "norms and dropout between."
 )
 
 
@@ -127,7 +127,7 @@ def test_what_is_no_module():
         ),
         (
             nn.Sequential(nn.Conv1d(4, 4, 1), nn.Flatten()),
-            "Sequential: '0': it is a Conv1d; only linear layers are expanded",
+            "Sequential: '0': it is a Conv1d, which is followed only with example_inputs=…, a batch",
         ),
     ],
 )
@@ -232,8 +232,8 @@ def test_several_layers_with_problems_are_reported_at_once():
         model[2].weight[0, 0] = float("nan")
     message = (
         "3 problems with the layers to expand:\n"
-        "  - layer '0': Groups has 2 labels, but the layer has 8 inputs; give one label for each input.\n"
         "  - the weight of layer '2' has NaN or infinite entries; repair it first.\n"
+        "  - layer '0': Groups has 2 labels, but the layer has 8 inputs; give one label for each input.\n"
         "  - layer '4': Groups has 2 labels, but the layer has 8 inputs; give one label for each input."
     )
     assert_refused(model, ModelError, message, split=fpe.Groups([0, 1]))
@@ -254,7 +254,7 @@ def test_a_group_by_hand_without_a_batch_to_prove_it_on():
         (fpe.Group("first", ("last",)), "'last' has 4 inputs, but 'first' has 6 neurons."),
         (
             fpe.Group("hidden", ("last",), ("short",)),
-            "'short' is a Linear; between can stand LayerNorm, RMSNorm, BatchNorm1d, PReLU.",
+            "'short' is a Linear; between can stand norms, PReLU and depthwise convolutions.",
         ),
     ],
 )

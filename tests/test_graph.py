@@ -200,13 +200,13 @@ class Branching(nn.Module):
         return self.b(F.relu(h) if x.sum() > 0 else torch.tanh(h))
 
 
-def test_data_dependent_control_flow_asks_for_a_group_by_hand():
+def test_data_dependent_control_flow_asks_for_a_batch():
     with pytest.raises(ModelError) as error:
         fpe.expand(Branching())
     assert str(error.value).startswith(
         "the forward pass of Branching cannot be followed symbolically (TraceError: symbolically traced "
-        "variables cannot be used as inputs to control flow). Give the layers yourself, with a batch to "
-        "prove them on: layers=[fpe.Group(producer=…, consumers=(…,))], example_inputs=…"
+        "variables cannot be used as inputs to control flow). Give example_inputs=…, one batch, on which it "
+        "can be followed."
     )
 
 
@@ -261,7 +261,7 @@ def test_a_wrong_group_by_hand_is_refused_before_anything_changes(model, group):
         fpe.expand(model, layers=[group], example_inputs=torch.linspace(-1, 1, 24).view(3, 8))
     readers = ", ".join(map(repr, group.consumers))
     start = (
-        f"the neurons of {group.producer!r} cannot be expanded: when they are put in another order, with the "
+        f"the neurons of {group.name!r} cannot be expanded: when they are put in another order, with the "
         f"inputs of {readers} to match, the output moves by "
     )
     assert str(error.value).startswith(start)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fpe.checkpoint import load, save
     from fpe.expansion import expand
     from fpe.graph import Group
-    from fpe.masked import MaskedLinear, hold_masks
+    from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
     from fpe.models import mlp
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
@@ -36,6 +36,10 @@ _HOME = {
     "Group": "graph",
     "Groups": "partition",
     "Magnitude": "budget",
+    "MaskedConv1d": "masked",
+    "MaskedConv2d": "masked",
+    "MaskedConv3d": "masked",
+    "MaskedLayer": "masked",
     "MaskedLinear": "masked",
     "Random": "partition",
     "Shared": "partition",
@@ -57,6 +61,10 @@ __all__ = [
     "Group",
     "Groups",
     "Magnitude",
+    "MaskedConv1d",
+    "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedLayer",
     "MaskedLinear",
     "Random",
     "Shared",

@@ -3,7 +3,8 @@
 A network's non-zero parameters are the entries of its Parameters that no mask holds at zero; an
 entry that happens to be 0 while it is free counts. A way of paying is a small value that answers
 ``pay(weights, masks, count, factor)`` with new masks that hold exactly `count` fewer entries.
-``weights[0]`` is the expanded layer, the rest are the layers that read it.
+``weights[0]`` is the expanded layer (or the layers of a gated pair, one below the other), the rest are
+the layers that read it.
 """
 
 from __future__ import annotations
@@ -136,8 +137,8 @@ class Columns:
         Parameters
         ----------
         weights, masks : sequence of Tensor
-            As for `Magnitude.pay`; ``weights[0]`` has shape (neurons × factor, inputs), the children of one
-            neuron in adjacent rows.
+            As for `Magnitude.pay`; ``weights[0]`` has shape (neurons × factor, inputs) or (neurons × factor,
+            inputs, taps), the children of one neuron in adjacent rows.
         count : int
             How many free weights are to be held at zero.
         factor : int
@@ -149,9 +150,9 @@ class Columns:
             If the columns that may leave cannot pay; the masks are then unchanged.
         """
         inputs = weights[0].shape[1]
-        blocks = masks[0].view(-1, factor, inputs)
-        entries = blocks.count_nonzero(dim=0)  # (factor, inputs): what a column pays if it leaves
-        norms = weights[0].detach().view(-1, factor, inputs).float().norm(dim=0)
+        blocks = masks[0].view(-1, factor, inputs, weights[0][0, 0].numel())
+        entries = blocks.count_nonzero(dim=(0, 3))  # (factor, inputs): what a column pays if it leaves
+        norms = weights[0].detach().view(blocks.shape).float().norm(dim=(0, 3))
         norms[entries == 0] = -1
         last = norms.argmax(1)
         entries[torch.arange(factor), last.cpu()] = 0  # the last input stays
@@ -170,7 +171,7 @@ class Columns:
         if rest:
             kept = weights[0].detach() * masks[0]
             for child, column in enumerate(last.tolist()):  # pays last of all
-                kept.view(-1, factor, inputs)[:, child, column].masked_fill_(
+                kept.view(blocks.shape)[:, child, column].masked_fill_(
                     blocks[:, child, column] > 0, torch.inf
                 )
             Magnitude().pay([kept, *weights[1:]], masks, rest, factor)

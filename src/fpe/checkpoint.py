@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from fpe._version import __version__
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.files import write_atomically
-from fpe.graph.groups import PER_NEURON
-from fpe.masked import MaskedLinear
+from fpe.graph.layers import PER_NEURON, is_linear, neuron_tensors
+from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.plans import Plan
+from fpe.procedure import Weights, mask
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "fpe"
 
 
@@ -33,7 +34,8 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     ----------
     wide : nn.Module
         What `fpe.expand` returned, trained or not, also inside ``torch.compile`` or
-        ``DistributedDataParallel``. It is not changed.
+        ``DistributedDataParallel``, or sharded by ``fully_shard``. It is not changed. Where several
+        processes run, the first one writes; all of them must call it if the model is sharded.
     path : path-like
         The file, ``.safetensors`` by custom. Missing parent folders are made.
 
@@ -49,6 +51,9 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
 
     wide = _unwrap(wide)
     tensors, tied = _storable(wide)
+    many = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if many and torch.distributed.get_rank() != 0:
+        return
     plan = getattr(wide, "fpe_plan", None)
     manifest = {
         "format": FORMAT,
@@ -105,7 +110,7 @@ def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
     _check_shapes(wide, tensors, path, like)
     own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
     for name, tensor in own.items():
-        if not name.endswith("_mask"):
+        if name in tensors and not name.endswith("_mask"):
             tensor.data = tensor.data.to(tensors[name].dtype)
     wide.load_state_dict(tensors)
     if plan is not None:
@@ -121,6 +126,15 @@ def _unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def _sharded() -> Any:
+    """Return the type of a tensor that several processes hold in pieces."""
+    if not torch.distributed.is_available():
+        return ()
+    from torch.distributed.tensor import DTensor
+
+    return DTensor
+
+
 def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the state's tensors, each stored once, and which names mean which other's tensor."""
     tensors: dict[str, Tensor] = {}
@@ -130,12 +144,15 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise ArgumentError(f"the state {name!r} is {what}; only tensors with values can be saved.")
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
-        if tensor.numel() and place in first:
+        tensor = tensor.detach()
+        own = tensor.to_local() if isinstance(tensor, _sharded()) else tensor
+        place = (own.device, own.data_ptr(), tensor.shape, own.stride())
+        if own.numel() and place in first:
             tied[name] = first[place]
             continue
         first[place] = name
-        stored = tensor.detach().bool() if name.endswith("weight_mask") else tensor.detach()
+        whole = tensor.full_tensor() if isinstance(tensor, _sharded()) else tensor
+        stored = whole.bool() if name.endswith("weight_mask") else whole
         stored = stored.cpu().contiguous()
         shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
         tensors[name] = stored.clone() if shares_storage else stored
@@ -146,12 +163,14 @@ def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Describe the modules whose shapes an expansion may have changed."""
     found: dict[str, dict[str, Any]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, MaskedLinear):
-            sizes = {"in_features": module.in_features, "out_features": module.out_features}
-            found[name] = {"kind": "MaskedLinear", **sizes, "bias": module.bias is not None}
-        elif type(module) in PER_NEURON:
-            width = getattr(module, PER_NEURON[type(module)])
-            found[name] = {"kind": type(module).__name__, "width": width}
+        masked = next((kind for kind in MASKED if isinstance(module, kind)), None)
+        per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+        if isinstance(module, MaskedLayer) and masked is not None:
+            shape = list(module.weight.shape)
+            found[name] = {"kind": masked.__name__, "shape": shape, "bias": module.bias is not None}
+        elif per_neuron is not None:
+            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[per_neuron]}
+            found[name] = {"kind": per_neuron.__name__, "widths": widths}
     return found
 
 
@@ -191,27 +210,27 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module:
     """Make the module of the wide model that stands where the dense one has this name."""
     module = like.get_submodule(name)
-    if entry["kind"] == "MaskedLinear":
-        if not isinstance(module, nn.Linear):
-            raise TypeError(f"{name!r} is a {type(module).__name__} and was a linear layer")
-        device = module.weight.device
-        layer = MaskedLinear(entry["in_features"], entry["out_features"], entry["bias"], device=device)
-        layer.weight.requires_grad_(module.weight.requires_grad)
-        if entry["bias"] and module.bias is not None:
-            layer.bias.requires_grad_(module.bias.requires_grad)
-        return layer.train(module.training)
+    kinds = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
+    if entry["kind"] in kinds:
+        kind, plain = kinds[entry["kind"]]
+        if not (is_linear(module) if kind is MaskedLinear else isinstance(module, plain)):
+            was = "linear layer" if kind is MaskedLinear else plain.__name__
+            raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")
+        weight = torch.empty(entry["shape"], device=module.weight.device)  # type: ignore[arg-type]
+        bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
+        return mask(module, Weights(weight, bias, torch.ones_like(weight)))
     if type(module).__name__ != entry["kind"]:
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
     wide = copy.deepcopy(module)
-    width = tuple(entry["width"]) if isinstance(entry["width"], list) else entry["width"]
-    attribute = PER_NEURON[type(module)]
-    before = getattr(module, attribute)
-    setattr(wide, attribute, width)
-    shape = torch.Size(before if isinstance(before, tuple) else [before])
-    new_shape = torch.Size(width if isinstance(width, tuple) else [width])
-    for tensor in (*wide.parameters(recurse=False), *wide.buffers(recurse=False)):
-        if tensor.shape == shape:
-            tensor.data = tensor.data.new_empty(new_shape)
+    for attribute, stored in entry["widths"].items():
+        width = tuple(stored) if isinstance(stored, list) else stored
+        before = getattr(module, attribute)
+        setattr(wide, attribute, width)
+        if before == width or attribute != PER_NEURON[type(module)][0]:
+            continue
+        old, new = (v[0] if isinstance(v, tuple) else v for v in (before, width))
+        for tensor in neuron_tensors(wide, old).values():
+            tensor.data = tensor.data.new_empty(new, *tensor.shape[1:])
     return wide
 
 

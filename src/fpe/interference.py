@@ -113,6 +113,60 @@ def mean_cosine_similarity(weight: Tensor) -> float:
     return float(pairs / (neurons * (neurons - 1)))
 
 
+def participation_ratio(weight: Tensor) -> Tensor:
+    """Return each neuron's participation ratio ``(Σ_i w_i²)² / Σ_i w_i⁴``: how many features it reads.
+
+    1 for a neuron that reads one feature, the number of features for one that reads all alike, 0 for one
+    that reads none. The measure is that of the theory of localisation (Bell and Dean 1970).
+
+    Parameters
+    ----------
+    weight : Tensor
+        Shape (neurons, features).
+
+    Returns
+    -------
+    Tensor
+        Shape (neurons,), float64.
+
+    Examples
+    --------
+    >>> participation_ratio(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
+    tensor([2., 1.], dtype=torch.float64)
+    """
+    w = _checked(weight)
+    power = (w / w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)).square()
+    fourth = power.square().sum(dim=1)
+    return torch.where(fourth > 0, power.sum(dim=1).square() / fourth, torch.zeros_like(fourth))
+
+
+def crowding(weight: Tensor) -> Tensor:
+    """Return how little capacity the features have that each neuron reads: ``Σ_i w_i² (1 − C_i) / Σ_i w_i²``.
+
+    C is the `feature_capacity`. 0 for a neuron whose features have a dimension of their own, towards 1 for
+    one whose features share theirs with many.
+
+    Parameters
+    ----------
+    weight : Tensor
+        Shape (neurons, features).
+
+    Returns
+    -------
+    Tensor
+        Shape (neurons,), float64, each from 0 to 1.
+
+    Examples
+    --------
+    >>> crowding(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
+    tensor([0.5000, 0.0000], dtype=torch.float64)
+    """
+    power = _checked(weight).square()
+    total = power.sum(dim=1)
+    share = power / torch.where(total > 0, total, torch.ones_like(total))[:, None]
+    return share @ (1 - feature_capacity(weight))
+
+
 def fold_change(expanded: float, dense: float) -> float:
     """Return ``expanded / dense``, the paper's comparison of a measure (section 3.2); NaN if dense is 0."""
     return expanded / dense if dense else float("nan")

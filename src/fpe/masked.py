@@ -7,7 +7,7 @@ them. Being part of the layer's forward, this survives copying, pickling, loadin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,65 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None
 
 
-class MaskedLinear(nn.Linear):
+class MaskedLayer(nn.Module):
+    """What the masked layers have in common: a weight that is zero, and stays zero, where its mask is."""
+
+    if TYPE_CHECKING:
+        weight: Any
+        bias: Any
+        weight_mask: Tensor
+
+    def _start_free(self) -> None:
+        self.register_buffer("weight_mask", torch.ones_like(self.weight, requires_grad=False))
+
+    def _free_weight(self) -> Tensor:
+        """Return the weight, through which no gradient reaches a masked entry."""
+        return cast(Tensor, _MaskGradient.apply(self.weight, self.weight_mask))  # type: ignore[no-untyped-call]
+
+    def _keep(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
+        self.weight = nn.Parameter(weight)
+        if bias is not None:
+            self.bias = nn.Parameter(bias)
+        self.weight_mask = mask
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Set the masked weights to zero, in place."""
+        self.weight.mul_(_placed_like(self.weight_mask, self.weight))
+
+    def extra_repr(self) -> str:
+        """Add the density to the layer's printed form."""
+        if self.weight_mask.is_meta:
+            return super().extra_repr()
+        return f"{super().extra_repr()}, density={float(self.weight_mask.float().mean()):.3g}"
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        if self.weight.is_meta or self.weight_mask.is_meta:
+            return
+        with torch.no_grad():
+            mask = _placed_like(self.weight_mask, self.weight)
+            if torch.any((self.weight != 0) & (mask == 0)):
+                if local_metadata.get("assign_to_params_buffers"):
+                    # The weight is now the caller's own tensor, which must stay as it is.
+                    self.weight = nn.Parameter(self.weight * mask, self.weight.requires_grad)
+                else:
+                    self.project()
+
+
+def _placed_like(mask: Tensor, weight: Tensor) -> Tensor:
+    """Return a mask where its weight is: in pieces, if the weight is sharded over processes."""
+    if type(weight.data).__name__ != "DTensor" or type(mask).__name__ == "DTensor":
+        return mask
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    sharded = cast(DTensor, weight.data)
+    return distribute_tensor(mask, sharded.device_mesh, sharded.placements, src_data_rank=None)
+
+
+class MaskedLinear(MaskedLayer, nn.Linear):
     """A linear layer whose weight is zero, and stays zero, where its mask is.
 
     Parameters
@@ -58,54 +116,78 @@ class MaskedLinear(nn.Linear):
     that move a weight whose gradient is zero need `hold_masks`.
     """
 
-    weight_mask: Tensor
-
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.register_buffer("weight_mask", torch.ones_like(self.weight, requires_grad=False))
+        self._start_free()
 
     @classmethod
     def from_arrays(cls, weight: Tensor, bias: Tensor | None, mask: Tensor) -> MaskedLinear:
         """Make a layer around these tensors, which it keeps; `weight` must be zero where `mask` is."""
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
-        layer.weight = nn.Parameter(weight)
-        if bias is not None:
-            layer.bias = nn.Parameter(bias)
-        layer.weight_mask = mask
+        layer._keep(weight, bias, mask)
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (…, in_features) to (…, out_features)."""
-        weight = _MaskGradient.apply(self.weight, self.weight_mask)  # type: ignore[no-untyped-call]
-        return F.linear(input, weight, self.bias)
+        return F.linear(input, self._free_weight(), self.bias)
 
-    @torch.no_grad()
-    def project(self) -> None:
-        """Set the masked weights to zero, in place."""
-        self.weight.mul_(self.weight_mask)
 
-    def extra_repr(self) -> str:
-        """Add the density to the layer's printed form."""
-        if self.weight_mask.is_meta:
-            return super().extra_repr()
-        return f"{super().extra_repr()}, density={float(self.weight_mask.float().mean()):.3g}"
+class _MaskedConvolution(MaskedLayer):
+    """The part of the masked convolutions that is the same for one, two and three dimensions."""
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if self.weight.is_meta or self.weight_mask.is_meta:
-            return
-        with torch.no_grad():
-            if torch.any((self.weight != 0) & (self.weight_mask == 0)):
-                if local_metadata.get("assign_to_params_buffers"):
-                    # The weight is now the caller's own tensor, which must stay as it is.
-                    held = self.weight * self.weight_mask
-                    self.weight = nn.Parameter(held, self.weight.requires_grad)
-                else:
-                    self.project()
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._start_free()
+
+    @classmethod
+    def from_arrays(
+        cls, like: nn.modules.conv._ConvNd, weight: Tensor, bias: Tensor | None, mask: Tensor
+    ) -> Any:
+        """Make a layer around these tensors, which it keeps, with stride, padding and dilation of `like`.
+
+        `weight`, of shape (out_channels, in_channels, *kernel), must be zero where `mask` is.
+        """
+        layer = cls(
+            weight.shape[1],
+            weight.shape[0],
+            like.kernel_size,
+            like.stride,
+            like.padding,
+            like.dilation,
+            bias=bias is not None,
+            padding_mode=like.padding_mode,
+            device="meta",
+            dtype=weight.dtype,
+        )
+        layer._keep(weight, bias, mask)
+        return layer
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve: (batch, in_channels, *size) to (batch, out_channels, *size)."""
+        return cast(Tensor, self._conv_forward(input, self._free_weight(), self.bias))  # type: ignore[operator]
+
+
+class MaskedConv1d(_MaskedConvolution, nn.Conv1d):
+    """``nn.Conv1d`` whose weight stays zero where its mask is; as `MaskedLinear`."""
+
+
+class MaskedConv2d(_MaskedConvolution, nn.Conv2d):
+    """``nn.Conv2d`` whose weight stays zero where its mask is; as `MaskedLinear`."""
+
+
+class MaskedConv3d(_MaskedConvolution, nn.Conv3d):
+    """``nn.Conv3d`` whose weight stays zero where its mask is; as `MaskedLinear`."""
+
+
+#: The masked layers, and the plain layer that each stands for.
+MASKED: dict[type[MaskedLayer], type[nn.Module]] = {
+    MaskedLinear: nn.Linear,
+    MaskedConv1d: nn.Conv1d,
+    MaskedConv2d: nn.Conv2d,
+    MaskedConv3d: nn.Conv3d,
+}
 
 
 def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -126,7 +208,7 @@ def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.Remo
     RemovableHandle
         Its ``remove()`` ends the service.
     """
-    layers = [m for m in model.modules() if isinstance(m, MaskedLinear)]
+    layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
 
     def project(*_: Any) -> None:
         for layer in layers:

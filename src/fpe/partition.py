@@ -2,7 +2,9 @@
 
 A split answers ``assign(weight, factor, rng)`` with an *assignment*: an integer tensor of the
 weight's shape ``(neurons, inputs)`` that holds, for each parent neuron and each input, the child
-``0 … factor − 1`` that keeps the weight. Children therefore never overlap and together are the
+``0 … factor − 1`` that keeps the weight. A weight of shape ``(neurons, inputs, depth)`` has several entries
+that stay together for each input: the taps of a convolution, gate and up of a gated pair; its
+assignment has shape ``(neurons, inputs)`` all the same. Children therefore never overlap and together are the
 parent (section 2.3). Sizes of the children of one neuron differ by at most one, groups aside.
 """
 
@@ -40,7 +42,11 @@ class Split(Protocol):
         ...
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        """Return the child of each weight, integers of shape (neurons, inputs)."""
+        """Return the child of each weight, integers of shape (neurons, inputs).
+
+        `weight` has shape (neurons, inputs), or (neurons, inputs, depth) where several entries of one
+        input stay together.
+        """
         ...
 
 
@@ -102,7 +108,7 @@ class Shared:
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
         """Return one row of balanced random children, repeated to shape (neurons, inputs)."""
         row = _balanced(1, weight.shape[1], factor, rng)
-        return torch.from_numpy(row).expand(weight.shape)
+        return torch.from_numpy(row).expand(weight.shape[:2])
 
 
 @dataclass(frozen=True, init=False)
@@ -168,7 +174,7 @@ class Groups:
         """Return the child of each input's group, shape (neurons, inputs)."""
         _, group_of = np.unique(self.labels, return_inverse=True)
         child = _deal_groups(np.bincount(group_of), 1 if self.shared else weight.shape[0], factor, rng)
-        return torch.from_numpy(child[:, group_of]).expand(weight.shape)
+        return torch.from_numpy(child[:, group_of]).expand(weight.shape[:2])
 
 
 def _deal_groups(sizes: np.ndarray, draws: int, factor: int, rng: np.random.Generator) -> np.ndarray:
@@ -220,7 +226,14 @@ class Gram:
 
         inputs = weight.shape[1]
         clusters = self.clusters or min(inputs, max(2 * factor, round(inputs**0.5)))
-        w = weight.detach().cpu().double()
+        w = (
+            weight.detach()
+            .cpu()
+            .double()
+            .reshape(len(weight), inputs, -1)
+            .transpose(1, 2)
+            .reshape(-1, inputs)
+        )
         kmeans = KMeans(clusters, n_init=4, random_state=int(rng.integers(2**31)))
         labels = kmeans.fit_predict((w.T @ w).numpy())
         if len(np.unique(labels)) < factor:  # equal rows, as of an untrained or constant layer
@@ -243,7 +256,7 @@ class TwoFour:
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
         """Return a child for each weight, two of each in every four, shape (neurons, inputs)."""
-        neurons, inputs = weight.shape
+        neurons, inputs = weight.shape[:2]
         fours = inputs // 4
         ways = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0]], dtype=np.uint8)
         ways = np.concatenate([ways, 1 - ways])

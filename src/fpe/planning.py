@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from fpe.budget import Prune, as_prune, count_free, count_nonzero
-from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, did_you_mean, raise_problems
-from fpe.graph import Found, Group, Skipped, find_groups, prove
-from fpe.graph.groups import (
-    PER_NEURON,
-    is_plain_linear,
-    layer_problem,
-    linear,
+from fpe.choice import Chosen, Layers, choose
+from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
+from fpe.graph import Group, prove
+from fpe.graph.groups import default_runs, neuron_of_columns
+from fpe.graph.inputs import inputs_for
+from fpe.graph.layers import (
+    OVER_NEURONS,
+    bias_of,
+    mask_of,
+    memory_problem,
     neuron_tensors,
-    width_problem,
+    oriented_weight,
+    size_of,
 )
-from fpe.masked import MaskedLinear
 from fpe.partition import Split, as_split
 from fpe.plans import LayerPlan, Plan
+from fpe.target import TARGETS, most_polysemantic
+
+BUDGETS = ("group", "network")
+CONVOLUTIONS = ("channels", "taps")
 
 
 def plan(
@@ -29,16 +36,22 @@ def plan(
     factor: int = 2,
     split: str | Split = "random",
     prune: str | Prune = "magnitude",
-    layers: Sequence[str | Group] | None = None,
+    layers: str | Group | Layers | None = None,
     example_inputs: Any = None,
     seed: int = 0,
+    budget: str = "group",
+    convolutions: str = "channels",
+    target_fraction: float = 1.0,
+    target: str = "participation",
 ) -> Plan:
     """Find what `fpe.expand` with the same arguments would do, and check that it can be done.
 
     Parameters
     ----------
     model : nn.Module
-        An ``nn.Sequential`` or any module that can be traced symbolically. It is not changed.
+        Any module; it is not changed. Without `example_inputs`, the linear layers of an ``nn.Sequential``
+        or of a module that can be traced symbolically are found; for a model of transformers a batch is
+        made up from its configuration.
     factor : int, default 2
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
@@ -47,14 +60,28 @@ def plan(
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's) or ``"columns"`` (whole inputs,
         for a shared split).
-    layers : sequence of str or Group, optional
-        Names of the layers to expand. By default every second hidden layer from the first (A.7), which
-        for a network with one hidden layer is that one. A `Group` gives a layer with its readers by
-        hand, for a model that cannot be followed; it needs `example_inputs`.
+    layers : sequence of str or Group, or mapping of str to int, optional
+        Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own
+        factor, the last that matches. By default every second hidden layer from the first (A.7), which
+        for a network with one hidden layer is that one and for a transformer every MLP; never a head,
+        an embedding or a projection of attention. A `Group` gives a layer with its readers by hand, for a
+        model that cannot be followed; it needs `example_inputs`.
     example_inputs : Tensor, tuple or dict, optional
-        One batch. If given, each group is proved by a permutation of its neurons.
+        One small batch: the model's input, its positional arguments, or its keyword arguments. With it
+        any model that ``torch.export`` can follow is, convolutions and gated pairs included, and each
+        group is proved by a permutation of its neurons.
     seed : int, default 0
         Seed of the partitions.
+    budget : str, default "group"
+        Who pays for a group's copies: the ``"group"`` itself, or all groups of the ``"network"`` together.
+    convolutions : str, default "channels"
+        What a convolution's children share out: its input ``"channels"``, all taps of one staying
+        together, or its single ``"taps"``. A layer with fewer channels than children shares out taps.
+    target_fraction : float, default 1.0
+        Share of each layer's neurons to expand, the most polysemantic first; the others keep one child.
+    target : str, default "participation"
+        What the most polysemantic neurons are: those of the highest ``"participation"`` ratio of
+        incoming weights, or those whose inputs have the least feature ``"capacity"`` on `example_inputs`.
 
     Returns
     -------
@@ -76,53 +103,91 @@ def plan(
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> print(fpe.plan(model, factor=2))
     Expansion by 2: split Random(), prune Magnitude(), seed 0
-    layer  read by  with  inputs  neurons  after  non-zeros  copies to pay for
-    -----  -------  ----  ------  -------  -----  ---------  -----------------
-    0      2        -          8        4      8         46                 12
+    layer  read by  with  shares out  neurons  after  non-zeros  copies to pay for
+    -----  -------  ----  ----------  -------  -----  ---------  -----------------
+    0      2        -       8 inputs        4      8         46                 12
     left alone:
       2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
-    split, prune = check_arguments(model, factor, split, prune, seed)
-    groups, skipped = _choose(model, layers, example_inputs)
-    _check_groups(model, groups, factor, split, prune)
-    if example_inputs is not None:
-        for group in groups:
-            prove(model, group, example_inputs)
-    widths = _inputs(model, groups, factor)
+    split, prune = check_arguments(
+        model, factor, split, prune, seed, layers, budget, convolutions, target_fraction, target
+    )
+    chosen, skipped = choose(model, layers, factor, example_inputs)
+    problems = _memory_problems(model, chosen)
+    wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
+    planned = _layer_plans(model, chosen, wanted, convolutions)
+    problems += _split_problems(model, planned, split)
+    raise_problems(problems, ModelError, "the layers to expand")
+    _check_budget(model, planned, prune, budget)
+    batch = inputs_for(model) if example_inputs is None else example_inputs
+    if batch is not None:
+        prove(model, [group for group, _ in chosen], batch)
     return Plan(
-        layers=tuple(_layer_plan(model, group, factor, widths[group.producer]) for group in groups),
+        layers=tuple(planned),
         skipped=skipped,
         factor=factor,
         split=repr(split),
         prune=repr(prune),
+        budget=budget,
         seed=seed,
         nonzero=count_nonzero(model),
     )
 
 
 def check_arguments(
-    model: nn.Module, factor: int, split: str | Split, prune: str | Prune, seed: int
+    model: nn.Module,
+    factor: int,
+    split: str | Split,
+    prune: str | Prune,
+    seed: int,
+    layers: Any = None,
+    budget: str = "group",
+    convolutions: str = "channels",
+    target_fraction: float = 1.0,
+    target: str = "participation",
 ) -> tuple[Split, Prune]:
     """Check what can be checked without looking into the model, and report all problems at once."""
     problems = []
     if not isinstance(model, torch.nn.Module):
         problems.append(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        problems.append("model is a DistributedDataParallel; expand the model first, and wrap it then.")
     if problem := factor_problem(factor):
         problems.append(problem)
+    if isinstance(layers, Mapping):
+        problems += [f"layers[{name!r}]: {p}" for name, f in layers.items() if (p := factor_problem(f))]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         problems.append(f"seed is {seed!r}; give an integer of at least 0.")
+    for name, value, allowed in (
+        ("budget", budget, BUDGETS),
+        ("convolutions", convolutions, CONVOLUTIONS),
+        ("target", target, TARGETS),
+    ):
+        if value not in allowed:
+            problems.append(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}.")
+    if not isinstance(target_fraction, int | float) or not 0 < target_fraction <= 1:
+        problems.append(f"target_fraction is {target_fraction!r}; give a number above 0 and at most 1.")
     resolved: list[Any] = []
     for resolve in (lambda: as_split(split), lambda: as_prune(prune)):
         try:
             resolved.append(resolve())
         except FPEError as error:
             problems.append(str(error))
-    if len(resolved) == 2 and resolved[1].needs_shared and not resolved[0].shared:
-        problems.append(
-            f"prune='columns' needs one partition for all neurons of a layer, which split {resolved[0]!r} "
-            "does not give; use split='shared' or fpe.Groups(labels, shared=True), or prune='magnitude'."
-        )
+    if len(resolved) == 2 and resolved[1].needs_shared:
+        if not resolved[0].shared:
+            problems.append(
+                "prune='columns' needs one partition for all neurons of a layer, which split "
+                f"{resolved[0]!r} does not give; use split='shared' or fpe.Groups(labels, shared=True), or "
+                "prune='magnitude'."
+            )
+        if budget == "network":
+            problems.append("prune='columns' pays layer by layer; give budget='group', or prune='magnitude'.")
+        if target_fraction != 1:
+            problems.append(
+                "prune='columns' needs all neurons of a layer expanded; leave target_fraction out, or give "
+                "prune='magnitude'."
+            )
     raise_problems(problems, ArgumentError, "the arguments")
     return resolved[0], resolved[1]
 
@@ -134,174 +199,157 @@ def factor_problem(factor: Any) -> str | None:
     return None
 
 
-def _choose(
-    model: nn.Module, layers: Sequence[str | Group] | None, example_inputs: Any
-) -> tuple[list[Group], tuple[Skipped, ...]]:
-    """Choose the groups to expand: those asked for, or every second hidden layer (A.7)."""
-    if isinstance(layers, str | Group):
-        layers = [layers]
-    given = [entry for entry in layers or [] if isinstance(entry, Group)]
-    if given and example_inputs is None:
-        raise ArgumentError(
-            f"the group of {given[0].producer!r} is given by hand; give example_inputs=… too, a batch on "
-            "which it can be proved."
-        )
-    names = [entry for entry in layers or [] if not isinstance(entry, Group)]
-    found = find_groups(model) if names or layers is None else Found((), ())
-    if layers is None:
-        groups, skipped = _alternate(found)
-        if not groups:
-            reasons = "; ".join(f"{s.name!r}: {s.reason}" for s in skipped) or "it has no linear layer"
-            raise ModelError(
-                f"there is nothing to expand in this {type(model).__name__}: {reasons}. Expandable are "
-                "neurons that a linear layer makes and another reads, with activations, norms and dropout "
-                "between."
-            )
-        return groups, skipped
-    problems = [p for name in names if (p := _name_problem(model, name, found))]
-    problems += [p for group in given for p in _given_problems(model, group)]
-    if not layers:
-        problems.append("layers is empty; name at least one layer, or leave it out.")
-    raise_problems(problems, ModelError, "the layers to expand")
-    chosen = {group.producer: group for group in found.groups if group.producer in names}
-    chosen |= {group.producer: group for group in given}
-    others = [Skipped(g.producer, "it was not asked for") for g in found.groups if g.producer not in chosen]
-    return list(chosen.values()), (*others, *found.skipped)
+def _memory_problems(model: nn.Module, chosen: Chosen) -> list[str]:
+    """Check that the weights concerned are there, and are numbers."""
+    names = dict.fromkeys(name for group, _ in chosen for name in (*group.producers, *group.consumers))
+    return [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
 
 
-def _alternate(found: Found) -> tuple[list[Group], tuple[Skipped, ...]]:
-    """Take hidden layers 1, 3, 5 …: none that already reads an expanded one."""
-    groups: list[Group] = []
-    skipped: list[Skipped] = []
-    readers: dict[str, str] = {}
-    for group in found.groups:
-        if group.producer in readers:
-            reason = f"it reads {readers[group.producer]!r}, which is expanded (every second hidden layer is)"
-            skipped.append(Skipped(group.producer, reason))
-        else:
-            groups.append(group)
-            readers |= dict.fromkeys(group.consumers, group.producer)
-    return groups, (*skipped, *found.skipped)
+def _layer_plans(
+    model: nn.Module, chosen: Chosen, wanted: Sequence[tuple[int, ...] | None], convolutions: str
+) -> list[LayerPlan]:
+    """Foresee what becomes of each group, in order: a producer may read one that was expanded before."""
+    grown: dict[str, int] = {}  # inputs that a layer has won
+    planned = []
+    for (group, factor), some in zip(chosen, wanted, strict=True):
+        neurons, inputs = size_of(model, group.name)
+        inputs += grown.get(group.name, 0)
+        after = neurons * factor if some is None else neurons + len(some) * (factor - 1)
+        taps = oriented_weight(model.get_submodule(group.name))[0, 0].numel()
+        shares = "inputs" if taps == 1 else convolutions
+        if shares == "channels" and inputs < factor:
+            shares = "taps"
+        for name in group.consumers:
+            own = size_of(model, name)[1]
+            shared = own if not group.columns else neurons * _own_columns(group, name)
+            grown[name] = grown.get(name, 0) + (after - neurons) * (shared // neurons)
+        planned.append(_layer_plan(model, group, factor, inputs, shares, after, some))
+    return planned
 
 
-def _name_problem(model: nn.Module, name: str, found: Found) -> str | None:
-    expandable = [group.producer for group in found.groups]
-    if name in expandable:
-        return None
-    for skip in found.skipped:
-        if skip.name == name:
-            return f"layer {name!r} cannot be expanded: {skip.reason}."
-    names = [n for n, _ in model.named_modules() if n]
-    allowed = f"Expandable: {', '.join(map(repr, expandable)) or 'none'}."
-    if name in names:
-        kind = type(model.get_submodule(name)).__name__
-        return f"layer {name!r} is a {kind}, which has no neurons of its own. {allowed}"
-    return f"the model has no layer {name!r}.{did_you_mean(str(name), names)} {allowed}"
+def _own_columns(group: Group, consumer: str) -> int:
+    """Return how many inputs of a consumer each neuron has."""
+    return sum(k for k in group.columns[group.consumers.index(consumer)] if k > 0)
 
 
-def _given_problems(model: nn.Module, group: Group) -> list[str]:
-    """Check a group that the user gave by hand."""
-    modules = dict(model.named_modules())
-    names = [group.producer, *group.consumers, *group.between]
-    missing = [n for n in names if n not in modules]
-    if missing:
-        return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
-    problems = [f"{n!r} {p}." for n in names if (p := layer_problem(model, n))]
-    for n in (group.producer, *group.consumers):
-        if not is_plain_linear(modules[n]):
-            problems.append(f"{n!r} is a {type(modules[n]).__name__}; producers and consumers are nn.Linear.")
-    if not group.consumers:
-        problems.append(f"the group of {group.producer!r} has no consumers; name the layers that read it.")
-    if problems:
-        return problems
-    neurons = linear(model, group.producer).out_features
-    for n in group.consumers:
-        inputs = linear(model, n).in_features
-        if inputs != neurons:
-            problems.append(f"{n!r} has {inputs} inputs, but {group.producer!r} has {neurons} neurons.")
-    for n in group.between:
-        if type(modules[n]) not in PER_NEURON:
-            known = ", ".join(kind.__name__ for kind in PER_NEURON)
-            problems.append(f"{n!r} is a {type(modules[n]).__name__}; between can stand {known}.")
-        elif problem := width_problem(modules[n], neurons):
-            problems.append(f"{n!r}: {problem}.")
-    return problems
-
-
-def _check_groups(model: nn.Module, groups: Sequence[Group], factor: int, split: Split, prune: Prune) -> None:
-    """Check that each layer can be split so, and that its copies can be paid for."""
-    problems = []
-    widths = _inputs(model, groups, factor)
-    for group in groups:
-        inputs = widths[group.producer]
-        if factor > inputs:
-            problems.append(
-                f"factor {factor} is larger than the {inputs} inputs of layer {group.producer!r}, so that "
-                f"some child would have none; give a factor from 1 to {inputs}."
-            )
-        elif factor > 1 and (problem := split.problem(inputs, factor)):
-            problems.append(f"layer {group.producer!r}: {problem}.")
-        for name in (group.producer, *group.consumers):
-            weight = linear(model, name).weight
-            if weight.is_meta:
-                problems.append(f"layer {name!r} is on the meta device; load its weights first.")
-            elif not weight.is_floating_point():
-                problems.append(f"layer {name!r} has {weight.dtype} weights; floating point is allowed.")
-            elif not all(bool(end.isfinite()) for end in torch.aminmax(weight.detach())):
-                problems.append(f"the weight of layer {name!r} has NaN or infinite entries; repair it first.")
-    raise_problems(problems, ModelError, "the layers to expand")
-    for group in groups:
-        layer = _layer_plan(model, group, factor, widths[group.producer])
-        weights = sum(_free_weights(model, n) for n in (group.producer, *group.consumers))
-        readers = sum(_free_weights(model, n) for n in group.consumers)
-        can_pay = weights + (factor - 1) * readers
-        what = "weights"
-        if prune.needs_shared:
-            can_pay = layer.neurons * (layer.inputs - factor)
-            what = "weights in the columns that may leave"
-        if layer.copies > can_pay:
-            problems.append(
-                f"layer {group.producer!r}: factor {factor} makes {layer.copies} copies, and only {can_pay} "
-                f"{what} could pay for them; give a smaller factor"
-                + (" or prune='magnitude'." if prune.needs_shared else ".")
-            )
-    raise_problems(problems, BudgetError, "the budget")
+def _layer_plan(
+    model: nn.Module,
+    group: Group,
+    factor: int,
+    inputs: int,
+    shares: str,
+    after: int,
+    some: tuple[int, ...] | None,
+) -> LayerPlan:
+    neurons, _ = size_of(model, group.name)
+    per_neuron = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    for name in group.between:
+        module = model.get_submodule(name)
+        own = neuron_tensors(module, neurons)
+        per_neuron += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+    expanded = range(neurons) if some is None else some
+    mine, others = 0, 0
+    for position in range(len(group.consumers)):
+        own_weights, rest = _free_by_neuron(model, group, position, expanded)
+        mine += own_weights
+        others += rest
+    biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
+    others += sum(bias.numel() for bias in biases if bias is not None) + per_neuron * neurons
+    return LayerPlan(
+        group=group,
+        factor=factor,
+        inputs=inputs,
+        shares=shares,
+        neurons=neurons,
+        neurons_after=after,
+        free=sum(_free_weights(model, name) for name in group.producers) + mine + others,
+        copies=(factor - 1) * (mine + per_neuron * len(expanded)),
+        chosen=some,
+    )
 
 
 def _free_weights(model: nn.Module, name: str) -> int:
-    layer = linear(model, name)
-    if isinstance(layer, MaskedLinear):
-        return count_free(layer.weight_mask)
-    return layer.weight.numel()
+    layer = model.get_submodule(name)
+    mask = mask_of(layer)
+    return oriented_weight(layer).numel() if mask is None else count_free(mask)
 
 
-def _inputs(model: nn.Module, groups: Sequence[Group], factor: int) -> dict[str, int]:
-    """Return the inputs of each producer when its turn comes: more, if it reads one expanded before."""
-    inputs: dict[str, int] = {}
-    widened: set[str] = set()
-    for group in groups:
-        own = linear(model, group.producer).in_features
-        inputs[group.producer] = own * factor if group.producer in widened else own
-        widened.update(group.consumers)
-    return inputs
+def _free_by_neuron(
+    model: nn.Module, group: Group, position: int, expanded: Sequence[int]
+) -> tuple[int, int]:
+    """Count a consumer's free weights that read the neurons to be expanded, and the others."""
+    name = group.consumers[position]
+    total = _free_weights(model, name)
+    neurons, _ = size_of(model, group.name)
+    if len(expanded) == neurons and (not group.columns or min(group.columns[position]) > 0):
+        return total, 0
+    layer = model.get_submodule(name)
+    runs = group.columns[position] if group.columns else default_runs(neurons, size_of(model, name)[1])
+    mine = torch.isin(neuron_of_columns(runs, neurons), torch.tensor(list(expanded)))
+    mask = mask_of(layer)
+    if mask is None:
+        own = int(mine.sum()) * (total // len(mine))
+    else:
+        own = count_free(mask[:, mine.to(mask.device)].contiguous())
+    return own, total - own
 
 
-def _layer_plan(model: nn.Module, group: Group, factor: int, inputs: int) -> LayerPlan:
-    producer = linear(model, group.producer)
-    neurons = producer.out_features
-    per_neuron = 0 if producer.bias is None else neurons
-    for name in group.between:
-        module = model.get_submodule(name)
-        own = {n for n, _ in module.named_parameters(recurse=False)}
-        per_neuron += neurons * len(own & neuron_tensors(module, neurons).keys())
-    readers = sum(_free_weights(model, name) for name in group.consumers)
-    biases = [linear(model, name).bias for name in group.consumers]
-    rest = sum(bias.numel() for bias in biases if bias is not None)
-    return LayerPlan(
-        group=group,
-        inputs=inputs,
-        neurons=neurons,
-        neurons_after=neurons * factor,
-        free=_free_weights(model, group.producer) + readers + per_neuron + rest,
-        copies=(factor - 1) * (readers + per_neuron),
-    )
+def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split) -> list[str]:
+    """Check that each layer can be split so."""
+    problems = []
+    for layer in planned:
+        factor, name = layer.factor, layer.group.name
+        shared_out = layer.inputs
+        if layer.shares == "taps":
+            shared_out *= oriented_weight(model.get_submodule(name))[0, 0].numel()
+        if factor > shared_out:
+            problems.append(
+                f"factor {factor} is larger than the {shared_out} {layer.shares} of layer {name!r}, so that "
+                f"some child would have none; give a factor from 1 to {shared_out}."
+            )
+        elif factor > 1 and (problem := split.problem(shared_out, factor)):
+            problems.append(f"layer {name!r}: {problem}.")
+        if layer.chosen is not None:
+            for between in layer.group.between:
+                if isinstance(model.get_submodule(between), OVER_NEURONS):
+                    kind = type(model.get_submodule(between)).__name__
+                    problems.append(
+                        f"layer {name!r}: the {kind} {between!r} is over its neurons, and would count the "
+                        "expanded ones more often than the others; leave target_fraction out for this layer."
+                    )
+    return problems
+
+
+def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Prune, budget: str) -> None:
+    """Check that the copies can be paid for."""
+    problems = []
+    if budget == "network":
+        names = dict.fromkeys(n for p in planned for n in (*p.group.producers, *p.group.consumers))
+        copies = sum(layer.copies for layer in planned)
+        can_pay = sum(_free_weights(model, n) for n in names) + copies
+        if copies > can_pay:
+            problems.append(
+                f"the expansion makes {copies} copies, and only {can_pay} weights could pay for them."
+            )
+    for layer in planned if budget == "group" else ():
+        group = layer.group
+        per_neuron = layer.copies - (layer.factor - 1) * sum(
+            _free_by_neuron(model, group, i, layer.chosen or range(layer.neurons))[0]
+            for i in range(len(group.consumers))
+        )
+        weights = sum(_free_weights(model, n) for n in (*group.producers, *group.consumers))
+        can_pay = weights + layer.copies - per_neuron
+        what = "weights"
+        if prune.needs_shared:
+            shape = oriented_weight(model.get_submodule(group.name)).shape
+            taps = shape[2:].numel() if layer.shares != "taps" else 1
+            inputs = layer.inputs if layer.shares != "taps" else layer.inputs * shape[2:].numel()
+            can_pay = len(group.producers) * layer.neurons * taps * (inputs - layer.factor)
+            what = "weights in the columns that may leave"
+        if layer.copies > can_pay:
+            problems.append(
+                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and only "
+                f"{can_pay} {what} could pay for them; give a smaller factor"
+                + (" or prune='magnitude'." if prune.needs_shared else ".")
+            )
+    raise_problems(problems, BudgetError, "the budget")

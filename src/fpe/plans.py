@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,22 +20,33 @@ class LayerPlan:
     ----------
     group : Group
         The modules concerned.
-    inputs, neurons : int
-        Size of the producer when its turn comes.
-    neurons_after : int
-        ``neurons × factor``.
+    factor : int
+        Children of each neuron that is expanded.
+    inputs : int
+        Inputs of a producer when its turn comes; channels, of a convolution.
+    shares : str
+        What is shared out among the children: ``"inputs"``, ``"channels"`` with all their taps, or
+        ``"taps"``.
+    neurons, neurons_after : int
+        Neurons before and after.
     free : int
         Non-zero parameters of the group before, and again after.
     copies : int
-        Duplicated weights, biases and norm parameters, each paid for by a weight held at zero.
+        Duplicated weights, biases and norm parameters, each paid for by a weight held at zero. Where two
+        groups have a consumer in common, the most that it can be.
+    chosen : tuple of int, optional
+        The neurons that are expanded, if not all are.
     """
 
     group: Group
+    factor: int
     inputs: int
+    shares: str
     neurons: int
     neurons_after: int
     free: int
     copies: int
+    chosen: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -47,9 +60,11 @@ class Plan:
     skipped : tuple of Skipped
         Every other layer with the reason.
     factor : int
-        Children of each neuron.
+        Children of each neuron, where `layers` gave no other.
     split, prune : str
         Printed forms of the split and of the way of paying.
+    budget : str
+        Who pays for a group's copies: the ``"group"`` itself, or the whole ``"network"``.
     seed : int
         Seed of the partitions.
     nonzero : int
@@ -61,30 +76,24 @@ class Plan:
     factor: int
     split: str
     prune: str
+    budget: str
     seed: int
     nonzero: int
 
     def __str__(self) -> str:
-        head = ("layer", "read by", "with", "inputs", "neurons", "after", "non-zeros", "copies to pay for")
-        rows = [
-            (
-                layer.group.producer,
-                ", ".join(layer.group.consumers),
-                ", ".join(layer.group.between) or "-",
-                f"{layer.inputs:,}",
-                f"{layer.neurons:,}",
-                f"{layer.neurons_after:,}",
-                f"{layer.free:,}",
-                f"{layer.copies:,}",
-            )
-            for layer in self.layers
-        ]
+        head = (
+            "layer", "read by", "with", "shares out", "neurons", "after", "non-zeros", "copies to pay for"
+        )  # fmt: skip
+        rows = _folded([_cells(layer) for layer in self.layers])
+        each = ", numbers are of one layer" if len(rows) < len(self.layers) else ""
+        whole = ", paid for by the whole network" if self.budget == "network" else ""
         lines = [
-            f"Expansion by {self.factor}: split {self.split}, prune {self.prune}, seed {self.seed}",
+            f"Expansion by {self.factor}: split {self.split}, prune {self.prune}{whole}, seed {self.seed}"
+            + each,
             *text_table(head, rows, left=3),
         ]
         if self.skipped:
-            lines += ["left alone:", *(f"  {s.name}: {s.reason}" for s in self.skipped)]
+            lines += ["left alone:", *skipped_lines(self.skipped)]
         lines.append(f"non-zero parameters of the network, before and after: {self.nonzero:,}")
         return "\n".join(lines)
 
@@ -97,11 +106,78 @@ class Plan:
         """Make the plan again from what `to_dict` returned, or from its JSON."""
         layers = []
         for layer in record["layers"]:
-            group = layer["group"]
-            names = Group(group["producer"], tuple(group["consumers"]), tuple(group["between"]))
-            layers.append(LayerPlan(**{**layer, "group": names}))
+            chosen = layer["chosen"]
+            again = {"group": Group(**layer["group"]), "chosen": None if chosen is None else tuple(chosen)}
+            layers.append(LayerPlan(**{**layer, **again}))
         skipped = tuple(Skipped(**s) for s in record["skipped"])
         return Plan(**{**record, "layers": tuple(layers), "skipped": skipped})
+
+
+def _cells(layer: LayerPlan) -> tuple[str, ...]:
+    return (
+        braced(layer.group.producers),
+        ", ".join(layer.group.consumers),
+        ", ".join(layer.group.between) or "-",
+        f"{layer.inputs:,} {layer.shares}",
+        f"{layer.neurons:,}",
+        f"{layer.neurons_after:,}",
+        f"{layer.free:,}",
+        f"{layer.copies:,}",
+    )
+
+
+def braced(names: Sequence[str]) -> str:
+    """Write several names of one parent as one: ``mlp.{gate, up}``."""
+    if len(names) == 1:
+        return names[0]
+    parents = {name.rpartition(".")[0] for name in names}
+    if len(parents) > 1:
+        return ", ".join(names)
+    parent = parents.pop()
+    last = ", ".join(name.rpartition(".")[2] for name in names)
+    return f"{parent}.{{{last}}}" if parent else last
+
+
+def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
+    """Write what is left alone in lines, equal layers of a stack in one."""
+    return [f"  {name}: {reason}" for name, reason in _folded([(s.name, s.reason) for s in skipped])]
+
+
+def _folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Write rows that differ in nothing but the number of a layer as one: ``h.{0-11}.mlp``.
+
+    Only three and more are folded, each at the place of its first; numbers in the other cells that
+    count with the layer are written as it.
+    """
+    numbers = re.compile(r"(?<=\.)\d+(?=\.)")
+
+    def key(row: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(numbers.sub("#", cell) for cell in row)
+
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    folded = []
+    for alike in groups.values():
+        found = [numbers.findall(row[0]) for row in alike]
+        differing = [i for i in range(len(found[0])) if len({f[i] for f in found}) > 1]
+        if len(alike) < 3 or len(differing) != 1:
+            folded += alike
+            continue
+        values = sorted(int(f[differing[0]]) for f in found)
+        first = found[0][differing[0]]
+        span = _span(values)
+        folded.append(tuple(re.sub(rf"(?<=\.){first}(?=\.)", span, cell, count=1) for cell in alike[0]))
+    return folded
+
+
+def _span(values: Sequence[int]) -> str:
+    """Write sorted integers as ``{0-3,7}``."""
+    runs = []
+    for _, run in itertools.groupby(enumerate(values), lambda pair: pair[1] - pair[0]):
+        ends = [value for _, value in run]
+        runs.append(str(ends[0]) if len(ends) == 1 else f"{ends[0]}-{ends[-1]}")
+    return "{" + ",".join(runs) + "}"
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,19 +18,20 @@ from torch import Tensor, nn
 
 from fpe.budget import Prune
 from fpe.errors import ArgumentError
-from fpe.graph.groups import PER_NEURON, neuron_tensors
-from fpe.masked import MaskedLinear
+from fpe.graph.groups import Runs, columns_of_runs
+from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
+from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.partition import Split
 
 
 @dataclass
 class Weights:
-    """What a linear layer holds.
+    """What a linear layer or a convolution holds.
 
     Attributes
     ----------
     weight : Tensor
-        Shape (outputs, inputs), zero where the mask is.
+        Shape (outputs, inputs), of a convolution (outputs, inputs, *taps); zero where the mask is.
     bias : Tensor or None
         Shape (outputs,).
     mask : Tensor
@@ -41,12 +43,13 @@ class Weights:
     mask: Tensor
 
     @classmethod
-    def of(cls, layer: nn.Linear) -> Weights:
+    def of(cls, layer: nn.Module) -> Weights:
         """Look at a layer's own tensors."""
-        weight = layer.weight.detach()
-        bias = None if layer.bias is None else layer.bias.detach()
+        weight = oriented_weight(layer).detach()
+        bias = bias_of(layer)
         all_free = weight.new_ones(()).expand_as(weight)  # takes no memory
-        return cls(weight, bias, layer.weight_mask if isinstance(layer, MaskedLinear) else all_free)
+        mask = mask_of(layer)
+        return cls(weight, None if bias is None else bias.detach(), all_free if mask is None else mask)
 
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
@@ -55,7 +58,7 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     Parameters
     ----------
     weight : Tensor
-        Shape (neurons, inputs).
+        Shape (neurons, inputs), or (neurons, inputs, depth) if several entries of an input stay together.
     factor : int
         Number of children.
     split : Split
@@ -73,18 +76,19 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     ArgumentError
         If a split of the user's own returns anything else.
     """
+    shape = weight.shape[:2]
     if factor == 1:
-        return torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
+        return torch.zeros(shape, dtype=torch.uint8, device=weight.device)
     children = split.assign(weight, factor, rng)
     if not isinstance(children, Tensor):
         raise ArgumentError(
             f"split {split!r} returned a {type(children).__name__}; it must return a tensor of integers of "
-            f"the weight's shape {tuple(weight.shape)}."
+            f"the weight's shape {tuple(shape)}."
         )
-    if children.shape != weight.shape or children.is_floating_point() or children.is_complex():
+    if children.shape != shape or children.is_floating_point() or children.is_complex():
         raise ArgumentError(
             f"split {split!r} returned shape {tuple(children.shape)} and type {children.dtype}; it must "
-            f"return integers of the weight's shape {tuple(weight.shape)}."
+            f"return integers of the weight's shape {tuple(shape)}."
         )
     if int(children.min()) < 0 or int(children.max()) >= factor:
         raise ArgumentError(
@@ -95,7 +99,11 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
 
 
 def duplicate(
-    producer: Weights, consumers: Sequence[Weights], children: Tensor, factor: int
+    producer: Weights,
+    consumers: Sequence[Weights],
+    children: Tensor,
+    factor: int | Tensor,
+    columns: Sequence[Runs] | None = None,
 ) -> list[Weights]:
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
 
@@ -106,32 +114,61 @@ def duplicate(
     Parameters
     ----------
     producer : Weights
-        Weight of shape (neurons, inputs).
+        Weight of shape (neurons, inputs, *taps).
     consumers : sequence of Weights
-        Weights of shape (outputs, neurons).
+        Weights of shape (outputs, inputs, *taps) whose inputs are the neurons.
     children : Tensor
-        What `partition` returned, (neurons, inputs).
-    factor : int
-        Number of children.
+        What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to share taps out.
+    factor : int or Tensor
+        Children of every neuron, or of each one. A neuron with one child keeps all its inputs.
+    columns : sequence of tuple of int, optional
+        For each consumer the layout of its inputs, as in `Group.columns`; by default they are the neurons.
 
     Returns
     -------
     list of Weights
-        The producer, (neurons × factor, inputs), then the consumers, (outputs, neurons × factor).
+        The producer, with as many rows as there are children, then the consumers.
     """
-    neurons, inputs = producer.weight.shape
-    keeps = producer.weight.new_empty(neurons, factor, inputs)
-    for child in range(factor):
-        torch.eq(children, child, out=keeps[:, child])
-    keeps.mul_(producer.mask.unsqueeze(1))
-    weight = torch.mul(producer.weight.unsqueeze(1), keeps)
-    bias = None if producer.bias is None else producer.bias.repeat_interleave(factor)
-    wide = [Weights(weight.view(-1, inputs), bias, keeps.view(-1, inputs))]
-    for reader in consumers:
-        columns = reader.weight.repeat_interleave(factor, dim=1)
+    neurons = len(producer.weight)
+    parent = family(neurons, factor)
+    wide = [_children_of(producer, children, factor, parent)]
+    for position, reader in enumerate(consumers):
+        runs = columns[position] if columns is not None else (1,)
+        source = columns_of_runs(runs, parent, neurons).to(reader.weight.device)
         copied = None if reader.bias is None else reader.bias.clone()
-        wide.append(Weights(columns, copied, reader.mask.repeat_interleave(factor, dim=1)))
+        weight = reader.weight.index_select(1, source).contiguous()
+        wide.append(Weights(weight, copied, reader.mask.index_select(1, source).contiguous()))
     return wide
+
+
+def family(neurons: int, factor: int | Tensor) -> Tensor:
+    """Return the parent of each child, in the order in which the children stand."""
+    counts = factor if isinstance(factor, Tensor) else torch.full((neurons,), factor)
+    return torch.repeat_interleave(torch.arange(neurons), counts)
+
+
+def _children_of(producer: Weights, children: Tensor, factor: int | Tensor, parent: Tensor) -> Weights:
+    weight, device = producer.weight, producer.weight.device
+    if children.shape != weight.shape[:2]:
+        children = children.view(weight.shape)
+    each = children.reshape(*children.shape, *[1] * (weight.dim() - children.dim()))
+    bias = None if producer.bias is None else producer.bias.index_select(0, parent.to(device))
+    if isinstance(factor, int):
+        keeps = weight.new_empty(len(weight), factor, *weight.shape[1:])
+        for child in range(factor):
+            torch.eq(each.expand(weight.shape), child, out=keeps[:, child])
+        keeps.mul_(producer.mask.unsqueeze(1))
+        born = torch.mul(weight.unsqueeze(1), keeps, out=torch.empty_like(keeps))
+        return Weights(born.flatten(0, 1), bias, keeps.flatten(0, 1))
+    first = torch.cumsum(factor, 0) - factor
+    rank = (torch.arange(len(parent)) - first[parent]).to(device)
+    alone = (factor == 1)[parent].to(device)
+    parent = parent.to(device)
+    shape = (-1, *[1] * (weight.dim() - 1))
+    kept = (each.index_select(0, parent) == rank.view(shape)) | alone.view(shape)
+    mask = kept * producer.mask.index_select(0, parent)
+    born = weight.index_select(0, parent).contiguous() * mask
+    return Weights(born, bias, mask.to(weight.dtype).contiguous())
 
 
 def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> None:
@@ -153,41 +190,46 @@ def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> N
         w.weight.mul_(w.mask)
 
 
-def mask(layer: nn.Linear, weights: Weights) -> MaskedLinear:
+def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
     """Make the layer that holds these weights at zero where their mask is, for good.
 
     Parameters
     ----------
-    layer : nn.Linear
-        The layer that it stands for: gives training mode and which parameters are trained.
+    layer : nn.Module
+        The layer that it stands for: gives stride and padding, training mode and what is trained.
     weights : Weights
         Kept by the new layer.
 
     Returns
     -------
-    MaskedLinear
-        A new layer.
+    MaskedLayer
+        A `MaskedLinear` for any linear layer, a masked convolution for a convolution.
     """
-    masked = MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
-    masked.weight.requires_grad_(layer.weight.requires_grad)
-    if masked.bias is not None:
-        masked.bias.requires_grad_(layer.bias.requires_grad)
+    masked: MaskedLayer
+    if is_linear(layer):
+        masked = MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
+    else:
+        kind: Any = next(kind for kind, plain in MASKED.items() if isinstance(layer, plain))
+        masked = kind.from_arrays(layer, weights.weight, weights.bias, weights.mask)
+    old = cast(MaskedLayer, layer)
+    masked.weight.requires_grad_(old.weight.requires_grad)
+    if masked.bias is not None and old.bias is not None:
+        masked.bias.requires_grad_(old.bias.requires_grad)
     return masked.train(layer.training)
 
 
-def widen(module: nn.Module, neurons: int, factor: int) -> nn.Module:
+def widen(module: nn.Module, neurons: int, factor: int | Tensor) -> nn.Module:
     """Return a copy of a per-neuron module in which each neuron's entries stand once for each child."""
     wide = copy.deepcopy(module)
+    parent = family(neurons, factor)
     for name, tensor in neuron_tensors(module, neurons).items():
-        repeated = tensor.detach().repeat_interleave(factor)
+        repeated = tensor.detach().index_select(0, parent.to(tensor.device))
         if name in wide._parameters:
             setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad))
         else:
             setattr(wide, name, repeated)
-    attribute = PER_NEURON[type(module)]
-    width = getattr(module, attribute)
-    if width == (neurons,):
-        setattr(wide, attribute, (neurons * factor,))
-    elif width == neurons and not (isinstance(module, nn.PReLU) and neurons == 1):
-        setattr(wide, attribute, neurons * factor)
+    if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
+        for attribute in PER_NEURON[type(module)]:
+            width = getattr(module, attribute)
+            setattr(wide, attribute, (len(parent),) if isinstance(width, tuple) else len(parent))
     return wide

@@ -10,7 +10,7 @@ from torch import nn
 from fpe.budget import count_free, parameters_with_masks
 from fpe.errors import ArgumentError
 from fpe.graph import Skipped
-from fpe.plans import Plan, text_table
+from fpe.plans import Plan, skipped_lines, text_table
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Summary:
 
         lines = text_table(head, [cells(row) for row in (*self.rows, self.total)], left=2)
         if self.skipped:
-            lines += ["left alone:", *(f"  {s.name}: {s.reason}" for s in self.skipped)]
+            lines += ["left alone:", *skipped_lines(self.skipped)]
         lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
         return "\n".join(lines)
 
@@ -79,6 +79,12 @@ class Summary:
         """Return the summary as plain dicts, lists, strings and numbers, fit for JSON."""
         rows = [{**vars(row), "density": row.density} for row in (*self.rows, self.total)]
         return {"rows": rows, "skipped": [vars(s) for s in self.skipped]}
+
+
+def _neurons(module: nn.Module) -> int:
+    """Return a layer's output features or channels."""
+    names = ("out_features", "out_channels", "nf")  # the last is of transformers' Conv1D
+    return int(next((getattr(module, name) for name in names if hasattr(module, name)), 0))
 
 
 def _change(pair: tuple[int, int]) -> str:
@@ -134,7 +140,7 @@ def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
         if name not in measured:
             measured[name] = {
                 "kind": type(module).__name__,
-                "neurons": int(getattr(module, "out_features", 0)),
+                "neurons": _neurons(module),
                 "nonzero": 0,
                 "stored": 0,
                 "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),

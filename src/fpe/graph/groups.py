@@ -1,24 +1,19 @@
-"""The group: the neurons of one layer, with all that must change when they multiply."""
+"""The group: neurons that multiply together, with all that must change when they do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from fpe.masked import MaskedLinear
+#: How the inputs of a consumer are laid out: a positive run k is one cycle through all neurons with k
+#: adjacent inputs each, a negative run −k is k inputs of others.
+Runs = tuple[int, ...]
 
-#: Modules with parameters or buffers for each neuron, which widen with their layer, and the
-#: attribute that holds their width.
-PER_NEURON: dict[type[nn.Module], str] = {
-    nn.LayerNorm: "normalized_shape",
-    nn.RMSNorm: "normalized_shape",
-    nn.BatchNorm1d: "num_features",
-    nn.PReLU: "num_parameters",
-}
+#: The reason for which a network's last layer is left alone.
+HEAD = "it is a head: its neurons are outputs of the network"
 
 
 @dataclass(frozen=True)
@@ -27,17 +22,40 @@ class Group:
 
     Parameters
     ----------
-    producer : str
-        The linear layer whose output features are the neurons.
+    producers : tuple of str
+        The layers whose outputs are the neurons: one, or several that read the same input and meet in
+        a product, as gate and up of a gated MLP. One name may be given as a plain string.
     consumers : tuple of str
-        The linear layers that read them.
+        The layers that read them.
     between : tuple of str, default ()
-        Norms (LayerNorm, RMSNorm, BatchNorm1d) and PReLU over the neurons.
+        Norms, PReLU and depthwise convolutions over the neurons.
+    columns : tuple of tuple of int, optional
+        For each consumer which of its inputs are whose: a positive number k is a cycle through all
+        neurons with k adjacent inputs each (16 after a 4 × 4 map was flattened), a negative number −k
+        is k inputs of something else (in a concatenation). By default the inputs of a consumer are
+        shared out evenly in one cycle.
     """
 
-    producer: str
+    producers: tuple[str, ...]
     consumers: tuple[str, ...]
     between: tuple[str, ...] = ()
+    columns: tuple[Runs, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("producers", "consumers", "between"):
+            value = getattr(self, field)
+            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        object.__setattr__(self, "columns", tuple(tuple(runs) for runs in self.columns))
+
+    @property
+    def name(self) -> str:
+        """The first producer's name, which stands for the group."""
+        return self.producers[0]
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Group:
+        """Make the group again from its fields as JSON keeps them."""
+        return Group(**record)
 
 
 @dataclass(frozen=True)
@@ -50,61 +68,74 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a model: groups in the order of the forward pass, and what is none."""
+    """What was found in a model.
+
+    Attributes
+    ----------
+    groups : tuple of Group
+        In the order of the forward pass.
+    skipped : tuple of Skipped
+        Every other layer, with the reason.
+    attention : bool
+        Whether the model has attention, which is to say that it is a transformer.
+    """
 
     groups: tuple[Group, ...]
     skipped: tuple[Skipped, ...]
+    attention: bool = False
 
 
-def width_problem(module: nn.Module, neurons: int) -> str | None:
-    """Say why a per-neuron module does not stand over so many neurons, or return None."""
-    width = getattr(module, PER_NEURON[type(module)])
-    if isinstance(module, nn.PReLU) and width == 1:
-        return None
-    if width in (neurons, (neurons,)):
-        return None
-    return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"
+def default_runs(neurons: int, inputs: int) -> Runs:
+    """Return the layout of a consumer in which each neuron has as many adjacent inputs as the others."""
+    return (max(1, inputs // neurons),)
 
 
-def layer_problem(model: nn.Module, name: str) -> str | None:
-    """Say why the layer of this name cannot be replaced by a masked one, or return None."""
-    module = model.get_submodule(name)
-    names = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
-    if len(names) > 1:
-        return f"is one module under several names ({', '.join(names)})"
-    if parametrize.is_parametrized(module):
-        return "has a parametrization, which a masked layer would lose"
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, kind) for kind in hooks):
-        return "has hooks, which a masked layer would lose; remove them first"
-    tied = _tied(model, module)
-    if tied:
-        return f"shares its parameters with {', '.join(tied)}"
-    return None
+def width_of_runs(runs: Runs, neurons: int) -> int:
+    """Return how many inputs a layout covers."""
+    return sum(k * neurons if k > 0 else -k for k in runs)
 
 
-def _tied(model: nn.Module, module: nn.Module) -> list[str]:
-    own = {id(p) for p in module.parameters(recurse=False)}
-    return [
-        name
-        for name, other in model.named_modules()
-        if other is not module and own & {id(p) for p in other.parameters(recurse=False)}
-    ]
+def columns_of_runs(runs: Runs, parent: Tensor, neurons: int) -> Tensor:
+    """Return for each input of the wide consumer the input of the old one that it comes from.
+
+    Parameters
+    ----------
+    runs : tuple of int
+        The layout of the old consumer.
+    parent : Tensor
+        The neuron from which each wide neuron comes, in the order in which the wide ones stand; also
+        any order of the neurons.
+    neurons : int
+        How many there were.
+
+    Returns
+    -------
+    Tensor
+        Indices into the old inputs.
+    """
+    pieces, start = [], 0
+    for k in runs:
+        if k > 0:
+            pieces.append((start + parent[:, None] * k + torch.arange(k)).flatten())
+        else:
+            pieces.append(start + torch.arange(-k))
+        start += k * neurons if k > 0 else -k
+    return torch.cat(pieces)
 
 
-def is_plain_linear(module: nn.Module) -> bool:
-    """Tell whether a module is a linear layer that fpe knows to the last line."""
-    return type(module) in (nn.Linear, MaskedLinear)
+def neuron_of_columns(runs: Runs, neurons: int) -> Tensor:
+    """Return for each input of a consumer its neuron, −1 for an input of something else."""
+    cycle = torch.arange(neurons)
+    return torch.cat([cycle.repeat_interleave(k) if k > 0 else torch.full((-k,), -1) for k in runs])
 
 
-def linear(model: nn.Module, name: str) -> nn.Linear:
-    """Return the linear layer of this name."""
-    return cast(nn.Linear, model.get_submodule(name))
-
-
-def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module that have one entry for each neuron."""
-    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
-        return {}
-    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: t for name, t in own if t.shape == torch.Size([neurons])}
+def runs_of_columns(neuron: Tensor, neurons: int) -> Runs:
+    """Return the layout in which inputs have these neurons: the inverse of `neuron_of_columns`."""
+    values, lengths = torch.unique_consecutive(neuron, return_counts=True)
+    runs, position = [], 0
+    while position < len(values):
+        length = int(lengths[position])
+        own = int(values[position]) >= 0
+        runs.append(length if own else -length)
+        position += neurons if own else 1
+    return tuple(runs)

@@ -15,16 +15,19 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fpe.errors import ModelError
-from fpe.graph.groups import (
-    PER_NEURON,
-    Found,
-    Group,
-    Skipped,
-    is_plain_linear,
+from fpe.graph.groups import HEAD, Found, Group, Skipped
+from fpe.graph.layers import (
+    a_kind,
+    is_convolution,
+    is_linear,
+    kind_problem,
     layer_problem,
-    linear,
+    size_of,
     width_problem,
 )
+
+#: What may stand over the neurons; what it is over can be seen without inputs.
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.PReLU)
 
 ELEMENTWISE_MODULES = frozenset(
     {
@@ -81,8 +84,7 @@ def _trace(model: nn.Module) -> fx.Graph:
         raise ModelError(
             f"the forward pass of {type(model).__name__} cannot be followed symbolically "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). "
-            "Give the layers yourself, with a batch to prove them on: "
-            "layers=[fpe.Group(producer=…, consumers=(…,))], example_inputs=…"
+            "Give example_inputs=…, one batch, on which it can be followed."
         ) from error
 
 
@@ -90,8 +92,8 @@ class _Refused(Exception):
     """Carries the reason for which a layer's neurons cannot be expanded."""
 
 
-def find_groups(model: nn.Module) -> Found:
-    """Find the neurons of a plain module that can be expanded.
+def find_symbolically(model: nn.Module) -> Found:
+    """Find the neurons of a plain module that can be expanded, without running it.
 
     Parameters
     ----------
@@ -131,7 +133,10 @@ def find_groups(model: nn.Module) -> Found:
                 Skipped(name, "it is not called as a layer where the forward pass could be followed")
             )
         elif not isinstance(module, nn.Linear) and any(p.dim() > 1 for p in module.parameters(recurse=False)):
-            skipped.append(Skipped(name, f"it is a {type(module).__name__}; only linear layers are expanded"))
+            kind = f"{a_kind(module)}; only linear layers and convolutions are expanded"
+            if is_convolution(module):
+                kind = f"{a_kind(module)}, which is followed only with example_inputs=…, a batch"
+            skipped.append(Skipped(name, kind))
     return Found(tuple(groups), tuple(skipped))
 
 
@@ -139,7 +144,7 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
     """Walk from one linear layer to its readers."""
     producer = str(start.target)
     _check_layer(model, producer, modules, calls)
-    neurons = linear(model, producer).out_features
+    neurons, _ = size_of(model, producer)
     consumers: list[str] = []
     between: list[str] = []
     frontier = [start]
@@ -147,7 +152,7 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
         node = frontier.pop(0)
         for user in node.users:
             if user.op == "output":
-                raise _Refused("it is a head: its neurons are outputs of the network")
+                raise _Refused(HEAD)
             if user.op != "call_module":
                 _check_operation(user, node)
                 frontier.append(user)
@@ -159,7 +164,7 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
                 if name not in consumers:
                     consumers.append(name)
                 continue
-            if type(module) in PER_NEURON:
+            if type(module) in NORMS:
                 _check_layer(model, name, modules, calls)
                 if problem := width_problem(module, neurons):
                     raise _Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")
@@ -172,13 +177,13 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
             frontier.append(user)
     if not consumers:
         raise _Refused("no layer reads its neurons")
-    return Group(producer, tuple(consumers), tuple(between))
+    return Group((producer,), tuple(consumers), tuple(between))
 
 
 def _check_layer(model: nn.Module, name: str, modules: dict[str, nn.Module], calls: Counter[str]) -> None:
     module = modules[name]
-    if isinstance(module, nn.Linear) and not is_plain_linear(module):
-        raise _Refused(f"{name!r} is a {type(module).__name__}, of which only nn.Linear is known")
+    if isinstance(module, nn.Linear) and not is_linear(module):
+        raise _Refused(f"{name!r} {kind_problem(module)}")
     if calls[name] > 1:
         raise _Refused(f"{name!r} is used {calls[name]} times in one forward pass")
     if problem := layer_problem(model, name):
@@ -189,7 +194,7 @@ def _check_reader(
     model: nn.Module, name: str, neurons: int, modules: dict[str, nn.Module], calls: Counter[str]
 ) -> None:
     _check_layer(model, name, modules, calls)
-    inputs = linear(model, name).in_features
+    _, inputs = size_of(model, name)
     if inputs != neurons:
         raise _Refused(f"its reader {name!r} has {inputs} inputs, not one for each of {neurons} neurons")
 

@@ -1,0 +1,197 @@
+"""Which groups of a model are expanded: those asked for, or the paper's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe.graph import Found, Group, Skipped, find_groups
+from fpe.graph.groups import HEAD, default_runs, width_of_runs
+from fpe.graph.layers import (
+    PER_NEURON,
+    a_kind,
+    is_frozen,
+    is_layer,
+    kind_problem,
+    layer_problem,
+    size_of,
+    width_problem,
+)
+
+#: What may be asked for: names, patterns and groups; or a factor for each name or pattern.
+Layers = Sequence["str | Group"] | Mapping[str, int]
+#: Groups in the order in which they are expanded, each with its factor.
+Chosen = list[tuple[Group, int]]
+
+
+def choose(
+    model: nn.Module, layers: str | Group | Layers | None, factor: int, example_inputs: Any
+) -> tuple[Chosen, tuple[Skipped, ...]]:
+    """Choose the groups to expand: those asked for, or every second hidden layer (A.7).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    layers : str, Group, sequence or mapping, optional
+        Names or patterns of producers, groups given by hand, or a factor for each name or pattern.
+    factor : int
+        For all that have none of their own.
+    example_inputs : Tensor, tuple or dict, optional
+        One batch.
+
+    Returns
+    -------
+    list of (Group, int), tuple of Skipped
+        The groups in the order of the forward pass, and every other layer with the reason.
+
+    Raises
+    ------
+    ArgumentError
+        If a group is given by hand without a batch to prove it on.
+    ModelError
+        If there is nothing to expand, or something asked for is not there or cannot be expanded.
+    """
+    if isinstance(layers, str | Group):
+        layers = [layers]
+    if layers is None:
+        found = find_groups(model, example_inputs)
+        groups, skipped = by_default(model, found)
+        if not groups:
+            raise ModelError(_nothing(model, skipped))
+        return [(group, factor) for group in groups], skipped
+    given = [entry for entry in layers if isinstance(entry, Group)]
+    if given and example_inputs is None:
+        raise ArgumentError(
+            f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
+            "which it can be proved."
+        )
+    names = [entry for entry in layers if not isinstance(entry, Group)]
+    factors = dict(layers) if isinstance(layers, Mapping) else {}
+    found = find_groups(model, example_inputs) if names else Found((), ())
+    problems = [p for name in names if (p := _name_problem(model, name, found))]
+    problems += [p for group in given for p in _given_problems(model, group)]
+    if not layers:
+        problems.append("layers is empty; name at least one layer, or leave it out.")
+    raise_problems(problems, ModelError, "the layers to expand")
+    chosen: Chosen = []
+    left = []
+    for group in found.groups:
+        patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
+        if patterns:
+            chosen.append((group, factors.get(patterns[-1], factor)))
+        else:
+            left += [Skipped(name, "it was not asked for") for name in group.producers]
+    taken = {name for group, _ in chosen for name in group.producers}
+    chosen += [(group, factor) for group in given if not taken & set(group.producers)]
+    return chosen, (*left, *found.skipped)
+
+
+def by_default(model: nn.Module, found: Found) -> tuple[list[Group], tuple[Skipped, ...]]:
+    """Take hidden layers 1, 3, 5 …: none that already reads an expanded one (A.7).
+
+    In a transformer these are its MLPs; the layers of its head, and what is frozen, are left alone.
+    """
+    groups: list[Group] = []
+    skipped: list[Skipped] = []
+    readers: dict[str, str] = {}
+    heads = {s.name for s in found.skipped if s.reason == HEAD}
+    for group in found.groups:
+        read = next((readers[name] for name in group.producers if name in readers), None)
+        if is_frozen(model, (*group.producers, *group.consumers)):
+            reason = (
+                "it is frozen, so that no training could make up for pruned weights; name it in layers=… to "
+                "expand it all the same"
+            )
+        elif found.attention and set(group.consumers) <= heads:
+            reason = "it belongs to the head of a transformer; name it in layers=… to expand it"
+        elif read is not None:
+            reason = f"it reads {read!r}, which is expanded (every second hidden layer is)"
+        else:
+            groups.append(group)
+            readers |= dict.fromkeys(group.consumers, group.name)
+            continue
+        skipped += [Skipped(name, reason) for name in group.producers]
+    return groups, (*skipped, *found.skipped)
+
+
+def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
+    first = "; ".join(f"{s.name!r}: {s.reason}" for s in skipped[:8]) or "it has no linear layer"
+    more = f"; and {len(skipped) - 8} more" if len(skipped) > 8 else ""
+    return (
+        f"there is nothing to expand in this {type(model).__name__}: {first}{more}. Expandable are "
+        "neurons that a linear layer or convolution makes and another reads, with activations, norms and "
+        "dropout between."
+    )
+
+
+def _name_problem(model: nn.Module, name: str, found: Found) -> str | None:
+    expandable = [n for group in found.groups for n in group.producers]
+    if any(fnmatchcase(n, name) for n in expandable):
+        return None
+    for skip in found.skipped:
+        if skip.name == name:
+            return f"layer {name!r} cannot be expanded: {skip.reason}."
+    names = [n for n, _ in model.named_modules() if n]
+    shown = ", ".join(map(repr, expandable[:12])) or "none"
+    allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
+    if name in names:
+        kind = a_kind(model.get_submodule(name)).removeprefix("it is ")
+        return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
+    if any(character in name for character in "*?["):
+        return f"no layer that can be expanded matches {name!r}. {allowed}"
+    return f"the model has no layer {name!r}.{did_you_mean(str(name), names)} {allowed}"
+
+
+def _given_problems(model: nn.Module, group: Group) -> list[str]:
+    """Check a group that the user gave by hand."""
+    modules = dict(model.named_modules())
+    names = [*group.producers, *group.consumers, *group.between]
+    missing = [n for n in names if n not in modules]
+    if missing:
+        return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
+    problems = [f"{n!r} {p}." for n in names if (p := layer_problem(model, n))]
+    for n in (*group.producers, *group.consumers):
+        if not is_layer(modules[n]):
+            kind = a_kind(modules[n]).removeprefix("it is ")
+            problems.append(
+                f"{n!r} is {kind}; producers and consumers are linear layers and convolutions that fpe knows."
+            )
+        elif problem := kind_problem(modules[n]):
+            problems.append(f"{n!r} {problem}.")
+    if not group.producers or not group.consumers:
+        owner = f"of {group.name!r} " if group.producers else ""
+        problems.append(f"the group {owner}has no consumers; name the layers that read it.")
+    if group.columns and len(group.columns) != len(group.consumers):
+        problems.append(
+            f"the group of {group.name!r} has {len(group.consumers)} consumers and columns for "
+            f"{len(group.columns)}; give columns for each, or for none."
+        )
+    return problems or _width_problems(model, group)
+
+
+def _width_problems(model: nn.Module, group: Group) -> list[str]:
+    modules = dict(model.named_modules())
+    neurons = size_of(model, group.name)[0]
+    problems = [
+        f"{n!r} has weights of shape {tuple(modules[n].weight.shape)}, {group.name!r} of "
+        f"{tuple(modules[group.name].weight.shape)}; producers of one group are alike."
+        for n in group.producers[1:]
+        if modules[n].weight.shape != modules[group.name].weight.shape
+    ]
+    for position, n in enumerate(group.consumers):
+        inputs = size_of(model, n)[1]
+        runs = group.columns[position] if group.columns else default_runs(neurons, inputs)
+        if width_of_runs(runs, neurons) != inputs:
+            problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
+    for n in group.between:
+        if type(modules[n]) not in PER_NEURON:
+            kind = a_kind(modules[n]).removeprefix("it is ")
+            problems.append(f"{n!r} is {kind}; between can stand norms, PReLU and depthwise convolutions.")
+        elif problem := width_problem(modules[n], neurons):
+            problems.append(f"{n!r}: {problem}.")
+    return problems

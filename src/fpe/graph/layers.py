@@ -1,0 +1,190 @@
+"""The layers that fpe knows to the last line, and what each says of its neurons.
+
+A producer makes neurons and a consumer reads them: ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the
+``Conv1D`` of transformers, masked or not. A per-neuron module stands between them and has one entry, or
+one small kernel, for each neuron.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fpe.masked import MASKED, MaskedLayer, MaskedLinear
+
+CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+#: Modules with parameters or buffers for each neuron, which widen with their layer, and the
+#: attributes that hold their width.
+PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.LayerNorm: ("normalized_shape",),
+    nn.RMSNorm: ("normalized_shape",),
+    nn.BatchNorm1d: ("num_features",),
+    nn.BatchNorm2d: ("num_features",),
+    nn.BatchNorm3d: ("num_features",),
+    nn.InstanceNorm1d: ("num_features",),
+    nn.InstanceNorm2d: ("num_features",),
+    nn.InstanceNorm3d: ("num_features",),
+    nn.GroupNorm: ("num_channels",),
+    nn.PReLU: ("num_parameters",),
+    nn.Conv1d: ("in_channels", "out_channels", "groups"),
+    nn.Conv2d: ("in_channels", "out_channels", "groups"),
+    nn.Conv3d: ("in_channels", "out_channels", "groups"),
+}
+
+#: Norms that take a mean over the neurons, in which a neuron counts as often as it stands there.
+OVER_NEURONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Tell whether a module is transformers' ``Conv1D``: a linear layer that stores (inputs, outputs)."""
+    kind = type(module)
+    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer that fpe knows."""
+    return type(module) in (nn.Linear, MaskedLinear) or is_transposed(module)
+
+
+def is_convolution(module: nn.Module) -> bool:
+    """Tell whether a module is a convolution, dense or masked."""
+    return type(module) in (*CONVOLUTIONS, *MASKED) and type(module) is not MaskedLinear
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Tell whether a module can make neurons or read them, its shape and state aside."""
+    return is_linear(module) or is_convolution(module)
+
+
+def a_kind(module: nn.Module) -> str:
+    """Say what a module is: 'it is an Embedding'."""
+    kind = type(module).__name__
+    return f"it is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+
+
+def looks_like_layer(module: nn.Module) -> bool:
+    """Tell whether a user would take a module for a layer with neurons."""
+    return isinstance(module, nn.Linear | nn.modules.conv._ConvNd) or is_layer(module)
+
+
+def is_depthwise(module: nn.Module) -> bool:
+    """Tell whether a convolution has one small kernel for each channel."""
+    if type(module) not in CONVOLUTIONS:
+        return False
+    conv = cast(nn.Conv2d, module)
+    return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+
+
+def oriented_weight(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as (neurons, inputs, *taps)."""
+    weight = cast(Tensor, layer.weight)
+    return weight.t() if is_transposed(layer) else weight
+
+
+def mask_of(layer: nn.Module) -> Tensor | None:
+    """Return the mask of a layer in the shape of `oriented_weight`, None if all is free."""
+    return layer.weight_mask if isinstance(layer, MaskedLayer) else None
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return a module's bias, None if it has none."""
+    return cast("Tensor | None", getattr(module, "bias", None))
+
+
+def size_of(model: nn.Module, name: str) -> tuple[int, int]:
+    """Return the number of neurons and of inputs (or channels) of the layer of this name."""
+    shape = oriented_weight(model.get_submodule(name)).shape
+    return shape[0], shape[1]
+
+
+def layer_problem(model: nn.Module, name: str) -> str | None:
+    """Say why the module of this name cannot be replaced by a wider one, or return None."""
+    module = model.get_submodule(name)
+    names = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
+    if len(names) > 1:
+        return f"is one module under several names ({', '.join(names)})"
+    if parametrize.is_parametrized(module):
+        return "has a parametrization, which a masked layer would lose"
+    if hasattr(module, "weight_orig") or hasattr(module, "weight_g"):
+        return "has its weight computed by hooks (pruning or weight norm); make that permanent first"
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    if any(getattr(module, kind) for kind in hooks):
+        return "has hooks, which a masked layer would lose; remove them first"
+    if "forward" in vars(module):
+        return "has a forward of its own, put on this one module, which a masked layer would lose"
+    tied = _tied(model, module)
+    if tied:
+        return f"shares its parameters with {', '.join(tied)}"
+    return None
+
+
+def _tied(model: nn.Module, module: nn.Module) -> list[str]:
+    own = {id(p) for p in module.parameters(recurse=False)}
+    return [
+        name
+        for name, other in model.named_modules()
+        if other is not module and own & {id(p) for p in other.parameters(recurse=False)}
+    ]
+
+
+def kind_problem(module: nn.Module) -> str | None:
+    """Say why a module is none of the layers that fpe knows, or return None."""
+    if not is_layer(module):
+        return (
+            f"is a {type(module).__name__}, of which only nn.Linear is known"
+            if isinstance(module, nn.Linear)
+            else f"is a {type(module).__name__}, which is not a linear layer or a convolution that fpe knows"
+        )
+    if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
+        return f"is a convolution in {module.groups} groups, whose neurons do not read all inputs"
+    return None
+
+
+def width_problem(module: nn.Module, neurons: int) -> str | None:
+    """Say why a per-neuron module does not stand over so many neurons, or return None."""
+    if type(module) in CONVOLUTIONS and not is_depthwise(module):
+        return f"{type(module).__name__} is not depthwise: it mixes neurons"
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return None
+    width = getattr(module, PER_NEURON[type(module)][0])
+    if width in (neurons, (neurons,)):
+        return None
+    return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"
+
+
+def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a per-neuron module with an entry, or kernel, per neuron."""
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return {}
+    own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {name: t for name, t in own if t.dim() and t.shape[0] == neurons}
+
+
+def norm_blocks(modules: list[nn.Module], neurons: int) -> int:
+    """Return into how many blocks of adjacent neurons the GroupNorms among `modules` cut a layer."""
+    counts = [m.num_groups for m in modules if isinstance(m, nn.GroupNorm)]
+    return max([1, *(n for n in counts if 1 < n < neurons)])
+
+
+def is_frozen(model: nn.Module, names: tuple[str, ...]) -> bool:
+    """Tell whether none of the parameters of these modules is trained."""
+    owned = [p for name in names for p in model.get_submodule(name).parameters(recurse=False)]
+    return bool(owned) and not any(p.requires_grad for p in owned)
+
+
+def memory_problem(layer: nn.Module, name: str) -> str | None:
+    """Say why a layer's weight cannot be split where it is and as it is, or return None."""
+    weight = cast(Tensor, layer.weight)
+    if weight.is_meta:
+        return f"layer {name!r} is on the meta device; load its weights first."
+    if type(weight.data).__name__ == "DTensor":
+        return f"layer {name!r} is sharded already; expand the model first, and shard it then."
+    if not weight.is_floating_point():
+        return f"layer {name!r} has {weight.dtype} weights; floating point is allowed."
+    if not all(bool(end.isfinite()) for end in torch.aminmax(weight.detach())):
+        return f"the weight of layer {name!r} has NaN or infinite entries; repair it first."
+    return None

@@ -1,0 +1,89 @@
+"""Which neurons of a layer are the most polysemantic, so that a part of it can be expanded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe.errors import ArgumentError
+from fpe.graph import Group
+from fpe.graph.inputs import as_call, inputs_for
+from fpe.graph.layers import is_convolution, is_linear, oriented_weight
+from fpe.graph.proof import evaluating
+from fpe.interference import crowding, participation_ratio
+
+TARGETS = ("participation", "capacity")
+
+
+def most_polysemantic(
+    model: nn.Module, group: Group, fraction: float, target: str, example_inputs: Any
+) -> tuple[int, ...] | None:
+    """Choose the neurons of a group that are to be expanded.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run once on the data if `target` is ``"capacity"``; left as it was.
+    group : Group
+        Its neurons. A gated pair's neurons have the weights of all producers.
+    fraction : float
+        Share of them, above 0 and at most 1; rounded, and at least one neuron.
+    target : str
+        ``"participation"``: by the participation ratio of the incoming weights (how many inputs a neuron
+        effectively reads). ``"capacity"``: by how little feature capacity the inputs that it reads have,
+        with each input scaled by its root mean square on the data.
+    example_inputs : Tensor, tuple or dict, optional
+        The data.
+
+    Returns
+    -------
+    tuple of int or None
+        Indices in ascending order; None for all.
+
+    Raises
+    ------
+    ArgumentError
+        If data are needed and not given.
+    """
+    producers = [model.get_submodule(name) for name in group.producers]
+    weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
+    chosen = max(1, round(fraction * len(weight)))
+    if chosen == len(weight):
+        return None
+    if target == "participation":
+        score = participation_ratio(weight)
+    else:
+        if example_inputs is None:
+            example_inputs = inputs_for(model)
+        if example_inputs is None:
+            raise ArgumentError(
+                "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
+            )
+        scale = _input_scale(model, group, example_inputs)
+        taps = weight.shape[1] // (len(producers) * len(scale))
+        score = crowding(weight * scale.repeat_interleave(taps).repeat(len(producers)).to(weight))
+    best = score.argsort(descending=True, stable=True)[:chosen]
+    return tuple(sorted(best.tolist()))
+
+
+def _input_scale(model: nn.Module, group: Group, example_inputs: Any) -> Tensor:
+    """Return the root mean square of each input, or channel, of a group's producers on the data."""
+    layer = model.get_submodule(group.name)
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, args: Any) -> None:
+        x = args[0].detach()
+        axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+        seen.append(x.double().square().movedim(axis, -1).flatten(0, -2).mean(0).sqrt())
+
+    assert is_linear(layer) or is_convolution(layer)
+    handle = layer.register_forward_pre_hook(hook)
+    args, kwargs = as_call(example_inputs)
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    finally:
+        handle.remove()
+    return torch.stack(seen).mean(0)
