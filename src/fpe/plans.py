@@ -146,8 +146,8 @@ def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
 def _folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Write rows that differ in nothing but the number of a layer as one: ``h.{0-11}.mlp``.
 
-    Only three and more are folded, each at the place of its first; numbers in the other cells that
-    count with the layer are written as it.
+    Each is at the place of its first; a number in the other cells that counts with the layer is written
+    as it is in the name.
     """
     numbers = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -161,7 +161,7 @@ def _folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     for alike in groups.values():
         found = [numbers.findall(row[0]) for row in alike]
         differing = [i for i in range(len(found[0])) if len({f[i] for f in found}) > 1]
-        if len(alike) < 3 or len(differing) != 1:
+        if len(alike) < 2 or len(differing) != 1:
             folded += alike
             continue
         values = sorted(int(f[differing[0]]) for f in found)

@@ -63,7 +63,8 @@ def is_layer(module: nn.Module) -> bool:
 def a_kind(module: nn.Module) -> str:
     """Say what a module is: 'it is an Embedding'."""
     kind = type(module).__name__
-    return f"it is {'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
+    vowels = "AEFHILMNORSX" if kind.isupper() else "AEIOU"
+    return f"it is {'an' if kind[0] in vowels else 'a'} {kind}"
 
 
 def looks_like_layer(module: nn.Module) -> bool:

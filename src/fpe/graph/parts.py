@@ -61,7 +61,8 @@ def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
                 visit(child, full, many)
                 continue
             if not seen:
-                visit(child, full, reason)
+                container = isinstance(child, nn.ModuleList | nn.ModuleDict)
+                visit(child, full, reason if container else "it is not reached by example_inputs")
                 continue
             try:
                 found = follow(child, exported(child, seen[0]))

@@ -201,11 +201,25 @@ def _order(neurons: int, blocks: int) -> Tensor:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, so that no dropout is drawn and no running mean moves."""
-    modes = {module: module.training for module in model.modules()}
+    """Switch to evaluation mode, and undo afterwards what a forward pass leaves behind in the modules.
+
+    No dropout is drawn and no running mean moves; attributes that a forward pass sets, and buffers that
+    it counts in, are put back.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(m)) for m in modules]
+    buffers = [dict(m._buffers) for m in modules]
+    values = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith("_mask")]
     model.eval()
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        for module, own, tensors in zip(modules, attributes, buffers, strict=True):
+            vars(module).clear()
+            vars(module).update(own)
+            module._buffers.clear()
+            module._buffers.update(tensors)
+        for buffer, value in values:
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
