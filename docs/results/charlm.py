@@ -29,7 +29,7 @@ HERE = Path(__file__).parent
 OUT = Path("fpe-out", "charlm")
 SEEDS = (0, 1, 2)
 WIDTHS = (32, 64, 256)  # neurons of each MLP; GPT-2 has four times the width of 64
-STEPS, BATCH, CONTEXT = 2000, 32, 64
+STEPS, BATCH, CONTEXT = 1500, 32, 64
 
 #: Name → arguments of `fpe.expand`; the dense network has none.
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -163,20 +163,21 @@ def main() -> None:
     columns = ["neurons", "network", "non-zeros", "validation loss [95 %]", "less than dense [95 %]"]
     made = provenance()
     write_json(HERE / "charlm.json", {"runs": list(records.values()), "provenance": made})
-    page = PAGE.format(table=markdown_table(columns, rows), steps=STEPS, **made)
+    page = PAGE.format(table="\n".join(markdown_table(columns, rows)), steps=STEPS, **made)
     write_atomically(HERE / "charlm.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 PAGE = """# A character model: GPT-2's MLPs expanded
 
-Made by `python docs/results/charlm.py`, with fpe {fpe} at {commit}, torch {torch}, Python {python}, on {machine}.
+Made by `python docs/results/charlm.py`, with fpe {fpe} at {commit}, torch {torch},
+Python {python}, on {machine}.
 Every run is in [charlm.json](charlm.json).
 
 A GPT-2 of three blocks, width 64 and four heads learns the characters of Python's own help
-(`pydoc_data.topics`; the last tenth is held out) for {steps:,} steps of 32 windows of 64 characters. Halfway all
-MLPs of the dense network are expanded; both go on with the same mini-batches and learning rates. The expanded
-network starts with a new AdamW, so a dense network with a new one stands beside it. Loss in nats per character,
-mean over three seeds with Student's t interval; differences are paired.
+(`pydoc_data.topics`; the last tenth is held out) for {steps:,} steps of 32 windows of 64 characters. Halfway
+all MLPs of the dense network are expanded; both go on with the same mini-batches and learning rates. The
+expanded network starts with a new AdamW, so a dense network with a new one stands beside it. Loss in nats per
+character, mean over three seeds with Student's t interval; differences are paired.
 
 {table}
 """
