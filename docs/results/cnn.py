@@ -150,8 +150,8 @@ Two convolutions of 3 × 3 with BatchNorm, ReLU and pooling, a hidden layer and 
 {epochs} epochs of mini-batches of 100. Halfway the dense network is expanded by 2 (random split, magnitude);
 both go on with the same mini-batches and learning rates. The expanded network starts with a new Adam, so a
 dense network with a new one stands beside it. The first convolution reads one channel, so its children share
-out taps. Widths are the channels of the two convolutions and the neurons of the hidden layer. Test accuracy in
-per cent, mean over three seeds with Student's t interval; differences are paired.
+out taps. Widths are the channels of the two convolutions and the neurons of the hidden layer. Test accuracy
+in per cent, mean over three seeds with Student's t interval; differences are paired.
 
 {table}
 """

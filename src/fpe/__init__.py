@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fpe.checkpoint import load, save
     from fpe.expansion import expand
     from fpe.graph import Group
+    from fpe.inplace import expand_
     from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
     from fpe.models import mlp
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
@@ -46,6 +47,7 @@ _HOME = {
     "TwoFour": "partition",
     "count_nonzero": "budget",
     "expand": "expansion",
+    "expand_": "inplace",
     "hold_masks": "masked",
     "load": "checkpoint",
     "mlp": "models",
@@ -72,6 +74,7 @@ __all__ = [
     "__version__",
     "count_nonzero",
     "expand",
+    "expand_",
     "hold_masks",
     "load",
     "mlp",

@@ -14,10 +14,10 @@ from fpe.budget import Prune, as_prune, count_free, count_nonzero
 from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError
 from fpe.graph import Group
-from fpe.graph.groups import Runs, columns_of_runs, default_runs, neuron_of_columns, runs_of_columns
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
 from fpe.graph.layers import neuron_tensors
 from fpe.graph.proof import evaluating
+from fpe.lineage import Lineage, children_of
 from fpe.partition import Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
@@ -74,19 +74,39 @@ def expand(
     """
     how = (layers, example_inputs, seed, budget, convolutions, target_fraction, target)
     todo = plan(model, factor, split, prune, *how)
-    with torch.no_grad():
-        replaced = _Expansion(model, todo, as_split(split), as_prune(prune)).modules()
+    _check_copyable(model)
+    replaced = wide_modules(model, todo, as_split(split), as_prune(prune))
+    shapes = answer_shapes(model, example_inputs)
     wide = _copy_with(model, replaced)
     wide.fpe_plan = todo  # type: ignore[assignment]
-    if count_nonzero(wide) != todo.nonzero:
-        raise BudgetError(
-            f"the expanded model would have {count_nonzero(wide)} non-zero parameters instead of "
-            f"{todo.nonzero}; prune {todo.prune} did not pay exactly for the copies."
-        )
-    batch = inputs_for(model) if example_inputs is None else example_inputs
-    if batch is not None:
-        _check_runs(model, wide, batch)
+    check_wide(wide, todo, shapes, example_inputs)
     return wide
+
+
+def wide_modules(model: nn.Module, todo: Plan, split: Split, method: Prune) -> dict[str, nn.Module]:
+    """Return the modules that a plan puts in the place of the model's; `model` is only read.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model that was planned for.
+    todo : Plan
+        What `fpe.plan` returned.
+    split, method : Split, Prune
+        What the plan was made with.
+
+    Returns
+    -------
+    dict of str to nn.Module
+        By name.
+
+    Raises
+    ------
+    BudgetError
+        If the copies turn out not to be payable.
+    """
+    with torch.no_grad():
+        return _Expansion(model, todo, split, method).modules()
 
 
 class _Expansion:
@@ -94,9 +114,9 @@ class _Expansion:
 
     def __init__(self, model: nn.Module, todo: Plan, split: Split, method: Prune) -> None:
         self.model, self.todo, self.split, self.method = model, todo, split, method
+        self.lineage = Lineage(model)
         self.weights: dict[str, Weights] = {}
         self.between: dict[str, nn.Module] = {}
-        self.origin: dict[str, Tensor] = {}  # the dense model's input that each input of a layer comes from
         self.copies = 0
 
     def modules(self) -> dict[str, nn.Module]:
@@ -105,8 +125,8 @@ class _Expansion:
         for layer in self.todo.layers:
             self.expand(layer, rng)
         if self.todo.budget == "network":
-            names = list(self.weights)
-            procedure.prune([self.weights[n] for n in names], self.copies, self.method, self.todo.factor)
+            paying = list(self.weights.values())
+            procedure.prune(paying, self.copies, self.method, self.todo.factor)
         layers = {n: procedure.mask(self.model.get_submodule(n), w) for n, w in self.weights.items()}
         return {**layers, **self.between}
 
@@ -115,46 +135,25 @@ class _Expansion:
         group, factor = layer.group, children_of(layer)
         producers = [self.current(name) for name in group.producers]
         consumers = [self.current(name) for name in group.consumers]
-        columns = [self.columns(layer, i) for i in range(len(group.consumers))]
+        columns = self.lineage.layouts(layer)
 
-        shared_out = _shared_out(producers, layer.shares)
-        children = procedure.partition(shared_out, layer.factor, self.split, rng)
-        wide = procedure.duplicate(producers[0], consumers, children, factor, columns)
-        readers = wide[1:]
-        wide = [wide[0], *(procedure.duplicate(p, [], children, factor)[0] for p in producers[1:])]
+        children = procedure.partition(_shared_out(producers, layer.shares), layer.factor, self.split, rng)
+        first, *readers = procedure.duplicate(producers[0], consumers, children, factor, columns)
+        wide = [first, *(procedure.duplicate(p, [], children, factor)[0] for p in producers[1:])]
         for name in group.between:
             module = self.model.get_submodule(name)
             self.between[name] = procedure.widen(module, layer.neurons, factor)
         copies = self._count_copies(layer, [*producers, *consumers], [*wide, *readers])
-        self.copies += copies
         if self.todo.budget == "group":
-            wide = self._pay(wide, readers, copies, layer)
+            wide = _pay(wide, readers, copies, self.method, layer)
+        self.copies += copies
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *readers), strict=True))
-        parent = procedure.family(layer.neurons, factor)
-        for name, runs in zip(group.consumers, columns, strict=True):
-            self.origin[name] = self.origin_of(name)[columns_of_runs(runs, parent, layer.neurons)]
+        self.lineage.grow(layer)
 
     def current(self, name: str) -> Weights:
         """Return what a layer holds after the groups done so far."""
         return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
-
-    def origin_of(self, name: str) -> Tensor:
-        """Return the dense model's input that each present input of a layer comes from."""
-        if name not in self.origin:
-            return torch.arange(Weights.of(self.model.get_submodule(name)).weight.shape[1])
-        return self.origin[name]
-
-    def columns(self, layer: LayerPlan, position: int) -> Runs:
-        """Return a consumer's present layout: other groups may have widened it already."""
-        name = layer.group.consumers[position]
-        inputs = Weights.of(self.model.get_submodule(name)).weight.shape[1]
-        given = layer.group.columns
-        runs = given[position] if given else default_runs(layer.neurons, inputs)
-        if name not in self.origin:
-            return runs
-        neuron = neuron_of_columns(runs, layer.neurons)[self.origin[name]]
-        return runs_of_columns(neuron, layer.neurons)
 
     def _count_copies(self, layer: LayerPlan, old: list[Weights], new: list[Weights]) -> int:
         """Count the free entries that have come to be: they are what must be paid for."""
@@ -167,29 +166,21 @@ class _Expansion:
             copies += sum(wide.get_parameter(n).numel() - dense.get_parameter(n).numel() for n in own)
         return copies
 
-    def _pay(
-        self, wide: list[Weights], readers: list[Weights], copies: int, layer: LayerPlan
-    ) -> list[Weights]:
-        """Prune a group; the producers of a gated pair pay as one layer, one below the other."""
-        shape = wide[0].weight.shape
-        depth = shape[2:].numel() if layer.shares != "taps" else 1
-        flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
-        joint = wide[0] if len(wide) == 1 else _stacked(wide)
-        paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
-        procedure.prune([paying, *readers], copies, self.method, layer.factor)
-        if len(wide) == 1:
-            return wide
-        parts = zip(torch.split(joint.weight, shape[0]), torch.split(joint.mask, shape[0]), wide, strict=True)
-        return [Weights(weight.clone(), old.bias, mask.clone()) for weight, mask, old in parts]
 
-
-def children_of(layer: LayerPlan) -> int | Tensor:
-    """Return how many children every neuron of a layer gets, or each one."""
-    if layer.chosen is None:
-        return layer.factor
-    counts = torch.ones(layer.neurons, dtype=torch.long)
-    counts[list(layer.chosen)] = layer.factor
-    return counts
+def _pay(
+    wide: list[Weights], readers: list[Weights], copies: int, method: Prune, layer: LayerPlan
+) -> list[Weights]:
+    """Prune a group; the producers of a gated pair pay as one layer, one below the other."""
+    shape = wide[0].weight.shape
+    depth = shape[2:].numel() if layer.shares != "taps" else 1
+    flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
+    joint = wide[0] if len(wide) == 1 else _stacked(wide)
+    paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
+    procedure.prune([paying, *readers], copies, method, layer.factor)
+    if len(wide) == 1:
+        return wide
+    weights, masks = (torch.split(t, shape[0]) for t in (joint.weight, joint.mask))
+    return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in zip(weights, masks, wide, strict=True)]
 
 
 def _shared_out(producers: list[Weights], shares: str) -> Tensor:
@@ -207,30 +198,59 @@ def _stacked(layers: list[Weights]) -> Weights:
     return Weights(torch.cat([w.weight for w in layers]), None, torch.cat([w.mask for w in layers]))
 
 
+def _check_copyable(model: nn.Module) -> None:
+    """Refuse a forward pass put on one module: a copy of the model would go on calling the original."""
+    for name, module in model.named_modules():
+        own = vars(module).get("forward")
+        if own is not None and getattr(own, "__self__", None) is not module:
+            raise ModelError(
+                f"{name or type(model).__name__!r} has a forward of its own, put on this one module, which a "
+                "copy would share with the original; expand the model before it is wrapped (by accelerate, "
+                "say), or in place with fpe.expand_."
+            )
+
+
 def _copy_with(model: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
     """Copy a model with other layers in the place of some, whose weights are not copied first."""
     memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
     return copy.deepcopy(model, memo)
 
 
-def _check_runs(model: nn.Module, wide: nn.Module, batch: Any) -> None:
-    """Run dense and wide model once, and refuse a wide one that fails or answers in another shape."""
+def answer_shapes(model: nn.Module, example_inputs: Any) -> list[torch.Size] | None:
+    """Run a model once in evaluation mode; return the shapes of its answer, None without inputs."""
+    batch = inputs_for(model) if example_inputs is None else example_inputs
+    if batch is None:
+        return None
     args, kwargs = as_call(batch)
-    shapes = []
-    for network in (model, wide):
-        with evaluating(network), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            try:
-                shapes.append([t.shape for t in tensors_in(network(*args, **kwargs))])
-            except Exception as error:
-                if network is model:
-                    raise
-                raise ModelError(
-                    f"the expanded {type(model).__name__} does not run ({type(error).__name__}: {error}). "
-                    "Its forward pass has the number of neurons written down, in a view or a constant; take "
-                    "it from the tensors instead, or leave that layer out of layers=…"
-                ) from error
-    if shapes[0] != shapes[1]:
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return [t.shape for t in tensors_in(model(*args, **kwargs))]
+
+
+def check_wide(wide: nn.Module, todo: Plan, shapes: list[torch.Size] | None, example_inputs: Any) -> None:
+    """Check that a wide model has the planned count, runs, and answers in the dense one's shapes.
+
+    Raises
+    ------
+    BudgetError
+        If the copies were not paid for exactly.
+    ModelError
+        If it fails or answers in other shapes.
+    """
+    if count_nonzero(wide) != todo.nonzero:
+        raise BudgetError(
+            f"the expanded model would have {count_nonzero(wide)} non-zero parameters instead of "
+            f"{todo.nonzero}; prune {todo.prune} did not pay exactly for the copies."
+        )
+    try:
+        answers = answer_shapes(wide, example_inputs)
+    except Exception as error:  # the user's own code may fail in any way
         raise ModelError(
-            f"the expanded {type(model).__name__} answers in shapes {[tuple(s) for s in shapes[1]]} instead "
-            f"of {[tuple(s) for s in shapes[0]]}: its forward pass depends on the number of neurons."
+            f"the expanded {type(wide).__name__} does not run ({type(error).__name__}: {error}). Its "
+            "forward pass has the number of neurons written down, in a view or a constant; take it from "
+            "the tensors instead, or leave that layer out of layers=…"
+        ) from error
+    if answers != shapes:
+        raise ModelError(
+            f"the expanded {type(wide).__name__} answers in shapes {[tuple(s) for s in answers or []]}, not "
+            f"in {[tuple(s) for s in shapes or []]}: its forward pass depends on the number of neurons."
         )

@@ -1,0 +1,93 @@
+"""Which row and which column of the dense model each row and column of the wide one comes from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fpe.graph.groups import Runs, columns_of_runs, default_runs, neuron_of_columns, runs_of_columns
+from fpe.graph.layers import is_transposed, size_of
+from fpe.plans import LayerPlan, Plan
+from fpe.procedure import family
+
+
+def children_of(layer: LayerPlan) -> int | Tensor:
+    """Return how many children every neuron of a layer gets, or each one."""
+    if layer.chosen is None:
+        return layer.factor
+    counts = torch.ones(layer.neurons, dtype=torch.long)
+    counts[list(layer.chosen)] = layer.factor
+    return counts
+
+
+class Lineage:
+    """Where rows and columns come from, after the groups that have been expanded so far.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense model; only shapes are read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.rows: dict[str, Tensor] = {}
+        self.columns: dict[str, Tensor] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, plan: Plan) -> Lineage:
+        """Return the lineage after a whole plan."""
+        lineage = cls(model)
+        for layer in plan.layers:
+            lineage.grow(layer)
+        return lineage
+
+    def layouts(self, layer: LayerPlan) -> list[Runs]:
+        """Return the present layouts of a group's consumers: other groups may have widened them."""
+        layouts = []
+        for position, name in enumerate(layer.group.consumers):
+            given = layer.group.columns
+            inputs = size_of(self.model, name)[1]
+            runs = given[position] if given else default_runs(layer.neurons, inputs)
+            if name in self.columns:
+                neuron = neuron_of_columns(runs, layer.neurons)[self.columns[name]]
+                runs = runs_of_columns(neuron, layer.neurons)
+            layouts.append(runs)
+        return layouts
+
+    def grow(self, layer: LayerPlan) -> None:
+        """Take down the expansion of one group."""
+        parent = family(layer.neurons, children_of(layer))
+        layouts = self.layouts(layer)
+        for name in (*layer.group.producers, *layer.group.between):
+            self.rows[name] = parent
+        for name, runs in zip(layer.group.consumers, layouts, strict=True):
+            before = self.columns.get(name, torch.arange(size_of(self.model, name)[1]))
+            self.columns[name] = before[columns_of_runs(runs, parent, layer.neurons)]
+
+    def names(self) -> list[str]:
+        """Return the modules concerned."""
+        return list(dict.fromkeys([*self.rows, *self.columns]))
+
+    def lift(self, name: str, parameter: str, value: Tensor) -> Tensor:
+        """Give each entry of the wide model's parameter what its dense origin had.
+
+        Parameters
+        ----------
+        name, parameter : str
+            Module, and parameter of it: ``"weight"`` or ``"bias"``, say.
+        value : Tensor
+            Of the shape of the dense parameter: a moment, for instance.
+
+        Returns
+        -------
+        Tensor
+            Of the shape of the wide parameter; masks are not applied.
+        """
+        if is_transposed(self.model.get_submodule(name)) and value.dim() == 2:
+            value = value.t()
+        if name in self.rows and len(value):
+            value = value.index_select(0, self.rows[name].to(value.device))
+        if name in self.columns and parameter == "weight":
+            value = value.index_select(1, self.columns[name].to(value.device))
+        return value.contiguous()
