@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "dense, optimizer anew": None,
     "random, α = 2": {"factor": 2},
     "random, α = 4": {"factor": 4},
-    "shared, columns, α = 2": {"factor": 2, "split": "shared", "prune": "columns"},
+    "shared, α = 2": {"factor": 2, "split": "shared"},
     "random, α = 2, network pays": {"factor": 2, "budget": "network"},
 }
 
