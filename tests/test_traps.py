@@ -167,8 +167,16 @@ EXPANDED = {
     "kept as an attribute": (hidden_state, VECTOR, ["a"]),
     "scalar parameter": (lambda t, x, act: t.head(act(t.a(x)) * t.scale), VECTOR, ["a"]),
     "one gate for all": (lambda t, x, act: t.head(act(t.a(x)) * x[:, :1]), VECTOR, ["a"]),
-    "twice side by side": (lambda t, x, act: (lambda h: t.wide_head(torch.cat([h, -h], -1)))(t.a(x)), VECTOR, ["a"]),
-    "beside the input": (lambda t, x, act: t.wide_head(torch.cat([x[:, :6], act(t.a(x))], -1)), VECTOR, ["a"]),
+    "twice side by side": (
+        lambda t, x, act: (lambda h: t.wide_head(torch.cat([h, -h], -1)))(t.a(x)),
+        VECTOR,
+        ["a"],
+    ),
+    "beside the input": (
+        lambda t, x, act: t.wide_head(torch.cat([x[:, :6], act(t.a(x))], -1)),
+        VECTOR,
+        ["a"],
+    ),
     "two beside each other": (
         lambda t, x, act: t.wide_head(torch.cat([act(t.a(x)), act(t.a2(x))], -1)),
         VECTOR,
@@ -177,8 +185,16 @@ EXPANDED = {
     "gate and up": (lambda t, x, act: t.head(act(t.a(x)) * t.a2(x)), VECTOR, ["a", "a2"]),
     "one token taken": (lambda t, x, act: t.head(act(t.a(x))[:, 0]), SEQUENCE, ["a"]),
     "mean over tokens": (lambda t, x, act: t.head(act(t.a(x)).mean(1)), SEQUENCE, ["a"]),
-    "channels last": (lambda t, x, act: t.flat_head(act(t.conv(x))[..., :4, :4].permute(0, 2, 3, 1).flatten(1)), IMAGE, ["conv"]),
-    "channels first": (lambda t, x, act: t.flat_head(act(t.conv(x))[..., :4, :4].flatten(1)), IMAGE, ["conv"]),
+    "channels last": (
+        lambda t, x, act: t.flat_head(act(t.conv(x))[..., :4, :4].permute(0, 2, 3, 1).flatten(1)),
+        IMAGE,
+        ["conv"],
+    ),
+    "channels first": (
+        lambda t, x, act: t.flat_head(act(t.conv(x))[..., :4, :4].flatten(1)),
+        IMAGE,
+        ["conv"],
+    ),
     "depthwise between": (lambda t, x, act: t.conv2(act(t.depthwise(t.conv(x)))), IMAGE, ["conv"]),
     "read as a sequence": (
         lambda t, x, act: t.head(act(t.conv(x)).flatten(2).transpose(1, 2)),
@@ -262,7 +278,7 @@ def test_what_is_expanded_computes_what_the_dense_network_does(name):
         return
     wide = fpe.expand(model, 2, layers=layers, example_inputs=x)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    prove(wide, [group for group in find_groups(wide, x).groups], x)
+    prove(wide, find_groups(wide, x).groups, x)
 
     linear = built(follow, act=lambda h: h)
     made_linear(linear, wide.fpe_plan)
@@ -275,7 +291,7 @@ def test_what_is_expanded_computes_what_the_dense_network_does(name):
 
 
 def test_what_a_forward_pass_leaves_behind_is_cleared_away():
-    """An attribute that it sets, a buffer that it counts in: the model is as it was, no trace of tracing in it."""
+    """An attribute that it sets, a buffer that it counts in: the model is as it was."""
 
     def follow(t, x, act):
         t.shift += 1

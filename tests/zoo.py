@@ -1,4 +1,4 @@
-"""Tiny models of every kind that people have, each with one batch; shared by tests and the table in the docs."""
+"""Tiny models of every kind that people have, each with one batch, for tests and the table in the docs."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe._version import __version__
+from fpe.adoption import adopt
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.files import write_atomically
 from fpe.graph.layers import PER_NEURON, is_linear, neuron_tensors
@@ -54,15 +55,7 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     many = torch.distributed.is_available() and torch.distributed.is_initialized()
     if many and torch.distributed.get_rank() != 0:
         return
-    plan = getattr(wide, "fpe_plan", None)
-    manifest = {
-        "format": FORMAT,
-        "fpe": __version__,
-        "model": type(wide).__name__,
-        "plan": plan.to_dict() if isinstance(plan, Plan) else None,
-        "modules": _widths(wide),
-        "tied": tied,
-    }
+    manifest = {"fpe": __version__, "model": type(wide).__name__, **shapes_of(wide), "tied": tied}
     metadata = {"format": "pt", _KEY: json.dumps(manifest)}
 
     def write(temporary: Path) -> None:
@@ -97,11 +90,10 @@ def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
     """
     tensors, manifest = _read(Path(path))
     try:
-        modules = {name: _rebuilt(like, name, entry) for name, entry in manifest["modules"].items()}
+        modules, plan = _modules(like, manifest)
         wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
         for alias, name in manifest["tied"].items():
             tensors[alias] = tensors[name]
-        plan = Plan.from_dict(manifest["plan"]) if manifest["plan"] else None
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} was saved from another architecture than this {type(like).__name__}: {error}. "
@@ -116,6 +108,46 @@ def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
     if plan is not None:
         wide.fpe_plan = plan  # type: ignore[assignment]
     return wide
+
+
+def shapes_of(wide: nn.Module) -> dict[str, Any]:
+    """Return the plan and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
+    plan = getattr(wide, "fpe_plan", None)
+    stored = plan.to_dict() if isinstance(plan, Plan) else None
+    return {"format": FORMAT, "plan": stored, "modules": _widths(wide)}
+
+
+def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
+    """Give a dense model, in place, the shape of an expanded one, for a state dict to be loaded into it.
+
+    Parameters
+    ----------
+    like : nn.Module
+        Changed: its layers concerned are replaced by masked ones with weights that mean nothing yet.
+    shapes : dict
+        What `shapes_of` returned, or its JSON.
+
+    Raises
+    ------
+    CheckpointError
+        If the shapes are of another architecture; the model is then as it was.
+    """
+    try:
+        modules, plan = _modules(like, shapes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint is of another architecture than this {type(like).__name__}: {error}. Give the "
+            "dense model that was expanded."
+        ) from error
+    adopt(like, modules)
+    if plan is not None:
+        like.fpe_plan = plan  # type: ignore[assignment]
+
+
+def _modules(like: nn.Module, shapes: dict[str, Any]) -> tuple[dict[str, nn.Module], Plan | None]:
+    rebuilt = {name: _rebuilt(like, name, entry) for name, entry in shapes["modules"].items()}
+    modules = {name: module for name, module in rebuilt.items() if module is not None}
+    return modules, Plan.from_dict(shapes["plan"]) if shapes["plan"] else None
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -207,8 +239,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, manifest
 
 
-def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module:
-    """Make the module of the wide model that stands where the dense one has this name."""
+def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
+    """Make the module of the wide model that stands where the dense one has this name, if it is another."""
     module = like.get_submodule(name)
     kinds = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
     if entry["kind"] in kinds:
@@ -221,9 +253,11 @@ def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module:
         return mask(module, Weights(weight, bias, torch.ones_like(weight)))
     if type(module).__name__ != entry["kind"]:
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
+    widths = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["widths"].items()}
+    if all(getattr(module, attribute) == width for attribute, width in widths.items()):
+        return None
     wide = copy.deepcopy(module)
-    for attribute, stored in entry["widths"].items():
-        width = tuple(stored) if isinstance(stored, list) else stored
+    for attribute, width in widths.items():
         before = getattr(module, attribute)
         setattr(wide, attribute, width)
         if before == width or attribute != PER_NEURON[type(module)][0]:

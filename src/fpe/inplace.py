@@ -9,6 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fpe.adoption import adopt
 from fpe.budget import as_prune
 from fpe.errors import ArgumentError
 from fpe.expansion import answer_shapes, check_wide, wide_modules
@@ -63,8 +64,7 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     >>> model[0].out_features, optimizer.param_groups[0]["params"][0].shape
     (8, torch.Size([8, 8]))
     """
-    if moments not in MOMENTS:
-        raise ArgumentError(f"moments is {moments!r}; give {' or '.join(map(repr, MOMENTS))}.")
+    check_moments(moments)
     model = getattr(model, "_orig_mod", model)
     todo = plan(model, **how)
     example_inputs = how.get("example_inputs")
@@ -83,11 +83,10 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     return todo
 
 
-def adopt(model: nn.Module, modules: dict[str, nn.Module]) -> None:
-    """Put modules in the places of a model's own of these names, in place."""
-    for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module)
+def check_moments(moments: str) -> None:
+    """Raise ArgumentError unless `moments` is a known way of treating an optimizer's state."""
+    if moments not in MOMENTS:
+        raise ArgumentError(f"moments is {moments!r}; give {' or '.join(map(repr, MOMENTS))}.")
 
 
 @contextmanager

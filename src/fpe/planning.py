@@ -217,8 +217,8 @@ def _layer_plans(
         after = neurons * factor if some is None else neurons + len(some) * (factor - 1)
         taps = oriented_weight(model.get_submodule(group.name))[0, 0].numel()
         shares = "inputs" if taps == 1 else convolutions
-        if shares == "channels" and inputs < factor:
-            shares = "taps"
+        if shares == "taps" or (shares == "channels" and inputs < factor):
+            shares, inputs = "taps", inputs * taps
         for name in group.consumers:
             own = size_of(model, name)[1]
             shared = own if not group.columns else neurons * _own_columns(group, name)
@@ -300,8 +300,6 @@ def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split
     for layer in planned:
         factor, name = layer.factor, layer.group.name
         shared_out = layer.inputs
-        if layer.shares == "taps":
-            shared_out *= oriented_weight(model.get_submodule(name))[0, 0].numel()
         if factor > shared_out:
             problems.append(
                 f"factor {factor} is larger than the {shared_out} {layer.shares} of layer {name!r}, so that "
@@ -343,8 +341,7 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Prune, 
         if prune.needs_shared:
             shape = oriented_weight(model.get_submodule(group.name)).shape
             taps = shape[2:].numel() if layer.shares != "taps" else 1
-            inputs = layer.inputs if layer.shares != "taps" else layer.inputs * shape[2:].numel()
-            can_pay = len(group.producers) * layer.neurons * taps * (inputs - layer.factor)
+            can_pay = len(group.producers) * layer.neurons * taps * (layer.inputs - layer.factor)
             what = "weights in the columns that may leave"
         if layer.copies > can_pay:
             problems.append(

@@ -23,10 +23,9 @@ class LayerPlan:
     factor : int
         Children of each neuron that is expanded.
     inputs : int
-        Inputs of a producer when its turn comes; channels, of a convolution.
+        What a producer has to share out among the children of a neuron, when its turn comes.
     shares : str
-        What is shared out among the children: ``"inputs"``, ``"channels"`` with all their taps, or
-        ``"taps"``.
+        What that is: ``"inputs"``, ``"channels"`` with all their taps, or ``"taps"``.
     neurons, neurons_after : int
         Neurons before and after.
     free : int

@@ -1,0 +1,120 @@
+"""A callback for Lightning: two lines more in a script, and the network is expanded at an epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from fpe.checkpoint import reshape_, shapes_of
+from fpe.errors import ArgumentError, ModelError
+from fpe.inplace import check_moments, expand_
+
+
+class Expand(Callback):
+    """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
+
+    Checkpoints that are written after it can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same
+    script: the network is given their shape before its weights are read.
+
+    Parameters
+    ----------
+    epoch : int, default 0
+        Counted from 0. Training on several processes wraps the network when it starts, so that with
+        them only 0 is possible.
+    network : str, optional
+        Name of the attribute of the LightningModule that holds the network; by default its only child
+        with parameters.
+    moments : str, default "fresh"
+        As for `fpe.expand_`.
+    **how
+        All other arguments of `fpe.expand`.
+
+    Raises
+    ------
+    ArgumentError
+        For a bad epoch or `moments`.
+    ModelError
+        When training starts, if the network is not found, or has to be expanded while it is wrapped.
+    """
+
+    def __init__(
+        self, epoch: int = 0, network: str | None = None, moments: str = "fresh", **how: Any
+    ) -> None:
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise ArgumentError(f"epoch is {epoch!r}; give an integer of at least 0.")
+        check_moments(moments)
+        self.epoch, self.network, self.moments, self.how = epoch, network, moments, how
+        self.shapes: dict[str, Any] | None = None
+
+    @property
+    def state_key(self) -> str:
+        """One such callback for each network."""
+        return f"fpe.Expand({self.network or ''})"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
+        network = self._network(pl_module)
+        if self.shapes is None:
+            self._reshape_on_load(pl_module, network)
+        if stage != "fit" or self.shapes is not None:
+            return
+        if trainer.world_size > 1 and self.epoch > 0:
+            raise ModelError(
+                f"Expand(epoch={self.epoch}) on {trainer.world_size} processes: the network is wrapped for "
+                "them when training starts, and cannot be expanded later. Train it in one run, and expand it "
+                "at epoch 0 of another."
+            )
+        if self.epoch == 0:
+            self._expand(network, [])
+
+    def _reshape_on_load(self, pl_module: LightningModule, network: nn.Module) -> None:
+        """Let the network take a checkpoint's shape: Lightning reads weights before callbacks' state."""
+        original = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("shapes")
+            if stored is not None and self.shapes is None:
+                reshape_(network, stored)
+                self.shapes = stored
+            original(checkpoint)
+
+        pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module's own hook as it was."""
+        vars(pl_module).pop("on_load_checkpoint", None)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Expand when the epoch has come."""
+        if self.shapes is None and trainer.current_epoch >= self.epoch:
+            self._expand(self._network(pl_module), trainer.optimizers)
+
+    def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
+        mine = {id(p) for p in network.parameters()}
+        owners = [o for o in optimizers if any(id(p) in mine for g in o.param_groups for p in g["params"])]
+        if len(owners) > 1:
+            raise ModelError(
+                f"{len(owners)} optimizers train this network; expand it yourself with fpe.expand_, one of "
+                "them given, before the others are made."
+            )
+        expand_(network, owners[0] if owners else None, self.moments, **self.how)
+        self.shapes = shapes_of(network)
+
+    def _network(self, pl_module: LightningModule) -> nn.Module:
+        if self.network is not None:
+            return pl_module.get_submodule(self.network)
+        children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
+        if len(children) != 1:
+            raise ModelError(
+                f"{type(pl_module).__name__} has {len(children)} children with parameters "
+                f"({', '.join(map(repr, children)) or 'none'}); say which one is the network: "
+                "Expand(network='…')."
+            )
+        return pl_module.get_submodule(children[0])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must know to be read again."""
+        return {"shapes": self.shapes}

@@ -1,0 +1,113 @@
+"""DDP and FSDP2 on two real processes: one set of masks, an exact count, one file, any number of readers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fpe
+from models import same_state
+
+ROOT = Path(__file__).parent.parent
+
+#: Saves, on each rank, what it sees; then loads the file again on however many ranks there are.
+CHECK = """
+import sys, torch, torch.distributed as dist, fpe
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+way, folder = sys.argv[1], sys.argv[2]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+dense = fpe.mlp(64, (16, 12), 10, seed=0)
+if way == "load":
+    wide = fpe.load(f"{folder}/wide.safetensors", like=dense)
+    model = fully_shard(wide) if dist.get_world_size() > 1 else DistributedDataParallel(wide)
+else:
+    wide = fpe.expand(dense, 2, seed=1)
+    if way == "fsdp":
+        for layer in wide:
+            if isinstance(layer, fpe.MaskedLayer):
+                fully_shard(layer)
+        model = fully_shard(wide)
+    else:
+        model = DistributedDataParallel(wide)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    fpe.hold_masks(optimizer, model)
+    generator = torch.Generator().manual_seed(rank)
+    for _ in range(5):
+        loss = model(torch.randn(16, 64, generator=generator)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fpe.save(model, f"{folder}/wide.safetensors")
+    dist.barrier()
+x = torch.ones(4, 64)
+with torch.no_grad():
+    output = model(x)
+weights = {n: getattr(p.data, "full_tensor", lambda p=p: p.data)() for n, p in wide.named_parameters()}
+torch.save({
+    "masks": {n: b.clone() for n, b in wide.named_buffers()},
+    "weights": {n: w.clone() for n, w in weights.items()},
+    "output": output.detach(), "count": fpe.count_nonzero(model),
+}, f"{folder}/{way}-{dist.get_world_size()}-{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+def torchrun(processes, script, *arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
+         script, *map(str, arguments)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_all_ranks_have_the_same_masks_and_what_one_saved_any_number_can_load(way, tmp_path):
+    script = tmp_path / "check.py"
+    script.write_text(CHECK)
+    torchrun(2, script, way, tmp_path)
+    torchrun(1, script, "load", tmp_path)
+    torchrun(2, script, "load", tmp_path)
+    names = [f"{way}-2-0", f"{way}-2-1", "load-1-0", "load-2-0", "load-2-1"]
+    seen = [torch.load(tmp_path / f"{name}.pt") for name in names]
+    dense = fpe.mlp(64, (16, 12), 10, seed=0)
+    for one in seen:
+        assert one["count"] == fpe.count_nonzero(dense)
+        assert one["masks"].keys() == seen[0]["masks"].keys()
+        assert all(torch.equal(mask, seen[0]["masks"][n]) for n, mask in one["masks"].items())
+        assert all(torch.equal(w, seen[0]["weights"][n]) for n, w in one["weights"].items())
+        for name, mask in one["masks"].items():
+            assert (one["weights"][name.removesuffix("_mask")][mask == 0] == 0).all()
+        torch.testing.assert_close(one["output"], seen[0]["output"])
+    alone = fpe.load(tmp_path / "wide.safetensors", like=dense)
+    assert same_state(alone, fpe.load(tmp_path / "wide.safetensors", like=fpe.mlp(64, (16, 12), 10)))
+    assert not same_state(alone, fpe.expand(dense, 2, seed=1))
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_the_example_runs_on_two_processes(way, tmp_path):
+    output = torchrun(2, ROOT / "examples" / "distributed.py", way, tmp_path / "wide.safetensors")
+    assert "1,430 non-zeros dense, 1,430 wide" in output
+    like = fpe.mlp(64, (16, 12), 10)
+    assert fpe.count_nonzero(fpe.load(tmp_path / "wide.safetensors", like=like)) == 1430
+
+
+def test_a_sharded_model_is_not_expanded(tmp_path):
+    script = tmp_path / "late.py"
+    script.write_text(
+        "import torch.distributed as dist, fpe\n"
+        "from torch.distributed.fsdp import fully_shard\n"
+        "dist.init_process_group('gloo')\n"
+        "try:\n"
+        "    fpe.expand(fully_shard(fpe.mlp(8, 4, 2, seed=0)))\n"
+        "except fpe.FPEError as error:\n"
+        "    print(error, flush=True)\n"
+        "dist.destroy_process_group()\n"
+    )
+    assert "is sharded already; expand the model first, and shard it then" in torchrun(2, script)

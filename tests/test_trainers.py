@@ -1,0 +1,159 @@
+"""Lightning, the Trainer of transformers, accelerate: the examples run, and checkpoints resume."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import fpe
+from fpe.errors import ArgumentError, CheckpointError, ModelError
+from fpe.trainers import huggingface
+from fpe.trainers.lightning import Expand
+from models import same_state
+from zoo import ZOO
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(p.name for p in (ROOT / "examples").glob("*.py") if p.name != "distributed.py")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_and_keeps_the_count(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / name], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    counts = [line for line in done.stdout.splitlines() if "non-zeros" in line]
+    assert counts
+    if "before" in counts[-1]:
+        before, after = counts[-1].split(" non-zeros before, ")
+        assert after.startswith(f"{before} after")
+    else:
+        assert len({line.split(", ")[1] for line in counts if line.startswith("epoch")}) == 1
+
+
+class Module(L.LightningModule):
+    """A small classifier."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = fpe.mlp(8, 4, 2, seed=0)
+        self.losses = []
+
+    def training_step(self, batch):
+        loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+        self.losses.append(loss.item())
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def data():
+    X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    return DataLoader(TensorDataset(X, (X[:, 0] > X[:, 1]).long()), 16)
+
+
+def fitted(folder, callback, epochs=4, ckpt_path=None):
+    module = Module()
+    trainer = L.Trainer(
+        max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(module, data(), ckpt_path=ckpt_path)
+    trainer.save_checkpoint(folder / f"after-{epochs}.ckpt")
+    return module
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_lightning_expands_at_the_epoch_and_trains_on(epoch, tmp_path):
+    module = fitted(tmp_path, Expand(epoch, factor=2))
+    assert module.network[0].out_features == 8
+    assert fpe.count_nonzero(module) == fpe.count_nonzero(Module())
+    assert (module.network[0].weight[module.network[0].weight_mask == 0] == 0).all()
+    assert module.losses[-1] < module.losses[0]
+
+
+@pytest.mark.parametrize(("epoch", "stop"), [(2, 1), (2, 3), (0, 2)])
+def test_lightning_resumes_before_and_after_the_expansion(epoch, stop, tmp_path):
+    whole = fitted(tmp_path, Expand(epoch, factor=2))
+    fitted(tmp_path, Expand(epoch, factor=2), epochs=stop)
+    resumed = fitted(tmp_path, Expand(epoch, factor=2), ckpt_path=tmp_path / f"after-{stop}.ckpt")
+    assert same_state(resumed.network, whole.network)
+    assert resumed.network.fpe_plan == whole.network.fpe_plan
+
+
+def test_lightning_asks_which_network_is_meant(tmp_path):
+    class Two(Module):
+        def __init__(self):
+            super().__init__()
+            self.other = fpe.mlp(8, 4, 2)
+
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    with pytest.raises(ModelError) as error:
+        Expand().setup(trainer, Two(), "fit")
+    assert str(error.value) == (
+        "Two has 2 children with parameters ('network', 'other'); say which one is the network: "
+        "Expand(network='…')."
+    )
+    module = Two()
+    Expand(network="other").setup(trainer, module, "fit")
+    assert (module.network[0].out_features, module.other[0].out_features) == (4, 8)
+
+
+@pytest.mark.parametrize("make", [Expand, huggingface.Expand])
+def test_bad_arguments_are_refused_at_once(make):
+    with pytest.raises(ArgumentError, match="epoch is -1"):
+        make(-1)
+    with pytest.raises(ArgumentError, match="moments is 'old'; give 'fresh' or 'kept'"):
+        make(1, moments="old")
+
+
+def trainer_for(model, folder, epochs=3, **callback):
+    from transformers import Trainer, TrainingArguments
+
+    windows = [{"input_ids": w, "labels": w} for w in torch.arange(240).view(-1, 8) % 27 + 3]
+    return Trainer(
+        model,
+        TrainingArguments(
+            str(folder), num_train_epochs=epochs, per_device_train_batch_size=10, learning_rate=1e-2,
+            report_to=[], save_strategy="epoch", use_cpu=True, disable_tqdm=True,
+            lr_scheduler_type="constant",
+        ),
+        train_dataset=windows,
+        callbacks=[huggingface.Expand(1, factor=2, **callback)],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("moments", ["fresh", "kept"])
+def test_the_trainer_of_transformers_expands_and_resumes(moments, tmp_path):
+    whole, _ = ZOO["GPT-2"]()
+    before = fpe.count_nonzero(whole)
+    trainer_for(whole, tmp_path / "a", moments=moments).train()
+    assert fpe.count_nonzero(whole) == before
+    assert whole.transformer.h[0].mlp.c_fc.out_features == 128
+
+    for step, expanded in ((3, False), (6, True)):
+        again, _ = ZOO["GPT-2"]()
+        folder = tmp_path / "a" / f"checkpoint-{step}"
+        assert huggingface.restore_shape(again, folder) is again
+        assert hasattr(again, "fpe_plan") is expanded
+        trainer_for(again, tmp_path / "b", moments=moments).train(resume_from_checkpoint=str(folder))
+        for name, tensor in whole.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_the_shape_of_another_model_is_refused(tmp_path):
+    model, _ = ZOO["GPT-2"]()
+    trainer_for(model, tmp_path, epochs=2).train()
+    other, _ = ZOO["BERT"]()
+    with pytest.raises(CheckpointError, match="architecture than this BertForSequenceClassification"):
+        huggingface.restore_shape(other, tmp_path / "checkpoint-6")
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        huggingface.restore_shape(other, tmp_path / "checkpoint-7")
