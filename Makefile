@@ -29,12 +29,16 @@ lint: setup  ## Check style and types.
 bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax
 	$(BIN)/python benchmarks/expand.py
+	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/ensemble.py
 
-results: setup  ## Make the tables and figures of docs/results again (about an hour).
+results: setup  ## Make the tables and figures of docs/results again (about two hours).
 	$(BIN)/python docs/results/fit.py
 	$(BIN)/python docs/results/settings.py
 	$(BIN)/python docs/results/boolean.py
+	$(BIN)/python docs/results/models.py
+	$(BIN)/python docs/results/charlm.py
+	$(BIN)/python docs/results/cnn.py
 	$(BIN)/python docs/images/expansion.py
 
 clean:  ## Remove .venv and caches; results stay.

@@ -44,4 +44,5 @@ fpe.save(model, path)  # all call it, the first writes
 if rank == 0:
     counts = f"{fpe.count_nonzero(dense):,} non-zeros dense, {fpe.count_nonzero(model):,} wide"
     print(f"loss {loss.item():.3f}, {counts}")
+dist.barrier()  # no process ends while gloo still moves tensors of another
 dist.destroy_process_group()

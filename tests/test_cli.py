@@ -15,6 +15,8 @@ from click.testing import CliRunner
 import fpe
 from fpe.cli import main
 from fpe.experiments.config import FitConfig
+from fpe.plans import Plan
+from zoo import ZOO
 
 FPE = [sys.executable, "-c", "from fpe.cli import main; main()"]
 QUICK = ["--trials", "2", "--warmup-epochs", "2", "--epochs", "2", "--jobs", "1"]
@@ -219,3 +221,34 @@ def test_plan_shows_what_would_be_done(tmp_path):
         "Error: layer '1' is a ReLU, which has no neurons of its own. Expandable: '0'.\n"
     )
     assert plan("nets:not_a_model").stderr == "Error: model is a int; give a torch.nn.Module.\n"
+
+
+def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):
+    model, _ = ZOO["LLaMA"]()
+    model.save_pretrained(tmp_path / "llama")
+    folder = str(tmp_path / "llama")
+    done = run("plan", folder, "--layers", "*.0.mlp.gate_proj", "--layers", "*.1.mlp.up_proj=3", "--json")
+    assert done.exit_code == 0, done.output
+    planned = Plan.from_dict(json.loads(done.output))
+    assert [layer.factor for layer in planned.layers] == [2, 3]
+    assert planned.nonzero == fpe.count_nonzero(model)
+    (tmp_path / "llama" / "model.safetensors").unlink()
+    untrained = run("plan", folder, "--budget", "network", "--target-fraction", "0.5")
+    assert untrained.exit_code == 0, untrained.output
+    assert "model.layers.{0-1}.mlp.{gate_proj, up_proj}" in untrained.output
+    assert "paid for by the whole network" in untrained.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["."], "the folder . has no config.json, which a model of transformers has."),
+        (["mynet:make", "--layers", "a=b"], "--layers a=b: 'b' is no factor; write NAME=FACTOR"),
+    ],
+)
+def test_what_plan_cannot_read_is_a_bad_argument(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mynet.py").write_text("import fpe\n\ndef make():\n    return fpe.mlp(8, 4, 2)\n")
+    done = run("plan", *arguments)
+    assert done.exit_code == 2
+    assert message in done.output

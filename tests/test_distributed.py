@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 #: Saves, on each rank, what it sees; then loads the file again on however many ranks there are.
 CHECK = """
-import sys, torch, torch.distributed as dist, fpe
+import gc, sys, torch, torch.distributed as dist, fpe
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,6 +44,7 @@ else:
         optimizer.step()
     fpe.save(model, f"{folder}/wide.safetensors")
     dist.barrier()
+    del optimizer, loss
 x = torch.ones(4, 64)
 with torch.no_grad():
     output = model(x)
@@ -53,6 +54,9 @@ torch.save({
     "weights": {n: w.clone() for n, w in weights.items()},
     "output": output.detach(), "count": fpe.count_nonzero(model),
 }, f"{folder}/{way}-{dist.get_world_size()}-{rank}.pt")
+del model, wide, weights  # gloo's threads must hold no tensor when Python ends
+gc.collect()
+dist.barrier()
 dist.destroy_process_group()
 """
 

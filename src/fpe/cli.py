@@ -175,27 +175,79 @@ def _heading(result: dict[str, Any]) -> str:
 
 
 @main.command(short_help="Show what an expansion of a model would do.")
-@click.argument("model", metavar="MODULE:CALLABLE")
+@click.argument("model", metavar="MODULE:CALLABLE|FOLDER")
 @_expansion_options
-@click.option("--layers", multiple=True, help="Name of a layer to expand; may be given again.")
+@click.option(
+    "--layers",
+    multiple=True,
+    metavar="NAME[=FACTOR]",
+    help="Name or pattern of layers to expand, with a factor of their own; may be given again.",
+)
+@click.option(
+    "--budget", default="group", show_default=True, help="Who pays for a group's copies: group or network."
+)
+@click.option(
+    "--convolutions",
+    default="channels",
+    show_default=True,
+    help="What a convolution's children share out: channels or taps.",
+)
+@click.option(
+    "--target-fraction", default=1.0, show_default=True, help="Share of each layer's neurons to expand."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(
-    model: str, factor: int, split: str, prune: str, seed: int, layers: tuple[str, ...], as_json: bool
-) -> None:
+def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None:
     """Show which layers would be expanded, who reads them, what it costs, and what is left alone.
 
     MODULE:CALLABLE names a function or class, importable from here, that is called without arguments
-    and returns a torch.nn.Module, or one and a batch of inputs to prove the groups on.
+    and returns a torch.nn.Module, or one and a batch of inputs to follow it on. FOLDER is a model of
+    transformers on this machine, with its config.json; without weights, it gets random ones.
 
     \b
     Example:
       fpe plan mynetworks:make_classifier --factor 3
+      fpe plan ./bert-base --layers '*.intermediate.dense=4'
     """  # noqa: D301
     from fpe.planning import plan as make_plan
 
-    network, example_inputs = _made(model)
-    result = make_plan(network, factor, split, prune, list(layers) or None, example_inputs, seed)
+    network, example_inputs = _from_folder(Path(model)) if Path(model).is_dir() else _made(model)
+    result = make_plan(network, layers=_layers(layers, how["factor"]), example_inputs=example_inputs, **how)
     click.echo(json.dumps(result.to_dict()) if as_json else str(result))
+
+
+def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
+    """Read NAME and NAME=FACTOR; None if nothing is given."""
+    layers = {}
+    for entry in given:
+        name, equals, own = entry.rpartition("=")
+        if equals and not own.isdigit():
+            raise ArgumentError(
+                f"--layers {entry}: {own!r} is no factor; write NAME=FACTOR, such as '*.fc1=4'."
+            )
+        layers[name if equals else entry] = int(own) if equals else factor
+    return layers or None
+
+
+def _from_folder(folder: Path) -> tuple[Any, None]:
+    """Load a model of transformers from a folder of this machine."""
+    if not (folder / "config.json").is_file():
+        raise ArgumentError(f"the folder {folder} has no config.json, which a model of transformers has.")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ArgumentError(
+            "a model folder needs transformers: pip install 'fixed-parameter-expansion[transformers]'"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+            return kind.from_pretrained(folder, local_files_only=True), None
+        make: Any = kind.from_config if kind is transformers.AutoModel else kind
+        return make(config), None
+    except Exception as error:  # whatever a broken folder makes of transformers
+        raise ArgumentError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
 
 
 @main.command(short_help="Make a figure or table of the paper again.")
