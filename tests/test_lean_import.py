@@ -7,7 +7,19 @@ import pytest
 
 import fpe
 
-HEAVY = ["sklearn", "matplotlib", "transformers", "scipy", "pandas", "pyarrow", "rich", "click", "joblib"]
+HEAVY = [
+    "sklearn",
+    "matplotlib",
+    "transformers",
+    "lightning",
+    "accelerate",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "click",
+    "joblib",
+]
 
 
 def loaded_after(code):
