@@ -79,6 +79,8 @@ def assert_same(one, other):
         assert losses[1] == pytest.approx(losses[0], abs=1e-9)
 
 
+PROBABILITIES = torch.softmax(X[:, :3] * 4, dim=1)
+
 CASES = {
     "plain": ((4, 6, 6, 9), 1, {}),
     "l2": ((4, 6), 1, {"l2": 1e-2}),
@@ -89,6 +91,7 @@ CASES = {
         {"early_stopping": EarlyStopping(X[:50] + 0.3, Y[:50], 1), "epochs": (9, 9)},
     ),
     "three classes": ((4, 6), 3, {}),
+    "probabilities": ((4, 6), 3, {"y": PROBABILITIES}),
     "deep, with LayerNorm": (([4, 5], [4, 5], [6, 7]), 1, {}),
 }
 
@@ -97,15 +100,17 @@ CASES = {
 def test_together_is_as_alone(case):
     """Weights, moments, steps, generators, histories agree within rounding, before and after expansion."""
     widths, outputs, options = CASES[case]
-    y = Y if outputs == 1 else THREE
+    y = options.get("y", Y if outputs == 1 else THREE)
+    options = {name: value for name, value in options.items() if name != "y"}
     start = networks(widths, outputs)
     assert_same(run(alone, start, y, **options), run(together(compile=False), start, y, **options))
 
 
-@pytest.mark.parametrize("case", ["plain", "three classes"])
+@pytest.mark.parametrize("case", ["plain", "three classes", "probabilities"])
 def test_compiled_is_as_alone(case):
     widths, outputs, options = CASES[case]
-    y = Y if outputs == 1 else THREE
+    y = options.get("y", Y if outputs == 1 else THREE)
+    options = {name: value for name, value in options.items() if name != "y"}
     start = networks(widths, outputs)
     assert_same(run(alone, start, y, **options), run(together(compile=True), start, y, **options))
     assert _Compiled.usable, "nothing was compiled: is there a C++ compiler?"
@@ -181,14 +186,26 @@ def test_networks_that_read_the_same_inputs_answer_as_if_each_had_its_own():
 def test_batches_hold_what_fits_together():
     """Same inputs, outputs and key; widths between the same powers of two; every network once."""
     nets = [fpe.mlp(8, h, 1) for h in (3, 8, 9, 16, 17)] + [fpe.mlp(8, 8, 2), fpe.mlp(9, 8, 1)]
-    keys = [0] * len(nets)
-    assert batches(nets, keys, 32) == [[0, 1], [2, 3], [4], [5], [6]]
-    assert batches(nets[:2], ["a", "b"], 32) == [[0], [1]]
+    keys, own = [0] * len(nets), list(range(len(nets)))
+    assert batches(nets, keys, own, 32) == [[0, 1], [2, 3], [4], [5], [6]]
+    assert batches(nets[:2], ["a", "b"], own[:2], 32) == [[0], [1]]
     large = [fpe.mlp(512, 64, 1) for _ in range(40)]
-    parts = batches(large, [0] * 40, 500)
+    parts = batches(large, [0] * 40, list(range(40)), 500)
     assert sorted(i for part in parts for i in part) == list(range(40))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert 2 <= len(parts) < 40
+
+
+def test_networks_that_read_the_same_stay_together():
+    """A batch has equally many networks of every reading, so that all of them can read together."""
+    nets = [fpe.mlp(512, 64, 1) for _ in range(12)]
+    readings = list("abababccccab")
+    parts = batches(nets, [0] * 12, readings, 500)
+    assert sorted(i for part in parts for i in part) == list(range(12))
+    for part in parts:
+        read = [readings[i] for i in part]
+        assert len({read.count(reading) for reading in read}) == 1
+    assert len(parts) < 12
 
 
 def test_without_a_compiler_it_warns_once_and_goes_on(monkeypatch):
@@ -289,6 +306,8 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained():
     check_refused(two, "generators has 1 for 2 networks", generators=[torch.Generator()])
     check_refused(two, "X has 3 tensors for 2 networks", X=[X, X, X])
     check_refused(two, r"network 0: X has shape \(430, 5\) and y \(430,\); give \(samples, 12\)", X=X[:, :5])
+    soft = torch.ones(430, 2, dtype=torch.float64)
+    check_refused(two, r"y has shape \(430, 2\) and type torch.float64; probabilities must be", y=soft)
     check_refused(two, "its weights torch.float64 on cpu; they must agree", X=X.float())
     check_refused(
         two,

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fpe.experiments.catalogue import BOOLEAN
+from fpe.experiments.boolean_catalogue import BOOLEAN
 from fpe.experiments.store import read_json, write_json
 from fpe.files import write_atomically
 from fpe.report.text import findings_markdown, markdown_table

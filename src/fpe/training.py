@@ -92,7 +92,8 @@ def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     logits : Tensor
         Shape (batch, 1) or (batch, classes).
     y : Tensor
-        Class numbers from 0, shape (batch,), integers.
+        Class numbers from 0, shape (batch,), integers; with several logits also probabilities of the
+        classes, (batch, classes).
     weight : Tensor, optional
         Weight of each sample, shape (batch,); the mean is weighted.
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fpe.data.tables import read_npz
 from fpe.errors import DataError
 
 _FASHION = {
@@ -61,6 +62,22 @@ def _fashion_mnist_from_openml() -> tuple[Any, ...]:
     return X[:60_000], y[:60_000], X[60_000:], y[60_000:], np.array(_FASHION_CLASSES)
 
 
+def banking77() -> tuple[Any, ...]:
+    """Return Banking77 (Casanueva et al. 2020), 77 intents, embedded by the frozen all-MiniLM-L6-v2.
+
+    ``banking77-minilm/banking77-minilm.npz`` is looked for as Fashion-MNIST is; `fpe embed` can make the
+    embeddings anew.
+    """
+    folder = find_folder("banking77-minilm")
+    if folder is None:
+        raise DataError(
+            "the embeddings of Banking77 are not here. Make them with `fpe embed mteb/banking77 --encoder "
+            "sentence-transformers/all-MiniLM-L6-v2 --out banking77` and give that folder; or put "
+            "banking77-minilm.npz into a folder banking77-minilm and set FPE_DATA to the folder that holds it."
+        )
+    return read_npz(folder / "banking77-minilm.npz", "")
+
+
 def find_folder(name: str) -> Path | None:
     """Return the folder of this data set, or None if it is not here.
 
@@ -105,4 +122,8 @@ def read_idx(path: Path) -> np.ndarray:
     return data.reshape(shape)
 
 
-NAMED: dict[str, Callable[[], tuple[Any, ...]]] = {"digits": digits, "fashion-mnist": fashion_mnist}
+NAMED: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "banking77": banking77,
+}

@@ -57,7 +57,7 @@ class Batch:
 
     def _choose_step(self) -> None:
         """Let networks that see the same mini-batches read them together, if each has as many like it."""
-        alike = Counter(_mini_batches(member) for member in self.members)
+        alike = Counter(member.reading for member in self.members)
         self.readers = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
         shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
         self.step = step_of(
@@ -196,7 +196,7 @@ def _side_by_side(members: list[Member]) -> list[Member]:
     """Put members that see the same mini-batches next to each other, in the order of the first of them."""
     together: dict[tuple[int, ...], list[Member]] = {}
     for member in members:
-        together.setdefault(_mini_batches(member), []).append(member)
+        together.setdefault(member.reading, []).append(member)
     return [member for group in together.values() for member in group]
 
 
@@ -247,23 +247,14 @@ def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor |
     samples = len(members[0].X)
     sources: dict[tuple[int, ...], Member] = {}
     for member in members:
-        sources.setdefault(_source(member), member)
+        sources.setdefault(member.source, member)
     X, y = [m.X for m in sources.values()], [m.y for m in sources.values()]
     weight = None
     if uneven or members[0].weight is not None:
         filler = X[0].new_zeros(1)
         weights = [X[0].new_ones(samples) if m.weight is None else m.weight for m in sources.values()]
-        X, y = [*X, filler.expand(1, X[0].shape[1])], [*y, y[0].new_zeros(1)]
+        X, y = [*X, filler.expand(1, X[0].shape[1])], [*y, y[0].new_zeros(1, *y[0].shape[1:])]
         weight = torch.cat([*weights, filler])
     order = list(sources)
-    first_row = torch.tensor([order.index(_source(m)) * samples for m in members], device=X[0].device)
+    first_row = torch.tensor([order.index(m.source) * samples for m in members], device=X[0].device)
     return torch.cat(X), torch.cat(y), weight, first_row
-
-
-def _mini_batches(member: Member) -> tuple[int, ...]:
-    """Return what is the same for networks that see the same mini-batches."""
-    return *_source(member), id(member.generator)
-
-
-def _source(member: Member) -> tuple[int, ...]:
-    return id(member.X), id(member.y), id(member.weight)

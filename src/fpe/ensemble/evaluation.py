@@ -58,7 +58,7 @@ def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) 
     inputs = per_network(X, len(networks), "X")
     keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
     logits: list[Tensor] = [torch.empty(0)] * len(networks)
-    for batch in batches(networks, keys, _SAMPLES):
+    for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
         stack = Stack.of([networks[i] for i in batch])
         for i, result in zip(batch, stack_logits(stack, [inputs[i] for i in batch]), strict=True):
             logits[i] = result

@@ -62,8 +62,18 @@ class Member:
         held_out = None if self.early_stopping is None else self.early_stopping.X.shape
         return (
             *(architecture(self.network), self.adam, held_out, self.weight is None),
-            *(self.X.shape, self.X.dtype, self.X.device),
+            *(self.X.shape, self.X.dtype, self.X.device, self.y.shape[1:]),
         )
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """What is the same for networks that learn from the same data."""
+        return id(self.X), id(self.y), id(self.weight)
+
+    @property
+    def reading(self) -> tuple[int, ...]:
+        """What is the same for networks that see the same mini-batches."""
+        return *self.source, id(self.generator)
 
     @property
     def steps(self) -> int:
@@ -115,7 +125,14 @@ def check_members(
 def _problem(network: nn.Module, optimizer: torch.optim.Optimizer, X: Tensor, y: Tensor) -> str | None:
     """Say why this cannot be trained together."""
     architecture(network)
-    first = next(network.parameters())
+    first, outputs = next(network.parameters()), list(network.parameters())[-1].shape[0]
+    if y.dim() == 2 and y.is_floating_point():  # probabilities of the classes
+        if outputs < 2 or y.shape[1] != outputs or y.dtype != first.dtype:
+            return (
+                f"y has shape {tuple(y.shape)} and type {y.dtype}; probabilities must be (samples, {outputs}), "
+                f"of type {first.dtype}, for two logits or more."
+            )
+        y = y[:, 0]
     if X.dim() != 2 or X.shape[1] != first.shape[1] or y.shape != X.shape[:1] or not len(X):
         return (
             f"X has shape {tuple(X.shape)} and y {tuple(y.shape)}; give (samples, {first.shape[1]}) and "

@@ -60,8 +60,11 @@ Step = Callable[..., Tensor]
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
     """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch).
 
-    The class numbers are as `Stack.labels` makes them.
+    The class numbers are as `Stack.labels` makes them; instead of them there may be probabilities of the
+    classes, (M, batch, outputs).
     """
+    if y.dim() == 3:
+        return -(y * logits.log_softmax(dim=-1)).sum(dim=-1)
     if logits.shape[-1] == 1:
         return F.binary_cross_entropy_with_logits(logits[..., 0], y, reduction="none")
     return -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
@@ -89,7 +92,7 @@ def _step(
     parameters, first_moments, second_moments, masks
         See `State`.
     X, y, weight : Tensor
-        All samples of all data sets: (samples, features), (samples,), (samples,) or None.
+        All samples of all data sets: (samples, features); (samples,) or (samples, classes); (samples,) or None.
     index : Tensor
         Rows of the mini-batches, (groups, batch).
     rates : Tensor
@@ -102,7 +105,7 @@ def _step(
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
-    batch_y = y.index_select(0, rows).view(index.shape)
+    batch_y = y.index_select(0, rows).view(*index.shape, *y.shape[1:])
     groups, readers = parameters[0].shape[:2]
 
     def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
@@ -133,8 +136,8 @@ def _step(
 
 
 def _for_each(values: Tensor, readers: int) -> Tensor:
-    """Give each network its own: (groups, batch) to (groups × readers, batch)."""
-    return values.unsqueeze(1).expand(-1, readers, -1).flatten(0, 1)
+    """Give each network its own: (groups, batch, …) to (groups × readers, batch, …)."""
+    return values.unsqueeze(1).expand(-1, readers, *values.shape[1:]).flatten(0, 1)
 
 
 @functools.cache

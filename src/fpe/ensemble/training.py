@@ -43,8 +43,8 @@ def train(
         ``nn.Sequential`` of linear (also masked) layers, LayerNorms and activations without
         parameters, such as `fpe.mlp` makes and `fpe.expand` returns. Changed.
     X, y : Tensor or sequence of Tensor
-        Inputs, (samples, features), and class numbers, (samples,); the same for all networks, or one
-        tensor for each.
+        Inputs, (samples, features), and class numbers, (samples,), or the probabilities of the classes
+        to learn, (samples, classes); the same for all networks, or one tensor for each.
     epochs : int
         Passes over the data.
     optimizers : sequence of torch.optim.Adam
@@ -75,7 +75,8 @@ def train(
     """
     members = check_members(networks, X, y, optimizers, generators, sample_weight, early_stopping)
     keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
-    for numbers in batches(networks, keys, max((size for _, size in keys), default=1)):
+    readings = [member.reading for member in members]
+    for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
         _, size = keys[numbers[0]]
         Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
     return [member.history for member in members]

@@ -10,6 +10,7 @@ import numpy as np
 
 from fpe.experiments.boolean import KINDS
 from fpe.experiments.findings import Claim, Findings, Line, Lines, Matrix, Points, Table, sign_claim
+from fpe.experiments.labels import LABELS
 from fpe.experiments.statistics import Interval, mean, slope, slope_over_trials
 from fpe.interference import fold_change, relative_improvement
 
@@ -20,7 +21,6 @@ Network = dict[str, Any]
 PAPER_CASE_STUDY = {"dense": 78.7, "clause": 99.4, "random": 88.7}
 
 SPLITS = ("clause", "random")
-LABELS = {"dense": "dense", "clause": "clause-split", "random": "random-split"}
 
 
 def by_trial(networks: Iterable[Network]) -> dict[tuple[int, int, int], dict[str, Network]]:

@@ -75,6 +75,8 @@ class Lines:
         One for each kind.
     level : float or None
         Where a dashed line marks what would be no change.
+    scale : str
+        Of the x axis: "log" by doublings, or "linear".
     """
 
     title: str
@@ -82,6 +84,7 @@ class Lines:
     y: str
     lines: list[Line]
     level: float | None = None
+    scale: str = "log"
     type: str = "lines"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fpe.data import Dataset
 from fpe.experiments.config import FitConfig
+from fpe.experiments.engine import Engine
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance, write_json
 from fpe.experiments.trial import model_name, run_trials
@@ -86,7 +87,9 @@ def run_fit(
                 text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
                 on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
 
-    records = run_tasks(run_trials, tasks, out / "trials", config.digest(dataset), jobs, finished)
+    records = run_tasks(
+        run_trials, tasks, out / "trials", config.digest(dataset), Engine(jobs=jobs), finished
+    )
     trials = [trial for record in records.values() for trial in record["trials"]]
     best = max(trials, key=lambda trial: float(trial["expanded"]["accuracy"]))
     best_model = out / "trials" / model_name(best["hidden"], best["trial"])

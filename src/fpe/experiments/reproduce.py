@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpe._version import __version__
-from fpe.experiments.boolean import run_row
-from fpe.experiments.catalogue import Experiment, Row, chosen, config_of
+from fpe.data import load
+from fpe.data.named import NAMED
+from fpe.errors import ArgumentError
+from fpe.experiments.catalogue import chosen
+from fpe.experiments.engine import Engine
+from fpe.experiments.experiment import Experiment, Request, Task
+from fpe.experiments.networks import Source
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance, write_json
 
@@ -18,11 +24,12 @@ from fpe.experiments.store import provenance, write_json
 def reproduce(
     name: str,
     out: Path,
-    quick: bool = False,
-    seed: int = 0,
-    jobs: int = -1,
+    request: Request | None = None,
+    data: Sequence[str] = (),
+    label: str = "label",
+    engine: Engine | None = None,
     fresh: bool = False,
-    on_row: Callable[[str], None] | None = None,
+    on_task: Callable[[str], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run one experiment of the paper, or a group of them, and store what they show.
 
@@ -31,20 +38,22 @@ def reproduce(
     Parameters
     ----------
     name : str
-        An experiment of the catalogue, or ``boolean`` or ``all``.
+        An experiment of the catalogue, or ``boolean``, ``real`` or ``all``.
     out : Path
-        Gets ``trials/`` (a record for each row of networks) and a folder for each experiment with its
-        ``results.json``.
-    quick : bool, default False
-        Fewer networks, trained for a shorter time: to see that everything works, not to judge the paper.
-    seed : int, default 0
-        Seed of everything.
-    jobs : int, default −1
-        Processes at a time; −1 means one for each core. Results do not depend on it.
+        Gets a folder for each experiment with its ``results.json``; the records of the networks, in
+        ``trials/`` and, of real data, in ``DATA/trials/``.
+    request : Request, optional
+        How; by default in full, as the catalogue says.
+    data : sequence of str
+        Names or files for the experiments on real data; by default each experiment's own.
+    label : str, default "label"
+        Column of the labels of a table.
+    engine : Engine, optional
+        What the tasks run on; by default one process for each core. Results do not depend on it.
     fresh : bool, default False
         Throw away the trials of an earlier run.
-    on_row : callable, optional
-        Gets a short text after each row of networks.
+    on_task : callable, optional
+        Gets a short text after each task.
 
     Returns
     -------
@@ -54,69 +63,155 @@ def reproduce(
     Raises
     ------
     ArgumentError
-        For an unknown name, or if `out` holds results of other settings.
+        For an unknown name or what it cannot use, or if `out` holds results of other settings.
+    DataError
+        If data cannot be loaded.
     KeyboardInterrupt
         After Ctrl-C, with a message that says how to go on.
     """
+    request = request or Request()
     experiments = chosen(name)
-    config = config_of(quick, seed)
-    identity = {"fpe": __version__, "quick": quick, **config.to_dict()}
-    claim_folder(out, identity, fresh)
-    rows = {row.name: row for experiment in experiments for row in experiment.rows(quick)}
-    # The longest first, so that no core is left with one at the end.
-    order = sorted(rows.values(), key=lambda row: -row.clauses * sum(row.neurons) * row.trials)
-    tasks = {
-        row.name: {
-            "config": config,
-            "clauses": row.clauses,
-            "neurons": row.neurons,
-            "first_trial": row.first_trial,
-            "trials": row.trials,
-        }
-        for row in order
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    _check_request(name, experiments, request, data)
+    tasks = _tasks(experiments, request, _sources(experiments, data, label))
+    groups: dict[str, list[Task]] = {}
+    for each in tasks.values():
+        for task in each:
+            groups.setdefault(task.group, []).append(task)
+    for group, own in groups.items():
+        claim_folder(out / group, {"fpe": __version__, **own[0].identity}, fresh)
+    records: dict[tuple[str, str], dict[str, Any]] = {}
+    for group, own in groups.items():
+        identity = {"fpe": __version__, **own[0].identity}
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        works = {task.name: task for task in sorted(own, key=lambda task: -task.cost)}
 
-    def finished(task: str, record: dict[str, Any]) -> None:
-        if on_row is not None:
-            on_row(f"{len(record['networks'])} networks, {record['networks'][0]['clauses']} clauses")
+        def finished(task: str, record: dict[str, Any], group: str = group) -> None:
+            if on_task is not None:
+                on_task(f"{len(record['networks'])} networks, {group + ', ' if group else ''}{task}")
 
-    records = run_tasks(run_row, tasks, out / "trials", digest, jobs, finished)
-    networks = {task: record["networks"] for task, record in records.items()}
-    seconds = {task: record["seconds"] for task, record in records.items()}
-    command = f"fpe reproduce {{}}{' --quick' if quick else ''}{f' --seed {seed}' if seed else ''}"
+        made = run_tasks(
+            _work,
+            {key: {"work": task.work, "arguments": task.arguments} for key, task in works.items()},
+            out / group / "trials",
+            digest,
+            engine,
+            finished,
+        )
+        records |= {(group, key): record for key, record in made.items()}
     results = {}
     for experiment in experiments:
-        results[experiment.name] = _result(experiment, networks, seconds, identity, command, quick)
+        results[experiment.name] = _result(experiment, tasks[experiment.name], records, request, data)
         write_json(out / experiment.name / "results.json", results[experiment.name])
     return results
 
 
-def count_rows(name: str, quick: bool) -> int:
-    """Return how many rows of networks an experiment, or a group of them, trains."""
-    return len({row.name for experiment in chosen(name) for row in experiment.rows(quick)})
+def count_tasks(name: str, request: Request, data: Sequence[str] = ()) -> int:
+    """Return how many tasks an experiment, or a group of them, has."""
+    experiments = chosen(name)
+    fake = {each: Source(each, "") for e in experiments for each in data or e.data}
+    tasks = _tasks(experiments, request, {e.name: {k: fake[k] for k in data or e.data} for e in experiments})
+    return len({(task.group, task.name) for each in tasks.values() for task in each})
+
+
+def _work(work: Callable[..., dict[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return work(**arguments)
+
+
+def _check_request(
+    name: str, experiments: Sequence[Experiment], request: Request, data: Sequence[str]
+) -> None:
+    """Refuse what would be ignored, and numbers that mean nothing."""
+    given = {
+        f"--{k.replace('_', '-')}": getattr(request, k)
+        for k in ("hidden", "trials", "warmup_epochs", "epochs", "lr")
+    }
+    given = {
+        key: value for key, value in {**given, "--data": tuple(data) or None}.items() if value is not None
+    }
+    if given and not any(experiment.data for experiment in experiments):
+        raise ArgumentError(
+            f"{', '.join(given)} cannot be used with {name}, which runs on made-up data as the paper does; "
+            "leave it out."
+        )
+    least = {"--trials": 1, "--warmup-epochs": 0, "--epochs": 1}
+    problems = [
+        f"{key} is {given[key]}; give at least {n}."
+        for key, n in least.items()
+        if key in given and given[key] < n
+    ]
+    if "--hidden" in given and min(given["--hidden"]) < 1:
+        problems.append(f"--hidden is {given['--hidden']}; give at least 1.")
+    if "--lr" in given and not 0 < given["--lr"] < float("inf"):
+        problems.append(f"--lr is {given['--lr']}; give a number above 0.")
+    if problems:
+        raise ArgumentError(" ".join(problems))
+
+
+def _sources(
+    experiments: Sequence[Experiment], data: Sequence[str], label: str
+) -> dict[str, dict[str, Source]]:
+    """Load each data set once; return for each experiment those that it runs on, by name."""
+    loaded: dict[str, tuple[str, Source]] = {}
+    for experiment in experiments:
+        for source in (data or experiment.data) if experiment.data else ():
+            if source not in loaded:
+                place = source if source in NAMED else str(Path(source).resolve())
+                dataset = load(place, label=label)
+                loaded[source] = dataset.name, Source(place, dataset.fingerprint, label)
+    names = [name for name, _ in loaded.values()]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ArgumentError(f"two of the data sets are called {twice[0]!r}; rename one of the files.")
+    return {
+        e.name: dict(loaded[source] for source in (data or e.data)) if e.data else {} for e in experiments
+    }
+
+
+def _tasks(
+    experiments: Sequence[Experiment], request: Request, sources: Mapping[str, Mapping[str, Source]]
+) -> dict[str, list[Task]]:
+    return {e.name: e.tasks(dataclasses.replace(request, data=sources[e.name])) for e in experiments}
 
 
 def _result(
     experiment: Experiment,
-    networks: dict[str, list[dict[str, Any]]],
-    seconds: dict[str, float],
-    identity: dict[str, Any],
-    command: str,
-    quick: bool,
+    tasks: Sequence[Task],
+    records: Mapping[tuple[str, str], dict[str, Any]],
+    request: Request,
+    data: Sequence[str],
 ) -> dict[str, Any]:
-    rows: list[Row] = experiment.rows(quick)
-    read = [network for row in rows for network in networks[row.name]]
+    own = [(task, records[task.group, task.name]) for task in tasks]
+    extra = [{"data": task.group} if task.group else {} for task, _ in own]
+    networks = [
+        {**more, **n} for (_, record), more in zip(own, extra, strict=True) for n in record["networks"]
+    ]
+    settings: dict[str, Any] = {"fpe": __version__, **tasks[0].identity}
+    if experiment.data:
+        settings = {task.group: {"fpe": __version__, **task.identity} for task in tasks}
     return {
         "name": experiment.name,
         "where": experiment.where,
         "question": experiment.question,
         "paper": experiment.paper,
-        "command": command.format(experiment.name),
-        "settings": identity,
-        "networks": len(read),
-        "training_seconds": round(sum(seconds[row.name] for row in rows)),
-        **experiment.find(read, quick).to_dict(),
-        "values": [{k: v for k, v in network.items() if k != "weight"} for network in read],
+        "command": _command(experiment, request, data),
+        "quick": request.quick,
+        "settings": settings,
+        "networks": len(networks),
+        "training_seconds": round(sum(record["seconds"] for _, record in own)),
+        **experiment.find(networks, request.quick).to_dict(),
+        "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
         "provenance": provenance(),
     }
+
+
+def _command(experiment: Experiment, request: Request, data: Sequence[str]) -> str:
+    """Return the command that makes this result again."""
+    words = ["fpe reproduce", experiment.name]
+    words += ["--quick"] if request.quick else []
+    words += [f"--seed {request.seed}"] if request.seed else []
+    words += [f"--data {source}" for source in data]
+    words += [f"--hidden {' '.join(map(str, request.hidden))}"] if request.hidden else []
+    for name in ("trials", "warmup_epochs", "epochs", "lr"):
+        value = getattr(request, name)
+        words += [] if value is None else [f"--{name.replace('_', '-')} {value}"]
+    return " ".join(words)

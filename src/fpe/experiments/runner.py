@@ -1,4 +1,4 @@
-"""Run many independent tasks on the cores of this machine; what is finished stays finished."""
+"""Run many independent tasks, here or on a cluster; what is finished stays finished."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe.errors import ArgumentError
+from fpe.experiments.engine import Engine
 from fpe.experiments.store import provenance, read_json, write_json
 
 #: A task's work: gets its arguments, returns what is to be stored as JSON.
@@ -20,7 +21,7 @@ def run_tasks(
     tasks: Mapping[str, Mapping[str, Any]],
     folder: Path,
     identity: str,
-    jobs: int = -1,
+    engine: Engine | None = None,
     on_finished: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run ``work(**tasks[name])`` for each name that `folder` has no finished record of.
@@ -28,17 +29,16 @@ def run_tasks(
     Parameters
     ----------
     work : callable
-        A function of a module, which other processes can import. Its result does not depend on `jobs`
-        if it uses one thread.
+        A function of a module, which other processes can import. Its result does not depend on the
+        engine if it uses one thread.
     tasks : mapping of str to mapping
         Arguments by the name of the task, which becomes the name of its file.
     folder : Path
-        Holds one JSON file for each finished task. Missing folders are made.
+        Holds one JSON file for each finished task, written by this process. Missing folders are made.
     identity : str
-        Stands for all that the results depend on. A record of another identity, which a worker of a run
-        that was killed may leave behind, is not taken for a result.
-    jobs : int, default −1
-        Processes at a time; −1 means one for each core.
+        Stands for all that the results depend on. A record of another identity is not taken for a result.
+    engine : Engine, optional
+        What runs the tasks; by default one process for each core.
     on_finished : callable, optional
         Gets the name and the record of each task, found or newly done.
 
@@ -49,11 +49,11 @@ def run_tasks(
 
     Raises
     ------
+    ArgumentError
+        If the engine cannot be used.
     KeyboardInterrupt
         After Ctrl-C, with a message that says what is finished and how to go on.
     """
-    import joblib
-
     records: dict[str, dict[str, Any]] = {}
 
     def finished(name: str, record: dict[str, Any]) -> None:
@@ -65,13 +65,11 @@ def run_tasks(
         record = read_json(folder / f"{name}.json")
         if record is not None and record.get("identity") == identity:
             finished(name, record)
-    left = [name for name in tasks if name not in records]
-    calls = (joblib.delayed(_run)(work, name, dict(tasks[name]), folder, identity) for name in left)
-    processes = min(joblib.cpu_count() if jobs == -1 else jobs, max(1, len(left)))
+    left = {name: dict(tasks[name]) for name in tasks if name not in records}
     try:
-        # Copy-on-write: workers share the data's memory, and no task can change another's.
-        parallel = joblib.Parallel(processes, return_as="generator_unordered", mmap_mode="c")
-        for name, record in parallel(calls):
+        for name, record in (engine or Engine()).run(_timed, work, left):
+            record["identity"] = identity
+            write_json(folder / f"{name}.json", record)
             finished(name, record)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
@@ -81,15 +79,11 @@ def run_tasks(
     return {name: records[name] for name in tasks}
 
 
-def _run(
-    work: Work, name: str, arguments: dict[str, Any], folder: Path, identity: str
-) -> tuple[str, dict[str, Any]]:
+def _timed(work: Work, name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     start = time.perf_counter()
     record = work(**arguments)
     seconds = round(time.perf_counter() - start, 2)
-    record |= {"identity": identity, "seconds": seconds, "provenance": provenance()}
-    write_json(folder / f"{name}.json", record)
-    return name, record
+    return name, {**record, "seconds": seconds, "provenance": provenance()}
 
 
 def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fpe.report.kinds import COLOURS, LABELS
+from fpe.experiments.labels import label
+from fpe.report.kinds import colours
 
 
 def chart(figure: dict[str, Any]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def chart(figure: dict[str, Any]) -> dict[str, Any]:
 
 
 def _colour(alt: Any, kinds: list[str]) -> Any:
-    scale = alt.Scale(domain=[LABELS[k] for k in kinds], range=[COLOURS[k] for k in kinds])
+    scale = alt.Scale(domain=[label(k) for k in kinds], range=list(colours(kinds).values()))
     return alt.Color("network:N", scale=scale, legend=alt.Legend(orient="top", title=None, symbolOpacity=1))
 
 
@@ -37,13 +38,15 @@ def _lines(figure: dict[str, Any]) -> Any:
     import altair as alt
 
     rows = [
-        {"network": LABELS[line["kind"]], "x": x, "mean": m, "low": low, "high": high}
+        {"network": label(line["kind"]), "x": x, "mean": m, "low": low, "high": high}
         for line in figure["lines"]
         for x, m, low, high in zip(line["x"], line["means"], line["low"], line["high"], strict=True)
     ]
     ticks = alt.Axis(values=figure["lines"][0]["x"], grid=False)
+    log = figure.get("scale", "log") == "log"
+    scale = alt.Scale(type="log", base=2) if log else alt.Scale()
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("x:Q", scale=alt.Scale(type="log", base=2), axis=ticks, title=figure["x"]),
+        x=alt.X("x:Q", scale=scale, axis=ticks, title=figure["x"]),
         color=_colour(alt, [line["kind"] for line in figure["lines"]]),
     )
     shown = [
@@ -68,10 +71,10 @@ def _points(figure: dict[str, Any]) -> Any:
     rows, ends = [], []
     for kind, points in figure["points"].items():
         x, y = np.array(points).T
-        rows += [{"network": LABELS[kind], "x": a, "y": b} for a, b in points]
+        rows += [{"network": label(kind), "x": a, "y": b} for a, b in points]
         line = np.polyfit(x, y, 1)
         ends += [
-            {"network": LABELS[kind], "x": float(at), "y": float(np.polyval(line, at))}
+            {"network": label(kind), "x": float(at), "y": float(np.polyval(line, at))}
             for at in (x.min(), x.max())
         ]
     encode = {

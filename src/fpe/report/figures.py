@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from fpe.experiments.labels import label
 from fpe.files import write_atomically
-from fpe.report.kinds import COLOURS, LABELS
+from fpe.report.kinds import colours
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -44,25 +45,28 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _lines(figure: dict[str, Any], axes: Any) -> None:
+    palette = colours([line["kind"] for line in figure["lines"]])
     for line in figure["lines"]:
-        colour = COLOURS[line["kind"]]
-        axes.plot(line["x"], line["means"], color=colour, marker="o", label=LABELS[line["kind"]])
+        colour = palette[line["kind"]]
+        axes.plot(line["x"], line["means"], color=colour, marker="o", label=label(line["kind"]))
         axes.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
     if figure["level"] is not None:
         axes.axhline(figure["level"], color="black", linestyle="--", linewidth=1)
     ticks = figure["lines"][0]["x"]
-    axes.set_xscale("log", base=2)
+    if figure.get("scale", "log") == "log":
+        axes.set_xscale("log", base=2)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     _tidy(axes)
 
 
 def _points(figure: dict[str, Any], axes: Any) -> None:
+    palette = colours(list(figure["points"]))
     for kind, points in figure["points"].items():
         x, y = np.array(points).T
-        axes.scatter(x, y, color=COLOURS[kind], s=16, alpha=0.6, label=LABELS[kind])
+        axes.scatter(x, y, color=palette[kind], s=16, alpha=0.6, label=label(kind))
         ends = np.array([x.min(), x.max()])
-        axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=COLOURS[kind])
+        axes.plot(ends, np.polyval(np.polyfit(x, y, 1), ends), color=palette[kind])
     _tidy(axes)
 
 

@@ -1,11 +1,25 @@
-"""Names and colours of what is compared, the same in every figure."""
+"""Colours of what is compared, the same in every figure."""
 
 from __future__ import annotations
 
-LABELS = {
-    "dense": "dense",
-    "clause": "clause-split",
-    "random": "random-split",
-    "formula": "exact formula",
+from collections.abc import Sequence
+
+_COLOURS = {
+    "dense": "#6b6b6b",
+    "clause": "#1f6f8b",
+    "random": "#d1495b",
+    "formula": "#222222",
+    "gram": "#1f6f8b",
+    "restart": "#b0b0b0",
+    "columns": "#e6972b",
+    "shared": "#8a6fb0",
 }
-COLOURS = {"dense": "#6b6b6b", "clause": "#1f6f8b", "random": "#d1495b", "formula": "#222222"}
+#: For kinds that meet only their own kin, in the order in which they come.
+_OTHERS = ("#2a9d6f", "#8a6fb0", "#e6972b", "#1f6f8b", "#a0522d", "#c45ab3", "#5b7f2b", "#355c9a", "#111111")
+
+
+def colours(kinds: Sequence[str]) -> dict[str, str]:
+    """Give each kind of a figure its colour: its own where it has one, else one that is left."""
+    taken = {_COLOURS[kind] for kind in kinds if kind in _COLOURS}
+    left = iter([colour for colour in _OTHERS if colour not in taken])
+    return {kind: _COLOURS.get(kind) or next(left) for kind in kinds}

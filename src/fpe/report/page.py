@@ -79,9 +79,9 @@ def write_page(folder: Path, path: Path | None = None) -> Path:
 
 def _in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Sort by the catalogue."""
-    from fpe.experiments.catalogue import BOOLEAN
+    from fpe.experiments.catalogue import EXPERIMENTS
 
-    names = [experiment.name for experiment in BOOLEAN]
+    names = [experiment.name for experiment in EXPERIMENTS]
     strange = [r.get("name") for r in results if r.get("name") not in names]
     if strange:
         raise DataError(f"there are results of {strange}, which are no experiments; known are {names}.")
@@ -151,7 +151,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
     )
     quick = (
         "<p><strong>Made with --quick: fewer networks, trained for a shorter time.</strong></p>"
-        if result["settings"]["quick"]
+        if result["quick"]
         else ""
     )
     return f"""<section id="{result["name"]}" aria-labelledby="h-{result["name"]}">

@@ -9,16 +9,17 @@ from fpe.plans import text_table
 
 def catalogue_json() -> list[dict[str, Any]]:
     """Return each experiment's name, place in the paper, question, duration and what the paper reports."""
-    from fpe.experiments.catalogue import BOOLEAN
+    from fpe.experiments.catalogue import EXPERIMENTS
 
     keys = ("name", "where", "question", "paper", "minutes")
-    return [{key: getattr(experiment, key) for key in keys} for experiment in BOOLEAN]
+    return [{key: getattr(experiment, key) for key in keys} for experiment in EXPERIMENTS]
 
 
 def catalogue_text() -> str:
     """Lay the experiments out as text."""
     lines = [
-        "What fpe reproduce can make, with minutes on two cores. They share networks; boolean is all.",
+        "What fpe reproduce can make, with minutes on two cores. They share networks; the names boolean, real",
+        "and all stand for several.",
         "",
     ]
     for each in catalogue_json():

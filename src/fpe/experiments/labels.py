@@ -1,0 +1,51 @@
+"""What the kinds of networks are called, the same in every table and figure."""
+
+from __future__ import annotations
+
+LABELS = {
+    "dense": "dense",
+    "clause": "clause-split",
+    "random": "random-split",
+    "formula": "exact formula",
+    "dense-x2": "dense, twice the count",
+    "restart": "dense, optimizer anew",
+    "random-x3": "random-split, α = 3",
+    "random-x4": "random-split, α = 4",
+    "random-x8": "random-split, α = 8",
+    "gram": "gram-split",
+    "two-four": "2:4-split",
+    "shared": "shared split",
+    "columns": "shared, columns",
+    "columns-x3": "shared, columns, α = 3",
+    "columns-x4": "shared, columns, α = 4",
+    "overlap": "overlapping",
+    "overlap-x4": "overlapping, α = 4",
+    "scratch": "masks from scratch",
+    "distilled-dense": "dense, distilled",
+    "distilled-random": "random-split, distilled",
+    "distilled-columns": "shared, columns, distilled",
+    **{f"random-at-{share}": f"split at {share} %" for share in (0, 10, 25, 75, 90)},
+    **{f"rewired-{share}": f"{share} % moving" for share in (5, 10, 20, 30)},
+    **{f"dropconnect-{rate}": f"DropConnect {rate} %" for rate in (10, 25, 50)},
+    **{
+        f"fewer-{by}{x}": f"fewer inputs by {by}{factor}"
+        for by in ("variance", "random", "norm")
+        for x, factor in (("", ""), ("-x3", ", ×3"), ("-x4", ", ×4"))
+    },
+    **{f"width-{width}": f"{width} neurons" for width in (4, 8, 12, 16, 32)},
+    **{f"depth-{layers}": f"{layers} layers" for layers in (5, 7, 9)},
+    "dense-int8": "dense, int8",
+    "random-int8": "random-split, int8",
+    "columns-int8": "shared, columns, int8",
+    "dense-int4": "dense, int4",
+    "random-int4": "random-split, int4",
+    "columns-int4": "shared, columns, int4",
+}
+
+
+def label(kind: str) -> str:
+    """Return what a kind is called; ``width-N`` and ``depth-N`` for any N."""
+    if kind in LABELS:
+        return LABELS[kind]
+    word, _, number = kind.partition("-")
+    return f"{number} {'neurons' if word == 'width' else 'layers'}"

@@ -1,0 +1,345 @@
+"""Train variants of small networks on real data, all in one timeline, and measure them.
+
+The networks of one trial see the same mini-batches in the same order, whenever they are born. All are
+trained for the same number of epochs in all, their parents' included.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fpe import ensemble
+from fpe.budget import count_nonzero
+from fpe.data import Dataset, load
+from fpe.ensemble.batch import WORTH_COMPILING
+from fpe.errors import DataError
+from fpe.experiments.quantised import quantised_accuracy
+from fpe.experiments.rewiring import rewire_at_random
+from fpe.experiments.threads import one_thread
+from fpe.experiments.variants import (
+    VARIANTS,
+    Dense,
+    Distilled,
+    DropConnect,
+    Expanded,
+    FewerInputs,
+    Overlapping,
+    Start,
+    Variant,
+)
+from fpe.interference import mean_cosine_similarity, total_capacity
+from fpe.models import mlp
+from fpe.training import adam, fitting_batch_size, train
+
+#: The teacher's hidden neurons, and how much of what it says the students learn (`Distilled`).
+TEACHER, TEACHER_SHARE, TEMPERATURE = 256, 0.5, 2.0
+#: The share of the epochs after the expansion in which masks move; they then stay (RigL's schedule).
+REWIRING_ENDS = 0.75
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data as another process can load it again.
+
+    Attributes
+    ----------
+    source : str
+        A name or an absolute path, as for `fpe.data.load`.
+    fingerprint : str
+        Of what is to be found there.
+    label : str
+        Column of the labels of a table.
+    """
+
+    source: str
+    fingerprint: str
+    label: str = "label"
+
+
+@dataclass(frozen=True)
+class NetworksConfig:
+    """How the networks are trained.
+
+    Attributes
+    ----------
+    warmup_epochs, epochs : int
+        Before and after the expansion; a dense network trains for both.
+    lr : float
+        Learning rate of Adam.
+    seed : int
+        Trial t draws everything from ``seed + t``.
+    """
+
+    warmup_epochs: int = 25
+    epochs: int = 25
+    lr: float = 3e-3
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes."""
+        return asdict(self)
+
+
+@dataclass
+class _Trial:
+    """What the networks of one trial have in common."""
+
+    number: int
+    seed: int
+    generator: torch.Generator
+
+
+@dataclass
+class _Network:
+    """A network, and what it was made from; `hidden` is the dense parent's width."""
+
+    kind: str
+    variant: Variant
+    trial: _Trial
+    hidden: int
+    network: nn.Sequential
+    optimizer: torch.optim.Adam
+    learns: Tensor
+
+
+@functools.lru_cache(maxsize=1)
+def data_of(source: Source) -> Dataset:
+    """Load the data, once in a process.
+
+    Raises
+    ------
+    DataError
+        If it is not what the run was started with.
+    """
+    dataset = load(source.source, label=source.label)
+    if dataset.fingerprint != source.fingerprint:
+        raise DataError(
+            f"{source.source} holds other data here than where the run was started (fingerprint "
+            f"{dataset.fingerprint}, not {source.fingerprint}); give all workers the same files."
+        )
+    return dataset
+
+
+def run_networks(
+    source: Source,
+    config: NetworksConfig,
+    hidden: Sequence[int],
+    kinds: Sequence[str],
+    trials: Sequence[int],
+    layers: int = 1,
+) -> dict[str, Any]:
+    """Train networks of some widths and kinds, all at once, and measure them. On one thread.
+
+    A kind whose networks could not read even one input at the parent's count is left out.
+
+    Parameters
+    ----------
+    source : Source
+        What to learn and to test on.
+    config : NetworksConfig
+        How.
+    hidden : sequence of int
+        Hidden neurons of the dense parents, in each layer.
+    kinds : sequence of str
+        Keys of `VARIANTS`.
+    trials : sequence of int
+        Numbers of the trials.
+    layers : int, default 1
+        Hidden layers; from two on with LayerNorm (A.7).
+
+    Returns
+    -------
+    dict
+        ``networks``: a record for each trial, width and kind, with its accuracy on test and training
+        data, also after rounding to few bits, non-zeros and interference of its first layer.
+    """
+    with one_thread():
+        run = _Run(data_of(source), config, hidden, kinds, trials, layers)
+        return {"networks": run.measure(run.train())}
+
+
+class _Run:
+    """One call of `run_networks`."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: NetworksConfig,
+        hidden: Sequence[int],
+        kinds: Sequence[str],
+        trials: Sequence[int],
+        layers: int,
+    ) -> None:
+        arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
+        self.X, self.y, self.X_test, self.y_test = (torch.from_numpy(a) for a in arrays)
+        self.classes = len(dataset.classes)
+        self.config, self.layers = config, layers
+        shape = self.X.shape[1], min(hidden), self._outputs
+        self.variants = {kind: VARIANTS[kind] for kind in kinds if _possible(VARIANTS[kind], *shape)}
+        self.total = config.warmup_epochs + config.epochs
+        self.parents = []
+        for number in trials:
+            seed = config.seed + number
+            trial = _Trial(number, seed, torch.Generator().manual_seed(seed))
+            for width in hidden:
+                network = mlp(self.X.shape[1], [width] * layers, self._outputs, seed=seed)
+                self.parents.append(self._network("parent", Dense(), trial, width, network))
+
+        steps = self.total * len(self.X) // fitting_batch_size(len(self.X))
+        # Once for all calls: each may be short, as between two rewirings, but the program is the same.
+        self.compiled = steps * len(self.parents) * len(kinds) >= WORTH_COMPILING
+
+    @property
+    def _outputs(self) -> int:
+        return 1 if self.classes == 2 else self.classes
+
+    def _network(
+        self, kind: str, variant: Variant, trial: _Trial, hidden: int, network: nn.Sequential
+    ) -> _Network:
+        return _Network(kind, variant, trial, hidden, network, adam(network, self.config.lr), self.y)
+
+    def train(self) -> list[_Network]:
+        """Train everything for as long as is asked; return all networks but parents that nobody asked for."""
+        scouts = self._scouts()
+        teacher = self._teach() if any(isinstance(v, Distilled) for v in self.variants.values()) else None
+        births: dict[int, list[str]] = {}
+        for kind, variant in self.variants.items():
+            births.setdefault(self._birth(variant), []).append(kind)
+        rewired = [v for v in self.variants.values() if isinstance(v, Expanded) and v.rewired]
+        stops = {0, self.total, *births}
+        if rewired:
+            stops |= set(range(self.config.warmup_epochs, self.total))
+        alive: list[_Network] = []
+        parents = self.parents
+        for begin, end in zip(sorted(stops), [*sorted(stops)[1:], self.total], strict=True):
+            if begin == self.total:
+                break
+            for kind in births.get(begin, []):
+                alive += [self._born(kind, p, s, teacher) for p, s in zip(parents, scouts, strict=True)]
+            if begin == max(births):  # whoever is asked for goes on as a network of its own
+                parents = []
+            for network in alive:
+                self._rewire(network, begin)
+            self._train(alive + parents, end - begin)
+        return alive
+
+    def _birth(self, variant: Variant) -> int:
+        """Return the epoch before which networks of this variant are made."""
+        if isinstance(variant, Expanded | Overlapping):
+            return min(round(variant.at * self.total), self.total - 1)
+        return self.config.warmup_epochs if isinstance(variant, DropConnect | Distilled) else 0
+
+    def _born(
+        self, kind: str, parent: _Network, scout: nn.Sequential | None, teacher: Tensor | None
+    ) -> _Network:
+        variant, trial = self.variants[kind], parent.trial
+        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout)
+        made = variant.student if isinstance(variant, Distilled) else variant
+        if isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
+            network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
+            network_of = _Network(kind, variant, trial, parent.hidden, network, optimizer, self.y)
+        else:
+            network_of = self._network(kind, variant, trial, parent.hidden, made.make(start))
+        if isinstance(variant, Distilled):
+            assert teacher is not None
+            network_of.learns = teacher
+        return network_of
+
+    def _scouts(self) -> list[nn.Sequential | None]:
+        """Return copies of the parents after their warm-up, if a variant needs them."""
+        if not any(getattr(variant, "needs_scout", False) for variant in self.variants.values()):
+            return [None] * len(self.parents)
+        scouts, orders = copy.deepcopy((self.parents, [p.trial.generator for p in self.parents]))
+        del orders
+        self._train(scouts, self.config.warmup_epochs)
+        return [scout.network for scout in scouts]
+
+    def _teach(self) -> Tensor:
+        """Train the teacher; return what the students learn: labels and its softened answers, mixed."""
+        trial = _Trial(-1, self.config.seed, torch.Generator().manual_seed(self.config.seed))
+        network = mlp(self.X.shape[1], TEACHER, self._outputs, seed=trial.seed)
+        teacher = self._network("teacher", Dense(), trial, TEACHER, network)
+        self._train([teacher], self.total)
+        (logits,) = ensemble.predict_logits([network], self.X)
+        labels = F.one_hot(self.y, self.classes).to(logits.dtype)
+        return TEACHER_SHARE * (logits / TEMPERATURE).softmax(dim=1) + (1 - TEACHER_SHARE) * labels
+
+    def _rewire(self, network: _Network, epoch: int) -> None:
+        share = network.variant.rewired if isinstance(network.variant, Expanded) else 0.0
+        since = (epoch - self.config.warmup_epochs) / max(1, self.config.epochs)
+        if share and 0 < since < REWIRING_ENDS:
+            generator = torch.Generator().manual_seed(1000 * network.trial.seed + epoch)
+            now = share * (1 - since / REWIRING_ENDS)
+            rewire_at_random(network.network, network.optimizer, now, generator)
+
+    def _train(self, networks: Sequence[_Network], epochs: int) -> None:
+        plain = [n for n in networks if not isinstance(n.variant, DropConnect)]
+        orders = {id(n.trial): n.trial.generator.clone_state() for n in networks}
+        for n in networks:
+            if isinstance(n.variant, DropConnect):
+                self._drop_and_train(n, orders[id(n.trial)].clone_state(), epochs)
+        ensemble.train(
+            [n.network for n in plain],
+            self.X,
+            [n.learns for n in plain],
+            epochs=epochs,
+            optimizers=[n.optimizer for n in plain],
+            generators=[n.trial.generator for n in plain],
+            compile=self.compiled,
+        )
+
+    def _drop_and_train(self, network: _Network, generator: torch.Generator, epochs: int) -> None:
+        """Train with DropConnect in the ordinary loop, which an ensemble does not know."""
+        assert isinstance(network.variant, DropConnect)
+        first = network.network[0]
+        rate, plain = network.variant.rate, first.forward
+        first.forward = lambda x: F.linear(  # type: ignore[method-assign]
+            x, F.dropout(first.weight, rate, first.training), first.bias
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(network.trial.seed)
+            train(
+                network.network,
+                self.X,
+                self.y,
+                epochs=epochs,
+                optimizer=network.optimizer,
+                generator=generator,
+            )
+        first.forward = plain  # type: ignore[method-assign]
+
+    def measure(self, networks: Sequence[_Network]) -> list[dict[str, Any]]:
+        """Return the record of each network."""
+        models = [n.network for n in networks]
+        test = ensemble.accuracies(models, self.X_test, self.y_test)
+        learnt = ensemble.accuracies(models, self.X, self.y)
+        return [
+            {
+                "hidden": n.hidden,
+                "layers": self.layers,
+                "kind": n.kind,
+                "trial": n.trial.number,
+                "seed": n.trial.seed,
+                "nonzero": count_nonzero(n.network),
+                "neurons": len(n.network[0].weight),  # type: ignore[arg-type]
+                "accuracy": test_accuracy,
+                "train_accuracy": train_accuracy,
+                "accuracy_int8": quantised_accuracy(n.network, self.X_test, self.y_test),
+                "accuracy_int4": quantised_accuracy(n.network, self.X_test, self.y_test, bits=4),
+                "cosine": mean_cosine_similarity(n.network[0].weight),  # type: ignore[arg-type]
+                "capacity": total_capacity(n.network[0].weight),  # type: ignore[arg-type]
+            }
+            for n, test_accuracy, train_accuracy in zip(networks, test, learnt, strict=True)
+        ]
+
+
+def _possible(variant: Variant, inputs: int, hidden: int, outputs: int) -> bool:
+    return not isinstance(variant, FewerInputs) or variant.reads(inputs, hidden, outputs) > 0

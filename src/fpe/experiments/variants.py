@@ -1,0 +1,243 @@
+"""The networks that the experiments on real data compare, each made from a dense parent of one trial.
+
+A variant is a small value: when in the training its networks are born, and how. All of them hold at most
+as many non-zeros as the parent, but for `Doubled`, which is what they would like to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fpe.budget import Magnitude
+from fpe.expansion import expand
+from fpe.masked import MaskedLinear
+from fpe.models import mlp
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the networks of one trial are made from.
+
+    Attributes
+    ----------
+    parent : nn.Sequential
+        The dense network, as far as it is trained by now. Not changed.
+    seed : int
+        The trial's.
+    variance : Tensor
+        Of each input in the training data.
+    scout : nn.Sequential or None
+        The parent after its warm-up, for variants that begin before but must know it.
+    """
+
+    parent: nn.Sequential
+    seed: int
+    variance: Tensor
+    scout: nn.Sequential | None = None
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The parent, trained on as it is."""
+
+
+@dataclass(frozen=True)
+class Doubled:
+    """A dense network of `times` as many neurons, and parameters, trained from the start."""
+
+    times: int = 2
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        inputs, hidden, outputs = sizes(start.parent)
+        return mlp(inputs, self.times * hidden, outputs, seed=start.seed)
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """The parent, expanded by `fpe.expand`.
+
+    Attributes
+    ----------
+    factor, split, prune
+        As for `fpe.expand`.
+    at : float
+        Share of the whole training that lies before the expansion.
+    rewired : float
+        Share of the weights that move after each epoch; see `fpe.experiments.rewiring`.
+    """
+
+    factor: int = 2
+    split: str = "random"
+    prune: str = "magnitude"
+    at: float = 0.5
+    rewired: float = 0.0
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        wide = expand(start.parent, self.factor, self.split, self.prune, seed=start.seed)
+        assert isinstance(wide, nn.Sequential)
+        return wide
+
+
+@dataclass(frozen=True)
+class Overlapping:
+    """Children that draw their inputs each for itself, so that siblings may have some in common."""
+
+    factor: int = 2
+    at: float = 0.5
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        inputs, hidden, outputs = sizes(start.parent)
+        rng = np.random.default_rng(start.seed)
+        mask = torch.zeros(hidden * self.factor, inputs)
+        for row in range(len(mask)):  # children share the parent's count out evenly, to the last input
+            own = inputs // self.factor + (row % self.factor < inputs % self.factor)
+            mask[row, torch.from_numpy(rng.permutation(inputs)[:own])] = 1
+        first, last = _linear(start.parent)
+        rows = torch.arange(hidden).repeat_interleave(self.factor)
+        weights = [first.weight.detach()[rows] * mask, last.weight.detach()[:, rows].contiguous()]
+        masks = [mask, torch.ones_like(weights[1])]
+        Magnitude().pay(weights, masks, (self.factor - 1) * hidden * (outputs + 1), self.factor)
+        biases = [first.bias.detach()[rows], last.bias.detach().clone()]
+        return _masked(weights, biases, masks)
+
+
+@dataclass(frozen=True)
+class FromScratch:
+    """A network of the shape and masks of the expanded one, trained from random weights.
+
+    Its masks are those of the expansion of a parent that had its warm-up. A weight's range is PyTorch's
+    for the inputs that its neuron really has.
+    """
+
+    factor: int = 2
+    needs_scout = True
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        assert start.scout is not None
+        inputs, hidden, outputs = sizes(start.parent)
+        masks = [layer.weight_mask for layer in _linear(expand(start.scout, self.factor, seed=start.seed))]
+        fresh = _linear(mlp(inputs, hidden * self.factor, outputs, seed=start.seed))
+        weights = []
+        for layer, mask in zip(fresh, masks, strict=True):
+            reads = mask.sum(dim=1, keepdim=True).clamp_min(1)
+            weights.append(layer.weight.detach() * mask * (layer.in_features / reads).sqrt())
+        return _masked(weights, [layer.bias.detach() for layer in fresh], [m.clone() for m in masks])
+
+
+@dataclass(frozen=True)
+class FewerInputs:
+    """The plain rival: a dense network of `factor` times the neurons that reads fewer inputs.
+
+    Attributes
+    ----------
+    factor : int
+        How many times the parent's neurons it has.
+    by : str
+        How its inputs are chosen: "variance", the largest in the training data; "random"; or "norm",
+        the largest norm of a column of the first weight of a parent that had its warm-up.
+    """
+
+    factor: int = 2
+    by: str = "variance"
+
+    @property
+    def needs_scout(self) -> bool:
+        """Whether a parent after its warm-up must be known."""
+        return self.by == "norm"
+
+    def reads(self, inputs: int, hidden: int, outputs: int) -> int:
+        """Return how many inputs the parent's count pays for; 0 if none."""
+        budget, wide = hidden * (inputs + 1 + outputs), self.factor * hidden
+        return max(0, (budget - wide * (1 + outputs)) // wide)
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        inputs, hidden, outputs = sizes(start.parent)
+        read = self.reads(inputs, hidden, outputs)
+        if self.by == "random":
+            score = torch.from_numpy(np.random.default_rng(start.seed).random(inputs))
+        elif self.by == "norm":
+            assert start.scout is not None
+            score = _linear(start.scout)[0].weight.detach().norm(dim=0)
+        else:
+            score = start.variance
+        network = mlp(read, hidden * self.factor, outputs, seed=start.seed)
+        chosen = score.argsort(descending=True, stable=True)[:read]
+        first, last = _linear(network)
+        mask = torch.zeros(first.out_features, inputs)
+        mask[:, chosen] = 1
+        weight = torch.zeros_like(mask)
+        weight[:, chosen] = first.weight.detach()
+        weights = [weight, last.weight.detach()]
+        return _masked(
+            weights, [first.bias.detach(), last.bias.detach()], [mask, torch.ones_like(weights[1])]
+        )
+
+
+@dataclass(frozen=True)
+class DropConnect:
+    """The parent, going on with a fresh random share `rate` of its first weights at zero in each step."""
+
+    rate: float = 0.5
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """Another variant, which learns after its birth what a large dense teacher answers, too."""
+
+    student: Dense | Expanded = Dense()
+
+
+Variant = Dense | Doubled | Expanded | Overlapping | FromScratch | FewerInputs | DropConnect | Distilled
+
+#: All variants by the kind that stands in results.
+VARIANTS: dict[str, Variant] = {
+    "dense": Dense(),
+    "dense-x2": Doubled(),
+    "restart": Expanded(factor=1),
+    **{f"random{x}": Expanded(f) for f, x in ((2, ""), (3, "-x3"), (4, "-x4"), (8, "-x8"))},
+    "gram": Expanded(split="gram"),
+    "two-four": Expanded(split="2:4"),
+    "shared": Expanded(split="shared"),
+    **{f"columns{x}": Expanded(f, "shared", "columns") for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))},
+    **{f"random-at-{100 * at:.0f}": Expanded(at=at) for at in (0.0, 0.1, 0.25, 0.75, 0.9)},
+    "overlap": Overlapping(),
+    "overlap-x4": Overlapping(4),
+    "scratch": FromScratch(),
+    **{
+        f"fewer-{by}{x}": FewerInputs(f, by)
+        for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))
+        for by in ("variance", "random", "norm")
+    },
+    **{f"rewired-{100 * share:.0f}": Expanded(rewired=share) for share in (0.05, 0.1, 0.2, 0.3)},
+    **{f"dropconnect-{100 * rate:.0f}": DropConnect(rate) for rate in (0.1, 0.25, 0.5)},
+    "distilled-dense": Distilled(),
+    "distilled-random": Distilled(Expanded()),
+    "distilled-columns": Distilled(Expanded(split="shared", prune="columns")),
+}
+
+
+def sizes(network: nn.Sequential) -> tuple[int, int, int]:
+    """Return inputs, hidden neurons and outputs of a network with one hidden layer."""
+    first, last = _linear(network)
+    return first.in_features, first.out_features, last.out_features
+
+
+def _linear(network: nn.Module) -> list[MaskedLinear]:
+    """Return the linear layers; those of a dense network have no mask."""
+    return [layer for layer in network.modules() if isinstance(layer, nn.Linear)]  # type: ignore[misc]
+
+
+def _masked(weights: list[Tensor], biases: list[Tensor], masks: list[Tensor]) -> nn.Sequential:
+    first, last = (
+        MaskedLinear.from_arrays(w * m, b, m) for w, b, m in zip(weights, biases, masks, strict=True)
+    )
+    return nn.Sequential(first, nn.ReLU(), last)
