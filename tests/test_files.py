@@ -13,8 +13,8 @@ import pytest
 
 import fpe
 from fpe.errors import WriteError
-from fpe.experiments.store import provenance, read_json, write_json
-from fpe.files import write_atomically
+from fpe.experiments.store import provenance
+from fpe.files import read_json, write_atomically, write_json
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli import main
-from fpe.experiments.store import write_json
+from fpe.files import write_json
 from fpe.report.page import write_page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

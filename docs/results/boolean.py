@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe.experiments.boolean_catalogue import BOOLEAN
-from fpe.experiments.store import read_json, write_json
-from fpe.files import write_atomically
+from fpe.files import read_json, write_atomically, write_json
 from fpe.report.text import findings_markdown, markdown_table
 
 HERE = Path(__file__).parent

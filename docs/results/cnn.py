@@ -17,9 +17,9 @@ import fpe
 from fpe.data import load
 from fpe.experiments.runner import run_tasks
 from fpe.experiments.statistics import mean
-from fpe.experiments.store import provenance, write_json
+from fpe.experiments.store import provenance
 from fpe.experiments.threads import one_thread
-from fpe.files import write_atomically
+from fpe.files import write_atomically, write_json
 from fpe.report.text import markdown_table
 
 HERE = Path(__file__).parent

@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 
 from fpe.data.named import find_folder
-from fpe.experiments.store import write_json
-from fpe.files import write_atomically
+from fpe.files import write_atomically, write_json
 from fpe.report.fit import fit_table
 
 HERE = Path(__file__).parent

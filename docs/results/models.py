@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.experiments.store import provenance, write_json
-from fpe.files import write_atomically
+from fpe.experiments.store import provenance
+from fpe.files import write_atomically, write_json
 from fpe.graph import find_groups, prove
 from fpe.graph.inputs import as_call, tensors_in
 from fpe.report.text import markdown_table

@@ -15,7 +15,8 @@ from fpe.experiments.boolean import KINDS, BooleanConfig, run_row
 from fpe.experiments.boolean_findings import PAPER_CASE_STUDY
 from fpe.experiments.runner import run_tasks
 from fpe.experiments.statistics import mean
-from fpe.experiments.store import provenance, write_json
+from fpe.experiments.store import provenance
+from fpe.files import write_json
 
 HERE = Path(__file__).parent
 OUT = Path("fpe-out", "settings")

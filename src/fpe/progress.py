@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Callable[[str], None]]:
+def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Callable[..., None]]:
     """Show a bar on standard error while the block runs, if that is a terminal.
 
     Parameters
@@ -22,14 +22,15 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
     Yields
     ------
     callable
-        Call it after each step with a short text, which stands behind the bar.
+        Call it after each step with a short text, which stands behind the bar; or with a text, how many
+        steps are done, and of how many.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if not (visible and console.is_terminal):
-        yield lambda text: None
+        yield lambda text, done=None, total=None: None
         return
     columns = (
         TextColumn("{task.description}"),
@@ -40,4 +41,11 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, text="")
-        yield lambda text: progress.update(task, advance=1, text=text)
+
+        def advance(text: str, done: int | None = None, total: int | None = None) -> None:
+            if done is None:
+                progress.update(task, advance=1, text=text)
+            else:
+                progress.update(task, completed=done, total=total, text=text)
+
+        yield advance

@@ -11,7 +11,9 @@ import numpy as np
 
 from fpe.data.named import NAMED
 from fpe.data.tables import read_csv, read_npz, read_parquet
+from fpe.embed.shards import MANIFEST, read_embeddings
 from fpe.errors import ArgumentError, DataError, did_you_mean
+from fpe.files import read_json
 
 _READERS = {".npz": read_npz, ".parquet": read_parquet, ".csv": read_csv}
 
@@ -57,14 +59,14 @@ class Dataset:
 def load(
     source: str | os.PathLike[str], label: str = "label", test_fraction: float = 0.2, seed: int = 0
 ) -> Dataset:
-    """Load data by name or from a file, check it, and split it if it has no test part.
+    """Load data by name, from a file or from a folder of embeddings, check it, and split it if it has no test part.
 
     Parameters
     ----------
     source : str or path-like
         ``"digits"``, ``"fashion-mnist"``, or a file: ``.npz`` with ``X_train``, ``y_train``, ``X_test``,
         ``y_test`` or with ``X``, ``y`` (and ``classes``, the names, in either); ``.parquet`` or ``.csv`` with
-        a column of labels, all other columns being features.
+        a column of labels, all other columns being features; or a folder that ``fpe embed`` wrote.
     label : str, default "label"
         Name of the column of labels.
     test_fraction : float, default 0.2
@@ -91,8 +93,9 @@ def load(
     if name in NAMED:
         raw = Raw(*NAMED[name]())
     else:
-        raw = _read_file(Path(source), label)
-        name = Path(source).stem
+        path = Path(source)
+        raw = _read_folder(path) if path.is_dir() else _read_file(path, label)
+        name = path.resolve().name if path.is_dir() else path.stem
     X, X_test = _features(raw.X, "X"), None
     if raw.X_test is not None:
         X_test = _features(raw.X_test, "X_test")
@@ -127,9 +130,19 @@ def _read_file(path: Path, label: str) -> Raw:
             f"{path} is of no known kind; files can end in {', '.join(_READERS)}. For images or text, embed "
             "them first."
         )
-    if path.is_dir() or path.stat().st_size == 0:
-        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'empty'}; give a file with data.")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; give a file with data.")
     return Raw(*_READERS[path.suffix.lower()](path, label))
+
+
+def _read_folder(path: Path) -> Raw:
+    manifest = read_json(path / MANIFEST)
+    if manifest is None:
+        raise DataError(
+            f"the folder {path} holds no embeddings of fpe embed; for a folder of images, run fpe embed {path} "
+            "first, and give the folder that it writes."
+        )
+    return Raw(*read_embeddings(path, manifest))
 
 
 def _features(X: np.ndarray, name: str) -> np.ndarray:

@@ -13,9 +13,9 @@ from fpe.data import Dataset
 from fpe.experiments.config import FitConfig
 from fpe.experiments.engine import Engine
 from fpe.experiments.runner import claim_folder, run_tasks
-from fpe.experiments.store import provenance, write_json
+from fpe.experiments.store import provenance
 from fpe.experiments.trial import model_name, run_trials
-from fpe.files import write_atomically
+from fpe.files import write_atomically, write_json
 from fpe.interference import relative_improvement
 
 #: Trials that are trained as one.

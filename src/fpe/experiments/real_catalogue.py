@@ -22,6 +22,8 @@ SETTINGS = {
 #: Trials that are trained as one.
 TOGETHER = 5
 TRIALS = 5
+#: From so many neurons on, each trial is a task of its own; beyond, only dense and random-split are trained.
+MANY = 256
 WIDTHS = (4, 8, 16, 32)
 QUICK_WIDTHS = (4, 8)
 QUICK_TRIALS = 2
@@ -92,8 +94,9 @@ class _Plan:
     ) -> None:
         config = config_of(name, self.request)
         identity = {"quick": self.request.quick, "data": name, "fingerprint": source.fingerprint}
-        for first in range(0, self.trials, TOGETHER):
-            numbers = range(first, min(first + TOGETHER, self.trials))
+        together = 1 if max(widths) >= MANY else TOGETHER
+        for first in range(0, self.trials, together):
+            numbers = range(first, min(first + together, self.trials))
             shared = {"source": source, "config": config, "hidden": tuple(widths), "trials": numbers}
             self.tasks.append(
                 Task(
@@ -143,7 +146,9 @@ def _imagenet_tasks(request: Request) -> list[Task]:
 def _wide_tasks(request: Request) -> list[Task]:
     plan = _Plan(request)
     widths = request.hidden or ((32, 64) if request.quick else (64, 256, 1024))
-    plan.add("wide", ["dense", "random", "columns", "fewer-variance"], widths)
+    for width in widths:
+        rivals = [] if width > MANY else ["columns", "fewer-variance"]
+        plan.add("wide", ["dense", "random", *rivals], [width])
     return plan.tasks
 
 

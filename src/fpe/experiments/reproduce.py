@@ -18,7 +18,8 @@ from fpe.experiments.engine import Engine
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.networks import Source
 from fpe.experiments.runner import claim_folder, run_tasks
-from fpe.experiments.store import provenance, write_json
+from fpe.experiments.store import provenance
+from fpe.files import write_json
 
 
 def reproduce(

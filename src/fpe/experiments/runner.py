@@ -10,7 +10,8 @@ from typing import Any
 
 from fpe.errors import ArgumentError
 from fpe.experiments.engine import Engine
-from fpe.experiments.store import provenance, read_json, write_json
+from fpe.experiments.store import provenance
+from fpe.files import read_json, write_json
 
 #: A task's work: gets its arguments, returns what is to be stored as JSON.
 Work = Callable[..., dict[str, Any]]

@@ -1,10 +1,9 @@
-"""Stored results: JSON files, each whole or absent, with what made them."""
+"""What made a stored result."""
 
 from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from fpe._version import __version__
-from fpe.files import write_atomically
 
 
 def provenance() -> dict[str, Any]:
@@ -41,17 +39,3 @@ def _commit() -> str | None:
     except OSError:
         return None
     return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a record as JSON; a crash leaves the old file."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Read a record, or return None if there is none or it is not whole."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe.errors import ArgumentError, DataError
-from fpe.experiments.store import read_json
-from fpe.files import write_atomically
+from fpe.files import read_json, write_atomically
 from fpe.report.charts import chart
 
 _STYLE = """
