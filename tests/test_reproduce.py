@@ -15,6 +15,8 @@ from fpe.cli import main
 from fpe.experiments import boolean_findings as findings
 from fpe.experiments import catalogue
 from fpe.experiments.boolean import KINDS, BooleanConfig, run_row
+from fpe.experiments.engine import Engine
+from fpe.experiments.experiment import Request
 from fpe.experiments.reproduce import reproduce
 from fpe.experiments.statistics import Interval, mean, slope, slope_over_trials
 
@@ -22,15 +24,18 @@ from fpe.experiments.statistics import Interval, mean, slope, slope_over_trials
 SCRIPT = """
 import sys
 from pathlib import Path
-from fpe.experiments import catalogue, reproduce as module
+from fpe.experiments import boolean_catalogue as module
 from fpe.experiments.boolean import BooleanConfig
+from fpe.experiments.engine import Engine
+from fpe.experiments.experiment import Request
+from fpe.experiments.reproduce import reproduce
 
 def config_of(quick, seed):
     return BooleanConfig(warmup_epochs=8, epochs=8, samples=1000, test_samples=400, seed=seed)
 
 module.config_of = config_of
 if __name__ == "__main__":
-    module.reproduce("clauses", Path(sys.argv[1]), quick=True, jobs=1)
+    reproduce("clauses", Path(sys.argv[1]), Request(quick=True), engine=Engine(jobs=1))
 """
 
 
@@ -67,8 +72,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
 
 def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
-    monkeypatch.setattr("fpe.experiments.reproduce.config_of", lambda quick, seed: small)
-    results = [reproduce("clauses", tmp_path / str(jobs), quick=True, jobs=jobs) for jobs in (1, 2)]
+    monkeypatch.setattr("fpe.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
+    results = [
+        reproduce("clauses", tmp_path / str(jobs), Request(quick=True), engine=Engine(jobs=jobs))
+        for jobs in (1, 2)
+    ]
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
 
 
@@ -174,7 +182,7 @@ def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
 
 def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=1, epochs=1, samples=100, test_samples=100)
-    monkeypatch.setattr("fpe.experiments.reproduce.config_of", lambda quick, seed: small)
+    monkeypatch.setattr("fpe.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
     arguments = ["reproduce", "theory", "--quick", "--out", str(tmp_path), "--jobs", "1"]
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
@@ -182,7 +190,8 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
     assert (tmp_path / "theory" / "figure.png").stat().st_size > 10_000
     assert "A.5" in (tmp_path / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(
-        "fpe.experiments.reproduce.config_of", lambda quick, seed: BooleanConfig(samples=102, seed=seed)
+        "fpe.experiments.boolean_catalogue.config_of",
+        lambda quick, seed: BooleanConfig(samples=102, seed=seed),
     )
     second = CliRunner().invoke(main, arguments)
     assert second.exit_code == 2

@@ -59,7 +59,7 @@ class Dataset:
 def load(
     source: str | os.PathLike[str], label: str = "label", test_fraction: float = 0.2, seed: int = 0
 ) -> Dataset:
-    """Load data by name, from a file or from a folder of embeddings, check it, and split it if it has no test part.
+    """Load data by name, from a file or a folder of embeddings; check it; split it if it has no test part.
 
     Parameters
     ----------
@@ -139,8 +139,8 @@ def _read_folder(path: Path) -> Raw:
     manifest = read_json(path / MANIFEST)
     if manifest is None:
         raise DataError(
-            f"the folder {path} holds no embeddings of fpe embed; for a folder of images, run fpe embed {path} "
-            "first, and give the folder that it writes."
+            f"the folder {path} holds no embeddings of fpe embed; for a folder of images, run "
+            f"fpe embed {path} first, and give the folder that it writes."
         )
     return Raw(*read_embeddings(path, manifest))
 

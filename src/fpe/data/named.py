@@ -73,7 +73,7 @@ def banking77() -> tuple[Any, ...]:
         raise DataError(
             "the embeddings of Banking77 are not here. Make them with `fpe embed mteb/banking77 --encoder "
             "sentence-transformers/all-MiniLM-L6-v2 --out banking77` and give that folder; or put "
-            "banking77-minilm.npz into a folder banking77-minilm and set FPE_DATA to the folder that holds it."
+            "banking77-minilm.npz into a folder banking77-minilm, and set FPE_DATA to the folder above."
         )
     return read_npz(folder / "banking77-minilm.npz", "")
 

@@ -82,16 +82,16 @@ def load_encoder(name: str, kind: str, device: str, half: bool = False) -> Encod
     except Exception as error:  # no network, no such name, a broken folder: whatever it may end with
         reason = str(error).strip().partition("\n")[0]
         raise ArgumentError(
-            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}). Give a name of "
-            "the Hugging Face hub, or a folder that save_pretrained wrote, processor included."
+            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}). Give a name "
+            "of the Hugging Face hub, or a folder that save_pretrained wrote, processor included."
         ) from error
 
 
 def _load_images(name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
     import transformers
 
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
     config = transformers.AutoConfig.from_pretrained(name)
     processor = transformers.AutoImageProcessor.from_pretrained(name)
     pixels = Pixels(processor)

@@ -140,9 +140,9 @@ def _open(source: str) -> Any:
     except Exception as error:  # a broken file, no network, no such name: whatever it may end with
         reason = str(error).strip().partition("\n")[0]
         raise DataError(
-            f"{source} could not be opened ({type(error).__name__}: {reason}). Give a folder with a folder of "
-            "images for each class, a .parquet or .csv file with images or texts, or the name of a data set of "
-            "the Hugging Face hub."
+            f"{source} could not be opened ({type(error).__name__}: {reason}). Give a folder with a "
+            "folder of images for each class, a .parquet or .csv file with images or texts, or the name of a "
+            "data set of the Hugging Face hub."
         ) from error
 
 
@@ -189,7 +189,8 @@ def _item_column(rows: Any, column: str | None, label: str, source: str) -> tupl
     if column is not None:
         if column not in kinds:
             raise ArgumentError(
-                f"{source} has no column {column!r}; there are {', '.join(kinds)}.{did_you_mean(column, kinds)}"
+                f"{source} has no column {column!r}; there are {', '.join(kinds)}."
+                f"{did_you_mean(column, kinds)}"
             )
         kinds = {column: kinds[column]}
     for kind in ("image", "text"):

@@ -155,9 +155,9 @@ def embed(
                     on_batch(done, total)
         except KeyboardInterrupt:
             made = sum(shard_path(out, *shard, config.format).exists() for shard in absent)
-            have = sum(manifest["shards"].values()) - len(absent) + made
+            every = sum(manifest["shards"].values())
             raise KeyboardInterrupt(
-                f"stopped. {have} of {sum(manifest['shards'].values())} shards are finished and kept in {out}; "
+                f"stopped. {every - len(absent) + made} of {every} shards are finished and kept in {out}; "
                 "run the same command again to go on from there."
             ) from None
     return manifest
@@ -191,8 +191,8 @@ def _claim(out: Path, manifest: dict[str, Any], fresh: bool) -> None:
             if stored.get(key) != manifest[key] and key != "classes"
         ]
         raise ArgumentError(
-            f"{out} holds other embeddings ({'; '.join(differing) or 'other classes'}); give another --out, or "
-            "--fresh to throw them away."
+            f"{out} holds other embeddings ({'; '.join(differing) or 'other classes'}); give another --out, "
+            "or --fresh to throw them away."
         )
     write_json(out / MANIFEST, manifest)
 
@@ -261,7 +261,7 @@ def _shards(
         embeddings, whole = torch.cat(whole).numpy(), []
         if not np.isfinite(embeddings).all():
             raise DataError(
-                f"embeddings of shard {end[1]} of the {end[0]} part are NaN or too large for {config.dtype}; use "
-                "dtype float32, and no half precision."
+                f"embeddings of shard {end[1]} of the {end[0]} part are NaN or too large for {config.dtype}; "
+                "use dtype float32, and no half precision."
             )
         yield end, embeddings, len(rows)

@@ -129,8 +129,8 @@ def _problem(network: nn.Module, optimizer: torch.optim.Optimizer, X: Tensor, y:
     if y.dim() == 2 and y.is_floating_point():  # probabilities of the classes
         if outputs < 2 or y.shape[1] != outputs or y.dtype != first.dtype:
             return (
-                f"y has shape {tuple(y.shape)} and type {y.dtype}; probabilities must be (samples, {outputs}), "
-                f"of type {first.dtype}, for two logits or more."
+                f"y has shape {tuple(y.shape)} and type {y.dtype}; probabilities must be "
+                f"(samples, {outputs}), of type {first.dtype}, for two logits or more."
             )
         y = y[:, 0]
     if X.dim() != 2 or X.shape[1] != first.shape[1] or y.shape != X.shape[:1] or not len(X):

@@ -92,7 +92,8 @@ def _step(
     parameters, first_moments, second_moments, masks
         See `State`.
     X, y, weight : Tensor
-        All samples of all data sets: (samples, features); (samples,) or (samples, classes); (samples,) or None.
+        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,)
+        or None.
     index : Tensor
         Rows of the mini-batches, (groups, batch).
     rates : Tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from fpe.experiments.threads import one_thread
 from fpe.training import accuracy, adam, train
 
 #: Kind → how `fpe.expand` makes it; the dense network goes on as it is.
-EXPANSIONS = {
+EXPANSIONS: dict[str, dict[str, Any]] = {
     "random": {},
     "columns": {"split": "shared", "prune": "columns"},
 }
@@ -33,7 +34,7 @@ class Network(nn.Module):
         self.image = (colours, side, side)
         channels = (colours, 8, 16, features // 16)
         self.backbone = nn.Sequential()
-        for before, after in zip(channels, channels[1:], strict=False):
+        for before, after in pairwise(channels):
             self.backbone.append(nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False))
             self.backbone.append(nn.BatchNorm2d(after))
             self.backbone.append(nn.ReLU())

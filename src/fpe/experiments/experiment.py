@@ -1,4 +1,4 @@
-"""What an experiment is: a place in the paper, a question, tasks to run, and someone who reads the results."""
+"""What an experiment is: a place in the paper, a question, tasks, and someone who reads the results."""
 
 from __future__ import annotations
 

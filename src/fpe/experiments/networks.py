@@ -29,6 +29,7 @@ from fpe.experiments.variants import (
     Dense,
     Distilled,
     DropConnect,
+    DroppingLinear,
     Expanded,
     FewerInputs,
     Overlapping,
@@ -297,24 +298,16 @@ class _Run:
         )
 
     def _drop_and_train(self, network: _Network, generator: torch.Generator, epochs: int) -> None:
-        """Train with DropConnect in the ordinary loop, which an ensemble does not know."""
+        """Train with DropConnect in the ordinary loop, since an ensemble does not know it."""
         assert isinstance(network.variant, DropConnect)
-        first = network.network[0]
-        rate, plain = network.variant.rate, first.forward
-        first.forward = lambda x: F.linear(  # type: ignore[method-assign]
-            x, F.dropout(first.weight, rate, first.training), first.bias
-        )
+        plain = network.network[0]
+        assert isinstance(plain, nn.Linear)
+        network.network[0] = DroppingLinear(plain, network.variant.rate)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(network.trial.seed)
-            train(
-                network.network,
-                self.X,
-                self.y,
-                epochs=epochs,
-                optimizer=network.optimizer,
-                generator=generator,
-            )
-        first.forward = plain  # type: ignore[method-assign]
+            how: dict[str, Any] = {"epochs": epochs, "optimizer": network.optimizer, "generator": generator}
+            train(network.network, self.X, self.y, **how)
+        network.network[0] = plain
 
     def measure(self, networks: Sequence[_Network]) -> list[dict[str, Any]]:
         """Return the record of each network."""

@@ -27,7 +27,8 @@ def rounded_rows(values: Tensor, bits: int) -> Tensor:
     """Round each row to ``2^bits − 1`` levels, even on both sides of 0; zeros stay zeros."""
     levels = 2 ** (bits - 1) - 1
     step = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) / levels
-    return (values / step).round() * step
+    rounded: Tensor = (values / step).round() * step
+    return rounded
 
 
 @torch.no_grad()
@@ -44,7 +45,7 @@ def quantised(network: nn.Sequential, bits: int = 8) -> nn.Sequential:
     bits : int, default 8
         Of the weights; inputs of layers always have 8.
     """
-    layers = []
+    layers: list[nn.Module] = []
     for module in copy.deepcopy(network):
         if isinstance(module, nn.Linear):
             module.weight.copy_(rounded_rows(module.weight, bits))

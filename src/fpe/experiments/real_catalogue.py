@@ -172,8 +172,8 @@ REAL = [
         "vision",
         "section 3.3, figure 5",
         "Do expanded networks classify real data better than dense ones of the same count?",
-        "Expanded above dense at all widths, most where neurons are few; splitting by the Gram matrix is only "
-        "comparable to splitting at random.",
+        "Expanded above dense at all widths, most where neurons are few; splitting by the Gram matrix is "
+        "only comparable to splitting at random.",
         6,
         _tasks(("core", CORE)),
         findings.vision,
@@ -224,8 +224,8 @@ REAL = [
         "depth",
         "section A.7, table A3",
         "Does it help deep networks?",
-        "Relative improvement at 4 neurons 28, 34 and 104 % for 5, 7 and 9 layers; at 16 neurons 0.2, 0.8 and "
-        "1.4 %.",
+        "Relative improvement at 4 neurons 28, 34 and 104 % for 5, 7 and 9 layers; at 16 neurons 0.2, 0.8 "
+        "and 1.4 %.",
         10,
         _depth_tasks,
         findings.depth,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fpe.budget import Magnitude
 from fpe.expansion import expand
@@ -187,6 +188,18 @@ class DropConnect:
     """The parent, going on with a fresh random share `rate` of its first weights at zero in each step."""
 
     rate: float = 0.5
+
+
+class DroppingLinear(nn.Linear):
+    """A linear layer, with the parameters of another, of which each step of training sees a part only."""
+
+    def __init__(self, layer: nn.Linear, rate: float) -> None:
+        super().__init__(layer.in_features, layer.out_features, device="meta")
+        self.weight, self.bias, self.rate = layer.weight, layer.bias, rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs) to (batch, outputs)."""
+        return F.linear(x, F.dropout(self.weight, self.rate, self.training), self.bias)
 
 
 @dataclass(frozen=True)

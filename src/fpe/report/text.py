@@ -18,8 +18,8 @@ def catalogue_json() -> list[dict[str, Any]]:
 def catalogue_text() -> str:
     """Lay the experiments out as text."""
     lines = [
-        "What fpe reproduce can make, with minutes on two cores. They share networks; the names boolean, real",
-        "and all stand for several.",
+        "What fpe reproduce can make, with minutes on two cores. They share networks; the names boolean,",
+        "real and all stand for several.",
         "",
     ]
     for each in catalogue_json():
