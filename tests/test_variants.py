@@ -184,8 +184,8 @@ def test_a_kind_does_not_depend_on_the_kinds_beside_it():
     )
     for n in beside:
         if n["kind"] == "random":
-            assert n["accuracy"] == pytest.approx(alone[n["trial"]]["accuracy"], abs=0.01)
-            assert n["cosine"] == pytest.approx(alone[n["trial"]]["cosine"], abs=1e-3)
+            assert n["accuracy"] == pytest.approx(alone[n["trial"]]["accuracy"], abs=0.03)
+            assert n["cosine"] == pytest.approx(alone[n["trial"]]["cosine"], abs=1e-2)
 
 
 def test_random_is_the_recipe_of_three_calls():

@@ -1,0 +1,361 @@
+"""`fpe embed`: real encoders, tiny and saved here, on real image files, tables and texts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("datasets")
+pytest.importorskip("transformers")
+
+from PIL import Image
+
+from fpe.cli import main
+from fpe.data import load
+from fpe.embed.encoders import load_encoder
+from fpe.embed.items import open_items
+from fpe.embed.run import EmbedConfig, embed
+from fpe.errors import ArgumentError, DataError
+
+
+def pictures(seed, count, bright):
+    """Make small images with noise; of one class brighter on the left."""
+    rng = np.random.default_rng(seed)
+    made = rng.integers(0, 120, (count, 24, 24, 3), dtype=np.uint8)
+    made[:, :, :12] += 100 if bright else 0
+    return [Image.fromarray(picture) for picture in made]
+
+
+def write_images(folder, count, classes=("cat", "dog")):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i, picture in enumerate(pictures(number, count, number % 2 == 1)):
+            picture.save(folder / name / f"{i:04d}.png")
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A whole CLIP, both towers, as it is published, but tiny."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    size = {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        vision_config={**size, "image_size": 32, "patch_size": 8, "projection_dim": 16},
+        text_config={**size, "vocab_size": 64, "projection_dim": 16},
+        projection_dim=16,
+    )
+    CLIPModel(config).save_pretrained(folder)
+    square = {"height": 32, "width": 32}
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=square).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder / "train", 60)
+    write_images(folder / "test", 20)
+    return folder
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def shards(folder):
+    return {f.name: f.read_bytes() for f in sorted(Path(folder).iterdir())}
+
+
+def test_from_images_to_a_fitted_network(images, clip, tmp_path):
+    """`fpe embed`, then `fpe fit` on what it wrote."""
+    made = run("embed", images, "--encoder", clip, "--out", tmp_path / "pets", "--shard-size", 50)
+    assert made.exit_code == 0, made.output
+    assert "train        120 embeddings in 3 shards" in made.output
+    dataset = load(tmp_path / "pets")
+    assert (dataset.name, dataset.classes) == ("pets", ["cat", "dog"])
+    assert dataset.X_train.shape == (120, 16)
+    assert dataset.X_test.shape == (40, 16)
+    assert np.linalg.norm(dataset.X_train, axis=1) == pytest.approx(1, abs=1e-3)
+    fitted = run(
+        *("fit", tmp_path / "pets", "--hidden", 4, "--trials", 2, "--warmup-epochs", 40, "--epochs", 40),
+        *("--lr", 1e-2, "--out", tmp_path / "fit", "--json"),
+    )
+    assert fitted.exit_code == 0, fitted.output
+    row = json.loads(fitted.stdout)["rows"][0]
+    assert row["dense"]["nonzero"] == row["expanded"]["nonzero"]
+    assert row["expanded"]["accuracy"] > 0.9
+
+
+def test_embeddings_are_the_encoders_own(images, clip, tmp_path):
+    """What transformers gives, one image at a time, without our batches and workers."""
+    from transformers import AutoImageProcessor, CLIPModel
+
+    config = EmbedConfig(clip, normalize=False, dtype="float32", shard_size=50, batch_size=16)
+    embed(str(images), tmp_path, config)
+    model, processor = CLIPModel.from_pretrained(clip).eval(), AutoImageProcessor.from_pretrained(clip)
+    found = load(tmp_path)
+    for row, file in ((0, "train/cat/0000.png"), (59, "train/cat/0059.png"), (119, "train/dog/0059.png")):
+        pixels = processor(Image.open(images / file), return_tensors="pt")["pixel_values"]
+        with torch.no_grad():
+            vision = model.vision_model(pixel_values=pixels)
+            expected = model.visual_projection(vision.pooler_output)[0]
+        np.testing.assert_allclose(found.X_train[row], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_thousand_images_interrupted_and_resumed(clip, tmp_path):
+    """Ctrl-C in the middle: whole shards stay, the rest follows, byte for byte as without it."""
+    write_images(tmp_path / "images", 1000)
+    arguments = [str(tmp_path / "images"), "--encoder", clip, "--shard-size", "100", "--batch-size", "25"]
+    assert run("embed", *arguments, "--out", tmp_path / "whole").exit_code == 0
+    stopped = tmp_path / "stopped"
+    command = [
+        sys.executable,
+        "-c",
+        "from fpe.cli import main; main()",
+        "embed",
+        *arguments,
+        "--out",
+        str(stopped),
+    ]
+    # A group of its own: Ctrl-C on a terminal reaches the workers too.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not list(stopped.glob("train-00003*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "shards are finished and kept in" in errors
+    assert "Traceback" not in errors
+    finished = shards(stopped)
+    assert 4 <= sum(name.startswith("train") for name in finished) < 20
+    with pytest.raises(DataError, match=r"is not finished: \d+ of 20 shards of the train part are missing"):
+        load(stopped)
+    assert run("embed", *arguments, "--out", stopped).exit_code == 0
+    assert shards(stopped) == shards(tmp_path / "whole")
+    assert len(shards(stopped)) == 21
+
+
+def test_nothing_is_done_twice(images, clip, tmp_path):
+    config = EmbedConfig(clip, shard_size=50)
+    embed(str(images), tmp_path, config)
+    times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.safetensors")}
+    (tmp_path / "train-00001.safetensors").unlink()
+    embed(str(images), tmp_path, config)
+    again = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.safetensors")}
+    assert [f.name for f in times if again[f] != times[f]] == ["train-00001.safetensors"]
+
+
+@pytest.mark.parametrize("format", ["safetensors", "parquet"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_formats_hold_the_same(images, clip, tmp_path, format, dtype):
+    embed(str(images), tmp_path / "one", EmbedConfig(clip, format=format, dtype=dtype, shard_size=70))
+    embed(str(images), tmp_path / "other", EmbedConfig(clip, dtype="float32"))
+    one, other = load(tmp_path / "one"), load(tmp_path / "other")
+    np.testing.assert_allclose(one.X_train, other.X_train, atol=1e-3 if dtype == "float16" else 1e-6)
+    assert (one.y_train == other.y_train).all()
+    assert one.classes == other.classes
+
+
+def test_parquet_with_images_as_the_hub_stores_them(clip, tmp_path):
+    """A struct of bytes and path beside two columns of labels, as CIFAR-100 has; the fine one is taken."""
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = []
+    for number in (0, 1):
+        for picture in pictures(number, 10, number == 1):
+            file = io.BytesIO()
+            picture.save(file, "PNG")
+            rows.append(
+                {"img": {"bytes": file.getvalue(), "path": None}, "fine_label": number, "coarse_label": 0}
+            )
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "cifar.parquet")
+    embed(str(tmp_path / "cifar.parquet"), tmp_path / "out", EmbedConfig(clip))
+    dataset = load(tmp_path / "out")
+    assert dataset.classes == ["0", "1"]
+    assert len(dataset.X_train) + len(dataset.X_test) == 20
+
+
+def test_a_saved_data_set_whose_test_part_has_no_labels(clip, tmp_path):
+    """As ImageNet-1k: the labels of test are −1, so that validation is the test part."""
+    import datasets
+
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "eel"])}
+    )
+
+    def part(labels):
+        return datasets.Dataset.from_dict(
+            {"image": pictures(0, len(labels), False), "label": labels}, features=features
+        )
+
+    parts = {"train": part([0, 1, 2] * 4), "validation": part([2, 1]), "test": part([-1, -1, -1])}
+    datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    embed(str(tmp_path / "saved"), tmp_path / "out", EmbedConfig(clip))
+    dataset = load(tmp_path / "out")
+    assert dataset.y_test.tolist() == [2, 1]
+    assert dataset.classes == ["cat", "dog", "eel"]
+
+
+def test_a_choice_of_classes_is_seeded(tmp_path):
+    write_images(tmp_path / "many", 3, classes=tuple("abcdefgh"))
+    chosen = [open_items(str(tmp_path / "many"), classes=3, seed=seed) for seed in (0, 0, 1)]
+    assert chosen[0].classes == chosen[1].classes != chosen[2].classes
+    assert chosen[0].labels["train"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    first = chosen[0].parts["train"][int(chosen[0].rows["train"][3])]["image"]
+    assert first.size == (24, 24)
+    with pytest.raises(ArgumentError, match=r"classes is 9; .* has 8, give 2 to 8"):
+        open_items(str(tmp_path / "many"), classes=9)
+
+
+def test_dinov2_gives_its_pooled_output(images, tmp_path):
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    small = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    model = Dinov2Model(Dinov2Config(**small, image_size=28, patch_size=14)).eval()
+    model.save_pretrained(tmp_path / "dino")
+    square = {"height": 28, "width": 28}
+    processor = BitImageProcessor(size={"shortest_edge": 28}, crop_size=square)
+    processor.save_pretrained(tmp_path / "dino")
+    config = EmbedConfig(str(tmp_path / "dino"), normalize=False, dtype="float32")
+    embed(str(images), tmp_path / "out", config, workers=0)
+    pixels = processor(Image.open(images / "train/cat/0000.png"), return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = model(pixel_values=pixels).pooler_output[0]
+    np.testing.assert_allclose(load(tmp_path / "out").X_train[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_stays_near(images, clip, tmp_path):
+    embed(str(images), tmp_path / "half", EmbedConfig(clip, half=True))
+    embed(str(images), tmp_path / "full", EmbedConfig(clip))
+    half, full = load(tmp_path / "half").X_train, load(tmp_path / "full").X_train
+    assert (half != full).any()
+    assert (half * full).sum(axis=1).min() > 0.99
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    """A sentence encoder with mean pooling, tiny, with a vocabulary of its own."""
+    models = pytest.importorskip("sentence_transformers")
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("models")
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "my",
+        "card",
+        "is",
+        "lost",
+        "where",
+        "the",
+        "money",
+        "refund",
+        "please",
+    ]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder / "bert")
+    BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    encoder = models.SentenceTransformer(str(folder / "bert"), device="cpu")
+    encoder.save(str(folder / "sentences"))
+    return str(folder / "sentences")
+
+
+def test_texts(sentences, tmp_path):
+    """A table of questions and intents: what sentence-transformers itself gives."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["my card is lost", "where is the money", "refund please", "where is my card"] * 5
+    intents = ["card", "money", "refund", "card"] * 5
+    lines = ["text,intent", *(f"{text},{intent}" for text, intent in zip(texts, intents, strict=True))]
+    (tmp_path / "questions.csv").write_text("\n".join(lines))
+    made = run(
+        *("embed", tmp_path / "questions.csv", "--encoder", sentences, "--out", tmp_path / "out"),
+        *("--dtype", "float32", "--batch-size", 7),
+    )
+    assert made.exit_code == 0, made.output
+    dataset = load(tmp_path / "out", test_fraction=0.25)
+    assert dataset.classes == ["card", "money", "refund"]
+    expected = SentenceTransformer(sentences, device="cpu").encode(texts, normalize_embeddings=True)
+    whole = np.concatenate([dataset.X_train, dataset.X_test])
+    for row in whole:
+        assert np.abs(expected - row).max(axis=1).min() < 1e-5
+
+
+def test_an_encoder_is_frozen_and_in_evaluation_mode(clip):
+    encoder = load_encoder(clip, "image", "cpu")
+    assert not encoder.model.training
+    assert not any(p.requires_grad for p in encoder.model.parameters())
+
+
+def test_other_embeddings_are_not_mixed_in(images, clip, tmp_path):
+    embed(str(images), tmp_path, EmbedConfig(clip))
+    before = shards(tmp_path)
+    with pytest.raises(ArgumentError, match=r"holds other embeddings .*normalize True, now False"):
+        embed(str(images), tmp_path, EmbedConfig(clip, normalize=False))
+    assert shards(tmp_path) == before
+    embed(str(images), tmp_path, EmbedConfig(clip, normalize=False), fresh=True)
+    assert shards(tmp_path) != before
+
+
+def test_a_broken_image_is_named_and_what_is_finished_stays(images, clip, tmp_path):
+    write_images(tmp_path / "images", 30)
+    (tmp_path / "images" / "dog" / "0015.png").write_bytes(b"not a picture")
+    config = EmbedConfig(clip, shard_size=20, batch_size=10)
+    with pytest.raises(DataError, match=r"rows 40 to 49 .from 0. of the train part cannot be read"):
+        embed(str(tmp_path / "images"), tmp_path / "out", config)
+    assert sorted(f.name for f in (tmp_path / "out").glob("*.safetensors")) == [
+        "train-00000.safetensors",
+        "train-00001.safetensors",
+    ]
+
+
+def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
+    (tmp_path / "numbers.csv").write_text("a,label\n1,x\n2,y\n")
+    (tmp_path / "texts.csv").write_text("text,topic\nhello,x\nthere,y\n")
+    (tmp_path / "empty").mkdir()
+    for source, options, error, message in (
+        ("numbers.csv", {}, DataError, "no column of images or texts beside 'label'; there are a "),
+        (
+            "texts.csv",
+            {},
+            ArgumentError,
+            "no column of labels that is known; name one with --label: .* topic",
+        ),
+        ("texts.csv", {"label": "topci"}, ArgumentError, "no column 'topci'.*Did you mean 'topic'"),
+        ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'; there are text"),
+        ("empty", {}, DataError, "empty could not be opened"),
+        ("nothing.csv", {}, DataError, "nothing.csv could not be opened"),
+    ):
+        with pytest.raises(error, match=message):
+            embed(str(tmp_path / source), tmp_path / "out", EmbedConfig(sentences, **options))
+    with pytest.raises(ArgumentError, match=r"the image encoder .*nowhere could not be loaded"):
+        embed(str(images), tmp_path / "out2", EmbedConfig(str(tmp_path / "nowhere")))
+    with pytest.raises(ArgumentError, match="dtype is 'int8'; allowed are float16 and float32"):
+        embed(str(images), tmp_path / "out3", EmbedConfig(clip, dtype="int8", batch_size=0))
+    assert not list(tmp_path.glob("out*/*.safetensors"))
+    with pytest.raises(
+        DataError, match="holds no embeddings of fpe embed; for a folder of images, run fpe embed"
+    ):
+        load(images)
