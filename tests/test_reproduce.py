@@ -166,16 +166,16 @@ def test_means_and_slopes_have_their_intervals():
 def test_the_list_names_every_experiment_with_the_papers_words():
     run = CliRunner().invoke(main, ["reproduce", "list"])
     assert run.exit_code == 0
-    for experiment in catalogue.BOOLEAN:
+    for experiment in catalogue.EXPERIMENTS:
         assert experiment.name in run.output
         assert experiment.paper in run.output
-    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 8
+    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 25
 
 
 def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
     run = CliRunner().invoke(main, ["reproduce", "case-stdy", "--out", str(tmp_path)])
     assert run.exit_code == 2
-    assert "there is no experiment 'case-stdy'; allowed are list, boolean, all" in run.output
+    assert "there is no experiment 'case-stdy'; allowed are list, boolean, real, all" in run.output
     assert "Did you mean 'case-study'?" in run.output
     assert not list(tmp_path.iterdir())
 
