@@ -7,17 +7,14 @@ Runs go to fpe-out/reproduce and resume there.
 
 from __future__ import annotations
 
-import csv
-import json
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from pages import collect, put_into_readme, run, sections, write_networks
+
 from fpe.experiments.boolean_catalogue import BOOLEAN
-from fpe.files import read_json, write_atomically, write_json
-from fpe.report.text import findings_markdown, markdown_table
+from fpe.files import read_json, write_atomically
+from fpe.report.text import markdown_table
 
 HERE = Path(__file__).parent
 OUT = Path("fpe-out", "reproduce")
@@ -48,51 +45,23 @@ Where the text of the paper left a choice open:
 
 def main() -> None:
     """Run, and write everything."""
-    subprocess.run([Path(sys.executable).parent / "fpe", "reproduce", "boolean", "--out", OUT], check=True)
-    results = [read_json(OUT / experiment.name / "results.json") for experiment in BOOLEAN]
-    for result in results:
-        shutil.copyfile(OUT / result["name"] / "figure.png", HERE / "boolean" / f"{result['name']}.png")
-        write_json(
-            HERE / "boolean" / f"{result['name']}.json",
-            {key: value for key, value in result.items() if key not in ("values", "figures")},
-        )
-    write_networks(results)
+    run("boolean", OUT)
+    results = collect([experiment.name for experiment in BOOLEAN], OUT, "boolean")
+    write_networks(
+        results,
+        HERE / "boolean" / "networks.csv",
+        lambda r: (r["clauses"], r["neurons"], r["trial"], r["kind"]),
+    )
     claims = [claim["agrees"] for result in results for claim in result["claims"]]
-    sections = [findings_markdown(result, f"boolean/{result['name']}.png") for result in results]
     page = [
         INTRODUCTION.format(agree=sum(claims), claims=len(claims)),
         settings(),
-        *sections,
+        *sections(results, "boolean"),
         provenance(results),
     ]
     text = "\n".join(page)
     write_atomically(HERE / "boolean.md", lambda file: file.write_text(text, encoding="utf-8"))
-    write_readme(results[0])
-
-
-def write_readme(case_study: dict[str, Any]) -> None:
-    """Put the table of the case study into the README, between its marks."""
-    table = case_study["tables"][0]
-    lines = "\n".join(markdown_table(table["columns"], table["rows"]))
-    readme = HERE.parent.parent / "README.md"
-    before, mark, rest = readme.read_text(encoding="utf-8").partition("<!-- case-study -->\n")
-    _, end, after = rest.partition("<!-- end case-study -->")
-    text = f"{before}{mark}{lines}\n{end}{after}"
-    write_atomically(readme, lambda file: file.write_text(text, encoding="utf-8"))
-
-
-def write_networks(results: list[dict[str, Any]]) -> None:
-    """Write every trained network as a line of a table."""
-    rows = {json.dumps(row): row for result in results for row in result["values"]}.values()
-    rows = sorted(rows, key=lambda r: (r["clauses"], r["neurons"], r["trial"], r["kind"]))
-
-    def write(file: Path) -> None:
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(HERE / "boolean" / "networks.csv", write)
+    put_into_readme("case-study", results[0]["tables"][0])
 
 
 def settings() -> str:

@@ -1,0 +1,64 @@
+"""What the pages of reproduced experiments have in common: their data, pictures and lists of networks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpe.files import read_json, write_atomically, write_json
+from fpe.report.text import findings_markdown, markdown_table
+
+HERE = Path(__file__).parent
+
+
+def run(group: str, out: Path) -> None:
+    """Run a group of experiments; what is trained already is not trained again."""
+    subprocess.run([Path(sys.executable).parent / "fpe", "reproduce", group, "--out", out], check=True)
+
+
+def collect(names: Sequence[str], out: Path, folder: str) -> list[dict[str, Any]]:
+    """Copy each experiment's picture and data into a folder beside the page; return the results."""
+    results = [read_json(out / name / "results.json") for name in names]
+    for result in results:
+        (HERE / folder).mkdir(exist_ok=True)
+        shutil.copyfile(out / result["name"] / "figure.png", HERE / folder / f"{result['name']}.png")
+        write_json(
+            HERE / folder / f"{result['name']}.json",
+            {key: value for key, value in result.items() if key not in ("values", "figures")},
+        )
+    return results
+
+
+def sections(results: Sequence[dict[str, Any]], folder: str) -> list[str]:
+    """Write each result as a section."""
+    return [findings_markdown(result, f"{folder}/{result['name']}.png") for result in results]
+
+
+def write_networks(results: Sequence[dict[str, Any]], path: Path, order: Callable[[Any], Any]) -> None:
+    """Write every trained network as a line of a table."""
+    rows = {json.dumps(row): row for result in results for row in result["values"]}.values()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, columns)
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=order))
+
+    write_atomically(path, write)
+
+
+def put_into_readme(mark: str, table: dict[str, Any]) -> None:
+    """Put a table into the README, between the comments of this name."""
+    lines = "\n".join(markdown_table(table["columns"], table["rows"]))
+    readme = HERE.parent.parent / "README.md"
+    before, begin, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    _, end, after = rest.partition(f"<!-- end {mark} -->")
+    text = f"{before}{begin}{lines}\n{end}{after}"
+    write_atomically(readme, lambda file: file.write_text(text, encoding="utf-8"))
