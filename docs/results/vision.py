@@ -7,16 +7,24 @@ Runs go to fpe-out/reproduce and resume there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pages import collect, put_into_readme, run, sections, write_networks
 
+from fpe.data import load
+from fpe.experiments.networks import Source, run_networks
 from fpe.experiments.real_catalogue import REAL, SETTINGS
-from fpe.files import write_atomically
+from fpe.experiments.runner import run_tasks
+from fpe.experiments.statistics import mean
+from fpe.experiments.store import provenance
+from fpe.files import write_atomically, write_json
+from fpe.report.text import markdown_table
 
 HERE = Path(__file__).parent
 OUT = Path("fpe-out", "reproduce")
+RATES = (1e-3, 3e-3, 1e-2)
 
 INTRODUCTION = """# Real data: the paper beside ours
 
@@ -51,15 +59,21 @@ chooses its inputs by their variance (positive: expansion is better), α = 2, me
 All choices of inputs, and α = 3 and 4, are [below]({anchor}).
 
 ## Settings
+
+Adam, no regulariser, mini-batches of a thirtieth of the data, 500 at most. The paper has 25 + 25 epochs and
+lost its learning rate. These were tried with dense networks of ten seeds that no experiment uses; chosen is
+what learnt its training data best over both widths, mean [95 %]:
+
 {settings}
+
 Where the text of the paper left a choice open:
 
 - *Dense* trains on with its optimizer; an expanded network begins with a new one. *Dense, optimizer anew*
   is the control: α = 1, the same network with a new optimizer.
 - *Deep* networks of N layers have N − 1 hidden layers; every second is expanded, as section A.7 says.
 - *Moving masks*: after each epoch, until three quarters of those after the split, the smallest weights of a
-  layer go and as many are freed at random, at zero; the share falls linearly to nothing. Within a layer, so that
-  counts stay. The paper tuned its own and does not say how; the table has all shares that were tried.
+  layer go and as many are freed at random, at zero; the share falls linearly to nothing. The paper
+  tuned its own and does not say how; the table has all shares that were tried.
 - *DropConnect* drops first-layer weights of the dense network after the warm-up; it keeps the count.
 - *Masks from scratch* and *fewer inputs* train for the whole length from random weights. Choosing inputs by
   the norm of trained weights costs a dense warm-up besides, which is not counted against it.
@@ -91,7 +105,7 @@ def main() -> None:
             anchor="#" + "".join(c for c in question if c.isalnum() or c in " -").replace(" ", "-"),
         ),
         *sections(results, "vision"),
-        provenance(results),
+        made_with(results),
     ]
     text = "\n".join(page)
     write_atomically(HERE / "vision.md", lambda file: file.write_text(text, encoding="utf-8"))
@@ -119,23 +133,34 @@ def rivals(result: dict[str, Any]) -> str:
 
 
 def settings() -> str:
-    """Return the settings of both data sets as a table."""
-    lines = ["", "| data | epochs before and after the split | learning rate |", "| --- | --- | --- |"]
-    lines += [f"| {n} | {c.warmup_epochs} + {c.epochs} | {c.lr:g} |" for n, c in SETTINGS.items()]
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "Adam, no regulariser, mini-batches of a thirtieth of the data, 500 at most. The paper has",
-            "25 + 25 epochs and lost its learning rate. On Fashion-MNIST the dense network of 4 neurons fared",
-            "better at 0.001 (78.5 %, ten seeds) than at 0.003 (74.5 %: some networks die), which is why 0.001",
-            "was chosen.",
-            "",
-        ]
+    """Say how the learning rates were chosen: by dense networks of seeds that no experiment uses."""
+    tasks, rows = {}, []
+    for name in SETTINGS:
+        source = Source(name, load(name).fingerprint)
+        for lr in RATES:
+            arguments = {"source": source, "config": replace(SETTINGS[name], lr=lr), "hidden": (4, 8)}
+            tasks[f"{name}-{lr:g}"] = {**arguments, "kinds": ["dense"], "trials": range(100, 110)}
+    records = run_tasks(run_networks, tasks, OUT / "settings", "settings")
+    for name, config in SETTINGS.items():
+        for lr in RATES:
+            made = records[f"{name}-{lr:g}"]["networks"]
+            row = [name, f"{config.warmup_epochs} + {config.epochs}", f"{lr:g}"]
+            row[2] += ", chosen" if lr == config.lr else ""
+            for hidden in (4, 8):
+                for measure in ("train_accuracy", "accuracy"):
+                    row.append(
+                        mean([n[measure] for n in made if n["hidden"] == hidden]).text(100, sign=False)
+                    )
+            rows.append(row)
+    heads = ["data", "epochs before and after the split", "learning rate"]
+    heads += [f"{part} %, {hidden} neurons" for hidden in (4, 8) for part in ("training", "test")]
+    write_json(
+        HERE / "vision" / "settings.json", {"columns": heads, "rows": rows, "provenance": provenance()}
     )
+    return "\n".join(markdown_table(heads, rows))
 
 
-def provenance(results: list[dict[str, Any]]) -> str:
+def made_with(results: list[dict[str, Any]]) -> str:
     """Say what made the page."""
     made = results[0]["provenance"]
     return f"""## Made with
