@@ -7,7 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli import main
+from fpe.experiments.variants import VARIANTS
 from fpe.files import write_json
+from fpe.report.kinds import colours
 from fpe.report.page import write_page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -23,7 +25,8 @@ def result(name="neurons"):
         "question": "Is 2 < 3 & so on?",
         "paper": "It is.",
         "command": f"fpe reproduce {name}",
-        "settings": {"quick": False, "epochs": 3},
+        "quick": False,
+        "settings": {"epochs": 3},
         "networks": 2,
         "training_seconds": 1,
         "claims": [{"paper": "more </script> is more", "ours": "+1 [0, 2]", "agrees": True}],
@@ -162,3 +165,15 @@ def test_the_command_writes_the_page_where_it_is_told(folder, tmp_path):
     run = CliRunner().invoke(main, ["report", str(folder), "--out", str(tmp_path / "p.html"), "--json"])
     assert json.loads(run.output) == {"page": str(tmp_path / "p.html")}
     assert (tmp_path / "p.html").stat().st_size > 100_000
+
+
+def test_kinds_of_one_figure_have_colours_of_their_own():
+    """Dense is always grey; a kind keeps its colour at another factor, unless both are there."""
+    for kinds in (
+        list(VARIANTS)[:9],
+        ["dense", "random-x3", "columns-x3", "fewer-norm-x3"],
+        ["random", "random-x4"],
+    ):
+        assert len(set(colours(kinds).values())) == len(kinds)
+    assert colours(["random-x3"])["random-x3"] == colours(["random"])["random"]
+    assert {colours(kinds)["dense"] for kinds in (["dense"], ["scratch", "dense"])} == {"#6b6b6b"}

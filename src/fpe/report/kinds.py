@@ -19,7 +19,11 @@ _OTHERS = ("#2a9d6f", "#8a6fb0", "#e6972b", "#1f6f8b", "#a0522d", "#c45ab3", "#5
 
 
 def colours(kinds: Sequence[str]) -> dict[str, str]:
-    """Give each kind of a figure its colour: its own where it has one, else one that is left."""
-    taken = {_COLOURS[kind] for kind in kinds if kind in _COLOURS}
-    left = iter([colour for colour in _OTHERS if colour not in taken])
-    return {kind: _COLOURS.get(kind) or next(left) for kind in kinds}
+    """Give each kind of a figure its colour: its own, or that of its like for α = 2, else one that is left."""
+    given: dict[str, str] = {}
+    for kind in kinds:
+        colour = _COLOURS.get(kind) or _COLOURS.get(kind.partition("-x")[0])
+        if colour is not None and colour not in given.values():
+            given[kind] = colour
+    left = iter([colour for colour in _OTHERS if colour not in given.values()])
+    return {kind: given.get(kind) or next(left) for kind in kinds}
