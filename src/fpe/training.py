@@ -273,8 +273,12 @@ def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
 
 def accuracy_of(logits: Tensor, y: Tensor) -> float:
     """Return the share of samples, 0 to 1, whose logits, (samples, outputs), say their class."""
-    predicted = (logits[:, 0] > 0).long() if logits.shape[1] == 1 else logits.argmax(dim=1)
-    return float((predicted == y).double().mean())
+    return float((predicted(logits) == y).double().mean())
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class that logits, (…, outputs), say; one logit says class 1 where it is positive."""
+    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from fpe.ensemble.batches import batches
 from fpe.ensemble.program import losses_of
 from fpe.ensemble.stack import Stack, architecture, forward
 from fpe.errors import ArgumentError
-from fpe.training import accuracy_of
+from fpe.training import predicted
 
 #: Samples that go through all networks of a batch at a time.
 _SAMPLES = 512
@@ -56,23 +56,35 @@ def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) 
         If the number of inputs is not that of the networks, or a network cannot be stacked.
     """
     inputs = per_network(X, len(networks), "X")
-    keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
     logits: list[Tensor] = [torch.empty(0)] * len(networks)
-    for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
-        stack = Stack.of([networks[i] for i in batch])
+    for batch, stack in _stacks(networks, inputs):
         for i, result in zip(batch, stack_logits(stack, [inputs[i] for i in batch]), strict=True):
             logits[i] = result
     return logits
 
 
+def _stacks(networks: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], Stack]]:
+    """Stack the networks that fit together; yield their numbers and the stack."""
+    keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
+    for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
+        yield batch, Stack.of([networks[i] for i in batch])
+
+
 def stack_logits(stack: Stack, inputs: Sequence[Tensor]) -> Tensor:
     """Return the logits of a stack for samples of its networks, (M, samples, outputs)."""
-    starts = range(0, len(inputs[0]), _SAMPLES)
-    return torch.cat([_forward_rows(stack, inputs, slice(start, start + _SAMPLES)) for start in starts], 1)
+    return torch.cat([_forward_rows(stack, inputs, rows) for rows in _slices(len(inputs[0]))], 1)
+
+
+def _slices(samples: int) -> list[slice]:
+    return [slice(start, start + _SAMPLES) for start in range(0, samples, _SAMPLES)]
 
 
 def _forward_rows(stack: Stack, inputs: Sequence[Tensor], rows: slice) -> Tensor:
-    return forward(stack.layers, stack.parameters, stack.masks, torch.stack([x[rows] for x in inputs]))
+    if len({id(x) for x in inputs}) == 1:  # all read the same
+        x, readers = inputs[0][rows].unsqueeze(0), len(inputs)
+    else:
+        x, readers = torch.stack([x[rows] for x in inputs]), 1
+    return forward(stack.layers, stack.parameters, stack.masks, x, readers)
 
 
 def validation_losses(
@@ -87,6 +99,7 @@ def validation_losses(
     return means
 
 
+@torch.no_grad()
 def accuracies(
     networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]
 ) -> list[float]:
@@ -99,5 +112,14 @@ def accuracies(
     y : Tensor or sequence of Tensor
         Class numbers, (samples,).
     """
-    labels = per_network(y, len(networks), "y")
-    return [accuracy_of(logits, own) for logits, own in zip(predict_logits(networks, X), labels, strict=True)]
+    inputs, labels = per_network(X, len(networks), "X"), per_network(y, len(networks), "y")
+    shares = [0.0] * len(networks)
+    for batch, stack in _stacks(networks, inputs):
+        hits = torch.zeros(len(batch), dtype=torch.long, device=inputs[batch[0]].device)
+        for rows in _slices(len(inputs[batch[0]])):  # all logits at once may be too many to hold
+            logits = _forward_rows(stack, [inputs[i] for i in batch], rows)
+            right = predicted(logits) == torch.stack([labels[i][rows] for i in batch])
+            hits += right.sum(dim=1)
+        for i, hit in zip(batch, hits.tolist(), strict=True):
+            shares[i] = hit / len(inputs[i])
+    return shares

@@ -19,7 +19,7 @@ _OTHERS = ("#2a9d6f", "#8a6fb0", "#e6972b", "#1f6f8b", "#a0522d", "#c45ab3", "#5
 
 
 def colours(kinds: Sequence[str]) -> dict[str, str]:
-    """Give each kind of a figure its colour: its own, or that of its like for α = 2, else one that is left."""
+    """Give each kind of a figure its colour: its own, or its like's at α = 2, else one that is left."""
     given: dict[str, str] = {}
     for kind in kinds:
         colour = _COLOURS.get(kind) or _COLOURS.get(kind.partition("-x")[0])
