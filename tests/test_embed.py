@@ -354,7 +354,9 @@ def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
         embed(str(images), tmp_path / "out2", EmbedConfig(str(tmp_path / "nowhere")))
     with pytest.raises(ArgumentError, match="dtype is 'int8'; allowed are float16 and float32"):
         embed(str(images), tmp_path / "out3", EmbedConfig(clip, dtype="int8", batch_size=0))
-    assert not list(tmp_path.glob("out*/*.safetensors"))
+    with pytest.raises(ArgumentError, match="workers is -1; give a number of processes, or 0"):
+        embed(str(images), tmp_path / "out4", EmbedConfig(clip), workers=-1)
+    assert not list(tmp_path.glob("out*"))
     with pytest.raises(
         DataError, match="holds no embeddings of fpe embed; for a folder of images, run fpe embed"
     ):

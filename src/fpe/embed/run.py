@@ -125,17 +125,19 @@ def embed(
     """
     config = config or EmbedConfig()
     config.check()
+    if workers is not None and workers < 0:
+        raise ArgumentError(f"workers is {workers}; give a number of processes, or 0 for none.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     items = open_items(source, config.label, config.column, config.classes, config.seed)
     name = config.encoder or (IMAGES if items.kind == "image" else TEXTS)
     config = dataclasses.replace(config, encoder=name)
     manifest = _manifest(source, config, items)
-    _claim(out, manifest, fresh)
+    stored = _stored(out, manifest, fresh)
     absent = [
         (part, number)
         for part, count in manifest["shards"].items()
         for number in range(count)
-        if not shard_path(out, part, number, config.format).exists()
+        if fresh or not shard_path(out, part, number, config.format).exists()
     ]
     total = sum(len(rows) for rows in items.rows.values())
     done = total - sum(len(_rows(items, config, *shard)) for shard in absent)
@@ -145,6 +147,9 @@ def embed(
             workers = 0
         elif workers is None:
             workers = 8 if device.startswith("cuda") else 1
+        for path in _shard_paths(out, stored or manifest) if fresh else ():
+            path.unlink(missing_ok=True)
+        write_json(out / MANIFEST, manifest)
         try:
             for (part, number), X, count in _shards(encoder, items, config, absent, device, workers):
                 if X is not None:
@@ -177,14 +182,10 @@ def _manifest(source: str, config: EmbedConfig, items: Items) -> dict[str, Any]:
     }
 
 
-def _claim(out: Path, manifest: dict[str, Any], fresh: bool) -> None:
-    """Make the folder hold these embeddings only."""
-    stored = read_json(out / MANIFEST)
-    if fresh and stored is not None:
-        for part, count in stored["shards"].items():
-            for number in range(count):
-                shard_path(out, part, number, stored["format"]).unlink(missing_ok=True)
-    elif stored is not None and stored != manifest:
+def _stored(out: Path, manifest: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
+    """Return the manifest that the folder has, if any; refuse one of other embeddings."""
+    stored: dict[str, Any] | None = read_json(out / MANIFEST)
+    if stored is not None and stored != manifest and not fresh:
         differing = [
             f"{key} {stored.get(key)!r}, now {manifest[key]!r}"
             for key in manifest
@@ -194,7 +195,16 @@ def _claim(out: Path, manifest: dict[str, Any], fresh: bool) -> None:
             f"{out} holds other embeddings ({'; '.join(differing) or 'other classes'}); give another --out, "
             "or --fresh to throw them away."
         )
-    write_json(out / MANIFEST, manifest)
+    return stored
+
+
+def _shard_paths(out: Path, manifest: dict[str, Any]) -> list[Path]:
+    """Return the files of all shards that a manifest names."""
+    return [
+        shard_path(out, part, number, manifest["format"])
+        for part, count in manifest["shards"].items()
+        for number in range(count)
+    ]
 
 
 def _rows(items: Items, config: EmbedConfig, part: str, number: int) -> np.ndarray:
