@@ -139,6 +139,16 @@ def difference_table(
     return Table(f"{cells.data}{note}, paired differences in points, mean [95 %]", heads, rows)
 
 
+def improvement_table(cells: Cells, kinds: Sequence[str], labels: dict[str, str]) -> Table:
+    """Lay relative improvements on dense out over the widths, in per cent of the dense accuracy."""
+    rows = [
+        [f"{hidden}", *(mean(cells.improvements(hidden, kind)).text(100) for kind in kinds)]
+        for hidden in cells.widths("dense", *kinds)
+    ]
+    heads = ["neurons", *(f"{labels[kind]}, relative %" for kind in kinds)]
+    return Table(f"{cells.data}, relative improvement on dense, mean [95 %]", heads, rows)
+
+
 def accuracy_lines(cells: Cells, kinds: Sequence[str], note: str = "") -> Lines:
     """Draw the accuracies of all kinds over the widths."""
     lines = [

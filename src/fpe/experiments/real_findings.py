@@ -15,6 +15,7 @@ from fpe.experiments.comparisons import (
     by_data,
     difference_lines,
     difference_table,
+    improvement_table,
     overall_claim,
     width_claims,
 )
@@ -51,6 +52,7 @@ def vision(networks: list[Network], quick: bool) -> Findings:
         found.tables.append(accuracy_table(cells, (*kinds, "restart", "shared", "columns"), LABELS))
         pairs = [("random", "dense"), ("gram", "dense"), ("gram", "random"), ("restart", "dense")]
         found.tables.append(difference_table(cells, pairs, LABELS))
+        found.tables.append(improvement_table(cells, ("gram", "random"), LABELS))
         found.figures.append(accuracy_lines(cells, kinds))
         found.figures.append(difference_lines(cells, ("gram", "random", "restart"), "dense", "dense"))
     return found
