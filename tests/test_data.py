@@ -324,7 +324,7 @@ class TestSources:
 
     def test_a_folder_is_told(self, tmp_path):
         (tmp_path / "data.csv").mkdir()
-        with pytest.raises(DataError, match="is a folder"):
+        with pytest.raises(DataError, match=r"the folder .*data\.csv holds no embeddings of fpe embed"):
             load(tmp_path / "data.csv")
 
     @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])

@@ -12,6 +12,7 @@ import fpe
 from fpe.data import load
 from fpe.errors import ArgumentError, BudgetError
 from fpe.experiments.config import FitConfig
+from fpe.experiments.engine import Engine
 from fpe.experiments.fit import run_fit
 from fpe.experiments.runner import run_tasks
 from fpe.experiments.trial import run_trials
@@ -218,7 +219,7 @@ def interrupted(number):
 def test_after_an_interrupt_what_is_finished_stays(tmp_path):
     tasks = {f"task-{i}": {"number": i} for i in range(4)}
     with pytest.raises(KeyboardInterrupt) as caught:
-        run_tasks(interrupted, tasks, tmp_path, "this", jobs=1)
+        run_tasks(interrupted, tasks, tmp_path, "this", engine=Engine(jobs=1))
     assert str(caught.value) == (
         f"stopped. 2 of 4 parts are finished and kept in {tmp_path}; "
         "run the same command again to go on from there."
@@ -233,8 +234,8 @@ def doubled(number):
 def test_a_record_of_another_run_is_not_taken_for_a_result(tmp_path):
     """A worker that outlives a killed run may still write into the folder."""
     tasks = {f"task-{i}": {"number": i} for i in range(3)}
-    run_tasks(interrupted, {"task-1": {"number": 1}}, tmp_path, "another", jobs=1)
-    records = run_tasks(doubled, tasks, tmp_path, "this", jobs=1)
+    run_tasks(interrupted, {"task-1": {"number": 1}}, tmp_path, "another", engine=Engine(jobs=1))
+    records = run_tasks(doubled, tasks, tmp_path, "this", engine=Engine(jobs=1))
     assert [record["number"] for record in records.values()] == [0, 2, 4]
     assert json.loads((tmp_path / "task-1.json").read_text())["identity"] == "this"
 
