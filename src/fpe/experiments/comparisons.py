@@ -198,7 +198,7 @@ def overall_claim(cells: Cells, kind: str, other: str, up: bool, paper: str) -> 
 
 
 def count_claim(cells: Cells, kind: str, other: str, paper: str) -> Claim:
-    """Say at how many widths a kind is above another, and at how many below, intervals excluding 0."""
+    """Say at which widths a kind is above another, and at which below; it agrees if it is so on the mean."""
     widths = cells.widths(kind, other)
     found = {hidden: cells.difference(hidden, kind, other) for hidden in widths}
     above = [str(h) for h, interval in found.items() if interval.above_zero]
@@ -208,4 +208,4 @@ def count_claim(cells: Cells, kind: str, other: str, paper: str) -> Claim:
         f"{', '.join(below) or 'no width'}, of {', '.join(map(str, widths))}; mean over widths "
         f"{cells.overall(kind, other).text(100, digits=2)} points"
     )
-    return Claim(paper, text, len(above) > 0 and not below)
+    return Claim(paper, text, cells.overall(kind, other).above_zero)
