@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from fpe.inplace import expand_
     from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
     from fpe.models import mlp
+    from fpe.packed.pack import pack, unpack
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
     from fpe.summaries import summary
@@ -51,9 +52,11 @@ _HOME = {
     "hold_masks": "masked",
     "load": "checkpoint",
     "mlp": "models",
+    "pack": "packed.pack",
     "plan": "planning",
     "save": "checkpoint",
     "summary": "summaries",
+    "unpack": "packed.pack",
 }
 
 __all__ = [
@@ -78,9 +81,11 @@ __all__ = [
     "hold_masks",
     "load",
     "mlp",
+    "pack",
     "plan",
     "save",
     "summary",
+    "unpack",
 ]
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, BudgetError, did_you_mean
+from fpe.masked import HoldsZeros
 
 #: Entries worked on at a time: few enough for the cache, and for an exact sum of ones in float32.
 _CHUNK = 1 << 18
@@ -32,8 +33,8 @@ def parameters_with_masks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter
         for name, parameter in child.named_parameters(prefix=prefix, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                mask = child._buffers.get(f"{name.rpartition('.')[2]}_mask")
-                yield name, parameter, mask
+                own = name.rpartition(".")[2]
+                yield name, parameter, child.free(own) if isinstance(child, HoldsZeros) else None
 
 
 def count_nonzero(model: nn.Module) -> int:

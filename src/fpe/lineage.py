@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -27,10 +29,12 @@ class Lineage:
     ----------
     model : nn.Module
         The dense model; only shapes are read.
+    inputs : mapping of str to int, optional
+        How many inputs its readers have, if `model` is another than the dense one.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, inputs: Mapping[str, int] | None = None) -> None:
+        self.model, self.inputs = model, inputs or {}
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
 
@@ -42,12 +46,16 @@ class Lineage:
             lineage.grow(layer)
         return lineage
 
+    def inputs_of(self, name: str) -> int:
+        """Return how many inputs a layer of the dense model has."""
+        return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
+
     def layouts(self, layer: LayerPlan) -> list[Runs]:
         """Return the present layouts of a group's consumers: other groups may have widened them."""
         layouts = []
         for position, name in enumerate(layer.group.consumers):
             given = layer.group.columns
-            inputs = size_of(self.model, name)[1]
+            inputs = self.inputs_of(name)
             runs = given[position] if given else default_runs(layer.neurons, inputs)
             if name in self.columns:
                 neuron = neuron_of_columns(runs, layer.neurons)[self.columns[name]]
@@ -62,7 +70,7 @@ class Lineage:
         for name in (*layer.group.producers, *layer.group.between):
             self.rows[name] = parent
         for name, runs in zip(layer.group.consumers, layouts, strict=True):
-            before = self.columns.get(name, torch.arange(size_of(self.model, name)[1]))
+            before = self.columns.get(name, torch.arange(self.inputs_of(name)))
             self.columns[name] = before[columns_of_runs(runs, parent, layer.neurons)]
 
     def names(self) -> list[str]:

@@ -34,7 +34,18 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None
 
 
-class MaskedLayer(nn.Module):
+class HoldsZeros(nn.Module):
+    """A layer that holds some of the entries of its parameters at zero."""
+
+    def free(self, name: str) -> Tensor | None:
+        """Return a mask over the parameter `name`, not 0 where an entry is free; None if all are."""
+        return None
+
+    def project(self) -> None:
+        """Set the held entries to zero, in place."""
+
+
+class MaskedLayer(HoldsZeros):
     """What the masked layers have in common: a weight that is zero, and stays zero, where its mask is."""
 
     if TYPE_CHECKING:
@@ -54,6 +65,10 @@ class MaskedLayer(nn.Module):
         if bias is not None:
             self.bias = nn.Parameter(bias)
         self.weight_mask = mask
+
+    def free(self, name: str) -> Tensor | None:
+        """Return the mask of the weight."""
+        return self.weight_mask if name == "weight" else None
 
     @torch.no_grad()
     def project(self) -> None:
@@ -208,7 +223,7 @@ def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.Remo
     RemovableHandle
         Its ``remove()`` ends the service.
     """
-    layers = [m for m in model.modules() if isinstance(m, MaskedLayer)]
+    layers = [m for m in model.modules() if isinstance(m, HoldsZeros)]
 
     def project(*_: Any) -> None:
         for layer in layers:

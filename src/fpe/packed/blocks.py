@@ -1,0 +1,277 @@
+"""Layers whose weight is a few dense blocks: what a shared split makes, at the cost of the dense parent.
+
+Each block maps some of the inputs to some of the neurons. The neurons of a block stand side by side in the
+output, so that each block's product is written where it belongs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fpe.packed.bits import pack_bits, unpack_bits, width_in_bytes
+from fpe.packed.layers import HoldHoles, PackedLayer, Shape
+
+#: Samples up to which blocks are multiplied one by one and put side by side; beyond, each product is
+#: written into its place, which the memory of a larger output makes worth while.
+FEW = 64
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which neurons read which inputs, as sorted indices."""
+
+    rows: Tensor
+    columns: Tensor
+
+
+class BlockLayer(PackedLayer):
+    """A packed layer of dense blocks.
+
+    Attributes
+    ----------
+    weight_0, weight_1, … : Parameter
+        One for each block: of a linear layer (inputs, neurons), which is the faster way round where
+        samples are few; of a convolution (neurons, inputs, *taps).
+    columns : Tensor or None
+        Buffer, small integers: the inputs that the blocks read, one block after the other; None for one block that reads
+        all of them in order.
+    rows : Tensor
+        Buffer: the neuron of the masked layer that each output is, block by block.
+    restore : Tensor or None
+        Buffer: the order that makes the outputs stand as in the masked layer; None if they stay block by
+        block, because their readers have been reordered.
+    """
+
+    format = "blocks"
+
+    def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
+        super().__init__(shape, bias)
+        self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
+        self.register_buffer("columns", None)
+        self.register_buffer("rows", None)
+        self.register_buffer("restore", None)
+
+    @classmethod
+    def of(
+        cls,
+        shape: Shape,
+        weight: Tensor,
+        mask: Tensor,
+        bias: Tensor | None,
+        blocks: Sequence[Block],
+        ordered: bool,
+    ) -> BlockLayer:
+        """Take the blocks out of a masked layer's tensors.
+
+        Parameters
+        ----------
+        shape : Shape
+            The masked layer's.
+        weight, mask : Tensor
+            Shape (neurons, inputs, *taps). Outside the blocks nothing is free.
+        bias : Tensor or None
+            Shape (neurons,).
+        blocks : sequence of Block
+            Every neuron is in one of them.
+        ordered : bool
+            Whether the outputs must stand as in the masked layer.
+        """
+        rows = torch.cat([b.rows for b in blocks])
+        layer = of_shape(shape)(
+            shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
+        )
+        for number, block in enumerate(blocks):
+            part = layer._stored(weight.index_select(0, block.rows).index_select(1, block.columns))
+            free = layer._stored(mask.index_select(0, block.rows).index_select(1, block.columns)) != 0
+            layer.register_parameter(f"weight_{number}", nn.Parameter(part))
+            holes = None if bool(free.all()) else pack_bits(free.flatten(1))
+            layer.register_buffer(f"free_{number}", holes)
+        columns = torch.cat([b.columns for b in blocks])
+        if len(blocks) > 1 or not torch.equal(columns, torch.arange(shape.inputs, device=columns.device)):
+            layer.columns = columns.to(index_type(shape.inputs))
+        layer.rows = rows.to(index_type(shape.outputs))
+        if ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+            layer.restore = rows.argsort().to(layer.rows.dtype)
+        return layer
+
+    def _stored(self, part: Tensor) -> Tensor:
+        """Turn (neurons, inputs, *taps) into the way a block is stored, and back."""
+        return (part.t() if self.shape.kind == "MaskedLinear" else part).contiguous()
+
+    def config(self) -> dict[str, Any]:
+        """Add the sizes of the blocks, and which buffers there are."""
+        own = {name: tensor is not None for name, tensor in self._buffers.items()}
+        return {**super().config(), "sizes": self.sizes, "buffers": [n for n, there in own.items() if there]}
+
+    @staticmethod
+    def from_config(config: dict[str, Any], like: Tensor) -> BlockLayer:
+        """Make a layer with weights that mean nothing yet, of the type and on the device of `like`."""
+        shape = Shape.from_dict(config["shape"])
+        bias = like.new_empty(shape.outputs) if config["bias"] else None
+        layer = of_shape(shape)(shape, config["sizes"], bias)
+        outputs = sum(neurons for neurons, _ in layer.sizes)
+        index = {"columns": sum(inputs for _, inputs in layer.sizes), "rows": outputs, "restore": outputs}
+        for name, length in index.items():
+            if name in config["buffers"]:
+                kind = index_type(shape.inputs if name == "columns" else shape.outputs)
+                setattr(layer, name, torch.zeros(length, dtype=kind, device=like.device))
+        for number, (neurons, inputs) in enumerate(layer.sizes):
+            size = (inputs, neurons) if shape.kind == "MaskedLinear" else (neurons, inputs, *shape.taps)
+            layer.register_parameter(f"weight_{number}", nn.Parameter(like.new_empty(size)))
+            bits = None
+            if f"free_{number}" in config["buffers"]:
+                row = width_in_bytes(torch.Size(size[1:]).numel())
+                bits = torch.zeros((1, size[0], row), dtype=torch.uint8, device=like.device)
+            layer.register_buffer(f"free_{number}", bits)
+        return layer
+
+    def free(self, name: str) -> Tensor | None:
+        """Return a mask over the weight of a block that has holes."""
+        bits = self._buffers.get(f"free_{name.removeprefix('weight_')}")
+        if bits is None or not name.startswith("weight_"):
+            return None
+        weight = self.get_parameter(name)
+        return unpack_bits(bits, weight[0].numel()).view(weight.shape)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Set the weights in holes to zero, in place."""
+        for number in range(len(self.sizes)):
+            free = self.free(f"weight_{number}")
+            if free is not None:
+                self.get_parameter(f"weight_{number}").mul_(free)
+
+    def _weights(self) -> list[Tensor]:
+        """Return the blocks, through which no gradient reaches a hole."""
+        weights: list[Tensor] = []
+        for number in range(len(self.sizes)):
+            weight, bits = self._parameters[f"weight_{number}"], self._buffers[f"free_{number}"]
+            assert weight is not None
+            if bits is not None and torch.is_grad_enabled():
+                weight = HoldHoles.apply(weight, bits)  # type: ignore[no-untyped-call]
+            weights.append(cast(Tensor, weight))
+        return weights
+
+    def _columns(self) -> Sequence[Tensor]:
+        """Return the inputs of each block."""
+        return cast(Tensor, self.columns).long().split([inputs for _, inputs in self.sizes])
+
+    @property
+    def weight(self) -> Tensor:
+        """The masked layer's weight, made anew each time; for those who look at it, not for training."""
+        return self.wide()[0]
+
+    @torch.no_grad()
+    def wide(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return weight, mask and bias of the masked layer, its neurons in their order there."""
+        first = self._weights()[0]
+        shape = (self.shape.outputs, self.shape.inputs, *self.shape.taps)
+        weight, mask = first.new_zeros(shape), first.new_zeros(shape)
+        rows = cast(Tensor, self.rows).long().split([neurons for neurons, _ in self.sizes])
+        if self.columns is None:
+            columns: Sequence[Tensor] = [torch.arange(self.shape.inputs, device=first.device)]
+        else:
+            columns = self._columns()
+        for number, (row, column, own) in enumerate(zip(rows, columns, self._weights(), strict=True)):
+            weight[row[:, None], column] = self._stored(own)
+            free = self.free(f"weight_{number}")
+            mask[row[:, None], column] = 1.0 if free is None else self._stored(free).to(mask.dtype)
+        bias = None
+        if self.bias is not None:
+            bias = torch.empty_like(self.bias).index_copy_(0, self.rows.long(), self.bias)
+        return weight, mask, bias
+
+
+class BlockLinear(BlockLayer):
+    """A linear layer of dense blocks: (…, in_features) to (…, out_features)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        weights = self._weights()
+        if len(weights) == 1:
+            x = input if self.columns is None else input.index_select(-1, self.columns.long())
+            y = nn.functional.linear(x, weights[0].t(), self.bias)
+        else:
+            x = input.reshape(-1, self.in_features)
+            y = self._in_place(x, weights) if self._is_plain(x) else self._side_by_side(x, weights)
+            y = y.view(*input.shape[:-1], self.out_features)
+        return y if self.restore is None else y.index_select(-1, self.restore.long())
+
+    def _is_plain(self, x: Tensor) -> bool:
+        """Tell whether products may be written into parts of a tensor: nothing looks on."""
+        return (
+            not torch.is_grad_enabled()
+            and type(x) is Tensor
+            and not torch.compiler.is_compiling()
+            and not torch.is_autocast_enabled(x.device.type)
+            and len(x) > FEW
+        )
+
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        if torch.compiler.is_compiling():
+            return [x.index_select(1, own) for own in self._columns()]
+        return [x.gather(1, own.expand(len(x), -1)) for own in self._columns()]  # on all cores
+
+    def _side_by_side(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        y = torch.cat([part @ weight for part, weight in zip(self._parts(x), weights, strict=True)], dim=1)
+        return y if self.bias is None else y + self.bias
+
+    def _in_place(self, x: Tensor, weights: list[Tensor]) -> Tensor:
+        y = x.new_empty(len(x), self.out_features)
+        places = y.split([neurons for neurons, _ in self.sizes], dim=1)
+        for part, weight, place in zip(self._parts(x), weights, places, strict=True):
+            torch.mm(part, weight, out=place)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+class _BlockConv(BlockLayer):
+    """A convolution of dense blocks, each over some of the channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve: (batch, in_channels, *size) to (batch, out_channels, *size)."""
+        channel = -1 - len(self.shape.taps)
+        weights = self._weights()
+        if self.columns is None:
+            y = self.apply_weight(input, weights[0], self.bias)
+        else:
+            neurons = [neurons for neurons, _ in self.sizes]
+            biases = [None] * len(weights) if self.bias is None else self.bias.split(neurons)
+            parts = [input.index_select(channel, own) for own in self._columns()]
+            each = [self.apply_weight(*part) for part in zip(parts, weights, biases, strict=True)]
+            y = torch.cat(each, dim=channel)
+        return y if self.restore is None else y.index_select(channel, self.restore.long())
+
+
+class BlockConv1d(_BlockConv):
+    """``nn.Conv1d`` of dense blocks."""
+
+
+class BlockConv2d(_BlockConv):
+    """``nn.Conv2d`` of dense blocks."""
+
+
+class BlockConv3d(_BlockConv):
+    """``nn.Conv3d`` of dense blocks."""
+
+
+_KINDS: dict[str, type[BlockLayer]] = {
+    "MaskedLinear": BlockLinear,
+    "MaskedConv1d": BlockConv1d,
+    "MaskedConv2d": BlockConv2d,
+    "MaskedConv3d": BlockConv3d,
+}
+
+
+def of_shape(shape: Shape) -> type[BlockLayer]:
+    """Return the class for a layer of this shape."""
+    return _KINDS[shape.kind]
+
+
+def index_type(count: int) -> torch.dtype:
+    """Return the smallest type of integers that numbers so many."""
+    return torch.int16 if count <= 1 << 15 else torch.int32

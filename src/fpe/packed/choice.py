@@ -1,0 +1,217 @@
+"""In which format a masked layer is packed: one rule, from its mask alone and from how it was expanded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fpe.budget import count_free
+from fpe.packed.blocks import Block
+
+FORMATS = ("blocks", "codes", "bitmask", "2:4", "dense")
+
+#: Least share of what blocks, or codes, store that must be free: below, another format is smaller or faster.
+WORTH_IT = 0.6
+#: Least share of one single block that must be free for its zeros not to matter.
+NEARLY_DENSE = 0.9
+#: Factors that are tried where no plan says how a layer was expanded.
+FACTORS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A format, and why.
+
+    Attributes
+    ----------
+    format : str
+        One of `FORMATS`.
+    why : str
+        A clause for the summary.
+    blocks : sequence of Block
+        For blocks.
+    factor : int
+        For codes: children in a family.
+    """
+
+    format: str
+    why: str
+    blocks: Sequence[Block] = field(default=(), repr=False)
+    factor: int = 1
+
+
+@dataclass(frozen=True)
+class Structure:
+    """What can be seen in a mask.
+
+    Attributes
+    ----------
+    free, entries, taps : int
+        Free entries; entries in all; entries for each input.
+    whole : list of Block
+        One block of all neurons and all inputs that anybody reads.
+    blocks : list of Block
+        The blocks of the children, the densest that there are.
+    factor : int or None
+        Children in a family, if no two adjacent neurons of a family have an input in common.
+    two_four : bool
+        Whether of each four consecutive inputs each neuron reads at most two.
+    """
+
+    free: int
+    entries: int
+    taps: int
+    whole: list[Block]
+    blocks: list[Block]
+    factor: int | None
+    two_four: bool
+
+    @classmethod
+    def of(cls, mask: Tensor, role: Tensor | None) -> Structure:
+        """Look at a mask of shape (neurons, inputs, *taps).
+
+        Parameters
+        ----------
+        mask : Tensor
+            1 where a weight is free.
+        role : Tensor or None
+            Which child of its parent each neuron is, if it is known.
+        """
+        rows, inputs = mask.shape[:2]
+        reads = mask.flatten(2).any(2) if mask.dim() > 2 else mask != 0
+        roles = [role] if role is not None else [torch.arange(rows) % f for f in FACTORS if rows % f == 0]
+        cuts = [_blocks(reads, r.to(mask.device)) for r in roles if int(r.max()) > 0]
+        everybody = _blocks(reads, torch.zeros(rows, dtype=torch.long, device=mask.device))
+        factors = [int(r.max()) + 1 for r in roles]
+        family = next((f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)), None)
+        in_fours = inputs % 4 == 0 and mask.dim() == 2
+        return cls(
+            count_free(mask),
+            mask.numel(),
+            mask[0, 0].numel(),
+            everybody,
+            min(cuts, key=_stored, default=everybody),
+            family,
+            in_fours and bool((reads.view(rows, -1, 4).sum(2) <= 2).all()),
+        )
+
+    def density(self, blocks: Sequence[Block]) -> float:
+        """Return the share of what these blocks store that is free."""
+        return self.free / max(1, _stored(blocks) * self.taps)
+
+    @property
+    def fill(self) -> float:
+        """Return the share of the places of a parent that some child has."""
+        return self.free * self.factor / self.entries if self.factor else 0.0
+
+
+def _blocks(reads: Tensor, role: Tensor) -> list[Block]:
+    """Return for each role its neurons, and what any of them reads; at least one input each."""
+    blocks = []
+    for own in range(int(role.max()) + 1):
+        rows = (role == own).nonzero().flatten()
+        columns = reads[rows].any(0).nonzero().flatten()
+        if len(rows):
+            blocks.append(Block(rows, columns if len(columns) else torch.zeros_like(rows[:1])))
+    return blocks
+
+
+def _stored(blocks: Sequence[Block]) -> int:
+    return sum(len(b.rows) * len(b.columns) for b in blocks)
+
+
+def _disjoint(mask: Tensor, factor: int) -> bool:
+    return bool((mask.view(len(mask) // factor, factor, -1).sum(1) <= 1).all())
+
+
+def choose_format(seen: Structure, weight: Tensor, demanded: str | None) -> Choice | str:
+    """Return how to pack a layer, or why it cannot be packed as demanded.
+
+    The rule, in order: a layer without zeros is dense; the pattern 2:4 on a GPU that computes with it;
+    blocks, if most of what they store is free; one block, if nearly all of it is; codes, if children share
+    inputs out; else dense, zeros and all.
+
+    Parameters
+    ----------
+    seen : Structure
+        Of its mask.
+    weight : Tensor
+        Only its type and device matter.
+    demanded : str or None
+        A format that must be taken.
+    """
+    if demanded is not None:
+        return _MAKERS[demanded](seen, weight)
+    if seen.free == seen.entries:
+        return Choice("dense", "it has no zeros")
+    if seen.two_four and weight.is_cuda:
+        choice = _two_four(seen, weight)
+        if isinstance(choice, Choice):
+            return choice
+    if len(seen.blocks) > 1 and seen.density(seen.blocks) >= WORTH_IT:
+        return _as_blocks(seen, weight)
+    if seen.free >= NEARLY_DENSE * seen.entries:
+        return Choice("dense", f"{seen.free / seen.entries:.1%} of it is free")
+    if seen.density(seen.whole) >= NEARLY_DENSE:
+        return _as_blocks(seen, weight)
+    if seen.fill >= WORTH_IT:
+        return _as_codes(seen, weight)
+    zeros = 1 - seen.free / seen.entries
+    return Choice(
+        "dense",
+        f"its mask has no structure, and {zeros:.0%} of what is stored are zeros; bitmask would store "
+        f"{seen.free / seen.entries + 1 / (8 * weight.element_size()):.2f} of it and be slower",
+    )
+
+
+def _as_blocks(seen: Structure, weight: Tensor) -> Choice | str:
+    many, one = seen.density(seen.blocks), seen.density(seen.whole)
+    blocks = seen.blocks if many > one else seen.whole
+    density = max(many, one)
+    if density < WORTH_IT:
+        return (
+            f"its neurons have no inputs in common that would make blocks (only {density:.0%} of them would be "
+            "free): expand with split='shared', or pack it as "
+            + ("'codes'." if seen.fill >= WORTH_IT else "'bitmask' or 'dense'.")
+        )
+    kinds = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
+    holes = "all of it free" if density == 1 else f"{density:.1%} of it free"
+    return Choice("blocks", f"{kinds}, {holes}", blocks)
+
+
+def _as_codes(seen: Structure, weight: Tensor) -> Choice | str:
+    if seen.factor is None:
+        return "no neurons share inputs out among them; pack it as 'bitmask' or 'dense'."
+    return Choice("codes", f"each input of {seen.factor} children once, with its owner", factor=seen.factor)
+
+
+def _as_bitmask(seen: Structure, weight: Tensor) -> Choice | str:
+    return Choice("bitmask", "as demanded: the smallest, and slow")
+
+
+def _two_four(seen: Structure, weight: Tensor) -> Choice | str:
+    if not seen.two_four:
+        return "not of every four inputs at most two are free; expand with split='2:4', or choose another format."
+    if not weight.is_cuda:
+        return "2:4 needs a GPU that computes with it, and the layer is on the CPU; pack it as 'codes'."
+    if weight.dtype not in (torch.float16, torch.bfloat16):
+        return f"2:4 is computed in float16 or bfloat16, not in {weight.dtype}; convert it, or pack it as 'codes'."
+    if weight.shape[0] % 32 or weight.shape[1] % 64:
+        return f"2:4 needs multiples of 32 neurons and 64 inputs, not {tuple(weight.shape)}; pack it as 'codes'."
+    return Choice("2:4", "two of every four inputs, by the GPU's own instructions; for inference only")
+
+
+def _as_dense(seen: Structure, weight: Tensor) -> Choice | str:
+    return Choice("dense", "as demanded: zeros are stored and computed")
+
+
+_MAKERS: dict[str, Callable[[Structure, Tensor], Choice | str]] = {
+    "blocks": _as_blocks,
+    "codes": _as_codes,
+    "bitmask": _as_bitmask,
+    "2:4": _two_four,
+    "dense": _as_dense,
+}

@@ -1,0 +1,123 @@
+"""In what order neurons stand: the neurons of a block side by side, and their readers reordered to match."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fpe.graph.groups import Runs, columns_of_runs, default_runs, width_of_runs
+from fpe.graph.layers import neuron_tensors, oriented_weight
+from fpe.lineage import Lineage, children_of
+from fpe.packed.layers import PackedLayer
+from fpe.plans import LayerPlan, Plan
+from fpe.procedure import family
+
+
+def role_of_rows(plan: Plan | None, name: str, rows: int) -> Tensor | None:
+    """Return which child of its parent each neuron of an expanded layer is.
+
+    Parameters
+    ----------
+    plan : Plan or None
+        The wide model's.
+    name : str
+        A layer of it.
+    rows : int
+        Its neurons.
+
+    Returns
+    -------
+    Tensor or None
+        0 … factor − 1, and factor for a neuron that was not expanded; None if the plan does not widen it.
+    """
+    for layer in plan.layers if plan is not None else ():
+        if name in layer.group.producers and layer.neurons_after == rows:
+            parent = family(layer.neurons, children_of(layer))
+            first = torch.searchsorted(parent, parent)
+            role = torch.arange(rows) - first
+            if layer.chosen is not None:
+                alone = torch.ones(layer.neurons, dtype=torch.bool)
+                alone[list(layer.chosen)] = False
+                role[alone[parent]] = layer.factor
+            return role
+    return None
+
+
+def can_be_reordered(model: nn.Module, layer: LayerPlan) -> bool:
+    """Tell whether the neurons of a group can stand in any order: no norm cuts them into adjacent pieces."""
+    between = [model.get_submodule(name) for name in layer.group.between]
+    return not any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between)
+
+
+def reordered_columns(model: nn.Module, plan: Plan, layer: LayerPlan, order: Tensor) -> dict[str, Tensor]:
+    """Return for each reader of a group which of its inputs each of its inputs becomes.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The wide model; only shapes are read.
+    plan : Plan
+        Its plan.
+    layer : LayerPlan
+        The group, of the plan.
+    order : Tensor
+        The neuron that will stand at each place.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the name of the reader, indices into its inputs.
+    """
+    lineage = _final_lineage(model, plan)
+    columns = {}
+    for position, name in enumerate(layer.group.consumers):
+        runs = _wide_runs(lineage, layer, position, name)
+        columns[name] = columns_of_runs(runs, order, layer.neurons_after)
+    return columns
+
+
+def inputs_of(module: nn.Module) -> int:
+    """Return how many inputs, or channels, a layer has, packed or not."""
+    if isinstance(module, PackedLayer):
+        return module.shape.inputs
+    return oriented_weight(module).shape[1]
+
+
+def _final_lineage(model: nn.Module, plan: Plan) -> Lineage:
+    lineage = Lineage(model, _dense_inputs(model, plan))
+    for layer in plan.layers:
+        lineage.grow(layer)
+    return lineage
+
+
+def _dense_inputs(model: nn.Module, plan: Plan) -> dict[str, int]:
+    """Return how many inputs each reader had before the expansion."""
+    inputs: dict[str, int] = {}
+    for layer in plan.layers:
+        for position, name in enumerate(layer.group.consumers):
+            given = layer.group.columns
+            if given:
+                inputs[name] = width_of_runs(given[position], layer.neurons)
+            else:  # the group is its only reader
+                inputs[name] = inputs_of(model.get_submodule(name)) // layer.neurons_after * layer.neurons
+    return inputs
+
+
+def _wide_runs(lineage: Lineage, layer: LayerPlan, position: int, name: str) -> Runs:
+    """Return the layout of a reader's inputs after the expansion, over the wide neurons."""
+    given = layer.group.columns
+    dense = given[position] if given else default_runs(layer.neurons, lineage.inputs_of(name))
+    origin = lineage.columns[name]
+    runs, start = [], 0
+    for k in dense:
+        length = k * layer.neurons if k > 0 else -k
+        here = int(((origin >= start) & (origin < start + length)).sum())
+        runs.append(k if k > 0 else -here)
+        start += length
+    return tuple(runs)
+
+
+def reorder_between(module: nn.Module, neurons: int, order: Tensor) -> dict[str, Tensor]:
+    """Return the per-neuron tensors of a module with its neurons in another order."""
+    return {n: t.detach().index_select(0, order.to(t.device)) for n, t in neuron_tensors(module, neurons).items()}
+
