@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fpe.packed.bits import pack_bits, unpack_bits, width_in_bytes
+from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
 
 #: Samples up to which blocks are multiplied one by one and put side by side; beyond, each product is
@@ -38,8 +38,8 @@ class BlockLayer(PackedLayer):
         One for each block: of a linear layer (inputs, neurons), which is the faster way round where
         samples are few; of a convolution (neurons, inputs, *taps).
     columns : Tensor or None
-        Buffer, small integers: the inputs that the blocks read, one block after the other; None for one block that reads
-        all of them in order.
+        Buffer, small integers: the inputs that the blocks read, one block after the other; None for one
+        block that reads all of them in order.
     rows : Tensor
         Buffer: the neuron of the masked layer that each output is, block by block.
     restore : Tensor or None
@@ -48,6 +48,10 @@ class BlockLayer(PackedLayer):
     """
 
     format = "blocks"
+
+    columns: Tensor | None
+    rows: Tensor
+    restore: Tensor | None
 
     def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
         super().__init__(shape, bias)
@@ -89,8 +93,7 @@ class BlockLayer(PackedLayer):
             part = layer._stored(weight.index_select(0, block.rows).index_select(1, block.columns))
             free = layer._stored(mask.index_select(0, block.rows).index_select(1, block.columns)) != 0
             layer.register_parameter(f"weight_{number}", nn.Parameter(part))
-            holes = None if bool(free.all()) else pack_bits(free.flatten(1))
-            layer.register_buffer(f"free_{number}", holes)
+            layer.register_buffer(f"holes_{number}", pack_holes(free))
         columns = torch.cat([b.columns for b in blocks])
         if len(blocks) > 1 or not torch.equal(columns, torch.arange(shape.inputs, device=columns.device)):
             layer.columns = columns.to(index_type(shape.inputs))
@@ -104,9 +107,9 @@ class BlockLayer(PackedLayer):
         return (part.t() if self.shape.kind == "MaskedLinear" else part).contiguous()
 
     def config(self) -> dict[str, Any]:
-        """Add the sizes of the blocks, and which buffers there are."""
-        own = {name: tensor is not None for name, tensor in self._buffers.items()}
-        return {**super().config(), "sizes": self.sizes, "buffers": [n for n, there in own.items() if there]}
+        """Add the sizes of the blocks, and shapes and types of the buffers."""
+        buffers = {n: [str(t.dtype).removeprefix("torch."), *t.shape] for n, t in self.named_buffers()}
+        return {**super().config(), "sizes": self.sizes, "buffers": buffers}
 
     @staticmethod
     def from_config(config: dict[str, Any], like: Tensor) -> BlockLayer:
@@ -114,29 +117,18 @@ class BlockLayer(PackedLayer):
         shape = Shape.from_dict(config["shape"])
         bias = like.new_empty(shape.outputs) if config["bias"] else None
         layer = of_shape(shape)(shape, config["sizes"], bias)
-        outputs = sum(neurons for neurons, _ in layer.sizes)
-        index = {"columns": sum(inputs for _, inputs in layer.sizes), "rows": outputs, "restore": outputs}
-        for name, length in index.items():
-            if name in config["buffers"]:
-                kind = index_type(shape.inputs if name == "columns" else shape.outputs)
-                setattr(layer, name, torch.zeros(length, dtype=kind, device=like.device))
         for number, (neurons, inputs) in enumerate(layer.sizes):
             size = (inputs, neurons) if shape.kind == "MaskedLinear" else (neurons, inputs, *shape.taps)
             layer.register_parameter(f"weight_{number}", nn.Parameter(like.new_empty(size)))
-            bits = None
-            if f"free_{number}" in config["buffers"]:
-                row = width_in_bytes(torch.Size(size[1:]).numel())
-                bits = torch.zeros((1, size[0], row), dtype=torch.uint8, device=like.device)
-            layer.register_buffer(f"free_{number}", bits)
+            layer.register_buffer(f"holes_{number}", None)
+        for name, (kind, *size) in config["buffers"].items():
+            setattr(layer, name, torch.zeros(size, dtype=getattr(torch, kind), device=like.device))
         return layer
 
     def free(self, name: str) -> Tensor | None:
         """Return a mask over the weight of a block that has holes."""
-        bits = self._buffers.get(f"free_{name.removeprefix('weight_')}")
-        if bits is None or not name.startswith("weight_"):
-            return None
-        weight = self.get_parameter(name)
-        return unpack_bits(bits, weight[0].numel()).view(weight.shape)
+        holes = self._buffers.get(name.replace("weight_", "holes_"))
+        return None if holes is None else free_of(holes, self.get_parameter(name).shape)
 
     @torch.no_grad()
     def project(self) -> None:
@@ -150,16 +142,16 @@ class BlockLayer(PackedLayer):
         """Return the blocks, through which no gradient reaches a hole."""
         weights: list[Tensor] = []
         for number in range(len(self.sizes)):
-            weight, bits = self._parameters[f"weight_{number}"], self._buffers[f"free_{number}"]
-            assert weight is not None
-            if bits is not None and torch.is_grad_enabled():
-                weight = HoldHoles.apply(weight, bits)  # type: ignore[no-untyped-call]
-            weights.append(cast(Tensor, weight))
+            weight: Tensor = self.get_parameter(f"weight_{number}")
+            holes = self._buffers[f"holes_{number}"]
+            if holes is not None and torch.is_grad_enabled():
+                weight = HoldHoles.apply(weight, holes)  # type: ignore[no-untyped-call]
+            weights.append(weight)
         return weights
 
     def _columns(self) -> Sequence[Tensor]:
         """Return the inputs of each block."""
-        return cast(Tensor, self.columns).long().split([inputs for _, inputs in self.sizes])
+        return torch.split(cast(Tensor, self.columns).long(), [inputs for _, inputs in self.sizes])
 
     @property
     def weight(self) -> Tensor:
@@ -172,7 +164,7 @@ class BlockLayer(PackedLayer):
         first = self._weights()[0]
         shape = (self.shape.outputs, self.shape.inputs, *self.shape.taps)
         weight, mask = first.new_zeros(shape), first.new_zeros(shape)
-        rows = cast(Tensor, self.rows).long().split([neurons for neurons, _ in self.sizes])
+        rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
         if self.columns is None:
             columns: Sequence[Tensor] = [torch.arange(self.shape.inputs, device=first.device)]
         else:
@@ -223,7 +215,7 @@ class BlockLinear(BlockLayer):
 
     def _in_place(self, x: Tensor, weights: list[Tensor]) -> Tensor:
         y = x.new_empty(len(x), self.out_features)
-        places = y.split([neurons for neurons, _ in self.sizes], dim=1)
+        places = torch.split(y, [neurons for neurons, _ in self.sizes], dim=1)
         for part, weight, place in zip(self._parts(x), weights, places, strict=True):
             torch.mm(part, weight, out=place)
         return y if self.bias is None else y.add_(self.bias)
@@ -240,7 +232,7 @@ class _BlockConv(BlockLayer):
             y = self.apply_weight(input, weights[0], self.bias)
         else:
             neurons = [neurons for neurons, _ in self.sizes]
-            biases = [None] * len(weights) if self.bias is None else self.bias.split(neurons)
+            biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, neurons)
             parts = [input.index_select(channel, own) for own in self._columns()]
             each = [self.apply_weight(*part) for part in zip(parts, weights, biases, strict=True)]
             y = torch.cat(each, dim=channel)

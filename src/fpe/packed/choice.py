@@ -81,10 +81,10 @@ class Structure:
             Which child of its parent each neuron is, if it is known.
         """
         rows, inputs = mask.shape[:2]
-        reads = mask.flatten(2).any(2) if mask.dim() > 2 else mask != 0
+        read = reads(mask)
         roles = [role] if role is not None else [torch.arange(rows) % f for f in FACTORS if rows % f == 0]
-        cuts = [_blocks(reads, r.to(mask.device)) for r in roles if int(r.max()) > 0]
-        everybody = _blocks(reads, torch.zeros(rows, dtype=torch.long, device=mask.device))
+        cuts = [_blocks(read, r.to(mask.device)) for r in roles if int(r.max()) > 0]
+        everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]
         family = next((f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)), None)
         in_fours = inputs % 4 == 0 and mask.dim() == 2
@@ -95,7 +95,7 @@ class Structure:
             everybody,
             min(cuts, key=_stored, default=everybody),
             family,
-            in_fours and bool((reads.view(rows, -1, 4).sum(2) <= 2).all()),
+            in_fours and bool((read.view(rows, -1, 4).sum(2) <= 2).all()),
         )
 
     def density(self, blocks: Sequence[Block]) -> float:
@@ -108,15 +108,21 @@ class Structure:
         return self.free * self.factor / self.entries if self.factor else 0.0
 
 
-def _blocks(reads: Tensor, role: Tensor) -> list[Block]:
-    """Return for each role its neurons, and what any of them reads; at least one input each."""
-    blocks = []
-    for own in range(int(role.max()) + 1):
-        rows = (role == own).nonzero().flatten()
-        columns = reads[rows].any(0).nonzero().flatten()
-        if len(rows):
-            blocks.append(Block(rows, columns if len(columns) else torch.zeros_like(rows[:1])))
-    return blocks
+def reads(mask: Tensor) -> Tensor:
+    """Return which neuron reads which input at all: booleans of shape (neurons, inputs)."""
+    return mask.flatten(2).any(2) if mask.dim() > 2 else mask != 0
+
+
+def block_of(read: Tensor, rows: Tensor) -> Block:
+    """Return the block of these neurons: what any of them reads, at least one input."""
+    columns = read.index_select(0, rows).any(0).nonzero().flatten()
+    return Block(rows, columns if len(columns) else torch.zeros_like(rows[:1]))
+
+
+def _blocks(read: Tensor, role: Tensor) -> list[Block]:
+    """Return the block of each role that some neuron has."""
+    owners = [(role == own).nonzero().flatten() for own in range(int(role.max()) + 1)]
+    return [block_of(read, rows) for rows in owners if len(rows)]
 
 
 def _stored(blocks: Sequence[Block]) -> int:
@@ -173,8 +179,8 @@ def _as_blocks(seen: Structure, weight: Tensor) -> Choice | str:
     density = max(many, one)
     if density < WORTH_IT:
         return (
-            f"its neurons have no inputs in common that would make blocks (only {density:.0%} of them would be "
-            "free): expand with split='shared', or pack it as "
+            f"its neurons have no inputs in common that would make blocks (only {density:.0%} of these would "
+            "be free): expand with split='shared', or pack it as "
             + ("'codes'." if seen.fill >= WORTH_IT else "'bitmask' or 'dense'.")
         )
     kinds = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
@@ -194,13 +200,15 @@ def _as_bitmask(seen: Structure, weight: Tensor) -> Choice | str:
 
 def _two_four(seen: Structure, weight: Tensor) -> Choice | str:
     if not seen.two_four:
-        return "not of every four inputs at most two are free; expand with split='2:4', or choose another format."
+        return "of some four inputs more than two are free; expand with split='2:4', or pack it as 'codes'."
     if not weight.is_cuda:
         return "2:4 needs a GPU that computes with it, and the layer is on the CPU; pack it as 'codes'."
     if weight.dtype not in (torch.float16, torch.bfloat16):
-        return f"2:4 is computed in float16 or bfloat16, not in {weight.dtype}; convert it, or pack it as 'codes'."
+        return f"2:4 is computed in float16 or bfloat16, not in {weight.dtype}; pack it as 'codes'."
     if weight.shape[0] % 32 or weight.shape[1] % 64:
-        return f"2:4 needs multiples of 32 neurons and 64 inputs, not {tuple(weight.shape)}; pack it as 'codes'."
+        return (
+            f"2:4 needs multiples of 32 neurons and 64 inputs, not {tuple(weight.shape)}; pack it as 'codes'."
+        )
     return Choice("2:4", "two of every four inputs, by the GPU's own instructions; for inference only")
 
 

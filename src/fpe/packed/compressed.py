@@ -4,7 +4,7 @@
 the number of the child that owns it. That is the dense parent's weight and a bit for each entry (for two
 children). For a single sample the product is computed straight from that, in one compiled pass.
 
-``bitmask``: the free values in a row, and a bit for each entry. The smallest form of any mask, and the slowest.
+``bitmask``: the free values in a row, and a bit for each entry: the smallest form of any mask, and slow.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ CHUNK = 1 << 21
 
 class _Compressed(PackedLayer):
     """A packed layer whose weight is made when it is needed."""
+
+    values: nn.Parameter
 
     def made_weight(self) -> Tensor:
         """Return the weight of the masked layer."""
@@ -66,6 +68,8 @@ class CodedLayer(_Compressed):
     """
 
     format = "codes"
+
+    codes: Tensor
 
     def __init__(self, shape: Shape, factor: int, bias: Tensor | None) -> None:
         super().__init__(shape, bias)
@@ -203,7 +207,8 @@ def compiled_product() -> Callable[..., Tensor] | None:
         compiled(tiny, torch.zeros(1, 2, 1, dtype=torch.uint8), tiny[0], 2, _shifts(tiny.device))
     except Exception as error:  # compilers fail in many ways
         warnings.warn(
-            f"layers of codes are computed without a compiler, several times as slowly ({error}).", stacklevel=4
+            f"layers of codes are computed without a compiler, several times as slowly ({error}).",
+            stacklevel=4,
         )
         return None
     return cast(Callable[..., Tensor], compiled)
@@ -254,6 +259,8 @@ class BitmaskLayer(_Compressed):
     """
 
     format = "bitmask"
+
+    bits: Tensor
 
     def __init__(self, shape: Shape, bias: Tensor | None) -> None:
         super().__init__(shape, bias)

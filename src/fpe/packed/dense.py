@@ -7,48 +7,54 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fpe.packed.bits import pack_bits, unpack_bits, width_in_bytes
+from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
 
 
 class DenseLayer(PackedLayer):
-    """A layer with the weight of the masked one, zeros and all, and its mask in bits.
+    """A layer with the weight of the masked one, zeros and all, and where they are.
 
     Attributes
     ----------
     weight : Parameter
         Of the masked layer's shape.
-    bits : Tensor
-        Buffer: which entries are free.
+    holes : Tensor
+        Buffer: where the weight is held at zero, as in `fpe.packed.holes`.
     """
 
     format = "dense"
 
-    def __init__(self, shape: Shape, weight: Tensor, bits: Tensor, bias: Tensor | None) -> None:
+    weight: nn.Parameter
+    holes: Tensor
+
+    def __init__(self, shape: Shape, weight: Tensor, holes: Tensor, bias: Tensor | None) -> None:
         super().__init__(shape, bias)
         self.weight = nn.Parameter(weight)
-        self.register_buffer("bits", bits)
+        self.register_buffer("holes", holes)
 
     @classmethod
     def of(cls, shape: Shape, weight: Tensor, mask: Tensor, bias: Tensor | None) -> DenseLayer:
         """Take over a masked layer's tensors."""
         own = None if bias is None else bias.clone()
-        return cls(shape, weight.clone(), pack_bits((mask != 0).flatten(1)), own)
+        return cls(shape, weight.clone(), cast(Tensor, pack_holes(mask != 0)), own)
 
     @staticmethod
     def from_config(config: dict[str, Any], like: Tensor) -> DenseLayer:
         """Make a layer with weights that mean nothing yet, of the type and on the device of `like`."""
         shape = Shape.from_dict(config["shape"])
         weight = like.new_empty((shape.outputs, shape.inputs, *shape.taps))
-        bits = (1, shape.outputs, width_in_bytes(weight[0].numel()))
-        bias = like.new_empty(shape.outputs) if config["bias"] else None
-        return DenseLayer(shape, weight, torch.zeros(bits, dtype=torch.uint8, device=like.device), bias)
+        kind, size = config["holes"][0], config["holes"][1:]
+        holes = torch.zeros(size, dtype=getattr(torch, kind), device=like.device)
+        return DenseLayer(shape, weight, holes, like.new_empty(shape.outputs) if config["bias"] else None)
+
+    def config(self) -> dict[str, Any]:
+        """Add shape and type of what says where the holes are."""
+        holes = [str(self.holes.dtype).removeprefix("torch."), *self.holes.shape]
+        return {**super().config(), "holes": holes}
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of the weight."""
-        if name != "weight":
-            return None
-        return unpack_bits(self.bits, self.weight[0].numel()).view(self.weight.shape)
+        return free_of(self.holes, self.weight.shape) if name == "weight" else None
 
     @torch.no_grad()
     def project(self) -> None:
@@ -64,5 +70,5 @@ class DenseLayer(PackedLayer):
         """Apply the layer, as the masked one does."""
         weight: Tensor = self.weight
         if torch.is_grad_enabled():
-            weight = HoldHoles.apply(weight, self.bits)  # type: ignore[no-untyped-call]
+            weight = HoldHoles.apply(weight, self.holes)  # type: ignore[no-untyped-call]
         return self.apply_weight(input, weight, self.bias)

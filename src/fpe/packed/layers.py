@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.masked import MASKED, HoldsZeros, MaskedLayer, MaskedLinear
+from fpe.packed.holes import without_holes
 
 #: What a convolution keeps of the one that it stands for.
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
@@ -143,20 +144,20 @@ class PackedLayer(HoldsZeros):
 
 
 class HoldHoles(torch.autograd.Function):
-    """Identity forward; backward no gradient where a bit says that the weight is held at zero."""
+    """Identity forward; backward no gradient where a weight is held at zero (see `fpe.packed.holes`)."""
 
     @staticmethod
-    def forward(weight: Tensor, free: Tensor) -> Tensor:
+    def forward(weight: Tensor, holes: Tensor) -> Tensor:
+        """Return the weight."""
         return weight.view_as(weight)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Keep where the holes are."""
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        from fpe.packed.bits import unpack_bits
-
-        (free,) = ctx.saved_tensors
-        flat = grad.reshape(grad.shape[0], -1)
-        return (flat * unpack_bits(free, flat.shape[1])).view(grad.shape), None
+        """Return the gradient without the holes."""
+        (holes,) = ctx.saved_tensors
+        return without_holes(grad, holes), None

@@ -119,5 +119,6 @@ def _wide_runs(lineage: Lineage, layer: LayerPlan, position: int, name: str) -> 
 
 def reorder_between(module: nn.Module, neurons: int, order: Tensor) -> dict[str, Tensor]:
     """Return the per-neuron tensors of a module with its neurons in another order."""
-    return {n: t.detach().index_select(0, order.to(t.device)) for n, t in neuron_tensors(module, neurons).items()}
-
+    return {
+        n: t.detach().index_select(0, order.to(t.device)) for n, t in neuron_tensors(module, neurons).items()
+    }

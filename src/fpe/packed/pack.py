@@ -1,4 +1,4 @@
-"""Pack an expanded model: the same function with (nearly) only its non-zeros stored and computed; and back."""
+"""Pack an expanded model: the same function from (nearly) its non-zeros alone; and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpe.budget import count_free
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.masked import MASKED, MaskedLayer
 from fpe.packed.blocks import BlockLayer
-from fpe.packed.choice import FORMATS, Choice, Structure, choose_format
+from fpe.packed.choice import FORMATS, Choice, Structure, block_of, choose_format, reads
 from fpe.packed.compressed import BitmaskLayer, CodedLayer
 from fpe.packed.dense import DenseLayer
 from fpe.packed.layers import PackedLayer, Shape
@@ -91,7 +91,7 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
         rows.append(_row(name, layer, made, choices[name]))
     memo: dict[int, Any] = {id(wide.get_submodule(name)): new for name, new in replaced.items()}
     packed = copy.deepcopy(wide, memo)
-    packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
+    packed.fpe_packing = Packing(tuple(rows))
     return packed
 
 
@@ -156,14 +156,16 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
         mask = layer.weight_mask
         if layer.weight.dtype not in TYPES:
             known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
-            problems.append(f"layer {name!r} has {layer.weight.dtype} weights; {known} can be packed: convert it.")
+            problems.append(
+                f"layer {name!r} has {layer.weight.dtype} weights; {known} can be packed: convert it."
+            )
         elif layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
             where = "on the meta device" if layer.weight.is_meta else "sharded"
             problems.append(f"layer {name!r} is {where}; pack a model whose weights are all here.")
         elif mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all()):
             problems.append(
-                f"the mask of layer {name!r} still moves: it holds more than zeros and ones; fix it before you "
-                "pack, or go on with the masked layer."
+                f"the mask of layer {name!r} still moves: it holds more than zeros and ones; fix it before "
+                "you pack, or go on with the masked layer."
             )
         elif bool(((mask == 0) & (layer.weight != 0)).any()):
             problems.append(
@@ -178,18 +180,24 @@ def _demanded(format: str | Mapping[str, str] | None, masked: Mapping[str, Maske
     """Return the format that is demanded for each layer that one is demanded for."""
     patterns = {} if format is None else {"*": format} if isinstance(format, str) else dict(format)
     problems = []
-    demanded = {}
+    demanded: dict[str, str] = {}
     for pattern, value in patterns.items():
         names = [name for name in masked if fnmatchcase(name, pattern)]
         if value not in FORMATS:
             allowed = ", ".join(map(repr, FORMATS))
-            problems.append(f"unknown format {value!r}; allowed are {allowed}.{did_you_mean(str(value), FORMATS)}")
+            problems.append(
+                f"unknown format {value!r}; allowed are {allowed}.{did_you_mean(str(value), FORMATS)}"
+            )
         if not names:
-            problems.append(f"no masked layer is called {pattern!r}; there are {', '.join(map(repr, masked))}.")
+            problems.append(
+                f"no masked layer is called {pattern!r}; there are {', '.join(map(repr, masked))}."
+            )
         demanded |= dict.fromkeys(names, value)
     raise_problems(problems, ArgumentError, "format")
     if isinstance(format, str):  # means those that have zeros
-        return {n: f for n, f in demanded.items() if count_free(masked[n].weight_mask) < masked[n].weight.numel()}
+        return {
+            n: f for n, f in demanded.items() if count_free(masked[n].weight_mask) < masked[n].weight.numel()
+        }
     return demanded
 
 
@@ -226,7 +234,7 @@ def _orders(wide: nn.Module, plan: Plan | None, choices: Mapping[str, Choice]) -
 def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
     """Return for each packed layer whose neurons stand in another order than the masked one's which it is."""
     return {
-        name: cast(Tensor, module.rows)
+        name: module.rows.long()
         for name, module in packed.named_modules()
         if isinstance(module, BlockLayer) and module.restore is None and len(module.sizes) > 1
     }
@@ -266,27 +274,16 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
     elif choice.format == "bitmask":
         made = BitmaskLayer.of(shape, *tensors)
     elif choice.format == "blocks":
-        made = BlockLayer.of(shape, *tensors, _blocks_of(choice, weights.mask), ordered)
+        # Looked up again: what the neurons read may have been reordered since.
+        blocks = [block_of(reads(weights.mask), block.rows) for block in choice.blocks]
+        made = BlockLayer.of(shape, *tensors, blocks, ordered)
     elif count_free(weights.mask) < weights.mask.numel():
         made = DenseLayer.of(shape, *tensors)
     else:
         made = shape.plain(weights.weight.clone(), None if weights.bias is None else weights.bias.clone())
-    bias = made.bias
-    for parameter in made.parameters():
-        parameter.requires_grad_(layer.weight.requires_grad if parameter is not bias else layer.bias.requires_grad)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return made
-
-
-def _blocks_of(choice: Choice, mask: Tensor) -> list[Any]:
-    """Return the blocks of a choice for a mask whose columns may have been reordered since."""
-    from fpe.packed.blocks import Block
-
-    blocks = []
-    for block in choice.blocks:
-        reads = mask.index_select(0, block.rows).flatten(2).any(2) if mask.dim() > 2 else mask[block.rows] != 0
-        columns = reads.any(0).nonzero().flatten()
-        blocks.append(Block(block.rows, columns if len(columns) else torch.zeros_like(block.rows[:1])))
-    return blocks
 
 
 def _row(name: str, layer: MaskedLayer, made: nn.Module, choice: Choice) -> PackingRow:

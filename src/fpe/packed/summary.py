@@ -53,7 +53,12 @@ class Packing:
     def __str__(self) -> str:
         head = ("layer", "format", "why", "neurons", "inputs", "non-zeros", "their bytes", "masked", "packed")
         rows = [
-            (row.name, row.format, row.why, *(f"{n:,}" for n in (row.neurons, row.inputs, row.nonzero, *row.bytes)))
+            (
+                row.name,
+                row.format,
+                row.why,
+                *(f"{n:,}" for n in (row.neurons, row.inputs, row.nonzero, *row.bytes)),
+            )
             for row in self.rows
         ]
         nonzero = sum(row.nonzero for row in self.rows)

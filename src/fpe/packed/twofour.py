@@ -11,7 +11,7 @@ def semi_structured(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     Parameters
     ----------
     weight : Tensor
-        On a GPU, float16 or bfloat16, multiples of 32 × 64; of every four entries of a row at least two are 0.
+        On a GPU, float16 or bfloat16, multiples of 32 × 64; of every four entries in a row two or more are 0.
     bias : Tensor or None
         Shape (outputs,).
     """
