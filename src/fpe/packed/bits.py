@@ -40,12 +40,22 @@ def pack_bits(values: Tensor, bits: int = 1) -> Tensor:
 
 def unpack_bits(packed: Tensor, columns: int) -> Tensor:
     """Return what `pack_bits` stored: uint8 of shape (rows, columns)."""
+    if torch.compiler.is_exporting():
+        return _unpack_by_comparing(packed, columns)
     shifts = _shifts(packed.device)
     rows = packed.shape[1]
     values = (packed[0].unsqueeze(1) >> shifts) & 1
     for plane in range(1, len(packed)):
         values = values | (((packed[plane].unsqueeze(1) >> shifts) & 1) << plane)
     return values.reshape(rows, -1)[:, :columns]
+
+
+def _unpack_by_comparing(packed: Tensor, columns: int) -> Tensor:
+    """Do the same without shifts, which ONNX has not for these bytes."""
+    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=packed.device).unsqueeze(1)
+    planes = [(plane.unsqueeze(1) & bits != 0).to(torch.uint8) for plane in packed.unbind(0)]
+    values = torch.stack([plane * (1 << place) for place, plane in enumerate(planes)]).sum(0, dtype=torch.int32)
+    return values.to(torch.uint8).reshape(packed.shape[1], -1)[:, :columns]
 
 
 def _shifts(device: torch.device) -> Tensor:

@@ -68,3 +68,8 @@ class Packing:
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, fit for JSON."""
         return {"rows": [dict(vars(row)) for row in self.rows], "bytes": list(self.bytes)}
+
+    @staticmethod
+    def from_dict(record: dict[str, Any]) -> Packing:
+        """Make the packing again from what `to_dict` returned, or from its JSON."""
+        return Packing(tuple(PackingRow(**{**row, "bytes": tuple(row["bytes"])}) for row in record["rows"]))
