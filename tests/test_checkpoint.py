@@ -146,9 +146,9 @@ def rewritten(path, change):
 
 
 def test_a_later_format_says_which_version_wrote_it(saved):
-    rewritten(saved, lambda m: json.dumps({**m, "format": 3, "fpe": "9.1"}))
+    rewritten(saved, lambda m: json.dumps({**m, "format": 4, "fpe": "9.1"}))
     with pytest.raises(
-        CheckpointError, match=r"has format 3, this fpe .* reads format 2; it was written by fpe 9\.1"
+        CheckpointError, match=r"has format 4, this fpe .* reads formats 2 and 3; it was written by fpe 9\.1"
     ):
         fpe.load(saved, like=two_layers())
 

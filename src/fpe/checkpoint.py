@@ -1,4 +1,4 @@
-"""Save and load an expanded model: safetensors, with a JSON manifest in the file's own metadata.
+"""Save and load an expanded or packed model: safetensors, with a JSON manifest in the file's own metadata.
 
 The file holds every tensor of the state dict, masks as booleans, and a manifest (format version,
 plan, shapes of the layers that differ from the dense model's). No code is stored and none is run.
@@ -19,12 +19,13 @@ from fpe._version import __version__
 from fpe.adoption import adopt
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.files import write_atomically
-from fpe.graph.layers import PER_NEURON, is_linear, neuron_tensors
-from fpe.masked import MASKED, MaskedLayer, MaskedLinear
+from fpe.models import mlp, mlp_sizes
+from fpe.packed.summary import Packing
 from fpe.plans import Plan
-from fpe.procedure import Weights, mask
+from fpe.shapes import layer_shapes, rebuilt
 
-FORMAT = 2
+#: Of files of masked models, and of packed ones, which readers of the first do not know.
+FORMATS = (MASKED_FORMAT, PACKED_FORMAT) = (2, 3)
 _KEY = "fpe"
 
 
@@ -34,7 +35,7 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     wide : nn.Module
-        What `fpe.expand` returned, trained or not, also inside ``torch.compile`` or
+        What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile`` or
         ``DistributedDataParallel``, or sharded by ``fully_shard``. It is not changed. Where several
         processes run, the first one writes; all of them must call it if the model is sharded.
     path : path-like
@@ -43,7 +44,8 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ArgumentError
-        If the model holds state that is no tensor, which this format cannot hold.
+        If the model holds state that this format cannot hold: no tensor, or one that is packed as 2:4 or
+        quantised. The message names what to save instead.
     WriteError
         If the file cannot be written; what stood there before still stands.
     """
@@ -55,7 +57,8 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     many = torch.distributed.is_available() and torch.distributed.is_initialized()
     if many and torch.distributed.get_rank() != 0:
         return
-    manifest = {"fpe": __version__, "model": type(wide).__name__, **shapes_of(wide), "tied": tied}
+    kind, sizes = type(wide).__name__, mlp_sizes(wide)
+    manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(wide), "tied": tied}
     metadata = {"format": "pt", _KEY: json.dumps(manifest)}
 
     def write(temporary: Path) -> None:
@@ -67,30 +70,34 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     write_atomically(path, write)
 
 
-def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
-    """Read an expanded model back; the dense model gives the architecture and is not changed.
+def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Module:
+    """Read an expanded or packed model back; the dense model gives the architecture and is not changed.
 
     Parameters
     ----------
     path : path-like
         What `fpe.save` wrote.
-    like : nn.Module
-        A model of the dense architecture; its weights do not matter. The new model is on its device.
+    like : nn.Module, optional
+        A model of the dense architecture; its weights do not matter. The new model is on its device. What
+        `fpe.mlp` built (so does ``fpe fit``) needs none.
 
     Returns
     -------
     nn.Module
-        The expanded model, in the types of the file.
+        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``.
 
     Raises
     ------
+    ArgumentError
+        If `like` is not given and the file does not say how its model is built.
     CheckpointError
         If the file is missing, truncated, not one of fpe's, of a later format, or of another
         architecture.
     """
     tensors, manifest = _read(Path(path))
+    like = _built(path, manifest) if like is None else like
     try:
-        modules, plan = _modules(like, manifest)
+        modules = _modules(like, manifest)
         wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
         for alias, name in manifest["tied"].items():
             tensors[alias] = tensors[name]
@@ -105,16 +112,30 @@ def load(path: str | os.PathLike[str], like: nn.Module) -> nn.Module:
         if name in tensors and not name.endswith("_mask"):
             tensor.data = tensor.data.to(tensors[name].dtype)
     wide.load_state_dict(tensors)
-    if plan is not None:
-        wide.fpe_plan = plan  # type: ignore[assignment]
+    _note(wide, manifest)
     return wide
+
+
+def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
+    """Build the model that a file says it holds, its weights yet to be loaded."""
+    sizes = manifest.get("mlp")
+    if sizes is None:
+        raise ArgumentError(
+            f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp do; "
+            "give like=… a model of the dense architecture."
+        )
+    return mlp(**sizes, seed=0)
 
 
 def shapes_of(wide: nn.Module) -> dict[str, Any]:
     """Return the plan and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
-    plan = getattr(wide, "fpe_plan", None)
-    stored = plan.to_dict() if isinstance(plan, Plan) else None
-    return {"format": FORMAT, "plan": stored, "modules": _widths(wide)}
+    plan, packing = getattr(wide, "fpe_plan", None), getattr(wide, "fpe_packing", None)
+    shapes: dict[str, Any] = {"plan": plan.to_dict() if isinstance(plan, Plan) else None}
+    shapes["modules"] = layer_shapes(wide)
+    is_packed = any(entry["kind"] == "packed" for entry in shapes["modules"].values())
+    if isinstance(packing, Packing):
+        shapes["packing"], is_packed = packing.to_dict(), True
+    return {"format": PACKED_FORMAT if is_packed else MASKED_FORMAT, **shapes}
 
 
 def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
@@ -133,21 +154,27 @@ def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
         If the shapes are of another architecture; the model is then as it was.
     """
     try:
-        modules, plan = _modules(like, shapes)
+        modules = _modules(like, shapes)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the checkpoint is of another architecture than this {type(like).__name__}: {error}. Give the "
             "dense model that was expanded."
         ) from error
     adopt(like, modules)
-    if plan is not None:
-        like.fpe_plan = plan  # type: ignore[assignment]
+    _note(like, shapes)
 
 
-def _modules(like: nn.Module, shapes: dict[str, Any]) -> tuple[dict[str, nn.Module], Plan | None]:
-    rebuilt = {name: _rebuilt(like, name, entry) for name, entry in shapes["modules"].items()}
-    modules = {name: module for name, module in rebuilt.items() if module is not None}
-    return modules, Plan.from_dict(shapes["plan"]) if shapes["plan"] else None
+def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
+    made = {name: rebuilt(like, name, entry) for name, entry in shapes["modules"].items()}
+    return {name: module for name, module in made.items() if module is not None}
+
+
+def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
+    """Let a model know how it was expanded and packed."""
+    if shapes["plan"]:
+        model.fpe_plan = Plan.from_dict(shapes["plan"])  # type: ignore[assignment]
+    if shapes.get("packing"):
+        model.fpe_packing = Packing.from_dict(shapes["packing"])  # type: ignore[assignment]
 
 
 def _unwrap(model: nn.Module) -> nn.Module:
@@ -177,6 +204,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise ArgumentError(f"the state {name!r} is {what}; only tensors with values can be saved.")
         tensor = tensor.detach()
+        _check_kind(name, tensor)
         own = tensor.to_local() if isinstance(tensor, _sharded()) else tensor
         place = (own.device, own.data_ptr(), tensor.shape, own.stride())
         if own.numel() and place in first:
@@ -191,19 +219,18 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _widths(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Describe the modules whose shapes an expansion may have changed."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, module in model.named_modules():
-        masked = next((kind for kind in MASKED if isinstance(module, kind)), None)
-        per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
-        if isinstance(module, MaskedLayer) and masked is not None:
-            shape = list(module.weight.shape)
-            found[name] = {"kind": masked.__name__, "shape": shape, "bias": module.bias is not None}
-        elif per_neuron is not None:
-            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[per_neuron]}
-            found[name] = {"kind": per_neuron.__name__, "widths": widths}
-    return found
+def _check_kind(name: str, tensor: Tensor) -> None:
+    """Refuse tensors that hold something else than their values in a row."""
+    if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):
+        raise ArgumentError(
+            f"the state {name!r} is packed as 2:4, which is for the GPU that it was made on; save the masked "
+            "model, and pack it again after fpe.load."
+        )
+    if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
+        raise ArgumentError(
+            f"the state {name!r} is a {type(tensor).__name__}, which this format cannot hold; save the model "
+            "before it is quantised, and quantise it again after fpe.load."
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -231,41 +258,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         version = manifest["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a broken manifest ({error}); save the model again.") from error
-    if version != FORMAT:
+    if version not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
         raise CheckpointError(
-            f"{path} has format {version}, this fpe {__version__} reads format {FORMAT}; "
+            f"{path} has format {version}, this fpe {__version__} reads formats {known}; "
             f"it was written by fpe {manifest.get('fpe')}: use that version."
         )
     return tensors, manifest
-
-
-def _rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
-    """Make the module of the wide model that stands where the dense one has this name, if it is another."""
-    module = like.get_submodule(name)
-    kinds = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
-    if entry["kind"] in kinds:
-        kind, plain = kinds[entry["kind"]]
-        if not (is_linear(module) if kind is MaskedLinear else isinstance(module, plain)):
-            was = "linear layer" if kind is MaskedLinear else plain.__name__
-            raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")
-        weight = torch.empty(entry["shape"], device=module.weight.device)  # type: ignore[arg-type]
-        bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
-        return mask(module, Weights(weight, bias, torch.ones_like(weight)))
-    if type(module).__name__ != entry["kind"]:
-        raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
-    widths = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["widths"].items()}
-    if all(getattr(module, attribute) == width for attribute, width in widths.items()):
-        return None
-    wide = copy.deepcopy(module)
-    for attribute, width in widths.items():
-        before = getattr(module, attribute)
-        setattr(wide, attribute, width)
-        if before == width or attribute != PER_NEURON[type(module)][0]:
-            continue
-        old, new = (v[0] if isinstance(v, tuple) else v for v in (before, width))
-        for tensor in neuron_tensors(wide, old).values():
-            tensor.data = tensor.data.new_empty(new, *tensor.shape[1:])
-    return wide
 
 
 def _check_shapes(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from fpe.errors import ArgumentError
+from fpe.masked import HoldsZeros
 
 
 def mlp(
@@ -56,3 +58,42 @@ def mlp(
             layers.append(nn.ReLU())
         layers.append(nn.Linear(widths[-1], outputs, dtype=dtype))
     return nn.Sequential(*layers)
+
+
+def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
+    """Return the sizes with which `mlp` builds a model like this one; None if it builds no such model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense, expanded or packed. Only its modules are looked at.
+
+    Returns
+    -------
+    dict or None
+        ``inputs``, ``hidden`` (one number, or a list) and ``outputs``, of the model as it is now.
+    """
+    if type(model) is not nn.Sequential:
+        return None
+    linear = [m for m in model if type(m) is nn.Linear or isinstance(m, HoldsZeros)]
+    sizes = [(getattr(m, "in_features", 0), getattr(m, "out_features", 0)) for m in linear]
+    if len(sizes) < 2 or not all(before and after for before, after in sizes):
+        return None
+    hidden = [after for _, after in sizes[:-1]]
+    found = {
+        "inputs": sizes[0][0],
+        "hidden": hidden[0] if len(hidden) == 1 else hidden,
+        "outputs": sizes[-1][1],
+    }
+    with torch.device("meta"):
+        same = mlp(**found)
+    return found if len(same) == len(model) and all(map(_is_like, model, same)) else None
+
+
+def _is_like(module: nn.Module, built: nn.Module) -> bool:
+    """Tell whether a module is what `mlp` would have put in its place, masked or packed as it may be."""
+    if type(built) is not nn.Linear:
+        return type(module) is type(built) and repr(module) == repr(built)
+    sizes = ("in_features", "out_features")
+    same = all(getattr(module, size, None) == getattr(built, size) for size in sizes)
+    return same and getattr(module, "bias", None) is not None
