@@ -1,0 +1,346 @@
+"""Export a model for runtimes without fpe: ONNX, or an archive of torch.export; checked after writing."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from fpe.errors import ArgumentError, ModelError
+from fpe.files import write_atomically
+from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
+from fpe.graph.proof import evaluating
+
+SUFFIXES = (".onnx", ".pt2")
+#: Largest difference that is allowed, relative to the largest output, or to 1 if that is less.
+TOLERANCE = 1e-4
+#: The same for types of 16 bits.
+COARSE = 1e-2
+#: Bytes that a file of ONNX can hold.
+ONNX_LIMIT = 1 << 31
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export` has written.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    bytes : int
+        Its size.
+    difference : float or None
+        Largest difference between an output of the model and of the file, over two sizes of the batch;
+        None if nothing is installed that could run the file.
+    """
+
+    path: Path
+    bytes: int
+    difference: float | None
+
+    def __str__(self) -> str:
+        checked = "not checked" if self.difference is None else f"outputs differ by at most {self.difference:.1e}"
+        return f"{self.path}  {self.bytes:,} bytes, {checked}"
+
+
+def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Export:
+    """Write a model as ONNX or as an archive of ``torch.export``, for any size of the batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense, expanded or packed; it is exported in evaluation mode and left as it was.
+    path : path-like
+        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (read it by ``torch.export.load``).
+    example_inputs : Tensor, tuple or dict, optional
+        One batch: a tensor, several, or named ones. The first axis of each tensor becomes dynamic; tensors
+        of equal length stay of equal length. By default made up for a model of transformers.
+
+    Returns
+    -------
+    Export
+        Path, bytes, and the largest difference: what was written has been run, by onnxruntime if that is
+        installed or by torch, on these inputs and on a batch of another size. The file returns the model's
+        tensors in their order, whatever object the model puts them in.
+
+    Raises
+    ------
+    ArgumentError
+        For another ending, a missing extra, or a missing or empty batch.
+    ModelError
+        If torch cannot export the model, or if what was written computes something else. No file is
+        left then, and an old one stays.
+    WriteError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile, torch, fpe
+    >>> packed = fpe.pack(fpe.expand(fpe.mlp(64, 16, 10), split="shared"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = fpe.export(packed, f"{folder}/digits.pt2", torch.randn(5, 64))
+    >>> written.difference < 1e-4
+    True
+    """
+    path = Path(path)
+    _check(model, path)
+    model = getattr(model, "_orig_mod", model)
+    call = _call(model, example_inputs)
+    with _quiet(), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        wrapped = _TensorsOnly(model, call)
+        program = _exported(wrapped)
+        difference = None
+
+        def write(temporary: Path) -> None:
+            nonlocal difference
+            _save(program, temporary, wrapped)
+            difference = _compare(temporary, wrapped)
+
+        write_atomically(path, write)
+    return Export(path, path.stat().st_size, difference)
+
+
+def _check(model: nn.Module, path: Path) -> None:
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+    if path.suffix not in SUFFIXES:
+        raise ArgumentError(f"{path} ends in {path.suffix!r}; allowed are .onnx and .pt2 (torch.export).")
+    if path.suffix == ".onnx":
+        missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ArgumentError(
+                f"ONNX needs {' and '.join(missing)}: pip install 'fixed-parameter-expansion[onnx]'"
+            )
+        bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+        if bytes >= ONNX_LIMIT:
+            raise ModelError(f"the model has {bytes:,} bytes, and ONNX holds less than 2 GiB; export it as .pt2.")
+
+
+def _call(model: nn.Module, example_inputs: Any) -> Call:
+    """Return the batch as a call, without what belongs to generation."""
+    made = inputs_for(model)
+    if example_inputs is None:
+        if made is None:
+            raise ArgumentError("example_inputs is missing; give one batch that the model takes.")
+        return as_call(made)
+    args, kwargs = as_call(example_inputs)
+    if made is not None and "use_cache" in made:
+        kwargs.setdefault("use_cache", False)
+    if not any(tensor.dim() and len(tensor) for tensor in _tensors((args, kwargs))):
+        raise ArgumentError("example_inputs holds no tensor with rows; give one batch that the model takes.")
+    return args, kwargs
+
+
+def _tensors(call: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
+
+
+class _TensorsOnly(nn.Module):
+    """A model as a function of tensors alone, which returns tensors alone.
+
+    Named arguments without tensors, such as flags, stay as they are in the batch. The signature names
+    every argument one by one, as ``torch.export`` wants it.
+    """
+
+    def __init__(self, model: nn.Module, call: Call) -> None:
+        super().__init__()
+        args, kwargs = call
+        self.model = model
+        constants = {name: value for name, value in kwargs.items() if not _tensors(value)}
+
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            return model(*args, **constants, **kwargs)
+
+        def forward(*args: Any, **kwargs: Any) -> list[Tensor]:
+            return tensors_in(answer(*args, **kwargs))
+
+        self.call = (args, {name: value for name, value in kwargs.items() if name not in constants})
+        self.names = [*_positional_names(model, len(args)), *self.call[1]]
+        kinds = [inspect.Parameter.POSITIONAL_ONLY] * len(args)
+        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(self.call[1])
+        parameters = [inspect.Parameter(*pair) for pair in zip(self.names, kinds, strict=True)]
+        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        self.answer, self.forward = answer, forward
+        self.eval()
+
+
+def _positional_names(model: nn.Module, count: int) -> list[str]:
+    """Return what a model calls its first arguments, or numbers."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    known = [p.name for p in parameters if p.kind in plain]
+    return [known[i] if i < len(known) else f"input_{i}" for i in range(count)]
+
+
+def _batch_sizes(call: Call) -> list[int]:
+    """Return the lengths that become dynamic; 1 only where there is no other, since it may stand for any."""
+    sizes = dict.fromkeys(len(tensor) for tensor in _tensors(call) if tensor.dim())
+    return [size for size in sizes if size > 1] or list(sizes)
+
+
+def _resized(call: Call, size: int) -> Call:
+    """Return the call with so many times as many rows, and one more, by repeating rows."""
+    sizes = _batch_sizes(call)
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) not in sizes:
+            return leaf
+        return leaf[torch.arange(size * len(leaf) + 1, device=leaf.device) % len(leaf)]
+
+    resized: Call = pytree.tree_map(resize, call)
+    return resized
+
+
+def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
+    """Export with a dynamic batch; a batch of one would be taken for a constant, and is doubled."""
+    call = wrapped.call
+    if _batch_sizes(call) == [1]:
+        call = _resized(call, 1)
+    sizes = _batch_sizes(call)
+    dims = {size: Dim(f"batch_{i}" if i else "batch", min=1) for i, size in enumerate(sizes)}
+
+    def dynamic(leaf: Any) -> Any:
+        is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) in dims
+        return {0: dims[len(leaf)]} if is_batch else None
+
+    args, kwargs = call
+    values = (*args, *kwargs.values())
+    shapes = {name: pytree.tree_map(dynamic, own) for name, own in zip(wrapped.names, values, strict=True)}
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
+            return torch.export.export(wrapped, args, kwargs, dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # a model may defy export in any way
+        raise ModelError(
+            f"torch cannot export this {type(wrapped.model).__name__} with a dynamic batch: "
+            f"{type(error).__name__}: {_first_line(error)}"
+        ) from error
+
+
+def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
+    if path.suffix == ".pt2":
+        torch.export.save(program, path)
+        return
+    args, kwargs = wrapped.call
+    each_is_tensor = all(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
+    inputs, outputs = wrapped.names if each_is_tensor else None, _output_names(wrapped)
+    try:
+        written = torch.onnx.export(
+            program, (), dynamo=True, input_names=inputs, output_names=outputs, optimize=False, verbose=False
+        )
+        assert written is not None
+        written.optimize()
+    except Exception as error:  # an operation may be missing in ONNX
+        raise ModelError(
+            f"torch cannot write this {type(wrapped.model).__name__} as ONNX: "
+            f"{type(error).__name__}: {_first_line(error.__cause__ or error)}; .pt2 may do."
+        ) from error
+    for node in written.model.graph:
+        node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
+    written.save(path, external_data=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
+def _output_names(wrapped: _TensorsOnly) -> list[str]:
+    """Return the names of an output object's fields, if each is one tensor; else numbers."""
+    args, kwargs = wrapped.call
+    made = wrapped.answer(*args, **kwargs)
+    tensors = tensors_in(made)
+    if isinstance(made, Mapping) and all(isinstance(value, Tensor) for value in made.values()):
+        return [str(name) for name in made]
+    return ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
+
+
+def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
+    """Run what was written on the batch and on another size of it; return the largest difference."""
+    calls = [wrapped.call, _resized(wrapped.call, 2)]
+    answers = [wrapped(*args, **kwargs) for args, kwargs in calls]
+    if path.suffix == ".onnx" and not _runs_onnx([*_tensors(wrapped.call), *answers[0]]):
+        return None
+    try:
+        made = _run_onnx(path, calls) if path.suffix == ".onnx" else _run_archive(path, calls)
+    except Exception as error:  # whatever a runtime makes of it
+        raise ModelError(
+            f"what was exported does not run: {type(error).__name__}: {_first_line(error)}; no file was left."
+        ) from error
+    pairs = [pair for both in zip(made, answers, strict=True) for pair in zip(*both, strict=True)]
+    for own, wanted in pairs:
+        allowed = COARSE if wanted.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+        difference = _difference(own, wanted)
+        if not difference <= allowed * max(1.0, _largest(wanted)):
+            raise ModelError(
+                f"what was exported differs from the model by {difference:.1e}, more than rounding; no file was "
+                "left. A model that draws random numbers in evaluation mode cannot be exported."
+            )
+    return max((_difference(own, wanted) for own, wanted in pairs), default=0.0)
+
+
+def _difference(own: Tensor, wanted: Tensor) -> float:
+    if own.shape != wanted.shape:
+        return float("inf")
+    first, second = own.cpu().double(), wanted.cpu().double()
+    same = (first == second) | (first.isnan() & second.isnan())
+    return float(torch.where(same, 0.0, (first - second).abs()).max()) if wanted.numel() else 0.0
+
+
+def _largest(tensor: Tensor) -> float:
+    """Return the largest finite entry."""
+    finite = tensor[tensor.isfinite()].abs()
+    return float(finite.max()) if len(finite) else 0.0
+
+
+def _runs_onnx(tensors: list[Tensor]) -> bool:
+    """Tell whether onnxruntime is there, and numpy knows these types."""
+    is_there = importlib.util.find_spec("onnxruntime") is not None
+    return is_there and all(tensor.dtype != torch.bfloat16 for tensor in tensors)
+
+
+def _run_onnx(path: Path, calls: list[Call]) -> list[list[Tensor]]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    made = []
+    for call in calls:
+        feed = {name: own.cpu().numpy() for name, own in zip(names, _tensors(call), strict=True)}
+        made.append([torch.as_tensor(output) for output in session.run(None, feed)])
+    return made
+
+
+def _run_archive(path: Path, calls: list[Call]) -> list[list[Tensor]]:
+    module = torch.export.load(path).module()
+    return [module(*args, **kwargs) for args, kwargs in calls]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Let exporters not report their steps: what they cannot do is raised."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
