@@ -82,7 +82,11 @@ class Structure:
         """
         rows, inputs = mask.shape[:2]
         read = reads(mask)
-        roles = [role] if role is not None else [torch.arange(rows) % f for f in FACTORS if rows % f == 0]
+        roles = (
+            [role]
+            if role is not None
+            else [torch.arange(rows) % f for f in FACTORS if rows % f == 0 and f < rows]
+        )
         cuts = [_blocks(read, r.to(mask.device)) for r in roles if int(r.max()) > 0]
         everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]
