@@ -137,9 +137,9 @@ class Columns:
     by : str, default "norm"
         What an input counts. ``"norm"``: the norm of its column of weights. ``"activation"``: that norm times
         the root mean square of the input on `example_inputs`, as Wanda ranks single weights (Sun et al.,
-        2024). ``"gradient"``: the sum over its column of ``|weight × gradient|``, the first order of what
-        the loss would change by (Molchanov et al., 2017); the gradient is the one that ``loss.backward()``
-        left on the layer.
+        2024). ``"gradient"``: the sum over its column of ``|weight × gradient|``, to first order what the
+        loss would change by, as SNIP ranks single weights (Lee et al., 2019); the gradient is the one that
+        ``loss.backward()`` left on the layer.
 
     Raises
     ------
