@@ -231,6 +231,40 @@ def test_a_channel_that_is_always_zero_leaves_first():
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
 
 
+def test_taps_that_are_shared_out_are_ranked_one_by_one():
+    """Each tap of a channel is a column of its own; that of no gradient leaves first."""
+    model, x = convolutions()
+    with_gradients(model, x)
+    model[0].weight.grad[:, 5, 1, 2] = 0
+    how = {"split": "shared", "example_inputs": x, "convolutions": "taps"}
+    for by in ("activation", "gradient"):
+        wide = fpe.expand(model, prune=Columns(by), **how)
+        assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert not wide[0].weight_mask[:, 5, 1, 2].any()
+    assert wide[0].weight_mask[:, 5].any()
+
+
+class Bypassed(nn.Module):
+    """Takes a layer's tensors instead of calling it, so that no hook sees its inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(nn.functional.linear(x, self.hidden.weight, self.hidden.bias).relu())
+
+
+def test_a_layer_that_is_not_called_cannot_be_measured():
+    how = {"layers": fpe.Group("hidden", "head"), "example_inputs": torch.rand(2, 8)}
+    with pytest.raises(ModelError) as error:
+        fpe.plan(Bypassed(), split="shared", prune=Columns("activation"), **how)
+    assert str(error.value) == (
+        "layer 'hidden' is not called as a module on example_inputs, so that its inputs cannot be measured; "
+        "leave it out of layers=…, or rank by something else."
+    )
+
+
 @pytest.mark.parametrize("by", ["activation", "gradient"])
 def test_gate_and_up_lose_the_same_inputs(by):
     """The smallest sum over both: input 3 has the smallest gate, but the largest up."""
