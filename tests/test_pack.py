@@ -285,11 +285,14 @@ def test_the_rule_says_why():
     halves[::2, :4], halves[1::2, 4:] = 1, 1
     drawn = (torch.arange(32).view(4, 8) * 5 % 7 > 3).float()
     own = torch.stack([drawn, 1 - drawn], dim=1).flatten(0, 1)
-    ragged = (torch.arange(64).view(8, 8) * 7 % 11 > 4).float()
+    ragged = (torch.rand(16, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
     assert chosen(everything).why == "it has no zeros"
     assert (chosen(halves).format, chosen(halves).why) == ("blocks", "2 blocks, all of it free")
     assert (chosen(own).format, chosen(own).factor) == ("codes", 2)
-    assert chosen(ragged).why.startswith("its mask has no structure, and 45% of what is stored are zeros")
+    zeros = f"{1 - float(ragged.mean()):.0%}"
+    assert chosen(ragged).why.startswith(
+        f"its mask has no structure, and {zeros} of what is stored are zeros"
+    )
 
 
 def test_what_is_not_masked_cannot_be_packed():
