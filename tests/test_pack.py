@@ -281,7 +281,7 @@ def test_the_rule_says_why():
         return choose_format(Structure.of(mask, role), mask, None)
 
     everything = torch.ones(4, 8)
-    halves = torch.zeros(4, 8)
+    halves = torch.zeros(8, 8)
     halves[::2, :4], halves[1::2, 4:] = 1, 1
     drawn = (torch.arange(32).view(4, 8) * 5 % 7 > 3).float()
     own = torch.stack([drawn, 1 - drawn], dim=1).flatten(0, 1)
