@@ -156,9 +156,7 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
         mask = layer.weight_mask
         if layer.weight.dtype not in TYPES:
             known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
-            problems.append(
-                f"layer {name!r} has {layer.weight.dtype} weights; {known} can be packed: convert it."
-            )
+            problems.append(f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}.")
         elif layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
             where = "on the meta device" if layer.weight.is_meta else "sharded"
             problems.append(f"layer {name!r} is {where}; pack a model whose weights are all here.")
@@ -265,10 +263,11 @@ def _reorder(
 
 def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool) -> nn.Module:
     """Make the layer; parameters of a layer that is not trained stay so."""
-    shape, tensors = Shape.of(layer), (weights.weight, weights.mask, weights.bias)
+    bias = None if weights.bias is None else weights.bias.clone()
+    shape, tensors = Shape.of(layer), (weights.weight, weights.mask, bias)
     made: nn.Module
     if choice.format == "2:4":
-        return semi_structured(weights.weight, weights.bias)
+        return semi_structured(weights.weight, bias)
     if choice.format == "codes":
         made = CodedLayer.of(shape, *tensors, choice.factor)
     elif choice.format == "bitmask":
@@ -280,7 +279,7 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
     elif count_free(weights.mask) < weights.mask.numel():
         made = DenseLayer.of(shape, *tensors)
     else:
-        made = shape.plain(weights.weight.clone(), None if weights.bias is None else weights.bias.clone())
+        made = shape.plain(weights.weight.clone(), bias)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return made
