@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     from fpe.budget import Columns, Magnitude, count_nonzero
     from fpe.checkpoint import load, save
     from fpe.expansion import expand
+    from fpe.export import export
     from fpe.graph import Group
     from fpe.inplace import expand_
     from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
     from fpe.models import mlp
     from fpe.packed.pack import pack, unpack
+    from fpe.packed.quantised import quantise
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
     from fpe.summaries import summary
@@ -49,11 +51,13 @@ _HOME = {
     "count_nonzero": "budget",
     "expand": "expansion",
     "expand_": "inplace",
+    "export": "export",
     "hold_masks": "masked",
     "load": "checkpoint",
     "mlp": "models",
     "pack": "packed.pack",
     "plan": "planning",
+    "quantise": "packed.quantised",
     "save": "checkpoint",
     "summary": "summaries",
     "unpack": "packed.pack",
@@ -78,11 +82,13 @@ __all__ = [
     "count_nonzero",
     "expand",
     "expand_",
+    "export",
     "hold_masks",
     "load",
     "mlp",
     "pack",
     "plan",
+    "quantise",
     "save",
     "summary",
     "unpack",

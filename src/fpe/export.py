@@ -29,6 +29,8 @@ SUFFIXES = (".onnx", ".pt2")
 TOLERANCE = 1e-4
 #: The same for types of 16 bits.
 COARSE = 1e-2
+#: Bytes of what may be computed beforehand and stored in its place: codes and int8 stay as small as they are.
+SMALL = 1024
 #: Bytes that a file of ONNX can hold.
 ONNX_LIMIT = 1 << 31
 
@@ -65,7 +67,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
     model : nn.Module
         Dense, expanded or packed; it is exported in evaluation mode and left as it was.
     path : path-like
-        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (read it by ``torch.export.load``).
+        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (read it by ``torch.export.load``; of a
+        quantised model, where torchao is installed).
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The first axis of each tensor becomes dynamic; tensors
         of equal length stay of equal length. By default made up for a model of transformers.
@@ -137,12 +140,17 @@ def _call(model: nn.Module, example_inputs: Any) -> Call:
         if made is None:
             raise ArgumentError("example_inputs is missing; give one batch that the model takes.")
         return as_call(made)
-    args, kwargs = as_call(example_inputs)
+    args, kwargs = pytree.tree_map(_alone, as_call(example_inputs))
     if made is not None and "use_cache" in made:
         kwargs.setdefault("use_cache", False)
     if not any(tensor.dim() and len(tensor) for tensor in _tensors((args, kwargs))):
         raise ArgumentError("example_inputs holds no tensor with rows; give one batch that the model takes.")
     return args, kwargs
+
+
+def _alone(leaf: Any) -> Any:
+    """Copy a tensor: an archive holds its examples, and with a part of a tensor it would hold the whole."""
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _tensors(call: Any) -> list[Tensor]:
@@ -234,6 +242,8 @@ def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
     if path.suffix == ".pt2":
         torch.export.save(program, path)
         return
+    import onnxscript.optimizer
+
     args, kwargs = wrapped.call
     each_is_tensor = all(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
     inputs, outputs = wrapped.names if each_is_tensor else None, _output_names(wrapped)
@@ -242,7 +252,7 @@ def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
             program, (), dynamo=True, input_names=inputs, output_names=outputs, optimize=False, verbose=False
         )
         assert written is not None
-        written.optimize()
+        onnxscript.optimizer.optimize(written.model, input_size_limit=SMALL, output_size_limit=SMALL)
     except Exception as error:  # an operation may be missing in ONNX
         raise ModelError(
             f"torch cannot write this {type(wrapped.model).__name__} as ONNX: "
