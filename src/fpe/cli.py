@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,8 +151,6 @@ def fit(
         click.echo(json.dumps(result))
         return
     best = result["best"]
-    outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
-    like = f"fpe.mlp({dataset.X_train.shape[1]}, {best['hidden']}, {outputs})"
     click.echo(_heading(result))
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
@@ -161,7 +158,7 @@ def fit(
     click.echo(f"best model  {folder / 'best.safetensors'}")
     click.echo(
         f"  {best['expanded']['accuracy']:.1%}, chosen by test accuracy; load it with "
-        f"fpe.load({str(folder / 'best.safetensors')!r}, like={like})"
+        f"fpe.load({str(folder / 'best.safetensors')!r})"
     )
 
 
@@ -271,9 +268,10 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
       fpe plan mynetworks:make_classifier --factor 3
       fpe plan ./bert-base --layers '*.intermediate.dense=4'
     """  # noqa: D301
+    from fpe.named_models import named_model
     from fpe.planning import plan as make_plan
 
-    network, example_inputs = _from_folder(Path(model)) if Path(model).is_dir() else _made(model)
+    network, example_inputs = named_model(model)
     result = make_plan(network, layers=_layers(layers, how["factor"]), example_inputs=example_inputs, **how)
     click.echo(json.dumps(result.to_dict()) if as_json else str(result))
 
@@ -291,26 +289,36 @@ def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
     return layers or None
 
 
-def _from_folder(folder: Path) -> tuple[Any, None]:
-    """Load a model of transformers from a folder of this machine."""
-    if not (folder / "config.json").is_file():
-        raise ArgumentError(f"the folder {folder} has no config.json, which a model of transformers has.")
-    try:
-        import transformers
-    except ImportError as error:
-        raise ArgumentError(
-            "a model folder needs transformers: pip install 'fixed-parameter-expansion[transformers]'"
-        ) from error
-    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
-            return kind.from_pretrained(folder, local_files_only=True), None
-        make: Any = kind.from_config if kind is transformers.AutoModel else kind
-        return make(config), None
-    except Exception as error:  # whatever a broken folder makes of transformers
-        raise ArgumentError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
+@main.command(short_help="Write a saved model as ONNX or as a torch.export archive.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--like",
+    metavar="MODULE:CALLABLE|FOLDER",
+    help="The dense architecture and a batch, as for fpe plan.  [default: as the file says]",
+)
+@click.option("--pack/--no-pack", default=True, show_default=True, help="Leave the zeros out.")
+@click.option("--int8", is_flag=True, help="Round the weights of linear layers to int8.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def export(file: Path, out: Path, like: str | None, pack: bool, int8: bool, as_json: bool) -> None:
+    """Write the model in FILE, which fpe.save or fpe fit wrote, to OUT, which ends in .onnx or .pt2.
+
+    It is packed first, and what was written is run and compared with it, on two sizes of the batch. What
+    fpe.mlp and fpe fit made needs no --like; other models need one, and a batch of inputs with it, unless
+    they are of transformers.
+
+    \b
+    Example:
+      fpe export fpe-out/digits-random-x2/best.safetensors digits.onnx
+      fpe export wide.safetensors model.pt2 --like mynetworks:make_model_and_batch
+    """  # noqa: D301
+    from fpe.deployment import export_file
+
+    written = export_file(file, out, like, pack, int8)
+    if as_json:
+        click.echo(json.dumps(written.to_dict()))
+        return
+    click.echo(str(written))
 
 
 @main.command(cls=_ManyWidths, short_help="Make a figure or table of the paper again.")
@@ -415,23 +423,3 @@ def report(folder: Path, out: Path | None, as_json: bool) -> None:
 def _check_jobs(jobs: int) -> None:
     if jobs != -1 and jobs < 1:
         raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
-
-
-def _made(name: str) -> tuple[Any, Any]:
-    """Import and call ``module:callable``; return a model and, if it gave one, a batch."""
-    import importlib
-
-    module_name, colon, attribute = name.partition(":")
-    if not (module_name and colon and attribute):
-        raise ArgumentError(f"{name!r} does not name a model; write MODULE:CALLABLE, such as mynet:make.")
-    sys.path.insert(0, "")
-    try:
-        made: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            made = getattr(made, part)
-        made = made()
-    except Exception as error:  # the user's own code may fail in any way
-        raise ArgumentError(f"{name} could not be made: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove("")
-    return made if isinstance(made, tuple) and len(made) == 2 else (made, None)

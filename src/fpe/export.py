@@ -55,7 +55,8 @@ class Export:
     difference: float | None
 
     def __str__(self) -> str:
-        checked = "not checked" if self.difference is None else f"outputs differ by at most {self.difference:.1e}"
+        known = self.difference is not None
+        checked = f"outputs differ by at most {self.difference:.1e}" if known else "not checked"
         return f"{self.path}  {self.bytes:,} bytes, {checked}"
 
 
@@ -130,7 +131,7 @@ def _check(model: nn.Module, path: Path) -> None:
             )
         bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
         if bytes >= ONNX_LIMIT:
-            raise ModelError(f"the model has {bytes:,} bytes, and ONNX holds less than 2 GiB; export it as .pt2.")
+            raise ModelError(f"the model has {bytes:,} bytes, ONNX holds less than 2 GiB; export it as .pt2.")
 
 
 def _call(model: nn.Module, example_inputs: Any) -> Call:
@@ -178,9 +179,10 @@ class _TensorsOnly(nn.Module):
 
         self.call = (args, {name: value for name, value in kwargs.items() if name not in constants})
         self.names = [*_positional_names(model, len(args)), *self.call[1]]
-        kinds = [inspect.Parameter.POSITIONAL_ONLY] * len(args)
-        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(self.call[1])
-        parameters = [inspect.Parameter(*pair) for pair in zip(self.names, kinds, strict=True)]
+        first, then = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
+        parameters = [
+            inspect.Parameter(name, first if i < len(args) else then) for i, name in enumerate(self.names)
+        ]
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         self.answer, self.forward = answer, forward
         self.eval()
@@ -295,8 +297,8 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
         difference = _difference(own, wanted)
         if not difference <= allowed * max(1.0, _largest(wanted)):
             raise ModelError(
-                f"what was exported differs from the model by {difference:.1e}, more than rounding; no file was "
-                "left. A model that draws random numbers in evaluation mode cannot be exported."
+                f"what was exported differs from the model by {difference:.1e}, more than by rounding; no file "
+                "was left. A model that draws random numbers in evaluation mode cannot be exported."
             )
     return max((_difference(own, wanted) for own, wanted in pairs), default=0.0)
 

@@ -80,7 +80,7 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     if len(sizes) < 2 or not all(before and after for before, after in sizes):
         return None
     hidden = [after for _, after in sizes[:-1]]
-    found = {
+    found: dict[str, Any] = {
         "inputs": sizes[0][0],
         "hidden": hidden[0] if len(hidden) == 1 else hidden,
         "outputs": sizes[-1][1],

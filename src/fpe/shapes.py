@@ -33,7 +33,7 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
         if isinstance(module, PackedLayer):
             found[name] = {"kind": "packed", "config": module.config()}
-        elif name in repacked and type(module) in MASKED.values():  # without zeros, packing makes it an ordinary one
+        elif name in repacked and type(module) in MASKED.values():  # it had no zeros
             config = {"shape": Shape.of_plain(module).to_dict(), "bias": bias_of(module) is not None}
             found[name] = {"kind": "plain", "config": config}
         elif isinstance(module, MaskedLayer) and masked is not None:
@@ -75,7 +75,7 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
 
 
 def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> nn.Module:
-    """Make a packed layer, or the ordinary one that packing made, in the place of a layer of the dense model."""
+    """Make a packed layer, or the ordinary one that packing made, in the place of a dense one."""
     shape = Shape.from_dict(config["shape"])
     masked, plain = next((m, p) for m, p in MASKED.items() if m.__name__ == shape.kind)
     _check_stands_for(module, name, masked, plain)

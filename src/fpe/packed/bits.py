@@ -54,8 +54,10 @@ def _unpack_by_comparing(packed: Tensor, columns: int) -> Tensor:
     """Do the same without shifts, which ONNX has not for these bytes."""
     bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=packed.device).unsqueeze(1)
     planes = [(plane.unsqueeze(1) & bits != 0).to(torch.uint8) for plane in packed.unbind(0)]
-    values = torch.stack([plane * (1 << place) for place, plane in enumerate(planes)]).sum(0, dtype=torch.int32)
-    return values.to(torch.uint8).reshape(packed.shape[1], -1)[:, :columns]
+    values = planes[0]
+    for place, plane in enumerate(planes[1:], start=1):
+        values = values + plane * (1 << place)
+    return values.reshape(packed.shape[1], -1)[:, :columns]
 
 
 def _shifts(device: torch.device) -> Tensor:

@@ -51,12 +51,12 @@ def quantise(packed: nn.Module, activations: bool = False) -> nn.Module:
     packed = getattr(packed, "_orig_mod", packed)
     masked = [name for name, module in packed.named_modules() if isinstance(module, MaskedLayer)]
     if masked:
-        raise ModelError(f"layer {masked[0]!r} is masked; pack the model first: fpe.quantise(fpe.pack(wide)).")
+        raise ModelError(f"layer {masked[0]!r} is masked; pack first: fpe.quantise(fpe.pack(wide)).")
     replaced = {name: _as_linears(module) for name, module in _packed_linear(packed).items()}
     memo: dict[int, Any] = {id(packed.get_submodule(name)): new for name, new in replaced.items()}
     copied = copy.deepcopy(packed, memo)
     if not any(isinstance(module, nn.Linear) for module in copied.modules()):
-        raise ModelError("this model has no linear layers, and convolutions are not quantised; export it as it is.")
+        raise ModelError("there is no linear layer, and convolutions are not quantised; export it as it is.")
     _quantise_(copied, activations)
     return copied.requires_grad_(False).eval()
 
@@ -121,7 +121,8 @@ class Int8Blocks(BlockLinear):
     format = "int8"
 
     def __init__(self, layer: BlockLinear) -> None:
-        super().__init__(layer.shape, layer.sizes, None if layer.bias is None else layer.bias.detach().clone())
+        bias = None if layer.bias is None else layer.bias.detach().clone()
+        super().__init__(layer.shape, layer.sizes, bias)
         for name in ("columns", "rows", "restore"):
             own = layer._buffers[name]
             setattr(self, name, None if own is None else own.clone())
