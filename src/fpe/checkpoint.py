@@ -109,8 +109,9 @@ def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Modu
     _check_shapes(wide, tensors, path, like)
     own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
     for name, tensor in own.items():
-        if name in tensors and not name.endswith("_mask"):
-            tensor.data = tensor.data.to(tensors[name].dtype)
+        like_what = name.removesuffix("_mask") if name.endswith("weight_mask") else name  # stored as booleans
+        if like_what in tensors:
+            tensor.data = tensor.data.to(tensors[like_what].dtype)
     wide.load_state_dict(tensors)
     _note(wide, manifest)
     return wide

@@ -297,7 +297,7 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
         difference = _difference(own, wanted)
         if not difference <= allowed * max(1.0, _largest(wanted)):
             raise ModelError(
-                f"what was exported differs from the model by {difference:.1e}, more than by rounding; no file "
+                f"what was exported differs from the model by {difference:.1e}, more than rounding; no file "
                 "was left. A model that draws random numbers in evaluation mode cannot be exported."
             )
     return max((_difference(own, wanted) for own, wanted in pairs), default=0.0)

@@ -1,0 +1,185 @@
+"""Packed models are saved and come back as they were; files of fpe.mlp say how their model is built."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import fpe
+from fpe.errors import ArgumentError, BudgetError, CheckpointError
+from fpe.models import mlp_sizes
+from fpe.packed.pack import bytes_of
+from models import same_state
+from zoo import ZOO, answer
+
+METHODS = [("shared", "magnitude"), ("random", "magnitude"), ("shared", "columns")]
+#: Where whole columns can pay: the consumers are smaller than the producers.
+COLUMNS = ["MLP", "LLaMA", "Mixtral-style experts", "LSTM head"]
+CASES = [
+    (name, *method)
+    for name in ZOO
+    for method in METHODS
+    if name != "Mixtral" and (method[1] == "magnitude" or name in COLUMNS)
+]
+
+
+def manifest_of(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["fpe"])
+
+
+@pytest.mark.parametrize("format", [None, "bitmask"])
+@pytest.mark.parametrize(("name", "split", "prune"), CASES)
+def test_what_is_loaded_is_what_was_packed(name, split, prune, format, tmp_path):
+    """Also bit for bit in the outputs, and back to the masked model."""
+    model, batch = ZOO[name]()
+    wide = fpe.expand(model, 2, split, prune=prune, example_inputs=batch).eval()
+    packed = fpe.pack(wide, format)
+    fpe.save(packed, tmp_path / "packed.safetensors")
+    again = fpe.load(tmp_path / "packed.safetensors", like=model.eval())
+    assert same_state(again, packed)
+    assert [type(m) for m in again.modules()] == [type(m) for m in packed.modules()]
+    assert torch.equal(answer(again, batch), answer(packed, batch))
+    assert (again.fpe_plan, again.fpe_packing) == (packed.fpe_plan, packed.fpe_packing)
+    unpacked, state = fpe.unpack(again).state_dict(), wide.state_dict()
+    assert unpacked.keys() == state.keys()
+    assert all(torch.equal(unpacked[key], state[key]) for key in state)  # -0.0 may have become 0.0
+
+
+def test_columns_cannot_pay_in_the_other_models():
+    """So that the table above leaves out nothing that could be tested."""
+    for name in set(ZOO) - {"Mixtral", *COLUMNS}:
+        model, batch = ZOO[name]()
+        with pytest.raises(BudgetError):
+            fpe.expand(model, 2, "shared", prune="columns", example_inputs=batch)
+
+
+@pytest.mark.parametrize(("split", "prune"), METHODS)
+def test_the_file_is_as_large_as_the_packed_model(split, prune, tmp_path):
+    packed = fpe.pack(fpe.expand(fpe.mlp(384, 64, 77, seed=0), 2, split, prune=prune))
+    path = tmp_path / "packed.safetensors"
+    fpe.save(packed, path)
+    assert bytes_of(packed) < path.stat().st_size < bytes_of(packed) + 4000
+
+
+def test_a_packed_model_trains_on_as_the_saved_one_would(tmp_path):
+    model, x = ZOO["MLP"]()
+    model[0].bias.requires_grad_(False)
+    packed = fpe.pack(fpe.expand(model, split="shared"))
+    fpe.save(packed, tmp_path / "packed.safetensors")
+    again = fpe.load(tmp_path / "packed.safetensors", like=model)
+    for net in (packed, again):
+        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            net(x).square().mean().backward()
+            optimizer.step()
+    assert torch.equal(packed(x), again(x))
+    assert not again[0].bias.requires_grad
+    assert fpe.count_nonzero(fpe.unpack(again)) == fpe.count_nonzero(model)
+
+
+def test_the_type_of_a_packed_file_is_kept(tmp_path):
+    packed = fpe.pack(fpe.expand(ZOO["MLP"]()[0].bfloat16()))
+    fpe.save(packed, tmp_path / "packed.safetensors")
+    assert same_state(fpe.load(tmp_path / "packed.safetensors", like=ZOO["MLP"]()[0]), packed)
+
+
+def test_only_packed_files_have_the_new_format(tmp_path):
+    """Older versions read the files of masked models, and refuse others by their number."""
+    wide = fpe.expand(fpe.mlp(8, 4, 2))
+    for model, version in ((wide, 2), (fpe.pack(wide), 3)):
+        fpe.save(model, tmp_path / "file.safetensors")
+        assert manifest_of(tmp_path / "file.safetensors")["format"] == version
+
+
+@pytest.mark.parametrize(
+    ("like", "reason"),
+    [
+        (nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU(), nn.Linear(4, 2)), "'0' is a Conv1d and was a linear layer"),
+        (nn.Sequential(nn.Linear(8, 4), nn.ReLU()), "another architecture"),
+        (nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), nn.Linear(2, 2)), "3.bias is missing"),
+    ],
+)
+def test_a_packed_file_refuses_another_architecture(like, reason, tmp_path):
+    fpe.save(fpe.pack(fpe.expand(fpe.mlp(8, 4, 2))), tmp_path / "packed.safetensors")
+    with pytest.raises(CheckpointError, match=reason):
+        fpe.load(tmp_path / "packed.safetensors", like=like)
+
+
+@pytest.mark.parametrize("hidden", [4, [6], [6, 4]])
+@pytest.mark.parametrize("packing", [False, True])
+def test_what_mlp_built_is_loaded_from_its_file_alone(hidden, packing, tmp_path):
+    wide = fpe.expand(fpe.mlp(16, hidden, 3, dtype=torch.float64), split="shared")
+    saved = fpe.pack(wide) if packing else wide
+    fpe.save(saved, tmp_path / "file.safetensors")
+    state = torch.get_rng_state()
+    again = fpe.load(tmp_path / "file.safetensors")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_state(again, saved)
+    assert again.fpe_plan == saved.fpe_plan
+
+
+OTHERS = [
+    nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()),
+    nn.Sequential(nn.Linear(8, 4), nn.Sequential(nn.ReLU()), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(5, 2)),
+    nn.Sequential(*fpe.mlp(8, [4, 4], 2)[:1], nn.LayerNorm(4, eps=1e-3), *fpe.mlp(8, [4, 4], 2)[2:]),
+    nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 1)),
+    ZOO["LSTM head"]()[0],
+]
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_other_models_are_not_taken_for_one_of_mlp(model):
+    assert mlp_sizes(model) is None
+
+
+def test_sizes_are_those_that_mlp_was_given():
+    sizes = {"inputs": 8, "hidden": [4, 6], "outputs": 2}
+    assert mlp_sizes(fpe.mlp(**sizes)) == sizes
+    assert mlp_sizes(fpe.mlp(8, 4, 2)) == {"inputs": 8, "hidden": 4, "outputs": 2}
+
+
+def test_a_file_that_does_not_say_how_its_model_is_built_asks_for_like(tmp_path):
+    path = tmp_path / "file.safetensors"
+    fpe.save(fpe.expand(OTHERS[0]), path)
+    with pytest.raises(ArgumentError) as error:
+        fpe.load(path)
+    assert str(error.value) == (
+        f"{path} does not say how its Sequential is built, as only models of fpe.mlp do; give like=… a model "
+        "of the dense architecture."
+    )
+
+
+def test_a_layer_packed_as_two_four_is_refused_with_what_to_save(tmp_path):
+    """A tensor of the GPU's kind, made here from its parts."""
+    kind = torch.sparse.SparseSemiStructuredTensorCUTLASS
+    weight = kind(torch.Size((32, 64)), torch.ones(32, 32), torch.ones(32, 4), None, None, None)
+    model = fpe.pack(fpe.expand(fpe.mlp(64, 16, 3)))
+    model[0] = nn.Linear(64, 32)
+    model[0].weight = nn.Parameter(weight, requires_grad=False)
+    with pytest.raises(ArgumentError) as error:
+        fpe.save(model, tmp_path / "packed.safetensors")
+    assert str(error.value) == (
+        "the state '0.weight' is packed as 2:4, which is for the GPU that it was made on; save the masked "
+        "model, and pack it again after fpe.load."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["MLP", "CNN-BatchNorm-Flatten", "GPT-2", "LLaMA"])
+def test_the_summary_of_a_packed_model_counts_its_bytes(name):
+    model, batch = ZOO[name]()
+    wide = fpe.expand(model, 2, "shared", example_inputs=batch)
+    packed = fpe.pack(wide)
+    total = fpe.summary(model, packed).total
+    assert total.nonzero == (fpe.count_nonzero(model),) * 2
+    assert total.bytes[1] <= bytes_of(packed)
+    assert total.bytes[1] < fpe.summary(model, wide).total.bytes[1]
+    assert total.neurons == fpe.summary(model, wide).total.neurons
