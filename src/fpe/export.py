@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
         quantised model, where torchao is installed).
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The first axis of each tensor becomes dynamic; tensors
-        of equal length stay of equal length. By default made up for a model of transformers.
+        of equal length stay of equal length. So does the second axis of texts (integers) of a model of
+        transformers, for which a batch is made up if none is given.
 
     Returns
     -------
@@ -215,21 +216,36 @@ def _resized(call: Call, size: int) -> Call:
     return resized
 
 
+def _dynamic(
+    wrapped: _TensorsOnly, call: Call, dims: Mapping[int, Any], length: Callable[[int], Any]
+) -> dict[str, Any]:
+    """Say which axes are dynamic: the batch, by its size, and the length of texts of transformers' models."""
+    is_text = inputs_for(wrapped.model) is not None
+
+    def axes(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        found = {0: dims[len(leaf)]} if leaf.dim() and len(leaf) in dims else {}
+        if is_text and leaf.dim() == 2 and not leaf.is_floating_point():
+            found[1] = length(leaf.shape[1])
+        return found
+
+    values = (*call[0], *call[1].values())
+    return {name: pytree.tree_map(axes, own) for name, own in zip(wrapped.names, values, strict=True)}
+
+
+def _names_of_sizes(call: Call) -> dict[int, str]:
+    return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(_batch_sizes(call))}
+
+
 def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
     """Export with a dynamic batch; a batch of one would be taken for a constant, and is doubled."""
     call = wrapped.call
     if _batch_sizes(call) == [1]:
         call = _resized(call, 1)
-    sizes = _batch_sizes(call)
-    dims = {size: Dim(f"batch_{i}" if i else "batch", min=1) for i, size in enumerate(sizes)}
-
-    def dynamic(leaf: Any) -> Any:
-        is_batch = isinstance(leaf, Tensor) and leaf.dim() and len(leaf) in dims
-        return {0: dims[len(leaf)]} if is_batch else None
-
+    dims = {size: Dim(name, min=1) for size, name in _names_of_sizes(call).items()}
     args, kwargs = call
-    values = (*args, *kwargs.values())
-    shapes = {name: pytree.tree_map(dynamic, own) for name, own in zip(wrapped.names, values, strict=True)}
+    shapes = _dynamic(wrapped, call, dims, lambda _: Dim.AUTO)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
             return torch.export.export(wrapped, args, kwargs, dynamic_shapes=shapes, strict=False)
@@ -251,7 +267,13 @@ def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
     inputs, outputs = wrapped.names if each_is_tensor else None, _output_names(wrapped)
     try:
         written = torch.onnx.export(
-            program, (), dynamo=True, input_names=inputs, output_names=outputs, optimize=False, verbose=False
+            program,
+            dynamo=True,
+            dynamic_shapes=_dynamic(wrapped, wrapped.call, _names_of_sizes(wrapped.call), "length_{}".format),
+            input_names=inputs,
+            output_names=outputs,
+            optimize=False,
+            verbose=False,
         )
         assert written is not None
         onnxscript.optimizer.optimize(written.model, input_size_limit=SMALL, output_size_limit=SMALL)

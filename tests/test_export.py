@@ -1,0 +1,379 @@
+"""Exported models compute the same elsewhere, at any size of the batch; what cannot be exported is said."""
+
+import copy
+import json
+import logging
+import warnings
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import fpe
+from fpe.cli import main
+from fpe.errors import ArgumentError, ModelError
+from fpe.graph.inputs import as_call, tensors_in
+from fpe.packed.pack import bytes_of
+from models import assert_unchanged, snapshot
+from zoo import ZOO, answer
+
+
+def packed_of(name, split="shared"):
+    model, batch = ZOO[name]()
+    return fpe.pack(fpe.expand(model, 2, split, example_inputs=batch, seed=3)).eval(), batch
+
+
+def longer(batch, times):
+    args, kwargs = as_call(batch)
+    return tuple(torch.cat([x] * times) for x in args), {k: torch.cat([v] * times) for k, v in kwargs.items()}
+
+
+def run_onnx(path, args, kwargs):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    assert names[len(args) :] == list(kwargs)
+    given = dict(zip(names, (*args, *kwargs.values()), strict=True))
+    return [torch.from_numpy(out) for out in session.run(None, {k: v.numpy() for k, v in given.items()})]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("MLP", "shared"),
+        ("MLP", "random"),
+        ("CNN-BatchNorm-Flatten", "shared"),
+        ("GPT-2", "shared"),
+        ("LLaMA", "shared"),
+        ("BERT", "random"),
+    ],
+)
+def test_a_packed_model_runs_in_onnx_at_any_batch_size(name, split, tmp_path):
+    packed, batch = packed_of(name, split)
+    written = fpe.export(packed, tmp_path / "model.onnx", batch)
+    assert written.difference < 1e-4
+    assert written.bytes == written.path.stat().st_size
+    args, kwargs = longer(batch, 4)
+    output = run_onnx(written.path, args, kwargs)[0]
+    torch.testing.assert_close(output, answer(packed, kwargs or args).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["codes", "bitmask", "dense"])
+def test_every_format_runs_in_onnx_and_stays_small(format, tmp_path):
+    model = fpe.mlp(256, 128, 10, seed=0)
+    packed = fpe.pack(fpe.expand(model, 2, "random"), {"0": format})
+    written = fpe.export(packed, tmp_path / "model.onnx", torch.randn(3, 256))
+    assert written.bytes < bytes_of(packed) + 16_000
+    if format != "dense":  # the zeros of the masked model would not fit in there
+        assert written.bytes < fpe.expand(model)[0].weight.nbytes
+
+
+@pytest.mark.parametrize(
+    ("name", "split"), [("MLP", "random"), ("CNN-BatchNorm-Flatten", "shared"), ("GPT-2", "shared")]
+)
+def test_an_archive_comes_back_and_takes_any_batch_size(name, split, tmp_path):
+    packed, batch = packed_of(name, split)
+    written = fpe.export(packed, tmp_path / "model.pt2", batch)
+    args, kwargs = longer(batch, 3)
+    again = torch.export.load(written.path).module()(*args, **kwargs)
+    torch.testing.assert_close(again[0], answer(packed, kwargs or args))
+
+
+@pytest.mark.parametrize("kind", ["dense", "masked", "packed", "compiled"])
+def test_the_model_is_left_as_it_was(kind, tmp_path):
+    model, batch = ZOO["CNN-BatchNorm-Flatten"]()
+    wide = fpe.expand(model, example_inputs=batch)
+    made = {"dense": model, "masked": wide, "packed": fpe.pack(wide), "compiled": wide}[kind].train()
+    given = torch.compile(made) if kind == "compiled" else made
+    hook = made[0].register_forward_hook(lambda *_: None)
+    before, state = snapshot(made), torch.get_rng_state()
+    level = logging.getLogger("torch.onnx").level
+    fpe.export(given, tmp_path / "model.pt2", batch)
+    assert_unchanged(made, before)
+    assert made.training
+    assert made[0].training
+    assert list(made[0]._forward_hooks) == [hook.id]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert logging.getLogger("torch.onnx").level == level
+
+
+def test_one_sample_is_enough_for_any_batch_size(tmp_path):
+    packed, x = packed_of("MLP")
+    fpe.export(packed, tmp_path / "model.pt2", x[:1])
+    assert torch.export.load(tmp_path / "model.pt2").module()(x)[0].shape == (4, 3)
+
+
+def test_an_archive_does_not_hold_the_data_that_its_example_is_a_part_of(tmp_path):
+    data = torch.randn(100_000, 8)
+    assert fpe.export(packed_of("MLP")[0], tmp_path / "model.pt2", data[:3]).bytes < data.nbytes / 10
+
+
+class TwoBatches(nn.Module):
+    """Reads pairs of rows with a table that is the same for all, and flags."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, left, right, table, *, negative=False):
+        out = self.head(self.hidden(left + table).relu()) + right
+        return {"scores": -out if negative else out}
+
+
+def test_inputs_and_outputs_keep_their_names_and_flags_are_fixed(tmp_path):
+    import onnxruntime
+
+    model = TwoBatches().eval()
+    batch = {"left": torch.randn(4, 8), "right": torch.randn(4, 3), "table": torch.randn(1, 8)}
+    fpe.export(model, tmp_path / "model.onnx", {**batch, "negative": True})
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert [(i.name, i.shape) for i in session.get_inputs()] == [
+        ("left", ["batch", 8]),
+        ("right", ["batch", 3]),
+        ("table", [1, 8]),
+    ]
+    assert [o.name for o in session.get_outputs()] == ["scores"]
+    (out,) = run_onnx(tmp_path / "model.onnx", (), batch)
+    torch.testing.assert_close(out, model(**batch, negative=True)["scores"].detach())
+
+
+def test_a_model_of_transformers_needs_no_batch_and_returns_no_cache(tmp_path):
+    packed, batch = packed_of("GPT-2")
+    fpe.export(packed, tmp_path / "model.pt2")
+    again = torch.export.load(tmp_path / "model.pt2").module()(**batch)
+    assert [out.shape for out in again] == [(2, 7, 30)]
+    assert len(tensors_in(packed(**batch))) > 1
+
+
+@pytest.mark.parametrize("name", ["LLaMA", "BERT"])
+def test_texts_of_any_length_go_through(name, tmp_path):
+    packed, _ = packed_of(name)
+    fpe.export(packed, tmp_path / "model.onnx")
+    tokens = torch.randint(3, 30, (3, 11))
+    output = run_onnx(tmp_path / "model.onnx", (), {"input_ids": tokens})[0]
+    torch.testing.assert_close(output, packed(tokens).logits.detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "batch", "message"),
+    [
+        (fpe.mlp(8, 4, 2), "m.pb", torch.ones(2, 8), "m.pb ends in '.pb'; allowed are .onnx and .pt2 (torch.export)."),
+        (7, "m.pt2", torch.ones(2, 8), "model is a int; give a torch.nn.Module."),
+        (fpe.mlp(8, 4, 2), "m.pt2", None, "example_inputs is missing; give one batch that the model takes."),
+        (
+            fpe.mlp(8, 4, 2),
+            "m.pt2",
+            torch.ones(0, 8),
+            "example_inputs holds no tensor with rows; give one batch that the model takes.",
+        ),
+    ],
+)
+def test_bad_arguments_are_told(model, name, batch, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArgumentError) as error:
+        fpe.export(model, name, batch)
+    assert str(error.value) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError) as error:
+        fpe.export(fpe.mlp(8, 4, 2), tmp_path / "m.onnx", torch.ones(2, 8))
+    assert str(error.value) == (
+        "ONNX needs onnx and onnxscript: pip install 'fixed-parameter-expansion[onnx]'"
+    )
+
+
+def test_without_onnxruntime_the_file_is_written_and_not_checked(tmp_path, monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxruntime" else find(name))
+    written = fpe.export(fpe.mlp(8, 4, 2), tmp_path / "m.onnx", torch.ones(2, 8))
+    assert written.difference is None
+    assert str(written) == f"{tmp_path / 'm.onnx'}  {written.bytes:,} bytes, not checked"
+
+
+def test_a_model_too_large_for_onnx_is_refused_before_anything_is_done(tmp_path):
+    with torch.device("meta"):
+        model = fpe.mlp(20_000, 30_000, 2)
+    with pytest.raises(ModelError) as error:
+        fpe.export(model, tmp_path / "m.onnx", torch.ones(2, 20_000))
+    assert str(error.value) == (
+        "the model has 2,400,360,008 bytes, ONNX holds less than 2 GiB; export it as .pt2."
+    )
+
+
+def test_what_torch_cannot_export_is_said_with_the_cause_and_nothing_else(tmp_path, capfd):
+    model, batch = ZOO["Mixtral-style experts"]()
+    with pytest.raises(ModelError) as error:
+        fpe.export(fpe.pack(fpe.expand(model, example_inputs=batch)), tmp_path / "m.pt2", batch)
+    assert str(error.value).startswith(
+        "torch cannot export this Experts with a dynamic batch: GuardOnDataDependentSymNode: Could not"
+    )
+    assert error.value.__cause__ is not None
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_onnx_cannot_hold_is_said(tmp_path):
+    class Odd(nn.Linear):
+        def forward(self, x):
+            return torch.special.bessel_j0(super().forward(x))
+
+    with pytest.raises(ModelError, match=r"torch cannot write this Odd as ONNX: .*bessel_j0.*; \.pt2 may do\."):
+        fpe.export(Odd(8, 2), tmp_path / "m.onnx", torch.ones(2, 8))
+    assert fpe.export(Odd(8, 2), tmp_path / "m.pt2", torch.ones(2, 8)).difference == 0
+
+
+class Once(nn.Module):
+    """Adds what it was told when it was exported."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.amount = nn.Linear(8, 2), 1.0
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting():
+            self.amount = self.amount + 1
+        return self.layer(x) + self.amount
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_a_file_that_computes_something_else_is_not_left(suffix, tmp_path):
+    path = tmp_path / f"m.{suffix}"
+    path.write_text("old")
+    model = Once()
+    with pytest.raises(ModelError) as error:
+        fpe.export(model, path, torch.ones(2, 8))
+    assert "e+00, more than rounding; no file was left. A model that draws random" in str(error.value)
+    assert str(error.value).startswith("what was exported differs from the model by ")
+    assert model.amount == 1.0
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+    assert path.read_text() == "old"
+
+
+COMPILED = [("shared", None), ("random", None), ("random", "bitmask"), ("random", "dense")]
+
+
+@pytest.mark.parametrize(("split", "format"), COMPILED)
+def test_packed_models_compile_whole_forward_and_backward(split, format):
+    torch._dynamo.reset()
+    packed = fpe.pack(fpe.expand(fpe.mlp(16, 6, 3, seed=0), 2, split), format)
+    same, x = copy.deepcopy(packed), torch.randn(5, 16)
+    compiled = torch.compile(packed, fullgraph=True)
+    for model in (compiled, same):
+        model(x).square().sum().backward()
+    for own, other in zip(packed.parameters(), same.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+    optimizer = torch.optim.SGD(packed.parameters(), lr=0.1)
+    optimizer.step()
+    assert fpe.count_nonzero(fpe.unpack(packed)) == fpe.count_nonzero(packed)
+    wide = fpe.unpack(packed)
+    assert all((m.weight[m.weight_mask == 0] == 0).all() for m in wide if isinstance(m, fpe.MaskedLayer))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), packed(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["CNN-BatchNorm-Flatten", "LLaMA"])
+def test_packed_models_of_other_kinds_compile_whole(name):
+    torch._dynamo.reset()
+    packed, batch = packed_of(name)
+    compiled = torch.compile(packed, fullgraph=True)
+    torch.testing.assert_close(answer(compiled, batch), answer(packed, batch), rtol=1e-4, atol=1e-5)
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, ["export", *map(str, arguments)], prog_name="fpe")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "wide.safetensors"
+    fpe.save(fpe.expand(fpe.mlp(64, 32, 10, seed=0), split="shared"), path)
+    return path
+
+
+def test_the_command_packs_and_says_what_it_wrote(saved, tmp_path):
+    out = tmp_path / "model.onnx"
+    done = run(saved, out)
+    assert done.exit_code == 0, done.output
+    wide = fpe.load(saved)
+    first, second, third = done.output.splitlines()
+    assert first == f"{out}  {out.stat().st_size:,} bytes"
+    assert second == f"  non-zeros of the dense parent: {fpe.count_nonzero(wide):,}, of 9,640 bytes"
+    assert third.startswith("  largest difference of outputs: ")
+    assert float(third.split()[-1]) < 1e-4
+    x = torch.randn(7, 64)
+    torch.testing.assert_close(run_onnx(out, (x,), {})[0], wide(x).detach(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_no_pack_keeps_the_zeros_or_brings_them_back(packing, saved, tmp_path):
+    fpe.save(fpe.pack(fpe.load(saved)), tmp_path / "packed.safetensors")
+    sizes = []
+    for file in (saved, tmp_path / "packed.safetensors"):
+        done = run(file, tmp_path / "m.pt2", "--json", *([] if packing else ["--no-pack"]))
+        record = json.loads(done.output)
+        assert record["nonzero"] == fpe.count_nonzero(fpe.load(saved))
+        program = torch.export.load(tmp_path / "m.pt2")
+        sizes.append(sum(t.nbytes for t in program.state_dict.values()))
+    assert sizes[0] == sizes[1] == bytes_of(fpe.load(saved if not packing else tmp_path / "packed.safetensors"))
+
+
+def test_the_command_takes_the_architecture_from_code_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "netsofmine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def alone():\n    return nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))\n"
+        "def both():\n    return alone(), torch.ones(3, 8)\n"
+    )
+    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
+    fpe.save(fpe.expand(model), "wide.safetensors")
+    assert run("wide.safetensors", "m.pt2", "--like", "netsofmine:both").exit_code == 0
+    alone = run("wide.safetensors", "n.pt2", "--like", "netsofmine:alone")
+    assert (alone.exit_code, alone.stderr) == (
+        2,
+        "Error: nothing says what the model in wide.safetensors takes; let --like name a callable that "
+        "returns a model and a batch.\n",
+    )
+    unknown = run("wide.safetensors", "n.pt2")
+    assert (unknown.exit_code, unknown.stderr[:62]) == (
+        2,
+        "Error: wide.safetensors does not say how its Sequential is bui",
+    )
+    bert, _ = ZOO["BERT"]()
+    bert.save_pretrained("bert")
+    fpe.save(fpe.expand(bert), "bert.safetensors")
+    done = run("bert.safetensors", "bert.pt2", "--like", "bert", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["none.safetensors", "m.pt2"], 1, "there is no file none.safetensors; give the path of a file"),
+        (["{saved}", "m.txt"], 2, "m.txt ends in '.txt'; allowed are .onnx and .pt2 (torch.export)."),
+        (["{saved}", "m.pt2", "--int8", "--no-pack"], 2, "--int8 is for packed models; leave out --no-pack."),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments, code, message, saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run(*(saved if a == "{saved}" else a for a in arguments))
+    assert done.exit_code == code
+    assert done.stderr.startswith(f"Error: {message}")
+    assert [p.name for p in tmp_path.iterdir()] == [saved.name]
+
+
+def test_help_shows_an_example():
+    assert "\n    fpe export wide.safetensors model.pt2 --like" in run("--help").output
+
+
+def test_exporting_warns_of_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fpe.export(packed_of("MLP")[0], tmp_path / "m.onnx", torch.ones(2, 8))

@@ -1,0 +1,131 @@
+"""int8 through torchao: a copy, zeros stay zeros, outputs stay near; where torchao is missing, it is named."""
+
+import importlib.util
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import fpe
+from fpe.cli import main
+from fpe.errors import ArgumentError, ModelError
+from models import assert_unchanged, snapshot
+from zoo import ZOO, answer
+
+is_there = importlib.util.find_spec("torchao") is not None
+needs_torchao = pytest.mark.skipif(not is_there, reason="torchao is not installed (extra int8)")
+METHODS = [
+    ("shared", "magnitude", None),
+    ("shared", "columns", None),
+    ("random", "magnitude", None),
+    ("random", "magnitude", "bitmask"),
+    ("random", "magnitude", "dense"),
+]
+
+
+@pytest.fixture(params=METHODS, ids=str)
+def packed(request):
+    split, prune, format = request.param
+    wide = fpe.expand(fpe.mlp(64, 12, 5, seed=0), 2, split, prune=prune)
+    return fpe.pack(wide, format)
+
+
+@needs_torchao
+@pytest.mark.parametrize("activations", [False, True])
+def test_a_quantised_copy_is_near_and_the_packed_model_left_alone(packed, activations):
+    before = snapshot(packed)
+    quantised = fpe.quantise(packed, activations)
+    assert_unchanged(packed, before)
+    x = torch.randn(6, 64)
+    error = (quantised(x) - packed(x)).abs().max() / packed(x).abs().max()
+    assert 0 < error < 0.03
+    assert not quantised.training
+    assert not any(parameter.requires_grad for parameter in quantised.parameters())
+
+
+@needs_torchao
+def test_zeros_stay_exactly_zero_and_other_weights_are_within_half_a_step(packed):
+    wide, rounded = fpe.unpack(packed), fpe.unpack(fpe.quantise(packed))
+    for layer, own in zip(wide, rounded, strict=True):
+        if not isinstance(layer, fpe.MaskedLayer):
+            continue
+        assert torch.equal(layer.weight_mask, own.weight_mask)
+        assert (own.weight[own.weight_mask == 0] == 0).all()
+        step = layer.weight.abs().amax(1, keepdim=True) / 127
+        assert ((layer.weight - own.weight).abs() <= 0.51 * step).all()
+        assert torch.equal(layer.bias, own.bias)
+    assert fpe.count_nonzero(fpe.quantise(packed)) == fpe.count_nonzero(packed)
+
+
+@needs_torchao
+def test_blocks_take_a_quarter_of_their_bytes():
+    packed = fpe.pack(fpe.expand(fpe.mlp(512, 128, 10), 2, "shared", prune="columns"))
+    assert fpe.quantise(packed)[0].nbytes < 0.27 * packed[0].nbytes
+
+
+@needs_torchao
+@pytest.mark.parametrize("name", ["CNN-BatchNorm-Flatten", "GPT-2", "LLaMA"])
+def test_models_of_other_kinds_are_quantised(name):
+    model, batch = ZOO[name]()
+    packed = fpe.pack(fpe.expand(model, 2, "shared", example_inputs=batch)).eval()
+    quantised = fpe.quantise(packed)
+    assert 0 < (answer(quantised, batch) - answer(packed, batch)).abs().max() < 0.03
+    unpacked = fpe.unpack(quantised)
+    torch.testing.assert_close(answer(unpacked, batch), answer(quantised, batch), rtol=1e-3, atol=1e-4)
+
+
+@needs_torchao
+def test_quantised_models_are_exported_and_not_saved(packed, tmp_path):
+    quantised = fpe.quantise(packed)
+    written = fpe.export(quantised, tmp_path / "m.onnx", torch.randn(3, 64))
+    assert written.difference < 1e-4
+    both = fpe.quantise(packed, activations=True)
+    assert fpe.export(both, tmp_path / "m.pt2", torch.randn(3, 64)).difference < 1e-4
+    with pytest.raises(ModelError, match=r"torch cannot write this Sequential as ONNX: .*_int_mm.*\.pt2 may do"):
+        fpe.export(both, tmp_path / "n.onnx", torch.randn(3, 64))
+    with pytest.raises(ArgumentError) as error:
+        fpe.save(quantised, tmp_path / "m.safetensors")
+    assert str(error.value) == (
+        "the state '0.blocks.0.weight' is a Int8Tensor, which this format cannot hold; save the model before "
+        "it is quantised, and quantise it again after fpe.load."
+    )
+
+
+@needs_torchao
+def test_the_command_quantises(tmp_path):
+    fpe.save(fpe.expand(fpe.mlp(256, 64, 10, seed=0), split="shared"), tmp_path / "w.safetensors")
+    sizes = []
+    for extra in ([], ["--int8"]):
+        arguments = ["export", str(tmp_path / "w.safetensors"), str(tmp_path / "m.onnx"), *extra]
+        done = CliRunner().invoke(main, arguments)
+        assert done.exit_code == 0, done.output
+        sizes.append((tmp_path / "m.onnx").stat().st_size)
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+@needs_torchao
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            fpe.expand(fpe.mlp(8, 4, 2)),
+            "layer '0' is masked; pack first: fpe.quantise(fpe.pack(wide)).",
+        ),
+        (
+            nn.Conv1d(8, 4, 1),
+            "there is no linear layer, and convolutions are not quantised; export it as it is.",
+        ),
+    ],
+)
+def test_what_cannot_be_quantised_is_said(model, message):
+    with pytest.raises(ModelError) as error:
+        fpe.quantise(model)
+    assert str(error.value) == message
+
+
+def test_a_missing_torchao_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ArgumentError) as error:
+        fpe.quantise(fpe.mlp(8, 4, 2))
+    assert str(error.value) == "int8 needs torchao: pip install 'fixed-parameter-expansion[int8]'"
