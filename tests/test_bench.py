@@ -1,7 +1,6 @@
 """What fpe bench measures and says; never how fast anything is."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -127,8 +126,8 @@ def test_calls_take_turns_and_slow_ones_fewer():
     assert samples["b"].over(samples["a"]) == pytest.approx([2.0] * 9)
     assert samples["slow"].over(samples["a"]) == pytest.approx([500.0] * 3)
     assert done.count("slow") == 4  # one of them untimed
-    orders = {"".join(done[-20 * i - 20 : -20 * i or None]) for i in range(1)}
-    assert "abababababababababab" not in orders
+    turns = [name for name in done if name != "slow"][-18:]
+    assert set(zip(turns[::2], turns[1::2], strict=True)) == {("a", "b"), ("b", "a")}
 
 
 def test_fast_calls_are_repeated_until_a_sample_is_long_enough():
@@ -163,11 +162,8 @@ def test_peak_counts_every_tensor_of_a_step():
     x, labels = torch.randn(2, 1000), torch.tensor([0, 1])
     peak = peak_bytes(network, x, labels)
     lasting = 4 * weight + x.nbytes + labels.nbytes  # weight, gradient, two moments
-    assert lasting <= peak <= lasting + 2 * weight
-
-
-def tiny_result(tmp_path):
-    return run_bench(TINY, tmp_path)
+    temporary = 2 * weight  # Adam's
+    assert lasting + temporary <= peak <= lasting + temporary + 1000
 
 
 def test_results_hold_every_row_and_where_they_come_from(tmp_path):
@@ -235,8 +231,8 @@ def test_the_command_prints_tables_and_says_where_everything_is(tmp_path):
         ),
         (
             ["--sizes", "20x8", "--factor", "32"],
-            "--sizes 20x8 with factor 32: 20 inputs cannot be shared out and pay for the copies; give at least "
-            "342 inputs, or a smaller factor.",
+            "--sizes 20x8 with factor 32: 20 inputs cannot be shared out and pay for the copies; give at "
+            "least 342 inputs, or a smaller factor.",
         ),
         (["--factor", "1"], "--factor is 1; give at least 2."),
         (["--batches", "8", "0"], "--batches is 0; give at least 1."),
@@ -287,6 +283,5 @@ def test_durations_have_three_digits(seconds, said):
     assert duration(seconds) == said
 
 
-def test_importing_the_configuration_is_cheap():
+def test_the_configuration_survives_json():
     assert BenchConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
-    assert "torch" in sys.modules

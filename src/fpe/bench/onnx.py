@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import tempfile
 from pathlib import Path
@@ -35,7 +36,7 @@ def onnx_row(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "module.onnx")
         program: Any = torch.onnx.export(
-            module,
+            copy.deepcopy(module).eval(),
             (torch.zeros(2, inputs),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("batch")},),

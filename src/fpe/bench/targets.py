@@ -63,8 +63,8 @@ def verdicts(result: dict[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``cases``: names of the layers looked at, those of 4,096 inputs or more if there are any;
-        ``rows``: for each limit ``what``, ``limit``, ``cells`` (one for each case) and ``holds``, None if nothing was
-        measured.
+        ``rows``: for each limit ``what``, ``limit``, ``cells`` (one for each case) and ``holds``, None if
+        nothing was measured.
     """
     layers = [c for c in result["cases"] if c["kind"] == "layer" and c["device"] == "cpu"]
     cases = [case for case in layers if case["inputs"] >= LARGE] or layers
