@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
 
-#: Samples up to which blocks are multiplied one by one and put side by side; beyond, each product is
-#: written into its place, which the memory of a larger output makes worth while.
-FEW = 64
+#: Numbers of samples for which outputs are computed sample by sample. Otherwise they are computed neuron by
+#: neuron: each block then fills whole rows, which matrix products are fastest at.
+FEW = (2, 3)
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,7 @@ class BlockLayer(PackedLayer):
     Attributes
     ----------
     weight_0, weight_1, … : Parameter
-        One for each block: of a linear layer (inputs, neurons), which is the faster way round where
-        samples are few; of a convolution (neurons, inputs, *taps).
+        One for each block, of shape (neurons, inputs, *taps).
     columns : Tensor or None
         Buffer, small integers: the inputs that the blocks read, one block after the other; None for one
         block that reads all of them in order.
@@ -90,8 +89,8 @@ class BlockLayer(PackedLayer):
             shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
         )
         for number, block in enumerate(blocks):
-            part = layer._stored(weight.index_select(0, block.rows).index_select(1, block.columns))
-            free = layer._stored(mask.index_select(0, block.rows).index_select(1, block.columns)) != 0
+            part = weight.index_select(0, block.rows).index_select(1, block.columns)
+            free = mask.index_select(0, block.rows).index_select(1, block.columns) != 0
             layer.register_parameter(f"weight_{number}", nn.Parameter(part))
             layer.register_buffer(f"holes_{number}", pack_holes(free))
         columns = torch.cat([b.columns for b in blocks])
@@ -101,10 +100,6 @@ class BlockLayer(PackedLayer):
         if ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             layer.restore = rows.argsort().to(layer.rows.dtype)
         return layer
-
-    def _stored(self, part: Tensor) -> Tensor:
-        """Turn (neurons, inputs, *taps) into the way a block is stored, and back."""
-        return (part.t() if self.shape.kind == "MaskedLinear" else part).contiguous()
 
     def config(self) -> dict[str, Any]:
         """Add the sizes of the blocks, and shapes and types of the buffers."""
@@ -118,8 +113,8 @@ class BlockLayer(PackedLayer):
         bias = like.new_empty(shape.outputs) if config["bias"] else None
         layer = of_shape(shape)(shape, config["sizes"], bias)
         for number, (neurons, inputs) in enumerate(layer.sizes):
-            size = (inputs, neurons) if shape.kind == "MaskedLinear" else (neurons, inputs, *shape.taps)
-            layer.register_parameter(f"weight_{number}", nn.Parameter(like.new_empty(size)))
+            weight = like.new_empty(neurons, inputs, *shape.taps)
+            layer.register_parameter(f"weight_{number}", nn.Parameter(weight))
             layer.register_buffer(f"holes_{number}", None)
         for name, (kind, *size) in config["buffers"].items():
             setattr(layer, name, torch.zeros(size, dtype=getattr(torch, kind), device=like.device))
@@ -170,9 +165,9 @@ class BlockLayer(PackedLayer):
         else:
             columns = self._columns()
         for number, (row, column, own) in enumerate(zip(rows, columns, self._weights(), strict=True)):
-            weight[row[:, None], column] = self._stored(own)
+            weight[row[:, None], column] = own
             free = self.free(f"weight_{number}")
-            mask[row[:, None], column] = 1.0 if free is None else self._stored(free).to(mask.dtype)
+            mask[row[:, None], column] = 1.0 if free is None else free.to(mask.dtype)
         bias = None
         if self.bias is not None:
             bias = torch.empty_like(self.bias).index_copy_(0, self.rows.long(), self.bias)
@@ -180,45 +175,44 @@ class BlockLayer(PackedLayer):
 
 
 class BlockLinear(BlockLayer):
-    """A linear layer of dense blocks: (…, in_features) to (…, out_features)."""
+    """A linear layer of dense blocks: (…, in_features) to (…, out_features).
+
+    Of several samples the output may lie neuron by neuron in memory; where a ``view`` across it fails, a
+    ``reshape`` does not.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
         weights = self._weights()
-        if len(weights) == 1:
-            x = input if self.columns is None else input.index_select(-1, self.columns.long())
-            y = nn.functional.linear(x, weights[0].t(), self.bias)
-        else:
-            x = input.reshape(-1, self.in_features)
-            y = self._in_place(x, weights) if self._is_plain(x) else self._side_by_side(x, weights)
-            y = y.view(*input.shape[:-1], self.out_features)
+        x = input.reshape(-1, self.in_features)
+        if self.columns is not None and torch.compiler.is_compiling():
+            x = x.index_select(1, self.columns.long())
+        elif self.columns is not None:
+            x = x.gather(1, self.columns.long().expand(len(x), -1))  # on all cores, unlike a selection
+        parts = torch.split(x, [inputs for _, inputs in self.sizes], dim=1)
+        by_sample = torch.compiler.is_compiling() or len(weights) == 1 or len(x) in FEW
+        y = (self._by_sample if by_sample else self._by_neuron)(parts, weights)
+        y = y.view(*input.shape[:-1], self.out_features)
         return y if self.restore is None else y.index_select(-1, self.restore.long())
 
-    def _is_plain(self, x: Tensor) -> bool:
-        """Tell whether products may be written into parts of a tensor: nothing looks on."""
-        return (
-            not torch.is_grad_enabled()
-            and type(x) is Tensor
-            and not torch.compiler.is_compiling()
-            and not torch.is_autocast_enabled(x.device.type)
-            and len(x) > FEW
-        )
-
-    def _parts(self, x: Tensor) -> list[Tensor]:
-        if torch.compiler.is_compiling():
-            return [x.index_select(1, own) for own in self._columns()]
-        return [x.gather(1, own.expand(len(x), -1)) for own in self._columns()]  # on all cores
-
-    def _side_by_side(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        y = torch.cat([part @ weight for part, weight in zip(self._parts(x), weights, strict=True)], dim=1)
+    def _by_sample(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+        if len(weights) == 1:
+            return nn.functional.linear(parts[0], weights[0], self.bias)
+        products = [nn.functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
+        y = torch.cat(products, dim=1)
         return y if self.bias is None else y + self.bias
 
-    def _in_place(self, x: Tensor, weights: list[Tensor]) -> Tensor:
-        y = x.new_empty(len(x), self.out_features)
-        places = torch.split(y, [neurons for neurons, _ in self.sizes], dim=1)
-        for part, weight, place in zip(self._parts(x), weights, places, strict=True):
-            torch.mm(part, weight, out=place)
-        return y if self.bias is None else y.add_(self.bias)
+    def _by_neuron(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+        x = parts[0]
+        plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
+        if torch.is_grad_enabled() or not plain:
+            y = torch.cat([weight @ part.t() for part, weight in zip(parts, weights, strict=True)])
+            return (y if self.bias is None else y + self.bias.unsqueeze(1)).t()
+        y = x.new_empty(self.out_features, len(x))
+        places = torch.split(y, [neurons for neurons, _ in self.sizes])
+        for part, weight, place in zip(parts, weights, places, strict=True):
+            torch.mm(weight, part.t(), out=place)
+        return (y if self.bias is None else y.add_(self.bias.unsqueeze(1))).t()
 
 
 class _BlockConv(BlockLayer):

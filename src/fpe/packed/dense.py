@@ -35,8 +35,7 @@ class DenseLayer(PackedLayer):
     @classmethod
     def of(cls, shape: Shape, weight: Tensor, mask: Tensor, bias: Tensor | None) -> DenseLayer:
         """Take over a masked layer's tensors."""
-        own = None if bias is None else bias.clone()
-        return cls(shape, weight.clone(), cast(Tensor, pack_holes(mask != 0)), own)
+        return cls(shape, weight.clone(), cast(Tensor, pack_holes(mask != 0)), bias)
 
     @staticmethod
     def from_config(config: dict[str, Any], like: Tensor) -> DenseLayer:

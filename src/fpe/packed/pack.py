@@ -265,10 +265,11 @@ def _reorder(
 
 def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool) -> nn.Module:
     """Make the layer; parameters of a layer that is not trained stay so."""
-    shape, tensors = Shape.of(layer), (weights.weight, weights.mask, weights.bias)
+    bias = None if weights.bias is None else weights.bias.clone()
+    shape, tensors = Shape.of(layer), (weights.weight, weights.mask, bias)
     made: nn.Module
     if choice.format == "2:4":
-        return semi_structured(weights.weight, weights.bias)
+        return semi_structured(weights.weight, bias)
     if choice.format == "codes":
         made = CodedLayer.of(shape, *tensors, choice.factor)
     elif choice.format == "bitmask":
@@ -280,7 +281,7 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
     elif count_free(weights.mask) < weights.mask.numel():
         made = DenseLayer.of(shape, *tensors)
     else:
-        made = shape.plain(weights.weight.clone(), None if weights.bias is None else weights.bias.clone())
+        made = shape.plain(weights.weight.clone(), bias)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return made
