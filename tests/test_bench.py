@@ -56,7 +56,7 @@ def test_models_are_expanded_in_the_first_way_that_can_pay(monkeypatch):
     ways = {}
     for case in replace(TINY, sizes=(), models=("wide reader", "small reader")).cases():
         made = subjects_of(case, TINY)
-        ways[case["name"]] = made.notes["split shared"]
+        ways[case["name"]] = made.notes["shared split"].partition(";")[0]
         assert [row.name for row in made.rows] == [names.DENSE, names.PACKED, names.WIDE, names.CODES]
         with torch.inference_mode():
             assert [row.problem(made.probe) for row in made.rows] == [None] * 4
@@ -232,7 +232,7 @@ def test_the_command_prints_tables_and_says_where_everything_is(tmp_path):
         (
             ["--sizes", "20x8", "--factor", "32"],
             "--sizes 20x8 with factor 32: 20 inputs cannot be shared out and pay for the copies; give at "
-            "least 342 inputs, or a smaller factor.",
+            "least 373 inputs, or a smaller factor.",
         ),
         (["--factor", "1"], "--factor is 1; give at least 2."),
         (["--batches", "8", "0"], "--batches is 0; give at least 1."),
@@ -248,11 +248,13 @@ def test_what_cannot_be_measured_is_refused(arguments, said, tmp_path):
 
 
 def test_the_least_size_that_is_allowed_can_be_measured():
-    config = replace(TINY, sizes=("34x8",), factors=(4,))
+    config = replace(TINY, sizes=("37x8",), factors=(4,))
     made = subjects_of(config.cases()[0], config)
-    assert made.notes["split shared"] == "prune='columns'"
-    with pytest.raises(ArgumentError, match="give at least 34 inputs"):
-        replace(TINY, sizes=("33x8",), factors=(4,))
+    assert made.notes["shared split"].startswith("prune='columns'; layer 0 as ")
+    with torch.inference_mode():
+        assert [row.problem(made.probe) for row in made.rows] == [None] * len(LAYER)
+    with pytest.raises(ArgumentError, match="give at least 37 inputs"):
+        replace(TINY, sizes=("36x8",), factors=(4,))
 
 
 def test_limits_are_judged_by_the_worst():

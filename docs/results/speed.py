@@ -25,15 +25,17 @@ REPRODUCED = Path("fpe-out", "reproduce")
 
 INTRODUCTION = """# Packed layers: time and memory
 
-`fpe.pack` stores and computes (nearly) only the non-zeros of an expanded network. Is it then as fast and as small as
-the dense network that it came from? This page compares it with its parent, with what a user would do without
-it, and with the machine's own limits. Everything here is made by `python docs/results/speed.py`, which runs
+`fpe.pack` stores and computes (nearly) only the non-zeros of an expanded network. Is it then as fast and
+as small as the dense network that it came from? This page compares it with its parent, with what a user
+would do without it, and with the machine's own limits. Everything here is made by `python
+docs/results/speed.py`, which runs
 
 ```console
 $ fpe bench
 ```
 
-**{held} of {asked} limits hold**; ✗ marks what does not. Each cell is the worst of all batch sizes, and where it was.
+**{held} of {asked} limits hold**; ✗ marks what does not. Each cell is the worst of all batch sizes, and
+where it was.
 
 {table}
 
@@ -41,31 +43,35 @@ $ fpe bench
 
 ## How it was measured
 
-- Sizes are inputs × neurons, as in `nn.Linear(inputs, neurons)`; α is the expansion factor. All rows of one layer and
-  factor are measured in one process. In each round every row takes its turn, in an order that is drawn anew, so that
-  whatever slows the machine slows all alike. A turn is as many calls as fill 5 ms, at least one, after a rest of 3 ms
-  in which waiting threads of another library fall asleep; onnxruntime's do not spin either.
-- Times are medians with a 95 % interval of the median (by order statistics; of fewer than six samples their
-  range). × is the ratio to the dense parent's time of the same round: its median and interval over n rounds. Rows
-  that are slow take part in fewer rounds, at least in three. All calls are warmed up, compilers have compiled.
+- Sizes are inputs × neurons, as in `nn.Linear(inputs, neurons)`; α is the expansion factor. All rows of
+  one layer and factor are measured in one process. In each round every row takes its turn, in an order
+  that is drawn anew, so that whatever slows the machine slows all alike. A turn is as many calls as fill
+  5 ms, at least one, after a rest of 3 ms in which waiting threads of another library fall asleep;
+  onnxruntime's do not spin either.
+- Times are medians with a 95 % interval of the median (by order statistics; of fewer than six samples
+  their range). × is the ratio to the dense parent's time of the same round: its median and interval over
+  n rounds. Rows that are slow take part in fewer rounds, at least in three. All calls are warmed up,
+  compilers have compiled.
 - A row is timed only if its outputs are those of the wide layer that it stands for.
-- Memory stays with the process, for all rows: glibc would hand the pages of a large output back after each
-  call and fault them in again, which takes longer than some products. It is set by {environment}. Serving
-  processes with jemalloc or tcmalloc have it so anyway.
-- *Stored* counts parameters and buffers; of onnxruntime, the file. *Of bandwidth*: stored bytes over time,
-  as a share of what the machine reads of a large tensor; above 100 %, weights came from a cache. *Of matrix rate*: two
-  operations for each non-zero weight and sample over time, as a share of a product of large matrices.
-- *Training* is gradients to None, forward, cross-entropy, backward and Adam on the layer, ReLU and a layer of ten
-  outputs. *Peak* is the most bytes of tensors that live at once in the second step: parameters, buffers, moments,
-  batch, and every block of PyTorch's allocator, counted by its own events. Buffers of the matrix libraries are not in it.
+- Memory stays with the process, for all rows: glibc would hand the pages of a large output back after
+  each call and fault them in again, which takes longer than some products. It is set by {environment}.
+  Serving processes with jemalloc or tcmalloc have it so anyway.
+- *Stored* counts parameters and buffers; of onnxruntime, the file. *Of bandwidth*: stored bytes over
+  time, as a share of what the machine reads of a large tensor; above 100 %, weights came from a cache.
+  *Of matrix rate*: two operations for each non-zero weight and sample over time, as a share of a product
+  of large matrices.
+- *Training* is gradients to None, forward, cross-entropy, backward and Adam on the layer, ReLU and a
+  layer of ten outputs. *Peak* is the most bytes of tensors that live at once in the second step:
+  parameters, buffers, moments, batch, and every block of PyTorch's allocator, counted by its own events.
+  Buffers of the matrix libraries are not in it.
 - CSR has 32-bit indices, and one sample is multiplied as a vector. `torch.nn.utils.prune` is
   `custom_from_mask`, which multiplies by the mask in each forward pass.
 """
 
-CODES = """## What does not hold, and why it matters
+MISSED = """## What does not hold
 
-A limit that is marked ✗ above was missed on this machine, in the case and at the batch size that stand there. The
-tables below say by how much at each batch size.
+A limit that is marked ✗ above was missed on this machine, in the case and at the batch size that stand
+there. The tables below say by how much at each batch size.
 """
 
 
@@ -93,7 +99,7 @@ def introduction(result: dict[str, Any]) -> list[str]:
             environment=", ".join(f"`{key}={value}`" for key, value in result["environment"].items()),
         )
     ]
-    return lines if all(known) else [*lines, CODES]
+    return lines if all(known) else [*lines, MISSED]
 
 
 def accuracy() -> list[str]:
@@ -123,7 +129,8 @@ def made_with(result: dict[str, Any]) -> str:
     parts += [made["machine"], made["instructions"], *([made["gpu"]] if "gpu" in made else [])]
     return f"""## Made with
 
-{", ".join(parts)}; read on commit `{made["commit"]}`. All numbers are in [`speed/results.json`](speed/results.json).
+{", ".join(parts)}; read on commit `{made["commit"]}`.
+All numbers are in [`speed/results.json`](speed/results.json).
 """
 
 

@@ -80,7 +80,8 @@ class BenchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, fit for JSON."""
-        return dataclasses.asdict(self)
+        record = dataclasses.asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in record.items()}
 
     @property
     def training_batches(self) -> tuple[int, ...]:
@@ -108,7 +109,7 @@ class BenchConfig:
             ("factor", self.factors, 2),
             ("batches", self.batches, 1),
             ("rounds", (self.rounds,), 3),
-            ("threads", (self.threads or 1,), 1),
+            ("threads", () if self.threads is None else (self.threads,), 1),
         ):
             bad = [value for value in values if value < least]
             if bad:
@@ -125,8 +126,8 @@ class BenchConfig:
                 )
                 continue
             for factor in self.factors:
-                # Copies of the outgoing weights are paid for by whole inputs; each child keeps one.
-                least = CLASSES * (factor - 1) + factor
+                # Copies of outgoing weights and biases are paid for by whole inputs; each child keeps one.
+                least = (CLASSES + 1) * (factor - 1) + factor
                 inputs = parse_size(size)[0]
                 if factor > 1 and inputs < least:
                     problems.append(

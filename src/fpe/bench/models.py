@@ -15,6 +15,7 @@ from fpe.bench.config import CLASSES, BenchConfig
 from fpe.bench.rows import Row, Subjects, csr_row, mask_in_forward, module_row, plain_with_zeros
 from fpe.budget import count_free
 from fpe.errors import ArgumentError, BudgetError
+from fpe.packed.blocks import BlockLayer
 
 #: Inputs, hidden neurons, outputs, and what stands between, of the whole models.
 MODELS: dict[str, tuple[int, int, int, nn.Module]] = {
@@ -35,9 +36,13 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
         parent = _network(*MODELS[case["name"]])
     shared, way = _expanded_shared(parent, case["factor"], config.seed)
     random = fpe.expand(parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed)
-    networks = {names.DENSE: parent, names.PACKED: fpe.pack(shared), names.MASKED: shared}
+    packed = fpe.pack(shared)
+    networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
     probe = torch.randn(3, next(parent.parameters()).shape[1])
-    notes = {"split shared": f"prune={way!r}", "split random": "prune='magnitude'"}
+    notes = {
+        "shared split": f"prune={way!r}; {_packing(packed)}",
+        "random split": f"prune='magnitude'; {_packing(fpe.pack(random))}",
+    }
     made = Subjects([], networks, probe, notes)
     if case["device"] == "cuda":
         _to_half(made, random)
@@ -64,6 +69,11 @@ def _expanded_shared(parent: nn.Module, factor: int, seed: int) -> tuple[Any, st
     return fpe.expand(parent, factor=factor, split="shared", prune=WAYS[-1], seed=seed), WAYS[-1]
 
 
+def _packing(packed: Any) -> str:
+    """Say how each layer was packed."""
+    return "; ".join(f"layer {row.name} as {row.format}: {row.why}" for row in packed.fpe_packing.rows)
+
+
 def _to_half(made: Subjects, random: nn.Module) -> None:
     """Move everything to the GPU, in half precision."""
     made.networks = {name: network.cuda().half() for name, network in made.networks.items()}
@@ -75,7 +85,7 @@ def _add_layer_rows(made: Subjects, random: Any, case: dict[str, Any], config: B
     probe = made.probe
     wide = plain_with_zeros(shared)
     expected = wide(probe)
-    in_packed = expected if packed.restore is not None else expected.index_select(1, packed.rows.long())
+    in_packed = _in_order_of(packed, expected)
     useful = count_free(shared.weight_mask)
     made.rows += [
         module_row(names.DENSE, parent, parent.weight.numel(), slow=False),
@@ -94,6 +104,13 @@ def _add_layer_rows(made: Subjects, random: Any, case: dict[str, Any], config: B
         pairs = ((names.ONNX_DENSE, parent, parent(probe)), (names.ONNX_PACKED, packed, in_packed))
         _add_onnx(made, pairs, config)
         made.networks[names.PRUNE] = _pruned(shared, made.networks[names.MASKED])
+
+
+def _in_order_of(packed: nn.Module, outputs: Tensor) -> Tensor:
+    """Put a wide layer's outputs into the order of the packed one, whose neurons may stand block by block."""
+    if isinstance(packed, BlockLayer) and packed.restore is None:
+        return outputs.index_select(1, packed.rows.long())
+    return outputs
 
 
 def _formats(layer: Any) -> list[tuple[str, str]]:
