@@ -57,7 +57,7 @@ def bench_markdown(case: dict[str, Any]) -> list[str]:
         return [f"Not measured: {case['problem']}", ""]
     lines = [*markdown_table(*_forward(case, _long, "")), "", "A training step:", ""]
     lines += [*markdown_table(*_training(case, _long)), "", limits_line(case) + "."]
-    return [*lines, *(f"{line}." for line in note_lines(case)), ""]
+    return [*lines, "", *(f"- {line}." for line in note_lines(case)), ""]
 
 
 def asked_markdown(result: dict[str, Any]) -> list[str]:
@@ -175,7 +175,7 @@ def bench_figure(result: dict[str, Any], path: Path) -> None:
     for axes in picture.axes[len(cases) :]:
         axes.set_axis_off()
     if shown:
-        picture.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, frameon=False)
+        picture.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
     write_atomically(path, lambda file: picture.savefig(file, dpi=110))
 
 
