@@ -60,7 +60,7 @@ where it was.
   time, as a share of what the machine reads of a large tensor; above 100 %, weights came from a cache.
   *Of matrix rate*: two operations for each non-zero weight and sample over time, as a share of a product
   of large matrices.
-- *Training* is gradients to None, forward, cross-entropy, backward and Adam on the layer, ReLU and a
+- *Training* is forward, cross-entropy, backward, Adam and gradients to None, on the layer, ReLU and a
   layer of ten outputs. *Peak* is the most bytes of tensors that live at once in the second step:
   parameters, buffers, moments, batch, and every block of PyTorch's allocator, counted by its own events.
   Buffers of the matrix libraries are not in it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +52,7 @@ def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str],
     before = machine_limits(case["device"], config.stream)
     made = subjects_of(case, config)
     rows = _checked(made)
+    give_back_memory()
     what = f"{case['name']} α={case['factor']}"
     advance(f"{what}: made")
     forward: dict[str, dict[str, Any]] = {
@@ -62,7 +65,7 @@ def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str],
         advance(f"{what}: batch {batch}")
     del rows
     made.rows.clear()
-    gc.collect()
+    give_back_memory()
     training = _training(made, config, advance, what)
     machine = middle([before, machine_limits(case["device"], config.stream)])
     for row in forward.values():
@@ -75,6 +78,15 @@ def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str],
         "forward": list(forward.values()),
         "training": training,
     }
+
+
+def give_back_memory() -> None:
+    """Hand what is free back to the system, which the allocator of a case never does by itself."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
 
 
 def _checked(made: Subjects) -> list[Row]:
@@ -140,6 +152,7 @@ def _training(
         labels = torch.randint(outputs, (batch,), device=x.device)
         for name, network in networks.items():
             rows[name]["batches"][str(batch)] = {"peak": peak_bytes(network, x, labels)}
+            give_back_memory()  # else what one step leaves lies between what the next one takes
         steps: dict[str, Callable[[], object]] = {
             n: training_step(net, x, labels)[0] for n, net in networks.items()
         }
@@ -147,9 +160,8 @@ def _training(
         times = _summaries(interleave(steps, rounds, seconds, ALWAYS, x.device.type, config.seed))
         for name in networks:
             rows[name]["batches"][str(batch)] |= times[name]
-            networks[name].zero_grad()
         del steps
-        gc.collect()
+        give_back_memory()
         advance(f"{what}: training, batch {batch}")
     return list(rows.values())
 

@@ -34,25 +34,41 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
         parent = _network(case["inputs"], case["neurons"], CLASSES, nn.ReLU())
     else:
         parent = _network(*MODELS[case["name"]])
+    probe = torch.randn(3, next(parent.parameters()).shape[1])
+    with torch.no_grad():  # first, so that its wide tensors are gone before the others are made
+        random_rows, of_random = _random_rows(parent, probe, case, config)
     shared, way = _expanded_shared(parent, case["factor"], config.seed)
-    random = fpe.expand(parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed)
     packed = fpe.pack(shared)
     networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
-    probe = torch.randn(3, next(parent.parameters()).shape[1])
-    notes = {
-        "shared split": f"prune={way!r}; {_packing(packed)}",
-        "random split": f"prune='magnitude'; {_packing(fpe.pack(random))}",
-    }
+    notes = {"shared split": f"prune={way!r}; {_packing(packed)}", "random split": of_random}
     made = Subjects([], networks, probe, notes)
     if case["device"] == "cuda":
-        _to_half(made, random)
-        random = random.cuda().half()
+        _to_half(made)
     with torch.no_grad():
-        if case["kind"] == "layer":
-            _add_layer_rows(made, random, case, config)
-        else:
-            _add_model_rows(made, random, config)
+        (_add_layer_rows if case["kind"] == "layer" else _add_model_rows)(made, random_rows, case, config)
     return made
+
+
+def _random_rows(
+    parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
+) -> tuple[list[Row], str]:
+    """Return the rows of a split for each neuron, and how its layers were packed."""
+    random: Any = fpe.expand(
+        parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed
+    )
+    if case["device"] == "cuda":
+        random, probe = random.cuda().half(), probe.cuda().half()
+    packed: Any = fpe.pack(random)
+    note = f"prune='magnitude'; {_packing(packed)}"
+    if case["kind"] == "model":
+        return [module_row(names.CODES, packed, fpe.count_nonzero(parent), random(probe))], note
+    layer = random[0]
+    useful, expected = count_free(layer.weight_mask), plain_with_zeros(layer)(probe)
+    rows = [module_row(names.CODES, packed[0], useful, expected)]
+    if layer.weight.numel() <= names.BITMASK_ENTRIES:
+        bits: Any = fpe.pack(random, format={"0": "bitmask"})
+        rows.append(module_row(names.BITMASK, bits[0], useful, expected))
+    return rows, note
 
 
 def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.Sequential:
@@ -74,36 +90,37 @@ def _packing(packed: Any) -> str:
     return "; ".join(f"layer {row.name} as {row.format}: {row.why}" for row in packed.fpe_packing.rows)
 
 
-def _to_half(made: Subjects, random: nn.Module) -> None:
+def _to_half(made: Subjects) -> None:
     """Move everything to the GPU, in half precision."""
     made.networks = {name: network.cuda().half() for name, network in made.networks.items()}
     made.probe = made.probe.cuda().half()
 
 
-def _add_layer_rows(made: Subjects, random: Any, case: dict[str, Any], config: BenchConfig) -> None:
-    parent, packed, shared = (made.networks[n][0] for n in (names.DENSE, names.PACKED, names.MASKED))  # type: ignore[index]
-    probe = made.probe
-    wide = plain_with_zeros(shared)
-    expected = wide(probe)
+def _add_layer_rows(
+    made: Subjects, random_rows: list[Row], case: dict[str, Any], config: BenchConfig
+) -> None:
+    networks: Any = made.networks
+    parent, packed, shared = (networks[n][0] for n in (names.DENSE, names.PACKED, names.MASKED))
+    wide, pruned = plain_with_zeros(shared), mask_in_forward(shared)
+    expected = wide(made.probe)
     in_packed = _in_order_of(packed, expected)
     useful = count_free(shared.weight_mask)
     made.rows += [
         module_row(names.DENSE, parent, parent.weight.numel(), slow=False),
         module_row(names.PACKED, packed, useful, in_packed, slow=False),
         module_row(names.WIDE, wide, useful),
-        module_row(names.PRUNE, mask_in_forward(shared), useful, expected),
+        module_row(names.PRUNE, pruned, useful, expected),
         csr_row(wide, useful, expected),
+        *random_rows,
     ]
-    of_random = plain_with_zeros(random[0])(probe)
-    for name, format in _formats(random[0]):
-        coded = fpe.pack(random, format={"0": format})[0]  # type: ignore[index]
-        made.rows.append(module_row(name, coded, count_free(random[0].weight_mask), of_random))
+    _, between, reader = networks[names.MASKED].children()
+    with torch.enable_grad():
+        networks[names.PRUNE] = nn.Sequential(pruned, between, copy.deepcopy(plain_with_zeros(reader)))
     if case["device"] == "cuda":
         _add_two_four(made, case, config)
     else:
-        pairs = ((names.ONNX_DENSE, parent, parent(probe)), (names.ONNX_PACKED, packed, in_packed))
+        pairs = ((names.ONNX_DENSE, parent, parent(made.probe)), (names.ONNX_PACKED, packed, in_packed))
         _add_onnx(made, pairs, config)
-        made.networks[names.PRUNE] = _pruned(shared, made.networks[names.MASKED])
 
 
 def _in_order_of(packed: nn.Module, outputs: Tensor) -> Tensor:
@@ -111,19 +128,6 @@ def _in_order_of(packed: nn.Module, outputs: Tensor) -> Tensor:
     if isinstance(packed, BlockLayer) and packed.restore is None:
         return outputs.index_select(1, packed.rows.long())
     return outputs
-
-
-def _formats(layer: Any) -> list[tuple[str, str]]:
-    formats = [(names.CODES, "codes")]
-    if layer.weight.numel() <= names.BITMASK_ENTRIES:
-        formats.append((names.BITMASK, "bitmask"))
-    return formats
-
-
-def _pruned(layer: Any, network: Any) -> nn.Module:
-    """Return the network with ``torch.nn.utils.prune`` for its first layer, to be trained."""
-    with torch.enable_grad():
-        return nn.Sequential(mask_in_forward(layer), network[1], copy.deepcopy(plain_with_zeros(network[2])))
 
 
 def _add_two_four(made: Subjects, case: dict[str, Any], config: BenchConfig) -> None:
@@ -144,7 +148,9 @@ def _add_two_four(made: Subjects, case: dict[str, Any], config: BenchConfig) -> 
         made.notes[names.TWO_FOUR] = f"missing: {error}"
 
 
-def _add_model_rows(made: Subjects, random: Any, config: BenchConfig) -> None:
+def _add_model_rows(
+    made: Subjects, random_rows: list[Row], case: dict[str, Any], config: BenchConfig
+) -> None:
     parent, packed, shared = (made.networks[n] for n in (names.DENSE, names.PACKED, names.MASKED))
     first, between, last = shared.children()
     wide = nn.Sequential(plain_with_zeros(first), between, plain_with_zeros(last))  # type: ignore[arg-type]
@@ -153,9 +159,9 @@ def _add_model_rows(made: Subjects, random: Any, config: BenchConfig) -> None:
         module_row(names.DENSE, parent, useful, slow=False),
         module_row(names.PACKED, packed, useful, expected, slow=False),
         module_row(names.WIDE, wide, useful),
-        module_row(names.CODES, fpe.pack(random), useful, random(made.probe)),
+        *random_rows,
     ]
-    if not made.probe.is_cuda:
+    if case["device"] == "cpu":
         pairs = ((names.ONNX_DENSE, parent, parent(made.probe)), (names.ONNX_PACKED, packed, expected))
         _add_onnx(made, pairs, config)
 
