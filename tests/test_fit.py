@@ -159,8 +159,15 @@ def test_the_best_model_reads_the_data_as_it_is(tmp_path, standardize):
     assert fpe.count_nonzero(wide) == best["expanded"]["nonzero"]
 
 
-def test_standardizing_helps_on_features_far_from_zero(tmp_path):
-    dataset = blobs(tmp_path / "far.npz", scale=1000.0)
+def test_standardizing_helps_where_features_differ_much_in_scale(tmp_path):
+    blobs(tmp_path / "blobs.npz")
+    arrays = dict(np.load(tmp_path / "blobs.npz"))
+    rng = np.random.default_rng(1)
+    for part in ("X_train", "X_test"):  # noise beside which what matters is tiny
+        noise = 1e4 * rng.normal(size=(len(arrays[part]), 4))
+        arrays[part] = np.concatenate([arrays[part], noise], axis=1)
+    np.savez(tmp_path / "far.npz", **arrays)
+    dataset = load(tmp_path / "far.npz")
     config = dataclasses.replace(QUICK, hidden=(8,), warmup_epochs=15, epochs=15)
     plain, scaled = (
         run_trial(dataset, dataclasses.replace(config, standardize=s), hidden=8, trial=0)["expanded"][

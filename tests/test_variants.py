@@ -9,6 +9,8 @@ from torch import nn
 
 import fpe
 from fpe.data import load
+from fpe.experiments.gated import Network as Gated
+from fpe.experiments.gated import run_gated
 from fpe.experiments.networks import NetworksConfig, Source, run_networks
 from fpe.experiments.quantised import quantised, quantised_accuracy, rounded_rows
 from fpe.experiments.rewiring import rewire_at_random
@@ -20,9 +22,11 @@ from fpe.experiments.variants import (
     FromScratch,
     Overlapping,
     Start,
+    some_of,
 )
 from fpe.masked import MaskedLinear
 from fpe.training import accuracy, adam, train
+from models import same_state
 
 MADE = {kind: variant for kind, variant in VARIANTS.items() if hasattr(variant, "make")}
 
@@ -30,7 +34,8 @@ MADE = {kind: variant for kind, variant in VARIANTS.items() if hasattr(variant, 
 def start(inputs=40, hidden=4, outputs=6, seed=3):
     parent, scout = fpe.mlp(inputs, hidden, outputs, seed=1), fpe.mlp(inputs, hidden, outputs, seed=2)
     variance = torch.rand(inputs, generator=torch.Generator().manual_seed(5))
-    return Start(parent, seed, variance, scout)
+    X = torch.rand(30, inputs, generator=torch.Generator().manual_seed(6))
+    return Start(parent, seed, variance, scout, X, torch.arange(30) % outputs)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind != "dense-x2"])
@@ -223,3 +228,65 @@ def test_other_data_than_the_runs_is_refused():
         fpe.errors.DataError, match="digits holds other data here than where the run was started"
     ):
         run_networks(Source("digits", "another"), CONFIG, [4], ["dense"], [0])
+
+
+@pytest.mark.parametrize("x", ["", "-x3", "-x4"])
+@pytest.mark.parametrize("by", ["activation", "gradient"])
+def test_rankings_are_measured_on_the_training_data(by, x):
+    """The networks are those that a user's own expansion with the batch, or after a backward pass, gives."""
+    given, factor = start(), int(x[2:] or 2)
+    parent = copy.deepcopy(given.parent)
+    nn.functional.cross_entropy(parent(given.X), given.y).backward()
+    how = {"split": "shared", "prune": fpe.Columns(by), "example_inputs": given.X, "seed": given.seed}
+    assert same_state(VARIANTS[f"columns-{by}{x}"].make(given), fpe.expand(parent, factor, **how))
+    assert all(p.grad is None for p in given.parent.parameters())
+
+
+def test_rankings_differ_where_inputs_do():
+    """An input that is always zero leaves by activation and by gradient, however large its weights are."""
+    given = start()
+    given.X[:, 7] = 0
+    with torch.no_grad():
+        given.parent[0].weight[:, 7] = 10
+    kinds = ("columns", "columns-activation", "columns-gradient")
+    reads = {kind: bool(VARIANTS[kind].make(given)[0].weight_mask[:, 7].any()) for kind in kinds}
+    assert reads["columns"]
+    assert not reads["columns-activation"]
+    assert not reads["columns-gradient"]
+
+
+def test_what_is_measured_on_is_spread_over_the_data():
+    assert some_of(torch.arange(7)).tolist() == list(range(7))
+    picked = some_of(torch.arange(10_003))
+    assert picked[:3].tolist() == [0, 5, 10]
+    assert len(picked) == 2000
+
+
+def test_the_first_layer_alone_can_be_expanded():
+    """Of five layers, and by whole columns; by default every second layer is."""
+    deep = Start(fpe.mlp(40, [4] * 4, 6, seed=1), 3, torch.rand(40))
+    for kind, layers in (("random", ["0", "6"]), ("random-first", ["0"]), ("columns-first", ["0"])):
+        wide = VARIANTS[kind].make(deep)
+        assert [layer.group.name for layer in wide.fpe_plan.layers] == layers
+        assert fpe.count_nonzero(wide) == fpe.count_nonzero(deep.parent)
+    assert wide.fpe_plan.prune == "Columns()"
+
+
+def test_gated_networks_are_trained_and_measured():
+    """As the recipe of three calls gives them; all kinds hold the dense count, and come again the same."""
+    made = run_gated(SOURCE, CONFIG, [4], [0, 1])["networks"]
+    assert made == run_gated(SOURCE, CONFIG, [4], [0, 1])["networks"]
+    assert [n["kind"] for n in made[:5]] == ["dense", "random", "shared", "columns", "columns-activation"]
+    assert {n["nonzero"] for n in made} == {2 * 4 * (64 + 1) + 10 * (4 + 1)}
+    assert {n["neurons"] for n in made if n["kind"] != "dense"} == {8}
+    assert all(n["network"] == "gated" and 0 <= n["accuracy"] <= 1 for n in made)
+    X, y = torch.from_numpy(DIGITS.X_train), torch.from_numpy(DIGITS.y_train)
+    torch.manual_seed(0)
+    network, generator = Gated(64, 4, 10), torch.Generator().manual_seed(0)
+    train(network, X, y, epochs=3, optimizer=adam(network, 1e-2), generator=generator)
+    how = {"layers": ["gate"], "prune": fpe.Columns("activation"), "example_inputs": X}
+    wide = fpe.expand(network, 2, "shared", seed=0, **how)
+    train(wide, X, y, epochs=3, optimizer=adam(wide, 1e-2), generator=generator)
+    assert made[4]["accuracy"] == accuracy(
+        wide, *(torch.from_numpy(a) for a in (DIGITS.X_test, DIGITS.y_test))
+    )

@@ -122,18 +122,59 @@ class Magnitude:
                 unpaid -= len(ties)
 
 
+#: How `Columns` may rank inputs.
+RANKINGS = ("norm", "activation", "gradient")
+
+
 @dataclass(frozen=True)
 class Columns:
-    """Whole inputs leave the blocks of a shared split, the smallest norm of their column first.
+    """Whole inputs leave the blocks of a shared split, those that count least first.
 
     The layer stays ``factor`` dense blocks. What no whole column can pay goes by magnitude.
     No block loses its last input.
+
+    Parameters
+    ----------
+    by : str, default "norm"
+        What an input counts. ``"norm"``: the norm of its column of weights. ``"activation"``: that norm times
+        the root mean square of the input on `example_inputs`, as Wanda ranks single weights (Sun et al.,
+        2024). ``"gradient"``: the sum over its column of ``|weight × gradient|``, to first order what the
+        loss would change by, as SNIP ranks single weights (Lee et al., 2019); the gradient is the one that
+        ``loss.backward()`` left on the layer.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown ranking.
     """
+
+    by: str = "norm"
 
     needs_shared = True
 
-    def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
+    def __post_init__(self) -> None:
+        if self.by not in RANKINGS:
+            names = ", ".join(map(repr, RANKINGS[:-1]))
+            raise ArgumentError(
+                f"Columns: by is {self.by!r}; give {names} or {RANKINGS[-1]!r}."
+                + (did_you_mean(self.by, RANKINGS) if isinstance(self.by, str) else "")
+            )
+
+    def __repr__(self) -> str:
+        return "Columns()" if self.by == "norm" else f"Columns(by={self.by!r})"
+
+    def pay(
+        self,
+        weights: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        count: int,
+        factor: int,
+        scale: Tensor | None = None,
+    ) -> None:
         """Mask, in place, whole columns of ``weights[0]``, `count` entries in all.
+
+        Among columns that count the same the earlier goes first, in the order of the children and of the
+        inputs of each.
 
         Parameters
         ----------
@@ -144,25 +185,31 @@ class Columns:
             How many free weights are to be held at zero.
         factor : int
             The expansion factor.
+        scale : Tensor, optional
+            What the weights of the parents are multiplied by before they are ranked, of shape (neurons,
+            inputs) or (neurons, inputs, taps): root mean squares of the inputs or gradients, as
+            `fpe.ranking.scales_of` measures them. Not for ``by="norm"``; needed for all others.
 
         Raises
         ------
+        ArgumentError
+            Without a scale where one is needed.
         BudgetError
             If the columns that may leave cannot pay; the masks are then unchanged.
         """
         inputs = weights[0].shape[1]
         blocks = masks[0].view(-1, factor, inputs, weights[0][0, 0].numel())
         entries = blocks.count_nonzero(dim=(0, 3))  # (factor, inputs): what a column pays if it leaves
-        norms = weights[0].detach().view(blocks.shape).float().norm(dim=(0, 3))
-        norms[entries == 0] = -1
-        last = norms.argmax(1)
+        counts = self._counts(weights[0].detach().view(blocks.shape), scale)
+        counts[entries == 0] = -1
+        last = counts.argmax(1)
         entries[torch.arange(factor), last.cpu()] = 0  # the last input stays
         if count > int(entries.sum()):
             raise BudgetError(
                 f"prune='columns': {count} weights are to be held at zero, but the columns that may leave "
                 f"hold only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
             )
-        order = norms.flatten().argsort(stable=True)
+        order = counts.flatten().argsort(stable=True)
         order = order[entries.flatten()[order] > 0]
         paid = entries.flatten()[order].cumsum(0)
         leaving = order[paid <= count]
@@ -176,6 +223,22 @@ class Columns:
                     blocks[:, child, column] > 0, torch.inf
                 )
             Magnitude().pay([kept, *weights[1:]], masks, rest, factor)
+
+    def _counts(self, blocks: Tensor, scale: Tensor | None) -> Tensor:
+        """Return what each column counts, (factor, inputs), of weights (neurons, factor, inputs, taps)."""
+        scaled = blocks.float()
+        if self.by != "norm":
+            if scale is None:
+                raise ArgumentError(
+                    f"{self!r} ranks by what was measured of the layer; give scale=…, or call fpe.expand, "
+                    "which measures it."
+                )
+            neurons, _, inputs, taps = blocks.shape
+            scaled = scaled * scale.detach().float().reshape(neurons, 1, inputs, taps)
+        if self.by == "gradient":
+            return scaled.abs().sum(dim=(0, 3))
+        norms: Tensor = scaled.norm(dim=(0, 3))
+        return norms
 
 
 def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

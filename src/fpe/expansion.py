@@ -22,6 +22,7 @@ from fpe.partition import Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
 from fpe.procedure import Weights
+from fpe.ranking import scales_of
 
 
 def expand(
@@ -75,7 +76,7 @@ def expand(
     how = (layers, example_inputs, seed, budget, convolutions, target_fraction, target)
     todo = plan(model, factor, split, prune, *how)
     _check_copyable(model)
-    replaced = wide_modules(model, todo, as_split(split), as_prune(prune))
+    replaced = wide_modules(model, todo, as_split(split), as_prune(prune), example_inputs)
     shapes = answer_shapes(model, example_inputs)
     wide = _copy_with(model, replaced)
     wide.fpe_plan = todo  # type: ignore[assignment]
@@ -83,7 +84,9 @@ def expand(
     return wide
 
 
-def wide_modules(model: nn.Module, todo: Plan, split: Split, method: Prune) -> dict[str, nn.Module]:
+def wide_modules(
+    model: nn.Module, todo: Plan, split: Split, method: Prune, example_inputs: Any = None
+) -> dict[str, nn.Module]:
     """Return the modules that a plan puts in the place of the model's; `model` is only read.
 
     Parameters
@@ -94,6 +97,8 @@ def wide_modules(model: nn.Module, todo: Plan, split: Split, method: Prune) -> d
         What `fpe.plan` returned.
     split, method : Split, Prune
         What the plan was made with.
+    example_inputs : Tensor, tuple or dict, optional
+        The batch, for a method that ranks by activation.
 
     Returns
     -------
@@ -105,15 +110,19 @@ def wide_modules(model: nn.Module, todo: Plan, split: Split, method: Prune) -> d
     BudgetError
         If the copies turn out not to be payable.
     """
+    scales = scales_of(model, [layer.group for layer in todo.layers], method, example_inputs)
     with torch.no_grad():
-        return _Expansion(model, todo, split, method).modules()
+        return _Expansion(model, todo, split, method, scales).modules()
 
 
 class _Expansion:
     """The layers of a model while they are widened, group by group; the model itself is only read."""
 
-    def __init__(self, model: nn.Module, todo: Plan, split: Split, method: Prune) -> None:
+    def __init__(
+        self, model: nn.Module, todo: Plan, split: Split, method: Prune, scales: dict[str, Tensor]
+    ) -> None:
         self.model, self.todo, self.split, self.method = model, todo, split, method
+        self.scales = scales
         self.lineage = Lineage(model)
         self.weights: dict[str, Weights] = {}
         self.between: dict[str, nn.Module] = {}
@@ -145,7 +154,7 @@ class _Expansion:
             self.between[name] = procedure.widen(module, layer.neurons, factor)
         copies = self._count_copies(layer, [*producers, *consumers], [*wide, *readers])
         if self.todo.budget == "group":
-            wide = _pay(wide, readers, copies, self.method, layer)
+            wide = _pay(wide, readers, copies, self.method, layer, self.scale(layer))
         self.copies += copies
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *readers), strict=True))
@@ -154,6 +163,20 @@ class _Expansion:
     def current(self, name: str) -> Weights:
         """Return what a layer holds after the groups done so far."""
         return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
+
+    def scale(self, layer: LayerPlan) -> Tensor | None:
+        """Return what the weights of a group's producers are ranked with, one below the other, if anything.
+
+        An input that an earlier group has copied counts as it does in the dense model.
+        """
+        if not self.scales:
+            return None
+        scales = []
+        for name in layer.group.producers:
+            scale = self.scales[name]
+            columns = self.lineage.columns.get(name)
+            scales.append(scale if columns is None else scale.index_select(1, columns.to(scale.device)))
+        return scales[0] if len(scales) == 1 else torch.cat(scales)
 
     def _count_copies(self, layer: LayerPlan, old: list[Weights], new: list[Weights]) -> int:
         """Count the free entries that have come to be: they are what must be paid for."""
@@ -168,7 +191,12 @@ class _Expansion:
 
 
 def _pay(
-    wide: list[Weights], readers: list[Weights], copies: int, method: Prune, layer: LayerPlan
+    wide: list[Weights],
+    readers: list[Weights],
+    copies: int,
+    method: Prune,
+    layer: LayerPlan,
+    scale: Tensor | None,
 ) -> list[Weights]:
     """Prune a group; the producers of a gated pair pay as one layer, one below the other."""
     shape = wide[0].weight.shape
@@ -176,7 +204,7 @@ def _pay(
     flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
     joint = wide[0] if len(wide) == 1 else _stacked(wide)
     paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
-    procedure.prune([paying, *readers], copies, method, layer.factor)
+    procedure.prune([paying, *readers], copies, method, layer.factor, scale)
     if len(wide) == 1:
         return wide
     weights, masks = (torch.split(t, shape[0]) for t in (joint.weight, joint.mask))

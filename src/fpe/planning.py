@@ -25,6 +25,7 @@ from fpe.graph.layers import (
 )
 from fpe.partition import Split, as_split
 from fpe.plans import LayerPlan, Plan
+from fpe.ranking import example_problem, scales_of
 from fpe.target import TARGETS, most_polysemantic
 
 BUDGETS = ("group", "network")
@@ -59,7 +60,8 @@ def plan(
         ``fpe.Groups(labels)``.
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's) or ``"columns"`` (whole inputs,
-        for a shared split).
+        for a shared split). ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on
+        `example_inputs` too, ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
     layers : sequence of str or Group, or mapping of str to int, optional
         Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own
         factor, the last that matches. By default every second hidden layer from the first (A.7), which
@@ -93,7 +95,8 @@ def plan(
     ArgumentError
         For an argument that no model could satisfy.
     ModelError
-        If there is nothing to expand, or a named layer cannot be expanded.
+        If there is nothing to expand, a named layer cannot be expanded, or a ranking by gradient finds
+        none.
     BudgetError
         If the copies cannot be paid for.
 
@@ -111,7 +114,17 @@ def plan(
     non-zero parameters of the network, before and after: 46
     """
     split, prune = check_arguments(
-        model, factor, split, prune, seed, layers, budget, convolutions, target_fraction, target
+        model,
+        factor,
+        split,
+        prune,
+        seed,
+        layers,
+        budget,
+        convolutions,
+        target_fraction,
+        target,
+        example_inputs,
     )
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
@@ -123,6 +136,7 @@ def plan(
     batch = inputs_for(model) if example_inputs is None else example_inputs
     if batch is not None:
         prove(model, [group for group, _ in chosen], batch)
+    scales_of(model, [group for group, _ in chosen], prune, example_inputs)  # or say that it cannot be done
     return Plan(
         layers=tuple(planned),
         skipped=skipped,
@@ -146,6 +160,7 @@ def check_arguments(
     convolutions: str = "channels",
     target_fraction: float = 1.0,
     target: str = "participation",
+    example_inputs: Any = None,
 ) -> tuple[Split, Prune]:
     """Check what can be checked without looking into the model, and report all problems at once."""
     problems = []
@@ -188,6 +203,8 @@ def check_arguments(
                 "prune='columns' needs all neurons of a layer expanded; leave target_fraction out, or give "
                 "prune='magnitude'."
             )
+    if len(resolved) == 2 and (problem := example_problem(resolved[1], example_inputs)):
+        problems.append(problem)
     raise_problems(problems, ArgumentError, "the arguments")
     return resolved[0], resolved[1]
 

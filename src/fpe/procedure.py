@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe.budget import Prune
+from fpe.budget import Columns, Prune
 from fpe.errors import ArgumentError
 from fpe.graph.groups import Runs, columns_of_runs
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
@@ -171,7 +171,9 @@ def _children_of(producer: Weights, children: Tensor, factor: int | Tensor, pare
     return Weights(born, bias, mask.to(weight.dtype).contiguous())
 
 
-def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> None:
+def prune(
+    wide: Sequence[Weights], copies: int, method: Prune, factor: int, scale: Tensor | None = None
+) -> None:
     """Hold as many weights at zero, in place, as were copied: the count of non-zeros is the parent's again.
 
     Parameters
@@ -184,8 +186,14 @@ def prune(wide: Sequence[Weights], copies: int, method: Prune, factor: int) -> N
         Which ones.
     factor : int
         Number of children.
+    scale : Tensor, optional
+        For a `Columns` that ranks by more than the weights; see `Columns.pay`.
     """
-    method.pay([w.weight for w in wide], [w.mask for w in wide], copies, factor)
+    weights, masks = [w.weight for w in wide], [w.mask for w in wide]
+    if scale is None:
+        method.pay(weights, masks, copies, factor)
+    else:
+        cast(Columns, method).pay(weights, masks, copies, factor, scale)
     for w in wide:
         w.weight.mul_(w.mask)
 

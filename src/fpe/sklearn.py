@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from fpe.budget import Prune, count_nonzero
+from fpe.budget import Columns, Prune, count_nonzero
 from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.expansion import expand
 from fpe.models import mlp
@@ -282,6 +282,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if not isinstance(self.trials, int | np.integer) or isinstance(self.trials, bool) or self.trials < 1:
             problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
+        if isinstance(self.prune, Columns) and self.prune.by != "norm":
+            problems.append(
+                f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns', or "
+                "call fpe.expand in a loop of your own."
+            )
+            raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
         try:
             check_arguments(nn.Identity(), self.factor, self.split, self.prune, 0)
             if self.factor > features:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fpe.errors import ArgumentError
 from fpe.graph import Group
-from fpe.graph.inputs import as_call, inputs_for
-from fpe.graph.layers import is_convolution, is_linear, oriented_weight
-from fpe.graph.proof import evaluating
+from fpe.graph.inputs import inputs_for
+from fpe.graph.layers import oriented_weight
 from fpe.interference import crowding, participation_ratio
+from fpe.ranking import input_scales
 
 TARGETS = ("participation", "capacity")
 
@@ -61,29 +61,8 @@ def most_polysemantic(
             raise ArgumentError(
                 "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
             )
-        scale = _input_scale(model, group, example_inputs)
+        scale = input_scales(model, [group.name], example_inputs)[group.name]
         taps = weight.shape[1] // (len(producers) * len(scale))
         score = crowding(weight * scale.repeat_interleave(taps).repeat(len(producers)).to(weight))
     best = score.argsort(descending=True, stable=True)[:chosen]
     return tuple(sorted(best.tolist()))
-
-
-def _input_scale(model: nn.Module, group: Group, example_inputs: Any) -> Tensor:
-    """Return the root mean square of each input, or channel, of a group's producers on the data."""
-    layer = model.get_submodule(group.name)
-    seen: list[Tensor] = []
-
-    def hook(_: nn.Module, args: Any) -> None:
-        x = args[0].detach()
-        axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
-        seen.append(x.double().square().movedim(axis, -1).flatten(0, -2).mean(0).sqrt())
-
-    assert is_linear(layer) or is_convolution(layer)
-    handle = layer.register_forward_pre_hook(hook)
-    args, kwargs = as_call(example_inputs)
-    try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
-    finally:
-        handle.remove()
-    return torch.stack(seen).mean(0)

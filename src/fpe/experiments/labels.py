@@ -18,6 +18,14 @@ LABELS = {
     "columns": "shared, columns",
     "columns-x3": "shared, columns, α = 3",
     "columns-x4": "shared, columns, α = 4",
+    **{f"shared-x{factor}": f"shared split, α = {factor}" for factor in (3, 4)},
+    **{
+        f"columns-{by}{x}": f"shared, columns by {by}{factor}"
+        for by in ("activation", "gradient")
+        for x, factor in (("", ""), ("-x3", ", α = 3"), ("-x4", ", α = 4"))
+    },
+    "random-first": "random-split, first layer",
+    "columns-first": "shared, columns, first layer",
     "overlap": "overlapping",
     "overlap-x4": "overlapping, α = 4",
     "scratch": "masks from scratch",

@@ -35,6 +35,7 @@ from fpe.experiments.variants import (
     Overlapping,
     Start,
     Variant,
+    some_of,
 )
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
@@ -242,7 +243,8 @@ class _Run:
         self, kind: str, parent: _Network, scout: nn.Sequential | None, teacher: Tensor | None
     ) -> _Network:
         variant, trial = self.variants[kind], parent.trial
-        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout)
+        some = some_of(self.X), some_of(self.y)
+        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout, *some)
         made = variant.student if isinstance(variant, Distilled) else variant
         if isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
             network, optimizer = copy.deepcopy((parent.network, parent.optimizer))

@@ -8,8 +8,10 @@ from typing import Any
 
 from fpe.experiments import real_findings as findings
 from fpe.experiments import rival_findings as rivals
+from fpe.experiments.blocks_findings import blocks
 from fpe.experiments.cnn import run_cnns
 from fpe.experiments.experiment import Experiment, Request, Task
+from fpe.experiments.gated import run_gated
 from fpe.experiments.networks import NetworksConfig, Source, run_networks
 
 #: The data that the experiments run on unless told otherwise.
@@ -33,6 +35,12 @@ BETWEEN = (5, 6, 7, 10, 12, 14, 20, 24, 28, 40, 48, 64)
 CORE = ("dense", "restart", "random", "gram", "shared", "columns", "two-four")
 FACTORS = ("random-x3", "random-x4", "random-x8")
 COLUMNS = ("columns-x3", "columns-x4")
+BLOCKS = (
+    "shared-x3",
+    "shared-x4",
+    *(f"columns-{by}{x}" for by in ("activation", "gradient") for x in ("", "-x3", "-x4")),
+)
+DEEP_BLOCKS = ("dense", "random", "random-first", "columns-first")
 TIMES = ("random-at-0", "random-at-10", "random-at-25", "random-at-75", "random-at-90")
 OVERLAPPING = ("overlap", "overlap-x4")
 FEWER = tuple(f"fewer-{by}{x}" for x in ("", "-x3", "-x4") for by in ("variance", "random", "norm"))
@@ -82,6 +90,12 @@ class _Plan:
             for count in features:
                 for width in widths:
                     self._add(name, source, f"cnn{count}", run_cnns, (width,), {"features": count})
+
+    def add_gated(self, widths: Sequence[int]) -> None:
+        """Ask for gated networks."""
+        for name, source in (self.request.data or {}).items():
+            for width in widths:
+                self._add(name, source, "gated", run_gated, (width,), {})
 
     def _add(
         self,
@@ -140,6 +154,16 @@ def _imagenet_tasks(request: Request) -> list[Task]:
     plan = _Plan(request)
     widths = request.hidden or ((6, 8) if request.quick else (6, 8, 10, 12, 14, 16))
     plan.add("five", ["dense", "random"], widths, layers=4, together=True)
+    return plan.tasks
+
+
+def _blocks_tasks(request: Request) -> list[Task]:
+    plan = _Plan(request)
+    for family, kinds in (("core", CORE), ("factor", FACTORS), ("columns", COLUMNS), ("blocks", BLOCKS)):
+        plan.add(family, kinds)
+    widths = request.hidden or ((8,) if request.quick else (8, 16, 32))
+    plan.add("blocks", DEEP_BLOCKS, widths, layers=4, together=True)
+    plan.add_gated(widths)
     return plan.tasks
 
 
@@ -311,6 +335,17 @@ REAL = [
         12,
         _tasks(("core", CORE), ("factor", FACTORS), ("columns", COLUMNS), ("fewer", FEWER)),
         rivals.fewer_inputs,
+        BOTH,
+    ),
+    Experiment(
+        "blocks",
+        "asked by its readers",
+        "What do whole blocks cost or gain, and which inputs should leave them?",
+        "Not in the paper. With one partition for all neurons of a layer, and whole inputs that pay, the "
+        "layer is α small dense blocks.",
+        23,
+        _blocks_tasks,
+        blocks,
         BOTH,
     ),
     Experiment(

@@ -6,17 +6,23 @@ as many non-zeros as the parent, but for `Doubled`, which is what they would lik
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.budget import Magnitude
+from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
+from fpe.training import loss_of
+
+#: Samples on which inputs are measured that are ranked by activation or gradient.
+MEASURED = 2000
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,22 @@ class Start:
         Of each input in the training data.
     scout : nn.Sequential or None
         The parent after its warm-up, for variants that begin before but must know it.
+    X, y : Tensor or None
+        Some of the training data and its classes, for variants that measure the parent on it; see
+        `some_of`.
     """
 
     parent: nn.Sequential
     seed: int
     variance: Tensor
     scout: nn.Sequential | None = None
+    X: Tensor | None = None
+    y: Tensor | None = None
+
+
+def some_of(data: Tensor) -> Tensor:
+    """Return about `MEASURED` of the samples, evenly spread: a data set may be sorted by its classes."""
+    return data[:: max(1, len(data) // MEASURED)][:MEASURED]
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Expanded:
 
     Attributes
     ----------
-    factor, split, prune
+    factor, split, prune, layers
         As for `fpe.expand`.
     at : float
         Share of the whole training that lies before the expansion.
@@ -74,15 +90,27 @@ class Expanded:
 
     factor: int = 2
     split: str = "random"
-    prune: str = "magnitude"
+    prune: str | Columns = "magnitude"
     at: float = 0.5
     rewired: float = 0.0
+    layers: tuple[str, ...] | None = None
 
     def make(self, start: Start) -> nn.Sequential:
         """Return the network."""
-        wide = expand(start.parent, self.factor, self.split, self.prune, seed=start.seed)
+        parent = start.parent
+        how: dict[str, Any] = {"layers": self.layers, "seed": start.seed}
+        if self.ranks_by == "activation":
+            how["example_inputs"] = start.X
+        if self.ranks_by == "gradient":
+            parent = _with_gradients(start)
+        wide = expand(parent, self.factor, self.split, self.prune, **how)
         assert isinstance(wide, nn.Sequential)
         return wide
+
+    @property
+    def ranks_by(self) -> str | None:
+        """By what inputs are ranked, where that is not the usual."""
+        return self.prune.by if isinstance(self.prune, Columns) else None
 
 
 @dataclass(frozen=True)
@@ -220,7 +248,15 @@ VARIANTS: dict[str, Variant] = {
     "gram": Expanded(split="gram"),
     "two-four": Expanded(split="2:4"),
     "shared": Expanded(split="shared"),
+    **{f"shared{x}": Expanded(f, "shared") for f, x in ((3, "-x3"), (4, "-x4"))},
     **{f"columns{x}": Expanded(f, "shared", "columns") for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))},
+    **{
+        f"columns-{by}{x}": Expanded(f, "shared", Columns(by))
+        for by in ("activation", "gradient")
+        for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))
+    },
+    "random-first": Expanded(layers=("0",)),
+    "columns-first": Expanded(split="shared", prune="columns", layers=("0",)),
     **{f"random-at-{100 * at:.0f}": Expanded(at=at) for at in (0.0, 0.1, 0.25, 0.75, 0.9)},
     "overlap": Overlapping(),
     "overlap-x4": Overlapping(4),
@@ -242,6 +278,15 @@ def sizes(network: nn.Sequential) -> tuple[int, int, int]:
     """Return inputs, hidden neurons and outputs of a network with one hidden layer."""
     first, last = _linear(network)
     return first.in_features, first.out_features, last.out_features
+
+
+def _with_gradients(start: Start) -> nn.Sequential:
+    """Return a copy of the parent as one backward pass over some of the training data leaves it."""
+    assert start.X is not None
+    assert start.y is not None
+    network = copy.deepcopy(start.parent)
+    loss_of(network(start.X), start.y).backward()  # type: ignore[no-untyped-call]
+    return network
 
 
 def _linear(network: nn.Module) -> list[MaskedLinear]:

@@ -200,14 +200,14 @@ class BlockLinear(BlockLayer):
             return nn.functional.linear(parts[0], weights[0], self.bias)
         products = [nn.functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
         y = torch.cat(products, dim=1)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _by_neuron(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
         x = parts[0]
         plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
         if torch.is_grad_enabled() or not plain:
             y = torch.cat([weight @ part.t() for part, weight in zip(parts, weights, strict=True)])
-            return (y if self.bias is None else y + self.bias.unsqueeze(1)).t()
+            return (y if self.bias is None else y + self.bias.to(y.dtype).unsqueeze(1)).t()
         y = x.new_empty(self.out_features, len(x))
         places = torch.split(y, [neurons for neurons, _ in self.sizes])
         for part, weight, place in zip(parts, weights, places, strict=True):

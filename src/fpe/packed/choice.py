@@ -17,6 +17,8 @@ FORMATS = ("blocks", "codes", "bitmask", "2:4", "dense")
 WORTH_IT = 0.6
 #: Least share of one single block that must be free for its zeros not to matter.
 NEARLY_DENSE = 0.9
+#: Neurons that a block has at least, where no plan says how a layer was expanded.
+AT_LEAST = 4
 #: Factors that are tried where no plan says how a layer was expanded.
 FACTORS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -82,7 +84,11 @@ class Structure:
         """
         rows, inputs = mask.shape[:2]
         read = reads(mask)
-        roles = [role] if role is not None else [torch.arange(rows) % f for f in FACTORS if rows % f == 0]
+        roles = (
+            [role]
+            if role is not None
+            else [torch.arange(rows) % f for f in FACTORS if rows % f == 0 and rows >= AT_LEAST * f]
+        )
         cuts = [_blocks(read, r.to(mask.device)) for r in roles if int(r.max()) > 0]
         everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]

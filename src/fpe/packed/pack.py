@@ -156,9 +156,7 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
         mask = layer.weight_mask
         if layer.weight.dtype not in TYPES:
             known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
-            problems.append(
-                f"layer {name!r} has {layer.weight.dtype} weights; {known} can be packed: convert it."
-            )
+            problems.append(f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}.")
         elif layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
             where = "on the meta device" if layer.weight.is_meta else "sharded"
             problems.append(f"layer {name!r} is {where}; pack a model whose weights are all here.")

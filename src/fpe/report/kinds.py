@@ -13,6 +13,10 @@ _COLOURS = {
     "restart": "#b0b0b0",
     "columns": "#e6972b",
     "shared": "#8a6fb0",
+    "columns-activation": "#2a9d6f",
+    "columns-gradient": "#355c9a",
+    "random-first": "#c45ab3",
+    "columns-first": "#a0522d",
 }
 #: For kinds that meet only their own kin, in the order in which they come.
 _OTHERS = ("#2a9d6f", "#8a6fb0", "#e6972b", "#1f6f8b", "#a0522d", "#c45ab3", "#5b7f2b", "#355c9a", "#111111")

@@ -1,0 +1,144 @@
+"""What `Columns` ranks inputs by, besides the weights: their activations on a batch, or gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe.budget import Columns, Prune
+from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.graph import Group
+from fpe.graph.inputs import as_call
+from fpe.graph.layers import is_linear, is_transposed, oriented_weight
+from fpe.graph.proof import evaluating
+
+
+def example_problem(prune: Prune, example_inputs: Any) -> str | None:
+    """Say that a ranking needs data that were not given, or return None."""
+    if isinstance(prune, Columns) and prune.by == "activation" and example_inputs is None:
+        what = f"prune={prune!r} measures the inputs of each layer on data"
+        return f"{what}; give example_inputs=…, a batch of them."
+    return None
+
+
+def scales_of(
+    model: nn.Module, groups: Sequence[Group], prune: Prune, example_inputs: Any
+) -> dict[str, Tensor]:
+    """Measure what the weights of each producer are multiplied by before `prune` ranks its columns.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run once, in evaluation mode, to rank by activation; left as it was.
+    groups : sequence of Group
+        Whose producers.
+    prune : Prune
+        Nothing is measured unless it is a `Columns` that ranks by activation or by gradient.
+    example_inputs : Tensor, tuple or dict, optional
+        The batch to rank by activation.
+
+    Returns
+    -------
+    dict of str to Tensor
+        By the producer's name, each of shape (neurons, inputs, *taps).
+
+    Raises
+    ------
+    ArgumentError
+        If a batch is needed and not given.
+    ModelError
+        If a layer has no gradient, is not called on the batch, or what is measured is not finite.
+    """
+    if not isinstance(prune, Columns) or prune.by == "norm":
+        return {}
+    if problem := example_problem(prune, example_inputs):
+        raise ArgumentError(problem)
+    names = [name for group in groups for name in group.producers]
+    if prune.by == "gradient":
+        scales = _gradients(model, names, prune)
+    else:
+        scales = {}
+        for name, each in input_scales(model, names, example_inputs).items():
+            weight = oriented_weight(model.get_submodule(name))
+            shape = (1, -1, *[1] * (weight.dim() - 2))
+            scales[name] = each.view(shape).expand(weight.shape)
+    what = "gradients" if prune.by == "gradient" else "inputs on example_inputs"
+    problems = [
+        f"layer {name!r} has {what} that are NaN or infinite, which cannot be ranked; repair them first."
+        for name, scale in scales.items()
+        if not bool(scale.isfinite().all())
+    ]
+    raise_problems(problems, ModelError, "what is to be ranked")
+    return scales
+
+
+def _gradients(model: nn.Module, names: Sequence[str], prune: Columns) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    problems = []
+    for name in names:
+        layer = model.get_submodule(name)
+        gradient = layer.get_parameter("weight").grad
+        if gradient is None:
+            problems.append(
+                f"layer {name!r} has no gradient, which prune={prune!r} ranks by; call loss.backward() on a "
+                "batch first, and expand before the gradients are cleared."
+            )
+        else:
+            gradient = gradient.detach().to_dense()
+            found[name] = gradient.t() if is_transposed(layer) else gradient
+    raise_problems(problems, ModelError, "the gradients")
+    return found
+
+
+def input_scales(model: nn.Module, names: Sequence[str], example_inputs: Any) -> dict[str, Tensor]:
+    """Return the root mean square of each input, or channel, of some layers on the data.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run once in evaluation mode without gradients; left as it was.
+    names : sequence of str
+        Linear layers and convolutions.
+    example_inputs : Tensor, tuple or dict
+        The data.
+
+    Returns
+    -------
+    dict of str to Tensor
+        For each layer shape (inputs,), in double precision.
+
+    Raises
+    ------
+    ModelError
+        If a layer is not called.
+    """
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def watch(name: str, layer: nn.Module) -> Any:
+        axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            x = (*args, *kwargs.values())[0].detach()
+            seen[name].append(x.double().square().movedim(axis, -1).flatten(0, -2).mean(0).sqrt())
+
+        return layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+    handles = [watch(name, model.get_submodule(name)) for name in seen]
+    args, kwargs = as_call(example_inputs)
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    problems = [
+        f"layer {name!r} is not called as a module on example_inputs, so that its inputs cannot be measured; "
+        "leave it out of layers=…, or rank by something else."
+        for name, found in seen.items()
+        if not found
+    ]
+    raise_problems(problems, ModelError, "what is to be measured")
+    return {name: torch.stack(found).mean(0) for name, found in seen.items()}

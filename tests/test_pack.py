@@ -1,0 +1,417 @@
+"""Packed models compute what the masked ones compute, from (nearly) their non-zeros alone, and go back."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.errors import ArgumentError, ModelError
+from fpe.masked import MaskedLayer
+from fpe.packed.bits import pack_bits, unpack_bits
+from fpe.packed.blocks import BlockConv2d, BlockLinear
+from fpe.packed.choice import Structure, choose_format
+from fpe.packed.compressed import BitmaskLayer, CodedLinear, compiled_product
+from fpe.packed.dense import DenseLayer
+from fpe.packed.holes import free_of, pack_holes
+from fpe.packed.layers import PackedLayer
+from models import assert_unchanged, snapshot
+from zoo import ZOO, answer
+
+#: Splits and ways of paying that the table of models is packed with.
+WAYS = [("random", "magnitude"), ("shared", "magnitude"), ("shared", "columns"), ("2:4", "magnitude")]
+#: Models in which the readers are as large as the producers, which whole columns cannot pay for.
+NO_COLUMNS = {
+    "MLP-LayerNorm",
+    "CNN-BatchNorm-Flatten",
+    "ResNet block",
+    "ConvNeXt-style block",
+    "U-Net-like skip",
+    "GPT-2",
+    "BERT",
+}
+NO_COLUMNS |= {"ViT", "CLIP", "T5"}
+PACKED = [name for name in ZOO if name != "Mixtral"]
+
+
+CASES = [
+    pytest.param(name, split, prune, id=f"{name}-{split}-{prune}")
+    for name in PACKED
+    for split, prune in WAYS
+    if prune != "columns" or name not in NO_COLUMNS
+]
+
+
+def equal_state(a: nn.Module, b: nn.Module) -> bool:
+    """Tell whether two state dicts are equal; a held zero may have lost its sign."""
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def packed_of():
+    """Return each model wide and packed, with its batch, made once."""
+    made = {}
+
+    def of(name, split, prune):
+        key = name, split, prune
+        if key not in made:
+            model, batch = ZOO[name]()
+            wide = fpe.expand(model.eval(), 2, split, prune, example_inputs=batch, seed=3)
+            made[key] = (wide, fpe.pack(wide), batch)
+        return made[key]
+
+    return of
+
+
+@pytest.mark.parametrize(("name", "split", "prune"), CASES)
+def test_packed_computes_what_masked_computes(name, split, prune, packed_of):
+    wide, packed, batch = packed_of(name, split, prune)
+    with torch.no_grad():
+        torch.testing.assert_close(answer(packed, batch), answer(wide, batch), rtol=1e-5, atol=1e-5)
+    assert fpe.count_nonzero(packed) == fpe.count_nonzero(wide)
+    assert not any(isinstance(m, MaskedLayer) for m in packed.modules())
+    assert {r.name for r in packed.fpe_packing.rows} == {
+        n for n, m in wide.named_modules() if isinstance(m, MaskedLayer)
+    }
+
+
+@pytest.mark.parametrize(("name", "split", "prune"), CASES)
+def test_gradients_of_packed_are_those_of_masked(name, split, prune, packed_of):
+    wide, packed, batch = (copy.deepcopy(part) for part in packed_of(name, split, prune))
+    for model in (wide, packed):
+        answer(model, batch).square().sum().backward()
+    # A gradient is a weight of the same shape: unpacked, it must be the masked one.
+    for part in packed.parameters():
+        part.data = part.grad if part.grad is not None else torch.zeros_like(part)
+    back = dict(fpe.unpack(packed).named_parameters())
+    for key, parameter in wide.named_parameters():
+        expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(back[key].detach() / scale, expected / scale, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "split", "prune"), CASES)
+def test_unpacking_gives_the_masked_model_back(name, split, prune, packed_of):
+    wide, packed, _ = packed_of(name, split, prune)
+    before = snapshot(packed)
+    assert equal_state(fpe.unpack(packed), wide)
+    assert_unchanged(packed, before)
+
+
+def test_packing_leaves_the_wide_model_alone_even_when_the_packed_one_is_trained():
+    wide = fpe.expand(fpe.mlp(12, 6, 3), 2)
+    before = snapshot(wide)
+    packed = fpe.pack(wide)
+    for parameter in packed.parameters():
+        parameter.data.add_(1)
+    assert_unchanged(wide, before)
+
+
+@pytest.mark.parametrize("split", ["shared", "random"])
+def test_training_packed_is_training_masked(split):
+    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, split, seed=1)
+    packed = fpe.pack(wide)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(40, 20, generator=generator), torch.randint(3, (40,), generator=generator)
+    for model in (wide, packed):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert fpe.count_nonzero(packed) == fpe.count_nonzero(wide)
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-3, atol=1e-4)
+    for name, layer in fpe.unpack(packed).named_modules():
+        if isinstance(layer, MaskedLayer):
+            assert not layer.weight[layer.weight_mask == 0].any(), name
+
+
+def test_whole_columns_are_blocks_and_nothing_else():
+    """d = 5, h = 2, k = 1: four copies are paid for by one column of each block, two entries each."""
+    model = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 1))
+    packed = fpe.pack(fpe.expand(model, 2, "shared", "columns"))
+    assert isinstance(packed[0], BlockLinear)
+    assert type(packed[2]) is nn.Linear
+    stored = sum(p.numel() for p in packed[0].parameters() if p.dim() == 2)
+    assert stored == 2 * 5 - 4
+    assert packed[0].rows.tolist() == [0, 2, 1, 3]
+    assert packed[0].restore is None
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 4, 70])
+@pytest.mark.parametrize("split", ["shared", "random"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_any_number_of_samples_and_of_leading_axes(samples, split, gradients):
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2)
+    packed = fpe.pack(wide)
+    x = torch.randn(samples, 16, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+        lead = x.view(1, samples, 1, 16)
+        torch.testing.assert_close(packed(lead), wide(lead), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(packed(x[0]), wide(x[0]), rtol=1e-5, atol=1e-6)
+        assert packed(x[:0]).shape == (0, 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("split", ["shared", "random"])
+def test_types_stay(dtype, split):
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2).to(dtype)
+    packed = fpe.pack(wide)
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.no_grad():
+        assert packed(x).dtype == dtype
+        torch.testing.assert_close(packed(x), wide(x), rtol=2e-2, atol=2e-2)
+
+
+def test_blocks_work_under_autocast():
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, "shared", seed=2)
+    packed = fpe.pack(wide)
+    x = torch.randn(70, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert packed(x).dtype == torch.bfloat16
+        torch.testing.assert_close(packed(x), wide(x), rtol=2e-2, atol=2e-2)
+
+
+def test_one_sample_of_codes_goes_through_the_compiled_product():
+    wide = fpe.expand(fpe.mlp(16, 4, 3), 4, "random", seed=2)
+    packed = fpe.pack(wide, format={"0": "codes"})
+    assert isinstance(packed[0], CodedLinear)
+    product = compiled_product()
+    if product is None:
+        pytest.skip("there is no compiler")
+    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
+    calls = compiled_product.cache_info().hits
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+    assert compiled_product.cache_info().hits == calls + 1
+
+
+def test_a_norm_over_groups_of_neurons_keeps_their_order():
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, "shared", example_inputs=x, seed=1)
+    packed = fpe.pack(wide)
+    assert packed[0].restore is not None
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+    assert equal_state(fpe.unpack(packed), wide)
+
+
+def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
+    wide = fpe.expand(fpe.mlp(12, 4, 2), 3, "shared", "columns", seed=1)
+    del wide.fpe_plan
+    packed = fpe.pack(wide)
+    assert isinstance(packed[0], BlockLinear)
+    assert len(packed[0].sizes) == 3
+    x = torch.randn(6, 12, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed[0](x), wide[0](x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+
+
+def test_neurons_expanded_in_part_are_blocks_too():
+    model = fpe.mlp(32, 8, 2)
+    wide = fpe.expand(model, 2, "shared", target_fraction=0.5, seed=1)
+    packed = fpe.pack(wide)
+    assert isinstance(packed[0], BlockLinear)
+    assert len(packed[0].sizes) == 3  # first children, second children, and neurons left whole
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+
+
+def test_a_model_expanded_twice_is_packed():
+    wide = fpe.expand(fpe.expand(fpe.mlp(32, 6, 2), 2, "shared", seed=1), 2, "shared", seed=2)
+    packed = fpe.pack(wide)
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+    assert equal_state(fpe.unpack(packed), wide)
+
+
+def test_the_bytes_of_the_summary_are_those_of_the_tensors():
+    wide = fpe.expand(fpe.mlp(64, 16, 5), 2, "shared", "columns")
+    packed = fpe.pack(wide)
+    tensors = [*packed.parameters(), *packed.buffers()]
+    assert packed.fpe_packing.bytes[2] == sum(t.nbytes for t in tensors)
+    assert packed.fpe_packing.bytes[0] == 4 * fpe.count_nonzero(wide)
+    assert "2 blocks, all of it free" in str(packed.fpe_packing)
+
+
+@pytest.mark.parametrize(("split", "format"), [("random", "bitmask"), ("2:4", "codes"), ("random", "dense")])
+def test_a_format_that_is_asked_for_is_taken(split, format):
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2)
+    packed = fpe.pack(wide, format={"0": format})
+    assert packed.fpe_packing.rows[0].format == format
+    assert isinstance(packed[0], {"bitmask": BitmaskLayer, "codes": CodedLinear, "dense": DenseLayer}[format])
+    x = torch.randn(6, 16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+    assert equal_state(fpe.unpack(packed), wide)
+
+
+def test_convolutions_become_blocks_of_channels():
+    model = nn.Sequential(
+        nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(6, 2, 1)
+    )
+    batch = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, "shared", example_inputs=batch)
+    packed = fpe.pack(wide)
+    assert isinstance(packed[0], BlockConv2d)
+    torch.testing.assert_close(packed(batch), wide(batch), rtol=1e-5, atol=1e-6)
+
+
+def test_bits_come_back():
+    values = torch.tensor([[0, 1, 2, 3, 3, 2, 1, 0, 2], [3, 0, 0, 0, 0, 0, 0, 1, 3]])
+    packed = pack_bits(values, bits=2)
+    assert packed.shape == (2, 2, 2)
+    assert unpack_bits(packed, 9).tolist() == values.tolist()
+
+
+@pytest.mark.parametrize("holes", [[3], list(range(20))])
+def test_holes_come_back_as_places_or_as_bits(holes):
+    free = torch.ones(8, 16, dtype=torch.bool)
+    free.view(-1)[holes] = False
+    stored = pack_holes(free)
+    assert stored.dim() == (1 if len(holes) == 1 else 3)
+    assert torch.equal(free_of(stored, free.shape).bool(), free)
+    assert pack_holes(torch.ones(2, 2, dtype=torch.bool)) is None
+
+
+def test_the_rule_says_why():
+    def chosen(mask, role=None):
+        return choose_format(Structure.of(mask, role), mask, None)
+
+    everything = torch.ones(4, 8)
+    halves = torch.zeros(8, 8)
+    halves[::2, :4], halves[1::2, 4:] = 1, 1
+    drawn = (torch.arange(32).view(4, 8) * 5 % 7 > 3).float()
+    own = torch.stack([drawn, 1 - drawn], dim=1).flatten(0, 1)
+    ragged = (torch.rand(16, 32, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    assert chosen(everything).why == "it has no zeros"
+    assert (chosen(halves).format, chosen(halves).why) == ("blocks", "2 blocks, all of it free")
+    assert (chosen(own).format, chosen(own).factor) == ("codes", 2)
+    zeros = f"{1 - float(ragged.mean()):.0%}"
+    assert chosen(ragged).why.startswith(
+        f"its mask has no structure, and {zeros} of what is stored are zeros"
+    )
+
+
+def test_what_is_not_masked_cannot_be_packed():
+    with pytest.raises(ModelError) as error:
+        fpe.pack(fpe.mlp(4, 2, 1))
+    assert str(error.value) == (
+        "no layer of this model is masked, so that there is nothing to pack; give what fpe.expand or "
+        "fpe.load returned."
+    )
+    with pytest.raises(ModelError, match=r"^nothing in this model is packed; give what fpe.pack returned.$"):
+        fpe.unpack(fpe.mlp(4, 2, 1))
+
+
+def test_all_problems_with_formats_are_named_at_once():
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2)
+    with pytest.raises(ArgumentError) as error:
+        fpe.pack(wide, format={"0": "block", "hidden": "codes"})
+    assert str(error.value) == (
+        "2 problems with format:\n"
+        "  - unknown format 'block'; allowed are 'blocks', 'codes', 'bitmask', '2:4', 'dense'. Did you mean "
+        "'blocks'?\n"
+        "  - no masked layer is called 'hidden'; there are '0', '2'."
+    )
+
+
+def test_blocks_demanded_of_a_split_without_structure_name_the_alternatives():
+    wide = fpe.expand(fpe.mlp(64, 8, 2), 2, "random")
+    before = snapshot(wide)
+    with pytest.raises(ModelError) as error:
+        fpe.pack(wide, format={"0": "blocks"})
+    assert str(error.value) == (
+        "layer '0' cannot be packed as 'blocks': its neurons have no inputs in common that would make blocks "
+        "(only 49% of these would be free): expand with split='shared', or pack it as 'codes'."
+    )
+    assert_unchanged(wide, before)
+
+
+@pytest.mark.parametrize(
+    ("format", "why"),
+    [
+        ("codes", "no neurons share inputs out among them; pack it as 'bitmask' or 'dense'."),
+        (
+            "2:4",
+            "of some four inputs more than two are free; expand with split='2:4', or pack it as 'codes'.",
+        ),
+    ],
+)
+def test_what_a_layer_has_not_cannot_be_demanded(format, why):
+    wide = fpe.expand(fpe.mlp(8, 8, 8), 2)
+    wide[2].weight_mask[0, 0] = wide[2].weight.data[0, 0] = 0
+    with pytest.raises(ModelError) as error:
+        fpe.pack(wide, format={"2": format})
+    assert str(error.value) == f"layer '2' cannot be packed as {format!r}: {why}"
+
+
+def test_the_pattern_two_four_needs_a_gpu():
+    wide = fpe.expand(fpe.mlp(8, 8, 2), 2, "2:4")
+    with pytest.raises(ModelError) as error:
+        fpe.pack(wide, format={"0": "2:4"})
+    assert str(error.value) == (
+        "layer '0' cannot be packed as '2:4': 2:4 needs a GPU that computes with it, and the layer is on the "
+        "CPU; pack it as 'codes'."
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 2:4")
+def test_the_pattern_two_four_on_a_gpu():
+    wide = fpe.expand(fpe.mlp(128, 64, 16), 2, "2:4").half().cuda()
+    packed = fpe.pack(wide)
+    assert packed.fpe_packing.rows[0].format == "2:4"
+    x = torch.randn(64, 128, device="cuda", dtype=torch.float16)
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-2, atol=1e-2)
+
+
+def test_a_mask_that_moves_is_refused():
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2)
+    wide[0].weight_mask[0, 0] = 0.5
+    with pytest.raises(ModelError) as error:
+        fpe.pack(wide)
+    assert str(error.value) == (
+        "the mask of layer '0' still moves: it holds more than zeros and ones; fix it before you pack, or go "
+        "on with the masked layer."
+    )
+
+
+def test_weights_that_should_be_zero_are_refused():
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2)
+    wide[0].weight.data.add_(1)
+    with pytest.raises(ModelError, match="layer '0' has weights that its mask should hold at zero"):
+        fpe.pack(wide)
+
+
+def test_a_type_that_cannot_be_packed_is_refused():
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2).to(torch.complex64)
+    with pytest.raises(ModelError) as error:
+        fpe.pack(wide)
+    assert str(error.value).splitlines()[1] == (
+        "  - layer '0' has torch.complex64 weights; convert it to one of float16, bfloat16, float32, float64."
+    )
+
+
+def test_held_weights_of_packed_layers_are_projected():
+    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, "shared", seed=1)
+    packed = fpe.pack(wide)
+    held = [m for m in packed.modules() if isinstance(m, PackedLayer)]
+    assert held
+    optimizer = torch.optim.SGD(packed.parameters(), lr=0.1)
+    fpe.hold_masks(optimizer, packed)
+    for parameter in packed.parameters():
+        parameter.data.add_(1)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    back = fpe.unpack(packed)
+    assert not back[0].weight[back[0].weight_mask == 0].any()
+
+
+def test_frozen_layers_stay_frozen():
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2, "shared")
+    wide[0].weight.requires_grad_(False)
+    packed = fpe.pack(wide)
+    trained = {name: p.requires_grad for name, p in packed[0].named_parameters()}
+    assert trained == {"bias": True, "weight_0": False, "weight_1": False}
