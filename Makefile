@@ -32,13 +32,15 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/ensemble.py
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/fpe bench
 
-results: setup  ## Make the tables and figures of docs/results again (about four hours).
+results: setup  ## Make the tables and figures of docs/results again (about four and a quarter hours).
 	$(BIN)/python docs/results/fit.py
 	$(BIN)/python docs/results/settings.py
 	$(BIN)/python docs/results/boolean.py
 	$(BIN)/python docs/results/vision.py
 	$(BIN)/python docs/results/models.py
+	$(BIN)/python docs/results/speed.py
 	$(BIN)/python docs/results/charlm.py
 	$(BIN)/python docs/results/cnn.py
 	$(BIN)/python docs/images/expansion.py

@@ -140,7 +140,9 @@ class Findings:
         return dataclasses.asdict(self)
 
 
-def sign_claim(paper: str, what: str, interval: Interval, up: bool, scale: float, unit: str) -> Claim:
+def sign_claim(
+    paper: str, what: str, interval: Interval, up: bool, scale: float, unit: str, digits: int = 1
+) -> Claim:
     """State that something rises, or falls, with its interval; it agrees if 0 lies outside."""
     agrees = interval.above_zero if up else interval.below_zero
-    return Claim(paper, f"{what}: {interval.text(scale)}{unit}", agrees)
+    return Claim(paper, f"{what}: {interval.text(scale, digits)}{unit}", agrees)

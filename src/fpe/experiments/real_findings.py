@@ -190,6 +190,7 @@ def interference(networks: list[Network], quick: bool) -> Findings:
                         False,
                         1,
                         "",
+                        digits=3,
                     )
                 )
         for measure, label in (("cosine", "mean cosine similarity"), ("capacity", "feature capacity")):
