@@ -98,7 +98,7 @@ def test_only_packed_files_have_the_new_format(tmp_path):
 @pytest.mark.parametrize(
     ("like", "reason"),
     [
-        (nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU(), nn.Linear(4, 2)), "'0' is a Conv1d and was a linear layer"),
+        (nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU(), nn.Linear(4, 2)), "'0' is a Conv1d and was a linear"),
         (nn.Sequential(nn.Linear(8, 4), nn.ReLU()), "another architecture"),
         (nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), nn.Linear(2, 2)), "3.bias is missing"),
     ],

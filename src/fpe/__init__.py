@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fpe.budget import Columns, Magnitude, count_nonzero
     from fpe.checkpoint import load, save
     from fpe.expansion import expand
-    from fpe.export import export
+    from fpe.exporting import export
     from fpe.graph import Group
     from fpe.inplace import expand_
     from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
@@ -51,7 +51,7 @@ _HOME = {
     "count_nonzero": "budget",
     "expand": "expansion",
     "expand_": "inplace",
-    "export": "export",
+    "export": "exporting",
     "hold_masks": "masked",
     "load": "checkpoint",
     "mlp": "models",

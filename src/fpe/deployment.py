@@ -12,7 +12,7 @@ from torch import nn
 from fpe.budget import count_free, parameters_with_masks
 from fpe.checkpoint import load
 from fpe.errors import ArgumentError
-from fpe.export import Export, export
+from fpe.exporting import Export, export
 from fpe.graph.inputs import inputs_for
 from fpe.masked import MaskedLayer
 from fpe.models import mlp_sizes

@@ -346,7 +346,7 @@ def _runs_onnx(tensors: list[Tensor]) -> bool:
 
 
 def _run_onnx(path: Path, calls: list[Call]) -> list[list[Tensor]]:
-    import onnxruntime
+    import onnxruntime  # type: ignore[import-untyped]
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
