@@ -58,6 +58,8 @@ def put_into_readme(mark: str, table: dict[str, Any]) -> None:
     """Put a table into the README, between the comments of this name."""
     lines = "\n".join(markdown_table(table["columns"], table["rows"]))
     readme = HERE.parent.parent / "README.md"
+    if f"<!-- {mark} -->\n" not in readme.read_text(encoding="utf-8"):
+        raise ValueError(f"{readme} has no place for the table: <!-- {mark} --> and <!-- end {mark} -->")
     before, begin, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _, end, after = rest.partition(f"<!-- end {mark} -->")
     text = f"{before}{begin}{lines}\n{end}{after}"

@@ -13,15 +13,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pages import collect, sections
-
 from fpe.bench.targets import case_name, verdicts
 from fpe.files import read_json, write_atomically, write_json
 from fpe.report.bench import asked_markdown, bench_markdown
 
 HERE = Path(__file__).parent
 OUT = Path("fpe-out", "bench")
-REPRODUCED = Path("fpe-out", "reproduce")
 
 INTRODUCTION = """# Packed layers: time and memory
 
@@ -103,11 +100,18 @@ def introduction(result: dict[str, Any]) -> list[str]:
 
 
 def accuracy() -> list[str]:
-    """Write what blocks cost in accuracy, if that experiment has run: ``fpe reproduce blocks``."""
-    head = ["## What blocks cost in accuracy", ""]
-    if read_json(REPRODUCED / "blocks" / "results.json") is None:
-        return [*head, "Not measured yet: `fpe reproduce blocks`.", ""]
-    return [*head, *sections(collect(["blocks"], REPRODUCED, "speed"), "speed")]
+    """Show what blocks cost in accuracy; the experiment is one of ``docs/results/vision.py``."""
+    question = read_json(HERE / "vision" / "blocks.json")["question"]
+    anchor = "".join(c for c in question.lower() if c.isalnum() or c == " ").replace(" ", "-")
+    return [
+        "## What blocks cost in accuracy",
+        "",
+        "Points above one partition for each neuron, at the same count, made by `fpe reproduce blocks`; the",
+        f"numbers are [with the other results on real data](vision.md#{anchor}).",
+        "",
+        "![Points above per-neuron random over width, for three factors](vision/blocks.png)",
+        "",
+    ]
 
 
 def tables(result: dict[str, Any]) -> list[str]:

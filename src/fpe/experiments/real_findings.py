@@ -22,6 +22,7 @@ from fpe.experiments.comparisons import (
 from fpe.experiments.findings import Claim, Findings, Line, Lines, Table, sign_claim
 from fpe.experiments.labels import LABELS
 from fpe.experiments.statistics import Interval, mean
+from fpe.interference import relative_improvement
 
 #: Kinds are called comparable if the interval of their difference lies within so many points; one is at
 #: least as good as another if the interval lies above minus that.
@@ -288,6 +289,7 @@ def depth(networks: list[Network], quick: bool) -> Findings:
                 "random-split %",
                 "points",
                 "relative %",
+                "of the means",
                 "paper's, %",
             ]
             found.tables.append(Table(f"{name}, {deep} layers, mean [95 %]", heads, rows))
@@ -301,6 +303,7 @@ def depth(networks: list[Network], quick: bool) -> Findings:
 
 def _depth_row(cells: Cells, hidden: int, deep: int) -> list[str]:
     made = cells.networks[hidden]
+    means = [float(np.mean(cells.values(hidden, kind))) for kind in ("random", "dense")]
     paper = PAPER_DEPTH.get(deep, {}).get(hidden)
     return [
         f"{hidden}",
@@ -309,6 +312,7 @@ def _depth_row(cells: Cells, hidden: int, deep: int) -> list[str]:
         mean(cells.values(hidden, "random")).text(100, sign=False),
         cells.difference(hidden, "random", "dense").text(100),
         mean(cells.improvements(hidden, "random")).text(100),
+        f"{100 * relative_improvement(*means):+.1f}",
         "–" if paper is None else f"{paper:+g}",
     ]
 
@@ -337,6 +341,7 @@ def imagenet(networks: list[Network], quick: bool) -> Findings:
             "random-split %",
             "points",
             "relative %",
+            "of the means",
             "paper's, ImageNet",
         ]
         found.tables.append(Table(f"{cells.data}, five layers, mean [95 %]", heads, rows))
