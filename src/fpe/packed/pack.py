@@ -32,8 +32,8 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.Module:
     """Return a model that computes the same from (nearly) the non-zeros alone; `wide` is not changed.
 
-    Layers of a shared split become a few dense blocks, at the cost of the dense parent in bytes and in
-    time; layers of a split for each neuron become the parent's weights and codes, at its cost in bytes.
+    Layers of a shared split become a few dense blocks, at the dense parent's bytes and about its time;
+    layers of a split for each neuron become the parent's weights and codes, at its bytes but slower.
     What has no zeros becomes an ordinary layer, and what has no structure stays dense; the summary says
     so. Packed layers are ordinary modules whose parameters are dense: train them on with a new optimizer,
     and `fpe.unpack` them, or deploy them.
