@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fpe.bench.config import BenchConfig
 from fpe.bench.targets import case_name, verdicts
 from fpe.files import read_json, write_atomically, write_json
 from fpe.report.bench import asked_markdown, bench_markdown
@@ -28,7 +29,7 @@ would do without it, and with the machine's own limits. Everything here is made 
 docs/results/speed.py`, which runs
 
 ```console
-$ fpe bench
+$ {command}
 ```
 
 **{held} of {asked} limits hold**; ✗ marks what does not. Each cell is the worst of all batch sizes, and
@@ -90,6 +91,7 @@ def introduction(result: dict[str, Any]) -> list[str]:
     known = [row["holds"] for row in verdicts(result)["rows"] if row["holds"] is not None]
     lines = [
         INTRODUCTION.format(
+            command=command(result["config"]),
             held=sum(known),
             asked=len(known),
             table="\n".join(asked_markdown(result)),
@@ -97,6 +99,12 @@ def introduction(result: dict[str, Any]) -> list[str]:
         )
     ]
     return lines if all(known) else [*lines, MISSED]
+
+
+def command(config: dict[str, Any]) -> str:
+    """Return the command that measures with this many rounds."""
+    rounds = config["rounds"]
+    return "fpe bench" if rounds == BenchConfig.rounds else f"fpe bench --rounds {rounds}"
 
 
 def accuracy() -> list[str]:
