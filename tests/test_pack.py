@@ -9,10 +9,11 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError, ModelError
 from fpe.masked import MaskedLayer
+from fpe.packed import kernels
 from fpe.packed.bits import pack_bits, unpack_bits
 from fpe.packed.blocks import BlockConv2d, BlockLinear
 from fpe.packed.choice import Structure, choose_format
-from fpe.packed.compressed import BitmaskLayer, CodedLinear, compiled_product
+from fpe.packed.compressed import BitmaskLayer, CodedLinear
 from fpe.packed.dense import DenseLayer
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer
@@ -175,18 +176,51 @@ def test_blocks_work_under_autocast():
         torch.testing.assert_close(packed(x), wide(x), rtol=2e-2, atol=2e-2)
 
 
-def test_one_sample_of_codes_goes_through_the_compiled_product():
-    wide = fpe.expand(fpe.mlp(16, 4, 3), 4, "random", seed=2)
+@pytest.mark.parametrize("samples", [0, 1, 3, 4, 70])
+@pytest.mark.parametrize("factor", [2, 5])
+@pytest.mark.parametrize("prune", [True, False])
+def test_codes_go_through_the_compiled_kernels(samples, factor, prune, monkeypatch):
+    """Holes, which nobody has, are zero, so that it does not matter whose the kernels think they are."""
+    monkeypatch.setattr(kernels, "WORTH_COMPILING", 1)
+    wide = fpe.expand(fpe.mlp(40, 4, 3), factor, "random", seed=2)
+    if not prune:
+        of_parent = torch.arange(40) * 7 % factor
+        for child in range(factor):
+            wide[0].weight_mask[child::factor] = (of_parent == child).float()
+        wide[0].project()
     packed = fpe.pack(wide, format={"0": "codes"})
     assert isinstance(packed[0], CodedLinear)
-    product = compiled_product()
-    if product is None:
+    x = torch.randn(samples, 40, generator=torch.Generator().manual_seed(0))
+    if kernels.kernels_for(packed[0].values, factor) is None:
         pytest.skip("there is no compiler")
-    x = torch.randn(1, 16, generator=torch.Generator().manual_seed(0))
-    calls = compiled_product.cache_info().hits
     with torch.no_grad():
         torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
-    assert compiled_product.cache_info().hits == calls + 1
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 3, 4, 9])
+@pytest.mark.parametrize("inputs", [10, 64, 150])
+def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs):
+    """Two and three samples are multiplied in short parts, with and without a rest."""
+    wide = fpe.expand(fpe.mlp(inputs, 12, 3), 2, "shared", seed=2)
+    packed = fpe.pack(wide)
+    x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(0))
+    expected = wide(x)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_lie_in_memory_input_by_input_after_training_and_loading():
+    packed = fpe.pack(fpe.expand(fpe.mlp(40, 8, 3), 2, "shared", seed=2))
+    weight = packed[0].weight_0
+    assert weight.t().is_contiguous()
+    optimizer = torch.optim.Adam(packed.parameters(), fused=True)
+    packed(torch.randn(5, 40)).sum().backward()
+    optimizer.step()
+    assert weight.grad.t().is_contiguous()
+    assert optimizer.state[weight]["exp_avg"].t().is_contiguous()
+    packed.load_state_dict({k: v.contiguous() for k, v in packed.state_dict().items()})
+    assert packed[0].weight_0.t().is_contiguous()
 
 
 def test_a_norm_over_groups_of_neurons_keeps_their_order():

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
 
-#: Numbers of samples for which outputs are computed sample by sample. Otherwise they are computed neuron by
-#: neuron: each block then fills whole rows, which matrix products are fastest at.
+#: Numbers of samples for which a matrix product takes twice its time, unless it is cut into short ones.
 FEW = (2, 3)
+#: Inputs in each of those.
+SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class BlockLayer(PackedLayer):
             shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
         )
         for number, block in enumerate(blocks):
-            part = weight.index_select(0, block.rows).index_select(1, block.columns)
+            part = laid_out(weight.index_select(0, block.rows).index_select(1, block.columns))
             free = mask.index_select(0, block.rows).index_select(1, block.columns) != 0
             layer.register_parameter(f"weight_{number}", nn.Parameter(part))
             layer.register_buffer(f"holes_{number}", pack_holes(free))
@@ -113,7 +114,7 @@ class BlockLayer(PackedLayer):
         bias = like.new_empty(shape.outputs) if config["bias"] else None
         layer = of_shape(shape)(shape, config["sizes"], bias)
         for number, (neurons, inputs) in enumerate(layer.sizes):
-            weight = like.new_empty(neurons, inputs, *shape.taps)
+            weight = laid_out(like.new_empty(neurons, inputs, *shape.taps))
             layer.register_parameter(f"weight_{number}", nn.Parameter(weight))
             layer.register_buffer(f"holes_{number}", None)
         for name, (kind, *size) in config["buffers"].items():
@@ -177,42 +178,54 @@ class BlockLayer(PackedLayer):
 class BlockLinear(BlockLayer):
     """A linear layer of dense blocks: (…, in_features) to (…, out_features).
 
-    Of several samples the output may lie neuron by neuron in memory; where a ``view`` across it fails, a
-    ``reshape`` does not.
+    The blocks lie in memory input by input, transposed: then the length of a row is the number of neurons,
+    which is even where numbers of inputs are odd, and products of one sample read memory in order.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
         weights = self._weights()
         x = input.reshape(-1, self.in_features)
-        if self.columns is not None and torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        if self.columns is not None and compiling:
             x = x.index_select(1, self.columns.long())
         elif self.columns is not None:
             x = x.gather(1, self.columns.long().expand(len(x), -1))  # on all cores, unlike a selection
         parts = torch.split(x, [inputs for _, inputs in self.sizes], dim=1)
-        by_sample = torch.compiler.is_compiling() or len(weights) == 1 or len(x) in FEW
-        y = (self._by_sample if by_sample else self._by_neuron)(parts, weights)
+        plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
+        if torch.is_grad_enabled() or compiling or not plain:
+            y = self._multiply(parts, weights)
+        else:
+            y = self._multiply_in_place(parts, weights)
         y = y.view(*input.shape[:-1], self.out_features)
         return y if self.restore is None else y.index_select(-1, self.restore.long())
 
-    def _by_sample(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+    def _multiply(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
         if len(weights) == 1:
             return nn.functional.linear(parts[0], weights[0], self.bias)
         products = [nn.functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
         y = torch.cat(products, dim=1)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _by_neuron(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
-        x = parts[0]
-        plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
-        if torch.is_grad_enabled() or not plain:
-            y = torch.cat([weight @ part.t() for part, weight in zip(parts, weights, strict=True)])
-            return (y if self.bias is None else y + self.bias.to(y.dtype).unsqueeze(1)).t()
-        y = x.new_empty(self.out_features, len(x))
-        places = torch.split(y, [neurons for neurons, _ in self.sizes])
+    def _multiply_in_place(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
+        """Let each product be written where it belongs."""
+        y = parts[0].new_empty(len(parts[0]), self.out_features)
+        places = torch.split(y, [neurons for neurons, _ in self.sizes], dim=1)
         for part, weight, place in zip(parts, weights, places, strict=True):
-            torch.mm(weight, part.t(), out=place)
-        return (y if self.bias is None else y.add_(self.bias.unsqueeze(1))).t()
+            if len(part) in FEW and part.shape[1] >= SHORT:
+                _multiply_few(part, weight.t(), place)
+            else:
+                torch.mm(part, weight.t(), out=place)
+        return y if self.bias is None else y.add_(self.bias)
+
+
+def _multiply_few(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Multiply (samples, inputs) by (inputs, neurons), the sum over inputs in many short parts."""
+    whole = x.shape[1] - x.shape[1] % SHORT
+    short = x[:, :whole].reshape(len(x), -1, SHORT).transpose(0, 1)
+    torch.sum(torch.bmm(short, weight[:whole].view(-1, SHORT, weight.shape[1])), dim=0, out=out)
+    if whole < x.shape[1]:
+        out.addmm_(x[:, whole:], weight[whole:])
 
 
 class _BlockConv(BlockLayer):
@@ -251,6 +264,11 @@ _KINDS: dict[str, type[BlockLayer]] = {
     "MaskedConv2d": BlockConv2d,
     "MaskedConv3d": BlockConv3d,
 }
+
+
+def laid_out(weight: Tensor) -> Tensor:
+    """Let a block lie in memory as its product reads it fastest; see `BlockLinear`."""
+    return weight.t().contiguous().t() if weight.dim() == 2 else weight
 
 
 def of_shape(shape: Shape) -> type[BlockLayer]:

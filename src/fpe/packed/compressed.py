@@ -2,26 +2,28 @@
 
 ``codes``: where the children of a neuron share its inputs out, each input of the neuron has one value and
 the number of the child that owns it. That is the dense parent's weight and a bit for each entry (for two
-children). For a single sample the product is computed straight from that, in one compiled pass.
+children). For a few samples the product is computed straight from that, in one compiled pass for each; for
+more the weight is made piece by piece.
 
 ``bitmask``: the free values in a row, and a bit for each entry: the smallest form of any mask, and slow.
 """
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpe.packed.bits import pack_bits, unpack_bits, width_in_bytes
+from fpe.packed.kernels import kernels_for
 from fpe.packed.layers import PackedLayer, Shape
 
 #: Entries of the weight that are made at a time where no gradient is wanted.
 CHUNK = 1 << 21
+#: Up to so many samples are multiplied one by one: less work than to make the weight.
+FEW = 3
 
 
 class _Compressed(PackedLayer):
@@ -146,7 +148,8 @@ def bits_of(factor: int, holes: bool) -> int:
 
 def _spread(values: Tensor, children: Tensor, factor: int) -> Tensor:
     """Give each child its own: (parents, columns) to (parents × factor, columns)."""
-    each = [values * (children == child) for child in range(factor)]
+    nothing = values.new_zeros(())
+    each = [torch.where(children == child, values, nothing) for child in range(factor)]
     return torch.stack(each, dim=1).flatten(0, 1)
 
 
@@ -155,68 +158,35 @@ class CodedLinear(CodedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
-        if torch.is_grad_enabled() or type(input) is not Tensor or torch.compiler.is_compiling():
+        plain = type(input) is Tensor and not torch.is_autocast_enabled(input.device.type)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not plain:
             return self._forward(input)
         x = input.reshape(-1, self.in_features)
-        if len(x) == 1 and self.in_features % 8 == 0 and self.values.dtype == x.dtype:
-            product = compiled_product()
-            if product is not None:
-                y = product(self.values, self.codes, x[0], self.factor, _shifts(x.device)).view(1, -1)
-                y = y if self.bias is None else y.add_(self.bias)
-                return y.view(*input.shape[:-1], self.out_features)
-        return self._in_chunks(x).view(*input.shape[:-1], self.out_features)
+        kernels = kernels_for(self.values, self.factor) if self.values.dtype == x.dtype else None
+        codes = self.codes[: bits_of(self.factor, holes=False)]  # whose the zeros are does not matter
+        if kernels is not None and len(x) <= FEW:
+            rows = [kernels.product(self.values, codes, sample).flatten() for sample in x]
+            y = torch.stack(rows) if rows else x.new_empty(0, self.out_features)
+            y = y if self.bias is None else y.add_(self.bias)
+        else:
+            y = self._in_chunks(x, None if kernels is None else kernels.spread)
+        return y.view(*input.shape[:-1], self.out_features)
 
-    def _in_chunks(self, x: Tensor) -> Tensor:
+    def _in_chunks(self, x: Tensor, spread: Callable[..., Tensor] | None) -> Tensor:
         """Make and use the weight in pieces that fit the cache."""
         parents = max(1, CHUNK // (self.factor * self.in_features))
         pieces = []
         for first in range(0, len(self.values), parents):
-            codes = self.codes[:, first : first + parents]
-            children = unpack_bits(codes, self.in_features)
-            weight = _spread(self.values[first : first + parents], children, self.factor)
+            values, codes = self.values[first : first + parents], self.codes[:, first : first + parents]
+            if spread is None:
+                weight = _spread(values, unpack_bits(codes, self.in_features), self.factor)
+            else:
+                weight = spread(values, codes[: bits_of(self.factor, holes=False)])
             bias = None
             if self.bias is not None:
                 bias = self.bias[first * self.factor : first * self.factor + len(weight)]
             pieces.append(nn.functional.linear(x, weight, bias))
         return torch.cat(pieces, dim=1)
-
-
-def _product(values: Tensor, codes: Tensor, x: Tensor, factor: int, shifts: Tensor) -> Tensor:
-    """Return what each child makes of one sample, (parents, factor), in one pass over values and codes.
-
-    Masks are multiplied, not chosen by: that is what compilers turn into vector instructions.
-    """
-    rows, columns = values.shape
-    bits = [((plane.unsqueeze(1) >> shifts) & 1) for plane in codes]
-    terms = values.view(rows, 8, columns // 8) * x.view(8, columns // 8)
-    sums = []
-    for child in range(factor):
-        own = terms
-        for position, bit in enumerate(bits):
-            own = own * (bit if child >> position & 1 else 1 - bit)
-        sums.append(own.sum((1, 2)))
-    return torch.stack(sums, dim=1)
-
-
-@functools.lru_cache(maxsize=1)
-def compiled_product() -> Callable[..., Tensor] | None:
-    """Return `_product` compiled, None where there is no compiler."""
-    compiled = torch.compile(_product, fullgraph=True)
-    try:
-        tiny = torch.ones(2, 8)
-        compiled(tiny, torch.zeros(1, 2, 1, dtype=torch.uint8), tiny[0], 2, _shifts(tiny.device))
-    except Exception as error:  # compilers fail in many ways
-        warnings.warn(
-            f"layers of codes are computed without a compiler, several times as slowly ({error}).",
-            stacklevel=4,
-        )
-        return None
-    return cast(Callable[..., Tensor], compiled)
-
-
-@functools.lru_cache
-def _shifts(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device).unsqueeze(1)
 
 
 class _CodedConv(CodedLayer):

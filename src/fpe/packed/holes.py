@@ -43,5 +43,6 @@ def free_of(holes: Tensor, shape: torch.Size) -> Tensor:
 def without_holes(grad: Tensor, holes: Tensor) -> Tensor:
     """Return a gradient that is zero where `holes` are."""
     if holes.dim() == 1:
-        return grad.flatten().index_fill(0, holes.long(), 0).view(grad.shape)
+        places = torch.unravel_index(holes.long(), grad.shape)
+        return grad.clone().index_put_(places, grad.new_zeros(()))
     return grad * free_of(holes, grad.shape)
