@@ -200,14 +200,16 @@ def test_codes_go_through_the_compiled_kernels(samples, factor, prune, monkeypat
 @pytest.mark.parametrize("samples", [0, 1, 2, 3, 4, 9])
 @pytest.mark.parametrize("inputs", [10, 64, 150])
 def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs):
-    """Two and three samples are multiplied in short parts, with and without a rest."""
+    """Two and three samples are multiplied in short parts, with and without a rest; nothing is changed."""
     wide = fpe.expand(fpe.mlp(inputs, 12, 3), 2, "shared", seed=2)
     packed = fpe.pack(wide)
+    before = snapshot(packed)
     x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(0))
     expected = wide(x)
     with torch.no_grad():
         torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(packed(x), expected, rtol=1e-5, atol=1e-6)
+    assert_unchanged(packed, before)
 
 
 def test_blocks_lie_in_memory_input_by_input_after_training_and_loading():

@@ -56,6 +56,7 @@ class BlockLayer(PackedLayer):
     def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
         super().__init__(shape, bias)
         self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
+        self._widths = [neurons for neurons, _ in self.sizes], [inputs for _, inputs in self.sizes]
         self.register_buffer("columns", None)
         self.register_buffer("rows", None)
         self.register_buffer("restore", None)
@@ -184,48 +185,55 @@ class BlockLinear(BlockLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
-        weights = self._weights()
         x = input.reshape(-1, self.in_features)
-        compiling = torch.compiler.is_compiling()
-        if self.columns is not None and compiling:
+        if (
+            torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or type(x) is not Tensor
+            or torch.is_autocast_enabled(x.device.type)
+        ):
+            y = self._multiply(x)
+        else:
+            y = self._multiply_in_place(x)
+        if self.restore is not None:
+            y = y.index_select(-1, self.restore.long())
+        return y.view(*input.shape[:-1], self.out_features)
+
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
+        """Return what each block reads, (samples, its inputs)."""
+        if self.columns is not None and torch.compiler.is_compiling():
             x = x.index_select(1, self.columns.long())
         elif self.columns is not None:
             x = x.gather(1, self.columns.long().expand(len(x), -1))  # on all cores, unlike a selection
-        parts = torch.split(x, [inputs for _, inputs in self.sizes], dim=1)
-        plain = type(x) is Tensor and not torch.is_autocast_enabled(x.device.type)
-        if torch.is_grad_enabled() or compiling or not plain:
-            y = self._multiply(parts, weights)
+        return x.split_with_sizes(self._widths[1], dim=1)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        weights = self._weights()
+        biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, self._widths[0])
+        each = zip(self._parts(x), weights, biases, strict=True)
+        products = [nn.functional.linear(part, weight, bias) for part, weight, bias in each]
+        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+
+    def _multiply_in_place(self, x: Tensor) -> Tensor:
+        """Let each product be added where it belongs, in few calls: for one sample they are what costs."""
+        if self.bias is None:
+            y = x.new_zeros(len(x), self.out_features)
         else:
-            y = self._multiply_in_place(parts, weights)
-        y = y.view(*input.shape[:-1], self.out_features)
-        return y if self.restore is None else y.index_select(-1, self.restore.long())
-
-    def _multiply(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
-        if len(weights) == 1:
-            return nn.functional.linear(parts[0], weights[0], self.bias)
-        products = [nn.functional.linear(part, weight) for part, weight in zip(parts, weights, strict=True)]
-        y = torch.cat(products, dim=1)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
-    def _multiply_in_place(self, parts: Sequence[Tensor], weights: list[Tensor]) -> Tensor:
-        """Let each product be written where it belongs."""
-        y = parts[0].new_empty(len(parts[0]), self.out_features)
-        places = torch.split(y, [neurons for neurons, _ in self.sizes], dim=1)
-        for part, weight, place in zip(parts, weights, places, strict=True):
-            if len(part) in FEW and part.shape[1] >= SHORT:
-                _multiply_few(part, weight.t(), place)
-            else:
-                torch.mm(part, weight.t(), out=place)
-        return y if self.bias is None else y.add_(self.bias)
+            y = self.bias.repeat(len(x), 1)
+        add = _add_product_of_few if len(x) in FEW else Tensor.addmm_
+        places = y.split_with_sizes(self._widths[0], dim=1)
+        for number, (part, place) in enumerate(zip(self._parts(x), places, strict=True)):
+            add(place, part, cast(Tensor, self._parameters[f"weight_{number}"]).t())
+        return y
 
 
-def _multiply_few(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Multiply (samples, inputs) by (inputs, neurons), the sum over inputs in many short parts."""
+def _add_product_of_few(y: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add (samples, inputs) by (inputs, neurons) to (samples, neurons), the inputs a few at a time."""
     whole = x.shape[1] - x.shape[1] % SHORT
     short = x[:, :whole].reshape(len(x), -1, SHORT).transpose(0, 1)
-    torch.sum(torch.bmm(short, weight[:whole].view(-1, SHORT, weight.shape[1])), dim=0, out=out)
+    y.add_(torch.bmm(short, weight[:whole].view(-1, SHORT, weight.shape[1])).sum(dim=0))
     if whole < x.shape[1]:
-        out.addmm_(x[:, whole:], weight[whole:])
+        y.addmm_(x[:, whole:], weight[whole:])
 
 
 class _BlockConv(BlockLayer):
