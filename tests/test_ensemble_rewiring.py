@@ -117,7 +117,7 @@ def test_some_networks_may_move_and_others_not():
 def test_ctrl_c_leaves_the_masks_of_the_last_finished_epoch(monkeypatch):
     from fpe.ensemble.rewiring import StackRewiring
 
-    reference, own = run(True, POLICIES["accumulated"], epochs=(2,))
+    reference, _ = run(True, POLICIES["accumulated"], epochs=(2,))
     real, calls = StackRewiring.after, []
 
     def stop(self):

@@ -80,9 +80,10 @@ class Batch:
                 if not self.members:
                     break
                 finished = [p.clone() for p in self.stack.parameters]
-                masks = None if self.rewiring is None else self.rewiring.snapshot()
+                if self.rewiring is not None:
+                    self.rewiring.begin_epoch()
                 records = self._run_epoch(epoch)
-                finished, masks = self.stack.parameters, None
+                finished = self.stack.parameters
                 for member, record in zip(self.members, records, strict=True):
                     member.history.append(record)
                 if on_epoch is not None:
@@ -90,9 +91,9 @@ class Batch:
                 if self.members[0].early_stopping is not None:
                     self._let_stop(epoch)
         except BaseException:
+            if self.rewiring is not None and finished is not self.stack.parameters:
+                self.rewiring.undo_epoch()
             self.stack.parameters = finished
-            if self.rewiring is not None and masks is not None:
-                self.rewiring.restore(masks)
             self._write_back()
             raise
         for row, member in enumerate(self.members):

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from fpe.ensemble.stack import Stack, cut
-from fpe.masked import MaskedLinear
 from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.rewirer import Rewirer
 
@@ -71,6 +70,7 @@ class StackRewiring:
         ]
         self.gathered = [self._gathered(i) for i in range(len(self.places))]
         self._before: list[Tensor] = []
+        self.begin_epoch()
 
     def _real(self, i: int) -> Tensor:
         """Mark what of a layer's stacked weight is no padding."""
@@ -109,15 +109,20 @@ class StackRewiring:
         first = self.rewirers[0]
         if self.looks:
             self._gather()
-        for rewirer in self.rewirers:
-            rewirer.taken += 1
+        first.taken += 1
         if first._late or first.schedule.rewires(first.taken, first.steps):
             self._rewire()
         elif self.looks and first.policy.keeps < 1:
             for gradient in self.gathered:
                 assert gradient is not None
                 gradient.mul_(first.policy.keeps)
-        for rewirer in self.rewirers:
+        first._watch()
+
+    def _catch_up(self) -> None:
+        """Let all rewirers know what the first, which counts for them, knows."""
+        first = self.rewirers[0]
+        for rewirer in self.rewirers[1:]:
+            rewirer.taken = first.taken
             rewirer._watch()
 
     def _gather(self) -> None:
@@ -140,6 +145,11 @@ class StackRewiring:
             # The epoch's loss is infinite, and training ends; masks stay as they are.
             self.gathered = [None] * len(self.gathered)
             return
+        if self._moved_from is None:
+            self._moved_from = (
+                [self.stack.masks[k].clone() for k in self.places],
+                [(r.rewirings, dict(r.moved), r.generator.get_state()) for r in self.rewirers],
+            )
         share = first.schedule.share_at(first.taken, first.steps)
         for scope in first.scopes:
             tensors = [self._tensors(i) for i in scope]
@@ -179,23 +189,30 @@ class StackRewiring:
         assert mask is not None
         return Tensors(weight, mask, gradient, noise, real, self.children[i])
 
-    def snapshot(self) -> list[Any]:
-        """Return all that an epoch changes, but for parameters and moments, for `restore`."""
+    def begin_epoch(self) -> None:
+        """Remember where an epoch begins, for `undo_epoch`."""
         gathered = [None if g is None else g.clone() for g in self.gathered]
-        return [[mask.clone() for mask in self.stack.masks], gathered, [_state(r) for r in self.rewirers]]
+        self._start = self.rewirers[0].taken if self.rewirers else 0, gathered
+        self._moved_from: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
 
-    def restore(self, snapshot: list[Any]) -> None:
-        """Go back to a snapshot; moments of what it holds are set to 0."""
-        self.stack.masks[:], self.gathered, states = snapshot
-        for rewirer, state in zip(self.rewirers, states, strict=True):
-            rewirer.taken, rewirer.rewirings, rewirer._late, rewirer.moved, generator = state
-            rewirer.generator.set_state(generator)
-            rewirer._watch()
+    def undo_epoch(self) -> None:
+        """Go back to where the epoch began, but for parameters and moments; what is held has none."""
+        self.rewirers[0].taken, self.gathered = self._start
+        if self._moved_from is not None:
+            masks, states = self._moved_from
+            for k, mask in zip(self.places, masks, strict=True):
+                self.stack.masks[k].copy_(mask)
+            for rewirer, (rewirings, moved, generator) in zip(self.rewirers, states, strict=True):
+                rewirer.rewirings, rewirer.moved = rewirings, moved
+                rewirer.generator.set_state(generator)
+        self.rewirers[0]._watch()
+        self._catch_up()
         for k in self.places:
             self._hold(k)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these networks only; the stack and the moments have been cut already."""
+        self._catch_up()
         index = torch.tensor(rows, dtype=torch.long, device=self.real[0].device)
         self.rewirers = [self.rewirers[row] for row in rows]
         self.real = [real[index] for real in self.real]
@@ -204,14 +221,11 @@ class StackRewiring:
     def write_back(self, row: int) -> None:
         """Give a network its masks, and its rewirer what it has gathered."""
         rewirer = self.rewirers[row]
+        rewirer.taken = self.rewirers[0].taken
+        rewirer._watch()
         for i, site in enumerate(rewirer.sites):
             site.layer.weight_mask.copy_(cut(self.stack.masks[self.places[i]][row], site.layer.weight))
             probe, gradient = site.layer._probe, self.gathered[i]
             if probe is not None and gradient is not None:
                 probe.grad = cut(gradient[row], site.layer.weight).contiguous()
         rewirer._seen = []
-
-
-def _state(rewirer: Rewirer) -> tuple[Any, ...]:
-    moved, generator = dict(rewirer.moved), rewirer.generator.get_state()
-    return rewirer.taken, rewirer.rewirings, rewirer._late, moved, generator

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fpe.budget import Prune, as_prune
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
 
 #: Each part of a policy, with what is allowed.
@@ -111,3 +112,25 @@ def as_policy(policy: Any) -> Policy:
         hint = did_you_mean(policy, POLICIES)
         raise ArgumentError(f"unknown policy {policy!r}; allowed are {names}, and an fpe.Policy.{hint}")
     return POLICIES[policy]
+
+
+def chosen_policy(rewire: Any, prune: Prune | str) -> Policy | None:
+    """Return what `rewire` means beside a way of paying: False is None, True what suits, or a policy.
+
+    Raises
+    ------
+    ArgumentError
+        As `as_policy`, and for columns that move where single weights pay.
+    """
+    if rewire is None or rewire is False:
+        return None
+    columns = as_prune(prune).needs_shared
+    if rewire is True:
+        return POLICIES["columns" if columns else "rigl"]
+    policy = as_policy(rewire)
+    if policy.unit == "column" and not columns:
+        raise ArgumentError(
+            f"rewire is {rewire!r}, which moves whole columns, and prune is {prune!r}; give split='shared' "
+            "and prune='columns', or another policy."
+        )
+    return policy

@@ -40,7 +40,7 @@ class Rewirer:
     steps : int
         How many steps of the optimizer lie ahead in all, to which the schedule refers.
     schedule : Schedule, optional
-        When, and how much; by default ``Schedule()``.
+        When, and how much; by default ``Schedule()``, with a shorter interval for fewer than 1000 steps.
     seed : int, default 0
         Of random growth; the same on all processes.
 
@@ -103,7 +103,7 @@ class Rewirer:
         except ArgumentError as error:
             problems.append(str(error))
         raise_problems(problems, ArgumentError, "the rewirer")
-        self.steps, self.schedule = steps, schedule or Schedule()
+        self.steps, self.schedule = steps, schedule or Schedule.fitting(steps)
         self.model = _unwrapped(model)
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
@@ -213,12 +213,13 @@ class Rewirer:
         probe = self.sites[i].layer._probe
         return None if probe is None else probe.grad
 
-    def _forget(self, i: int) -> None:
-        """Let a layer gather from nothing, or not at all."""
+    def _forget(self, i: int, but: Tensor | None = None) -> None:
+        """Let a layer gather from nothing, or from a given sum, or not at all."""
         layer = self.sites[i].layer
         if i in self._gathering:
             mask = whole(layer.weight_mask)
             layer._probe = mask.new_zeros(()).expand(mask.shape).requires_grad_()
+            layer._probe.grad = None if but is None else but.to(layer._probe).clone()
         else:
             layer._probe = None
 
@@ -301,12 +302,17 @@ class Rewirer:
         self.generator.set_state(state["generator"].cpu())
         self._watch()
         for i in self._gathering:
-            self._forget(i)
-            site = self.sites[i]
-            if site.name in state["gathered"]:
-                probe = site.layer._probe
-                assert probe is not None
-                probe.grad = state["gathered"][site.name].to(probe).clone()
+            self._forget(i, state["gathered"].get(self.sites[i].name))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Take along what layers have gathered, which they leave behind when they are copied."""
+        return {**vars(self), "_kept": {i: self._gathered(i) for i in self._gathering}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        kept = state.pop("_kept")
+        vars(self).update(state)
+        for i, gradient in kept.items():
+            self._forget(i, gradient)
 
     def __repr__(self) -> str:
         return (

@@ -58,6 +58,11 @@ class Schedule:
             problems.append(f"decay is {self.decay!r}; give {', '.join(map(repr, DECAYS))}.")
         raise_problems(problems, ArgumentError, "the schedule")
 
+    @staticmethod
+    def fitting(steps: int) -> Schedule:
+        """Return the usual schedule for so many steps: every 50, or 20 times in all where they are few."""
+        return Schedule(every=max(1, min(50, steps // 20)))
+
     def rewires(self, step: int, steps: int) -> bool:
         """Tell whether masks move after step `step` (from 1) of `steps`."""
         return step > 0 and step % self.every == 0 and step < self.until * steps
