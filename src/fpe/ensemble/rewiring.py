@@ -70,6 +70,8 @@ class StackRewiring:
         ]
         self.gathered = [self._gathered(i) for i in range(len(self.places))]
         self._before: list[Tensor] = []
+        #: Masks and rewirers as they were at the beginning of the epoch, if some have moved in it.
+        self._moved_from: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
         self.begin_epoch()
 
     def _real(self, i: int) -> Tensor:
@@ -193,7 +195,7 @@ class StackRewiring:
         """Remember where an epoch begins, for `undo_epoch`."""
         gathered = [None if g is None else g.clone() for g in self.gathered]
         self._start = self.rewirers[0].taken if self.rewirers else 0, gathered
-        self._moved_from: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
+        self._moved_from = None
 
     def undo_epoch(self) -> None:
         """Go back to where the epoch began, but for parameters and moments; what is held has none."""
