@@ -115,6 +115,12 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
             "fpe.Groups(labels). Did you mean 'random'?",
         ),
         (
+            ["fit", "digits", "--rewire", "rigel"],
+            2,
+            "Error: unknown policy 'rigel'; allowed are 'paper', 'set', 'rigl', 'accumulated', 'momentum', "
+            "'columns', and an fpe.Policy. Did you mean 'rigl'?",
+        ),
+        (
             ["fit", "digits", "--factor", "65"],
             1,
             "Error: factor 65 is larger than the 64 inputs of layer '0', so that some child would have none; "
@@ -193,6 +199,16 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
     assert again.stderr == ""  # no progress bar in a pipe
     assert all(path.read_bytes() == content for path, content in finished.items())
     assert len(json.loads((out / "results.json").read_text())["trials"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [(["--rewire"], ", rewired)"), (["--rewire", "set"], ", rewired by set)")]
+)
+def test_fit_lets_masks_move(data, tmp_path, given, said):
+    result = run("fit", data, "--hidden", 3, *QUICK, *given, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert said in result.output.splitlines()[1]
+    assert "49 = 49" in result.output
 
 
 def test_plan_shows_what_would_be_done(tmp_path):

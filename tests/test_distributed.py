@@ -115,3 +115,67 @@ def test_a_sharded_model_is_not_expanded(tmp_path):
         "dist.destroy_process_group()\n"
     )
     assert "is sharded already; expand the model first, and shard it then" in torchrun(2, script)
+
+
+#: Trains and rewires on each rank with data of its own; the ranks must agree on masks all the same.
+REWIRE = """
+import gc, sys, torch, torch.distributed as dist, fpe
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+way, policy, folder = sys.argv[1:]
+if way != "alone":
+    dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if way != "alone" else (0, 1)
+wide = fpe.expand(fpe.mlp(64, (16, 12), 10, seed=0), 2, seed=1)
+if way == "fsdp":
+    for layer in wide:
+        if isinstance(layer, fpe.MaskedLayer):
+            fully_shard(layer)
+    model = fully_shard(wide)
+else:
+    model = DistributedDataParallel(wide) if way == "ddp" else wide
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+schedule = fpe.Schedule(every=3, until=1.0)
+rewirer = fpe.Rewirer(model, optimizer, policy, steps=10, schedule=schedule)
+x = torch.randn(2, 10, 16, 64, generator=torch.Generator().manual_seed(0))
+parts = x.chunk(world)[rank].flatten(0, 0)
+for step in range(10):
+    optimizer.zero_grad()
+    model(parts[:, step].flatten(0, 1)).square().mean().backward()
+    optimizer.step()
+    rewirer.step()
+state = rewirer.state_dict()
+weights = {n: getattr(p.data, "full_tensor", lambda p=p: p.data)() for n, p in wide.named_parameters()}
+moments = [next(iter(getattr(v, "full_tensor", lambda v=v: v)() for v in [optimizer.state[p]["exp_avg"]]))
+           for n, p in wide.named_parameters()]
+torch.save({"masks": {n: b.clone() for n, b in wide.named_buffers()}, "count": fpe.count_nonzero(model),
+            "weights": {n: w.detach().clone() for n, w in weights.items()}, "moved": rewirer.moved,
+            "moments": dict(zip(weights, moments))}, f"{folder}/{way}-{rank}.pt")
+if way != "alone":
+    del model, wide, weights, moments, rewirer, optimizer
+    gc.collect()
+    dist.barrier()
+    dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("policy", ["rigl", "paper"])
+def test_all_ranks_move_the_same_weights_as_one_process_that_sees_all_samples(policy, tmp_path):
+    script = tmp_path / "rewire.py"
+    script.write_text(REWIRE)
+    for way in ("ddp", "fsdp"):
+        torchrun(2, script, way, policy, tmp_path)
+    subprocess.run([sys.executable, script, "alone", policy, tmp_path], check=True)
+    alone, *others = (
+        torch.load(tmp_path / f"{name}.pt") for name in ("alone-0", "ddp-0", "ddp-1", "fsdp-0", "fsdp-1")
+    )
+    for one in others:
+        assert one["count"] == alone["count"] == fpe.count_nonzero(fpe.mlp(64, (16, 12), 10))
+        assert one["moved"] == alone["moved"]
+        assert all(torch.equal(mask, alone["masks"][n]) for n, mask in one["masks"].items())
+        for name, mask in one["masks"].items():
+            weight = name.removesuffix("_mask")
+            assert (one["weights"][weight][mask == 0] == 0).all()
+            assert (one["moments"][weight][mask == 0] == 0).all()
+            torch.testing.assert_close(one["weights"][weight], alone["weights"][weight])

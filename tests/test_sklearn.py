@@ -20,6 +20,7 @@ import fpe
 from fpe.errors import ArgumentError, BudgetError, DataError
 from fpe.sklearn import FPEClassifier
 from fpe.training import EarlyStopping, adam, train
+from models import same_state
 
 RNG = np.random.default_rng(0)
 CENTRES = 2 * RNG.normal(size=(3, 8))
@@ -408,3 +409,48 @@ def test_trials_must_be_a_positive_integer():
     X, y = load_digits(return_X_y=True)
     with pytest.raises(ArgumentError, match="trials is 0; give an integer of at least 1"):
         FPEClassifier(trials=0).fit(X, y)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+@pytest.mark.parametrize(
+    ("rewire", "options"),
+    [
+        (True, {}),
+        ("set", {}),
+        (fpe.Policy(scope="group"), {}),
+        (True, {"split": "shared", "prune": "columns"}),
+    ],
+)
+def test_masks_move_at_a_constant_count(trials, rewire, options):
+    X, y = load_digits(return_X_y=True)
+    how = {"hidden": 6, "factor": 2, "warmup_epochs": 3, "lr": 1e-2, "trials": trials, **options}
+    still = FPEClassifier(epochs=0, **how).fit(X / 16, y)
+    moved = FPEClassifier(epochs=3, rewire=rewire, **how).fit(X / 16, y)
+    assert moved.n_nonzero_ == still.n_nonzero_
+    assert moved._rewirer.rewirings == 16  # every 4 of 87 steps, until three quarters
+    assert sum(moved._rewirer.moved.values()) > 0
+    if options:
+        assert [row.format for row in fpe.pack(moved.model_).fpe_packing.rows] == ["blocks", "dense"]
+
+
+def test_partial_fit_rewires_too_and_a_pickled_estimator_goes_on_the_same():
+    X, y = load_digits(return_X_y=True)
+    clf = FPEClassifier(hidden=6, warmup_epochs=1, epochs=4, lr=1e-2, rewire="accumulated")
+    for _ in range(3):
+        clf.partial_fit(X / 16, y, classes=np.arange(10))
+    again = pickle.loads(pickle.dumps(clf))
+    for one in (clf, again):
+        one.partial_fit(X / 16, y)
+    assert clf._rewirer.rewirings == again._rewirer.rewirings > 10
+    assert same_state(clf.model_, again.model_)
+
+
+def test_a_bad_policy_is_told_before_anything_is_trained():
+    X, y = load_digits(return_X_y=True)
+    with pytest.raises(ArgumentError, match=r"unknown policy 'rigel'.* Did you mean 'rigl'"):
+        FPEClassifier(rewire="rigel").fit(X, y)
+    message = (
+        "rewire is 'columns', which moves whole columns, and prune is 'magnitude'; give split='shared' and"
+    )
+    with pytest.raises(ArgumentError, match=message):
+        FPEClassifier(rewire="columns").fit(X, y)

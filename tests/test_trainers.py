@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import fpe
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.trainers import huggingface
-from fpe.trainers.lightning import Expand
+from fpe.trainers.lightning import Expand, Rewire
 from models import same_state
 from zoo import ZOO
 
@@ -60,11 +60,11 @@ def data():
     return DataLoader(TensorDataset(X, (X[:, 0] > X[:, 1]).long()), 16)
 
 
-def fitted(folder, callback, epochs=4, ckpt_path=None):
+def fitted(folder, *callbacks, epochs=4, ckpt_path=None):
     module = Module()
     trainer = L.Trainer(
-        max_epochs=epochs, callbacks=[callback], accelerator="cpu", logger=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=folder,
+        max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
     )  # fmt: skip
     trainer.fit(module, data(), ckpt_path=ckpt_path)
     trainer.save_checkpoint(folder / f"after-{epochs}.ckpt")
@@ -87,6 +87,35 @@ def test_lightning_resumes_before_and_after_the_expansion(epoch, stop, tmp_path)
     resumed = fitted(tmp_path, Expand(epoch, factor=2), ckpt_path=tmp_path / f"after-{stop}.ckpt")
     assert same_state(resumed.network, whole.network)
     assert resumed.network.fpe_plan == whole.network.fpe_plan
+
+
+@pytest.mark.parametrize("policy", ["rigl", "accumulated", "set"])
+def test_lightning_lets_masks_move_and_resumes(policy, tmp_path):
+    """Four epochs of four steps, two before the expansion; stopped in between or not."""
+
+    def callbacks():
+        return Expand(1, factor=2), Rewire(policy, schedule=fpe.Schedule(every=3), steps=12)
+
+    expanding, rewiring = callbacks()
+    whole = fitted(tmp_path, expanding, rewiring)
+    assert (rewiring.rewirer.taken, rewiring.rewirer.rewirings) == (12, 2)
+    assert sum(rewiring.rewirer.moved.values()) > 0
+    assert fpe.count_nonzero(whole) == fpe.count_nonzero(Module())
+    for stop in (1, 2):
+        fitted(tmp_path, *callbacks(), epochs=stop)
+        resumed = fitted(tmp_path, *callbacks(), ckpt_path=tmp_path / f"after-{stop}.ckpt")
+        assert same_state(resumed.network, whole.network)
+
+
+def test_lightning_counts_steps_and_not_batches(tmp_path):
+    rewiring = Rewire("set")
+    trainer = L.Trainer(
+        max_epochs=2, callbacks=[Expand(0), rewiring], accelerator="cpu", logger=False,
+        accumulate_grad_batches=2, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )  # fmt: skip
+    trainer.fit(Module(), data())
+    assert (rewiring.rewirer.steps, rewiring.rewirer.taken) == (4, 4)
 
 
 def test_lightning_asks_which_network_is_meant(tmp_path):
@@ -115,7 +144,7 @@ def test_bad_arguments_are_refused_at_once(make):
         make(1, moments="old")
 
 
-def trainer_for(model, folder, epochs=3, **callback):
+def trainer_for(model, folder, *others, epochs=3, **callback):
     from transformers import Trainer, TrainingArguments
 
     windows = [{"input_ids": w, "labels": w} for w in torch.arange(240).view(-1, 8) % 27 + 3]
@@ -127,7 +156,7 @@ def trainer_for(model, folder, epochs=3, **callback):
             lr_scheduler_type="constant",
         ),
         train_dataset=windows,
-        callbacks=[huggingface.Expand(1, factor=2, **callback)],
+        callbacks=[huggingface.Expand(1, factor=2, **callback), *others],
     )  # fmt: skip
 
 
@@ -147,6 +176,29 @@ def test_the_trainer_of_transformers_expands_and_resumes(moments, tmp_path):
         trainer_for(again, tmp_path / "b", moments=moments).train(resume_from_checkpoint=str(folder))
         for name, tensor in whole.state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["accumulated", "set"])
+def test_the_trainer_of_transformers_lets_masks_move_and_resumes(policy, tmp_path):
+    """Three steps an epoch, expanded after one; resumed before the expansion, and after a rewiring."""
+    whole, _ = ZOO["GPT-2"]()
+    before = fpe.count_nonzero(whole)
+    schedule = fpe.Schedule(every=2)
+    rewiring = huggingface.Rewire(policy, schedule)
+    trainer_for(whole, tmp_path / "a", rewiring, epochs=4).train()
+    assert (rewiring.rewirer.taken, rewiring.rewirer.rewirings) == (9, 3)
+    assert fpe.count_nonzero(whole) == before
+    for step in (3, 6):
+        again, _ = ZOO["GPT-2"]()
+        folder = tmp_path / "a" / f"checkpoint-{step}"
+        huggingface.restore_shape(again, folder)
+        resumed = huggingface.Rewire(policy, schedule, resume_from_checkpoint=folder)
+        trainer_for(again, tmp_path / "b", resumed, epochs=4).train(resume_from_checkpoint=str(folder))
+        assert resumed.rewirer.moved == rewiring.rewirer.moved
+        for name, tensor in whole.state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        huggingface.Rewire(resume_from_checkpoint=tmp_path / "c")
 
 
 def test_the_shape_of_another_model_is_refused(tmp_path):

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fpe.packed.quantised import quantise
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
+    from fpe.rewiring import Policy, Rewirer, Schedule
     from fpe.summaries import summary
 
 _HOME = {
@@ -45,7 +46,10 @@ _HOME = {
     "MaskedConv3d": "masked",
     "MaskedLayer": "masked",
     "MaskedLinear": "masked",
+    "Policy": "rewiring.policies",
     "Random": "partition",
+    "Rewirer": "rewiring.rewirer",
+    "Schedule": "rewiring.schedule",
     "Shared": "partition",
     "TwoFour": "partition",
     "count_nonzero": "budget",
@@ -75,7 +79,10 @@ __all__ = [
     "MaskedConv3d",
     "MaskedLayer",
     "MaskedLinear",
+    "Policy",
     "Random",
+    "Rewirer",
+    "Schedule",
     "Shared",
     "TwoFour",
     "__version__",

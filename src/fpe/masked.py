@@ -34,6 +34,25 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None
 
 
+class _ShowGradient(torch.autograd.Function):
+    """As `_MaskGradient`, with the whole gradient for a probe."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, mask: Tensor, probe: Tensor) -> Tensor:
+        return weight.view_as(weight)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+        (mask,) = ctx.saved_tensors
+        return grad * mask, None, grad
+
+
 class HoldsZeros(nn.Module):
     """A layer that holds some of the entries of its parameters at zero."""
 
@@ -53,12 +72,24 @@ class MaskedLayer(HoldsZeros):
         bias: Any
         weight_mask: Tensor
 
+    #: A leaf of the weight's shape, which plays no part but that its ``grad`` gathers, over any number of
+    #: backward passes, the gradient that the weight would have without its mask. Set by a rewirer, for the
+    #: steps in which it needs that; otherwise nothing is spent on it.
+    _probe: Tensor | None = None
+
     def _start_free(self) -> None:
         self.register_buffer("weight_mask", torch.ones_like(self.weight, requires_grad=False))
 
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
+        if self._probe is not None:
+            shown = _ShowGradient.apply(self.weight, self.weight_mask, self._probe)  # type: ignore[no-untyped-call]
+            return cast(Tensor, shown)
         return cast(Tensor, _MaskGradient.apply(self.weight, self.weight_mask))  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the probe out: a copy is not what a rewirer watches."""
+        return {name: value for name, value in vars(self).items() if name != "_probe"}
 
     def _keep(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         self.weight = nn.Parameter(weight)
@@ -73,7 +104,7 @@ class MaskedLayer(HoldsZeros):
     @torch.no_grad()
     def project(self) -> None:
         """Set the masked weights to zero, in place."""
-        self.weight.mul_(_placed_like(self.weight_mask, self.weight))
+        self.weight.mul_(placed_like(self.weight_mask, self.weight))
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
@@ -88,7 +119,7 @@ class MaskedLayer(HoldsZeros):
         if self.weight.is_meta or self.weight_mask.is_meta:
             return
         with torch.no_grad():
-            mask = _placed_like(self.weight_mask, self.weight)
+            mask = placed_like(self.weight_mask, self.weight)
             if torch.any((self.weight != 0) & (mask == 0)):
                 if local_metadata.get("assign_to_params_buffers"):
                     # The weight is now the caller's own tensor, which must stay as it is.
@@ -97,7 +128,7 @@ class MaskedLayer(HoldsZeros):
                     self.project()
 
 
-def _placed_like(mask: Tensor, weight: Tensor) -> Tensor:
+def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
     """Return a mask where its weight is: in pieces, if the weight is sharded over processes."""
     if type(weight.data).__name__ != "DTensor" or type(mask).__name__ == "DTensor":
         return mask

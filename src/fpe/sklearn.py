@@ -23,10 +23,13 @@ from fpe.models import mlp
 from fpe.partition import Split
 from fpe.planning import check_arguments, plan
 from fpe.progress import progress_bar
+from fpe.rewiring.policies import Policy, chosen_policy
+from fpe.rewiring.rewirer import Rewirer
 from fpe.training import (
     EarlyStopping,
     Record,
     adam,
+    fitting_batch_size,
     predict_logits,
     recipe_problems,
     train,
@@ -49,6 +52,9 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Who gets which input, as for `fpe.expand`.
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies, as for `fpe.expand`.
+    rewire : bool, str or Policy, default False
+        Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.Policy`,
+        or True for ``"columns"`` with ``prune="columns"`` and ``"rigl"`` otherwise.
     warmup_epochs : int, default 25
         Passes over the data before the expansion (section 3.3).
     epochs : int, default 25
@@ -106,6 +112,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         factor: int = 2,
         split: str | Split = "random",
         prune: str | Prune = "magnitude",
+        rewire: bool | str | Policy = False,
         warmup_epochs: int = 25,
         epochs: int = 25,
         lr: float = 1e-3,
@@ -121,6 +128,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.factor = factor
         self.split = split
         self.prune = prune
+        self.rewire = rewire
         self.warmup_epochs = warmup_epochs
         self.epochs = epochs
         self.lr = lr
@@ -178,7 +186,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     self._train_trials(*data, advance=advance, **options)
                     return self
                 self._train_stage(*data, epochs=self.warmup_epochs, advance=advance, **options)
-                self._expand()
+                self._expand(len(data[0]))
                 self._train_stage(*data, epochs=self.epochs, advance=advance, **options)
         return self
 
@@ -186,7 +194,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train for one epoch over this data, in mini-batches; the expansion comes by itself.
 
         The first ``warmup_epochs`` calls train the dense network, the next one expands it first.
-        ``epochs`` and early stopping play no part.
+        ``epochs`` and early stopping play no part, but for ``rewire``: masks move in ``epochs`` calls.
 
         Parameters
         ----------
@@ -227,7 +235,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if first:
                 self._start(X, known)
             if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
-                self._expand()
+                self._expand(len(X))
             dtype = next(self.model_.parameters()).dtype
             data = torch.from_numpy(X).to(dtype), torch.from_numpy(np.searchsorted(known, y))
             self._train_stage(*data, weight, epochs=1)
@@ -289,6 +297,11 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
             raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
         try:
+            chosen_policy(self.rewire, self.prune)
+        except ArgumentError as error:
+            if not str(error).startswith("unknown prune"):
+                problems.append(str(error))
+        try:
             check_arguments(nn.Identity(), self.factor, self.split, self.prune, 0)
             if self.factor > features:
                 problems.append(
@@ -310,6 +323,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_: list[Record] = []
         self._optimizer = adam(self.model_, self.lr, self.l2)
         self._generator = torch.Generator().manual_seed(self._seed)
+        self._rewirer: Rewirer | None = None
 
     def _network(self, X: np.ndarray, classes: np.ndarray, seed: int) -> nn.Sequential:
         """Make the untrained dense network."""
@@ -320,11 +334,19 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         return mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype)
 
-    def _expand(self) -> None:
+    def _expand(self, samples: int) -> None:
         if self.factor == 1:
             return
         self.model_ = expand(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
         self._optimizer = adam(self.model_, self.lr, self.l2)
+        self._rewirer = self._make_rewirer(self.model_, self._optimizer, samples, self._seed)
+
+    def _make_rewirer(
+        self, model: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
+    ) -> Rewirer | None:
+        policy = chosen_policy(self.rewire, self.prune)
+        steps = self.epochs * -(-samples // (self.batch_size or fitting_batch_size(samples)))
+        return Rewirer(model, optimizer, policy, steps=steps, seed=seed) if policy and steps else None
 
     def _train_stage(
         self,
@@ -353,6 +375,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             batch_size=self.batch_size,
             sample_weight=weight,
             early_stopping=early_stopping,
+            rewirer=self._rewirer,
             on_epoch=finished,
         )
 
@@ -372,6 +395,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         models: list[nn.Module] = list(dense)
         optimizers = [adam(model, self.lr, self.l2) for model in models]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        rewirers: list[Rewirer | None] = [None] * len(seeds)
         histories: list[list[Record]] = [[] for _ in seeds]
 
         def finished(records: list[Record]) -> None:
@@ -390,6 +414,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 batch_size=self.batch_size,
                 sample_weight=weight,
                 early_stopping=early_stopping,
+                rewirers=rewirers,
                 on_epoch=finished,
             )
             for history, records in zip(histories, found, strict=True):
@@ -399,6 +424,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.dense_model_, self.model_ = dense[best], models[best]
             self.history_, self._seed = histories[best], seeds[best]
             self._optimizer, self._generator = optimizers[best], generators[best]
+            self._rewirer = rewirers[best]
 
         try:
             train_all("dense", self.warmup_epochs)
@@ -409,6 +435,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 ]
                 models[:] = wide
                 optimizers[:] = [adam(model, self.lr, self.l2) for model in wide]
+                each = zip(models, optimizers, seeds, strict=True)
+                rewirers[:] = [self._make_rewirer(m, o, len(X), seed) for m, o, seed in each]
             train_all("expanded" if self.factor > 1 else "dense", self.epochs)
         except KeyboardInterrupt:
             keep(0)

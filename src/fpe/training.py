@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 from fpe.errors import ArgumentError
+from fpe.rewiring.rewirer import Rewirer
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
 Record = dict[str, Any]
@@ -120,6 +121,7 @@ def run_epoch(
     batch_size: int,
     generator: torch.Generator,
     sample_weight: Tensor | None = None,
+    rewirer: Rewirer | None = None,
 ) -> float:
     """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
 
@@ -135,6 +137,8 @@ def run_epoch(
         Source of the order.
     sample_weight : Tensor, optional
         Weight of each sample, shape (samples,).
+    rewirer : Rewirer, optional
+        Lets masks move.
 
     Returns
     -------
@@ -150,6 +154,8 @@ def run_epoch(
         loss = loss_of(model(X[batch]), y[batch], weight)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if rewirer is not None:
+            rewirer.step()
         total += loss.detach() * len(batch)
     return float(total) / len(X)
 
@@ -185,6 +191,7 @@ def train(
     batch_size: int | None = None,
     sample_weight: Tensor | None = None,
     early_stopping: EarlyStopping | None = None,
+    rewirer: Rewirer | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Train a model in place for some epochs.
@@ -209,6 +216,8 @@ def train(
         Weight of each sample, shape (samples,).
     early_stopping : EarlyStopping, optional
         Off by default.
+    rewirer : Rewirer, optional
+        Lets masks move while it trains. Changed.
     on_epoch : callable, optional
         Gets the record of each finished epoch.
 
@@ -224,21 +233,21 @@ def train(
     """
     history: list[Record] = []
     batch_size = batch_size or fitting_batch_size(len(X))
-    finished = best = _state(model)
+    finished = best = _state(model, rewirer)
     lowest, best_epoch = float("inf"), 0
     for epoch in range(1, epochs + 1):
         try:
-            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight)
+            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer)
         except KeyboardInterrupt:
-            _restore(model, finished)
+            _restore(model, finished, rewirer)
             raise
         if not loss < float("inf"):
-            _restore(model, finished)
+            _restore(model, finished, rewirer)
             raise ArgumentError(
                 f"the loss became {loss} in epoch {epoch}; use a smaller learning rate, or scale the inputs."
             )
         record: Record = {"epoch": epoch, "loss": loss}
-        finished = _state(model)
+        finished = _state(model, rewirer)
         if early_stopping is not None:
             held_out = early_stopping.X, early_stopping.y, early_stopping.weight
             record["validation_loss"] = evaluate_loss(model, *held_out)
@@ -250,7 +259,7 @@ def train(
         if early_stopping is not None and epoch - best_epoch >= early_stopping.patience:
             break
     if early_stopping is not None:
-        _restore(model, best)
+        _restore(model, best, rewirer)
     return history
 
 
@@ -281,11 +290,14 @@ def predicted(logits: Tensor) -> Tensor:
     return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Copy what training changes: all but the masks."""
+def _state(model: nn.Module, rewirer: Rewirer | None = None) -> dict[str, Tensor]:
+    """Copy what training changes: all but the masks, unless they move."""
     state = model.state_dict()
-    return {name: copy.deepcopy(value) for name, value in state.items() if not name.endswith("_mask")}
+    moves = rewirer is not None
+    return {n: copy.deepcopy(value) for n, value in state.items() if moves or not n.endswith("_mask")}
 
 
-def _restore(model: nn.Module, state: dict[str, Tensor]) -> None:
+def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None = None) -> None:
     model.load_state_dict(state, strict=False)
+    if rewirer is not None:
+        rewirer.hold()

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from fpe.ensemble.evaluation import validation_losses
 from fpe.ensemble.members import Member
 from fpe.ensemble.program import State, step_of, vary
+from fpe.ensemble.rewiring import StackRewiring
 from fpe.ensemble.stack import Stack, cut, pad
 from fpe.errors import ArgumentError
 from fpe.training import Record
@@ -49,6 +50,10 @@ class Batch:
         self.steps = self.X.new_tensor([m.steps for m in members], dtype=torch.float64)
         rates = [m.optimizer.param_groups[0]["lr"] for m in members]
         self.lr = self.X.new_tensor(rates, dtype=torch.float64)
+        rewirers = [member.rewirer for member in members if member.rewirer is not None]
+        self.rewiring = (
+            StackRewiring(rewirers, self.stack, self.moments, self.adam.beta1) if rewirers else None
+        )
         for row, member in enumerate(members):
             member.best = self._parameters(row)
         steps = epochs * self.count * len(members)
@@ -75,6 +80,8 @@ class Batch:
                 if not self.members:
                     break
                 finished = [p.clone() for p in self.stack.parameters]
+                if self.rewiring is not None:
+                    self.rewiring.begin_epoch()
                 records = self._run_epoch(epoch)
                 finished = self.stack.parameters
                 for member, record in zip(self.members, records, strict=True):
@@ -84,6 +91,8 @@ class Batch:
                 if self.members[0].early_stopping is not None:
                     self._let_stop(epoch)
         except BaseException:
+            if self.rewiring is not None and finished is not self.stack.parameters:
+                self.rewiring.undo_epoch()
             self.stack.parameters = finished
             self._write_back()
             raise
@@ -96,11 +105,16 @@ class Batch:
         """Train for one epoch; return the record of each network."""
         lists = (self.stack.parameters, *self.moments, self.stack.masks)
         state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
+        rewiring = self.rewiring
         means: list[Tensor] = []
         for rows, rates in zip(self._order(), self._rates(), strict=True):
             if not means:
                 vary(state, self.X, rows, rates)
+            if rewiring is not None:
+                state.masks = [self._grouped(mask) for mask in rewiring.masks()]
             means.append(self.step(*state.tensors(), self.X, self.y, self.weight, rows, rates).flatten())
+            if rewiring is not None:
+                rewiring.after()
         self.steps += self.count
         sizes = torch.full((self.count, 1), self.batch_size, dtype=torch.float64, device=self.X.device)
         sizes[-1] -= self.count * self.batch_size - self.samples
@@ -164,11 +178,19 @@ class Batch:
             self._keep(staying)
 
     def _parameters(self, row: int) -> list[Tensor]:
-        return [p[row].clone() for p in self.stack.parameters]
+        """Copy a network's parameters, and its masks where they move."""
+        moving = self.stack.masks if self.rewiring is not None else []
+        return [t[row].clone() for t in (*self.stack.parameters, *moving)]
 
     def _restore_best(self, row: int, member: Member) -> None:
-        for parameter, best in zip(self.stack.parameters, member.best, strict=True):
+        count = len(self.stack.parameters)
+        for parameter, best in zip(self.stack.parameters, member.best[:count], strict=True):
             parameter[row] = best
+        if self.rewiring is not None:
+            for k, best in enumerate(member.best[count:]):
+                self.stack.masks[k][row] = best
+                for moments in self.moments:
+                    moments[k][row] *= best
 
     def _keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
@@ -176,6 +198,8 @@ class Batch:
         self.members = [self.members[row] for row in rows]
         for tensors in (self.stack.parameters, self.stack.masks, *self.moments):
             tensors[:] = [t[index] for t in tensors]
+        if self.rewiring is not None:
+            self.rewiring.keep(rows)
         self.steps, self.lr, self.first_row = self.steps[index], self.lr[index], self.first_row[index]
         if self.members:
             self._choose_step()
@@ -190,6 +214,8 @@ class Batch:
                     # Adam's own kernels want its moments laid out like the parameter.
                     moments = [torch.empty_like(p).copy_(cut(m[k][row], p)) for m in self.moments]
                     _set_state(member.optimizer, p, self.steps[row], *moments)
+                if self.rewiring is not None:
+                    self.rewiring.write_back(row)
 
 
 def _side_by_side(members: list[Member]) -> list[Member]:

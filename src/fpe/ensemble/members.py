@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fpe.ensemble.evaluation import per_network
 from fpe.ensemble.program import Adam
+from fpe.ensemble.rewiring import rewirer_problem, rewiring_key
 from fpe.ensemble.stack import architecture
 from fpe.errors import ArgumentError, raise_problems
+from fpe.rewiring.rewirer import Rewirer
 from fpe.training import EarlyStopping, Record
 
 
@@ -24,7 +26,7 @@ class Member:
     ----------
     number : int
         Its place among the networks of the call.
-    network, optimizer, generator, X, y, weight, early_stopping
+    network, optimizer, generator, X, y, weight, early_stopping, rewirer
         As given to `fpe.ensemble.train`.
     history : list of dict
         One record for each finished epoch.
@@ -33,7 +35,7 @@ class Member:
     best_epoch : int
         The epoch of it; 0 before the first.
     best : list of Tensor
-        The parameters of that epoch.
+        The parameters of that epoch, and the masks where they move.
     """
 
     number: int
@@ -44,6 +46,7 @@ class Member:
     y: Tensor
     weight: Tensor | None
     early_stopping: EarlyStopping | None
+    rewirer: Rewirer | None = None
     history: list[Record] = field(default_factory=list)
     lowest: float = float("inf")
     best_epoch: int = 0
@@ -63,6 +66,7 @@ class Member:
         return (
             *(architecture(self.network), self.adam, held_out, self.weight is None),
             *(self.X.shape, self.X.dtype, self.X.device, self.y.shape[1:]),
+            rewiring_key(self.rewirer),
         )
 
     @property
@@ -90,12 +94,14 @@ def check_members(
     generators: Sequence[torch.Generator],
     sample_weight: Tensor | Sequence[Tensor] | None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None,
+    rewirers: Sequence[Rewirer | None] | None = None,
 ) -> list[Member]:
     """Put together what belongs together; see `fpe.ensemble.train` for the arguments and the errors."""
     count = len(networks)
+    rewirers = [None] * count if rewirers is None else rewirers
     problems = [
         f"{name} has {len(values)} for {count} networks; give one for each."
-        for name, values in (("optimizers", optimizers), ("generators", generators))
+        for name, values in (("optimizers", optimizers), ("generators", generators), ("rewirers", rewirers))
         if len(values) != count
     ]
     raise_problems(problems, ArgumentError, "the ensemble")
@@ -113,11 +119,11 @@ def check_members(
     members = []
     for i in range(count):
         problem = _problem(networks[i], optimizers[i], inputs[i], labels[i])
+        problem = problem or rewirer_problem(rewirers[i], networks[i], optimizers[i])
         if problem is not None:
             problems.append(f"network {i}: {problem}")
-        members.append(
-            Member(i, networks[i], optimizers[i], generators[i], inputs[i], labels[i], weights[i], stops[i])
-        )
+        how = optimizers[i], generators[i], inputs[i], labels[i], weights[i], stops[i], rewirers[i]
+        members.append(Member(i, networks[i], *how))
     raise_problems(problems, ArgumentError, "the ensemble")
     return members
 

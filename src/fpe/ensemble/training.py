@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fpe.ensemble.batch import Batch
 from fpe.ensemble.batches import batches
 from fpe.ensemble.members import check_members
+from fpe.rewiring.rewirer import Rewirer
 from fpe.training import EarlyStopping, Record, fitting_batch_size
 
 
@@ -24,6 +25,7 @@ def train(
     batch_size: int | None = None,
     sample_weight: Tensor | Sequence[Tensor] | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
+    rewirers: Sequence[Rewirer | None] | None = None,
     on_epoch: Callable[[list[Record]], None] | None = None,
     compile: bool | None = None,
 ) -> list[list[Record]]:
@@ -54,6 +56,9 @@ def train(
         see the same order. Changed.
     batch_size, sample_weight, early_stopping
         As for `fpe.training.train`; weights and early stopping for all, or one for each.
+    rewirers : sequence of Rewirer or None, optional
+        For each network what lets its masks move, or None. Those of one policy, schedule and step move
+        together. Changed.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
@@ -73,7 +78,7 @@ def train(
     ModelError
         For a network that cannot be stacked; nothing is trained then.
     """
-    members = check_members(networks, X, y, optimizers, generators, sample_weight, early_stopping)
+    members = check_members(networks, X, y, optimizers, generators, sample_weight, early_stopping, rewirers)
     keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
     readings = [member.reading for member in members]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):

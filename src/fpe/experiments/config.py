@@ -16,6 +16,7 @@ from fpe.data import Dataset
 from fpe.errors import ArgumentError, raise_problems
 from fpe.models import mlp
 from fpe.planning import plan
+from fpe.rewiring.policies import chosen_policy
 from fpe.training import recipe_problems
 
 
@@ -29,6 +30,8 @@ class FitConfig:
         Widths of the dense network's hidden layer, each tried.
     factor, split, prune
         As for `fpe.expand`.
+    rewire : bool or str
+        As for `fpe.sklearn.FPEClassifier`.
     trials : int
         Networks for each width; trial t has seed ``seed + t``.
     warmup_epochs, epochs : int
@@ -46,6 +49,7 @@ class FitConfig:
     factor: int = 2
     split: str = "random"
     prune: str = "magnitude"
+    rewire: bool | str = False
     trials: int = 5
     warmup_epochs: int = 100
     epochs: int = 100
@@ -68,6 +72,7 @@ class FitConfig:
         if self.trials < 1:
             problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
         raise_problems(problems, ArgumentError, "the configuration")
+        chosen_policy(self.rewire, self.prune)
         for hidden in self.hidden:
             plan(
                 dense_network(dataset, hidden, self.seed), self.factor, self.split, self.prune, seed=self.seed
@@ -76,6 +81,8 @@ class FitConfig:
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Return what a trial's result depends on, its width and number aside."""
         own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("hidden", "trials")}
+        if not self.rewire:  # results from before there was rewiring are those of not rewiring
+            del own["rewire"]
         return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
 
     def digest(self, dataset: Dataset) -> str:

@@ -18,7 +18,9 @@ from fpe.expansion import expand
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
-from fpe.training import EarlyStopping, Record, accuracy, adam
+from fpe.rewiring.policies import chosen_policy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.training import EarlyStopping, Record, accuracy, adam, fitting_batch_size
 
 
 @dataclass
@@ -87,7 +89,11 @@ def run_trials(
         for trial, order in zip(every, orders, strict=True):
             trial.generator.set_state(order)
         optimizers = [adam(network, config.lr, config.l2) for network in wide]
-        _train("expanded", wide, every, optimizers, config.epochs, config)
+        rewirers = [
+            _rewirer(network, optimizer, trial, config)
+            for network, optimizer, trial in zip(wide, optimizers, every, strict=True)
+        ]
+        _train("expanded", wide, every, optimizers, config.epochs, config, rewirers)
 
         records = []
         for i, trial in enumerate(every):
@@ -130,6 +136,7 @@ def _train(
     optimizers: Sequence[torch.optim.Adam],
     epochs: int,
     config: FitConfig,
+    rewirers: Sequence[Rewirer | None] | None = None,
 ) -> None:
     stops = [trial.early_stopping for trial in trials if trial.early_stopping is not None]
     histories = ensemble.train(
@@ -141,9 +148,19 @@ def _train(
         generators=[trial.generator for trial in trials],
         batch_size=config.batch_size,
         early_stopping=stops or None,
+        rewirers=rewirers,
     )
     for trial, history in zip(trials, histories, strict=True):
         trial.history[stage] = history
+
+
+def _rewirer(
+    network: nn.Module, optimizer: torch.optim.Adam, trial: _Trial, config: FitConfig
+) -> Rewirer | None:
+    policy = chosen_policy(config.rewire, config.prune)
+    samples = len(trial.X)
+    steps = config.epochs * -(-samples // (config.batch_size or fitting_batch_size(samples)))
+    return Rewirer(network, optimizer, policy, steps=steps, seed=trial.seed) if policy and steps else None
 
 
 def _measures(network: nn.Module, X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A callback for Lightning: two lines more in a script, and the network is expanded at an epoch."""
+"""Callbacks for Lightning: two lines more in a script, and a network is expanded at an epoch, or rewired."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from torch.optim import Optimizer
 from fpe.checkpoint import reshape_, shapes_of
 from fpe.errors import ArgumentError, ModelError
 from fpe.inplace import check_moments, expand_
+from fpe.masked import MaskedLayer
+from fpe.rewiring.policies import Policy, as_policy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.schedule import Schedule
 
 
 class Expand(Callback):
@@ -56,7 +60,7 @@ class Expand(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
-        network = self._network(pl_module)
+        network = network_of(pl_module, self.network, "Expand")
         if self.shapes is None:
             self._reshape_on_load(pl_module, network)
         if stage != "fit" or self.shapes is not None:
@@ -90,11 +94,10 @@ class Expand(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Expand when the epoch has come."""
         if self.shapes is None and trainer.current_epoch >= self.epoch:
-            self._expand(self._network(pl_module), trainer.optimizers)
+            self._expand(network_of(pl_module, self.network, "Expand"), trainer.optimizers)
 
     def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
-        mine = {id(p) for p in network.parameters()}
-        owners = [o for o in optimizers if any(id(p) in mine for g in o.param_groups for p in g["params"])]
+        owners = _owners(network, optimizers)
         if len(owners) > 1:
             raise ModelError(
                 f"{len(owners)} optimizers train this network; expand it yourself with fpe.expand_, one of "
@@ -103,18 +106,109 @@ class Expand(Callback):
         expand_(network, owners[0] if owners else None, self.moments, **self.how)
         self.shapes = shapes_of(network)
 
-    def _network(self, pl_module: LightningModule) -> nn.Module:
-        if self.network is not None:
-            return pl_module.get_submodule(self.network)
-        children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
-        if len(children) != 1:
-            raise ModelError(
-                f"{type(pl_module).__name__} has {len(children)} children with parameters "
-                f"({', '.join(map(repr, children)) or 'none'}); say which one is the network: "
-                "Expand(network='…')."
-            )
-        return pl_module.get_submodule(children[0])
-
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint must know to be read again."""
         return {"shapes": self.shapes}
+
+
+class Rewire(Callback):
+    """Let the masks of an expanded network of a LightningModule move while it is trained.
+
+    For a network that `Expand`, which must stand before it, or `fpe.expand` has expanded. Checkpoints
+    hold what is needed to resume.
+
+    Parameters
+    ----------
+    policy, schedule, seed
+        As for `fpe.Rewirer`.
+    network : str, optional
+        As for `Expand`.
+    steps : int, optional
+        Steps of the optimizer to which the schedule refers, from the expansion on; by default those that the
+        trainer says are left.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown policy; when it begins, if the trainer does not know how many steps are left.
+    """
+
+    def __init__(
+        self,
+        policy: str | Policy = "rigl",
+        network: str | None = None,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+    ) -> None:
+        self.policy, self.network, self.steps = as_policy(policy), network, steps
+        self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
+        self.rewirer: Rewirer | None = None
+        self._stored: dict[str, Any] | None = None
+        self._last = 0
+
+    @property
+    def state_key(self) -> str:
+        """One such callback for each network."""
+        return f"fpe.Rewire({self.network or ''})"
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin when there are masks."""
+        if self.rewirer is not None:
+            return
+        network = network_of(pl_module, self.network, "Rewire")
+        if not any(isinstance(m, MaskedLayer) for m in network.modules()):
+            return
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        steps = self._stored["steps"] if self._stored else self.steps or left
+        if steps == float("inf"):
+            raise ArgumentError("the trainer does not know how many steps are left; give Rewire(steps=…).")
+        owners = _owners(network, trainer.optimizers)
+        self.rewirer = Rewirer(network, owners, self.policy, steps=int(steps), **self.how)
+        if self._stored is not None:
+            self.rewirer.load_state_dict(self._stored)
+        self._last = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a step, if this batch has completed one."""
+        if self.rewirer is not None and trainer.global_step > self._last:
+            self._last = trainer.global_step
+            self.rewirer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must know to go on."""
+        return {"rewirer": self._stored if self.rewirer is None else self.rewirer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was, as soon as there are masks."""
+        self._stored = state_dict["rewirer"]
+
+
+def network_of(pl_module: LightningModule, name: str | None, callback: str) -> nn.Module:
+    """Return the network that a callback is for: by name, or the only child with parameters.
+
+    Raises
+    ------
+    ModelError
+        If none is named and there is not exactly one.
+    """
+    if name is not None:
+        return pl_module.get_submodule(name)
+    children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
+    if len(children) != 1:
+        raise ModelError(
+            f"{type(pl_module).__name__} has {len(children)} children with parameters "
+            f"({', '.join(map(repr, children)) or 'none'}); say which one is the network: "
+            f"{callback}(network='…')."
+        )
+    return pl_module.get_submodule(children[0])
+
+
+def _owners(network: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
+    """Return the optimizers that train the network."""
+    mine = {id(p) for p in network.parameters()}
+    return [o for o in optimizers if any(id(p) in mine for g in o.param_groups for p in g["params"])]

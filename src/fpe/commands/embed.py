@@ -1,0 +1,71 @@
+"""``fpe embed``: images and texts to embeddings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command(short_help="Turn images or texts into embeddings with a frozen encoder.")
+@click.argument("source")
+@click.option(
+    "--encoder",
+    metavar="NAME|FOLDER",
+    help="CLIP, DINOv2 or any other AutoModel, or a sentence encoder.  [default: CLIP ViT-B/16 or MiniLM]",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: embeddings/SOURCE]")
+@click.option("--label", help="Column of labels.  [default: found by its name]")
+@click.option("--column", help="Column of images or texts.  [default: found by its type]")
+@click.option("--classes", type=int, help="Take so many classes only, chosen at random.")
+@click.option("--seed", default=0, show_default=True, help="Of that choice.")
+@click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale each to length 1.")
+@click.option("--dtype", default="float16", show_default=True, help="Stored as float16 or float32.")
+@click.option("--half", is_flag=True, help="Let the encoder compute in half precision too.")
+@click.option("--format", default="safetensors", show_default=True, help="Of shards: safetensors or parquet.")
+@click.option("--shard-size", default=4096, show_default=True, help="Embeddings of a shard.")
+@click.option("--batch-size", default=64, show_default=True, help="Items at a time.")
+@click.option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
+@click.option("--workers", type=int, help="Processes that read images.  [default: 1; beside a GPU 8]")
+@click.option("--fresh", is_flag=True, help="Throw away the shards of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
+def embed(
+    source: str,
+    out: Path | None,
+    device: str | None,
+    workers: int | None,
+    fresh: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Embed SOURCE once, into a folder that fpe fit and fpe reproduce read.
+
+    SOURCE is a folder with a folder of images for each class (also below train and test), a .parquet or
+    .csv file with images or texts, or a data set of the Hugging Face hub. Run the same command again to
+    go on after Ctrl-C: a shard is whole or absent.
+
+    \b
+    Example:
+      fpe embed uoft-cs/cifar100 --out embeddings/cifar100
+      fpe embed ./imagenet --classes 100 --out embeddings/imagenet-100
+      fpe embed questions.csv --label intent
+      fpe fit embeddings/cifar100
+    """  # noqa: D301
+    from fpe.embed.run import EmbedConfig
+    from fpe.embed.run import embed as run
+    from fpe.embed.shards import MANIFEST
+    from fpe.progress import progress_bar
+
+    folder = out or Path("embeddings", Path(source).resolve().stem)
+    config = EmbedConfig(**settings)
+    with progress_bar(folder.name, 0, not as_json) as advance:
+        manifest = run(source, folder, config, device, workers, fresh, lambda done, of: advance("", done, of))
+    if as_json:
+        click.echo(json.dumps(manifest))
+        return
+    for part, count in manifest["items"].items():
+        click.echo(f"{part:<6} {count:>9,} embeddings in {manifest['shards'][part]} shards")
+    click.echo(f"{len(manifest['classes'])} classes, encoder {manifest['encoder']}")
+    click.echo(f"embeddings  {folder / MANIFEST}\n  next: fpe fit {folder}")

@@ -1,0 +1,117 @@
+"""``fpe fit``: the main job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fpe.commands.shared import ManyValues, check_jobs, expansion_options
+
+
+@click.command(cls=ManyValues, short_help="Train dense and expanded networks on data, and compare.")
+@click.argument("data")
+@click.option(
+    "--hidden",
+    type=int,
+    multiple=True,
+    default=(4, 8, 16),
+    show_default=True,
+    metavar="WIDTH…",
+    help="Hidden neurons of the dense network; several are tried.",
+)
+@expansion_options
+@click.option(
+    "--rewire",
+    is_flag=False,
+    flag_value="auto",
+    metavar="[POLICY]",
+    help="Let masks move after the expansion: rigl, columns, paper, set, accumulated or momentum; without a "
+    "name columns with --prune columns, else rigl.",
+)
+@click.option("--trials", default=5, show_default=True, help="Networks for each width.")
+@click.option("--warmup-epochs", default=100, show_default=True, help="Epochs before the expansion.")
+@click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
+@click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option(
+    "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"
+)
+@click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
+@click.option(
+    "--patience", type=int, help="Stop when the loss on a held-out tenth has not fallen for so many epochs."
+)
+@click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
+@click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
+@click.option(
+    "--test-fraction", default=0.2, show_default=True, help="Share held out where there is no test part."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
+@click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
+@click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
+def fit(
+    data: str,
+    label: str,
+    test_fraction: float,
+    out: Path | None,
+    jobs: int,
+    fresh: bool,
+    as_json: bool,
+    rewire: str | None,
+    **settings: Any,
+) -> None:
+    """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
+
+    DATA is digits, fashion-mnist, banking77, a .npz, .parquet or .csv file, or a folder that fpe embed
+    wrote. Run the same command again to go on
+    after Ctrl-C, or with more trials or widths to add them.
+
+    \b
+    Example:
+      fpe fit digits --hidden 4 8 16 --factor 2
+      fpe fit embeddings.parquet --label intent --split shared --prune columns
+      fpe fit digits --factor 4 --rewire
+    """  # noqa: D301
+    check_jobs(jobs)
+    from fpe.data import load
+    from fpe.experiments.config import FitConfig
+    from fpe.experiments.fit import run_fit
+    from fpe.progress import progress_bar
+    from fpe.report.fit import fit_figure, fit_table
+
+    dataset = load(data, label=label, test_fraction=test_fraction, seed=settings["seed"])
+    config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
+    folder = out or config.folder(dataset)
+    with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
+        result = run_fit(dataset, config, folder, jobs, fresh, advance)
+    fit_figure(result, folder / "accuracy.png")
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    best = result["best"]
+    click.echo(_heading(result))
+    click.echo(fit_table(result))
+    click.echo(f"\nresults     {folder / 'results.json'}")
+    click.echo(f"figure      {folder / 'accuracy.png'}")
+    click.echo(f"best model  {folder / 'best.safetensors'}")
+    click.echo(
+        f"  {best['expanded']['accuracy']:.1%}, chosen by test accuracy; load it with "
+        f"fpe.load({str(folder / 'best.safetensors')!r})"
+    )
+
+
+def _moving(rewire: bool | str) -> str:
+    return f", rewired{'' if rewire is True else f' by {rewire}'}" if rewire else ""
+
+
+def _heading(result: dict[str, Any]) -> str:
+    data, config = result["data"], result["config"]
+    return (
+        f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
+        f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
+        f"expanded by {config['factor']} after {config['warmup_epochs']} epochs, then {config['epochs']} "
+        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}); "
+        "dense is trained for as long\n"
+    )

@@ -1,0 +1,162 @@
+"""The new masks of the layers of one scope, for a batch of M networks at once.
+
+A model of its own is a batch of one, and the networks of an ensemble are one of many: both come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fpe.rewiring.policies import Policy
+from fpe.rewiring.scores import DROP, GROW
+from fpe.rewiring.select import exchange, undivided
+
+
+@dataclass
+class Tensors:
+    """One masked layer of M networks of one architecture.
+
+    Attributes
+    ----------
+    weight, mask : Tensor
+        (M, outputs, inputs, *taps).
+    gradient : Tensor or None
+        Of the whole weight, or a sum of several; None for policies that need none.
+    noise : Tensor or None
+        Uniform between 0 and 1, for random growth.
+    real : Tensor or None
+        Of booleans: what is no padding; None if nothing is.
+    children : Tensor or None
+        The rows of each parent's children, (parents, factor), the number of rows where there are fewer;
+        None for a layer that was not expanded itself.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    gradient: Tensor | None = None
+    noise: Tensor | None = None
+    real: Tensor | None = None
+    children: Tensor | None = None
+
+
+@torch.no_grad()
+def new_masks(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+    """Return the masks of the layers of one scope after a rewiring; nothing is changed.
+
+    Parameters
+    ----------
+    policy : Policy
+        What counts.
+    layers : sequence of Tensors
+        Among all of which the count of each network is kept.
+    share : float
+        Share of the free weights that move, rounded down; fewer where fewer may enter.
+
+    Returns
+    -------
+    list of Tensor
+        Of the shapes and types of the masks.
+    """
+    move = _move_columns if policy.unit == "column" else _move_weights
+    return move(policy, layers, share)
+
+
+def _scores(policy: Policy, layer: Tensors) -> tuple[Tensor, Tensor]:
+    return DROP[policy.drop](layer.weight, layer.gradient), GROW[policy.grow](layer.gradient, layer.noise)
+
+
+def _flat(tensors: Sequence[Tensor]) -> Tensor:
+    """Put the entries of several layers side by side: (M, all entries)."""
+    return tensors[0].flatten(1) if len(tensors) == 1 else torch.cat([t.flatten(1) for t in tensors], dim=1)
+
+
+def _counts(share: float, free: Tensor) -> list[int]:
+    return [int(share * count) for count in free.sum(dim=1).tolist()]
+
+
+def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+    shapes = [layer.mask.shape for layer in layers]
+    sizes = [shape[1:].numel() for shape in shapes]
+    scores = [_scores(policy, layer) for layer in layers]
+    free = _flat([layer.mask != 0 for layer in layers])
+    held = _flat(
+        [layer.mask == 0 if layer.real is None else (layer.mask == 0) & layer.real for layer in layers]
+    )
+
+    def layered(flat: Tensor) -> list[Tensor]:
+        return [t.view(shape) for t, shape in zip(torch.split(flat, sizes, dim=1), shapes, strict=True)]
+
+    def apart(still: Tensor) -> Tensor:
+        parts = zip(layers, scores, layered(still), layered(held), strict=True)
+        return _flat(
+            [
+                allowed if layer.children is None else undivided(own, allowed, grow, layer.children)
+                for layer, (_, grow), own, allowed in parts
+            ]
+        )
+
+    candidates: Callable[[Tensor], Tensor] = apart if policy.partition == "kept" else lambda _: held
+    drop, grow = (_flat(own) for own in zip(*scores, strict=True))
+    dropped, grown = exchange(free, free, drop, grow, _counts(share, free), candidates)
+    new = layered(free.logical_and_(dropped.logical_not_()).logical_or_(grown))
+    return [mask.to(layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
+
+
+def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+    """Let columns enter in exchange for others, whose mask each takes over, its holes included.
+
+    The last column of a block that counts most stays, so that no block loses all its inputs.
+    """
+    blocks = [_by_block(layer.mask, layer) for layer in layers]
+    scores = [_scores(policy, layer) for layer in layers]
+    drop, grow = (
+        _norms([_by_block(own, layer) for own, layer in zip(each, layers, strict=True)])
+        for each in zip(*scores, strict=True)
+    )  # (M, factor, inputs)
+    free = torch.stack([(block != 0).any(dim=4).any(dim=1) for block in blocks]).any(dim=0)
+    held = ~free
+    for layer in layers:
+        if layer.real is not None:
+            held &= _by_block(layer.real, layer).any(dim=4).any(dim=1)
+    best = torch.where(free, drop, -torch.inf).argmax(dim=2, keepdim=True)
+    movable = free.scatter(2, best, False)
+
+    def candidates(still: Tensor) -> Tensor:
+        if policy.partition == "free":
+            return held.flatten(1)
+        every = torch.arange(free.shape[1]).unsqueeze(0)
+        return undivided(still.view(free.shape), held, grow, every).flatten(1)
+
+    counts = _counts(share, free.flatten(1))
+    marks, ranks = (free.flatten(1), movable.flatten(1)), (drop.flatten(1), grow.flatten(1))
+    dropped, grown = exchange(*marks, *ranks, counts, candidates)
+    source = torch.arange(dropped.shape[1], device=dropped.device).repeat(len(dropped), 1)
+    leaving, entering = source[dropped], source[grown]  # row by row, equally many in each
+    source[dropped], source[grown] = entering, leaving
+    source = source.view(free.shape)
+    return [_permuted(block, source, layer) for block, layer in zip(blocks, layers, strict=True)]
+
+
+def _by_block(tensor: Tensor, layer: Tensors) -> Tensor:
+    """View (M, parents × factor, inputs, *taps) as (M, parents, factor, inputs, taps)."""
+    assert layer.children is not None
+    factor = layer.children.shape[1]
+    return tensor.reshape(len(tensor), -1, factor, tensor.shape[2], tensor.shape[3:].numel())
+
+
+def _norms(blocks: Sequence[Tensor]) -> Tensor:
+    """Return the norm of each column over all layers, (M, factor, inputs)."""
+    squares = [block.square().sum(dim=(1, 4)) for block in blocks]
+    return torch.stack(squares).sum(dim=0).sqrt()
+
+
+def _permuted(block: Tensor, source: Tensor, layer: Tensors) -> Tensor:
+    """Give each column the mask of its source, an index into (factor × inputs)."""
+    networks, parents, _, _, taps = block.shape
+    columns = block.reshape(networks, parents, -1, taps)
+    index = source.view(networks, 1, -1, 1).expand(columns.shape)
+    return columns.gather(2, index).view(layer.mask.shape)

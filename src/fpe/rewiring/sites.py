@@ -1,0 +1,155 @@
+"""Where weights may move in a model: its masked layers, their families, and the scopes of a policy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.lineage import children_of
+from fpe.masked import MaskedLayer
+from fpe.packed.layers import PackedLayer
+from fpe.plans import LayerPlan, Plan
+from fpe.rewiring.policies import Policy
+
+
+@dataclass(frozen=True)
+class Site:
+    """A masked layer whose weights are trained.
+
+    Attributes
+    ----------
+    name : str
+        In the model.
+    layer : MaskedLayer
+        The layer itself.
+    factor : int
+        Children of each neuron; 1 for a layer that was not expanded itself.
+    chosen : tuple of int or None
+        The neurons that have so many, if not all.
+    children : Tensor or None
+        The rows of each parent's children, as for `fpe.rewiring.moves.Tensors`.
+    """
+
+    name: str
+    layer: MaskedLayer
+    factor: int = 1
+    chosen: tuple[int, ...] | None = None
+    children: Tensor | None = None
+
+
+def find_sites(model: Any, policy: Policy) -> tuple[list[Site], list[list[int]]]:
+    """Return the masked layers that may move, and the scopes of the policy as their numbers.
+
+    Raises
+    ------
+    ArgumentError
+        If `model` is no model.
+    ModelError
+        If nothing can move, or not as the policy says; all layers concerned are named.
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+    packed = [name for name, m in model.named_modules() if isinstance(m, PackedLayer)]
+    if packed:
+        raise ModelError(
+            f"layers {', '.join(map(repr, packed))} are packed, and what is packed does not move; make the "
+            "rewirer for fpe.unpack(model), and pack it after training."
+        )
+    if not layers:
+        raise ModelError("no layer of this model is masked, so that nothing can move; call fpe.expand first.")
+    planned = {prefix + name: layer for prefix, layer in _planned(model) for name in layer.group.producers}
+    sites = [
+        _site(name, layer, planned.get(name)) for name, layer in layers.items() if layer.weight.requires_grad
+    ]
+    if not sites:
+        raise ModelError("the weights of all masked layers are frozen, so that nothing can move.")
+    if policy.unit == "column":
+        return sites, _column_scopes(model, sites)
+    if policy.scope == "network":
+        return sites, [list(range(len(sites)))]
+    if policy.scope == "group":
+        return sites, _groups(model, sites)
+    return sites, [[i] for i in range(len(sites))]
+
+
+def _planned(model: nn.Module) -> Iterator[tuple[str, LayerPlan]]:
+    """Yield the groups that were expanded, each with what stands before its names in this model."""
+    for name, module in model.named_modules():
+        plan = vars(module).get("fpe_plan")
+        if isinstance(plan, Plan):
+            for layer in plan.layers:
+                yield f"{name}." if name else "", layer
+
+
+def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
+    rows = layer.weight.shape[0]
+    if planned is None or planned.neurons_after != rows:
+        return Site(name, layer)
+    each = children_of(planned)
+    counts = each if isinstance(each, Tensor) else torch.full((planned.neurons,), each)
+    first = (counts.cumsum(0) - counts).unsqueeze(1)
+    place = torch.arange(int(counts.max()))
+    children = torch.where(place < counts.unsqueeze(1), first + place, rows)
+    return Site(name, layer, planned.factor, planned.chosen, children)
+
+
+def _groups(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
+    """Return the sites of each expanded layer with those of all that read it; what overlaps is one."""
+    number = {site.name: i for i, site in enumerate(sites)}
+    root = list(range(len(sites)))
+    for prefix, layer in _planned(model):
+        names = [prefix + name for name in (*layer.group.producers, *layer.group.consumers)]
+        mine = [number[name] for name in names if name in number]
+        joined = {root[i] for i in mine}
+        root = [min(joined) if r in joined else r for r in root]
+    return [[i for i, r in enumerate(root) if r == first] for first in sorted(set(root))]
+
+
+def _column_scopes(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
+    """Return the sites of each group of producers, whose columns move together."""
+    number = {site.name: i for i, site in enumerate(sites)}
+    scopes, problems = [], []
+    for prefix, layer in _planned(model):
+        names = [prefix + name for name in layer.group.producers]
+        mine = [number[name] for name in names if name in number]
+        if not mine:
+            continue
+        if len(mine) < len(names) or not _are_blocks([sites[i] for i in mine]):
+            problems.append(
+                f"layer {prefix + layer.group.name!r} is no shared split with whole columns, so that no "
+                "column can move; expand with split='shared' and prune='columns', or give unit='weight'."
+            )
+        scopes.append(mine)
+    if not scopes:
+        problems.append(
+            "unit='column' needs a plan of what was expanded, which this model has not; give what fpe.expand "
+            "or fpe.load returned, or unit='weight'."
+        )
+    raise_problems(problems, ModelError, "the columns")
+    return scopes
+
+
+def _are_blocks(sites: Sequence[Site]) -> bool:
+    """Tell whether layers are dense blocks over the same columns, but for fewer holes than a column has."""
+    factors = {site.factor for site in sites}
+    if any(site.children is None or site.chosen is not None for site in sites) or len(factors) > 1:
+        return False
+    factor = factors.pop()
+    blocks = [
+        site.layer.weight_mask.reshape(-1, factor, site.layer.weight_mask.shape[1], _taps(site))
+        for site in sites
+    ]
+    joint = torch.cat(blocks, dim=3) != 0  # (parents, factor, inputs, taps)
+    entries = joint.shape[0] * joint.shape[3]
+    free = joint.sum(dim=(0, 3))
+    return bool((entries - free[free > 0]).sum() < entries) and bool((free > 0).any(dim=1).all())
+
+
+def _taps(site: Site) -> int:
+    return int(site.layer.weight_mask[0, 0].numel())
