@@ -204,11 +204,15 @@ def test_count_free_is_exact_in_types_that_cannot_hold_the_sum(dtype):
     [
         (
             "magnitud",
-            "unknown prune 'magnitud'; allowed are 'magnitude' and 'columns'. Did you mean 'magnitude'?",
+            "unknown prune 'magnitud'; allowed are 'magnitude', 'balanced' and 'columns'. "
+            "Did you mean 'magnitude'?",
         ),
-        ("zzz", "unknown prune 'zzz'; allowed are 'magnitude' and 'columns'."),
-        (2, "prune is 2; give 'magnitude' or 'columns'."),
-        (Magnitude, "prune is <class 'fpe.budget.Magnitude'>; give 'magnitude' or 'columns'."),
+        ("zzz", "unknown prune 'zzz'; allowed are 'magnitude', 'balanced' and 'columns'."),
+        (2, "prune is 2; give one of 'magnitude', 'balanced' and 'columns'."),
+        (
+            Magnitude,
+            "prune is <class 'fpe.budget.Magnitude'>; give one of 'magnitude', 'balanced' and 'columns'.",
+        ),
     ],
 )
 def test_as_prune_says_what_is_allowed(prune, message):
@@ -267,3 +271,30 @@ def test_the_sampled_threshold_is_the_sorted_one(count):
     kept = torch.cat([m.flatten() for m in masks]) > 0
     assert int((~kept).sum()) == count
     assert size[~kept].max() <= size[kept].min()
+
+
+def test_readers_keep_at_most_their_share():
+    """Half of the six weights that stay are the readers', the largest; the expanded layer pays the rest."""
+    own, reader = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
+    masks = [torch.ones(2, 4), torch.ones(1, 4)]
+    Magnitude(readers=0.5).pay([own, reader], masks, 6, 2)
+    assert masks[0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
+    assert masks[1].tolist() == [[1, 0, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("readers", "count", "kept"), [(0.9, 4, (4, 4)), (0.01, 4, (8, 0)), (0.25, 1, (8, 3))]
+)
+def test_what_readers_or_the_layer_cannot_use_the_others_keep(readers, count, kept):
+    """Readers never keep more than they have, and the layer never more than it has."""
+    masks = [torch.ones(2, 4), torch.ones(1, 4)]
+    Magnitude(readers=readers).pay([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
+    assert tuple(int(m.sum()) for m in masks) == kept
+
+
+@pytest.mark.parametrize("readers", [0, 1, 1.5, "half", True])
+def test_a_share_of_readers_that_is_none_is_refused(readers):
+    with pytest.raises(ArgumentError) as caught:
+        Magnitude(readers=readers)
+    message = f"Magnitude: readers is {readers!r}; give a number above 0 and below 1, or None."
+    assert str(caught.value) == message

@@ -13,7 +13,7 @@ from fpe.ensemble.batches import batches
 from fpe.ensemble.program import _Compiled
 from fpe.ensemble.stack import Stack, forward
 from fpe.errors import ArgumentError, ModelError
-from fpe.training import EarlyStopping, accuracy, adam, predict_logits, train
+from fpe.training import Cosine, EarlyStopping, accuracy, adam, predict_logits, train
 
 X = torch.rand(430, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Y = (X[:, :3].sum(dim=1) + 2 * X[:, 3] * X[:, 4] > 2).long()
@@ -114,6 +114,23 @@ def test_compiled_is_as_alone(case):
     start = networks(widths, outputs)
     assert_same(run(alone, start, y, **options), run(together(compile=True), start, y, **options))
     assert _Compiled.usable, "nothing was compiled: is there a C++ compiler?"
+
+
+def test_learning_rates_fall_as_in_the_ordinary_loop():
+    """They reach nearly 0 in the last step; the optimizer's own rate is then as before."""
+    start, how = networks((4, 6)), {"decay": Cosine(8), "epochs": (5, 3)}
+    one, other = run(alone, start, Y, **how), run(together(False), start, Y, **how)
+    assert_same(one, other)
+    constant = run(alone, start, Y)
+    assert not torch.equal(one[0][0][0].weight, constant[0][0][0].weight)
+    assert [group["lr"] for o in (*one[1], *other[1]) for group in o.param_groups] == [3e-2] * 8
+
+
+def test_a_cosine_goes_on_where_it_was():
+    assert Cosine(8).factor(0) == 1
+    assert Cosine(8).factor(4) == pytest.approx(0.5)
+    assert Cosine(8, begin=2).factor(3) == Cosine(8).factor(5)
+    assert Cosine(8).factor(9) == 0
 
 
 def test_training_can_go_on_in_the_ordinary_loop():

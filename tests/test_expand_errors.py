@@ -62,9 +62,10 @@ def test_a_factor_larger_than_the_inputs():
         ({"split": 2}, f"split is 2; give a name ({SPLITS}) or an object such as fpe.Groups(labels)."),
         (
             {"prune": "column"},
-            "unknown prune 'column'; allowed are 'magnitude' and 'columns'. Did you mean 'columns'?",
+            "unknown prune 'column'; allowed are 'magnitude', 'balanced' and 'columns'. "
+            "Did you mean 'columns'?",
         ),
-        ({"prune": None}, "prune is None; give 'magnitude' or 'columns'."),
+        ({"prune": None}, "prune is None; give one of 'magnitude', 'balanced' and 'columns'."),
         (
             {"prune": "columns"},
             "prune='columns' needs one partition for all neurons of a layer, which split Random() does not "
@@ -221,7 +222,7 @@ def test_several_bad_arguments_are_reported_at_once():
         "  - factor is 0; give an integer of at least 1 (2 doubles the neurons).\n"
         "  - seed is -1; give an integer of at least 0.\n"
         f"  - unknown split 'share'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'shared'?\n"
-        "  - unknown prune 'x'; allowed are 'magnitude' and 'columns'."
+        "  - unknown prune 'x'; allowed are 'magnitude', 'balanced' and 'columns'."
     )
     assert_refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
 

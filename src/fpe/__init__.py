@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
     from fpe.rewiring import Policy, Rewirer, Schedule
+    from fpe.starts import redraw_
     from fpe.summaries import summary
 
 _HOME = {
@@ -62,6 +63,7 @@ _HOME = {
     "pack": "packed.pack",
     "plan": "planning",
     "quantise": "packed.quantised",
+    "redraw_": "starts",
     "save": "checkpoint",
     "summary": "summaries",
     "unpack": "packed.pack",
@@ -96,6 +98,7 @@ __all__ = [
     "pack",
     "plan",
     "quantise",
+    "redraw_",
     "save",
     "summary",
     "unpack",

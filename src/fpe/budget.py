@@ -75,12 +75,41 @@ class Prune(Protocol):
 
 @dataclass(frozen=True)
 class Magnitude:
-    """The paper's: the smallest weights of all layers together (section 2.3)."""
+    """The paper's: the smallest weights of all layers together (section 2.3).
+
+    Parameters
+    ----------
+    readers : float, optional
+        The largest share of the free weights, when all is paid, that the layers that read the new neurons
+        keep; within them and within the expanded layer the smallest weights go. By default there is no such
+        limit. A network that was not trained before its expansion has outgoing weights that are large only
+        because their layer has few inputs: magnitudes then do not tell the layers' worth.
+
+    Raises
+    ------
+    ArgumentError
+        If `readers` is not above 0 and below 1.
+    """
+
+    readers: float | None = None
 
     needs_shared = False
 
+    def __post_init__(self) -> None:
+        if self.readers is not None and not (
+            isinstance(self.readers, int | float)
+            and not isinstance(self.readers, bool)
+            and 0 < self.readers < 1
+        ):
+            raise ArgumentError(
+                f"Magnitude: readers is {self.readers!r}; give a number above 0 and below 1, or None."
+            )
+
+    def __repr__(self) -> str:
+        return "Magnitude()" if self.readers is None else f"Magnitude(readers={self.readers})"
+
     def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
-        """Mask, in place, the `count` free weights of smallest magnitude of all layers together.
+        """Mask, in place, the `count` free weights of smallest magnitude.
 
         Among equal magnitudes the earlier entry goes first, in the order of `weights` and row by row.
 
@@ -100,11 +129,21 @@ class Magnitude:
         BudgetError
             If fewer weights are free; the masks are then unchanged.
         """
-        if count == 0:
-            return
         free = sum(count_free(m) for m in masks)
         if count > free:
             raise BudgetError(f"{count} weights are to be held at zero, but only {free} are free.")
+        if self.readers is None:
+            self._pay_together(weights, masks, count)
+            return
+        own = count_free(masks[0])
+        kept = max(min(free - own, int(self.readers * (free - count))), free - count - own)
+        self._pay_together(weights[1:], masks[1:], free - own - kept)
+        self._pay_together(weights[:1], masks[:1], own - (free - count - kept))
+
+    def _pay_together(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> None:
+        if count == 0:
+            return
+        free = sum(count_free(m) for m in masks)
         masked = sum(m.numel() for m in masks) - free
         # Masked weights are zero, so they come first in order and only shift the rank.
         threshold = _nth_smallest_magnitude(weights, masked + count)
@@ -284,7 +323,13 @@ def _bracket(weights: Sequence[Tensor], quantile: float) -> tuple[float, float]:
     )
 
 
-PRUNES: dict[str, Prune] = {"magnitude": Magnitude(), "columns": Columns()}
+PRUNES: dict[str, Prune] = {
+    "magnitude": Magnitude(),
+    "balanced": Magnitude(readers=0.5),
+    "columns": Columns(),
+}
+
+_NAMES = "'magnitude', 'balanced' and 'columns'"
 
 
 def as_prune(prune: str | Prune) -> Prune:
@@ -298,8 +343,7 @@ def as_prune(prune: str | Prune) -> Prune:
     if isinstance(prune, str):
         if prune in PRUNES:
             return PRUNES[prune]
-        names = " and ".join(repr(n) for n in PRUNES)
-        raise ArgumentError(f"unknown prune {prune!r}; allowed are {names}.{did_you_mean(prune, PRUNES)}")
+        raise ArgumentError(f"unknown prune {prune!r}; allowed are {_NAMES}.{did_you_mean(prune, PRUNES)}")
     if isinstance(prune, type) or not isinstance(prune, Prune):
-        raise ArgumentError(f"prune is {prune!r}; give 'magnitude' or 'columns'.")
+        raise ArgumentError(f"prune is {prune!r}; give one of {_NAMES}.")
     return prune

@@ -7,8 +7,9 @@ The paper's recipe (A.3.1) is three calls: `train` the dense network for the war
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,26 @@ def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
 
 
+@dataclass(frozen=True)
+class Cosine:
+    """A learning rate that falls to 0 as half a cosine (Loshchilov and Hutter, 2017).
+
+    Attributes
+    ----------
+    epochs : int
+        Over how many it falls, in all.
+    begin : int, default 0
+        How many of them lie behind.
+    """
+
+    epochs: int
+    begin: int = 0
+
+    def factor(self, epochs: float) -> float:
+        """Return the share of the learning rate that is left after so many epochs more."""
+        return (1 + math.cos(math.pi * min(1.0, (self.begin + epochs) / self.epochs))) / 2
+
+
 def run_epoch(
     model: nn.Module,
     optimizer: Optimizer,
@@ -122,6 +143,7 @@ def run_epoch(
     generator: torch.Generator,
     sample_weight: Tensor | None = None,
     rewirer: Rewirer | None = None,
+    decay: Cosine | None = None,
 ) -> float:
     """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
 
@@ -139,6 +161,8 @@ def run_epoch(
         Weight of each sample, shape (samples,).
     rewirer : Rewirer, optional
         Lets masks move.
+    decay : Cosine, optional
+        How the learning rate falls, step by step; afterwards it is as before.
 
     Returns
     -------
@@ -148,7 +172,11 @@ def run_epoch(
     model.train()
     order = torch.randperm(len(X), generator=generator).to(X.device)
     total = torch.zeros((), dtype=torch.float64, device=X.device)
-    for batch in torch.split(order, batch_size):
+    batches = torch.split(order, batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for number, batch in enumerate(batches):
+        if decay is not None:
+            _set_rates(optimizer, [decay.factor(number / len(batches)) * rate for rate in rates])
         weight = None if sample_weight is None else sample_weight[batch]
         optimizer.zero_grad()
         loss = loss_of(model(X[batch]), y[batch], weight)
@@ -157,7 +185,13 @@ def run_epoch(
         if rewirer is not None:
             rewirer.step()
         total += loss.detach() * len(batch)
+    _set_rates(optimizer, rates)
     return float(total) / len(X)
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 @dataclass(frozen=True)
@@ -192,6 +226,7 @@ def train(
     sample_weight: Tensor | None = None,
     early_stopping: EarlyStopping | None = None,
     rewirer: Rewirer | None = None,
+    decay: Cosine | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Train a model in place for some epochs.
@@ -218,6 +253,9 @@ def train(
         Off by default.
     rewirer : Rewirer, optional
         Lets masks move while it trains. Changed.
+    decay : Cosine, optional
+        How the learning rate falls, step by step; afterwards the optimizer has its own again. By default it
+        stays as it is.
     on_epoch : callable, optional
         Gets the record of each finished epoch.
 
@@ -235,11 +273,14 @@ def train(
     batch_size = batch_size or fitting_batch_size(len(X))
     finished = best = _state(model, rewirer)
     lowest, best_epoch = float("inf"), 0
+    rates = [group["lr"] for group in optimizer.param_groups]
     for epoch in range(1, epochs + 1):
+        now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
         try:
-            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer)
+            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now)
         except KeyboardInterrupt:
             _restore(model, finished, rewirer)
+            _set_rates(optimizer, rates)
             raise
         if not loss < float("inf"):
             _restore(model, finished, rewirer)

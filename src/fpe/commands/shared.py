@@ -43,7 +43,8 @@ def expansion_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--prune",
             default="magnitude",
             show_default=True,
-            help="Which weights pay for the copies: magnitude, or columns (whole inputs; for split shared).",
+            help="Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
+            "weights; for expanding before training); columns (whole inputs; for split shared).",
         ),
         click.option(
             "--split",

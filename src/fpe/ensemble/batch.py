@@ -15,7 +15,7 @@ from fpe.ensemble.program import State, step_of, vary
 from fpe.ensemble.rewiring import StackRewiring
 from fpe.ensemble.stack import Stack, cut, pad
 from fpe.errors import ArgumentError
-from fpe.training import Record
+from fpe.training import Cosine, Record
 
 #: Steps, times networks, from which on compiling pays: it takes some ten seconds.
 WORTH_COMPILING = 50_000
@@ -32,11 +32,18 @@ class Batch:
         Samples in a mini-batch.
     epochs : int
         How many lie ahead.
-    compile : bool or None
+    compile, decay
         As for `fpe.ensemble.train`.
     """
 
-    def __init__(self, members: list[Member], batch_size: int, epochs: int, compile: bool | None) -> None:
+    def __init__(
+        self,
+        members: list[Member],
+        batch_size: int,
+        epochs: int,
+        compile: bool | None,
+        decay: Cosine | None = None,
+    ) -> None:
         _keep_memory()
         self.members = members = _side_by_side(members)
         self.stack = Stack.of([member.network for member in members])
@@ -44,7 +51,7 @@ class Batch:
         self.samples = len(members[0].X)
         self.batch_size = min(batch_size, self.samples)
         self.count = -(-self.samples // self.batch_size)
-        self.adam = members[0].adam
+        self.adam, self.decay = members[0].adam, decay
         self.X, y, self.weight, self.first_row = _data(members, self.samples % self.batch_size != 0)
         self.y = self.stack.labels(y)
         self.steps = self.X.new_tensor([m.steps for m in members], dtype=torch.float64)
@@ -107,7 +114,7 @@ class Batch:
         state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
         rewiring = self.rewiring
         means: list[Tensor] = []
-        for rows, rates in zip(self._order(), self._rates(), strict=True):
+        for rows, rates in zip(self._order(), self._rates(epoch), strict=True):
             if not means:
                 vary(state, self.X, rows, rates)
             if rewiring is not None:
@@ -140,11 +147,15 @@ class Batch:
         rows = F.pad(rows, (0, missing), value=len(self.X) - 1)
         return rows.view(len(rows), self.count, self.batch_size).transpose(0, 1).contiguous()
 
-    def _rates(self) -> Tensor:
-        """Return the factors of Adam's steps in this epoch, (mini-batches, 2, groups, readers)."""
+    def _rates(self, epoch: int) -> Tensor:
+        """Return the factors of Adam's steps in an epoch, (mini-batches, 2, groups, readers)."""
         t = self.steps + torch.arange(1, self.count + 1, device=self.X.device).unsqueeze(1)
         first, second = 1 - self.adam.beta1**t, 1 - self.adam.beta2**t
-        rates = torch.stack([self.lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
+        lr = self.lr.expand(self.count, -1)
+        if self.decay is not None:
+            left = [self.decay.factor(epoch - 1 + i / self.count) for i in range(self.count)]
+            lr = lr * lr.new_tensor(left).unsqueeze(1)
+        rates = torch.stack([lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
         return rates.view(self.count, 2, -1, self.readers)
 
     def _grouped(self, tensor: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from fpe.ensemble.batch import Batch
 from fpe.ensemble.batches import batches
 from fpe.ensemble.members import check_members
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training import EarlyStopping, Record, fitting_batch_size
+from fpe.training import Cosine, EarlyStopping, Record, fitting_batch_size
 
 
 def train(
@@ -26,6 +26,7 @@ def train(
     sample_weight: Tensor | Sequence[Tensor] | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
     rewirers: Sequence[Rewirer | None] | None = None,
+    decay: Cosine | None = None,
     on_epoch: Callable[[list[Record]], None] | None = None,
     compile: bool | None = None,
 ) -> list[list[Record]]:
@@ -59,6 +60,8 @@ def train(
     rewirers : sequence of Rewirer or None, optional
         For each network what lets its masks move, or None. Those of one policy, schedule and step move
         together. Changed.
+    decay : Cosine, optional
+        How all learning rates fall, as for `fpe.training.train`.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
@@ -83,5 +86,5 @@ def train(
     readings = [member.reading for member in members]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
         _, size = keys[numbers[0]]
-        Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
+        Batch([members[i] for i in numbers], size, epochs, compile, decay).run(epochs, on_epoch)
     return [member.history for member in members]

@@ -216,10 +216,8 @@ class BlockLinear(BlockLayer):
 
     def _multiply_in_place(self, x: Tensor) -> Tensor:
         """Let each product be added where it belongs, in few calls: for one sample they are what costs."""
-        if self.bias is None:
-            y = x.new_zeros(len(x), self.out_features)
-        else:
-            y = self.bias.repeat(len(x), 1)
+        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
+        y = bias.repeat(len(x), 1)
         add = _add_product_of_few if len(x) in FEW else Tensor.addmm_
         places = y.split_with_sizes(self._widths[0], dim=1)
         for number, (part, place) in enumerate(zip(self._parts(x), places, strict=True)):

@@ -1,0 +1,48 @@
+"""A fresh start: weights drawn for the inputs that each neuron really has."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.errors import ArgumentError, ModelError
+
+
+def expanded():
+    model = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 9, 3))
+    return fpe.expand(model, 2, example_inputs=torch.randn(2, 4, 5, 5), seed=0)
+
+
+@pytest.mark.parametrize("wide", [fpe.expand(fpe.mlp(64, 8, 5), 4, prune="balanced"), expanded()])
+def test_each_neuron_is_drawn_for_the_inputs_that_it_reads(wide):
+    """Its weights fill ±1/√n, and what is held stays zero."""
+    before = fpe.count_nonzero(wide)
+    assert fpe.redraw_(wide, seed=3) is wide
+    assert fpe.count_nonzero(wide) == before
+    for layer in wide.modules():
+        if hasattr(layer, "weight_mask"):
+            assert torch.all(layer.weight[layer.weight_mask == 0] == 0)
+            reads = layer.weight_mask.flatten(1).sum(dim=1)
+            largest = layer.weight.flatten(1).abs().amax(dim=1) * reads.sqrt()
+            assert torch.all(largest <= 1)
+            assert torch.all(largest[reads > 20] > 0.8)
+            assert torch.all(layer.bias.abs() * reads.sqrt() <= 1)
+
+
+def test_the_same_seed_draws_the_same():
+    wide = fpe.expand(fpe.mlp(16, 4, 3), 2)
+    one, same, other = (fpe.redraw_(copy.deepcopy(wide), seed)[0].weight for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ModelError) as caught:
+        fpe.redraw_(fpe.mlp(4, 2, 2))
+    message = "there is no masked layer whose weights could be drawn anew; call fpe.expand first."
+    assert str(caught.value) == message
+    with pytest.raises(ArgumentError) as refused:
+        fpe.redraw_(expanded(), seed=-1)
+    assert str(refused.value) == "seed is -1; give an integer of at least 0."
