@@ -62,7 +62,8 @@ def plan(
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
         readers of the new neurons keep at most half of the free weights; for networks that are expanded
         before they are trained) or ``"columns"`` (whole inputs, for a shared split).
-        ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on `example_inputs` too, ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
+        ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on `example_inputs` too,
+        ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
     layers : sequence of str or Group, or mapping of str to int, optional
         Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own
         factor, the last that matches. By default every second hidden layer from the first (A.7), which

@@ -6,13 +6,15 @@ from fpe.errors import ArgumentError, did_you_mean
 from fpe.experiments.boolean_catalogue import BOOLEAN
 from fpe.experiments.experiment import Experiment
 from fpe.experiments.real_catalogue import REAL
+from fpe.experiments.rewiring_catalogue import REWIRING
 
-EXPERIMENTS = [*BOOLEAN, *REAL]
+EXPERIMENTS = [*BOOLEAN, *REAL, *REWIRING]
 
 #: Names that stand for several experiments.
 GROUPS = {
     "boolean": [e.name for e in BOOLEAN],
     "real": [e.name for e in REAL],
+    "moving": [e.name for e in REWIRING],
     "all": [e.name for e in EXPERIMENTS],
 }
 

@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+MOVING_LABELS = {
+    "moved": "rewired",
+    **{f"moved-x{factor}": f"rewired, α = {factor}" for factor in (2, 3, 6, 8)},
+    "moved-columns": "columns rewired",
+    **{f"moved-columns-x{factor}": f"columns rewired, α = {factor}" for factor in (2, 4, 6)},
+    "still": "not rewired",
+    "still-columns": "columns, not rewired",
+    "rigl": "RigL from scratch",
+    "rigl-erk": "RigL from scratch, ERK",
+    "moved-uniform": "from scratch, one density",
+    "moved-set": "random growth",
+    "moved-gradient": "growth by one gradient",
+    "moved-momentum": "growth by momentum",
+    "moved-movement": "drop by |weight × gradient|",
+    "moved-network": "count of the network",
+    "moved-kept": "children stay disjoint",
+    **{f"moved-every-{steps}": f"every {steps} steps" for steps in (25, 50, 200)},
+    **{f"moved-share-{share}": f"share {share} %" for share in (10, 50)},
+    "moved-until-75": "until 75 %",
+    "moved-copied": "children as split",
+    "moved-divided": "children as split, outgoing / α",
+    "moved-joint": "pruned jointly",
+    **{f"moved-at-{share}": f"expanded at {share} %" for share in (10, 25, 50)},
+    "moved-at-50-joint": "expanded at 50 %, pruned jointly",
+}
+
 LABELS = {
     "dense": "dense",
     "clause": "clause-split",
     "random": "random-split",
     "formula": "exact formula",
     "dense-x2": "dense, twice the count",
+    "steady": "dense, rate 0.003",
+    "steady-x2": "twice the count, rate 0.003",
+    **MOVING_LABELS,
     "restart": "dense, optimizer anew",
     "random-x3": "random-split, α = 3",
     "random-x4": "random-split, α = 4",

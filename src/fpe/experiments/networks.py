@@ -21,6 +21,7 @@ from fpe.budget import count_nonzero
 from fpe.data import Dataset, load
 from fpe.ensemble.batch import WORTH_COMPILING
 from fpe.errors import DataError
+from fpe.experiments.moving import Moving
 from fpe.experiments.quantised import quantised_accuracy
 from fpe.experiments.rewiring import rewire_at_random
 from fpe.experiments.threads import one_thread
@@ -34,12 +35,14 @@ from fpe.experiments.variants import (
     FewerInputs,
     Overlapping,
     Start,
+    Steady,
     Variant,
     some_of,
 )
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
-from fpe.training import adam, fitting_batch_size, train
+from fpe.rewiring.rewirer import Rewirer
+from fpe.training import Cosine, adam, fitting_batch_size, train
 
 #: The teacher's hidden neurons, and how much of what it says the students learn (`Distilled`).
 TEACHER, TEACHER_SHARE, TEMPERATURE = 256, 0.5, 2.0
@@ -78,16 +81,22 @@ class NetworksConfig:
         Learning rate of Adam.
     seed : int
         Trial t draws everything from ``seed + t``.
+    decay : bool
+        Whether the learning rate falls to 0 as a cosine; not that of `Steady` networks.
+    validated : bool
+        Whether a fifth of the training data, always the same, takes the place of the test data.
     """
 
     warmup_epochs: int = 25
     epochs: int = 25
     lr: float = 3e-3
     seed: int = 0
+    decay: bool = False
+    validated: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the attributes."""
-        return asdict(self)
+        """Return the attributes, but for those that are off: results from before they came are the same."""
+        return {k: v for k, v in asdict(self).items() if v is not False}
 
 
 @dataclass
@@ -110,6 +119,7 @@ class _Network:
     network: nn.Sequential
     optimizer: torch.optim.Adam
     learns: Tensor
+    rewirer: Rewirer | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -182,6 +192,11 @@ class _Run:
     ) -> None:
         arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
         self.X, self.y, self.X_test, self.y_test = (torch.from_numpy(a) for a in arrays)
+        if config.validated:
+            order = torch.randperm(len(self.X), generator=torch.Generator().manual_seed(0))
+            held, kept = order[: len(order) // 5], order[len(order) // 5 :]
+            self.X_test, self.y_test = self.X[held], self.y[held]
+            self.X, self.y = self.X[kept], self.y[kept]
         self.classes = len(dataset.classes)
         self.config, self.layers = config, layers
         shape = self.X.shape[1], min(hidden), self._outputs
@@ -195,7 +210,7 @@ class _Run:
                 network = mlp(self.X.shape[1], [width] * layers, self._outputs, seed=seed)
                 self.parents.append(self._network("parent", Dense(), trial, width, network))
 
-        steps = self.total * len(self.X) // fitting_batch_size(len(self.X))
+        steps = self.total * self._steps
         # Once for all calls: each may be short, as between two rewirings, but the program is the same.
         self.compiled = steps * len(self.parents) * len(kinds) >= WORTH_COMPILING
 
@@ -206,7 +221,8 @@ class _Run:
     def _network(
         self, kind: str, variant: Variant, trial: _Trial, hidden: int, network: nn.Sequential
     ) -> _Network:
-        return _Network(kind, variant, trial, hidden, network, adam(network, self.config.lr), self.y)
+        lr = variant.lr if isinstance(variant, Steady) else self.config.lr
+        return _Network(kind, variant, trial, hidden, network, adam(network, lr), self.y)
 
     def train(self) -> list[_Network]:
         """Train everything for as long as is asked; return all networks but parents that nobody asked for."""
@@ -230,12 +246,12 @@ class _Run:
                 parents = []
             for network in alive:
                 self._rewire(network, begin)
-            self._train(alive + parents, end - begin)
+            self._train(alive + parents, end - begin, begin)
         return alive
 
     def _birth(self, variant: Variant) -> int:
         """Return the epoch before which networks of this variant are made."""
-        if isinstance(variant, Expanded | Overlapping):
+        if isinstance(variant, Expanded | Overlapping | Moving):
             return min(round(variant.at * self.total), self.total - 1)
         return self.config.warmup_epochs if isinstance(variant, DropConnect | Distilled) else 0
 
@@ -246,7 +262,13 @@ class _Run:
         some = some_of(self.X), some_of(self.y)
         start = Start(parent.network, trial.seed, self.X.var(dim=0), scout, *some)
         made = variant.student if isinstance(variant, Distilled) else variant
-        if isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
+        if isinstance(made, Moving):
+            network_of = self._network(
+                kind, made, trial, parent.hidden, made.make(parent.network, trial.seed)
+            )
+            steps = self._steps * (self.total - self._birth(made))
+            network_of.rewirer = made.rewirer(network_of.network, network_of.optimizer, steps, trial.seed)
+        elif isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
             network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
             network_of = _Network(kind, variant, trial, parent.hidden, network, optimizer, self.y)
         else:
@@ -283,19 +305,40 @@ class _Run:
             now = share * (1 - since / REWIRING_ENDS)
             rewire_at_random(network.network, network.optimizer, now, generator)
 
-    def _train(self, networks: Sequence[_Network], epochs: int) -> None:
-        plain = [n for n in networks if not isinstance(n.variant, DropConnect)]
+    @property
+    def _steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-len(self.X) // fitting_batch_size(len(self.X)))
+
+    def _train(self, networks: Sequence[_Network], epochs: int, begin: int = 0) -> None:
+        """Train for some epochs, before which lie `begin`."""
         orders = {id(n.trial): n.trial.generator.clone_state() for n in networks}
         for n in networks:
             if isinstance(n.variant, DropConnect):
                 self._drop_and_train(n, orders[id(n.trial)].clone_state(), epochs)
+        plain = [n for n in networks if not isinstance(n.variant, DropConnect | Steady)]
+        steady = [n for n in networks if isinstance(n.variant, Steady)]
+        decay = Cosine(self.total, begin) if self.config.decay else None
+        self._train_together(steady, {key: order.clone_state() for key, order in orders.items()}, epochs)
+        own = {id(n.trial): n.trial.generator for n in networks}
+        self._train_together(plain, own, epochs, decay)
+
+    def _train_together(
+        self,
+        networks: Sequence[_Network],
+        generators: dict[int, torch.Generator],
+        epochs: int,
+        decay: Cosine | None = None,
+    ) -> None:
         ensemble.train(
-            [n.network for n in plain],
+            [n.network for n in networks],
             self.X,
-            [n.learns for n in plain],
+            [n.learns for n in networks],
             epochs=epochs,
-            optimizers=[n.optimizer for n in plain],
-            generators=[n.trial.generator for n in plain],
+            optimizers=[n.optimizer for n in networks],
+            generators=[generators[id(n.trial)] for n in networks],
+            rewirers=[n.rewirer for n in networks],
+            decay=decay,
             compile=self.compiled,
         )
 

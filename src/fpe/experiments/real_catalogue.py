@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,23 +49,44 @@ DROPPED = ("dropconnect-10", "dropconnect-25", "dropconnect-50")
 DISTILLED = ("distilled-dense", "distilled-random", "distilled-columns")
 
 
-def config_of(name: str, request: Request) -> NetworksConfig:
+def config_of(
+    name: str, request: Request, settings: Mapping[str, NetworksConfig] = SETTINGS
+) -> NetworksConfig:
     """Return how networks are trained on this data."""
-    config = replace(SETTINGS.get(name, NetworksConfig()), seed=request.seed)
+    config = replace(settings.get(name, NetworksConfig()), seed=request.seed)
     if request.quick:
         config = replace(config, warmup_epochs=5, epochs=5)
     given = {k: getattr(request, k) for k in ("warmup_epochs", "epochs", "lr")}
     return replace(config, **{k: v for k, v in given.items() if v is not None})
 
 
-class _Plan:
-    """Collects the tasks of one experiment."""
+class Plan:
+    """Collects the tasks of one experiment.
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
+    Parameters
+    ----------
+    request : Request
+        What was asked for.
+    widths, trials
+        Where neither was asked for, nor a quick run.
+    config : callable
+        From a data set's name and the request to how networks are trained on it.
+    suffix : str
+        Of the names of the folders, where results of another configuration must not lie among the others.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        widths: Sequence[int] = WIDTHS,
+        trials: int = TRIALS,
+        config: Callable[[str, Request], NetworksConfig] = config_of,
+        suffix: str = "",
+    ) -> None:
+        self.request, self.config, self.suffix = request, config, suffix
         self.tasks: list[Task] = []
-        self.widths = request.hidden or (QUICK_WIDTHS if request.quick else WIDTHS)
-        self.trials = request.trials or (QUICK_TRIALS if request.quick else TRIALS)
+        self.widths = request.hidden or (QUICK_WIDTHS if request.quick else widths)
+        self.trials = request.trials or (QUICK_TRIALS if request.quick else trials)
 
     def add(
         self,
@@ -106,7 +127,7 @@ class _Plan:
         widths: Sequence[int],
         arguments: dict[str, Any],
     ) -> None:
-        config = config_of(name, self.request)
+        config = self.config(name, self.request)
         identity = {"quick": self.request.quick, "data": name, "fingerprint": source.fingerprint}
         together = 1 if max(widths) >= MANY else TOGETHER
         for first in range(0, self.trials, together):
@@ -119,14 +140,14 @@ class _Plan:
                     {**shared, **arguments},
                     sum(widths) * len(arguments.get("kinds", "four")) * len(numbers),
                     {**identity, **config.to_dict()},
-                    name,
+                    name + self.suffix,
                 )
             )
 
 
 def _tasks(*families: tuple[str, Sequence[str]]) -> Callable[[Request], list[Task]]:
     def tasks(request: Request) -> list[Task]:
-        plan = _Plan(request)
+        plan = Plan(request)
         for family, kinds in families:
             plan.add(family, kinds)
         return plan.tasks
@@ -135,7 +156,7 @@ def _tasks(*families: tuple[str, Sequence[str]]) -> Callable[[Request], list[Tas
 
 
 def _equivalent_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     plan.add("core", CORE)
     between = (5, 6, 7, 10, 12) if request.quick else BETWEEN
     plan.add("between", ["dense"], [h for h in between if h not in plan.widths], together=True)
@@ -143,7 +164,7 @@ def _equivalent_tasks(request: Request) -> list[Task]:
 
 
 def _depth_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     widths = request.hidden or ((4, 16) if request.quick else (4, 8, 12, 16))
     for depth in (5,) if request.quick else (5, 7, 9):
         plan.add("deep", ["dense", "random"], widths, layers=depth - 1, together=True)
@@ -151,14 +172,14 @@ def _depth_tasks(request: Request) -> list[Task]:
 
 
 def _imagenet_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     widths = request.hidden or ((6, 8) if request.quick else (6, 8, 10, 12, 14, 16))
     plan.add("five", ["dense", "random"], widths, layers=4, together=True)
     return plan.tasks
 
 
 def _blocks_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     for family, kinds in (("core", CORE), ("factor", FACTORS), ("columns", COLUMNS), ("blocks", BLOCKS)):
         plan.add(family, kinds)
     widths = request.hidden or ((8,) if request.quick else (8, 16, 32))
@@ -168,7 +189,7 @@ def _blocks_tasks(request: Request) -> list[Task]:
 
 
 def _wide_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     widths = request.hidden or ((32, 64) if request.quick else (64, 256, 1024))
     for width in widths:
         rivals = [] if width > MANY else ["columns", "fewer-variance"]
@@ -177,14 +198,14 @@ def _wide_tasks(request: Request) -> list[Task]:
 
 
 def _distil_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     plan.add("core", CORE)
     plan.add("distilled", DISTILLED, together=True)  # one teacher for all
     return plan.tasks
 
 
 def _cnn_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     widths = request.hidden or ((4,) if request.quick else (4, 8, 16))
     plan.add_cnns((256,) if request.quick else (256, 512), widths)
     return plan.tasks

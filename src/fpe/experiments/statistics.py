@@ -54,6 +54,40 @@ def mean(values: Sequence[float]) -> Interval:
     return Interval(center, center - half, center + half)
 
 
+def ratio_of_sums(
+    parts: np.ndarray, wholes: np.ndarray, draws: int = 10_000, seed: int = 0
+) -> tuple[list[Interval], Interval]:
+    """Return how much of a difference another one is, and the mean of that, by drawing trials again.
+
+    Parameters
+    ----------
+    parts, wholes : ndarray
+        Differences of each trial, (trials, cases). In each case the ratio is that of the means over trials,
+        since a single trial's whole may be near 0.
+    draws : int, default 10 000
+        Times that as many trials are drawn, with replacement, the same in all cases.
+    seed : int, default 0
+        Of the draws.
+
+    Returns
+    -------
+    list of Interval, Interval
+        For each case, and for the mean over the cases.
+    """
+    trials = len(parts)
+    picked = np.random.default_rng(seed).integers(0, trials, (draws, trials))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        center = parts.mean(axis=0) / wholes.mean(axis=0)
+        drawn = parts[picked].mean(axis=1) / wholes[picked].mean(axis=1)
+    estimates = [*center, center.mean()]
+    columns = [*drawn.T, drawn.mean(axis=1)]
+    made = []
+    for value, column in zip(estimates, columns, strict=True):
+        low, high = np.nanquantile(column, [0.025, 0.975]) if trials > 1 else (np.nan, np.nan)
+        made.append(Interval(float(value), float(low), float(high)))
+    return made[:-1], made[-1]
+
+
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the slope of the least-squares line; NaN where all x are the same."""
     dx = np.asarray(x, dtype=float) - np.mean(x)

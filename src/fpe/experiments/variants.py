@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
+from fpe.experiments.moving import MOVING, Moving
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.training import loss_of
@@ -72,6 +73,26 @@ class Doubled:
         """Return the network."""
         inputs, hidden, outputs = sizes(start.parent)
         return mlp(inputs, self.times * hidden, outputs, seed=start.seed)
+
+
+@dataclass(frozen=True)
+class Steady:
+    """A dense network of `times` the neurons, trained from the start at a learning rate of its own.
+
+    Attributes
+    ----------
+    times : int
+        How many times the parent's neurons it has.
+    lr : float
+        Its learning rate, which does not fall.
+    """
+
+    times: int = 1
+    lr: float = 3e-3
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        return Doubled(self.times).make(start)
 
 
 @dataclass(frozen=True)
@@ -237,7 +258,18 @@ class Distilled:
     student: Dense | Expanded = Dense()
 
 
-Variant = Dense | Doubled | Expanded | Overlapping | FromScratch | FewerInputs | DropConnect | Distilled
+Variant = (
+    Dense
+    | Doubled
+    | Steady
+    | Expanded
+    | Moving
+    | Overlapping
+    | FromScratch
+    | FewerInputs
+    | DropConnect
+    | Distilled
+)
 
 #: All variants by the kind that stands in results.
 VARIANTS: dict[str, Variant] = {
@@ -268,6 +300,9 @@ VARIANTS: dict[str, Variant] = {
     },
     **{f"rewired-{100 * share:.0f}": Expanded(rewired=share) for share in (0.05, 0.1, 0.2, 0.3)},
     **{f"dropconnect-{100 * rate:.0f}": DropConnect(rate) for rate in (0.1, 0.25, 0.5)},
+    **MOVING,
+    "steady": Steady(),
+    "steady-x2": Steady(2),
     "distilled-dense": Distilled(),
     "distilled-random": Distilled(Expanded()),
     "distilled-columns": Distilled(Expanded(split="shared", prune="columns")),

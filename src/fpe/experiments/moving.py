@@ -1,0 +1,148 @@
+"""Networks whose masks move: where they begin, and what moves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fpe.budget import Prune
+from fpe.expansion import expand
+from fpe.masked import MaskedLinear
+from fpe.models import mlp
+from fpe.partition import Split
+from fpe.rewiring.policies import Policy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.schedule import Schedule
+from fpe.starts import redraw_
+
+#: The policy and the schedule that were chosen (docs/results/rewiring.md), and others that they were
+#: compared with.
+FREE, CHOSEN = Policy(grow="accumulated"), Schedule(every=100, until=0.9)
+COLUMNS = Policy(grow="accumulated", unit="column")
+RIGL = Schedule(every=50, until=0.75)
+
+
+@dataclass(frozen=True)
+class Moving:
+    """A network of `factor` times the parent's neurons at the parent's count.
+
+    Attributes
+    ----------
+    factor : int
+        Children of each neuron.
+    begin : str
+        Where masks and weights come from. "expanded": an expansion of the parent. "uniform": drawn at random,
+        all layers of one density. "erk": drawn at random, densities in proportion to (inputs + outputs) /
+        (inputs × outputs), as for RigL (Evci et al., 2020).
+    at : float
+        Share of the whole training that lies before the expansion.
+    split, prune
+        Of an expansion, as for `fpe.expand`.
+    redrawn : bool
+        Whether the weights of an expansion are drawn anew; see `fpe.redraw_`.
+    copies : str
+        What becomes of the outgoing weights of an expansion: "copied" or "divided" by the factor.
+    policy : Policy or None
+        What moves the masks; None for none.
+    schedule : Schedule
+        When.
+    """
+
+    factor: int = 4
+    begin: str = "expanded"
+    at: float = 0.0
+    split: str | Split = "random"
+    prune: str | Prune = "balanced"
+    redrawn: bool = True
+    copies: str = "copied"
+    policy: Policy | None = FREE
+    schedule: Schedule = CHOSEN
+
+    def make(self, parent: nn.Sequential, seed: int) -> nn.Sequential:
+        """Return the network for a dense parent, which is not changed."""
+        if self.begin != "expanded":
+            return self._drawn(parent, seed)
+        wide = expand(parent, self.factor, self.split, self.prune, seed=seed)
+        assert isinstance(wide, nn.Sequential)
+        if self.copies == "divided":
+            with torch.no_grad():
+                wide[-1].weight.div_(self.factor)  # type: ignore[operator]
+        return redraw_(wide, seed) if self.redrawn else wide  # type: ignore[return-value]
+
+    def rewirer(
+        self, network: nn.Sequential, optimizer: torch.optim.Adam, steps: int, seed: int
+    ) -> Rewirer | None:
+        """Return what moves its masks in so many steps."""
+        if self.policy is None:
+            return None
+        return Rewirer(network, optimizer, self.policy, steps=steps, schedule=self.schedule, seed=seed)
+
+    def _drawn(self, parent: nn.Sequential, seed: int) -> nn.Sequential:
+        first, last = (layer for layer in parent if isinstance(layer, nn.Linear))
+        inputs, hidden, outputs = first.in_features, first.out_features, last.out_features
+        wide = mlp(inputs, hidden * self.factor, outputs, seed=seed)
+        generator = torch.Generator().manual_seed(seed)
+        layers = [layer for layer in wide if isinstance(layer, nn.Linear)]
+        budget = hidden * (inputs + 1 + outputs) - hidden * self.factor
+        masks = []
+        for layer, count in zip(layers, self._counts(layers, budget), strict=True):
+            mask = torch.zeros(layer.weight.numel())
+            mask[torch.randperm(len(mask), generator=generator)[:count]] = 1
+            masks.append(mask.view(layer.weight.shape))
+        made = [_masked(layer, mask) for layer, mask in zip(layers, masks, strict=True)]
+        return redraw_(nn.Sequential(made[0], nn.ReLU(), made[1]), seed)  # type: ignore[return-value]
+
+    def _counts(self, layers: list[nn.Linear], budget: int) -> list[int]:
+        """Share the weights that the budget pays for out over the layers."""
+        sizes = [layer.weight.numel() for layer in layers]
+        if self.begin == "erk":
+            parts = [float(sum(layer.weight.shape)) for layer in layers]
+        else:
+            parts = [float(size) for size in sizes]
+        second = min(round(budget * parts[1] / sum(parts)), sizes[1])
+        return [budget - second, second]
+
+
+def _masked(layer: nn.Linear, mask: Tensor) -> MaskedLinear:
+    weight, bias = layer.weight.detach() * mask, layer.bias.detach()
+    return MaskedLinear.from_arrays(weight, bias, mask)
+
+
+#: Networks with moving masks by the kind that stands in results.
+MOVING: dict[str, Moving] = {
+    "moved": Moving(),
+    "moved-x2": Moving(2),
+    "moved-x3": Moving(3),
+    "moved-x6": Moving(6),
+    "moved-x8": Moving(8),
+    "moved-columns": Moving(3, split="shared", prune="columns", policy=COLUMNS),
+    "moved-columns-x2": Moving(2, split="shared", prune="columns", policy=COLUMNS),
+    "moved-columns-x4": Moving(4, split="shared", prune="columns", policy=COLUMNS),
+    "moved-columns-x6": Moving(6, split="shared", prune="columns", policy=COLUMNS),
+    "still": Moving(policy=None),
+    "still-columns": Moving(3, split="shared", prune="columns", policy=None),
+    "rigl": Moving(begin="uniform", policy=Policy(), schedule=RIGL),
+    "rigl-erk": Moving(begin="erk", policy=Policy(), schedule=RIGL),
+    "moved-uniform": Moving(begin="uniform"),
+    "moved-set": Moving(policy=Policy(grow="random")),
+    "moved-gradient": Moving(policy=Policy()),
+    "moved-momentum": Moving(policy=Policy(grow="momentum")),
+    "moved-movement": Moving(policy=Policy(grow="accumulated", drop="movement")),
+    "moved-network": Moving(policy=Policy(grow="accumulated", scope="network")),
+    "moved-kept": Moving(policy=Policy(grow="accumulated", partition="kept")),
+    "moved-every-25": Moving(schedule=Schedule(every=25, until=0.9)),
+    "moved-every-50": Moving(schedule=Schedule(every=50, until=0.9)),
+    "moved-every-200": Moving(schedule=Schedule(every=200, until=0.9)),
+    "moved-share-10": Moving(schedule=Schedule(every=100, share=0.1, until=0.9)),
+    "moved-share-50": Moving(schedule=Schedule(every=100, share=0.5, until=0.9)),
+    "moved-until-75": Moving(schedule=Schedule(every=100, until=0.75)),
+    "moved-copied": Moving(redrawn=False),
+    "moved-divided": Moving(redrawn=False, copies="divided"),
+    "moved-joint": Moving(prune="magnitude"),
+    "moved-at-10": Moving(at=0.1, redrawn=False),
+    "moved-at-25": Moving(at=0.25, redrawn=False),
+    "moved-at-50": Moving(at=0.5, redrawn=False),
+    "moved-at-50-joint": Moving(at=0.5, redrawn=False, prune="magnitude"),
+}
