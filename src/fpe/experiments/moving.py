@@ -60,6 +60,10 @@ class Moving:
     policy: Policy | None = FREE
     schedule: Schedule = CHOSEN
 
+    def possible(self, inputs: int, outputs: int) -> bool:
+        """Tell whether columns can pay for the copies; single weights always can."""
+        return self.prune != "columns" or (self.factor - 1) * (outputs + 1) <= inputs - self.factor
+
     def make(self, parent: nn.Sequential, seed: int) -> nn.Sequential:
         """Return the network for a dense parent, which is not changed."""
         if self.begin != "expanded":

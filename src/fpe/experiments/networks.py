@@ -380,4 +380,6 @@ class _Run:
 
 
 def _possible(variant: Variant, inputs: int, hidden: int, outputs: int) -> bool:
+    if isinstance(variant, Moving):
+        return variant.possible(inputs, outputs)
     return not isinstance(variant, FewerInputs) or variant.reads(inputs, hidden, outputs) > 0
