@@ -34,6 +34,7 @@ from fpe.experiments.variants import (
     FewerInputs,
     Overlapping,
     Start,
+    Tried,
     Variant,
     some_of,
 )
@@ -235,7 +236,7 @@ class _Run:
 
     def _birth(self, variant: Variant) -> int:
         """Return the epoch before which networks of this variant are made."""
-        if isinstance(variant, Expanded | Overlapping):
+        if isinstance(variant, Expanded | Tried | Overlapping):
             return min(round(variant.at * self.total), self.total - 1)
         return self.config.warmup_epochs if isinstance(variant, DropConnect | Distilled) else 0
 
@@ -244,7 +245,7 @@ class _Run:
     ) -> _Network:
         variant, trial = self.variants[kind], parent.trial
         some = some_of(self.X), some_of(self.y)
-        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout, *some)
+        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout, *some, self.config.lr)
         made = variant.student if isinstance(variant, Distilled) else variant
         if isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
             network, optimizer = copy.deepcopy((parent.network, parent.optimizer))

@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
+from fpe.experiments.tried import TRIED, tried
+from fpe.experiments.tried.sight import Sight
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.training import loss_of
@@ -42,6 +44,8 @@ class Start:
     X, y : Tensor or None
         Some of the training data and its classes, for variants that measure the parent on it; see
         `some_of`.
+    lr : float
+        The rate at which the parent is trained.
     """
 
     parent: nn.Sequential
@@ -50,6 +54,7 @@ class Start:
     scout: nn.Sequential | None = None
     X: Tensor | None = None
     y: Tensor | None = None
+    lr: float = 1e-2
 
 
 def some_of(data: Tensor) -> Tensor:
@@ -111,6 +116,24 @@ class Expanded:
     def ranks_by(self) -> str | None:
         """By what inputs are ranked, where that is not the usual."""
         return self.prune.by if isinstance(self.prune, Columns) else None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The parent, expanded by a split that was tried; see `fpe.experiments.tried`."""
+
+    kind: str
+    factor: int = 2
+    at: float = 0.5
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        assert start.X is not None
+        assert start.y is not None
+        split = tried(self.kind, Sight(start.parent, start.X, start.y, start.lr), self.factor, start.seed)
+        wide = expand(start.parent, self.factor, split, seed=start.seed)
+        assert isinstance(wide, nn.Sequential)
+        return wide
 
 
 @dataclass(frozen=True)
@@ -237,7 +260,9 @@ class Distilled:
     student: Dense | Expanded = Dense()
 
 
-Variant = Dense | Doubled | Expanded | Overlapping | FromScratch | FewerInputs | DropConnect | Distilled
+Variant = (
+    Dense | Doubled | Expanded | Tried | Overlapping | FromScratch | FewerInputs | DropConnect | Distilled
+)
 
 #: All variants by the kind that stands in results.
 VARIANTS: dict[str, Variant] = {
@@ -255,6 +280,7 @@ VARIANTS: dict[str, Variant] = {
         for by in ("activation", "gradient")
         for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))
     },
+    **{f"{kind}{x}": Tried(kind, f) for kind in TRIED for f, x in ((2, ""), (4, "-x4"))},
     "random-first": Expanded(layers=("0",)),
     "columns-first": Expanded(split="shared", prune="columns", layers=("0",)),
     **{f"random-at-{100 * at:.0f}": Expanded(at=at) for at in (0.0, 0.1, 0.25, 0.75, 0.9)},
