@@ -41,6 +41,7 @@ LABELS = {
             "interactions": "interactions in the errors",
             "learned": "learnt split",
             "scout": "scouted by dense children",
+            "ahead": "random-split, as many steps more",
         }.items()
         for x, factor in (("", ""), ("-x4", ", α = 4"))
     },

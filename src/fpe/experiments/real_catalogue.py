@@ -35,8 +35,8 @@ QUICK_TRIALS = 2
 BETWEEN = (5, 6, 7, 10, 12, 14, 20, 24, 28, 40, 48, 64)
 
 CORE = ("dense", "restart", "random", "gram", "shared", "columns", "two-four")
-SPLITS = tuple(TRIED)
-SPLITS_X4 = ("coactivation-x4", "magnitude-x4", "steepest-x4", "learned-x4")
+SPLITS = (*TRIED, "ahead")
+SPLITS_X4 = ("coactivation-x4", "magnitude-x4", "steepest-x4", "learned-x4", "ahead-x4")
 FACTORS = ("random-x3", "random-x4", "random-x8")
 COLUMNS = ("columns-x3", "columns-x4")
 BLOCKS = (

@@ -32,6 +32,9 @@ TRIED: dict[str, Callable[[Sight, int, np.random.Generator], np.ndarray]] = {
     "scout": learned.scout,
 }
 
+#: Those that train networks of their own, on all of the training data.
+LEARNED = ("learned", "scout")
+
 
 def tried(kind: str, sight: Sight, factor: int, seed: int) -> Given:
     """Return a split of this kind for `fpe.expand`."""

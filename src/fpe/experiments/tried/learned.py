@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.experiments.tried.sight import Sight
 from fpe.splits.learned import learn, most_wanted
 from fpe.training import adam, train
 
-#: Steps of the scouts, and samples of each.
-STEPS, BATCH = 300, 250
+#: Steps that are taken to learn a split, and samples of each.
+STEPS, BATCH = 1000, 250
+
+
+def train_steps(network: nn.Module, X: Tensor, y: Tensor, lr: float, seed: int) -> None:
+    """Train a network in place for about as many steps as it takes to learn a split, whole epochs."""
+    epochs = max(1, round(STEPS * BATCH / len(X)))
+    generator = torch.Generator().manual_seed(seed)
+    train(network, X, y, epochs=epochs, batch_size=BATCH, optimizer=adam(network, lr), generator=generator)
 
 
 def learned(sight: Sight, factor: int, rng: np.random.Generator) -> np.ndarray:
     """Learn who gets which weight by Gumbel-softmax, as `fpe.splits.learn`."""
-    split = learn(sight.parent, sight.X, sight.y, factor, lr=sight.lr, seed=int(rng.integers(2**31)))
-    return split.children
+    how = {"steps": STEPS, "batch_size": BATCH, "seed": int(rng.integers(2**31))}
+    return learn(sight.parent, sight.X, sight.y, factor, lr=sight.lr, **how).children
 
 
 def scout(sight: Sight, factor: int, rng: np.random.Generator) -> np.ndarray:
@@ -41,11 +48,6 @@ def scout(sight: Sight, factor: int, rng: np.random.Generator) -> np.ndarray:
     with torch.no_grad():
         for parameter, value in zip(network.parameters(), state, strict=True):
             parameter.copy_(value)
-    epochs = max(1, round(STEPS * BATCH / len(sight.X)))
-    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
-    optimizer = adam(network, sight.lr)
-    train(
-        network, sight.X, sight.y, epochs=epochs, batch_size=BATCH, optimizer=optimizer, generator=generator
-    )
+    train_steps(network, sight.X, sight.y, sight.lr, int(rng.integers(2**31)))
     weights = network[0].weight.detach().abs().double().numpy().reshape(neurons, factor, inputs)  # type: ignore[operator]
     return np.stack([most_wanted(w) for w in weights])
