@@ -169,7 +169,7 @@ def test_the_list_names_every_experiment_with_the_papers_words():
     for experiment in catalogue.EXPERIMENTS:
         assert experiment.name in run.output
         assert experiment.paper in run.output
-    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 26
+    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 28
 
 
 def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):

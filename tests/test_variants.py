@@ -35,7 +35,8 @@ def start(inputs=40, hidden=4, outputs=6, seed=3):
     parent, scout = fpe.mlp(inputs, hidden, outputs, seed=1), fpe.mlp(inputs, hidden, outputs, seed=2)
     variance = torch.rand(inputs, generator=torch.Generator().manual_seed(5))
     X = torch.rand(30, inputs, generator=torch.Generator().manual_seed(6))
-    return Start(parent, seed, variance, scout, X, torch.arange(30) % outputs)
+    y = torch.arange(30) % outputs
+    return Start(parent, seed, variance, scout, X, y, 1e-2, X, y)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind != "dense-x2"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pages import collect, put_into_readme, run, sections, write_networks
+from pages import SPLITS, collect, put_into_readme, run, sections, write_networks
 
 from fpe.experiments.boolean_catalogue import BOOLEAN
 from fpe.files import read_json, write_atomically
@@ -46,7 +46,7 @@ Where the text of the paper left a choice open:
 def main() -> None:
     """Run, and write everything."""
     run("boolean", OUT)
-    results = collect([experiment.name for experiment in BOOLEAN], OUT, "boolean")
+    results = collect([e.name for e in BOOLEAN if e.name not in SPLITS], OUT, "boolean")
     write_networks(
         results,
         HERE / "boolean" / "networks.csv",

@@ -15,6 +15,8 @@ from fpe.files import read_json, write_atomically, write_json
 from fpe.report.text import findings_markdown, markdown_table
 
 HERE = Path(__file__).parent
+#: Experiments with a page of their own.
+SPLITS = ("splits", "clause-free")
 
 
 def run(group: str, out: Path) -> None:

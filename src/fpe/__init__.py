@@ -20,6 +20,7 @@ from fpe._version import __version__
 from fpe.errors import FPEError
 
 if TYPE_CHECKING:
+    from fpe import splits
     from fpe.budget import Columns, Magnitude, count_nonzero
     from fpe.checkpoint import load, save
     from fpe.expansion import expand
@@ -100,12 +101,15 @@ __all__ = [
     "quantise",
     "redraw_",
     "save",
+    "splits",
     "summary",
     "unpack",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "splits":
+        return importlib.import_module("fpe.splits")
     if name not in _HOME:
         raise AttributeError(f"module 'fpe' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fpe.{_HOME[name]}"), name)

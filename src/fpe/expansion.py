@@ -18,11 +18,11 @@ from fpe.graph.inputs import as_call, inputs_for, tensors_in
 from fpe.graph.layers import neuron_tensors
 from fpe.graph.proof import evaluating
 from fpe.lineage import Lineage, children_of
-from fpe.partition import Split, as_split
+from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
 from fpe.procedure import Weights
-from fpe.ranking import scales_of
+from fpe.ranking import layer_inputs, scales_of
 
 
 def expand(
@@ -98,7 +98,7 @@ def wide_modules(
     split, method : Split, Prune
         What the plan was made with.
     example_inputs : Tensor, tuple or dict, optional
-        The batch, for a method that ranks by activation.
+        The batch, for a method that ranks by activation or a split that looks at it.
 
     Returns
     -------
@@ -110,19 +110,29 @@ def wide_modules(
     BudgetError
         If the copies turn out not to be payable.
     """
-    scales = scales_of(model, [layer.group for layer in todo.layers], method, example_inputs)
+    groups = [layer.group for layer in todo.layers]
+    scales = scales_of(model, groups, method, example_inputs)
+    reads = {}
+    if isinstance(split, DataSplit):
+        reads = layer_inputs(model, [group.name for group in groups], example_inputs)
     with torch.no_grad():
-        return _Expansion(model, todo, split, method, scales).modules()
+        return _Expansion(model, todo, split, method, scales, reads).modules()
 
 
 class _Expansion:
     """The layers of a model while they are widened, group by group; the model itself is only read."""
 
     def __init__(
-        self, model: nn.Module, todo: Plan, split: Split, method: Prune, scales: dict[str, Tensor]
+        self,
+        model: nn.Module,
+        todo: Plan,
+        split: Split,
+        method: Prune,
+        scales: dict[str, Tensor],
+        reads: dict[str, Tensor],
     ) -> None:
         self.model, self.todo, self.split, self.method = model, todo, split, method
-        self.scales = scales
+        self.scales, self.reads = scales, reads
         self.lineage = Lineage(model)
         self.weights: dict[str, Weights] = {}
         self.between: dict[str, nn.Module] = {}
@@ -146,7 +156,8 @@ class _Expansion:
         consumers = [self.current(name) for name in group.consumers]
         columns = self.lineage.layouts(layer)
 
-        children = procedure.partition(_shared_out(producers, layer.shares), layer.factor, self.split, rng)
+        split = self.split_of(layer)
+        children = procedure.partition(_shared_out(producers, layer.shares), layer.factor, split, rng)
         first, *readers = procedure.duplicate(producers[0], consumers, children, factor, columns)
         wide = [first, *(procedure.duplicate(p, [], children, factor)[0] for p in producers[1:])]
         for name in group.between:
@@ -163,6 +174,17 @@ class _Expansion:
     def current(self, name: str) -> Weights:
         """Return what a layer holds after the groups done so far."""
         return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
+
+    def split_of(self, layer: LayerPlan) -> Split:
+        """Return the split of a group; one that looks at data gets what the group reads.
+
+        An input that an earlier group has copied is as in the dense model, once for each copy.
+        """
+        if not isinstance(self.split, DataSplit):
+            return self.split
+        inputs = self.reads[layer.group.name]
+        columns = self.lineage.columns.get(layer.group.name)
+        return self.split.on(inputs if columns is None else inputs[:, columns.to(inputs.device)])
 
     def scale(self, layer: LayerPlan) -> Tensor | None:
         """Return what the weights of a group's producers are ranked with, one below the other, if anything.

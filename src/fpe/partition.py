@@ -50,6 +50,15 @@ class Split(Protocol):
         ...
 
 
+@runtime_checkable
+class DataSplit(Split, Protocol):
+    """A split that must see what a layer reads before it can deal it out."""
+
+    def on(self, inputs: Tensor) -> Split:
+        """Return the split for a layer that reads these inputs, (samples, inputs)."""
+        ...
+
+
 def _child_dtype(factor: int) -> type[np.unsignedinteger] | type[np.signedinteger]:
     return np.uint8 if factor <= 256 else np.int32
 

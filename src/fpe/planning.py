@@ -23,9 +23,9 @@ from fpe.graph.layers import (
     oriented_weight,
     size_of,
 )
-from fpe.partition import Split, as_split
+from fpe.partition import DataSplit, Split, as_split
 from fpe.plans import LayerPlan, Plan
-from fpe.ranking import example_problem, scales_of
+from fpe.ranking import example_problem, scales_of, split_problem
 from fpe.target import TARGETS, most_polysemantic
 
 BUDGETS = ("group", "network")
@@ -57,7 +57,7 @@ def plan(
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
         Who gets which input: ``"random"``, ``"shared"``, ``"gram"``, ``"2:4"`` or an object such as
-        ``fpe.Groups(labels)``.
+        ``fpe.Groups(labels)``. ``fpe.splits.CoActivation()`` looks at `example_inputs`.
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
         readers of the new neurons keep at most half of the free weights; for networks that are expanded
@@ -205,8 +205,9 @@ def check_arguments(
                 "prune='columns' needs all neurons of a layer expanded; leave target_fraction out, or give "
                 "prune='magnitude'."
             )
-    if len(resolved) == 2 and (problem := example_problem(resolved[1], example_inputs)):
-        problems.append(problem)
+    if len(resolved) == 2:
+        needs = split_problem(resolved[0], example_inputs), example_problem(resolved[1], example_inputs)
+        problems += [problem for problem in needs if problem]
     raise_problems(problems, ArgumentError, "the arguments")
     return resolved[0], resolved[1]
 
@@ -323,6 +324,11 @@ def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split
             problems.append(
                 f"factor {factor} is larger than the {shared_out} {layer.shares} of layer {name!r}, so that "
                 f"some child would have none; give a factor from 1 to {shared_out}."
+            )
+        elif isinstance(split, DataSplit) and layer.shares == "taps":
+            problems.append(
+                f"layer {name!r} shares out taps, of which split {split!r} knows nothing; give "
+                "convolutions='channels' and no more children than channels, or another split."
             )
         elif factor > 1 and (problem := split.problem(shared_out, factor)):
             problems.append(f"layer {name!r}: {problem}.")

@@ -1,8 +1,8 @@
-"""What `Columns` ranks inputs by, besides the weights: their activations on a batch, or gradients."""
+"""What is measured of a layer before it is expanded: its inputs on a batch, or gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,18 @@ from fpe.graph import Group
 from fpe.graph.inputs import as_call
 from fpe.graph.layers import is_linear, is_transposed, oriented_weight
 from fpe.graph.proof import evaluating
+from fpe.partition import DataSplit, Split
+
+#: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
+LOOKED_AT = 4096
+
+
+def split_problem(split: Split, example_inputs: Any) -> str | None:
+    """Say that a split needs data that were not given, or return None."""
+    if isinstance(split, DataSplit) and example_inputs is None:
+        what = f"split={split!r} looks at the inputs of each layer on data"
+        return f"{what}; give example_inputs=…, a batch of them."
+    return None
 
 
 def example_problem(prune: Prune, example_inputs: Any) -> str | None:
@@ -98,12 +110,8 @@ def input_scales(model: nn.Module, names: Sequence[str], example_inputs: Any) ->
 
     Parameters
     ----------
-    model : nn.Module
-        Run once in evaluation mode without gradients; left as it was.
-    names : sequence of str
-        Linear layers and convolutions.
-    example_inputs : Tensor, tuple or dict
-        The data.
+    model, names, example_inputs
+        As for `layer_inputs`.
 
     Returns
     -------
@@ -115,6 +123,51 @@ def input_scales(model: nn.Module, names: Sequence[str], example_inputs: Any) ->
     ModelError
         If a layer is not called.
     """
+    found = _watched(model, names, example_inputs, lambda x: x.double().square().mean(0).sqrt())
+    return {name: torch.stack(each).mean(0) for name, each in found.items()}
+
+
+def layer_inputs(model: nn.Module, names: Sequence[str], example_inputs: Any) -> dict[str, Tensor]:
+    """Return what some layers read on the data: inputs, or channels, at no more than 4096 places.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Run once in evaluation mode without gradients; left as it was.
+    names : sequence of str
+        Linear layers and convolutions.
+    example_inputs : Tensor, tuple or dict
+        The data.
+
+    Returns
+    -------
+    dict of str to Tensor
+        For each layer shape (samples, inputs), where each position of a text or an image is a sample.
+
+    Raises
+    ------
+    ModelError
+        If a layer is not called, or what it reads is not finite.
+    """
+    found = _watched(model, names, example_inputs, _thinned)
+    inputs = {name: _thinned(torch.cat(each)) for name, each in found.items()}
+    problems = [
+        f"layer {name!r} has inputs on example_inputs that are NaN or infinite; repair them first."
+        for name, x in inputs.items()
+        if not bool(x.isfinite().all())
+    ]
+    raise_problems(problems, ModelError, "what a split looks at")
+    return inputs
+
+
+def _thinned(x: Tensor) -> Tensor:
+    return x[:: max(1, -(-len(x) // LOOKED_AT))].clone()
+
+
+def _watched(
+    model: nn.Module, names: Sequence[str], example_inputs: Any, measure: Callable[[Tensor], Tensor]
+) -> dict[str, list[Tensor]]:
+    """Run a model once; measure what some layers read, (samples, inputs), each time they are called."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def watch(name: str, layer: nn.Module) -> Any:
@@ -122,7 +175,7 @@ def input_scales(model: nn.Module, names: Sequence[str], example_inputs: Any) ->
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             x = (*args, *kwargs.values())[0].detach()
-            seen[name].append(x.double().square().movedim(axis, -1).flatten(0, -2).mean(0).sqrt())
+            seen[name].append(measure(x.movedim(axis, -1).flatten(0, -2)))
 
         return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -141,4 +194,4 @@ def input_scales(model: nn.Module, names: Sequence[str], example_inputs: Any) ->
         if not found
     ]
     raise_problems(problems, ModelError, "what is to be measured")
-    return {name: torch.stack(found).mean(0) for name, found in seen.items()}
+    return seen

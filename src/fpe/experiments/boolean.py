@@ -2,7 +2,7 @@
 
 A *row* is a number of clauses with several numbers of dense neurons. Each of its trials has its own data,
 which its networks of all widths read in the same order. After the warm-up each dense network goes on
-three times: as it is, expanded by clauses, and expanded at random.
+as it is, expanded by clauses, expanded at random, and expanded by other splits that are asked for.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from fpe.budget import count_nonzero
 from fpe.data import dnf
 from fpe.expansion import expand
 from fpe.experiments.threads import one_thread
+from fpe.experiments.tried import TRIED, tried
+from fpe.experiments.tried.sight import Sight
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.partition import Groups
+from fpe.partition import Groups, Split
 from fpe.training import adam
 
 #: The networks that are compared, in the paper's order.
@@ -94,7 +96,12 @@ class _Network:
 
 
 def run_row(
-    config: BooleanConfig, clauses: int, neurons: Sequence[int], first_trial: int, trials: int
+    config: BooleanConfig,
+    clauses: int,
+    neurons: Sequence[int],
+    first_trial: int,
+    trials: int,
+    others: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train the networks of a row, all at once, and measure them. On one thread.
 
@@ -108,6 +115,8 @@ def run_row(
         Numbers of hidden neurons of the dense networks.
     first_trial, trials : int
         Number of the first trial, and how many.
+    others : sequence of str
+        More splits: ``"gram"``, or of `fpe.experiments.tried`.
 
     Returns
     -------
@@ -121,8 +130,8 @@ def run_row(
         dense = [_start(config, clauses, trial, h) for trial in every for h in neurons]
         _train(dense, config.warmup_epochs, config)
         networks = dense + [
-            _expanded(config, parent, kind, split)
-            for kind, split in (("clause", groups), ("random", "random"))
+            _expanded(config, parent, kind, groups if kind == "clause" else kind)
+            for kind in ("clause", "random", *others)
             for parent in dense
         ]
         _train(networks, config.epochs, config)
@@ -142,7 +151,11 @@ def _start(config: BooleanConfig, clauses: int, trial: _Trial, neurons: int) -> 
     return _Network("dense", trial, neurons, network, adam(network, config.lr, config.l2))
 
 
-def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Groups) -> _Network:
+def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Split) -> _Network:
+    if kind in TRIED:
+        assert isinstance(parent.network, nn.Sequential)
+        sight = Sight(parent.network, parent.trial.X, parent.trial.y, config.lr)
+        split = tried(kind, sight, config.factor, parent.trial.seed)
     network = expand(parent.network, config.factor, split, seed=parent.trial.seed)
     return _Network(kind, parent.trial, parent.neurons, network, adam(network, config.lr, config.l2))
 

@@ -10,7 +10,9 @@ from fpe.experiments import boolean_findings as findings
 from fpe.experiments.boolean import BooleanConfig, run_row
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.findings import Findings
+from fpe.experiments.splits_findings import clause_free
 from fpe.experiments.theory_findings import theory
+from fpe.experiments.tried import TRIED
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,17 @@ def _find(
     return lambda networks, quick: of(networks)
 
 
+#: Splits of the case study beyond the paper's own.
+OTHERS = ("gram", *TRIED)
+
+
+def _split_tasks(request: Request) -> list[Task]:
+    return [
+        replace(task, name=f"splits-{task.name}", arguments={**task.arguments, "others": OTHERS})
+        for task in _tasks(_case_rows)(request)
+    ]
+
+
 #: In the order of the paper.
 BOOLEAN = [
     Experiment(
@@ -171,5 +184,14 @@ BOOLEAN = [
         6,
         _tasks(_clause_rows),
         lambda networks, quick: theory(networks, 4_000 if quick else 20_000, seed=0),
+    ),
+    Experiment(
+        "clause-free",
+        "asked by its readers",
+        "Can a split find the clauses without being told?",
+        "Not in the paper, whose split by clauses knows the formula.",
+        8,
+        _split_tasks,
+        _find(clause_free),
     ),
 ]

@@ -53,6 +53,27 @@ LABELS = {
         for by in ("activation", "gradient")
         for x, factor in (("", ""), ("-x3", ", α = 3"), ("-x4", ", α = 4"))
     },
+    **{
+        f"{kind}{x}": f"{text}{factor}"
+        for kind, text in {
+            "coactivation": "correlated inputs together",
+            "coactivation-apart": "correlated inputs apart",
+            "dictionary": "features of a dictionary",
+            "gram-data": "Gram matrix × covariance",
+            "decorrelated": "children decorrelated",
+            "correlated": "children correlated",
+            "by-class": "contributions by class",
+            "sign": "sign of the weight",
+            "magnitude": "magnitude of the weight",
+            "conflict": "conflict of gradients",
+            "steepest": "steepest splitting",
+            "interactions": "interactions in the errors",
+            "learned": "learnt split",
+            "scout": "scouted by dense children",
+            "ahead": "random-split, as many steps more",
+        }.items()
+        for x, factor in (("", ""), ("-x4", ", α = 4"))
+    },
     "random-first": "random-split, first layer",
     "columns-first": "shared, columns, first layer",
     "overlap": "overlapping",

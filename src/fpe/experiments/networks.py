@@ -27,6 +27,7 @@ from fpe.experiments.rewiring import rewire_at_random
 from fpe.experiments.threads import one_thread
 from fpe.experiments.variants import (
     VARIANTS,
+    Ahead,
     Dense,
     Distilled,
     DropConnect,
@@ -36,6 +37,7 @@ from fpe.experiments.variants import (
     Overlapping,
     Start,
     Steady,
+    Tried,
     Variant,
     some_of,
 )
@@ -251,7 +253,7 @@ class _Run:
 
     def _birth(self, variant: Variant) -> int:
         """Return the epoch before which networks of this variant are made."""
-        if isinstance(variant, Expanded | Overlapping | Moving):
+        if isinstance(variant, Expanded | Tried | Ahead | Overlapping | Moving):
             return min(round(variant.at * self.total), self.total - 1)
         return self.config.warmup_epochs if isinstance(variant, DropConnect | Distilled) else 0
 
@@ -260,7 +262,9 @@ class _Run:
     ) -> _Network:
         variant, trial = self.variants[kind], parent.trial
         some = some_of(self.X), some_of(self.y)
-        start = Start(parent.network, trial.seed, self.X.var(dim=0), scout, *some)
+        start = Start(
+            parent.network, trial.seed, self.X.var(dim=0), scout, *some, self.config.lr, self.X, self.y
+        )
         made = variant.student if isinstance(variant, Distilled) else variant
         if isinstance(made, Moving):
             network_of = self._network(

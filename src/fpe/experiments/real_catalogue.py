@@ -13,6 +13,8 @@ from fpe.experiments.cnn import run_cnns
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.gated import run_gated
 from fpe.experiments.networks import NetworksConfig, Source, run_networks
+from fpe.experiments.splits_findings import splits
+from fpe.experiments.tried import TRIED
 
 #: The data that the experiments run on unless told otherwise.
 BOTH = ("fashion-mnist", "banking77")
@@ -33,6 +35,8 @@ QUICK_TRIALS = 2
 BETWEEN = (5, 6, 7, 10, 12, 14, 20, 24, 28, 40, 48, 64)
 
 CORE = ("dense", "restart", "random", "gram", "shared", "columns", "two-four")
+SPLITS = (*TRIED, "ahead")
+SPLITS_X4 = ("coactivation-x4", "magnitude-x4", "steepest-x4", "learned-x4", "ahead-x4")
 FACTORS = ("random-x3", "random-x4", "random-x8")
 COLUMNS = ("columns-x3", "columns-x4")
 BLOCKS = (
@@ -185,6 +189,14 @@ def _blocks_tasks(request: Request) -> list[Task]:
     widths = request.hidden or ((8,) if request.quick else (8, 16, 32))
     plan.add("blocks", DEEP_BLOCKS, widths, layers=4, together=True)
     plan.add_gated(widths)
+    return plan.tasks
+
+
+def _splits_tasks(request: Request) -> list[Task]:
+    plan = _Plan(request)
+    plan.add("core", CORE)
+    plan.add("factor", FACTORS)
+    plan.add("splits", (*SPLITS, *SPLITS_X4))
     return plan.tasks
 
 
@@ -367,6 +379,17 @@ REAL = [
         23,
         _blocks_tasks,
         blocks,
+        BOTH,
+    ),
+    Experiment(
+        "splits",
+        "asked by its readers",
+        "Is any split better than a random one?",
+        "A split by features, from the Gram matrix, is only comparable to random (section 3.3); other splits "
+        "are not in the paper.",
+        20,
+        _splits_tasks,
+        splits,
         BOTH,
     ),
     Experiment(

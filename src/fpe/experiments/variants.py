@@ -18,6 +18,9 @@ from torch.nn import functional as F
 from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
 from fpe.experiments.moving import MOVING, Moving
+from fpe.experiments.tried import LEARNED, TRIED, tried
+from fpe.experiments.tried.learned import train_steps
+from fpe.experiments.tried.sight import Sight
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.training import loss_of
@@ -43,6 +46,10 @@ class Start:
     X, y : Tensor or None
         Some of the training data and its classes, for variants that measure the parent on it; see
         `some_of`.
+    lr : float
+        The rate at which the parent is trained.
+    all_X, all_y : Tensor or None
+        All of the training data, for variants that learn something of their own.
     """
 
     parent: nn.Sequential
@@ -51,6 +58,9 @@ class Start:
     scout: nn.Sequential | None = None
     X: Tensor | None = None
     y: Tensor | None = None
+    lr: float = 1e-2
+    all_X: Tensor | None = None
+    all_y: Tensor | None = None
 
 
 def some_of(data: Tensor) -> Tensor:
@@ -132,6 +142,42 @@ class Expanded:
     def ranks_by(self) -> str | None:
         """By what inputs are ranked, where that is not the usual."""
         return self.prune.by if isinstance(self.prune, Columns) else None
+
+
+@dataclass(frozen=True)
+class Tried:
+    """The parent, expanded by a split that was tried; see `fpe.experiments.tried`."""
+
+    kind: str
+    factor: int = 2
+    at: float = 0.5
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        X, y = (start.all_X, start.all_y) if self.kind in LEARNED else (start.X, start.y)
+        assert X is not None
+        assert y is not None
+        split = tried(self.kind, Sight(start.parent, X, y, start.lr), self.factor, start.seed)
+        wide = expand(start.parent, self.factor, split, seed=start.seed)
+        assert isinstance(wide, nn.Sequential)
+        return wide
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The parent, expanded at random and trained for as many steps more as a learnt split costs."""
+
+    factor: int = 2
+    at: float = 0.5
+
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network."""
+        assert start.all_X is not None
+        assert start.all_y is not None
+        wide = expand(start.parent, self.factor, seed=start.seed)
+        assert isinstance(wide, nn.Sequential)
+        train_steps(wide, start.all_X, start.all_y, start.lr, start.seed)
+        return wide
 
 
 @dataclass(frozen=True)
@@ -264,6 +310,8 @@ Variant = (
     | Steady
     | Expanded
     | Moving
+    | Tried
+    | Ahead
     | Overlapping
     | FromScratch
     | FewerInputs
@@ -287,6 +335,8 @@ VARIANTS: dict[str, Variant] = {
         for by in ("activation", "gradient")
         for f, x in ((2, ""), (3, "-x3"), (4, "-x4"))
     },
+    **{f"{kind}{x}": Tried(kind, f) for kind in TRIED for f, x in ((2, ""), (4, "-x4"))},
+    **{f"ahead{x}": Ahead(f) for f, x in ((2, ""), (4, "-x4"))},
     "random-first": Expanded(layers=("0",)),
     "columns-first": Expanded(split="shared", prune="columns", layers=("0",)),
     **{f"random-at-{100 * at:.0f}": Expanded(at=at) for at in (0.0, 0.1, 0.25, 0.75, 0.9)},
