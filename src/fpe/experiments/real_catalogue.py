@@ -193,7 +193,7 @@ def _blocks_tasks(request: Request) -> list[Task]:
 
 
 def _splits_tasks(request: Request) -> list[Task]:
-    plan = _Plan(request)
+    plan = Plan(request)
     plan.add("core", CORE)
     plan.add("factor", FACTORS)
     plan.add("splits", (*SPLITS, *SPLITS_X4))
