@@ -193,7 +193,7 @@ def _blocks_tasks(request: Request) -> list[Task]:
 
 
 def _splits_tasks(request: Request) -> list[Task]:
-    plan = Plan(request)
+    plan = Plan(request, widths=(4, 8, 16))
     plan.add("core", CORE)
     plan.add("factor", FACTORS)
     plan.add("splits", (*SPLITS, *SPLITS_X4))
