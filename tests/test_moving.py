@@ -11,7 +11,7 @@ import fpe
 from fpe.cli import main
 from fpe.data import load
 from fpe.experiments.comparisons import Cells
-from fpe.experiments.moving import MOVING
+from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.networks import NetworksConfig, Source, run_networks
 from fpe.experiments.rewiring_catalogue import REWIRING
 from fpe.experiments.rewiring_findings import gap_closed
@@ -44,6 +44,18 @@ def test_erk_gives_a_small_layer_the_greater_density():
     density = [[float(layer.weight_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
     assert density[0][0] == pytest.approx(density[0][1], rel=0.1)
     assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
+
+
+def test_a_corrected_start_is_nearer_to_the_parent():
+    """Least squares leave no more of the difference than any other outgoing weights do; the count stays."""
+    parent, X = fpe.mlp(30, 6, 5, seed=1), torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
+    off = {}
+    for kind in STARTS:
+        network = STARTS[kind].make(parent, 3, X)
+        assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
+        off[kind] = float((network(X) - parent(X)).square().mean())
+    assert off["start-corrected"] < off["start-copied"]
+    assert off["start-corrected"] < off["start-divided"]
 
 
 def test_networks_are_measured_on_held_out_training_data():

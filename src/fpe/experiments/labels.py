@@ -25,6 +25,9 @@ MOVING_LABELS = {
     "moved-divided": "children as split, outgoing / α",
     "moved-joint": "pruned jointly",
     **{f"moved-at-{share}": f"expanded at {share} %" for share in (10, 25, 50)},
+    "start-copied": "one-shot, outgoing weights copied",
+    "start-divided": "one-shot, outgoing weights / α",
+    "start-corrected": "one-shot, outgoing weights by least squares",
     "moved-at-50-joint": "expanded at 50 %, pruned jointly",
 }
 

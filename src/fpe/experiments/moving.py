@@ -22,6 +22,8 @@ from fpe.starts import redraw_
 FREE, CHOSEN = Policy(grow="accumulated"), Schedule(every=100, until=0.9)
 COLUMNS = Policy(grow="accumulated", unit="column")
 RIGL = Schedule(every=50, until=0.75)
+#: Of the mean square of an activation, what is added where outgoing weights are corrected.
+RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Moving:
     redrawn : bool
         Whether the weights of an expansion are drawn anew; see `fpe.redraw_`.
     copies : str
-        What becomes of the outgoing weights of an expansion: "copied" or "divided" by the factor.
+        What becomes of the outgoing weights of an expansion: "copied", "divided" by the factor, or
+        "corrected", so that on some data the outputs are as near to the parent's as they can be.
     policy : Policy or None
         What moves the masks; None for none.
     schedule : Schedule
@@ -64,8 +67,8 @@ class Moving:
         """Tell whether columns can pay for the copies; single weights always can."""
         return self.prune != "columns" or (self.factor - 1) * (outputs + 1) <= inputs - self.factor
 
-    def make(self, parent: nn.Sequential, seed: int) -> nn.Sequential:
-        """Return the network for a dense parent, which is not changed."""
+    def make(self, parent: nn.Sequential, seed: int, X: Tensor | None = None) -> nn.Sequential:
+        """Return the network for a dense parent, which is not changed; corrected on the samples `X`."""
         if self.begin != "expanded":
             return self._drawn(parent, seed)
         wide = expand(parent, self.factor, self.split, self.prune, seed=seed)
@@ -73,6 +76,9 @@ class Moving:
         if self.copies == "divided":
             with torch.no_grad():
                 wide[-1].weight.div_(self.factor)  # type: ignore[operator]
+        elif self.copies == "corrected":
+            assert X is not None
+            correct(wide, parent, X)
         return redraw_(wide, seed) if self.redrawn else wide  # type: ignore[return-value]
 
     def rewirer(
@@ -107,6 +113,24 @@ class Moving:
             parts = [float(size) for size in sizes]
         second = min(round(budget * parts[1] / sum(parts)), sizes[1])
         return [budget - second, second]
+
+
+@torch.no_grad()
+def correct(wide: nn.Sequential, parent: nn.Sequential, X: Tensor) -> None:
+    """Set the free outgoing weights, in place, to those of least squares to the parent's outputs.
+
+    Each output is a regression of its own on the neurons that its mask lets it read, with as much ridge as
+    keeps it solvable.
+    """
+    last = wide[-1]
+    assert isinstance(last, MaskedLinear)
+    activations, outputs = wide[:-1](X), parent(X) - last.bias
+    products, wanted = activations.t() @ activations, activations.t() @ outputs
+    ridge = RIDGE * float(products.diagonal().mean())
+    for row in range(len(last.weight)):
+        read = last.weight_mask[row].nonzero().flatten()
+        own = products[read][:, read] + ridge * torch.eye(len(read))
+        last.weight[row, read] = torch.linalg.solve(own, wanted[read, row])
 
 
 def _masked(layer: nn.Linear, mask: Tensor) -> MaskedLinear:
@@ -149,4 +173,12 @@ MOVING: dict[str, Moving] = {
     "moved-at-25": Moving(at=0.25, redrawn=False),
     "moved-at-50": Moving(at=0.5, redrawn=False),
     "moved-at-50-joint": Moving(at=0.5, redrawn=False, prune="magnitude"),
+}
+
+#: The paper's expansion, masks fixed, with different starts.
+STARTS: dict[str, Moving] = {
+    f"start-{copies}": Moving(
+        2, at=0.5, prune="magnitude", redrawn=False, copies=copies, policy=None, schedule=CHOSEN
+    )
+    for copies in ("copied", "divided", "corrected")
 }

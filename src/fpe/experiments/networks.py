@@ -268,7 +268,7 @@ class _Run:
         made = variant.student if isinstance(variant, Distilled) else variant
         if isinstance(made, Moving):
             network_of = self._network(
-                kind, made, trial, parent.hidden, made.make(parent.network, trial.seed)
+                kind, made, trial, parent.hidden, made.make(parent.network, trial.seed, start.X)
             )
             steps = self._steps * (self.total - self._birth(made))
             network_of.rewirer = made.rewirer(network_of.network, network_of.optimizer, steps, trial.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fpe.experiments.experiment import Experiment, Request, Task
-from fpe.experiments.moving import MOVING
+from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.networks import NetworksConfig
 from fpe.experiments.real_catalogue import BOTH, Plan, config_of
 from fpe.experiments.rewiring_findings import FEWER, choices, rewiring
@@ -19,11 +19,11 @@ OTHERS = NetworksConfig(25, 25, 1e-2, decay=True)
 WIDTHS = (4, 8, 16)
 TRIALS = 10
 #: Widths and trials of the choices.
-FEW_WIDTHS, FEW_TRIALS = (4, 16), 5
+FEW_WIDTHS, FEW_TRIALS = (8,), 5
 
 DENSE = ("dense", "dense-x2", "steady", "steady-x2")
 RIVALS = ("random", *FEWER)
-MOVED = ("moved", "moved-x6", "moved-columns", "moved-columns-x6", "still", "rigl", "rigl-erk")
+MOVED = ("moved", "moved-columns", "moved-columns-x6", "still", "rigl", "rigl-erk")
 
 
 def _config(name: str, request: Request) -> NetworksConfig:
@@ -40,6 +40,7 @@ def _choices_tasks(request: Request) -> list[Task]:
     kinds = list(MOVING)
     for first in range(0, len(kinds), 6):
         plan.add(f"choices{first // 6}", kinds[first : first + 6])
+    plan.add("starts", tuple(STARTS))
     return plan.tasks
 
 

@@ -18,7 +18,7 @@ from fpe.experiments.comparisons import (
 )
 from fpe.experiments.findings import Claim, Findings, Table
 from fpe.experiments.labels import LABELS
-from fpe.experiments.moving import MOVING
+from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.statistics import Interval, ratio_of_sums
 
 ASKED = "asked"
@@ -27,8 +27,8 @@ ENOUGH = 0.9
 #: Points within which columns that move should be of weights that move.
 CLOSE = 1.0
 FEWER = tuple(f"fewer-{by}{x}" for by in ("variance", "random") for x in ("", "-x3", "-x4"))
-#: The setting for each data set, chosen by `choices`; the first for others.
-BEST = {"fashion-mnist": "moved", "banking77": "moved-x6"}
+#: The chosen setting, and that of columns for each data set; the first for others.
+BEST = "moved"
 PACKABLE = {"fashion-mnist": "moved-columns-x6", "banking77": "moved-columns"}
 
 
@@ -48,7 +48,7 @@ def rewiring(networks: list[Network], quick: bool) -> Findings:
     found = Findings()
     for cells in by_data(networks):
         name = cells.data.removesuffix("-cosine")
-        ours, packable = BEST.get(name, "moved"), PACKABLE.get(name, "moved-columns")
+        ours, packable = BEST, PACKABLE.get(name, "moved-columns")
         for low, high, note in (("dense", "dense-x2", ""), ("steady", "steady-x2", ", dense at rate 0.003")):
             each, overall = gap_closed(cells, ours, low, high)
             text = ", ".join(f"{i.text(100, 0, False)} at {hidden}" for hidden, i in each.items())
@@ -85,10 +85,9 @@ def choices(networks: list[Network], quick: bool) -> Findings:
     """Compare all ways of moving masks with the chosen one, on held-out training data."""
     found = Findings()
     for cells in by_data(networks):
-        name = cells.data.removesuffix("-validation")
-        ours = BEST.get(name, "moved")
-        widths = cells.widths("moved")
-        others = [kind for kind in MOVING if kind != "moved" and cells.widths(kind)]
+        ours = BEST
+        widths = cells.widths(ours)
+        others = [kind for kind in MOVING if kind != ours and cells.widths(kind)]
         _, best = max((gap_closed(cells, kind)[1].value, kind) for kind in MOVING if "columns" not in kind)
         found.claims.append(
             Claim(
@@ -102,18 +101,17 @@ def choices(networks: list[Network], quick: bool) -> Findings:
         rows = [
             [
                 LABELS[kind],
-                *(
-                    cells.difference(hidden, kind, "moved").text(100)
-                    for hidden in cells.widths(kind, "moved")
-                ),
-                cells.overall(kind, "moved").text(100),
+                *(cells.difference(hidden, kind, ours).text(100) for hidden in cells.widths(kind, "moved")),
+                cells.overall(kind, ours).text(100),
             ]
             for kind in others
         ]
         heads = ["", *(f"{hidden} neurons" for hidden in widths), "mean over widths"]
-        title = f"{cells.data}, points above {LABELS['moved']} (α = 4), mean [95 %]"
+        title = f"{cells.data}, points above {LABELS[ours]} (α = 4), mean [95 %]"
         found.tables.append(Table(title, heads, rows))
-        found.figures.append(accuracy_lines(cells, ("dense", "rigl", "moved", ours, "dense-x2")))
+        starts = [(kind, "start-copied") for kind in STARTS if kind != "start-copied"]
+        found.tables.append(difference_table(cells, [*starts, ("start-copied", "dense")], LABELS, ", starts"))
+        found.figures.append(accuracy_lines(cells, ("dense", "rigl", ours, "dense-x2")))
     return found
 
 

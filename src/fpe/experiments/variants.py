@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
-from fpe.experiments.moving import MOVING, Moving
+from fpe.experiments.moving import MOVING, STARTS, Moving
 from fpe.experiments.tried import LEARNED, TRIED, tried
 from fpe.experiments.tried.learned import train_steps
 from fpe.experiments.tried.sight import Sight
@@ -351,6 +351,7 @@ VARIANTS: dict[str, Variant] = {
     **{f"rewired-{100 * share:.0f}": Expanded(rewired=share) for share in (0.05, 0.1, 0.2, 0.3)},
     **{f"dropconnect-{100 * rate:.0f}": DropConnect(rate) for rate in (0.1, 0.25, 0.5)},
     **MOVING,
+    **STARTS,
     "steady": Steady(),
     "steady-x2": Steady(2),
     "distilled-dense": Distilled(),
