@@ -40,6 +40,7 @@ results: setup  ## Make the tables and figures of docs/results again (about four
 	$(BIN)/python docs/results/boolean.py
 	$(BIN)/python docs/results/vision.py
 	$(BIN)/python docs/results/splits.py
+	$(BIN)/python docs/results/rewiring.py
 	$(BIN)/python docs/results/models.py
 	$(BIN)/python docs/results/speed.py
 	$(BIN)/python docs/results/charlm.py
