@@ -36,12 +36,13 @@ again, 10,000 times. Everything on this page is made by `python docs/results/rew
 
 ## The recipe
 
-| | |
-| --- | --- |
-| begin | `fpe.expand(dense, 4, prune="balanced")` of an *untrained* network, then `fpe.redraw_`: each neuron's weights are drawn for the inputs that it has |
-| budget | the layer that reads the new neurons keeps at most half of all weights (`balanced`); each layer's count then stays |
-| move | `fpe.Policy(grow="accumulated")`, `fpe.Schedule(every=100, share=0.3, until=0.9)` |
-| train | Adam 1e-2, falling to 0 as a cosine, for all networks alike; 100 epochs on Banking77, 20 on Fashion-MNIST |
+- *Begin*: `fpe.expand(dense, 4, prune="balanced")` of an *untrained* network, then `fpe.redraw_`: each neuron's
+  weights are drawn for the inputs that it has.
+- *Budget*: the layer that reads the new neurons keeps at most half of all weights (`balanced`); each layer's
+  count then stays as it is.
+- *Move*: `fpe.Policy(grow="accumulated")`, `fpe.Schedule(every=100, share=0.3, until=0.9)`.
+- *Train*: Adam 1e-2, falling to 0 as a cosine, for all networks alike; 100 epochs on Banking77, 20 on
+  Fashion-MNIST.
 
 `FPEClassifier(hidden=16, rewire=True)` and `fpe fit DATA --rewire` do this. It was chosen on a fifth of the
 training data (the first section below); the test data were looked at for the second section only. Preliminary
