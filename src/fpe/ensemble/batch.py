@@ -112,13 +112,13 @@ class Batch:
         """Train for one epoch; return the record of each network."""
         lists = (self.stack.parameters, *self.moments, self.stack.masks)
         state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
-        rewiring = self.rewiring
+        rewiring, held = self.rewiring, state.masks
         means: list[Tensor] = []
         for rows, rates in zip(self._order(), self._rates(epoch), strict=True):
             if not means:
                 vary(state, self.X, rows, rates)
             if rewiring is not None:
-                state.masks = [self._grouped(mask) for mask in rewiring.masks()]
+                state.masks = [self._grouped(m) for m in rewiring.masks()] if rewiring.looks else held
             means.append(self.step(*state.tensors(), self.X, self.y, self.weight, rows, rates).flatten())
             if rewiring is not None:
                 rewiring.after()

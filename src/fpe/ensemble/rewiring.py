@@ -99,9 +99,7 @@ class StackRewiring:
         return bool(self.rewirers[0]._gathering)
 
     def masks(self) -> list[Tensor]:
-        """Return the masks that the next step is to obey; call `after` when it is taken."""
-        if not self.looks:
-            return self.stack.masks
+        """Return the masks that a step which `looks` is to obey; call `after` when it is taken."""
         self._before = [self.moments[0][k].clone() for k in self.places]
         open_ = dict(zip(self.places, self.real, strict=True))
         return [open_.get(k, mask) for k, mask in enumerate(self.stack.masks)]
