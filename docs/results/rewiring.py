@@ -36,8 +36,8 @@ again, 10,000 times. Everything on this page is made by `python docs/results/rew
 
 ## The recipe
 
-- *Begin*: `fpe.expand(dense, 4, prune="balanced")` of an *untrained* network, then `fpe.redraw_`: each neuron's
-  weights are drawn for the inputs that it has.
+- *Begin*: `fpe.expand(dense, 4, prune="balanced")` of an *untrained* network, then `fpe.redraw_`: each
+  neuron's weights are drawn for the inputs that it has.
 - *Budget*: the layer that reads the new neurons keeps at most half of all weights (`balanced`); each layer's
   count then stays as it is.
 - *Move*: `fpe.Policy(grow="accumulated")`, `fpe.Schedule(every=100, share=0.3, until=0.9)`.
@@ -57,8 +57,8 @@ choice; the intervals do not cover that they were many.
   output layer of Banking77; half of the weights in it is near the best. Where there are ten classes the
   output layer is dense anyway.
 - **How weights grow matters less.** The sum of gradients since the last rewiring is a better guide than the
-  gradient of one mini-batch on Fashion-MNIST, and no worse on Banking77, where RigL with the same budget for the
-  output layer does as well.
+  gradient of one mini-batch on Fashion-MNIST, and no worse on Banking77, where RigL with the same budget for
+  the output layer does as well.
 - Interval, share and end of the moving are flat near the chosen ones.
 - **Columns that move** keep the network in dense blocks, which `fpe.pack` makes as fast as its parent. What that
   costs against weights that move freely is in the tables: little on Fashion-MNIST, more on Banking77,
