@@ -60,11 +60,11 @@ choice; the intervals do not cover that they were many.
   gradient of one mini-batch on Fashion-MNIST, and no worse on Banking77, where RigL with the same budget for
   the output layer does as well.
 - Interval, share and end of the moving are flat near the chosen ones.
-- **Columns that move** keep the network in dense blocks, which `fpe.pack` makes as fast as its parent. What that
-  costs against weights that move freely is in the tables: little on Fashion-MNIST, more on Banking77,
+- **Columns that move** keep the network in dense blocks, which `fpe.pack` makes as fast as its parent. What
+  that costs against weights that move freely is in the tables: little on Fashion-MNIST, more on Banking77,
   most at 4 neurons.
-- **Starts.** The network at the split is nearer to its parent when outgoing weights are divided by α, and nearest
-  when they are fitted by least squares; the table says what remains of that after training.
+- **Starts.** The network at the split is nearer to its parent when outgoing weights are divided by α, and
+  nearest when they are fitted by least squares; the table says what remains of that after training.
 
 Not tried: learning rates that rise again after the split; moments inherited together with moving masks; other
 optimizers than Adam; networks with more than one hidden layer.
