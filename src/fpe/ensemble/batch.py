@@ -72,6 +72,7 @@ class Batch:
         alike = Counter(member.reading for member in self.members)
         self.readers = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
         shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
+        shape = (*shape, self.rewiring is not None and self.rewiring.summing)
         self.step = step_of(
             self.stack.layers, self.adam, self.compiled, (*shape, self.X.dtype, self.X.device)
         )
@@ -113,13 +114,15 @@ class Batch:
         lists = (self.stack.parameters, *self.moments, self.stack.masks)
         state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
         rewiring, held = self.rewiring, state.masks
+        sums = [] if rewiring is None else [t if t is None else self._grouped(t) for t in rewiring.sums]
         means: list[Tensor] = []
         for rows, rates in zip(self._order(), self._rates(epoch), strict=True):
             if not means:
-                vary(state, self.X, rows, rates)
+                vary(state, self.X, rows, rates, sums)
             if rewiring is not None:
-                state.masks = [self._grouped(m) for m in rewiring.masks()] if rewiring.looks else held
-            means.append(self.step(*state.tensors(), self.X, self.y, self.weight, rows, rates).flatten())
+                state.masks = [self._grouped(m) for m in rewiring.masks()] if rewiring.opens else held
+            data = self.X, self.y, self.weight, rows, rates
+            means.append(self.step(*state.tensors(), *data, sums).flatten())
             if rewiring is not None:
                 rewiring.after()
         self.steps += self.count

@@ -82,6 +82,7 @@ def _step(
     weight: Tensor | None,
     index: Tensor,
     rates: Tensor,
+    sums: Sequence[Tensor | None] = (),
 ) -> Tensor:
     """Take one mini-batch and one step of Adam for each network, in place.
 
@@ -98,6 +99,8 @@ def _step(
         Rows of the mini-batches, (groups, batch).
     rates : Tensor
         ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, readers).
+    sums : sequence of Tensor or None, optional
+        To these the gradient of each parameter is added as it is without a mask.
 
     Returns
     -------
@@ -123,6 +126,9 @@ def _step(
 
     gradients, losses = torch.func.grad(objective, has_aux=True)(parameters)
     means: Tensor = losses
+    for total, gradient in zip(sums, gradients, strict=bool(sums)):
+        if total is not None:
+            total.add_(gradient)
     for p, gradient, m, v, mask in zip(
         parameters, gradients, first_moments, second_moments, masks, strict=True
     ):
@@ -189,8 +195,12 @@ class _Compiled:
         return means
 
 
-def vary(state: State, X: Tensor, rows: Tensor, rates: Tensor) -> None:
+def vary(state: State, X: Tensor, rows: Tensor, rates: Tensor, sums: Sequence[Tensor | None] = ()) -> None:
     """Tell the compiler what may differ from call to call: the numbers of networks and of features."""
+    for total in sums:
+        if total is not None:
+            for dim in range(total.dim() - 1):
+                torch._dynamo.maybe_mark_dynamic(total, dim)
     for tensors in state.tensors():
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

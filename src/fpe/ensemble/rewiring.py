@@ -1,8 +1,9 @@
 """Rewirers of networks that are trained together: the choices of `fpe.rewiring`, on stacked tensors.
 
-The whole gradient of a step comes out of the ordinary program, at no cost in other steps: it is given masks
-that hold nothing, and Adam's first moment, which was 0 where a weight is held, then tells the gradient
-there. What should have stayed zero is set to zero again.
+Where the gradients of all steps are wanted, the program adds them up. Where those of few are, they come out
+of the ordinary program, at no cost in other steps: it is given masks that hold nothing, and Adam's first
+moment, which was 0 where a weight is held, then tells the gradient there. What should have stayed zero is set
+to zero again.
 """
 
 from __future__ import annotations
@@ -68,6 +69,8 @@ class StackRewiring:
             max((r.sites[i].children for r in rewirers), key=lambda c: -1 if c is None else len(c))
             for i in range(len(self.places))
         ]
+        #: Whether the program adds up the gradients of all steps.
+        self.summing = first.policy.keeps == 1 and first.policy.window(first.schedule.every) > 1
         self.gathered = [self._gathered(i) for i in range(len(self.places))]
         self._before: list[Tensor] = []
         #: Masks and rewirers as they were at the beginning of the epoch, if some have moved in it.
@@ -85,7 +88,7 @@ class StackRewiring:
         """Stack what the networks have gathered of gradients before they came here."""
         place = self.stack.masks[self.places[i]]
         found = [rewirer._gathered(i) for rewirer in self.rewirers]
-        if all(g is None for g in found):
+        if all(g is None for g in found) and not self.summing:
             return None
         stacked = torch.zeros_like(place)
         for row, gradient in enumerate(found):
@@ -94,12 +97,27 @@ class StackRewiring:
         return stacked
 
     @property
+    def sums(self) -> list[Tensor | None]:
+        """What the program adds the gradient of each parameter to; empty if it adds nothing up."""
+        if not self.summing:
+            return []
+        sums: list[Tensor | None] = [None] * len(self.stack.parameters)
+        for k, total in zip(self.places, self.gathered, strict=True):
+            sums[k] = total
+        return sums
+
+    @property
     def looks(self) -> bool:
         """Whether the whole gradient of the next step is needed."""
         return bool(self.rewirers[0]._gathering)
 
+    @property
+    def opens(self) -> bool:
+        """Whether the next step must be given the masks that hold nothing."""
+        return self.looks and not self.summing
+
     def masks(self) -> list[Tensor]:
-        """Return the masks that a step which `looks` is to obey; call `after` when it is taken."""
+        """Return the masks that a step which `opens` is to obey; call `after` when it is taken."""
         self._before = [self.moments[0][k].clone() for k in self.places]
         open_ = dict(zip(self.places, self.real, strict=True))
         return [open_.get(k, mask) for k, mask in enumerate(self.stack.masks)]
@@ -107,7 +125,7 @@ class StackRewiring:
     def after(self) -> None:
         """Note that a step was taken, and let masks move if it is time."""
         first = self.rewirers[0]
-        if self.looks:
+        if self.opens:
             self._gather()
         first.taken += 1
         if first._late or first.schedule.rewires(first.taken, first.steps):
@@ -143,7 +161,7 @@ class StackRewiring:
         first = self.rewirers[0]
         if any(g is not None and not bool(g.isfinite().all()) for g in self.gathered):
             # The epoch's loss is infinite, and training ends; masks stay as they are.
-            self.gathered = [None] * len(self.gathered)
+            self._forget()
             return
         if self._moved_from is None:
             self._moved_from = (
@@ -162,9 +180,17 @@ class StackRewiring:
                 for tensors_ in (self.stack.parameters, *self.moments):
                     tensors_[k].mul_(stays)
                 self.stack.masks[k].copy_(new.transpose(1, 2))
-        self.gathered = [None] * len(self.gathered)
+        self._forget()
         for rewirer in self.rewirers:
             rewirer.rewirings += 1
+
+    def _forget(self) -> None:
+        """Begin to gather from nothing."""
+        for i, total in enumerate(self.gathered):
+            if self.summing and total is not None:
+                total.zero_()
+            else:
+                self.gathered[i] = None
 
     def _tensors(self, i: int) -> Tensors:
         """Return a layer as the choices want it: (networks, outputs, inputs)."""
