@@ -18,7 +18,7 @@ class CoActivation:
 
     A child can combine its own inputs only; what belongs to one feature must therefore stay together. On
     Boolean formulas the variables of a clause are on together more often than others, and this split finds
-    the clauses. On real data it is not better than a random split (docs/results/splits.md).
+    the clauses. On real data it is not better than a random split.
 
     The sizes of a neuron's children differ by at most one. Each neuron draws its own partition, from 32
     in wide layers, by swaps that raise the sum of correlations within children.

@@ -38,8 +38,9 @@ def learn(
     trained together by Adam. Only the assignment is kept: in the end each neuron's inputs go to the
     children by their logits, as many to each child.
 
-    The training costs about `factor` times as much as that of the dense network for as many steps. It was the
-    only split that beat a random one on real data (docs/results/splits.md).
+    The steps cost about as much as those of the expanded network. It pays where the training that follows is
+    much longer: otherwise a random split that is trained for as many steps more is as good
+    (``fpe reproduce splits`` compares the two).
 
     Parameters
     ----------
