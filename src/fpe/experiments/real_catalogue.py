@@ -390,7 +390,7 @@ REAL = [
         20,
         _splits_tasks,
         splits,
-        BOTH,
+        ("banking77",),
     ),
     Experiment(
         "wide",
