@@ -22,19 +22,26 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
     metavar="WIDTH…",
     help="Hidden neurons of the dense network; several are tried.",
 )
-@expansion_options
+@expansion_options(rewired=True)
 @click.option(
     "--rewire",
     is_flag=False,
     flag_value="auto",
     metavar="[POLICY]",
     help="Let masks move after the expansion: rigl, columns, paper, set, accumulated or momentum; without a "
-    "name columns with --prune columns, else rigl.",
+    "name columns with --prune columns, else accumulated. What else is left open is then what suits.",
 )
 @click.option("--trials", default=5, show_default=True, help="Networks for each width.")
-@click.option("--warmup-epochs", default=100, show_default=True, help="Epochs before the expansion.")
-@click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
-@click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option(
+    "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: 100; 0 with --rewire]"
+)
+@click.option("--epochs", type=int, help="Epochs after it.  [default: 100; 200 with --rewire and no warm-up]")
+@click.option("--lr", type=float, help="Adam's learning rate.  [default: 0.001; 0.01 with --rewire]")
+@click.option(
+    "--decay/--no-decay",
+    default=None,
+    help="Let the learning rate fall to 0, as half a cosine over all epochs.  [default: with --rewire only]",
+)
 @click.option(
     "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"
 )
@@ -72,7 +79,7 @@ def fit(
     Example:
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
-      fpe fit digits --factor 4 --rewire
+      fpe fit digits --rewire
     """  # noqa: D301
     check_jobs(jobs)
     from fpe.data import load
@@ -112,6 +119,7 @@ def _heading(result: dict[str, Any]) -> str:
         f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
         f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
         f"expanded by {config['factor']} after {config['warmup_epochs']} epochs, then {config['epochs']} "
-        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}); "
-        "dense is trained for as long\n"
+        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}), "
+        f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}; "
+        "dense is trained alike, for as long\n"
     )
