@@ -39,6 +39,12 @@ class Trial:
     rewirer: Rewirer | None = None
     history: list[Record] = field(default_factory=list)
 
+    def expand(self, recipe: Recipe, samples: int, batch_size: int | None = None, l2: float = 0.0) -> None:
+        """Go on with the expanded network, which learns from so many samples; see `Recipe.rewirer`."""
+        self.model = recipe.expand(self.dense, self.seed)
+        self.optimizer = adam(self.model, recipe.lr, l2)
+        self.rewirer = recipe.rewirer(self.model, self.optimizer, samples, batch_size, self.seed)
+
 
 def start_trial(dense: nn.Module, seed: int, recipe: Recipe, l2: float) -> Trial:
     """Return a trial of an untrained dense network."""
@@ -99,9 +105,7 @@ def train_trials(
     train_all("dense", recipe.warmup_epochs, 0)
     if recipe.factor > 1:
         for trial in trials:
-            trial.model = recipe.expand(trial.dense, trial.seed)
-            trial.optimizer = adam(trial.model, recipe.lr, l2)
-            trial.rewirer = recipe.rewirer(trial.model, trial.optimizer, len(X), batch_size, trial.seed)
+            trial.expand(recipe, len(X), batch_size, l2)
     train_all("expanded" if recipe.factor > 1 else "dense", recipe.epochs, recipe.warmup_epochs)
 
 

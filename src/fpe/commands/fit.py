@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fpe.commands.auto import check_auto, choose
 from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 
 
@@ -30,6 +31,15 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
     metavar="[POLICY]",
     help="Let masks move after the expansion: rigl, columns, paper, set, accumulated or momentum; without a "
     "name columns with --prune columns, else accumulated. What else is left open is then what suits.",
+)
+@click.option(
+    "--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring for a budget, then train."
+)
+@click.option(
+    "--budget",
+    type=int,
+    metavar="N",
+    help="Of --auto: the most non-zero parameters.  [default: those of 16 dense neurons]",
 )
 @click.option("--trials", default=5, show_default=True, help="Networks for each width.")
 @click.option(
@@ -58,7 +68,9 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 @click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
 @click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
+@click.pass_context
 def fit(
+    context: click.Context,
     data: str,
     label: str,
     test_fraction: float,
@@ -67,6 +79,8 @@ def fit(
     fresh: bool,
     as_json: bool,
     rewire: str | None,
+    auto: bool,
+    budget: int | None,
     **settings: Any,
 ) -> None:
     """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
@@ -80,20 +94,30 @@ def fit(
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
       fpe fit digits --rewire
+      fpe fit digits --auto --budget 600
     """  # noqa: D301
     check_jobs(jobs)
+    check_auto(context, auto, budget)
     from fpe.data import load
     from fpe.experiments.config import FitConfig
     from fpe.experiments.fit import run_fit
+    from fpe.files import write_json
     from fpe.progress import progress_bar
     from fpe.report.fit import fit_figure, fit_table
 
     dataset = load(data, label=label, test_fraction=test_fraction, seed=settings["seed"])
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
+    found = None
+    if auto:
+        found, config = choose(dataset, config, budget, not as_json)
+        if not as_json:
+            click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
         result = run_fit(dataset, config, folder, jobs, fresh, advance)
     fit_figure(result, folder / "accuracy.png")
+    if found is not None:
+        write_json(folder / "recommendation.json", found.to_dict())
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -101,6 +125,8 @@ def fit(
     click.echo(_heading(result))
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
+    if found is not None:
+        click.echo(f"choice      {folder / 'recommendation.json'}")
     click.echo(f"figure      {folder / 'accuracy.png'}")
     click.echo(f"best model  {folder / 'best.safetensors'}")
     click.echo(
