@@ -146,14 +146,18 @@ def _data_problems(X: np.ndarray, y: np.ndarray) -> list[str]:
         )
     elif not np.isfinite(X).all():
         bad = int((~np.isfinite(X)).any(axis=1).sum())
-        problems.append(f"X has NaN or infinite values in {bad} samples; leave these out, or fill them in.")
+        problems.append(
+            f"X has NaN or infinite values in {bad} of {len(X)} samples; leave these out, or fill them in."
+        )
     if y.ndim != 1:
         problems.append(f"y has shape {y.shape}; give one label for each sample, shape (samples,).")
         return problems
     if X.ndim == 2 and len(X) != len(y):
         problems.append(f"X has {len(X)} samples and y {len(y)} labels; give one label for each sample.")
     if y.dtype.kind == "f" and not np.isfinite(y).all():
-        problems.append(f"y is NaN or infinite in {int((~np.isfinite(y)).sum())} samples; leave these out.")
+        problems.append(
+            f"y is NaN or infinite in {int((~np.isfinite(y)).sum())} of {len(y)} samples; leave these out."
+        )
         return problems
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
