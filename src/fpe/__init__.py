@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fpe.packed.quantised import quantise
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
-    from fpe.recommending import recommend
+    from fpe.recommending.recommend import recommend
     from fpe.rewiring import Policy, Rewirer, Schedule
     from fpe.starts import redraw_
     from fpe.summaries import summary

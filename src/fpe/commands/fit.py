@@ -71,6 +71,7 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 @click.pass_context
 def fit(
     context: click.Context,
+    /,
     data: str,
     label: str,
     test_fraction: float,
