@@ -41,8 +41,8 @@ def recommend(
     are trained for a quarter of the epochs, the better half for another, the better half of these to the
     end (successive halving; Jamieson and Talwalkar, 2016), all with a learning rate that falls as a cosine.
 
-    The accuracy of the winner on the held-out part is optimistic, as it was chosen by it. What learns slowly at
-    first, as networks with moving masks and many children do, may be dropped too early.
+    The accuracy of the winner on the held-out part is optimistic, as it was chosen by it. What learns slowly
+    at first, as networks with moving masks and many children do, may be dropped too early.
 
     Parameters
     ----------
