@@ -202,13 +202,60 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("given", "said"), [(["--rewire"], ", rewired)"), (["--rewire", "set"], ", rewired by set)")]
+    ("given", "said"),
+    [
+        (["--rewire"], "prune balanced, rewired), learning rate 0.01, falling to 0; dense is trained alike"),
+        (["--rewire", "set", "--no-decay"], "prune balanced, rewired by set), learning rate 0.01; dense"),
+    ],
 )
-def test_fit_lets_masks_move(data, tmp_path, given, said):
-    result = run("fit", data, "--hidden", 3, *QUICK, *given, "--out", tmp_path / "out")
+def test_fit_lets_masks_move_beside_twice_the_parameters(data, tmp_path, given, said):
+    out = tmp_path / "out"
+    result = run("fit", data, "--hidden", 3, "--factor", 2, *QUICK, *given, "--out", out)
     assert result.exit_code == 0, result.output
     assert said in result.output.splitlines()[1]
     assert "49 = 49" in result.output
+    assert "twice %  gap closed" in result.output
+    (row,) = json.loads((out / "results.json").read_text())["rows"]
+    assert (row["double"]["neurons"], row["double"]["nonzero"]) == (6, 6 * 15 + 4)
+    gap = row["double"]["accuracy"] - row["dense"]["accuracy"]
+    assert row["gap_closed"] == (pytest.approx(row["gain"] / gap) if gap > 0 else None)
+
+
+def test_auto_chooses_says_so_and_trains_the_choice(data, tmp_path):
+    """The command that it prints trains the same networks: the folder is taken for its own."""
+    out = tmp_path / "out"
+    how = ["--trials", "2", "--jobs", "1", "--out", out]
+    result = run("fit", data, "--auto", "--budget", 60, "--epochs", 8, *how)
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("Recommendation for 60 non-zeros: ")
+    assert "accuracy against non-zeros" in result.output
+    assert str(out / "recommendation.json") in result.output
+    chosen = json.loads((out / "recommendation.json").read_text())["settings"]
+    stored = json.loads((out / "results.json").read_text())["config"]
+    assert chosen["hidden"] == 3
+    assert {name: stored[name] for name in chosen} == {**chosen, "hidden": [3]}
+    (line,) = [line for line in result.output.splitlines() if line.startswith("command ")]
+    words = line.split()[2:]
+    again = run(*words, *how)
+    assert again.exit_code == 0, again.output
+    assert json.loads((out / "results.json").read_text())["config"] == stored
+
+
+def test_auto_refuses_what_it_chooses_itself(tmp_path):
+    result = run("fit", "digits", "--auto", "--hidden", 4, "--rewire", "--patience", 3)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: --hidden, --rewire, --patience cannot be given with --auto, which chooses the network and "
+        "its training; leave out either.\n",
+    )
+    result = run("fit", "digits", "--budget", 400)
+    assert (result.exit_code, result.stderr) == (
+        2,
+        "Error: --budget is for --auto, which chooses the network that it pays for; give both.\n",
+    )
+    result = run("fit", "digits", "--auto", "--budget", 84)
+    message = "budget is 84; give an integer of at least 85, what one hidden neuron takes with these data."
+    assert (result.exit_code, result.stderr) == (2, f"Error: {message}\n")
 
 
 def test_plan_shows_what_would_be_done(tmp_path):

@@ -206,7 +206,7 @@ class TestBadInput:
         assert [text for text in numbers + others if text not in str(caught.value)] == []
         assert not hasattr(clf, "classes_")
 
-    @pytest.mark.parametrize("factor", [0, -2, 1.5, "2", None, True, 9])
+    @pytest.mark.parametrize("factor", [0, -2, 1.5, "2", True, 9])
     def test_a_wrong_factor(self, factor):
         with pytest.raises(ArgumentError, match="factor"):
             quick(factor=factor).fit(X, CODES)
@@ -427,7 +427,7 @@ def test_masks_move_at_a_constant_count(trials, rewire, options):
     still = FPEClassifier(epochs=0, **how).fit(X / 16, y)
     moved = FPEClassifier(epochs=3, rewire=rewire, **how).fit(X / 16, y)
     assert moved.n_nonzero_ == still.n_nonzero_
-    assert moved._rewirer.rewirings == 16  # every 4 of 87 steps, until three quarters
+    assert moved._rewirer.rewirings == 39  # every 2 of 87 steps, until nine tenths
     assert sum(moved._rewirer.moved.values()) > 0
     if options:
         assert [row.format for row in fpe.pack(moved.model_).fpe_packing.rows] == ["blocks", "dense"]
@@ -453,4 +453,4 @@ def test_a_bad_policy_is_told_before_anything_is_trained():
         "rewire is 'columns', which moves whole columns, and prune is 'magnitude'; give split='shared' and"
     )
     with pytest.raises(ArgumentError, match=message):
-        FPEClassifier(rewire="columns").fit(X, y)
+        FPEClassifier(rewire="columns", prune="magnitude").fit(X, y)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from fpe.packed.quantised import quantise
     from fpe.partition import Gram, Groups, Random, Shared, TwoFour
     from fpe.planning import plan
+    from fpe.recommending.recommend import recommend
     from fpe.rewiring import Policy, Rewirer, Schedule
     from fpe.starts import redraw_
     from fpe.summaries import summary
@@ -64,6 +65,7 @@ _HOME = {
     "pack": "packed.pack",
     "plan": "planning",
     "quantise": "packed.quantised",
+    "recommend": "recommending.recommend",
     "redraw_": "starts",
     "save": "checkpoint",
     "summary": "summaries",
@@ -99,6 +101,7 @@ __all__ = [
     "pack",
     "plan",
     "quantise",
+    "recommend",
     "redraw_",
     "save",
     "splits",

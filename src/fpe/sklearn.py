@@ -18,22 +18,25 @@ from torch import Tensor, nn
 
 from fpe.budget import Columns, Prune, count_nonzero
 from fpe.errors import ArgumentError, DataError, raise_problems
-from fpe.expansion import expand
 from fpe.models import mlp
 from fpe.partition import Split
 from fpe.planning import check_arguments, plan
 from fpe.progress import progress_bar
-from fpe.rewiring.policies import Policy, chosen_policy
+from fpe.recipes import Recipe
+from fpe.rewiring.policies import Policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import (
+    Cosine,
     EarlyStopping,
     Record,
     adam,
-    fitting_batch_size,
     predict_logits,
     recipe_problems,
     train,
 )
+
+#: Passes over the data before and after the expansion, where they are left open.
+EPOCHS = (25, 25)
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -46,21 +49,30 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     hidden : int or sequence of int, default 16
         Neurons of the dense network's hidden layer, or of each of several.
-    factor : int, default 2
-        Children of each neuron; 1 is the dense baseline, trained for as long in total.
-    split : str or Split, default "random"
-        Who gets which input, as for `fpe.expand`.
-    prune : str or Prune, default "magnitude"
-        Which weights pay for the copies, as for `fpe.expand`.
+    factor : int, optional
+        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; where
+        masks move 4, and where whole columns do 3.
+    split : str or Split, optional
+        Who gets which input, as for `fpe.expand`. By default ``"random"``, or ``"shared"`` where whole
+        columns pay.
+    prune : str or Prune, optional
+        Which weights pay for the copies, as for `fpe.expand`. By default ``"magnitude"``; where masks move
+        ``"balanced"``, and where whole columns do ``"columns"``.
     rewire : bool, str or Policy, default False
         Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.Policy`,
-        or True for ``"columns"`` with ``prune="columns"`` and ``"rigl"`` otherwise.
-    warmup_epochs : int, default 25
-        Passes over the data before the expansion (section 3.3).
-    epochs : int, default 25
-        Passes after it.
-    lr : float, default 1e-3
-        Adam's learning rate; Adam starts afresh after the expansion.
+        or True for ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise. All that is
+        left open is then what came out best in this project's experiments (docs/results/rewiring.md).
+    warmup_epochs : int, optional
+        Passes over the data before the expansion (section 3.3). By default 25, or 0 where masks move: the
+        weights of the expanded network are then drawn anew (`fpe.redraw_`).
+    epochs : int, optional
+        Passes after it. By default 25, or 50 where masks move and there is no warm-up.
+    lr : float, optional
+        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 where masks
+        move.
+    decay : bool, optional
+        Whether it falls to 0, as half a cosine over all epochs. By default it does where masks move. Not in
+        `partial_fit`, which knows of no last epoch.
     batch_size : int, optional
         Samples in a mini-batch. By default a thirtieth of the data, but at least 64, so that small data too
         is trained on in steps enough, and at most 500, the paper's (A.3.1).
@@ -109,13 +121,14 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         hidden: int | Sequence[int] = 16,
         *,
-        factor: int = 2,
-        split: str | Split = "random",
-        prune: str | Prune = "magnitude",
+        factor: int | None = None,
+        split: str | Split | None = None,
+        prune: str | Prune | None = None,
         rewire: bool | str | Policy = False,
-        warmup_epochs: int = 25,
-        epochs: int = 25,
-        lr: float = 1e-3,
+        warmup_epochs: int | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        decay: bool | None = None,
         batch_size: int | None = None,
         l2: float = 0.0,
         patience: int | None = None,
@@ -132,6 +145,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.warmup_epochs = warmup_epochs
         self.epochs = epochs
         self.lr = lr
+        self.decay = decay
         self.batch_size = batch_size
         self.l2 = l2
         self.patience = patience
@@ -164,14 +178,14 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         with self._unchanged_on_error():
             X, y = self._checked(X, y)
-            self._check_parameters(X.shape[1])
+            recipe = self._check_parameters(X.shape[1])
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise DataError(
                     f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two."
                 )
             weight = _checked_weight(sample_weight, X)
-            self._start(X, classes)
+            self._start(X, classes, recipe)
 
             kept, held = self._hold_out(codes)
             data = torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])
@@ -180,14 +194,16 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
                 weight_out = None if weight is None else weight[held]
                 options["early_stopping"] = EarlyStopping(*held_out, self.patience, weight_out)
-            total = (self.warmup_epochs + self.epochs) * self.trials
+            total = (recipe.warmup_epochs + recipe.epochs) * self.trials
             with progress_bar("training", total, self.verbose) as advance:
                 if self.trials > 1:
-                    self._train_trials(*data, advance=advance, **options)
+                    self._train_trials(recipe, *data, advance=advance, **options)
                     return self
-                self._train_stage(*data, epochs=self.warmup_epochs, advance=advance, **options)
-                self._expand(len(data[0]))
-                self._train_stage(*data, epochs=self.epochs, advance=advance, **options)
+                options["advance"] = advance
+                self._train_stage(*data, epochs=recipe.warmup_epochs, decay=recipe.cosine(0), **options)
+                self._expand(recipe, len(data[0]))
+                decay = recipe.cosine(recipe.warmup_epochs)
+                self._train_stage(*data, epochs=recipe.epochs, decay=decay, **options)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
@@ -230,12 +246,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
             if len(known) < 2:
                 raise DataError(f"classes has one class only, {known.tolist()[0]!r}; give at least two.")
-            self._check_parameters(X.shape[1])
+            recipe = self._check_parameters(X.shape[1])
             weight = _checked_weight(sample_weight, X)
             if first:
-                self._start(X, known)
-            if len(self.history_) >= self.warmup_epochs and self.dense_model_ is self.model_:
-                self._expand(len(X))
+                self._start(X, known, recipe)
+            if len(self.history_) >= recipe.warmup_epochs and self.dense_model_ is self.model_:
+                self._expand(recipe, len(X))
             dtype = next(self.model_.parameters()).dtype
             data = torch.from_numpy(X).to(dtype), torch.from_numpy(np.searchsorted(known, y))
             self._train_stage(*data, weight, epochs=1)
@@ -282,7 +298,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(y)
         return X, y
 
-    def _check_parameters(self, features: int) -> None:
+    def _check_parameters(self, features: int) -> Recipe:
+        """Return what is to be done, all that was left open filled in."""
         problems = recipe_problems(self)
         if not 0 < self.validation_fraction < 1:
             problems.append(
@@ -296,32 +313,36 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "call fpe.expand in a loop of your own."
             )
             raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
+        asked: Any = self
         try:
-            chosen_policy(self.rewire, self.prune)
+            asked = Recipe.of(self, EPOCHS)
         except ArgumentError as error:
             if not str(error).startswith("unknown prune"):
                 problems.append(str(error))
+        factor = 2 if asked.factor is None else asked.factor
         try:
-            check_arguments(nn.Identity(), self.factor, self.split, self.prune, 0)
-            if self.factor > features:
+            check_arguments(nn.Identity(), factor, asked.split or "random", asked.prune or "magnitude", 0)
+            if factor > features:
                 problems.append(
-                    f"factor {self.factor} is larger than the number of features, n_features = {features}; "
+                    f"factor {factor} is larger than the number of features, n_features = {features}; "
                     f"give a factor from 1 to {features}."
                 )
         except ArgumentError as error:
             problems.append(str(error))
         raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
+        assert isinstance(asked, Recipe)
+        return asked
 
-    def _start(self, X: np.ndarray, classes: np.ndarray) -> None:
+    def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe) -> None:
         """Make the dense network and all that training needs."""
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.dense_model_ = self._network(X, classes, self._seed)
-        if self.factor > 1:  # what cannot be expanded is to be told before the warm-up
-            plan(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
+        self.dense_model_: nn.Module = self._network(X, classes, self._seed)
+        if recipe.factor > 1:  # what cannot be expanded is to be told before the warm-up
+            plan(self.dense_model_, recipe.factor, recipe.split, recipe.prune, seed=self._seed)
         self.model_: nn.Module = self.dense_model_
         self.classes_ = classes
         self.history_: list[Record] = []
-        self._optimizer = adam(self.model_, self.lr, self.l2)
+        self._optimizer = adam(self.model_, recipe.lr, self.l2)
         self._generator = torch.Generator().manual_seed(self._seed)
         self._rewirer: Rewirer | None = None
 
@@ -334,19 +355,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
         return mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype)
 
-    def _expand(self, samples: int) -> None:
-        if self.factor == 1:
+    def _expand(self, recipe: Recipe, samples: int) -> None:
+        if recipe.factor == 1:
             return
-        self.model_ = expand(self.dense_model_, self.factor, self.split, self.prune, seed=self._seed)
-        self._optimizer = adam(self.model_, self.lr, self.l2)
-        self._rewirer = self._make_rewirer(self.model_, self._optimizer, samples, self._seed)
-
-    def _make_rewirer(
-        self, model: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
-    ) -> Rewirer | None:
-        policy = chosen_policy(self.rewire, self.prune)
-        steps = self.epochs * -(-samples // (self.batch_size or fitting_batch_size(samples)))
-        return Rewirer(model, optimizer, policy, steps=steps, seed=seed) if policy and steps else None
+        self.model_ = recipe.expand(self.dense_model_, self._seed)
+        self._optimizer = adam(self.model_, recipe.lr, self.l2)
+        self._rewirer = recipe.rewirer(self.model_, self._optimizer, samples, self.batch_size, self._seed)
 
     def _train_stage(
         self,
@@ -355,6 +369,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         weight: Tensor | None,
         epochs: int,
         early_stopping: EarlyStopping | None = None,
+        decay: Cosine | None = None,
         advance: Callable[[str], None] | None = None,
     ) -> None:
         """Train the network as it stands, and keep the record of each epoch."""
@@ -376,81 +391,27 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             sample_weight=weight,
             early_stopping=early_stopping,
             rewirer=self._rewirer,
+            decay=decay,
             on_epoch=finished,
         )
 
-    def _train_trials(
-        self,
-        X: Tensor,
-        y: Tensor,
-        weight: Tensor | None,
-        early_stopping: EarlyStopping | None = None,
-        advance: Callable[[str], None] | None = None,
-    ) -> None:
+    def _train_trials(self, recipe: Recipe, X: Tensor, *data: Any, **options: Any) -> None:
         """Train networks from several seeds at once, and keep the best."""
-        from fpe import ensemble
+        from fpe.trials import best_of, start_trial, train_trials
 
         seeds = [self._seed + trial for trial in range(self.trials)]
-        dense = [self._network(X.numpy(), self.classes_, seed) for seed in seeds]
-        models: list[nn.Module] = list(dense)
-        optimizers = [adam(model, self.lr, self.l2) for model in models]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        rewirers: list[Rewirer | None] = [None] * len(seeds)
-        histories: list[list[Record]] = [[] for _ in seeds]
-
-        def finished(records: list[Record]) -> None:
-            for record in records:
-                if advance is not None:
-                    advance(f"loss {record['loss']:.4f}")
-
-        def train_all(stage: str, epochs: int) -> None:
-            found = ensemble.train(
-                models,
-                X,
-                y,
-                epochs=epochs,
-                optimizers=optimizers,
-                generators=generators,
-                batch_size=self.batch_size,
-                sample_weight=weight,
-                early_stopping=early_stopping,
-                rewirers=rewirers,
-                on_epoch=finished,
-            )
-            for history, records in zip(histories, found, strict=True):
-                history += [{"stage": stage, **r, "epoch": len(history) + r["epoch"]} for r in records]
-
-        def keep(best: int) -> None:
-            self.dense_model_, self.model_ = dense[best], models[best]
-            self.history_, self._seed = histories[best], seeds[best]
-            self._optimizer, self._generator = optimizers[best], generators[best]
-            self._rewirer = rewirers[best]
-
+        trials = [
+            start_trial(self._network(X.numpy(), self.classes_, seed), seed, recipe, self.l2)
+            for seed in seeds
+        ]
+        best = trials[0]  # what is kept after Ctrl-C
         try:
-            train_all("dense", self.warmup_epochs)
-            if self.factor > 1:
-                wide = [
-                    expand(model, self.factor, self.split, self.prune, seed=seed)
-                    for model, seed in zip(models, seeds, strict=True)
-                ]
-                models[:] = wide
-                optimizers[:] = [adam(model, self.lr, self.l2) for model in wide]
-                each = zip(models, optimizers, seeds, strict=True)
-                rewirers[:] = [self._make_rewirer(m, o, len(X), seed) for m, o, seed in each]
-            train_all("expanded" if self.factor > 1 else "dense", self.epochs)
-        except KeyboardInterrupt:
-            keep(0)
-            raise
-        # With early stopping a network went back to where its validation loss was lowest.
-        if not all(histories):  # no epochs were asked for
-            keep(0)
-            return
-        last_stage = [[r for r in h if r["stage"] == h[-1]["stage"]] for h in histories]
-        if early_stopping is None:
-            losses = [h[-1]["loss"] for h in last_stage]
-        else:
-            losses = [min(r["validation_loss"] for r in h) for h in last_stage]
-        keep(int(np.argmin(losses)))
+            train_trials(trials, recipe, X, *data, l2=self.l2, batch_size=self.batch_size, **options)
+            best = best_of(trials)
+        finally:
+            self.dense_model_, self.model_, self._seed = best.dense, best.model, best.seed
+            self.history_, self._rewirer = best.history, best.rewirer
+            self._optimizer, self._generator = best.optimizer, best.generator
 
     def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Choose the samples to train on and those to watch."""

@@ -47,8 +47,8 @@ def recipe_problems(recipe: object) -> list[str]:
     Parameters
     ----------
     recipe : object
-        Has the attributes ``hidden`` (an integer or a sequence of such), ``warmup_epochs``, ``epochs``,
-        ``lr``, ``l2``, and ``batch_size`` and ``patience``, which may be None.
+        Has the attributes ``hidden`` (an integer or a sequence of such) and ``l2``, and ``warmup_epochs``,
+        ``epochs``, ``lr``, ``decay``, ``batch_size`` and ``patience``, which may be None.
 
     Returns
     -------
@@ -62,15 +62,18 @@ def recipe_problems(recipe: object) -> list[str]:
         problems.append(f"hidden is {hidden!r}; give an integer of at least 1, or a list of such.")
     for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
         value = getattr(recipe, name)
-        if value is None and name in ("batch_size", "patience"):
-            continue
-        if not _is_integer(value) or value < least:
+        if value is not None and (not _is_integer(value) or value < least):
             problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
     for name, allowed in (("lr", "above"), ("l2", "of at least")):
         value = getattr(recipe, name)
+        if value is None and name == "lr":
+            continue
         number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not number or not np.isfinite(value) or value < 0 or (value == 0 and name == "lr"):
             problems.append(f"{name} is {value!r}; give a number {allowed} 0.")
+    decay = recipe.decay  # type: ignore[attr-defined]
+    if decay is not None and not isinstance(decay, bool | np.bool_):
+        problems.append(f"decay is {decay!r}; give True or False.")
     return problems
 
 

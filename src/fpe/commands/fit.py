@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fpe.commands.auto import check_auto, choose
 from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 
 
@@ -22,19 +23,35 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
     metavar="WIDTH…",
     help="Hidden neurons of the dense network; several are tried.",
 )
-@expansion_options
+@expansion_options(rewired=True)
 @click.option(
     "--rewire",
     is_flag=False,
     flag_value="auto",
     metavar="[POLICY]",
     help="Let masks move after the expansion: rigl, columns, paper, set, accumulated or momentum; without a "
-    "name columns with --prune columns, else rigl.",
+    "name columns with --prune columns, else accumulated. What else is left open is then what suits.",
+)
+@click.option(
+    "--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring for a budget, then train."
+)
+@click.option(
+    "--budget",
+    type=int,
+    metavar="N",
+    help="Of --auto: the most non-zero parameters.  [default: those of 16 dense neurons]",
 )
 @click.option("--trials", default=5, show_default=True, help="Networks for each width.")
-@click.option("--warmup-epochs", default=100, show_default=True, help="Epochs before the expansion.")
-@click.option("--epochs", default=100, show_default=True, help="Epochs after it.")
-@click.option("--lr", default=1e-3, show_default=True, help="Adam's learning rate.")
+@click.option(
+    "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: 100; 0 with --rewire]"
+)
+@click.option("--epochs", type=int, help="Epochs after it.  [default: 100; 200 with --rewire and no warm-up]")
+@click.option("--lr", type=float, help="Adam's learning rate.  [default: 0.001; 0.01 with --rewire]")
+@click.option(
+    "--decay/--no-decay",
+    default=None,
+    help="Let the learning rate fall to 0, as half a cosine over all epochs.  [default: with --rewire only]",
+)
 @click.option(
     "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"
 )
@@ -51,7 +68,10 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 @click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
 @click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
+@click.pass_context
 def fit(
+    context: click.Context,
+    /,
     data: str,
     label: str,
     test_fraction: float,
@@ -60,6 +80,8 @@ def fit(
     fresh: bool,
     as_json: bool,
     rewire: str | None,
+    auto: bool,
+    budget: int | None,
     **settings: Any,
 ) -> None:
     """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
@@ -72,21 +94,31 @@ def fit(
     Example:
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
-      fpe fit digits --factor 4 --rewire
+      fpe fit digits --rewire
+      fpe fit digits --auto --budget 600
     """  # noqa: D301
     check_jobs(jobs)
+    check_auto(context, auto, budget)
     from fpe.data import load
     from fpe.experiments.config import FitConfig
     from fpe.experiments.fit import run_fit
+    from fpe.files import write_json
     from fpe.progress import progress_bar
     from fpe.report.fit import fit_figure, fit_table
 
     dataset = load(data, label=label, test_fraction=test_fraction, seed=settings["seed"])
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
+    found = None
+    if auto:
+        found, config = choose(dataset, config, budget, not as_json)
+        if not as_json:
+            click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
         result = run_fit(dataset, config, folder, jobs, fresh, advance)
     fit_figure(result, folder / "accuracy.png")
+    if found is not None:
+        write_json(folder / "recommendation.json", found.to_dict())
     if as_json:
         click.echo(json.dumps(result))
         return
@@ -94,6 +126,8 @@ def fit(
     click.echo(_heading(result))
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
+    if found is not None:
+        click.echo(f"choice      {folder / 'recommendation.json'}")
     click.echo(f"figure      {folder / 'accuracy.png'}")
     click.echo(f"best model  {folder / 'best.safetensors'}")
     click.echo(
@@ -112,6 +146,7 @@ def _heading(result: dict[str, Any]) -> str:
         f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
         f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
         f"expanded by {config['factor']} after {config['warmup_epochs']} epochs, then {config['epochs']} "
-        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}); "
-        "dense is trained for as long\n"
+        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}), "
+        f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}; "
+        "dense is trained alike, for as long\n"
     )

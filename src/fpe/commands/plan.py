@@ -13,7 +13,7 @@ from fpe.errors import ArgumentError
 
 @click.command(short_help="Show what an expansion of a model would do.")
 @click.argument("model", metavar="MODULE:CALLABLE|FOLDER")
-@expansion_options
+@expansion_options()
 @click.option(
     "--layers",
     multiple=True,

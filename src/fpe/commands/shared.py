@@ -35,27 +35,33 @@ class ManySizes(ManyValues):
     many = ("--sizes", "--factor", "--batches")
 
 
-def expansion_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of an expansion."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of everything."),
-        click.option(
-            "--prune",
-            default="magnitude",
-            show_default=True,
-            help="Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
+def expansion_options(rewired: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the options of an expansion; `rewired` where their defaults depend on ``--rewire``."""
+    values: dict[str, Any] = {"factor": 2, "split": "random", "prune": "magnitude"}
+    notes = {
+        "factor": "4 with --rewire, 3 where columns move",
+        "split": "shared where columns pay",
+        "prune": "balanced with --rewire, columns where they move",
+    }
+
+    def option(name: str, text: str, type: Any = str) -> Callable[..., Any]:
+        if not rewired:
+            return click.option(f"--{name}", default=values[name], show_default=True, help=text)
+        note = f"  [default: {values[name]}; {notes[name]}]"
+        return click.option(f"--{name}", type=type, help=text + note)
+
+    def give(command: Callable[..., Any]) -> Callable[..., Any]:
+        command = click.option("--seed", default=0, show_default=True, help="Seed of everything.")(command)
+        command = option(
+            "prune",
+            "Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
             "weights; for expanding before training); columns (whole inputs; for split shared).",
-        ),
-        click.option(
-            "--split",
-            default="random",
-            show_default=True,
-            help="Who gets which input: random, shared, gram or 2:4.",
-        ),
-        click.option("--factor", default=2, show_default=True, help="Children of each neuron."),
-    ):
-        command = option(command)
-    return command
+        )(command)
+        command = option("split", "Who gets which input: random, shared, gram or 2:4.")(command)
+        command = option("factor", "Children of each neuron.", int)(command)
+        return command
+
+    return give
 
 
 def check_jobs(jobs: int) -> None:

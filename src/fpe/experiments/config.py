@@ -16,8 +16,11 @@ from fpe.data import Dataset
 from fpe.errors import ArgumentError, raise_problems
 from fpe.models import mlp
 from fpe.planning import plan
-from fpe.rewiring.policies import chosen_policy
+from fpe.recipes import Recipe
 from fpe.training import recipe_problems
+
+#: Passes over the data before and after the expansion, where they are left open.
+EPOCHS = (100, 100)
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,14 @@ class FitConfig:
     ----------
     hidden : tuple of int
         Widths of the dense network's hidden layer, each tried.
-    factor, split, prune
-        As for `fpe.expand`.
-    rewire : bool or str
-        As for `fpe.sklearn.FPEClassifier`.
+    factor, split, prune, rewire
+        As for `fpe.sklearn.FPEClassifier`; None for what suits, also of the four below.
     trials : int
         Networks for each width; trial t has seed ``seed + t``.
-    warmup_epochs, epochs : int
-        Passes over the data before and after the expansion.
-    lr, batch_size, l2, patience
+    warmup_epochs, epochs : int or None
+        Passes over the data before and after the expansion; by default 100 and 100, or 0 and 200 where masks
+        move.
+    lr, decay, batch_size, l2, patience
         As for `fpe.sklearn.FPEClassifier`.
     standardize : bool
         Train on features of mean 0 and standard deviation 1. The models' first layer then takes it on,
@@ -46,19 +48,36 @@ class FitConfig:
     """
 
     hidden: tuple[int, ...] = (4, 8, 16)
-    factor: int = 2
-    split: str = "random"
-    prune: str = "magnitude"
+    factor: int | None = None
+    split: str | None = None
+    prune: str | None = None
     rewire: bool | str = False
     trials: int = 5
-    warmup_epochs: int = 100
-    epochs: int = 100
-    lr: float = 1e-3
+    warmup_epochs: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    decay: bool | None = None
     batch_size: int | None = None
     l2: float = 0.0
     patience: int | None = None
     standardize: bool = False
     seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks are expanded and trained; what was left open is filled in.
+
+        Raises
+        ------
+        ArgumentError
+            As `Recipe.of`.
+        """
+        return Recipe.of(self, EPOCHS)
+
+    def filled(self) -> dict[str, Any]:
+        """Return all settings by name; what was left open is filled in."""
+        recipe = self.recipe
+        return {k: getattr(recipe, k, v) for k, v in dataclasses.asdict(self).items()}
 
     def check(self, dataset: Dataset) -> None:
         """Raise if this cannot be done with this data, before anything is trained or written.
@@ -72,17 +91,17 @@ class FitConfig:
         if self.trials < 1:
             problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
         raise_problems(problems, ArgumentError, "the configuration")
-        chosen_policy(self.rewire, self.prune)
+        recipe = self.recipe
         for hidden in self.hidden:
-            plan(
-                dense_network(dataset, hidden, self.seed), self.factor, self.split, self.prune, seed=self.seed
-            )
+            dense = dense_network(dataset, hidden, self.seed)
+            plan(dense, recipe.factor, recipe.split, recipe.prune, seed=self.seed)
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Return what a trial's result depends on, its width and number aside."""
-        own = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("hidden", "trials")}
-        if not self.rewire:  # results from before there was rewiring are those of not rewiring
-            del own["rewire"]
+        own = {k: v for k, v in self.filled().items() if k not in ("hidden", "trials")}
+        for later in ("rewire", "decay"):  # results from before there was either are those without it
+            if not own[later]:
+                del own[later]
         return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
 
     def digest(self, dataset: Dataset) -> str:
@@ -92,8 +111,9 @@ class FitConfig:
 
     def folder(self, dataset: Dataset) -> Path:
         """Return the folder where results go by default, named by data, split and configuration."""
-        short = self.digest(dataset)[:6]
-        return Path("fpe-out", f"{dataset.name}-{self.split.replace(':', '-')}-x{self.factor}-{short}")
+        recipe, short = self.recipe, self.digest(dataset)[:6]
+        split = str(recipe.split).replace(":", "-")
+        return Path("fpe-out", f"{dataset.name}-{split}-x{recipe.factor}-{short}")
 
 
 def dense_network(dataset: Dataset, hidden: int, seed: int) -> nn.Sequential:

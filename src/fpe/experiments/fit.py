@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 import statistics
 from collections.abc import Callable
@@ -95,7 +94,7 @@ def run_fit(
     best_model = out / "trials" / model_name(best["hidden"], best["trial"])
     write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))
     result = {
-        "config": {**dataclasses.asdict(config), "hidden": list(config.hidden)},
+        "config": {**config.filled(), "hidden": list(config.hidden)},
         "data": _description(dataset),
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
         "best": {
@@ -123,7 +122,8 @@ def _description(dataset: Dataset) -> dict[str, Any]:
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """Sum the trials of one width up: means, and standard deviations over the trials."""
     row: dict[str, Any] = {"hidden": trials[0]["hidden"], "trials": len(trials)}
-    for kind in ("dense", "expanded"):
+    kinds = [kind for kind in ("dense", "expanded", "double") if kind in trials[0]]
+    for kind in kinds:
         row[kind] = {key: trials[0][kind][key] for key in ("neurons", "nonzero")}
         for key in ("accuracy", "train_accuracy", "capacity", "cosine"):
             values = [t[kind][key] for t in trials]
@@ -131,6 +131,9 @@ def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
             row[kind][f"{key}_sd"] = None if None in values else _spread(values)
     gains = [t["expanded"]["accuracy"] - t["dense"]["accuracy"] for t in trials]
     row["gain"], row["gain_sd"] = statistics.fmean(gains), _spread(gains)
+    if "double" in kinds:
+        gap = row["double"]["accuracy"] - row["dense"]["accuracy"]
+        row["gap_closed"] = row["gain"] / gap if gap > 0 else None
     row["relative_improvement"] = relative_improvement(row["expanded"]["accuracy"], row["dense"]["accuracy"])
     return row
 

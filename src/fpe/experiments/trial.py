@@ -1,4 +1,7 @@
-"""Trials of one width: dense networks, trained; and their expansions, trained for as long."""
+"""Trials of one width: dense networks, trained; and their expansions, trained for as long.
+
+Where masks move, dense networks of about twice the parameters too.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,11 @@ from fpe import ensemble
 from fpe.budget import count_nonzero
 from fpe.checkpoint import save
 from fpe.data import Dataset
-from fpe.expansion import expand
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
-from fpe.rewiring.policies import chosen_policy
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training import EarlyStopping, Record, accuracy, adam, fitting_batch_size
+from fpe.training import EarlyStopping, Record, accuracy, adam
 
 
 @dataclass
@@ -41,8 +42,9 @@ def run_trials(
 ) -> dict[str, Any]:
     """Train dense networks, go on from the warm-up as they are and expanded, and measure both.
 
-    All trials are trained at once. Both networks of one see the same mini-batches in the same order
-    after the warm-up. On one thread, so that the result does not depend on what runs beside it.
+    All trials are trained at once, all networks for as long and at the same learning rates. Those of one
+    trial see the same mini-batches in the same order. On one thread, so
+    that the result does not depend on what runs beside it.
 
     Parameters
     ----------
@@ -61,7 +63,8 @@ def run_trials(
     -------
     dict
         ``trials``: for each, accuracies, non-zeros and interference of the dense and the expanded
-        network, accuracy at the expansion, and the history of each epoch.
+        network, accuracy at the expansion, and the history of each epoch. Where masks move, ``double`` too: a
+        dense network of twice the hidden neurons, and so of about twice the parameters.
     """
     with one_thread():
         X, y, X_test, y_test = (
@@ -70,30 +73,36 @@ def run_trials(
         if config.standardize:
             mean, scale = _scaling(X)
             X, X_test = (X - mean) / scale, (X_test - mean) / scale
+        recipe = config.recipe
         every = [_make_trial(X, y, config, number) for number in trials]
+        double: list[nn.Sequential] = []
+        if recipe.policy is not None:
+            double = [dense_network(dataset, 2 * hidden, trial.seed) for trial in every]
+            begins = [trial.generator.get_state() for trial in every]
+            optimizers = [adam(network, recipe.lr, config.l2) for network in double]
+            _train("double", double, every, optimizers, recipe.warmup_epochs + recipe.epochs, config)
+            for trial, begin in zip(every, begins, strict=True):
+                trial.generator.set_state(begin)
 
         dense = [dense_network(dataset, hidden, trial.seed) for trial in every]
-        optimizers = [adam(network, config.lr, config.l2) for network in dense]
-        _train("warm-up", dense, every, optimizers, config.warmup_epochs, config)
+        optimizers = [adam(network, recipe.lr, config.l2) for network in dense]
+        _train("warm-up", dense, every, optimizers, recipe.warmup_epochs, config)
 
-        wide = [
-            expand(network, config.factor, config.split, config.prune, seed=trial.seed)
-            for network, trial in zip(dense, every, strict=True)
-        ]
+        wide = [recipe.expand(network, trial.seed) for network, trial in zip(dense, every, strict=True)]
         at_expansion = [
             dict(zip(("dense", "expanded"), pair, strict=True))
             for pair in zip(*(ensemble.accuracies(n, X_test, y_test) for n in (dense, wide)), strict=True)
         ]
         orders = [trial.generator.get_state() for trial in every]
-        _train("dense", dense, every, optimizers, config.epochs, config)
+        _train("dense", dense, every, optimizers, recipe.epochs, config, recipe.warmup_epochs)
         for trial, order in zip(every, orders, strict=True):
             trial.generator.set_state(order)
-        optimizers = [adam(network, config.lr, config.l2) for network in wide]
+        optimizers = [adam(network, recipe.lr, config.l2) for network in wide]
         rewirers = [
-            _rewirer(network, optimizer, trial, config)
+            recipe.rewirer(network, optimizer, len(trial.X), config.batch_size, trial.seed)
             for network, optimizer, trial in zip(wide, optimizers, every, strict=True)
         ]
-        _train("expanded", wide, every, optimizers, config.epochs, config, rewirers)
+        _train("expanded", wide, every, optimizers, recipe.epochs, config, recipe.warmup_epochs, rewirers)
 
         records = []
         for i, trial in enumerate(every):
@@ -105,6 +114,7 @@ def run_trials(
                     "seed": trial.seed,
                     "dense": _measures(dense[i], *data),
                     "expanded": _measures(wide[i], *data),
+                    **({"double": _measures(double[i], *data)} if double else {}),
                     "accuracy_at_expansion": at_expansion[i],
                     "history": trial.history,
                 }
@@ -136,6 +146,7 @@ def _train(
     optimizers: Sequence[torch.optim.Adam],
     epochs: int,
     config: FitConfig,
+    behind: int = 0,
     rewirers: Sequence[Rewirer | None] | None = None,
 ) -> None:
     stops = [trial.early_stopping for trial in trials if trial.early_stopping is not None]
@@ -149,18 +160,10 @@ def _train(
         batch_size=config.batch_size,
         early_stopping=stops or None,
         rewirers=rewirers,
+        decay=config.recipe.cosine(behind),
     )
     for trial, history in zip(trials, histories, strict=True):
         trial.history[stage] = history
-
-
-def _rewirer(
-    network: nn.Module, optimizer: torch.optim.Adam, trial: _Trial, config: FitConfig
-) -> Rewirer | None:
-    policy = chosen_policy(config.rewire, config.prune)
-    samples = len(trial.X)
-    steps = config.epochs * -(-samples // (config.batch_size or fitting_batch_size(samples)))
-    return Rewirer(network, optimizer, policy, steps=steps, seed=trial.seed) if policy and steps else None
 
 
 def _measures(network: nn.Module, X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:

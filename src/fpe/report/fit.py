@@ -9,7 +9,7 @@ from fpe.experiments.statistics import mean
 from fpe.files import write_atomically
 from fpe.plans import text_table
 
-DENSE, EXPANDED = "#7a7a7a", "#d1495b"
+DENSE, EXPANDED, DOUBLE = "#7a7a7a", "#d1495b", "#4a7fb5"
 
 
 def fit_table(result: dict[str, Any]) -> str:
@@ -25,8 +25,21 @@ def fit_table(result: dict[str, Any]) -> str:
     str
         One line for each width, and what the columns mean.
     """
-    head = ("hidden", "non-zeros", "dense %", "expanded %", "gain", "rel. impr.", "capacity", "cosine")
-    lines = text_table(head, [_cells(row) for row in result["rows"]], left=0)
+    head: tuple[str, ...] = (
+        "hidden",
+        "non-zeros",
+        "dense %",
+        "expanded %",
+        "gain",
+        "rel. impr.",
+        "capacity",
+        "cosine",
+    )
+    rows = [_cells(row) for row in result["rows"]]
+    doubled = "double" in result["rows"][0]
+    if doubled:
+        head = (*head[:5], "twice %", "gap closed", *head[5:])
+    lines = text_table(head, rows, left=0)
     trials = result["config"]["trials"]
     over = f"mean ± standard deviation over {trials} trials" if trials > 1 else "one trial"
     lines += [
@@ -34,6 +47,11 @@ def fit_table(result: dict[str, Any]) -> str:
         f"test accuracy, {over}; gain in points, pairwise; each arrow is dense → expanded",
         "capacity: total feature capacity of the first layer; cosine: mean cosine similarity of its neurons",
     ]
+    if doubled:
+        lines.append(
+            "twice: a dense network of twice the hidden neurons, about twice the non-zeros, trained alike; "
+            "gap closed: the gain as a share of its lead over dense"
+        )
     return "\n".join(lines)
 
 
@@ -48,10 +66,18 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _percent(dense["accuracy"], dense["accuracy_sd"]),
         _percent(expanded["accuracy"], expanded["accuracy_sd"]),
         _percent(row["gain"], row["gain_sd"], "+"),
+        *_doubled(row),
         f"{row['relative_improvement']:+.1%}",
         f"{dense['capacity']:.2f} → {expanded['capacity']:.2f}",
         "-" if dense["cosine"] is None else f"{dense['cosine']:.3f} → {expanded['cosine']:.3f}",
     )
+
+
+def _doubled(row: dict[str, Any]) -> tuple[str, ...]:
+    if "double" not in row:
+        return ()
+    closed = "no gap" if row["gap_closed"] is None else f"{row['gap_closed']:.0%}"
+    return _percent(row["double"]["accuracy"], row["double"]["accuracy_sd"]), closed
 
 
 def _percent(mean: float, spread: float | None, sign: str = "") -> str:
@@ -61,6 +87,8 @@ def _percent(mean: float, spread: float | None, sign: str = "") -> str:
 
 def fit_figure(result: dict[str, Any], path: Path) -> None:
     """Draw test accuracy against width, dense and expanded, and write it as PNG or SVG.
+
+    Where masks move, dense networks of twice the hidden neurons stand beside.
 
     Lines are means, bands their 95 % intervals (Student's t over the trials), dots the trials.
 
@@ -81,10 +109,15 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     widths = [row["hidden"] for row in result["rows"]]
-    for kind, colour, marker in (("dense", DENSE, "o"), ("expanded", EXPANDED, "s")):
+    kinds = [("dense", DENSE, "o"), ("expanded", EXPANDED, "s"), ("double", DOUBLE, "^")]
+    for kind, colour, marker in [each for each in kinds if each[0] in result["rows"][0]]:
         values = [[t[kind]["accuracy"] * 100 for t in result["trials"] if t["hidden"] == h] for h in widths]
         means = [sum(v) / len(v) for v in values]
-        label = kind if kind == "dense" else f"expanded by {result['config']['factor']} ({_how(result)})"
+        label = {
+            "dense": "dense",
+            "expanded": f"expanded by {result['config']['factor']} ({_how(result)})",
+            "double": "dense, twice the hidden neurons",
+        }[kind]
         axes.plot(widths, means, color=colour, marker=marker, label=label)
         if result["config"]["trials"] > 1:
             bands = [mean(v) for v in values]
@@ -106,4 +139,5 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
 def _how(result: dict[str, Any]) -> str:
     config = result["config"]
     split = config["split"]
-    return split if config["prune"] == "magnitude" else f"{split}, {config['prune']}"
+    how = split if config["prune"] == "magnitude" else f"{split}, {config['prune']}"
+    return f"{how}, rewired" if config["rewire"] else how

@@ -91,7 +91,7 @@ POLICIES: dict[str, Policy] = {
     "rigl": Policy(),
     "accumulated": Policy(grow="accumulated"),
     "momentum": Policy(grow="momentum"),
-    "columns": Policy(unit="column"),
+    "columns": Policy(grow="accumulated", unit="column"),
 }
 
 
@@ -114,8 +114,11 @@ def as_policy(policy: Any) -> Policy:
     return POLICIES[policy]
 
 
-def chosen_policy(rewire: Any, prune: Prune | str) -> Policy | None:
+def chosen_policy(rewire: Any, prune: Prune | str | None) -> Policy | None:
     """Return what `rewire` means beside a way of paying: False is None, True what suits, or a policy.
+
+    True is the policy that came out best in this project's experiments (docs/results/rewiring.md). A way
+    of paying that is left open is None, and suits all policies.
 
     Raises
     ------
@@ -124,11 +127,11 @@ def chosen_policy(rewire: Any, prune: Prune | str) -> Policy | None:
     """
     if rewire is None or rewire is False:
         return None
-    columns = as_prune(prune).needs_shared
+    columns = prune is not None and as_prune(prune).needs_shared
     if rewire is True:
-        return POLICIES["columns" if columns else "rigl"]
+        return POLICIES["columns" if columns else "accumulated"]
     policy = as_policy(rewire)
-    if policy.unit == "column" and not columns:
+    if policy.unit == "column" and prune is not None and not columns:
         raise ArgumentError(
             f"rewire is {rewire!r}, which moves whole columns, and prune is {prune!r}; give split='shared' "
             "and prune='columns', or another policy."

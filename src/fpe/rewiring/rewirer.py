@@ -40,7 +40,7 @@ class Rewirer:
     steps : int
         How many steps of the optimizer lie ahead in all, to which the schedule refers.
     schedule : Schedule, optional
-        When, and how much; by default ``Schedule()``, with a shorter interval for fewer than 1000 steps.
+        When, and how much; by default ``Schedule()``, with a shorter interval for fewer than 3400 steps.
     seed : int, default 0
         Of random growth; the same on all processes.
 
@@ -78,7 +78,7 @@ class Rewirer:
     ...     optimizer.step()
     ...     rewirer.step()
     >>> rewirer.rewirings, fpe.count_nonzero(wide) == fpe.count_nonzero(fpe.mlp(8, 4, 2))
-    (7, True)
+    (8, True)
     """
 
     def __init__(

@@ -1,0 +1,161 @@
+"""Choosing a network for a budget: who is tried, who stays, and what is told."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+import fpe
+from fpe.errors import ArgumentError, DataError
+from fpe.recommending.candidates import CANDIDATES, dense_count, widest
+from fpe.recommending.recommend import _hold_out
+from fpe.training import accuracy
+from fpe.trials import start_trial, train_trials
+
+X, y = load_digits(return_X_y=True)
+X, y = (X[:300] / 16).astype(np.float32), y[:300]
+QUICK = {"epochs": 8, "trials": 2, "front": False}
+
+
+@pytest.fixture(scope="module")
+def found():
+    return fpe.recommend(X, y, 400, epochs=8, trials=2)
+
+
+def test_a_budget_pays_for_so_many_neurons():
+    """5 · (64 + 1 + 10) + 10 = 385; a sixth neuron would make it 460."""
+    assert dense_count(64, 5, 10) == 385
+    assert [widest(64, 10, budget) for budget in (385, 459, 460, 84, 85, 3)] == [5, 5, 6, 0, 1, 0]
+    assert dense_count(3, widest(3, 1, 57), 1) <= 57
+
+
+def test_all_have_the_same_count_within_the_budget(found):
+    assert {entry.nonzero for entry in found.table} == {385}
+    assert len(found.table) == len(CANDIDATES) == 10
+    assert {entry.settings.hidden for entry in found.table} == {5}
+
+
+def test_the_better_half_stays_in_each_round(found):
+    """Ten are compared once, five twice, three to the end."""
+    assert [entry.rounds for entry in found.table] == [3] * 3 + [2] * 2 + [1] * 5
+    for rounds in (1, 2, 3):
+        own = [entry.accuracy for entry in found.table if entry.rounds == rounds]
+        assert own == sorted(own, reverse=True)
+    assert all(len(entry.accuracies) == 2 for entry in found.table)
+
+
+def test_those_who_stay_simply_train_on(found):
+    """Each that came to the end is as one that was trained without a stop: no round starts anything anew."""
+    kept, held = _hold_out(y, 0.2, 0)
+    data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
+    for entry in found.table[:3]:
+        for seed, expected in enumerate(entry.accuracies):
+            dense = fpe.mlp(64, entry.settings.hidden, 10, seed=seed)
+            trial = start_trial(dense, seed, entry.settings.recipe, 0.0)
+            train_trials([trial], entry.settings.recipe, *data)
+            score = accuracy(trial.model, torch.from_numpy(X[held]), torch.from_numpy(y[held]))
+            assert score == pytest.approx(expected, abs=1.5 / len(held))
+
+
+def test_the_front_has_the_winner_of_each_budget(found):
+    assert [entry.nonzero for entry in found.front] == [85, 160, 385]
+    assert found.front[-1] is found.best is found.table[0]
+
+
+def test_the_same_seed_finds_the_same():
+    one, two = (fpe.recommend(X, y, 200, seed=3, **QUICK) for _ in range(2))
+    assert one.to_dict() == two.to_dict()
+    assert one.to_dict() != fpe.recommend(X, y, 200, seed=4, **QUICK).to_dict()
+
+
+def test_the_classifier_has_the_winners_settings(found):
+    clf = found.classifier(trials=2)
+    assert not hasattr(clf, "classes_")
+    for name in ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "epochs", "lr", "decay"):
+        assert getattr(clf, name) == getattr(found.settings, name)
+    assert (clf.trials, clf.random_state) == (2, 0)
+    fitted = found.fit(X, y)
+    assert fitted.n_nonzero_ == found.best.nonzero
+    assert len(fitted.history_) == 8
+    assert eval(found.python(), {"fpe": fpe, **vars(fpe)}).get_params()["factor"] == clf.factor
+
+
+def test_it_prints_and_becomes_json(found):
+    text = repr(found)
+    assert text.startswith(f"Recommendation for 400 non-zeros: {found.best.name}\n")
+    assert "on 60 held-out samples" in text
+    assert "optimistic" in text
+    assert all(candidate.name in text for candidate in CANDIDATES)
+    assert json.loads(json.dumps(found.to_dict()))["settings"]["hidden"] == 5
+
+
+def test_what_cannot_be_made_is_told_and_the_rest_goes_on():
+    """Three features cannot be shared out among four children."""
+    rng = np.random.default_rng(0)
+    few = rng.normal(size=(80, 3))
+    found = fpe.recommend(few, few[:, 0] > 0, 41, **QUICK)
+    reasons = {entry.name: entry.reason for entry in found.table if entry.reason}
+    assert reasons["rewired x4"].startswith("factor 4 is larger than the 3 inputs of layer '0'")
+    assert "rewired x4 cannot be made: factor 4" in repr(found)
+    assert found.best.nonzero == 8 * (3 + 1 + 1) + 1
+    assert json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_several_rates_are_tried_each():
+    found = fpe.recommend(X, y, 100, lr=(1e-2, 1e-3), epochs=8, trials=1, front=False)
+    assert len(found.table) == 2 * len(CANDIDATES)
+    assert {entry.settings.lr for entry in found.table} == {1e-2, 1e-3}
+    assert {entry.name for entry in found.table} >= {"dense, rate 0.01", "dense, rate 0.001"}
+
+
+def test_a_share_of_each_class_is_held_out_and_never_all_of_it():
+    codes = np.array([0] * 10 + [1] * 5 + [2] * 2 + [3])
+    kept, held = _hold_out(codes, 0.2, 0)
+    assert np.bincount(codes[held], minlength=4).tolist() == [2, 1, 1, 0]
+    assert sorted([*kept, *held]) == list(range(18))
+    assert _hold_out(codes, 0.2, 0)[1].tolist() == held.tolist() != _hold_out(codes, 0.2, 1)[1].tolist()
+
+
+def test_bad_arguments_are_told_all_at_once():
+    with pytest.raises(ArgumentError) as caught:
+        fpe.recommend(X, y, 84, epochs=7, trials=0, lr=-1, validation_fraction=1, seed=-1, batch_size=0)
+    assert str(caught.value) == (
+        "7 problems with the arguments of recommend:\n"
+        "  - epochs is 7; give an integer of at least 8, so that each of 3 rounds has some.\n"
+        "  - trials is 0; give an integer of at least 1.\n"
+        "  - seed is -1; give an integer of at least 0.\n"
+        "  - budget is 84; give an integer of at least 85, what one hidden neuron takes with these data.\n"
+        "  - batch_size is 0; give an integer of at least 1.\n"
+        "  - lr is (-1,); give a number above 0, or several.\n"
+        "  - validation_fraction is 1; give a share between 0 and 1."
+    )
+
+
+def test_bad_data_are_told_all_at_once():
+    bad = X.copy()
+    bad[3, 4] = np.nan
+    with pytest.raises(DataError) as caught:
+        fpe.recommend(bad, np.zeros(299, dtype=int))
+    assert str(caught.value) == (
+        "3 problems with the data:\n"
+        "  - X has NaN or infinite values in 1 of 300 samples; leave these out, or fill them in.\n"
+        "  - X has 300 samples and y 299 labels; give one label for each sample.\n"
+        "  - y has one class only, [0]; give samples of at least two."
+    )
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (np.zeros(3), [0, 1, 1], r"X has shape \(3,\) and type float64; give numbers of shape"),
+        ([["a"], ["b"]], [0, 1], "type <U1; give numbers"),
+        (np.zeros((2, 2)), [[0], [1]], r"y has shape \(2, 1\); give one label for each sample"),
+        (np.zeros((2, 2)), [0.0, np.nan], "y is NaN or infinite in 1 of 2 samples"),
+        (np.zeros((2, 2)), [0, 1], "y has 2 classes of one sample each; give at least two samples of one"),
+    ],
+)
+def test_data_that_are_no_table_are_refused(X, y, message):
+    with pytest.raises(DataError, match=message):
+        fpe.recommend(X, y)
