@@ -61,7 +61,7 @@ REWIRING = [
         60,
         _choices_tasks,
         choices,
-        BOTH,
+        ("banking77",),
     ),
     Experiment(
         "rewiring",
