@@ -60,8 +60,7 @@ do not cover that the trials were many.
 - **When the masks begin counts as much.** Expanded at half of training, with masks that then move, a
   network closes a fifth of the gap; at a quarter, four fifths; at a tenth or before training, all of it. A
   trained parent is of no use to a network whose masks move.
-- **More children** are better up to α = 8, the most that was tried; 4 is where most of it is had, at half
-  the time of training.
+- **More children** are better up to α = 8, the most that was tried; with 4 most of it is had.
 - **How weights grow, how often and how many move, where the budget begins, whether siblings stay
   disjoint:** within half a point of the chosen way or a little more, either way. Every 50, 100 and 200
   steps differ by as much, so that five seeds at one width cannot rank them; the chosen way is not the best
@@ -70,7 +69,7 @@ do not cover that the trials were many.
   data sets but at 16 neurons on Banking77.
 - **Columns that move** keep the network in dense blocks, which `fpe.pack` makes about as fast as its
   parent. On Fashion-MNIST, with α = 6, that costs nothing; on Banking77, whose many classes make each
-  neuron dear, it costs 1 to 5 points, and a plain network on fewer inputs is as good.
+  neuron dear, it costs 1 to 5 points, and from 8 neurons on a plain network on fewer inputs is as good.
 - **Starts.** For the paper's expansion at half of training, dividing outgoing weights by α is better than
   copying them by half a point; fitting them by least squares to the parent's outputs is not.
 
