@@ -13,7 +13,7 @@ from fpe.training import EarlyStopping, adam, train
 from test_ensemble import THREE, X, assert_same
 from test_rewiring import EVERY_POLICY, masked
 
-SCHEDULE = fpe.Schedule(every=7, share=0.4)  # five steps are an epoch
+SCHEDULE = fpe.Schedule(every=7, share=0.4, until=0.75)  # five steps are an epoch
 
 
 def networks(policy, widths):

@@ -94,7 +94,7 @@ def test_lightning_lets_masks_move_and_resumes(policy, tmp_path):
     """Four epochs of four steps, two before the expansion; stopped in between or not."""
 
     def callbacks():
-        return Expand(1, factor=2), Rewire(policy, schedule=fpe.Schedule(every=3), steps=12)
+        return Expand(1, factor=2), Rewire(policy, schedule=fpe.Schedule(every=3, until=0.75), steps=12)
 
     expanding, rewiring = callbacks()
     whole = fitted(tmp_path, expanding, rewiring)
@@ -183,7 +183,7 @@ def test_the_trainer_of_transformers_lets_masks_move_and_resumes(policy, tmp_pat
     """Three steps an epoch, expanded after one; resumed before the expansion, and after a rewiring."""
     whole, _ = ZOO["GPT-2"]()
     before = fpe.count_nonzero(whole)
-    schedule = fpe.Schedule(every=2)
+    schedule = fpe.Schedule(every=2, until=0.75)
     rewiring = huggingface.Rewire(policy, schedule)
     trainer_for(whole, tmp_path / "a", rewiring, epochs=4).train()
     assert (rewiring.rewirer.taken, rewiring.rewirer.rewirings) == (9, 3)
