@@ -305,11 +305,11 @@ def test_the_seed_decides(policy):
 @pytest.mark.parametrize("at", [3, 4, 5])
 def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(policy, at):
     """Bit for bit: masks, weights, moments and the rewirer's own state."""
-    wide, x, rewirer, optimizer = start("mlp", policy, fpe.Schedule(every=4), 16)
+    wide, x, rewirer, optimizer = start("mlp", policy, fpe.Schedule(every=4, until=0.75), 16)
     train(wide, x, rewirer, optimizer, at)
     saved = copy.deepcopy((wide.state_dict(), optimizer.state_dict(), rewirer.state_dict()))
     train(wide, x, rewirer, optimizer, 16 - at, at)
-    again, x, resumed, other = start("mlp", policy, fpe.Schedule(every=4), 16, seed=5)
+    again, x, resumed, other = start("mlp", policy, fpe.Schedule(every=4, until=0.75), 16, seed=5)
     for thing, state in zip((again, other, resumed), saved, strict=True):
         thing.load_state_dict(state)
     train(again, x, resumed, other, 16 - at, at)
