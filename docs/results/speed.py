@@ -39,6 +39,23 @@ where it was.
 
 ![Time relative to the dense parent over batch size](speed/figure.png)
 
+## What is not reached, and why
+
+- *One sample.* The weights of a layer of this size come from memory or a large cache, and the machine
+  reads them no faster for blocks than for the dense parent: 1.0 is the least that can be expected of most
+  sizes. What is above it is the calls: a block layer makes some fifteen small ones, the dense layer one,
+  and after each layer that streams tens of megabytes through the cache they start cold. On small layers
+  they are all that is measured.
+- *Twice as fast as wide with zeros* at α = 2 would need blocks to be faster than the parent.
+- *CSR and a mask in the forward pass* are compared at one sample with ratios of 10 and 30 in mind, which
+  were measured on another machine. Here CSR has 32-bit indices, as MKL takes them, and the mask is
+  applied at the memory's speed.
+- *Training.* One cell says 1.49, at α = 4 and 512 samples. `fpe bench --sizes 4096x11008 --factor 4
+  --batches 512 --no-models --rounds 7` gave 1.09 and 1.14 on the same machine: take it for the noise that
+  it is, or measure.
+- *Codes* are spread into the weight piece by piece where there are more than three samples: then they
+  cost what the wide layer costs, and a tenth to a third more.
+
 ## How it was measured
 
 - Sizes are inputs × neurons, as in `nn.Linear(inputs, neurons)`; α is the expansion factor. All rows of
