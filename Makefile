@@ -31,6 +31,7 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python benchmarks/expand.py
 	$(BIN)/python benchmarks/bert.py
 	$(BIN)/python benchmarks/ensemble.py
+	$(BIN)/python benchmarks/rewiring.py
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/fpe bench
 

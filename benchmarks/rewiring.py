@@ -1,6 +1,8 @@
 """What rewiring costs: training with masks that move every 50 steps, by turns with training without.
 
-Usage: python benchmarks/rewiring.py [--rounds N] [--policies rigl columns …]
+Usage: python benchmarks/rewiring.py [--rounds N] [--policies rigl columns …] [--record]
+
+``--record`` writes what is printed to docs/results/rewiring-cost.md, too.
 
 On one thread, in seconds of the processor, so that what else the machine does plays no part. Both sides train
 the same expanded networks, in turns of 100 steps (ensembles: 200), two rewirings to each 100; the figures are
@@ -18,6 +20,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -118,6 +121,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--policies", nargs="+", default=["rigl", "set", "momentum", "accumulated"])
+    parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases: dict[str, Callable[[str | None], Callable[[], float]]] = {
@@ -127,12 +131,26 @@ def main() -> None:
         for d, h, k in ((32, 8, 1), (128, 32, 1), (384, 16, 77))
     }
     cases["GPT-2"] = of_gpt2
-    print("| | policy | seconds for 100 steps, without | rewired | more |\n| --- | --- | --- | --- | --- |")
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        print(line, flush=True)
+
+    say("| | policy | seconds for 100 steps, without | rewired | more |")
+    say("| --- | --- | --- | --- | --- |")
     for policy in arguments.policies:
         for name, make in cases.items():
-            print(f"| {name} | {policy} | {compare(make, policy, arguments.rounds)} |", flush=True)
+            say(f"| {name} | {policy} | {compare(make, policy, arguments.rounds)} |")
     made = provenance()
-    print(f"\ntorch {made['torch']}, {made['machine']}, one thread, commit `{made['commit']}`.")
+    say(f"\ntorch {made['torch']}, {made['machine']}, one thread, commit `{made['commit']}`.")
+    if arguments.record:
+        command = f"python benchmarks/rewiring.py --rounds {arguments.rounds} --policies "
+        about = (__doc__ or "").partition("too.\n\n")[2].strip()
+        made_by = f"Made by `{command}{' '.join(arguments.policies)} --record`."
+        head = f"# What rewiring costs\n\n{made_by}\n\n{about}\n"
+        page = Path(__file__).parent.parent / "docs" / "results" / "rewiring-cost.md"
+        page.write_text("\n".join([head, *lines, ""]), encoding="utf-8")
 
 
 if __name__ == "__main__":
