@@ -56,7 +56,7 @@ class Recipe:
         """Fill in what is left open.
 
         Without moving masks that is the paper's recipe: a random split into two, magnitudes pay, a
-        constant rate of 1e-3. With them it is what came out best in this project's experiments
+        constant rate of 1e-3. With them it is what was chosen in this project's experiments
         (docs/results/rewiring.md): the network is expanded by 4 before it is trained and its weights are
         drawn anew, all epochs come after, at a rate that falls from 1e-2; or, where whole columns
         move, by 3.

@@ -61,7 +61,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     rewire : bool, str or Policy, default False
         Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.Policy`,
         or True for ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise. All that is
-        left open is then what came out best in this project's experiments (docs/results/rewiring.md).
+        left open is then what was chosen in this project's experiments (docs/results/rewiring.md).
     warmup_epochs : int, optional
         Passes over the data before the expansion (section 3.3). By default 25, or 0 where masks move: the
         weights of the expanded network are then drawn anew (`fpe.redraw_`).

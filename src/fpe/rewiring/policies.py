@@ -117,7 +117,7 @@ def as_policy(policy: Any) -> Policy:
 def chosen_policy(rewire: Any, prune: Prune | str | None) -> Policy | None:
     """Return what `rewire` means beside a way of paying: False is None, True what suits, or a policy.
 
-    True is the policy that came out best in this project's experiments (docs/results/rewiring.md). A way
+    True is the policy that was chosen in this project's experiments (docs/results/rewiring.md). A way
     of paying that is left open is None, and suits all policies.
 
     Raises

@@ -38,7 +38,7 @@ class Schedule:
 
     Notes
     -----
-    The interval and the end are those that came out best in this project's experiments on small networks
+    The interval and the end are those that were chosen in this project's experiments on small networks
     (docs/results/rewiring.md). Share and decay are those of RigL (Evci et al., 2020), which ends after three
     quarters.
     """
