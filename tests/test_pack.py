@@ -17,6 +17,7 @@ from fpe.packed.compressed import BitmaskLayer, CodedLinear
 from fpe.packed.dense import DenseLayer
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer
+from fpe.packed.slabs import Slab, slabs_of
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
 
@@ -135,7 +136,7 @@ def test_whole_columns_are_blocks_and_nothing_else():
     packed = fpe.pack(fpe.expand(model, 2, "shared", "columns"))
     assert isinstance(packed[0], BlockLinear)
     assert type(packed[2]) is nn.Linear
-    stored = sum(p.numel() for p in packed[0].parameters() if p.dim() == 2)
+    stored = sum(p.numel() for n, p in packed[0].named_parameters() if n != "bias")
     assert stored == 2 * 5 - 4
     assert packed[0].rows.tolist() == [0, 2, 1, 3]
     assert packed[0].restore is None
@@ -212,17 +213,34 @@ def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs
     assert_unchanged(packed, before)
 
 
-def test_blocks_lie_in_memory_input_by_input_after_training_and_loading():
-    packed = fpe.pack(fpe.expand(fpe.mlp(40, 8, 3), 2, "shared", seed=2))
-    weight = packed[0].weight_0
-    assert weight.t().is_contiguous()
-    optimizer = torch.optim.Adam(packed.parameters(), fused=True)
-    packed(torch.randn(5, 40)).sum().backward()
-    optimizer.step()
-    assert weight.grad.t().is_contiguous()
-    assert optimizer.state[weight]["exp_avg"].t().is_contiguous()
-    packed.load_state_dict({k: v.contiguous() for k, v in packed.state_dict().items()})
-    assert packed[0].weight_0.t().is_contiguous()
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ([(4, 7)], [(range(1), 4, 7, 0, 0)]),
+        ([(4, 7), (4, 7)], [(range(2), 4, 7, 0, 0)]),
+        (
+            [(4, 7), (4, 9), (4, 8)],
+            [(range(3), 4, 7, 0, 0), (range(1, 2), 4, 2, 7, 4), (range(2, 3), 4, 1, 7, 8)],
+        ),
+        ([(4, 1), (4, 9)], [(range(1), 4, 1, 0, 0), (range(1, 2), 4, 9, 0, 4)]),
+        ([(3, 7), (4, 7)], [(range(1), 3, 7, 0, 0), (range(1, 2), 4, 7, 0, 3)]),
+    ],
+)
+def test_blocks_of_equal_size_are_stored_together(sizes, expected):
+    """What all read of the inputs is one slab; a rest, a far larger block or another width is its own."""
+    assert slabs_of(sizes, together=True) == [Slab(*slab) for slab in expected]
+    assert [len(slab.blocks) for slab in slabs_of(sizes, together=False)] == [1] * len(sizes)
+
+
+def test_blocks_of_a_linear_layer_are_one_parameter_input_by_input():
+    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2)
+    packed = fpe.pack(wide)
+    (_, few), (_, many) = sorted(packed[0].sizes, key=lambda size: size[1])
+    assert packed[0].weight_0.shape == (2, few, 8)
+    assert packed[0].weight_1.shape == (1, many - few, 8)
+    first = packed[0].layout()[0]
+    block = wide[0].weight[first.rows][:, first.columns]
+    assert torch.equal(packed[0].weight_0[0].t(), block[:, :few])
 
 
 def test_a_norm_over_groups_of_neurons_keeps_their_order():
@@ -450,4 +468,4 @@ def test_frozen_layers_stay_frozen():
     wide[0].weight.requires_grad_(False)
     packed = fpe.pack(wide)
     trained = {name: p.requires_grad for name, p in packed[0].named_parameters()}
-    assert trained == {"bias": True, "weight_0": False, "weight_1": False}
+    assert trained == {"bias": True, "weight_0": False}

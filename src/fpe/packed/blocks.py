@@ -1,7 +1,8 @@
 """Layers whose weight is a few dense blocks: what a shared split makes, at the cost of the dense parent.
 
 Each block maps some of the inputs to some of the neurons. The neurons of a block stand side by side in the
-output, so that each block's product is written where it belongs.
+output, so that each block's product is written where it belongs. Blocks of as many neurons are multiplied
+in one batched product: for one sample, calls are what costs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
+from fpe.packed.slabs import slabs_of
 
 #: Numbers of samples for which a matrix product takes twice its time, unless it is cut into short ones.
 FEW = (2, 3)
@@ -35,11 +37,16 @@ class BlockLayer(PackedLayer):
 
     Attributes
     ----------
+    sizes : list of (int, int)
+        Neurons and inputs of each block.
+    slabs : list of Slab
+        Where the blocks are stored.
     weight_0, weight_1, … : Parameter
-        One for each block, of shape (neurons, inputs, *taps).
+        One for each slab; of a linear layer of shape (blocks, inputs, neurons), of a convolution, whose
+        slabs are single blocks, (neurons, inputs, *taps).
     columns : Tensor or None
-        Buffer, small integers: the inputs that the blocks read, one block after the other; None for one
-        block that reads all of them in order.
+        Buffer, small integers: the inputs that the slabs read, block by block, one slab after the other;
+        None for one block that reads all of them in order.
     rows : Tensor
         Buffer: the neuron of the masked layer that each output is, block by block.
     restore : Tensor or None
@@ -56,7 +63,8 @@ class BlockLayer(PackedLayer):
     def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
         super().__init__(shape, bias)
         self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
-        self._widths = [neurons for neurons, _ in self.sizes], [inputs for _, inputs in self.sizes]
+        self.slabs = slabs_of(self.sizes, together=not shape.taps)
+        self._widths = [len(slab.blocks) * slab.inputs for slab in self.slabs]
         self.register_buffer("columns", None)
         self.register_buffer("rows", None)
         self.register_buffer("restore", None)
@@ -90,12 +98,18 @@ class BlockLayer(PackedLayer):
         layer = of_shape(shape)(
             shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
         )
-        for number, block in enumerate(blocks):
-            part = laid_out(weight.index_select(0, block.rows).index_select(1, block.columns))
-            free = mask.index_select(0, block.rows).index_select(1, block.columns) != 0
-            layer.register_parameter(f"weight_{number}", nn.Parameter(part))
-            layer.register_buffer(f"holes_{number}", pack_holes(free))
-        columns = torch.cat([b.columns for b in blocks])
+        read: list[Tensor] = []
+        for number, slab in enumerate(layer.slabs):
+            inputs = slice(slab.first, slab.first + slab.inputs)
+            parts = [(blocks[i].rows, blocks[i].columns[inputs]) for i in slab.blocks]
+            own, free = (
+                layer._as_stored([t.index_select(0, row).index_select(1, column) for row, column in parts])
+                for t in (weight, mask)
+            )
+            layer.register_parameter(f"weight_{number}", nn.Parameter(own))
+            layer.register_buffer(f"holes_{number}", pack_holes(free != 0))
+            read += [column for _, column in parts]
+        columns = torch.cat(read)
         if len(blocks) > 1 or not torch.equal(columns, torch.arange(shape.inputs, device=columns.device)):
             layer.columns = columns.to(index_type(shape.inputs))
         layer.rows = rows.to(index_type(shape.outputs))
@@ -114,31 +128,43 @@ class BlockLayer(PackedLayer):
         shape = Shape.from_dict(config["shape"])
         bias = like.new_empty(shape.outputs) if config["bias"] else None
         layer = of_shape(shape)(shape, config["sizes"], bias)
-        for number, (neurons, inputs) in enumerate(layer.sizes):
-            weight = laid_out(like.new_empty(neurons, inputs, *shape.taps))
+        for number, slab in enumerate(layer.slabs):
+            block = like.new_empty(slab.neurons, slab.inputs, *shape.taps)
+            weight = layer._as_stored([block] * len(slab.blocks))
             layer.register_parameter(f"weight_{number}", nn.Parameter(weight))
             layer.register_buffer(f"holes_{number}", None)
         for name, (kind, *size) in config["buffers"].items():
             setattr(layer, name, torch.zeros(size, dtype=getattr(torch, kind), device=like.device))
         return layer
 
+    @staticmethod
+    def _as_stored(blocks: Sequence[Tensor]) -> Tensor:
+        """Return a slab's weight, made of blocks of shape (neurons, inputs, *taps)."""
+        (block,) = blocks
+        return block
+
+    @staticmethod
+    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
+        """Undo `_as_stored`."""
+        return [weight]
+
     def free(self, name: str) -> Tensor | None:
-        """Return a mask over the weight of a block that has holes."""
+        """Return a mask over the weight of a slab that has holes."""
         holes = self._buffers.get(name.replace("weight_", "holes_"))
         return None if holes is None else free_of(holes, self.get_parameter(name).shape)
 
     @torch.no_grad()
     def project(self) -> None:
         """Set the weights in holes to zero, in place."""
-        for number in range(len(self.sizes)):
+        for number in range(len(self.slabs)):
             free = self.free(f"weight_{number}")
             if free is not None:
                 self.get_parameter(f"weight_{number}").mul_(free)
 
     def _weights(self) -> list[Tensor]:
-        """Return the blocks, through which no gradient reaches a hole."""
+        """Return the weights of the slabs, through which no gradient reaches a hole."""
         weights: list[Tensor] = []
-        for number in range(len(self.sizes)):
+        for number in range(len(self.slabs)):
             weight: Tensor = self.get_parameter(f"weight_{number}")
             holes = self._buffers[f"holes_{number}"]
             if holes is not None and torch.is_grad_enabled():
@@ -146,30 +172,40 @@ class BlockLayer(PackedLayer):
             weights.append(weight)
         return weights
 
-    def _columns(self) -> Sequence[Tensor]:
-        """Return the inputs of each block."""
-        return torch.split(cast(Tensor, self.columns).long(), [inputs for _, inputs in self.sizes])
-
     @property
     def weight(self) -> Tensor:
         """The masked layer's weight, made anew each time; for those who look at it, not for training."""
         return self.wide()[0]
 
+    def layout(self) -> list[Block]:
+        """Return which neurons of the masked layer read which inputs, block by block."""
+        rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
+        if self.columns is None:
+            everything = torch.arange(self.shape.inputs, device=self.rows.device)
+            return [Block(row, everything) for row in rows]
+        inputs = [slab.inputs for slab in self.slabs for _ in slab.blocks]
+        read = iter(torch.split(self.columns.long(), inputs))
+        columns: list[list[Tensor]] = [[] for _ in rows]
+        for slab in self.slabs:
+            for block in slab.blocks:
+                columns[block].append(next(read))
+        return [Block(row, torch.cat(own)) for row, own in zip(rows, columns, strict=True)]
+
     @torch.no_grad()
     def wide(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weight, mask and bias of the masked layer, its neurons in their order there."""
-        first = self._weights()[0]
+        weights = self._weights()
         shape = (self.shape.outputs, self.shape.inputs, *self.shape.taps)
-        weight, mask = first.new_zeros(shape), first.new_zeros(shape)
-        rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
-        if self.columns is None:
-            columns: Sequence[Tensor] = [torch.arange(self.shape.inputs, device=first.device)]
-        else:
-            columns = self._columns()
-        for number, (row, column, own) in enumerate(zip(rows, columns, self._weights(), strict=True)):
-            weight[row[:, None], column] = own
+        weight, mask = weights[0].new_zeros(shape), weights[0].new_zeros(shape)
+        blocks = self.layout()
+        for number, (slab, own) in enumerate(zip(self.slabs, weights, strict=True)):
             free = self.free(f"weight_{number}")
-            mask[row[:, None], column] = 1.0 if free is None else free.to(mask.dtype)
+            free = torch.ones_like(own) if free is None else free.to(mask.dtype)
+            stored = zip(slab.blocks, self._as_blocks(own), self._as_blocks(free), strict=True)
+            for block, part, where in stored:
+                row = blocks[block].rows[:, None]
+                column = blocks[block].columns[slab.first : slab.first + slab.inputs]
+                weight[row, column], mask[row, column] = part, where
         bias = None
         if self.bias is not None:
             bias = torch.empty_like(self.bias).index_copy_(0, self.rows.long(), self.bias)
@@ -179,9 +215,17 @@ class BlockLayer(PackedLayer):
 class BlockLinear(BlockLayer):
     """A linear layer of dense blocks: (…, in_features) to (…, out_features).
 
-    The blocks lie in memory input by input, transposed: then the length of a row is the number of neurons,
-    which is even where numbers of inputs are odd, and products of one sample read memory in order.
+    The blocks lie in memory input by input: then the length of a row is the number of neurons, which is
+    even where numbers of inputs are odd, and products of one sample read memory in order.
     """
+
+    @staticmethod
+    def _as_stored(blocks: Sequence[Tensor]) -> Tensor:
+        return torch.stack([block.t() for block in blocks])
+
+    @staticmethod
+    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
+        return [block.t() for block in weight]
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
@@ -200,38 +244,57 @@ class BlockLinear(BlockLayer):
         return y.view(*input.shape[:-1], self.out_features)
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        """Return what each block reads, (samples, its inputs)."""
+        """Return what each slab reads, (samples, its blocks × its inputs)."""
         if self.columns is not None and torch.compiler.is_compiling():
             x = x.index_select(1, self.columns.long())
         elif self.columns is not None:
             x = x.gather(1, self.columns.long().expand(len(x), -1))  # on all cores, unlike a selection
-        return x.split_with_sizes(self._widths[1], dim=1)
+        return x.split_with_sizes(self._widths, dim=1)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        weights = self._weights()
-        biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, self._widths[0])
-        each = zip(self._parts(x), weights, biases, strict=True)
-        products = [nn.functional.linear(part, weight, bias) for part, weight, bias in each]
-        return products[0] if len(products) == 1 else torch.cat(products, dim=1)
+        products: dict[int, Tensor] = {}
+        for slab, part, weight in zip(self.slabs, self._parts(x), self._weights(), strict=True):
+            if slab.first:
+                block = slab.blocks[0]
+                products[block] = torch.addmm(products[block], part, weight[0])
+            elif len(slab.blocks) == 1:
+                products[slab.blocks[0]] = part @ weight[0]
+            else:
+                many = torch.bmm(_by_block(part, slab.inputs), weight)
+                products |= zip(slab.blocks, many.unbind(0), strict=True)
+        y = products[0] if len(products) == 1 else torch.cat([products[i] for i in sorted(products)], dim=1)
+        return y if self.bias is None else y + self.bias
 
     def _multiply_in_place(self, x: Tensor) -> Tensor:
-        """Let each product be added where it belongs, in few calls: for one sample they are what costs."""
-        bias = x.new_zeros(self.out_features) if self.bias is None else self.bias
-        y = bias.repeat(len(x), 1)
-        add = _add_product_of_few if len(x) in FEW else Tensor.addmm_
-        places = y.split_with_sizes(self._widths[0], dim=1)
-        for number, (part, place) in enumerate(zip(self._parts(x), places, strict=True)):
-            add(place, part, cast(Tensor, self._parameters[f"weight_{number}"]).t())
-        return y
+        """Let each product be written where it belongs, in few calls."""
+        y = x.new_empty(len(x), self.out_features)
+        few = len(x) in FEW
+        for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
+            weight = cast(Tensor, self._parameters[f"weight_{number}"])
+            place = y.narrow(1, slab.output, len(slab.blocks) * slab.neurons)
+            if slab.first:
+                place.addmm_(part, weight[0])
+            elif few:
+                _multiply_few(_by_block(part, slab.inputs), weight, _by_block(place, slab.neurons))
+            else:
+                torch.bmm(_by_block(part, slab.inputs), weight, out=_by_block(place, slab.neurons))
+        return y if self.bias is None else y.add_(self.bias)
 
 
-def _add_product_of_few(y: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add (samples, inputs) by (inputs, neurons) to (samples, neurons), the inputs a few at a time."""
-    whole = x.shape[1] - x.shape[1] % SHORT
-    short = x[:, :whole].reshape(len(x), -1, SHORT).transpose(0, 1)
-    y.add_(torch.bmm(short, weight[:whole].view(-1, SHORT, weight.shape[1])).sum(dim=0))
-    if whole < x.shape[1]:
-        y.addmm_(x[:, whole:], weight[whole:])
+def _by_block(x: Tensor, size: int) -> Tensor:
+    """See (samples, blocks × size) as (blocks, samples, size)."""
+    return x.view(x.shape[0], x.shape[1] // size, size).transpose(0, 1)
+
+
+def _multiply_few(x: Tensor, weight: Tensor, out: Tensor) -> None:
+    """Multiply (blocks, samples, inputs) by (blocks, inputs, neurons), some inputs at a time."""
+    samples, inputs = x.shape[1:]
+    whole = inputs - inputs % SHORT
+    for part, own, y in zip(x, weight, out, strict=True):
+        short = part[:, :whole].reshape(samples, -1, SHORT).transpose(0, 1)
+        torch.sum(torch.bmm(short, own[:whole].view(-1, SHORT, own.shape[1])), dim=0, out=y)
+        if whole < inputs:
+            y.addmm_(part[:, whole:], own[whole:])
 
 
 class _BlockConv(BlockLayer):
@@ -246,7 +309,9 @@ class _BlockConv(BlockLayer):
         else:
             neurons = [neurons for neurons, _ in self.sizes]
             biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, neurons)
-            parts = [input.index_select(channel, own) for own in self._columns()]
+            parts = [
+                input.index_select(channel, own) for own in torch.split(self.columns.long(), self._widths)
+            ]
             each = [self.apply_weight(*part) for part in zip(parts, weights, biases, strict=True)]
             y = torch.cat(each, dim=channel)
         return y if self.restore is None else y.index_select(channel, self.restore.long())
@@ -270,11 +335,6 @@ _KINDS: dict[str, type[BlockLayer]] = {
     "MaskedConv2d": BlockConv2d,
     "MaskedConv3d": BlockConv3d,
 }
-
-
-def laid_out(weight: Tensor) -> Tensor:
-    """Let a block lie in memory as its product reads it fastest; see `BlockLinear`."""
-    return weight.t().contiguous().t() if weight.dim() == 2 else weight
 
 
 def of_shape(shape: Shape) -> type[BlockLayer]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from fpe.masked import HoldsZeros, MaskedLayer
 from fpe.packed.blocks import Block, BlockLayer, BlockLinear
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer, Shape
+from fpe.packed.slabs import slabs_of
 from fpe.packed.summary import Packing
 
 
@@ -123,19 +125,25 @@ class Int8Blocks(BlockLinear):
     def __init__(self, layer: BlockLinear) -> None:
         bias = None if layer.bias is None else layer.bias.detach().clone()
         super().__init__(layer.shape, layer.sizes, bias)
-        for name in ("columns", "rows", "restore"):
+        self.slabs = slabs_of(layer.sizes, together=False)
+        for name in ("rows", "restore"):
             own = layer._buffers[name]
             setattr(self, name, None if own is None else own.clone())
+        layout = layer.layout()
+        if layer.columns is not None:
+            self.columns = torch.cat([block.columns for block in layout]).to(layer.columns.dtype)
         self.blocks = nn.ModuleList()
-        for number, weight in enumerate(layer._weights()):
-            free = layer.free(f"weight_{number}")
-            self.blocks.append(_BlockOfLinear(weight.detach().clone(), free))
+        weight, mask, _ = layer.wide()
+        for block in layout:
+            own, free = (t.index_select(0, block.rows).index_select(1, block.columns) for t in (weight, mask))
+            self.blocks.append(_BlockOfLinear(own, free if bool((free == 0).any()) else None))
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (…, in_features) to (…, out_features)."""
-        parts = [input]
+        parts: Sequence[Tensor] = [input]
         if self.columns is not None:
-            parts = [input.index_select(-1, own) for own in self._columns()]
+            inputs = [inputs for _, inputs in self.sizes]
+            parts = [input.index_select(-1, own) for own in torch.split(self.columns.long(), inputs)]
         y = torch.cat([block(part) for block, part in zip(self.blocks, parts, strict=True)], dim=-1)
         y = y if self.bias is None else y + self.bias
         return y if self.restore is None else y.index_select(-1, self.restore.long())
@@ -148,6 +156,10 @@ class Int8Blocks(BlockLinear):
     def _weights(self) -> list[Tensor]:
         weights = [cast(Tensor, block.weight) for block in self.blocks]
         return [(w.dequantize() if hasattr(w, "qdata") else w).detach() for w in weights]
+
+    @staticmethod
+    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
+        return [weight]
 
     @property
     def nbytes(self) -> int:
