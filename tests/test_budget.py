@@ -138,6 +138,15 @@ def test_no_block_loses_its_last_input_to_the_remainder():
     assert masks[0].view(3, 2, 3).sum((0, 2)).tolist() == [1, 4]
 
 
+def test_columns_of_each_block_leave_by_themselves():
+    """Two parents, each a group: the four blocks are the rows, and the smallest entries are the columns."""
+    masks = [torch.tensor(FREE), torch.ones(1, 4)]
+    weights = [torch.tensor(BLOCKS), torch.tensor(READER)]
+    Columns().pay(weights, masks, 4, 2, blocks=torch.arange(4))
+    assert masks[0].tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+    assert masks[1].tolist() == [[1, 1, 1, 1]]
+
+
 def test_columns_that_cannot_pay_say_so_and_change_no_mask():
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
     before = [m.clone() for m in masks]
@@ -148,6 +157,19 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
         "use prune='magnitude' or a smaller factor."
     )
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
+
+
+@pytest.mark.parametrize("by", ["norm", "activation"])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
+    """All rows of a block read the same; 8 × 6 copies are whole columns, whatever the size of a block."""
+    model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, fpe.Shared(groups), Columns(by), example_inputs=X, seed=2)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert bool(wide[2].weight_mask.all())
+    blocks = wide[0].weight_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
+    assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+    assert int(blocks.sum()) == 8 * 40 - 8 * 6
 
 
 @pytest.mark.parametrize("name", ["mlp", "without_biases", "prelu", "functional", "nested"])

@@ -75,6 +75,33 @@ def test_shared_rows_are_all_equal():
     assert len(children.unique(dim=0)) == 1
 
 
+def test_each_group_of_a_shared_split_draws_its_own_partition():
+    """Six neurons in three groups: two rows of each are equal, and each is balanced."""
+    children = assign(Shared(groups=3), 6, 40, 4)
+    assert torch.equal(children[::2], children[1::2])
+    assert len(children.unique(dim=0)) == 3
+    assert (sizes(children, 4) == 10).all()
+
+
+def test_one_group_is_the_shared_split():
+    assert Shared(groups=1) == Shared() == SPLITS["shared"]
+    assert torch.equal(assign(Shared(groups=1), 5, 12, 3), assign(Shared(), 5, 12, 3))
+    assert [repr(Shared()), repr(Shared(groups=4))] == ["Shared()", "Shared(groups=4)"]
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2.0, True, "4", None])
+def test_groups_are_a_number(groups):
+    with pytest.raises(ArgumentError) as error:
+        Shared(groups=groups)
+    assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
+
+
+def test_groups_are_of_one_size():
+    with pytest.raises(ArgumentError) as error:
+        assign(Shared(groups=4), 6, 12, 2)
+    assert str(error.value) == "Shared: 6 neurons cannot be cut into 4 groups of one size."
+
+
 def test_shared_draws_all_balanced_partitions_equally_often():
     rng = np.random.default_rng(0)
     rows = torch.cat([Shared().assign(torch.zeros(1, 4), 2, rng) for _ in range(3000)])

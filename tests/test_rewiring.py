@@ -120,6 +120,20 @@ def test_columns_by_hand():
     assert new.tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]]]
 
 
+def test_columns_of_two_groups_by_hand():
+    """Each parent is a group: row 1 gives its weak input up for row 2's of the largest gradient."""
+    weight = torch.tensor([[[9.0, 8, 0, 0], [0, 0, 7, 1], [6, 0, 5, 0], [0, 4, 0, 3]]])
+    mask = (weight != 0).float()
+    gradient = torch.tensor([[[0.0, 0, 1, 2], [1, 2, 0, 0], [0, 9, 0, 8], [1, 0, 1, 0]]])
+    children, blocks = torch.tensor([[0, 1], [2, 3]]), torch.arange(4).view(4, 1)
+    layer = Tensors(weight, mask, gradient, children=children, blocks=blocks)
+    (new,) = new_masks(POLICIES["columns"], [layer], 0.125)
+    assert new.tolist() == [[[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0], [0, 1, 0, 1]]]
+    apart = fpe.Policy("accumulated", partition="kept", unit="column")
+    (new,) = new_masks(apart, [layer], 0.125)  # row 3 has input 1, and row 2 gets none that a sibling has
+    assert new.tolist() == [[[1, 1, 0, 1], [0, 0, 1, 0], [1, 0, 1, 0], [0, 1, 0, 1]]]
+
+
 # --- models -------------------------------------------------------------------------------------------------
 
 EVERY_POLICY = {
@@ -172,6 +186,45 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
         assert moved
     elif "0" in layers:
         assert set(fpe.pack(wide).fpe_packing.rows[0].format.split()) <= {"blocks", "dense"}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
+    """The count is exact, all rows of a block read the same, and packed and masked answer the same."""
+    model = fpe.mlp(40, 8, 3, seed=1)
+    wide = fpe.redraw_(fpe.expand(model, 3, fpe.Shared(groups), "columns", seed=2), 2)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=20, schedule=EVERY_2)
+    x = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    before = wide[0].weight_mask.clone()
+
+    def check(step):
+        assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+        blocks = wide[0].weight_mask.view(groups, 8 // groups, 3, 40)
+        assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+        packed = fpe.pack(wide)
+        assert packed.fpe_packing.rows[0].why == f"{3 * groups} blocks, all of it free"
+        assert [neurons for neurons, _ in packed[0].sizes] == [8 // groups] * (3 * groups)
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
+
+    train(wide, x, rewirer, optimizer, 20, check=check)
+    assert rewirer.rewirings > 3
+    assert not torch.equal(before, wide[0].weight_mask)
+
+
+def test_groups_of_convolutions_and_of_gated_pairs_move_whole_channels():
+    """Whole channels with all their taps, in both layers of a pair alike."""
+    model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, fpe.Shared(groups=2), "columns", example_inputs=x, seed=1)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
+    train(wide, x, rewirer, optimizer, 12)
+    assert rewirer.moved["0"] > 0
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    packed = fpe.pack(wide)
+    assert [neurons for neurons, _ in packed[0].sizes] == [2] * 4
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
 
 
 def _disjoint(layer, children):

@@ -29,7 +29,7 @@ class Split(Protocol):
     ----------
     shared : bool
         Whether all neurons of a layer get one and the same partition. The layer is then
-        ``factor`` small dense blocks.
+        ``factor`` small dense blocks; with `Shared` of several groups, so many for each.
     """
 
     @property
@@ -106,18 +106,56 @@ class Random:
 
 @dataclass(frozen=True)
 class Shared:
-    """One balanced random partition for all neurons of a layer, which is then dense blocks."""
+    """One balanced random partition for all neurons of a layer, or of a group, which is then dense blocks.
+
+    Parameters
+    ----------
+    groups : int, default 1
+        Into how many groups of adjacent neurons, all of one size, a layer is cut; each draws a partition of
+        its own. The layer is ``groups * factor`` blocks. More of them are nearer to masks without any
+        structure, and each needs the numbers of the inputs that it reads. With as many groups as neurons
+        each neuron has its own partition, as with `Random`.
+
+    Raises
+    ------
+    ArgumentError
+        If `groups` is no integer of at least 1.
+
+    Examples
+    --------
+    >>> import fpe
+    >>> network = fpe.mlp(384, 16, 77)
+    >>> wide = fpe.expand(network, factor=2, split=fpe.Shared(groups=4), prune="columns")
+    >>> print(fpe.pack(wide).fpe_packing.rows[0].why)
+    8 blocks, all of it free
+    """
+
+    groups: int = 1
 
     shared = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1:
+            raise ArgumentError(f"Shared: groups is {self.groups!r}; give an integer of at least 1.")
+
+    def __repr__(self) -> str:
+        return "Shared()" if self.groups == 1 else f"Shared(groups={self.groups})"
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Any layer can be split so."""
         return None
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        """Return one row of balanced random children, repeated to shape (neurons, inputs)."""
-        row = _balanced(1, weight.shape[1], factor, rng)
-        return torch.from_numpy(row).expand(weight.shape[:2])
+        """Return a row of balanced random children for each group, repeated to shape (neurons, inputs)."""
+        neurons, inputs = weight.shape[:2]
+        if neurons % self.groups:
+            raise ArgumentError(
+                f"Shared: {neurons} neurons cannot be cut into {self.groups} groups of one size."
+            )
+        rows = torch.from_numpy(_balanced(self.groups, inputs, factor, rng))
+        if self.groups == 1:
+            return rows.expand(neurons, inputs)
+        return rows.repeat_interleave(neurons // self.groups, dim=0)
 
 
 @dataclass(frozen=True, init=False)
@@ -273,6 +311,11 @@ class TwoFour:
         child[:, : 4 * fours] = ways[rng.integers(0, 6, (neurons, fours))].reshape(neurons, 4 * fours)
         child[:, 4 * fours :] = _balanced(neurons, inputs - 4 * fours, 2, rng)
         return torch.from_numpy(child)
+
+
+def groups_of(split: Split) -> int:
+    """Return into how many groups of neurons a split cuts a layer to give each a partition of its own."""
+    return split.groups if isinstance(split, Shared) else 1
 
 
 SPLITS: dict[str, Split] = {"random": Random(), "shared": Shared(), "gram": Gram(), "2:4": TwoFour()}

@@ -23,7 +23,11 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     """Return what rewirers must have in common to move together."""
     if rewirer is None:
         return None
-    families = tuple((site.name, site.factor, site.chosen) for site in rewirer.sites)
+    # Which rows are a block depends on the width only where there are several groups of parents.
+    families = tuple(
+        (site.name, site.factor, site.chosen, site.groups, site.groups > 1 and len(site.layer.weight))
+        for site in rewirer.sites
+    )
     scopes = tuple(map(tuple, rewirer.scopes))
     return (rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer._late, families, scopes)
 
@@ -65,10 +69,12 @@ class StackRewiring:
         self.places = [places[id(site.layer.weight)] for site in first.sites]
         self.real = [self._real(i) for i in range(len(self.places))]
         # With all neurons expanded alike, the table of the widest network serves all.
-        self.children = [
-            max((r.sites[i].children for r in rewirers), key=lambda c: -1 if c is None else len(c))
+        widest = [
+            max((r.sites[i] for r in rewirers), key=lambda site: len(site.layer.weight))
             for i in range(len(self.places))
         ]
+        self.children = [site.children for site in widest]
+        self.blocks = [site.blocks for site in widest]
         #: Whether the program adds up the gradients of all steps.
         self.summing = first.policy.keeps == 1 and first.policy.window(first.schedule.every) > 1
         self.gathered = [self._gathered(i) for i in range(len(self.places))]
@@ -213,7 +219,7 @@ class StackRewiring:
         )
         assert weight is not None
         assert mask is not None
-        return Tensors(weight, mask, gradient, noise, real, self.children[i])
+        return Tensors(weight, mask, gradient, noise, real, self.children[i], self.blocks[i])
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins, for `undo_epoch`."""

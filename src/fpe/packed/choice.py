@@ -72,7 +72,7 @@ class Structure:
     two_four: bool
 
     @classmethod
-    def of(cls, mask: Tensor, role: Tensor | None) -> Structure:
+    def of(cls, mask: Tensor, role: Tensor | None, block: Tensor | None = None) -> Structure:
         """Look at a mask of shape (neurons, inputs, *taps).
 
         Parameters
@@ -81,6 +81,8 @@ class Structure:
             1 where a weight is free.
         role : Tensor or None
             Which child of its parent each neuron is, if it is known.
+        block : Tensor or None
+            Which block each neuron was made for, if that is known too.
         """
         rows, inputs = mask.shape[:2]
         read = reads(mask)
@@ -89,7 +91,8 @@ class Structure:
             if role is not None
             else [torch.arange(rows) % f for f in FACTORS if rows % f == 0 and rows >= AT_LEAST * f]
         )
-        cuts = [_blocks(read, r.to(mask.device)) for r in roles if int(r.max()) > 0]
+        owners = roles if block is None else [*roles, block]
+        cuts = [_blocks(read, r.to(mask.device)) for r in owners if int(r.max()) > 0]
         everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]
         family = next((f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)), None)

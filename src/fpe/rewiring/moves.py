@@ -33,6 +33,9 @@ class Tensors:
     children : Tensor or None
         The rows of each parent's children, (parents, factor), the number of rows where there are fewer;
         None for a layer that was not expanded itself.
+    blocks : Tensor or None
+        The rows of each block, (blocks, neurons of each), those of one group of parents side by side, child
+        by child; None for one block of all first children, another of all second ones, and so on.
     """
 
     weight: Tensor
@@ -41,6 +44,7 @@ class Tensors:
     noise: Tensor | None = None
     real: Tensor | None = None
     children: Tensor | None = None
+    blocks: Tensor | None = None
 
 
 @torch.no_grad()
@@ -111,25 +115,27 @@ def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> li
 
     The last column of a block that counts most stays, so that no block loses all its inputs.
     """
-    blocks = [_by_block(layer.mask, layer) for layer in layers]
+    tables = [_table(layer) for layer in layers]
+    blocks = [by_block(layer.mask, table) for layer, table in zip(layers, tables, strict=True)]
     scores = [_scores(policy, layer) for layer in layers]
     drop, grow = (
-        _norms([_by_block(own, layer) for own, layer in zip(each, layers, strict=True)])
+        _norms([by_block(own, table) for own, table in zip(each, tables, strict=True)])
         for each in zip(*scores, strict=True)
-    )  # (M, factor, inputs)
-    free = torch.stack([(block != 0).any(dim=4).any(dim=1) for block in blocks]).any(dim=0)
+    )  # (M, blocks, inputs)
+    free = torch.stack([(block != 0).any(dim=4).any(dim=2) for block in blocks]).any(dim=0)
     held = ~free
-    for layer in layers:
+    for layer, table in zip(layers, tables, strict=True):
         if layer.real is not None:
-            held &= _by_block(layer.real, layer).any(dim=4).any(dim=1)
+            held &= by_block(layer.real, table).any(dim=4).any(dim=2)
     best = torch.where(free, drop, -torch.inf).argmax(dim=2, keepdim=True)
     movable = free.scatter(2, best, False)
 
     def candidates(still: Tensor) -> Tensor:
         if policy.partition == "free":
             return held.flatten(1)
-        every = torch.arange(free.shape[1]).unsqueeze(0)
-        return undivided(still.view(free.shape), held, grow, every).flatten(1)
+        assert layers[0].children is not None
+        siblings = torch.arange(free.shape[1]).view(-1, layers[0].children.shape[1])  # group by group
+        return undivided(still.view(free.shape), held, grow, siblings).flatten(1)
 
     counts = _counts(share, free.flatten(1))
     marks, ranks = (free.flatten(1), movable.flatten(1)), (drop.flatten(1), grow.flatten(1))
@@ -138,25 +144,36 @@ def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> li
     leaving, entering = source[dropped], source[grown]  # row by row, equally many in each
     source[dropped], source[grown] = entering, leaving
     source = source.view(free.shape)
-    return [_permuted(block, source, layer) for block, layer in zip(blocks, layers, strict=True)]
+    return [
+        _permuted(block, source, layer.mask, table)
+        for block, layer, table in zip(blocks, layers, tables, strict=True)
+    ]
 
 
-def _by_block(tensor: Tensor, layer: Tensors) -> Tensor:
-    """View (M, parents × factor, inputs, *taps) as (M, parents, factor, inputs, taps)."""
+def _table(layer: Tensors) -> Tensor:
+    if layer.blocks is not None:
+        return layer.blocks
     assert layer.children is not None
-    factor = layer.children.shape[1]
-    return tensor.reshape(len(tensor), -1, factor, tensor.shape[2], tensor.shape[3:].numel())
+    return layer.children.t()
+
+
+def by_block(tensor: Tensor, blocks: Tensor) -> Tensor:
+    """Return (M, outputs, inputs, *taps) as (M, blocks, neurons, inputs, taps); `blocks` as in `Tensors`."""
+    parts = tensor.reshape(*tensor.shape[:3], -1).index_select(1, blocks.flatten().to(tensor.device))
+    return parts.view(len(tensor), *blocks.shape, *parts.shape[2:])
 
 
 def _norms(blocks: Sequence[Tensor]) -> Tensor:
-    """Return the norm of each column over all layers, (M, factor, inputs)."""
-    squares = [block.square().sum(dim=(1, 4)) for block in blocks]
+    """Return the norm of each column over all layers, (M, blocks, inputs)."""
+    squares = [block.square().sum(dim=(2, 4)) for block in blocks]
     return torch.stack(squares).sum(dim=0).sqrt()
 
 
-def _permuted(block: Tensor, source: Tensor, layer: Tensors) -> Tensor:
-    """Give each column the mask of its source, an index into (factor × inputs)."""
-    networks, parents, _, _, taps = block.shape
-    columns = block.reshape(networks, parents, -1, taps)
+def _permuted(block: Tensor, source: Tensor, like: Tensor, blocks: Tensor) -> Tensor:
+    """Give each column the mask of its source, an index into (blocks × inputs); return the whole mask."""
+    networks, count, neurons, inputs, taps = block.shape
+    columns = block.transpose(1, 2).reshape(networks, neurons, -1, taps)
     index = source.view(networks, 1, -1, 1).expand(columns.shape)
-    return columns.gather(2, index).view(layer.mask.shape)
+    moved = columns.gather(2, index).view(networks, neurons, count, inputs, taps).transpose(1, 2)
+    rows = blocks.flatten().to(like.device)
+    return torch.empty_like(like).index_copy_(1, rows, moved.reshape(like.shape))
