@@ -207,14 +207,6 @@ def test_copies_that_no_columns_can_pay_for():
     assert_refused(model, BudgetError, message, split="shared", prune="columns")
 
 
-def test_neurons_that_groups_do_not_divide():
-    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
-    message = (
-        "layer '0': its 6 neurons cannot be cut into 4 groups of one size; give fpe.Shared(groups=3), say."
-    )
-    assert_refused(model, ModelError, message, split=fpe.Shared(groups=4))
-
-
 def test_columns_that_are_gone_already_cannot_pay_again():
     """What the plan cannot foresee fails later, and still leaves the model as it was."""
     once = fpe.expand(MODELS["mlp"]()[0], split="shared", prune="columns")

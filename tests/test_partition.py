@@ -83,6 +83,12 @@ def test_each_group_of_a_shared_split_draws_its_own_partition():
     assert (sizes(children, 4) == 10).all()
 
 
+def test_in_a_layer_of_fewer_neurons_each_is_a_group():
+    children = assign(Shared(groups=8), 3, 40, 4)
+    assert len(children.unique(dim=0)) == 3
+    assert torch.equal(children, assign(Shared(groups=3), 3, 40, 4))
+
+
 def test_one_group_is_the_shared_split():
     assert Shared(groups=1) == Shared() == SPLITS["shared"]
     assert torch.equal(assign(Shared(groups=1), 5, 12, 3), assign(Shared(), 5, 12, 3))
@@ -96,10 +102,13 @@ def test_groups_are_a_number(groups):
     assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
 
 
-def test_groups_are_of_one_size():
-    with pytest.raises(ArgumentError) as error:
-        assign(Shared(groups=4), 6, 12, 2)
-    assert str(error.value) == "Shared: 6 neurons cannot be cut into 4 groups of one size."
+@pytest.mark.parametrize(("neurons", "groups", "cut"), [(6, 4, 3), (20, 8, 5), (7, 4, 1), (8, 8, 8), (3, 8, 3)])
+def test_groups_are_of_one_size(neurons, groups, cut):
+    """The largest number that divides the neurons, and no more than asked for; the plan says which."""
+    assert len(assign(Shared(groups), neurons, 40, 4).unique(dim=0)) == cut
+    plan = fpe.plan(fpe.mlp(40, neurons, 2), split=Shared(groups))
+    assert plan.layers[0].groups == cut
+    assert (f"40 inputs, {cut} groups" in str(plan)) == (cut > 1)
 
 
 def test_shared_draws_all_balanced_partitions_equally_often():

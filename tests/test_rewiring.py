@@ -212,6 +212,30 @@ def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
     assert not torch.equal(before, wide[0].weight_mask)
 
 
+def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
+    """Whatever moves: no input has two owners, holes included, and about half of the parent's places stay."""
+    model = fpe.mlp(60, 8, 30, seed=1)
+    wide = fpe.redraw_(fpe.expand(model, 4, prune="balanced", seed=2), 2)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    policy = fpe.Policy("accumulated", partition="kept")
+    rewirer = fpe.Rewirer(wide, optimizer, policy, steps=12, schedule=EVERY_2)
+    x = torch.randn(30, 60, generator=torch.Generator().manual_seed(0))
+    before = wide[0].weight_mask.clone()
+
+    def check(step):
+        packed = fpe.pack(wide)
+        row = packed.fpe_packing.rows[0]
+        assert (row.format, row.why) == ("codes", "each input of 4 children once, with its owner")
+        assert row.bytes[2] == 4 * 8 * 60 + 3 * 8 * 8 + 4 * 32  # values, three bits for each, biases
+        assert packed[0].values.shape == (8, 60)
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
+        assert fpe.count_nonzero(packed) == fpe.count_nonzero(model)
+
+    train(wide, x, rewirer, optimizer, 12, check=check)
+    assert rewirer.moved["0"] > 0
+    assert not torch.equal(before, wide[0].weight_mask)
+
+
 def test_groups_of_convolutions_and_of_gated_pairs_move_whole_channels():
     """Whole channels with all their taps, in both layers of a pair alike."""
     model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))

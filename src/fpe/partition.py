@@ -113,8 +113,9 @@ class Shared:
     groups : int, default 1
         Into how many groups of adjacent neurons, all of one size, a layer is cut; each draws a partition of
         its own. The layer is ``groups * factor`` blocks. More of them are nearer to masks without any
-        structure, and each needs the numbers of the inputs that it reads. With as many groups as neurons
-        each neuron has its own partition, as with `Random`.
+        structure, and each needs the numbers of the inputs that it reads. Where the number of neurons is no
+        multiple of it, the largest smaller number that divides them is taken: the plan says which. In a
+        layer of fewer neurons each is a group, and has its own partition as with `Random`.
 
     Raises
     ------
@@ -148,14 +149,11 @@ class Shared:
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
         """Return a row of balanced random children for each group, repeated to shape (neurons, inputs)."""
         neurons, inputs = weight.shape[:2]
-        if neurons % self.groups:
-            raise ArgumentError(
-                f"Shared: {neurons} neurons cannot be cut into {self.groups} groups of one size."
-            )
-        rows = torch.from_numpy(_balanced(self.groups, inputs, factor, rng))
-        if self.groups == 1:
+        groups = groups_of(self, neurons)
+        rows = torch.from_numpy(_balanced(groups, inputs, factor, rng))
+        if groups == 1:
             return rows.expand(neurons, inputs)
-        return rows.repeat_interleave(neurons // self.groups, dim=0)
+        return rows.repeat_interleave(neurons // groups, dim=0)
 
 
 @dataclass(frozen=True, init=False)
@@ -313,9 +311,10 @@ class TwoFour:
         return torch.from_numpy(child)
 
 
-def groups_of(split: Split) -> int:
-    """Return into how many groups of neurons a split cuts a layer to give each a partition of its own."""
-    return split.groups if isinstance(split, Shared) else 1
+def groups_of(split: Split, neurons: int) -> int:
+    """Return into how many groups a split cuts so many neurons to give each a partition of its own."""
+    most = min(split.groups, neurons) if isinstance(split, Shared) else 1
+    return next(groups for groups in range(most, 0, -1) if neurons % groups == 0)
 
 
 SPLITS: dict[str, Split] = {"random": Random(), "shared": Shared(), "gram": Gram(), "2:4": TwoFour()}

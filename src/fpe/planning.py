@@ -132,7 +132,7 @@ def plan(
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
     wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
-    planned = _layer_plans(model, chosen, wanted, convolutions, groups_of(split))
+    planned = _layer_plans(model, chosen, wanted, convolutions, split)
     problems += _split_problems(model, planned, split)
     raise_problems(problems, ModelError, "the layers to expand")
     _check_budget(model, planned, prune, budget)
@@ -231,7 +231,7 @@ def _layer_plans(
     chosen: Chosen,
     wanted: Sequence[tuple[int, ...] | None],
     convolutions: str,
-    groups: int,
+    split: Split,
 ) -> list[LayerPlan]:
     """Foresee what becomes of each group, in order: a producer may read one that was expanded before."""
     grown: dict[str, int] = {}  # inputs that a layer has won
@@ -248,7 +248,8 @@ def _layer_plans(
             own = size_of(model, name)[1]
             shared = own if not group.columns else neurons * _own_columns(group, name)
             grown[name] = grown.get(name, 0) + (after - neurons) * (shared // neurons)
-        planned.append(replace(_layer_plan(model, group, factor, inputs, shares, after, some), groups=groups))
+        layer = _layer_plan(model, group, factor, inputs, shares, after, some)
+        planned.append(replace(layer, groups=groups_of(split, neurons)))
     return planned
 
 
@@ -337,13 +338,6 @@ def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split
             )
         elif factor > 1 and (problem := split.problem(shared_out, factor)):
             problems.append(f"layer {name!r}: {problem}.")
-        if layer.neurons % layer.groups:
-            fitting = [g for g in range(1, layer.neurons + 1) if layer.neurons % g == 0]
-            nearest = min(fitting, key=lambda g: abs(g - layer.groups))
-            problems.append(
-                f"layer {name!r}: its {layer.neurons} neurons cannot be cut into {layer.groups} groups of one "
-                f"size; give fpe.Shared(groups={nearest}), say."
-            )
         if layer.chosen is not None:
             for between in layer.group.between:
                 if isinstance(model.get_submodule(between), OVER_NEURONS):

@@ -120,7 +120,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         braced(layer.group.producers),
         ", ".join(layer.group.consumers),
         ", ".join(layer.group.between) or "-",
-        f"{layer.inputs:,} {layer.shares}",
+        f"{layer.inputs:,} {layer.shares}" + (f", {layer.groups} groups" if layer.groups > 1 else ""),
         f"{layer.neurons:,}",
         f"{layer.neurons_after:,}",
         f"{layer.free:,}",

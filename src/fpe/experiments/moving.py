@@ -11,7 +11,7 @@ from fpe.budget import Prune
 from fpe.expansion import expand
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.partition import Split
+from fpe.partition import Shared, Split
 from fpe.rewiring.policies import Policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
@@ -21,6 +21,7 @@ from fpe.starts import redraw_
 #: compared with.
 FREE, CHOSEN = Policy(grow="accumulated"), Schedule(every=100, until=0.9)
 COLUMNS = Policy(grow="accumulated", unit="column")
+MOVEMENT = Policy(grow="accumulated", drop="movement", unit="column")
 RIGL = Schedule(every=50, until=0.75)
 #: Of the mean square of an activation, what is added where outgoing weights are corrected.
 RIDGE = 1e-3
@@ -138,6 +139,11 @@ def _masked(layer: nn.Linear, mask: Tensor) -> MaskedLinear:
     return MaskedLinear.from_arrays(weight, bias, mask)
 
 
+def _columns(factor: int, groups: int = 1, policy: Policy | None = COLUMNS) -> Moving:
+    """Return a network of dense blocks, `groups` times `factor` of them, whose columns move."""
+    return Moving(factor, split=Shared(groups), prune="columns", policy=policy)
+
+
 #: Networks with moving masks by the kind that stands in results.
 MOVING: dict[str, Moving] = {
     "moved": Moving(),
@@ -145,12 +151,19 @@ MOVING: dict[str, Moving] = {
     "moved-x3": Moving(3),
     "moved-x6": Moving(6),
     "moved-x8": Moving(8),
-    "moved-columns": Moving(3, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x2": Moving(2, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x4": Moving(4, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x6": Moving(6, split="shared", prune="columns", policy=COLUMNS),
+    "moved-columns": _columns(3),
+    "moved-columns-x2": _columns(2),
+    "moved-columns-x4": _columns(4),
+    "moved-columns-x6": _columns(6),
+    "moved-columns-movement": _columns(3, 1, MOVEMENT),
+    "moved-groups-4": _columns(3, 4),
+    "moved-groups-4-movement": _columns(3, 4, MOVEMENT),
+    "moved-groups-8": _columns(3, 8),
+    "moved-groups-8-movement": _columns(3, 8, MOVEMENT),
+    "moved-groups-8-movement-x6": _columns(6, 8, MOVEMENT),
+    "moved-groups-4-movement-x6": _columns(6, 4, MOVEMENT),
     "still": Moving(policy=None),
-    "still-columns": Moving(3, split="shared", prune="columns", policy=None),
+    "still-columns": _columns(3, policy=None),
     "rigl": Moving(begin="uniform", policy=Policy(), schedule=RIGL),
     "rigl-erk": Moving(begin="erk", policy=Policy(), schedule=RIGL),
     "moved-uniform": Moving(begin="uniform"),

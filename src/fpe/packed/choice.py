@@ -13,8 +13,11 @@ from fpe.packed.blocks import Block
 
 FORMATS = ("blocks", "codes", "bitmask", "2:4", "dense")
 
-#: Least share of what blocks, or codes, store that must be free: below, another format is smaller or faster.
+#: Least share of what blocks store that must be free: below, another format is smaller or faster.
 WORTH_IT = 0.6
+#: The same of codes, for which the zeros of the children are the alternative. Where prune="balanced" gave the
+#: readers half of all weights, a little more than half of the parent's places are left to its children.
+WORTH_CODING = 0.5
 #: Least share of one single block that must be free for its zeros not to matter.
 NEARLY_DENSE = 0.9
 #: Neurons that a block has at least, where no plan says how a layer was expanded.
@@ -172,7 +175,7 @@ def choose_format(seen: Structure, weight: Tensor, demanded: str | None) -> Choi
         return Choice("dense", f"{seen.free / seen.entries:.1%} of it is free")
     if seen.density(seen.whole) >= NEARLY_DENSE:
         return _as_blocks(seen, weight)
-    if seen.fill >= WORTH_IT:
+    if seen.fill >= WORTH_CODING:
         return _as_codes(seen, weight)
     zeros = 1 - seen.free / seen.entries
     return Choice(
@@ -190,7 +193,7 @@ def _as_blocks(seen: Structure, weight: Tensor) -> Choice | str:
         return (
             f"its neurons have no inputs in common that would make blocks (only {density:.0%} of these would "
             "be free): expand with split='shared', or pack it as "
-            + ("'codes'." if seen.fill >= WORTH_IT else "'bitmask' or 'dense'.")
+            + ("'codes'." if seen.fill >= WORTH_CODING else "'bitmask' or 'dense'.")
         )
     kinds = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
     holes = "all of it free" if density == 1 else f"{density:.1%} of it free"

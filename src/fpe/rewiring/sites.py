@@ -37,7 +37,7 @@ class Site:
     groups : int
         Groups of parents that have blocks of their own.
     blocks : Tensor or None
-        The rows of each block, as for `fpe.rewiring.moves.Tensors`; None if they are not of one size.
+        The rows of each block, as for `fpe.rewiring.moves.Tensors`; None if not all neurons are expanded.
     """
 
     name: str
@@ -104,7 +104,7 @@ def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
     place = torch.arange(int(counts.max()))
     children = torch.where(place < counts.unsqueeze(1), first + place, rows)
     blocks = None
-    if planned.chosen is None and planned.neurons % planned.groups == 0:
+    if planned.chosen is None:
         count = planned.groups * planned.factor
         blocks = blocks_of(planned).argsort(stable=True).view(count, -1)
     return Site(name, layer, planned.factor, planned.chosen, children, planned.groups, blocks)
