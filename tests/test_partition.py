@@ -95,6 +95,14 @@ def test_one_group_is_the_shared_split():
     assert [repr(Shared()), repr(Shared(groups=4))] == ["Shared()", "Shared(groups=4)"]
 
 
+def test_groups_are_named():
+    assert as_split("shared-8") == Shared(groups=8)
+    with pytest.raises(ArgumentError, match="groups is 0"):
+        as_split("shared-0")
+    with pytest.raises(ArgumentError, match=r"unknown split 'shared-'.*Did you mean 'shared'"):
+        as_split("shared-")
+
+
 @pytest.mark.parametrize("groups", [0, -1, 2.0, True, "4", None])
 def test_groups_are_a_number(groups):
     with pytest.raises(ArgumentError) as error:

@@ -116,7 +116,7 @@ def test_columns_by_hand():
     gradient[0, 1, 3], gradient[0, 2, 3] = 2, 1
     children = torch.tensor([[0, 1], [2, 3]])
     layer = Tensors(weight, mask, gradient, children=children)
-    (new,) = new_masks(POLICIES["columns"], [layer], 1.0)
+    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 1.0)
     assert new.tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]]]
 
 
@@ -127,7 +127,7 @@ def test_columns_of_two_groups_by_hand():
     gradient = torch.tensor([[[0.0, 0, 1, 2], [1, 2, 0, 0], [0, 9, 0, 8], [1, 0, 1, 0]]])
     children, blocks = torch.tensor([[0, 1], [2, 3]]), torch.arange(4).view(4, 1)
     layer = Tensors(weight, mask, gradient, children=children, blocks=blocks)
-    (new,) = new_masks(POLICIES["columns"], [layer], 0.125)
+    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 0.125)
     assert new.tolist() == [[[1, 1, 0, 0], [0, 0, 1, 0], [1, 1, 1, 0], [0, 1, 0, 1]]]
     apart = fpe.Policy("accumulated", partition="kept", unit="column")
     (new,) = new_masks(apart, [layer], 0.125)  # row 3 has input 1, and row 2 gets none that a sibling has

@@ -10,6 +10,7 @@ parent (section 2.3). Sizes of the children of one neuron differ by at most one,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -321,7 +322,7 @@ SPLITS: dict[str, Split] = {"random": Random(), "shared": Shared(), "gram": Gram
 
 
 def as_split(split: str | Split) -> Split:
-    """Turn a name into its split; a split passes through.
+    """Turn a name into its split; a split passes through. ``"shared-8"`` is ``Shared(groups=8)``.
 
     Raises
     ------
@@ -331,6 +332,8 @@ def as_split(split: str | Split) -> Split:
     if isinstance(split, str):
         if split in SPLITS:
             return SPLITS[split]
+        if cut := re.fullmatch(r"shared-(\d+)", split):
+            return Shared(groups=int(cut[1]))
         names = ", ".join(repr(n) for n in SPLITS)
         raise ArgumentError(
             f"unknown split {split!r}; allowed are {names} and fpe.Groups(labels)."

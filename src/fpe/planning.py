@@ -57,7 +57,8 @@ def plan(
     factor : int, default 2
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
-        Who gets which input: ``"random"``, ``"shared"``, ``"gram"``, ``"2:4"`` or an object such as
+        Who gets which input: ``"random"``, ``"shared"``, ``"shared-8"`` (one partition for each of 8 groups
+        of neurons; see `fpe.Shared`), ``"gram"``, ``"2:4"`` or an object such as
         ``fpe.Groups(labels)``. ``fpe.splits.CoActivation()`` looks at `example_inputs`.
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the

@@ -54,7 +54,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         masks move 4, and where whole columns do 3.
     split : str or Split, optional
         Who gets which input, as for `fpe.expand`. By default ``"random"``, or ``"shared"`` where whole
-        columns pay.
+        columns pay, and ``"shared-8"`` where they move.
     prune : str or Prune, optional
         Which weights pay for the copies, as for `fpe.expand`. By default ``"magnitude"``; where masks move
         ``"balanced"``, and where whole columns do ``"columns"``.

@@ -23,7 +23,7 @@ FEW_WIDTHS, FEW_TRIALS = (8,), 5
 
 DENSE = ("dense", "dense-x2", "steady", "steady-x2")
 RIVALS = ("random", *FEWER)
-MOVED = ("moved", "moved-columns", "moved-columns-x6", "still", "rigl", "rigl-erk")
+MOVED = ("moved", "moved-kept", "moved-blocks", "moved-blocks-x6", "still", "rigl", "rigl-erk")
 
 
 def _config(name: str, request: Request) -> NetworksConfig:

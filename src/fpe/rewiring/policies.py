@@ -91,7 +91,7 @@ POLICIES: dict[str, Policy] = {
     "rigl": Policy(),
     "accumulated": Policy(grow="accumulated"),
     "momentum": Policy(grow="momentum"),
-    "columns": Policy(grow="accumulated", unit="column"),
+    "columns": Policy(grow="accumulated", drop="movement", unit="column"),
 }
 
 
