@@ -138,12 +138,21 @@ def test_no_block_loses_its_last_input_to_the_remainder():
     assert masks[0].view(3, 2, 3).sum((0, 2)).tolist() == [1, 4]
 
 
-def test_columns_of_each_block_leave_by_themselves():
-    """Two parents, each a group: the four blocks are the rows, and the smallest entries are the columns."""
+@pytest.mark.parametrize(
+    ("count", "first"),
+    [
+        (2, [[1, 0, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]),
+        (3, [[1, 0, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]),
+        (6, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]),
+    ],
+)
+def test_blocks_of_groups_pay_so_that_all_are_of_one_size(count, first):
+    """Two parents, each a group: four blocks of 3, 2, 3 and 2 inputs. The larger pay first."""
+    blocks = torch.tensor(BLOCKS)
+    blocks[0, 2] = 9
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
-    weights = [torch.tensor(BLOCKS), torch.tensor(READER)]
-    Columns().pay(weights, masks, 4, 2, blocks=torch.arange(4))
-    assert masks[0].tolist() == [[1, 0, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
+    Columns().pay([blocks, torch.tensor(READER)], masks, count, 2, blocks=torch.arange(4))
+    assert masks[0].tolist() == first
     assert masks[1].tolist() == [[1, 1, 1, 1]]
 
 
@@ -170,6 +179,8 @@ def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
     blocks = wide[0].weight_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
     assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
     assert int(blocks.sum()) == 8 * 40 - 8 * 6
+    if groups > 1:  # 34 inputs are left to the two blocks of a group
+        assert (blocks[:, 0].sum(dim=2) == 17).all()
 
 
 @pytest.mark.parametrize("name", ["mlp", "without_biases", "prelu", "functional", "nested"])

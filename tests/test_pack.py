@@ -261,6 +261,7 @@ def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
         assert packed.fpe_packing.rows[0].why == f"{2 * groups} blocks, all of it free"
         stored = sum(inputs for _, inputs in packed[0].sizes)
         assert stored * 8 // groups == 8 * 60 - 8 * 4
+        assert {inputs for _, inputs in packed[0].sizes} == {28}  # all of one size
         assert packed[0].columns.nbytes == 2 * stored
 
 

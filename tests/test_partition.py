@@ -110,7 +110,9 @@ def test_groups_are_a_number(groups):
     assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
 
 
-@pytest.mark.parametrize(("neurons", "groups", "cut"), [(6, 4, 3), (20, 8, 5), (7, 4, 1), (8, 8, 8), (3, 8, 3)])
+@pytest.mark.parametrize(
+    ("neurons", "groups", "cut"), [(6, 4, 3), (20, 8, 5), (7, 4, 1), (8, 8, 8), (3, 8, 3)]
+)
 def test_groups_are_of_one_size(neurons, groups, cut):
     """The largest number that divides the neurons, and no more than asked for; the plan says which."""
     assert len(assign(Shared(groups), neurons, 40, 4).unique(dim=0)) == cut

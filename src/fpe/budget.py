@@ -169,8 +169,9 @@ RANKINGS = ("norm", "activation", "gradient")
 class Columns:
     """Whole inputs leave the blocks of a shared split, those that count least first.
 
-    The layer stays dense blocks: `factor` for each group of the split. What no whole column can pay goes by magnitude.
-    No block loses its last input.
+    The layer stays dense blocks: `factor` for each group of the split, and with several groups all of as many
+    inputs, or one more, so that one batched product can compute them. What no whole column can pay goes by
+    magnitude. No block loses its last input.
 
     Parameters
     ----------
@@ -230,8 +231,9 @@ class Columns:
             inputs) or (neurons, inputs, taps): root mean squares of the inputs or gradients, as
             `fpe.ranking.scales_of` measures them. Not for ``by="norm"``; needed for all others.
         blocks : Tensor, optional
-            The block of each neuron, integers from 0 of shape (neurons × factor,); by default all first
-            children make one, all second ones another.
+            The block of each neuron, integers from 0 of shape (neurons × factor,): columns then leave so
+            that all blocks keep as many inputs, or one more. By default all first children make one block,
+            all second ones another, and columns leave whichever they are of.
 
         Raises
         ------
@@ -240,9 +242,9 @@ class Columns:
         BudgetError
             If the columns that may leave cannot pay; the masks are then unchanged.
         """
-        rows, inputs = weights[0].shape[:2]
+        even = blocks is not None
         if blocks is None:
-            blocks = torch.arange(rows) % factor
+            blocks = torch.arange(len(weights[0])) % factor
         blocks = blocks.to(masks[0].device)
         entries = _per_block(masks[0], blocks, _entries)  # what a column pays if it leaves
         counts = self._counts(weights[0].detach(), factor, blocks, scale)
@@ -255,6 +257,9 @@ class Columns:
                 f"hold only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
             )
         order = counts.flatten().argsort(stable=True)
+        if even:  # of the blocks with the most inputs left the least column
+            left = -counts.argsort(dim=1, stable=True).argsort(dim=1).flatten()
+            order = order[left[order].argsort(descending=True, stable=True)]
         order = order[entries.flatten()[order] > 0]
         paid = entries.flatten()[order].cumsum(0)
         leaving = order[paid <= count]

@@ -113,7 +113,8 @@ class Shared:
     ----------
     groups : int, default 1
         Into how many groups of adjacent neurons, all of one size, a layer is cut; each draws a partition of
-        its own. The layer is ``groups * factor`` blocks. More of them are nearer to masks without any
+        its own. The layer is ``groups * factor`` blocks, which keep as many inputs each, or one more, when
+        columns pay and when they move. More of them are nearer to masks without any
         structure, and each needs the numbers of the inputs that it reads. Where the number of neurons is no
         multiple of it, the largest smaller number that divides them is taken: the plan says which. In a
         layer of fewer neurons each is a group, and has its own partition as with `Random`.

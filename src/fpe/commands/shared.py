@@ -57,7 +57,11 @@ def expansion_options(rewired: bool = False) -> Callable[[Callable[..., Any]], C
             "Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
             "weights; for expanding before training); columns (whole inputs; for split shared).",
         )(command)
-        command = option("split", "Who gets which input: random, shared, shared-N (blocks for each of N groups of neurons), gram or 2:4.")(command)
+        command = option(
+            "split",
+            "Who gets which input: random, shared, shared-N (N groups of neurons have blocks of their "
+            "own), gram or 2:4.",
+        )(command)
         command = option("factor", "Children of each neuron.", int)(command)
         return command
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fpe.graph.groups import Runs, columns_of_runs, default_runs, width_of_runs

@@ -19,7 +19,7 @@ from fpe.packed.choice import FORMATS, Choice, Structure, block_of, choose_forma
 from fpe.packed.compressed import BitmaskLayer, CodedLayer
 from fpe.packed.dense import DenseLayer
 from fpe.packed.layers import PackedLayer, Shape
-from fpe.packed.order import can_be_reordered, reorder_between, planned_layer, reordered_columns
+from fpe.packed.order import can_be_reordered, planned_layer, reorder_between, reordered_columns
 from fpe.packed.summary import Packing, PackingRow
 from fpe.packed.twofour import semi_structured
 from fpe.plans import Plan

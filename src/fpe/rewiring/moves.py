@@ -34,8 +34,9 @@ class Tensors:
         The rows of each parent's children, (parents, factor), the number of rows where there are fewer;
         None for a layer that was not expanded itself.
     blocks : Tensor or None
-        The rows of each block, (blocks, neurons of each), those of one group of parents side by side, child
-        by child; None for one block of all first children, another of all second ones, and so on.
+        Where several groups of parents have blocks of their own, the rows of each, (blocks, neurons of each),
+        those of one group side by side, child by child; else None: one block of all first children, another
+        of all second ones, and so on.
     """
 
     weight: Tensor
@@ -113,6 +114,8 @@ def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> li
 def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
     """Let columns enter in exchange for others, whose mask each takes over, its holes included.
 
+    With blocks for several groups of parents each block keeps its number of columns.
+
     The last column of a block that counts most stays, so that no block loses all its inputs.
     """
     tables = [_table(layer) for layer in layers]
@@ -130,17 +133,20 @@ def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> li
     best = torch.where(free, drop, -torch.inf).argmax(dim=2, keepdim=True)
     movable = free.scatter(2, best, False)
 
+    # Among what columns are exchanged: all of a network, or those of each block.
+    rows = (-1, free.shape[2]) if layers[0].blocks is not None else (len(free), -1)
+
     def candidates(still: Tensor) -> Tensor:
         if policy.partition == "free":
-            return held.flatten(1)
+            return held.reshape(rows)
         assert layers[0].children is not None
         siblings = torch.arange(free.shape[1]).view(-1, layers[0].children.shape[1])  # group by group
-        return undivided(still.view(free.shape), held, grow, siblings).flatten(1)
+        return undivided(still.view(free.shape), held, grow, siblings).reshape(rows)
 
-    counts = _counts(share, free.flatten(1))
-    marks, ranks = (free.flatten(1), movable.flatten(1)), (drop.flatten(1), grow.flatten(1))
+    counts = _counts(share, free.reshape(rows))
+    marks, ranks = (free.reshape(rows), movable.reshape(rows)), (drop.reshape(rows), grow.reshape(rows))
     dropped, grown = exchange(*marks, *ranks, counts, candidates)
-    source = torch.arange(dropped.shape[1], device=dropped.device).repeat(len(dropped), 1)
+    source = torch.arange(free[0].numel(), device=dropped.device).repeat(len(free), 1).view(rows)
     leaving, entering = source[dropped], source[grown]  # row by row, equally many in each
     source[dropped], source[grown] = entering, leaving
     source = source.view(free.shape)
@@ -151,6 +157,7 @@ def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> li
 
 
 def _table(layer: Tensors) -> Tensor:
+    """Return the rows of each block."""
     if layer.blocks is not None:
         return layer.blocks
     assert layer.children is not None

@@ -45,7 +45,8 @@ class Policy:
         on the same input.
     unit : str, default "weight"
         ``"column"``: whole inputs of the blocks of a shared split move, so that the layer stays dense
-        blocks for `fpe.pack`. For scope "layer"; the layers that only read are then left alone.
+        blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. For scope
+        "layer"; the layers that only read are then left alone.
 
     Raises
     ------

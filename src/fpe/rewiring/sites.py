@@ -34,10 +34,9 @@ class Site:
         The neurons that have so many, if not all.
     children : Tensor or None
         The rows of each parent's children, as for `fpe.rewiring.moves.Tensors`.
-    groups : int
-        Groups of parents that have blocks of their own.
     blocks : Tensor or None
-        The rows of each block, as for `fpe.rewiring.moves.Tensors`; None if not all neurons are expanded.
+        The rows of each block where several groups of parents have their own, as for
+        `fpe.rewiring.moves.Tensors`.
     """
 
     name: str
@@ -45,7 +44,6 @@ class Site:
     factor: int = 1
     chosen: tuple[int, ...] | None = None
     children: Tensor | None = None
-    groups: int = 1
     blocks: Tensor | None = None
 
 
@@ -104,10 +102,10 @@ def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
     place = torch.arange(int(counts.max()))
     children = torch.where(place < counts.unsqueeze(1), first + place, rows)
     blocks = None
-    if planned.chosen is None:
+    if planned.chosen is None and planned.groups > 1:
         count = planned.groups * planned.factor
         blocks = blocks_of(planned).argsort(stable=True).view(count, -1)
-    return Site(name, layer, planned.factor, planned.chosen, children, planned.groups, blocks)
+    return Site(name, layer, planned.factor, planned.chosen, children, blocks)
 
 
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
@@ -148,12 +146,13 @@ def _column_scopes(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
     """Tell whether layers are dense blocks over the same columns, but for fewer holes than a column has."""
-    cuts = [site.blocks for site in sites]
-    if any(cut is None or cut.shape != cuts[0].shape for cut in cuts):  # type: ignore[union-attr]
+    if any(site.children is None or site.chosen is not None for site in sites):
         return False
-    joint = torch.cat(
-        [by_block(site.layer.weight_mask.unsqueeze(0), cast(Tensor, site.blocks))[0] for site in sites], dim=3
-    )
+    cuts = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
+    if len({cut.shape for cut in cuts}) > 1:
+        return False
+    masks = [site.layer.weight_mask.unsqueeze(0) for site in sites]
+    joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, cuts, strict=True)], dim=3)
     entries = joint.shape[1] * joint.shape[3]
     free = (joint != 0).sum(dim=(1, 3))  # (blocks, inputs)
     return bool((entries - free[free > 0]).sum() < entries) and bool((free > 0).any(dim=1).all())
