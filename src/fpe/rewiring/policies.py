@@ -42,7 +42,7 @@ class Policy:
         that read it; the ``"network"``.
     partition : str, default "free"
         ``"kept"``: children of one neuron stay disjoint. A weight is freed only where no sibling has one
-        on the same input.
+        on the same input, and `fpe.pack` makes codes of the layer wherever weights have moved.
     unit : str, default "weight"
         ``"column"``: whole inputs of the blocks of a shared split move, so that the layer stays dense
         blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. For scope
