@@ -5,7 +5,7 @@ A model of its own is a batch of one, and the networks of an ensemble are one of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,7 +134,7 @@ def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> li
         return _flat(marks, layers)
 
     counts = _counts(share, free)
-    candidates = apart
+    candidates: Callable[[Tensor], Tensor] = apart
     if policy.partition == "free":
         counts, candidates = at_most(counts, held), lambda _: held
     drop, grow = (_flat(own, layers) for own in zip(*scores, strict=True))
