@@ -139,7 +139,7 @@ def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> li
         counts, candidates = at_most(counts, held), lambda _: held
     drop, grow = (_flat(own, layers) for own in zip(*scores, strict=True))
     dropped, grown = exchange(free, free, drop, grow, counts, candidates, _order(layers))
-    new = layered(free.logical_and_(dropped.logical_not_()).logical_or_(grown))
+    new = layered((free & ~dropped) | grown)
     return [numbers(mask, layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
 
 
