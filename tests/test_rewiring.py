@@ -66,6 +66,52 @@ def test_the_smallest_are_chosen_and_of_equal_ones_the_earlier():
     assert largest(ties, ties == 0, [3]).tolist() == [[True, True, True, False]]
 
 
+def test_ties_are_taken_in_a_given_order():
+    """Entries 3 and 1 come first, and each row has a count of its own."""
+    scores, among = (
+        torch.zeros(3, 4),
+        torch.tensor([[True, True, True, True]] * 2 + [[True, False, True, True]]),
+    )
+    order = torch.tensor([3, 1, 0, 2])
+    assert smallest(scores, among, [1, 3, 2], order).int().tolist() == [
+        [0, 0, 0, 1],
+        [1, 1, 0, 1],
+        [1, 0, 0, 1],
+    ]
+    assert torch.equal(largest(scores, among, [1, 3, 2], order), smallest(scores, among, [1, 3, 2], order))
+
+
+@pytest.mark.parametrize("drop", ["magnitude", "movement"])
+@pytest.mark.parametrize("partition", ["free", "kept"])
+@pytest.mark.parametrize("grow", ["gradient", "random"])
+def test_how_weights_lie_in_memory_does_not_change_what_moves(grow, partition, drop):
+    """With whole numbers for weights and gradients, so that most scores are equal, and with padding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def layer(outputs, inputs, children):
+        def drawn(low, high):
+            return torch.randint(low, high, (3, outputs, inputs), generator=generator).double()
+
+        real = torch.ones(3, outputs, inputs, dtype=torch.bool)
+        real[0, -2:] = False
+        mask = drawn(0, 2) * real
+        noise = torch.rand(3, outputs, inputs, generator=generator)
+        return Tensors(drawn(-2, 3) * mask, mask, drawn(-2, 3), noise, real, children)
+
+    def turned(own):
+        parts = (own.weight, own.mask, own.gradient, own.noise, own.real)
+        views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in parts]
+        return Tensors(*views, own.children, inputs_first=True)
+
+    layers = [layer(8, 5, torch.arange(8).view(4, 2)), layer(3, 8, None)]
+    for scope in (layers, layers[:1], layers[1:]):
+        new = new_masks(fpe.Policy(grow, drop, partition=partition), scope, 0.4)
+        again = new_masks(fpe.Policy(grow, drop, partition=partition), [turned(own) for own in scope], 0.4)
+        assert any((mask != own.mask).any() for mask, own in zip(new, scope, strict=True))
+        for one, other in zip(new, again, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_what_has_left_does_not_enter_and_fewer_leave_where_fewer_may_enter():
     free = torch.tensor([[True, True, True, False]])
     drop, grow = torch.tensor([[1.0, 2, 3, 0]]), torch.tensor([[9.0, 9, 9, 0]])

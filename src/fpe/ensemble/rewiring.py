@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fpe.ensemble.stack import Stack, cut
 from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.select import totals
 
 
 def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
@@ -45,6 +46,11 @@ def rewirer_problem(
     return None
 
 
+def _finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
 class StackRewiring:
     """The rewirers of a batch's networks, which have the same `rewiring_key`.
 
@@ -68,6 +74,8 @@ class StackRewiring:
         places = {id(p): k for k, p in enumerate(first.model.parameters())}
         self.places = [places[id(site.layer.weight)] for site in first.sites]
         self.real = [self._real(i) for i in range(len(self.places))]
+        #: The same as booleans; None where nothing is padding.
+        self.marked = [None if bool((real != 0).all()) else real != 0 for real in self.real]
         # With all neurons expanded alike, the table of the widest network serves all.
         widest = [
             max((r.sites[i] for r in rewirers), key=lambda site: len(site.layer.weight))
@@ -165,7 +173,7 @@ class StackRewiring:
 
     def _rewire(self) -> None:
         first = self.rewirers[0]
-        if any(g is not None and not bool(g.isfinite().all()) for g in self.gathered):
+        if not all(g is None or _finite(g) for g in self.gathered):
             # The epoch's loss is infinite, and training ends; masks stay as they are.
             self._forget()
             return
@@ -179,9 +187,9 @@ class StackRewiring:
             tensors = [self._tensors(i) for i in scope]
             for i, own, new in zip(scope, tensors, new_masks(first.policy, tensors, share), strict=True):
                 k = self.places[i]
-                moved = (new > own.mask).flatten(1).sum(dim=1).tolist()
+                moved = totals(own.flat(new.bool() & ~own.mask.bool()))
                 for rewirer, count in zip(self.rewirers, moved, strict=True):
-                    rewirer.count(i, int(count))
+                    rewirer.count(i, count)
                 stays = (new * own.mask).transpose(1, 2)
                 for tensors_ in (self.stack.parameters, *self.moments):
                     tensors_[k].mul_(stays)
@@ -214,12 +222,14 @@ class StackRewiring:
                 self.stack.masks[k],
                 self.gathered[i],
                 noise,
-                self.real[i] != 0,
+                self.marked[i],
             )
         )
         assert weight is not None
         assert mask is not None
-        return Tensors(weight, mask, gradient, noise, real, self.children[i], self.blocks[i])
+        return Tensors(
+            weight, mask, gradient, noise, real, self.children[i], self.blocks[i], inputs_first=True
+        )
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins, for `undo_epoch`."""
@@ -248,6 +258,7 @@ class StackRewiring:
         index = torch.tensor(rows, dtype=torch.long, device=self.real[0].device)
         self.rewirers = [self.rewirers[row] for row in rows]
         self.real = [real[index] for real in self.real]
+        self.marked = [None if marked is None else marked[index] for marked in self.marked]
         self.gathered = [None if g is None else g[index] for g in self.gathered]
 
     def write_back(self, row: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fpe.rewiring.policies import Policy
 from fpe.rewiring.scores import DROP, GROW
-from fpe.rewiring.select import exchange, undivided
+from fpe.rewiring.select import at_most, exchange, numbers, totals, undivided
 
 
 @dataclass
@@ -37,6 +37,9 @@ class Tensors:
         Where several groups of parents have blocks of their own, the rows of each, (blocks, neurons of each),
         those of one group side by side, child by child; else None: one block of all first children, another
         of all second ones, and so on.
+    inputs_first : bool, default False
+        Whether they are views of tensors that lie in memory as (M, inputs, outputs). The choice is the same;
+        reading along the memory is faster.
     """
 
     weight: Tensor
@@ -46,6 +49,18 @@ class Tensors:
     real: Tensor | None = None
     children: Tensor | None = None
     blocks: Tensor | None = None
+    inputs_first: bool = False
+
+    def flat(self, own: Tensor) -> Tensor:
+        """View a tensor of the layer's shape as (M, entries), as it lies in memory."""
+        return (own.transpose(1, 2) if self.inputs_first else own).flatten(1)
+
+    def shaped(self, flat: Tensor) -> Tensor:
+        """View what `flat` returned in the layer's shape."""
+        if not self.inputs_first:
+            return flat.view(self.mask.shape)
+        networks, outputs, inputs = self.mask.shape
+        return flat.view(networks, inputs, outputs).transpose(1, 2)
 
 
 @torch.no_grad()
@@ -74,41 +89,63 @@ def _scores(policy: Policy, layer: Tensors) -> tuple[Tensor, Tensor]:
     return DROP[policy.drop](layer.weight, layer.gradient), GROW[policy.grow](layer.gradient, layer.noise)
 
 
-def _flat(tensors: Sequence[Tensor]) -> Tensor:
+def _flat(tensors: Sequence[Tensor], layers: Sequence[Tensors]) -> Tensor:
     """Put the entries of several layers side by side: (M, all entries)."""
-    return tensors[0].flatten(1) if len(tensors) == 1 else torch.cat([t.flatten(1) for t in tensors], dim=1)
+    flat = [layer.flat(own) for own, layer in zip(tensors, layers, strict=True)]
+    return flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
+
+
+def _order(layers: Sequence[Tensors]) -> Tensor | None:
+    """Return the order in which `_flat` has entries of equal scores taken: layer, output, input.
+
+    None if they stand in it.
+    """
+    if not any(layer.inputs_first for layer in layers):
+        return None
+    orders, before = [], 0
+    for layer in layers:
+        size = layer.mask[0].numel()
+        own = torch.arange(before, before + size, device=layer.mask.device)
+        if layer.inputs_first:
+            own = own.view(layer.mask.shape[:0:-1]).t().flatten()
+        orders.append(own)
+        before += size
+    return torch.cat(orders)
 
 
 def _counts(share: float, free: Tensor) -> list[int]:
-    return [int(share * count) for count in free.sum(dim=1).tolist()]
+    return [int(share * count) for count in totals(free)]
 
 
 def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
-    shapes = [layer.mask.shape for layer in layers]
-    sizes = [shape[1:].numel() for shape in shapes]
+    sizes = [layer.mask.shape[1:].numel() for layer in layers]
     scores = [_scores(policy, layer) for layer in layers]
-    free = _flat([layer.mask != 0 for layer in layers])
-    held = _flat(
-        [layer.mask == 0 if layer.real is None else (layer.mask == 0) & layer.real for layer in layers]
-    )
+    free = _flat([layer.mask.bool() for layer in layers], layers)
+    held = ~free
+    if any(layer.real is not None for layer in layers):
+        marks = [torch.ones_like(la.mask, dtype=torch.bool) if la.real is None else la.real for la in layers]
+        held &= _flat(marks, layers)
 
     def layered(flat: Tensor) -> list[Tensor]:
-        return [t.view(shape) for t, shape in zip(torch.split(flat, sizes, dim=1), shapes, strict=True)]
+        parts = torch.split(flat, sizes, dim=1)
+        return [layer.shaped(part) for part, layer in zip(parts, layers, strict=True)]
 
     def apart(still: Tensor) -> Tensor:
         parts = zip(layers, scores, layered(still), layered(held), strict=True)
-        return _flat(
-            [
-                allowed if layer.children is None else undivided(own, allowed, grow, layer.children)
-                for layer, (_, grow), own, allowed in parts
-            ]
-        )
+        marks = [
+            allowed if layer.children is None else undivided(own, allowed, grow, layer.children)
+            for layer, (_, grow), own, allowed in parts
+        ]
+        return _flat(marks, layers)
 
-    candidates: Callable[[Tensor], Tensor] = apart if policy.partition == "kept" else lambda _: held
-    drop, grow = (_flat(own) for own in zip(*scores, strict=True))
-    dropped, grown = exchange(free, free, drop, grow, _counts(share, free), candidates)
-    new = layered(free.logical_and_(dropped.logical_not_()).logical_or_(grown))
-    return [mask.to(layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
+    counts = _counts(share, free)
+    candidates: Callable[[Tensor], Tensor] = apart
+    if policy.partition == "free":
+        counts, candidates = at_most(counts, held), lambda _: held
+    drop, grow = (_flat(own, layers) for own in zip(*scores, strict=True))
+    dropped, grown = exchange(free, free, drop, grow, counts, candidates, _order(layers))
+    new = layered((free & ~dropped) | grown)
+    return [numbers(mask, layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
 
 
 def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
