@@ -126,6 +126,27 @@ def test_learning_rates_fall_as_in_the_ordinary_loop():
     assert [group["lr"] for o in (*one[1], *other[1]) for group in o.param_groups] == [3e-2] * 8
 
 
+def test_each_network_may_have_a_fall_of_its_own():
+    """The first one's rate falls, the second's does not; each ends as it does alone."""
+    decays, start = [Cosine(3), None], networks((4, 4))
+    one, other = copy.deepcopy(start), copy.deepcopy(start)
+    rates = 3e-2, 1e-2
+
+    def trains(all_of_them):
+        optimizers = [adam(n, lr) for n, lr in zip(all_of_them, rates, strict=True)]
+        return optimizers, [torch.Generator().manual_seed(i) for i in range(2)]
+
+    for network, optimizer, generator, decay in zip(one, *trains(one), decays, strict=True):
+        train(network, X, Y, epochs=3, optimizer=optimizer, generator=generator, decay=decay)
+    optimizers, generators = trains(other)
+    how = {"epochs": 3, "optimizers": optimizers, "generators": generators}
+    with pytest.raises(ArgumentError, match="decay has 1 for 2 networks; give one for each"):
+        ensemble.train(other, X, Y, **how, decay=[None])
+    ensemble.train(other, X, Y, **how, decay=decays)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(b.state_dict(), a.state_dict(), rtol=0, atol=1e-9)
+
+
 def test_a_cosine_goes_on_where_it_was():
     assert Cosine(8).factor(0) == 1
     assert Cosine(8).factor(4) == pytest.approx(0.5)

@@ -26,7 +26,7 @@ def train(
     sample_weight: Tensor | Sequence[Tensor] | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
     rewirers: Sequence[Rewirer | None] | None = None,
-    decay: Cosine | None = None,
+    decay: Cosine | Sequence[Cosine | None] | None = None,
     on_epoch: Callable[[list[Record]], None] | None = None,
     compile: bool | None = None,
 ) -> list[list[Record]]:
@@ -60,8 +60,9 @@ def train(
     rewirers : sequence of Rewirer or None, optional
         For each network what lets its masks move, or None. Those of one policy, schedule and step move
         together. Changed.
-    decay : Cosine, optional
-        How all learning rates fall, as for `fpe.training.train`.
+    decay : Cosine or sequence of Cosine or None, optional
+        How the learning rates fall, as for `fpe.training.train`: all of them alike, or that of each network.
+        Networks whose rates fall differently are trained apart.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
@@ -81,10 +82,11 @@ def train(
     ModelError
         For a network that cannot be stacked; nothing is trained then.
     """
-    members = check_members(networks, X, y, optimizers, generators, sample_weight, early_stopping, rewirers)
+    how = optimizers, generators, sample_weight, early_stopping, rewirers, decay
+    members = check_members(networks, X, y, *how)
     keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
     readings = [member.reading for member in members]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
         _, size = keys[numbers[0]]
-        Batch([members[i] for i in numbers], size, epochs, compile, decay).run(epochs, on_epoch)
+        Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
     return [member.history for member in members]
