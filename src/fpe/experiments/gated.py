@@ -14,7 +14,7 @@ from fpe.data import Dataset
 from fpe.expansion import expand
 from fpe.experiments.networks import NetworksConfig, Source, data_of
 from fpe.experiments.threads import one_thread
-from fpe.experiments.variants import some_of
+from fpe.experiments.variant import some_of
 from fpe.training import accuracy, adam, train
 
 #: Kind → how `fpe.expand` makes it; the dense network goes on as it is.
