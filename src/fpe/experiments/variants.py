@@ -22,9 +22,9 @@ from fpe.experiments.tried import LEARNED, TRIED, tried
 from fpe.experiments.tried.learned import train_steps
 from fpe.experiments.tried.sight import Sight
 from fpe.experiments.variant import Start, Variant
+from fpe.losses import loss_of
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.training import loss_of
 
 
 @dataclass(frozen=True)
