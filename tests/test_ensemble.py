@@ -96,23 +96,23 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_together_is_as_alone(case):
-    """Weights, moments, steps, generators, histories agree within rounding, before and after expansion."""
+def assert_together_is_as_alone(case, compile):
     widths, outputs, options = CASES[case]
     y = options.get("y", Y if outputs == 1 else THREE)
     options = {name: value for name, value in options.items() if name != "y"}
     start = networks(widths, outputs)
-    assert_same(run(alone, start, y, **options), run(together(compile=False), start, y, **options))
+    assert_same(run(alone, start, y, **options), run(together(compile), start, y, **options))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_together_is_as_alone(case):
+    """Weights, moments, steps, generators, histories agree within rounding, before and after expansion."""
+    assert_together_is_as_alone(case, compile=False)
 
 
 @pytest.mark.parametrize("case", ["plain", "three classes", "probabilities"])
 def test_compiled_is_as_alone(case):
-    widths, outputs, options = CASES[case]
-    y = options.get("y", Y if outputs == 1 else THREE)
-    options = {name: value for name, value in options.items() if name != "y"}
-    start = networks(widths, outputs)
-    assert_same(run(alone, start, y, **options), run(together(compile=True), start, y, **options))
+    assert_together_is_as_alone(case, compile=True)
     assert _Compiled.usable, "nothing was compiled: is there a C++ compiler?"
 
 
