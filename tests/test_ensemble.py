@@ -147,6 +147,21 @@ def test_each_network_may_have_a_fall_of_its_own():
         torch.testing.assert_close(b.state_dict(), a.state_dict(), rtol=0, atol=1e-9)
 
 
+def test_networks_with_one_generator_see_one_order_also_in_batches_of_their_own():
+    """Widths of 4 and 32 are not trained as one program; both see what they would see alone."""
+    one, other = (networks((4, 32)) for _ in range(2))
+    for network in one:
+        alone_order = torch.Generator().manual_seed(0)
+        train(network, X, Y, epochs=2, optimizer=adam(network, 3e-2), generator=alone_order)
+    order = torch.Generator().manual_seed(0)
+    ensemble.train(
+        other, X, Y, epochs=2, optimizers=[adam(n, 3e-2) for n in other], generators=[order, order]
+    )
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(b.state_dict(), a.state_dict(), rtol=0, atol=1e-9)
+    assert torch.equal(order.get_state(), alone_order.get_state())
+
+
 def test_a_cosine_goes_on_where_it_was():
     assert Cosine(8).factor(0) == 1
     assert Cosine(8).factor(4) == pytest.approx(0.5)

@@ -54,7 +54,7 @@ def train(
         One for each network, over its parameters, as `fpe.training.adam` makes them. Changed.
     generators : sequence of torch.Generator
         Source of the order of each network's mini-batches. Networks may have one in common: they then
-        see the same order. Changed.
+        see the same order, whether or not they are trained as one program. Changed.
     batch_size, sample_weight, early_stopping
         As for `fpe.training.train`; weights and early stopping for all, or one for each.
     rewirers : sequence of Rewirer or None, optional
@@ -86,7 +86,10 @@ def train(
     members = check_members(networks, X, y, *how)
     keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
     readings = [member.reading for member in members]
+    begins = [(generator, generator.get_state()) for generator in generators]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
+        for generator, begin in [begins[i] for i in numbers]:  # an earlier batch may have had it, too
+            generator.set_state(begin)
         _, size = keys[numbers[0]]
         Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
     return [member.history for member in members]

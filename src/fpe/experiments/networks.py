@@ -291,26 +291,20 @@ class _Run:
 
     def _train(self, networks: Sequence[_Network], epochs: int, begin: int = 0) -> None:
         """Train for some epochs, before which lie `begin`."""
-        apart = {id(n.trial): n.trial.generator.clone_state() for n in networks}
         for n in networks:
             if n.variant.drops:
-                self._drop_and_train(n, apart[id(n.trial)].clone_state(), epochs)
+                self._drop_and_train(n, n.trial.generator.clone_state(), epochs)
         together = [n for n in networks if not n.variant.drops]
         decay = Cosine(self.total, begin) if self.config.decay else None
-        own_rate = [n.variant.lr is not None for n in together]
         ensemble.train(
             [n.network for n in together],
             self.X,
             [n.learns for n in together],
             epochs=epochs,
             optimizers=[n.optimizer for n in together],
-            # what is trained apart, since its rate does not fall, must not use up the order of the others
-            generators=[
-                apart[id(n.trial)] if own else n.trial.generator
-                for n, own in zip(together, own_rate, strict=True)
-            ],
+            generators=[n.trial.generator for n in together],
             rewirers=[n.rewirer for n in together],
-            decay=[None if own else decay for own in own_rate],
+            decay=[decay if n.variant.lr is None else None for n in together],
             compile=self.compiled,
         )
 
