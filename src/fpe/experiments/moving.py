@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fpe.budget import Prune
 from fpe.expansion import expand
+from fpe.experiments.variant import Start, Variant
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.partition import Shared, Split
@@ -28,7 +29,7 @@ RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
-class Moving:
+class Moving(Variant):
     """A network of `factor` times the parent's neurons at the parent's count.
 
     Attributes
@@ -68,8 +69,9 @@ class Moving:
         """Tell whether columns can pay for the copies; single weights always can."""
         return self.prune != "columns" or (self.factor - 1) * (outputs + 1) <= inputs - self.factor
 
-    def make(self, parent: nn.Sequential, seed: int, X: Tensor | None = None) -> nn.Sequential:
-        """Return the network for a dense parent, which is not changed; corrected on the samples `X`."""
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network; corrected on some of the training data."""
+        parent, seed = start.parent, start.seed
         if self.begin != "expanded":
             return self._drawn(parent, seed)
         wide = expand(parent, self.factor, self.split, self.prune, seed=seed)
@@ -78,8 +80,8 @@ class Moving:
             with torch.no_grad():
                 wide[-1].weight.div_(self.factor)  # type: ignore[operator]
         elif self.copies == "corrected":
-            assert X is not None
-            correct(wide, parent, X)
+            assert start.X is not None
+            correct(wide, parent, start.X)
         return redraw_(wide, seed) if self.redrawn else wide  # type: ignore[return-value]
 
     def rewirer(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.networks import NetworksConfig
-from fpe.experiments.real_catalogue import BOTH, Plan, config_of
+from fpe.experiments.real_tasks import BOTH, Plan, config_of
 from fpe.experiments.rewiring_findings import FEWER, choices, rewiring
 
 #: As long as in the other experiments; the learning rate falls, for all networks alike.
