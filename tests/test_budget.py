@@ -138,6 +138,24 @@ def test_no_block_loses_its_last_input_to_the_remainder():
     assert masks[0].view(3, 2, 3).sum((0, 2)).tolist() == [1, 4]
 
 
+@pytest.mark.parametrize(
+    ("count", "first"),
+    [
+        (2, [[1, 0, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]),
+        (3, [[1, 0, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]),
+        (6, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]),
+    ],
+)
+def test_blocks_of_groups_pay_so_that_all_are_of_one_size(count, first):
+    """Two parents, each a group: four blocks of 3, 2, 3 and 2 inputs. The larger pay first."""
+    blocks = torch.tensor(BLOCKS)
+    blocks[0, 2] = 9
+    masks = [torch.tensor(FREE), torch.ones(1, 4)]
+    Columns().pay([blocks, torch.tensor(READER)], masks, count, 2, blocks=torch.arange(4))
+    assert masks[0].tolist() == first
+    assert masks[1].tolist() == [[1, 1, 1, 1]]
+
+
 def test_columns_that_cannot_pay_say_so_and_change_no_mask():
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
     before = [m.clone() for m in masks]
@@ -148,6 +166,21 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
         "use prune='magnitude' or a smaller factor."
     )
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
+
+
+@pytest.mark.parametrize("by", ["norm", "activation"])
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
+    """All rows of a block read the same; 8 × 6 copies are whole columns, whatever the size of a block."""
+    model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, fpe.Shared(groups), Columns(by), example_inputs=X, seed=2)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert bool(wide[2].weight_mask.all())
+    blocks = wide[0].weight_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
+    assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+    assert int(blocks.sum()) == 8 * 40 - 8 * 6
+    if groups > 1:  # 34 inputs are left to the two blocks of a group
+        assert (blocks[:, 0].sum(dim=2) == 17).all()
 
 
 @pytest.mark.parametrize("name", ["mlp", "without_biases", "prelu", "functional", "nested"])

@@ -96,23 +96,23 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_together_is_as_alone(case):
-    """Weights, moments, steps, generators, histories agree within rounding, before and after expansion."""
+def assert_together_is_as_alone(case, compile):
     widths, outputs, options = CASES[case]
     y = options.get("y", Y if outputs == 1 else THREE)
     options = {name: value for name, value in options.items() if name != "y"}
     start = networks(widths, outputs)
-    assert_same(run(alone, start, y, **options), run(together(compile=False), start, y, **options))
+    assert_same(run(alone, start, y, **options), run(together(compile), start, y, **options))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_together_is_as_alone(case):
+    """Weights, moments, steps, generators, histories agree within rounding, before and after expansion."""
+    assert_together_is_as_alone(case, compile=False)
 
 
 @pytest.mark.parametrize("case", ["plain", "three classes", "probabilities"])
 def test_compiled_is_as_alone(case):
-    widths, outputs, options = CASES[case]
-    y = options.get("y", Y if outputs == 1 else THREE)
-    options = {name: value for name, value in options.items() if name != "y"}
-    start = networks(widths, outputs)
-    assert_same(run(alone, start, y, **options), run(together(compile=True), start, y, **options))
+    assert_together_is_as_alone(case, compile=True)
     assert _Compiled.usable, "nothing was compiled: is there a C++ compiler?"
 
 
@@ -124,6 +124,42 @@ def test_learning_rates_fall_as_in_the_ordinary_loop():
     constant = run(alone, start, Y)
     assert not torch.equal(one[0][0][0].weight, constant[0][0][0].weight)
     assert [group["lr"] for o in (*one[1], *other[1]) for group in o.param_groups] == [3e-2] * 8
+
+
+def test_each_network_may_have_a_fall_of_its_own():
+    """The first one's rate falls, the second's does not; each ends as it does alone."""
+    decays, start = [Cosine(3), None], networks((4, 4))
+    one, other = copy.deepcopy(start), copy.deepcopy(start)
+    rates = 3e-2, 1e-2
+
+    def trains(all_of_them):
+        optimizers = [adam(n, lr) for n, lr in zip(all_of_them, rates, strict=True)]
+        return optimizers, [torch.Generator().manual_seed(i) for i in range(2)]
+
+    for network, optimizer, generator, decay in zip(one, *trains(one), decays, strict=True):
+        train(network, X, Y, epochs=3, optimizer=optimizer, generator=generator, decay=decay)
+    optimizers, generators = trains(other)
+    how = {"epochs": 3, "optimizers": optimizers, "generators": generators}
+    with pytest.raises(ArgumentError, match="decay has 1 for 2 networks; give one for each"):
+        ensemble.train(other, X, Y, **how, decay=[None])
+    ensemble.train(other, X, Y, **how, decay=decays)
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(b.state_dict(), a.state_dict(), rtol=0, atol=1e-9)
+
+
+def test_networks_with_one_generator_see_one_order_also_in_batches_of_their_own():
+    """Widths of 4 and 32 are not trained as one program; both see what they would see alone."""
+    one, other = (networks((4, 32)) for _ in range(2))
+    for network in one:
+        alone_order = torch.Generator().manual_seed(0)
+        train(network, X, Y, epochs=2, optimizer=adam(network, 3e-2), generator=alone_order)
+    order = torch.Generator().manual_seed(0)
+    ensemble.train(
+        other, X, Y, epochs=2, optimizers=[adam(n, 3e-2) for n in other], generators=[order, order]
+    )
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(b.state_dict(), a.state_dict(), rtol=0, atol=1e-9)
+    assert torch.equal(order.get_state(), alone_order.get_state())
 
 
 def test_a_cosine_goes_on_where_it_was():

@@ -16,15 +16,24 @@ from test_rewiring import EVERY_POLICY, masked
 SCHEDULE = fpe.Schedule(every=7, share=0.4, until=0.75)  # five steps are an epoch
 
 
-def networks(policy, widths):
-    how = {"split": "shared", "prune": "columns"} if policy.unit == "column" else {}
+def networks(policy, widths, split="shared"):
+    how = {"split": split, "prune": "columns"} if policy.unit == "column" else {}
     dense = [fpe.mlp(12, h, 3, seed=s, dtype=torch.float64) for s, h in enumerate(widths)]
     return [fpe.expand(network, 2, seed=s, **how) for s, network in enumerate(dense)]
 
 
-def run(together, policy, widths=(6, 7, 8), epochs=(4, 4), steps=40, compile=False, **options):
+def run(
+    together,
+    policy,
+    widths=(6, 7, 8),
+    epochs=(4, 4),
+    steps=40,
+    compile=False,
+    split="shared",
+    **options,
+):
     """Train in two calls; return all that training changes."""
-    nets = networks(policy, widths)
+    nets = networks(policy, widths, split)
     optimizers = [adam(n, 3e-2) for n in nets]
     rewirers = [
         fpe.Rewirer(n, o, policy, steps=steps, schedule=SCHEDULE, seed=s)
@@ -64,6 +73,16 @@ def test_together_is_as_alone(policy):
     assert_same(alone, both)
     assert_same_rewirers(own, others)
     assert own[0].rewirings == 4
+    assert all(sum(r.moved.values()) > 0 for r in own)
+
+
+@pytest.mark.parametrize("widths", [(6, 6, 6), (4, 6, 8, 4)])
+def test_blocks_of_groups_move_together_as_alone(widths):
+    """Also where networks differ in width, and so in which rows are a block."""
+    alone, own = run(False, POLICIES["columns"], widths, split=fpe.Shared(groups=2))
+    both, others = run(True, POLICIES["columns"], widths, split=fpe.Shared(groups=2))
+    assert_same(alone, both)
+    assert_same_rewirers(own, others)
     assert all(sum(r.moved.values()) > 0 for r in own)
 
 

@@ -16,18 +16,19 @@ from fpe.experiments.networks import NetworksConfig, Source, run_networks
 from fpe.experiments.rewiring_catalogue import REWIRING
 from fpe.experiments.rewiring_findings import gap_closed
 from fpe.experiments.statistics import ratio_of_sums
+from fpe.experiments.variant import Start
 
 
 @pytest.mark.parametrize("kind", MOVING)
 def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
     parent = fpe.mlp(100, 6, 12, seed=1)
-    network = MOVING[kind].make(parent, seed=3)
+    network = MOVING[kind].make(Start(parent, 3))
     assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
     assert len(network[0].weight) == 6 * MOVING[kind].factor
     for layer in (network[0], network[-1]):
         mask = getattr(layer, "weight_mask", None)
         assert mask is None or torch.all(layer.weight[mask == 0] == 0)
-    same = MOVING[kind].make(parent, seed=3)
+    same = MOVING[kind].make(Start(parent, 3))
     assert torch.equal(network[0].weight, same[0].weight)
 
 
@@ -40,7 +41,7 @@ def test_what_columns_cannot_pay_for_is_left_out():
 
 def test_erk_gives_a_small_layer_the_greater_density():
     """Densities are as (inputs + outputs) / (inputs × outputs), up to rounding."""
-    uniform, erk = (MOVING[kind].make(fpe.mlp(60, 5, 4), 0) for kind in ("rigl", "rigl-erk"))
+    uniform, erk = (MOVING[kind].make(Start(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
     density = [[float(layer.weight_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
     assert density[0][0] == pytest.approx(density[0][1], rel=0.1)
     assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
@@ -51,7 +52,7 @@ def test_a_corrected_start_is_nearer_to_the_parent():
     parent, X = fpe.mlp(30, 6, 5, seed=1), torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
     off = {}
     for kind in STARTS:
-        network = STARTS[kind].make(parent, 3, X)
+        network = STARTS[kind].make(Start(parent, 3, X=X))
         assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
         off[kind] = float((network(X) - parent(X)).square().mean())
     assert off["start-corrected"] < off["start-copied"]

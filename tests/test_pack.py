@@ -264,6 +264,41 @@ def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("prune", ["columns", "magnitude"])
+@pytest.mark.parametrize("groups", [2, 4, 8])
+def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
+    """8 neurons, two children each: twice as many blocks as groups, each with one index for each input."""
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.Shared(groups), prune, seed=1)
+    packed = fpe.pack(wide)
+    assert isinstance(packed[0], BlockLinear)
+    assert [neurons for neurons, _ in packed[0].sizes] == [8 // groups] * (2 * groups)
+    x = torch.randn(6, 60, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
+    assert equal_state(fpe.unpack(packed), wide)
+    if prune == "columns":
+        assert packed.fpe_packing.rows[0].why == f"{2 * groups} blocks, all of it free"
+        stored = sum(inputs for _, inputs in packed[0].sizes)
+        assert stored * 8 // groups == 8 * 60 - 8 * 4
+        assert {inputs for _, inputs in packed[0].sizes} == {28}  # all of one size
+        assert packed[0].columns.nbytes == 2 * stored
+
+
+def test_groups_are_saved_with_the_plan(tmp_path):
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.Shared(groups=4), "columns", seed=1)
+    assert "split Shared(groups=4)" in str(wide.fpe_plan)
+    fpe.save(wide, tmp_path / "wide.safetensors")
+    again = fpe.load(tmp_path / "wide.safetensors")
+    assert again.fpe_plan == wide.fpe_plan
+    assert again.fpe_plan.layers[0].groups == 4
+    assert len(fpe.pack(again)[0].sizes) == 8
+
+
+def test_a_plan_saved_without_groups_has_one():
+    record = fpe.plan(fpe.mlp(8, 4, 2)).to_dict()
+    del record["layers"][0]["groups"]
+    assert fpe.plans.Plan.from_dict(record).layers[0].groups == 1
+
+
 def test_neurons_expanded_in_part_are_blocks_too():
     model = fpe.mlp(32, 8, 2)
     wide = fpe.expand(model, 2, "shared", target_fraction=0.5, seed=1)

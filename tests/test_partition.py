@@ -75,6 +75,52 @@ def test_shared_rows_are_all_equal():
     assert len(children.unique(dim=0)) == 1
 
 
+def test_each_group_of_a_shared_split_draws_its_own_partition():
+    """Six neurons in three groups: two rows of each are equal, and each is balanced."""
+    children = assign(Shared(groups=3), 6, 40, 4)
+    assert torch.equal(children[::2], children[1::2])
+    assert len(children.unique(dim=0)) == 3
+    assert (sizes(children, 4) == 10).all()
+
+
+def test_in_a_layer_of_fewer_neurons_each_is_a_group():
+    children = assign(Shared(groups=8), 3, 40, 4)
+    assert len(children.unique(dim=0)) == 3
+    assert torch.equal(children, assign(Shared(groups=3), 3, 40, 4))
+
+
+def test_one_group_is_the_shared_split():
+    assert Shared(groups=1) == Shared() == SPLITS["shared"]
+    assert torch.equal(assign(Shared(groups=1), 5, 12, 3), assign(Shared(), 5, 12, 3))
+    assert [repr(Shared()), repr(Shared(groups=4))] == ["Shared()", "Shared(groups=4)"]
+
+
+def test_groups_are_named():
+    assert as_split("shared-8") == Shared(groups=8)
+    with pytest.raises(ArgumentError, match="groups is 0"):
+        as_split("shared-0")
+    with pytest.raises(ArgumentError, match=r"unknown split 'shared-'.*Did you mean 'shared'"):
+        as_split("shared-")
+
+
+@pytest.mark.parametrize("groups", [0, -1, 2.0, True, "4", None])
+def test_groups_are_a_number(groups):
+    with pytest.raises(ArgumentError) as error:
+        Shared(groups=groups)
+    assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
+
+
+@pytest.mark.parametrize(
+    ("neurons", "groups", "cut"), [(6, 4, 3), (20, 8, 5), (7, 4, 1), (8, 8, 8), (3, 8, 3)]
+)
+def test_groups_are_of_one_size(neurons, groups, cut):
+    """The largest number that divides the neurons, and no more than asked for; the plan says which."""
+    assert len(assign(Shared(groups), neurons, 40, 4).unique(dim=0)) == cut
+    plan = fpe.plan(fpe.mlp(40, neurons, 2), split=Shared(groups))
+    assert plan.layers[0].groups == cut
+    assert (f"40 inputs, {cut} groups" in str(plan)) == (cut > 1)
+
+
 def test_shared_draws_all_balanced_partitions_equally_often():
     rng = np.random.default_rng(0)
     rows = torch.cat([Shared().assign(torch.zeros(1, 4), 2, rng) for _ in range(3000)])

@@ -17,8 +17,9 @@ from fpe.experiments.comparisons import Cells, count_claim
 from fpe.experiments.engine import Engine
 from fpe.experiments.experiment import Request
 from fpe.experiments.networks import Source
-from fpe.experiments.real_catalogue import REAL, config_of
+from fpe.experiments.real_catalogue import REAL
 from fpe.experiments.real_findings import equivalent, vision
+from fpe.experiments.real_tasks import config_of
 from fpe.experiments.reproduce import count_tasks, reproduce
 
 TINY = Request(quick=True, hidden=(3, 4), trials=2, warmup_epochs=1, epochs=1)

@@ -15,7 +15,8 @@ from fpe.sklearn import FPEClassifier
 from fpe.training import Cosine
 
 OPEN = dict.fromkeys(("factor", "split", "prune", "warmup_epochs", "epochs", "lr", "decay"))
-FREE, COLUMNS = fpe.Policy(grow="accumulated"), fpe.Policy(grow="accumulated", unit="column")
+FREE = fpe.Policy(grow="accumulated")
+COLUMNS = fpe.Policy(grow="accumulated", drop="movement", unit="column")
 
 
 def recipe(rewire=False, **given):
@@ -34,7 +35,7 @@ def test_with_moving_masks_the_expansion_comes_first_and_weights_are_drawn_anew(
 
 @pytest.mark.parametrize(("rewire", "given"), [("columns", {}), (True, {"prune": "columns"})])
 def test_columns_move_in_a_shared_split(rewire, given):
-    assert recipe(rewire, **given) == Recipe(3, "shared", "columns", 0, 55, 1e-2, True, COLUMNS, None, True)
+    assert recipe(rewire, **given) == Recipe(3, "shared-8", "columns", 0, 55, 1e-2, True, COLUMNS, None, True)
 
 
 def test_what_is_given_is_obeyed():

@@ -66,6 +66,52 @@ def test_the_smallest_are_chosen_and_of_equal_ones_the_earlier():
     assert largest(ties, ties == 0, [3]).tolist() == [[True, True, True, False]]
 
 
+def test_ties_are_taken_in_a_given_order():
+    """Entries 3 and 1 come first, and each row has a count of its own."""
+    scores, among = (
+        torch.zeros(3, 4),
+        torch.tensor([[True, True, True, True]] * 2 + [[True, False, True, True]]),
+    )
+    order = torch.tensor([3, 1, 0, 2])
+    assert smallest(scores, among, [1, 3, 2], order).int().tolist() == [
+        [0, 0, 0, 1],
+        [1, 1, 0, 1],
+        [1, 0, 0, 1],
+    ]
+    assert torch.equal(largest(scores, among, [1, 3, 2], order), smallest(scores, among, [1, 3, 2], order))
+
+
+@pytest.mark.parametrize("drop", ["magnitude", "movement"])
+@pytest.mark.parametrize("partition", ["free", "kept"])
+@pytest.mark.parametrize("grow", ["gradient", "random"])
+def test_how_weights_lie_in_memory_does_not_change_what_moves(grow, partition, drop):
+    """With whole numbers for weights and gradients, so that most scores are equal, and with padding."""
+    generator = torch.Generator().manual_seed(0)
+
+    def layer(outputs, inputs, children):
+        def drawn(low, high):
+            return torch.randint(low, high, (3, outputs, inputs), generator=generator).double()
+
+        real = torch.ones(3, outputs, inputs, dtype=torch.bool)
+        real[0, -2:] = False
+        mask = drawn(0, 2) * real
+        noise = torch.rand(3, outputs, inputs, generator=generator)
+        return Tensors(drawn(-2, 3) * mask, mask, drawn(-2, 3), noise, real, children)
+
+    def turned(own):
+        parts = (own.weight, own.mask, own.gradient, own.noise, own.real)
+        views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in parts]
+        return Tensors(*views, own.children, inputs_first=True)
+
+    layers = [layer(8, 5, torch.arange(8).view(4, 2)), layer(3, 8, None)]
+    for scope in (layers, layers[:1], layers[1:]):
+        new = new_masks(fpe.Policy(grow, drop, partition=partition), scope, 0.4)
+        again = new_masks(fpe.Policy(grow, drop, partition=partition), [turned(own) for own in scope], 0.4)
+        assert any((mask != own.mask).any() for mask, own in zip(new, scope, strict=True))
+        for one, other in zip(new, again, strict=True):
+            assert torch.equal(one, other)
+
+
 def test_what_has_left_does_not_enter_and_fewer_leave_where_fewer_may_enter():
     free = torch.tensor([[True, True, True, False]])
     drop, grow = torch.tensor([[1.0, 2, 3, 0]]), torch.tensor([[9.0, 9, 9, 0]])
@@ -116,8 +162,22 @@ def test_columns_by_hand():
     gradient[0, 1, 3], gradient[0, 2, 3] = 2, 1
     children = torch.tensor([[0, 1], [2, 3]])
     layer = Tensors(weight, mask, gradient, children=children)
-    (new,) = new_masks(POLICIES["columns"], [layer], 1.0)
+    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 1.0)
     assert new.tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]]]
+
+
+def test_columns_of_two_groups_by_hand():
+    """Each parent is a group and each row a block: the weakest of its two inputs goes, and one comes."""
+    weight = torch.tensor([[[9.0, 8, 0, 0], [0, 0, 7, 1], [6, 0, 5, 0], [0, 4, 0, 3]]])
+    mask = (weight != 0).float()
+    gradient = torch.tensor([[[0.0, 0, 1, 2], [2, 1, 0, 0], [0, 9, 0, 8], [2, 0, 1, 0]]])
+    children, blocks = torch.tensor([[0, 1], [2, 3]]), torch.arange(4).view(4, 1)
+    layer = Tensors(weight, mask, gradient, children=children, blocks=blocks)
+    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 0.5)
+    assert new.tolist() == [[[1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]]
+    apart = fpe.Policy("accumulated", partition="kept", unit="column")
+    (new,) = new_masks(apart, [layer], 0.5)  # input 3 goes to row 0, input 1 to row 1, 3 to row 2, 2 to row 3
+    assert new.tolist() == [[[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]]
 
 
 # --- models -------------------------------------------------------------------------------------------------
@@ -172,6 +232,71 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
         assert moved
     elif "0" in layers:
         assert set(fpe.pack(wide).fpe_packing.rows[0].format.split()) <= {"blocks", "dense"}
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
+    """The count is exact, all rows of a block read the same, and packed and masked answer the same."""
+    model = fpe.mlp(40, 8, 3, seed=1)
+    wide = fpe.redraw_(fpe.expand(model, 3, fpe.Shared(groups), "columns", seed=2), 2)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=20, schedule=EVERY_2)
+    x = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
+    before = wide[0].weight_mask.clone()
+
+    def check(step):
+        assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+        blocks = wide[0].weight_mask.view(groups, 8 // groups, 3, 40)
+        assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
+        packed = fpe.pack(wide)
+        assert packed.fpe_packing.rows[0].why == f"{3 * groups} blocks, all of it free"
+        assert [neurons for neurons, _ in packed[0].sizes] == [8 // groups] * (3 * groups)
+        if groups > 1:  # 40 - 8 inputs are left to the three blocks of a group
+            assert {inputs for _, inputs in packed[0].sizes} == {10, 11}
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
+
+    train(wide, x, rewirer, optimizer, 20, check=check)
+    assert rewirer.rewirings > 3
+    assert not torch.equal(before, wide[0].weight_mask)
+
+
+def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
+    """Whatever moves: no input has two owners, holes included, and about half of the parent's places stay."""
+    model = fpe.mlp(60, 8, 30, seed=1)
+    wide = fpe.redraw_(fpe.expand(model, 4, prune="balanced", seed=2), 2)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    policy = fpe.Policy("accumulated", partition="kept")
+    rewirer = fpe.Rewirer(wide, optimizer, policy, steps=12, schedule=EVERY_2)
+    x = torch.randn(30, 60, generator=torch.Generator().manual_seed(0))
+    before = wide[0].weight_mask.clone()
+
+    def check(step):
+        packed = fpe.pack(wide)
+        row = packed.fpe_packing.rows[0]
+        assert (row.format, row.why) == ("codes", "each input of 4 children once, with its owner")
+        assert row.bytes[2] == 4 * 8 * 60 + 3 * 8 * 8 + 4 * 32  # values, three bits for each, biases
+        assert packed[0].values.shape == (8, 60)
+        torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
+        assert fpe.count_nonzero(packed) == fpe.count_nonzero(model)
+
+    train(wide, x, rewirer, optimizer, 12, check=check)
+    assert rewirer.moved["0"] > 0
+    assert not torch.equal(before, wide[0].weight_mask)
+
+
+def test_groups_of_convolutions_and_of_gated_pairs_move_whole_channels():
+    """Whole channels with all their taps, in both layers of a pair alike."""
+    model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, fpe.Shared(groups=2), "columns", example_inputs=x, seed=1)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
+    train(wide, x, rewirer, optimizer, 12)
+    assert rewirer.moved["0"] > 0
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    packed = fpe.pack(wide)
+    assert [neurons for neurons, _ in packed[0].sizes] == [2] * 4
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
 
 
 def _disjoint(layer, children):

@@ -17,9 +17,10 @@ from fpe.experiments.tried import TRIED, tried
 from fpe.experiments.tried.inputs import spectral
 from fpe.experiments.tried.sight import Sight
 from fpe.experiments.tried.simple import ordered
+from fpe.losses import loss_of
 from fpe.splits.clusters import MOST_DRAWS, clustered, correlations, swapped
 from fpe.splits.learned import most_wanted
-from fpe.training import adam, loss_of, train
+from fpe.training import adam, train
 
 PAIRS = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=1)
 

@@ -11,10 +11,11 @@ import fpe
 from fpe.data import load
 from fpe.experiments.gated import Network as Gated
 from fpe.experiments.gated import run_gated
-from fpe.experiments.moving import Moving
+from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.networks import NetworksConfig, Source, run_networks
 from fpe.experiments.quantised import quantised, quantised_accuracy, rounded_rows
 from fpe.experiments.rewiring import rewire_at_random
+from fpe.experiments.variant import Start, some_of
 from fpe.experiments.variants import (
     VARIANTS,
     DroppingLinear,
@@ -22,8 +23,6 @@ from fpe.experiments.variants import (
     FewerInputs,
     FromScratch,
     Overlapping,
-    Start,
-    some_of,
 )
 from fpe.masked import MaskedLinear
 from fpe.training import accuracy, adam, train
@@ -31,7 +30,7 @@ from models import same_state
 
 DOUBLED = ("dense-x2", "steady-x2")
 #: What moves its masks has tests of its own.
-MADE = {k: v for k, v in VARIANTS.items() if hasattr(v, "make") and not isinstance(v, Moving)}
+MADE = {k: v for k, v in VARIANTS.items() if not v.goes_on and k not in {**MOVING, **STARTS}}
 
 
 def start(inputs=40, hidden=4, outputs=6, seed=3):

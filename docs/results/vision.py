@@ -15,7 +15,8 @@ from pages import SPLITS, collect, put_into_readme, run, sections, write_network
 
 from fpe.data import load
 from fpe.experiments.networks import Source, run_networks
-from fpe.experiments.real_catalogue import REAL, SETTINGS
+from fpe.experiments.real_catalogue import REAL
+from fpe.experiments.real_tasks import SETTINGS
 from fpe.experiments.runner import run_tasks
 from fpe.experiments.statistics import mean
 from fpe.experiments.store import provenance

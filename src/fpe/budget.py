@@ -10,7 +10,7 @@ the layers that read it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -169,8 +169,9 @@ RANKINGS = ("norm", "activation", "gradient")
 class Columns:
     """Whole inputs leave the blocks of a shared split, those that count least first.
 
-    The layer stays ``factor`` dense blocks. What no whole column can pay goes by magnitude.
-    No block loses its last input.
+    The layer stays dense blocks: `factor` for each group of the split, and with several groups all of as many
+    inputs, or one more, so that one batched product can compute them. What no whole column can pay goes by
+    magnitude. No block loses its last input.
 
     Parameters
     ----------
@@ -209,10 +210,11 @@ class Columns:
         count: int,
         factor: int,
         scale: Tensor | None = None,
+        blocks: Tensor | None = None,
     ) -> None:
         """Mask, in place, whole columns of ``weights[0]``, `count` entries in all.
 
-        Among columns that count the same the earlier goes first, in the order of the children and of the
+        Among columns that count the same the earlier goes first, in the order of the blocks and of the
         inputs of each.
 
         Parameters
@@ -228,6 +230,10 @@ class Columns:
             What the weights of the parents are multiplied by before they are ranked, of shape (neurons,
             inputs) or (neurons, inputs, taps): root mean squares of the inputs or gradients, as
             `fpe.ranking.scales_of` measures them. Not for ``by="norm"``; needed for all others.
+        blocks : Tensor, optional
+            The block of each neuron, integers from 0 of shape (neurons × factor,): columns then leave so
+            that all blocks keep as many inputs, or one more. By default all first children make one block,
+            all second ones another, and columns leave whichever they are of.
 
         Raises
         ------
@@ -236,48 +242,68 @@ class Columns:
         BudgetError
             If the columns that may leave cannot pay; the masks are then unchanged.
         """
-        inputs = weights[0].shape[1]
-        blocks = masks[0].view(-1, factor, inputs, weights[0][0, 0].numel())
-        entries = blocks.count_nonzero(dim=(0, 3))  # (factor, inputs): what a column pays if it leaves
-        counts = self._counts(weights[0].detach().view(blocks.shape), scale)
+        even = blocks is not None
+        if blocks is None:
+            blocks = torch.arange(len(weights[0])) % factor
+        blocks = blocks.to(masks[0].device)
+        entries = _per_block(masks[0], blocks, _entries)  # what a column pays if it leaves
+        counts = self._counts(weights[0].detach(), factor, blocks, scale)
         counts[entries == 0] = -1
         last = counts.argmax(1)
-        entries[torch.arange(factor), last.cpu()] = 0  # the last input stays
+        entries.scatter_(1, last.unsqueeze(1), 0)  # the last input stays
         if count > int(entries.sum()):
             raise BudgetError(
                 f"prune='columns': {count} weights are to be held at zero, but the columns that may leave "
                 f"hold only {int(entries.sum())}; use prune='magnitude' or a smaller factor."
             )
         order = counts.flatten().argsort(stable=True)
+        if even:  # of the blocks with the most inputs left the least column
+            left = -counts.argsort(dim=1, stable=True).argsort(dim=1).flatten()
+            order = order[left[order].argsort(descending=True, stable=True)]
         order = order[entries.flatten()[order] > 0]
         paid = entries.flatten()[order].cumsum(0)
         leaving = order[paid <= count]
-        for column in leaving.tolist():
-            blocks[:, column // inputs, column % inputs] = 0
+        stays = torch.ones_like(counts, dtype=masks[0].dtype)
+        stays.view(-1)[leaving] = 0
+        masks[0].mul_(_as_rows(stays, blocks, masks[0]))
         rest = count - (int(paid[len(leaving) - 1]) if len(leaving) else 0)
         if rest:
-            kept = weights[0].detach() * masks[0]
-            for child, column in enumerate(last.tolist()):  # pays last of all
-                kept.view(blocks.shape)[:, child, column].masked_fill_(
-                    blocks[:, child, column] > 0, torch.inf
-                )
+            pinned = torch.zeros_like(counts, dtype=torch.bool).scatter_(1, last.unsqueeze(1), True)
+            kept = weights[0].detach() * masks[0]  # of these the last inputs pay last of all
+            kept.masked_fill_(_as_rows(pinned, blocks, kept) & (masks[0] > 0), torch.inf)
             Magnitude().pay([kept, *weights[1:]], masks, rest, factor)
 
-    def _counts(self, blocks: Tensor, scale: Tensor | None) -> Tensor:
-        """Return what each column counts, (factor, inputs), of weights (neurons, factor, inputs, taps)."""
-        scaled = blocks.float()
+    def _counts(self, weight: Tensor, factor: int, blocks: Tensor, scale: Tensor | None) -> Tensor:
+        """Return what each column counts, (blocks, inputs), of the expanded layer's weight."""
+        scaled = weight.float()
         if self.by != "norm":
             if scale is None:
                 raise ArgumentError(
                     f"{self!r} ranks by what was measured of the layer; give scale=…, or call fpe.expand, "
                     "which measures it."
                 )
-            neurons, _, inputs, taps = blocks.shape
-            scaled = scaled * scale.detach().float().reshape(neurons, 1, inputs, taps)
+            parents = scaled.view(-1, factor, *weight.shape[1:])
+            each = scale.detach().float().reshape(len(parents), 1, *weight.shape[1:])
+            scaled = (parents * each).view(weight.shape)
         if self.by == "gradient":
-            return scaled.abs().sum(dim=(0, 3))
-        norms: Tensor = scaled.norm(dim=(0, 3))
-        return norms
+            return _per_block(scaled, blocks, lambda own: own.abs().sum(dim=(0, 2)))
+        return _per_block(scaled, blocks, lambda own: own.norm(dim=(0, 2)))
+
+
+def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """Measure the columns of each block, given as (neurons, inputs, taps); return (blocks, inputs)."""
+    parts = tensor.view(*tensor.shape[:2], -1)
+    owners = [(blocks == block).nonzero().flatten() for block in range(int(blocks.max()) + 1)]
+    return torch.stack([measure(parts.index_select(0, rows)) for rows in owners])
+
+
+def _entries(own: Tensor) -> Tensor:
+    return own.count_nonzero(dim=(0, 2))
+
+
+def _as_rows(columns: Tensor, blocks: Tensor, like: Tensor) -> Tensor:
+    """Give each neuron what its block has, (blocks, inputs), in as many axes as `like`."""
+    return columns.index_select(0, blocks).view(*like.shape[:2], *[1] * (like.dim() - 2))
 
 
 def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

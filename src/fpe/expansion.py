@@ -17,7 +17,7 @@ from fpe.graph import Group
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
 from fpe.graph.layers import neuron_tensors
 from fpe.graph.proof import evaluating
-from fpe.lineage import Lineage, children_of
+from fpe.lineage import Lineage, blocks_of, children_of
 from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
@@ -226,7 +226,8 @@ def _pay(
     flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
     joint = wide[0] if len(wide) == 1 else _stacked(wide)
     paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
-    procedure.prune([paying, *readers], copies, method, layer.factor, scale)
+    blocks = blocks_of(layer).repeat(len(wide)) if layer.groups > 1 and method.needs_shared else None
+    procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
     if len(wide) == 1:
         return wide
     weights, masks = (torch.split(t, shape[0]) for t in (joint.weight, joint.mask))

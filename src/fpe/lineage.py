@@ -22,6 +22,31 @@ def children_of(layer: LayerPlan) -> int | Tensor:
     return counts
 
 
+def roles_of(layer: LayerPlan) -> Tensor:
+    """Return which child of its parent each neuron of an expanded layer is.
+
+    0 … factor − 1, and factor for a neuron that was not expanded; shape (neurons_after,).
+    """
+    parent = family(layer.neurons, children_of(layer))
+    role = torch.arange(len(parent)) - torch.searchsorted(parent, parent)
+    if layer.chosen is not None:
+        alone = torch.ones(layer.neurons, dtype=torch.bool)
+        alone[list(layer.chosen)] = False
+        role[alone[parent]] = layer.factor
+    return role
+
+
+def blocks_of(layer: LayerPlan) -> Tensor:
+    """Return the block of each neuron of an expanded layer, shape (neurons_after,).
+
+    In each group of parents all first children make one, all second ones the next, and so on.
+    """
+    parent = family(layer.neurons, children_of(layer))
+    group = parent * layer.groups // layer.neurons
+    roles = layer.factor + (layer.chosen is not None)
+    return group * roles + roles_of(layer)
+
+
 class Lineage:
     """Where rows and columns come from, after the groups that have been expanded so far.
 

@@ -10,6 +10,7 @@ parent (section 2.3). Sizes of the children of one neuron differ by at most one,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -29,7 +30,7 @@ class Split(Protocol):
     ----------
     shared : bool
         Whether all neurons of a layer get one and the same partition. The layer is then
-        ``factor`` small dense blocks.
+        ``factor`` small dense blocks; with `Shared` of several groups, so many for each.
     """
 
     @property
@@ -106,18 +107,55 @@ class Random:
 
 @dataclass(frozen=True)
 class Shared:
-    """One balanced random partition for all neurons of a layer, which is then dense blocks."""
+    """One balanced random partition for all neurons of a layer, or of a group, which is then dense blocks.
+
+    Parameters
+    ----------
+    groups : int, default 1
+        Into how many groups of adjacent neurons, all of one size, a layer is cut; each draws a partition of
+        its own. The layer is ``groups * factor`` blocks, which keep as many inputs each, or one more, when
+        columns pay and when they move. More of them are nearer to masks without any
+        structure, and each needs the numbers of the inputs that it reads. Where the number of neurons is no
+        multiple of it, the largest smaller number that divides them is taken: the plan says which. In a
+        layer of fewer neurons each is a group, and has its own partition as with `Random`.
+
+    Raises
+    ------
+    ArgumentError
+        If `groups` is no integer of at least 1.
+
+    Examples
+    --------
+    >>> import fpe
+    >>> network = fpe.mlp(384, 16, 77)
+    >>> wide = fpe.expand(network, factor=2, split=fpe.Shared(groups=4), prune="columns")
+    >>> print(fpe.pack(wide).fpe_packing.rows[0].why)
+    8 blocks, all of it free
+    """
+
+    groups: int = 1
 
     shared = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.groups, bool) or not isinstance(self.groups, int) or self.groups < 1:
+            raise ArgumentError(f"Shared: groups is {self.groups!r}; give an integer of at least 1.")
+
+    def __repr__(self) -> str:
+        return "Shared()" if self.groups == 1 else f"Shared(groups={self.groups})"
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Any layer can be split so."""
         return None
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        """Return one row of balanced random children, repeated to shape (neurons, inputs)."""
-        row = _balanced(1, weight.shape[1], factor, rng)
-        return torch.from_numpy(row).expand(weight.shape[:2])
+        """Return a row of balanced random children for each group, repeated to shape (neurons, inputs)."""
+        neurons, inputs = weight.shape[:2]
+        groups = groups_of(self, neurons)
+        rows = torch.from_numpy(_balanced(groups, inputs, factor, rng))
+        if groups == 1:
+            return rows.expand(neurons, inputs)
+        return rows.repeat_interleave(neurons // groups, dim=0)
 
 
 @dataclass(frozen=True, init=False)
@@ -275,11 +313,17 @@ class TwoFour:
         return torch.from_numpy(child)
 
 
+def groups_of(split: Split, neurons: int) -> int:
+    """Return into how many groups a split cuts so many neurons to give each a partition of its own."""
+    most = min(split.groups, neurons) if isinstance(split, Shared) else 1
+    return next(groups for groups in range(most, 0, -1) if neurons % groups == 0)
+
+
 SPLITS: dict[str, Split] = {"random": Random(), "shared": Shared(), "gram": Gram(), "2:4": TwoFour()}
 
 
 def as_split(split: str | Split) -> Split:
-    """Turn a name into its split; a split passes through.
+    """Turn a name into its split; a split passes through. ``"shared-8"`` is ``Shared(groups=8)``.
 
     Raises
     ------
@@ -289,6 +333,8 @@ def as_split(split: str | Split) -> Split:
     if isinstance(split, str):
         if split in SPLITS:
             return SPLITS[split]
+        if cut := re.fullmatch(r"shared-(\d+)", split):
+            return Shared(groups=int(cut[1]))
         names = ", ".join(repr(n) for n in SPLITS)
         raise ArgumentError(
             f"unknown split {split!r}; allowed are {names} and fpe.Groups(labels)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from fpe.graph.layers import (
     oriented_weight,
     size_of,
 )
-from fpe.partition import DataSplit, Split, as_split
+from fpe.partition import DataSplit, Split, as_split, groups_of
 from fpe.plans import LayerPlan, Plan
 from fpe.ranking import example_problem, scales_of, split_problem
 from fpe.target import TARGETS, most_polysemantic
@@ -56,7 +57,8 @@ def plan(
     factor : int, default 2
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
-        Who gets which input: ``"random"``, ``"shared"``, ``"gram"``, ``"2:4"`` or an object such as
+        Who gets which input: ``"random"``, ``"shared"``, ``"shared-8"`` (one partition for each of 8 groups
+        of neurons; see `fpe.Shared`), ``"gram"``, ``"2:4"`` or an object such as
         ``fpe.Groups(labels)``. ``fpe.splits.CoActivation()`` looks at `example_inputs`.
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
@@ -131,7 +133,7 @@ def plan(
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
     wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
-    planned = _layer_plans(model, chosen, wanted, convolutions)
+    planned = _layer_plans(model, chosen, wanted, convolutions, split)
     problems += _split_problems(model, planned, split)
     raise_problems(problems, ModelError, "the layers to expand")
     _check_budget(model, planned, prune, budget)
@@ -226,7 +228,11 @@ def _memory_problems(model: nn.Module, chosen: Chosen) -> list[str]:
 
 
 def _layer_plans(
-    model: nn.Module, chosen: Chosen, wanted: Sequence[tuple[int, ...] | None], convolutions: str
+    model: nn.Module,
+    chosen: Chosen,
+    wanted: Sequence[tuple[int, ...] | None],
+    convolutions: str,
+    split: Split,
 ) -> list[LayerPlan]:
     """Foresee what becomes of each group, in order: a producer may read one that was expanded before."""
     grown: dict[str, int] = {}  # inputs that a layer has won
@@ -243,7 +249,8 @@ def _layer_plans(
             own = size_of(model, name)[1]
             shared = own if not group.columns else neurons * _own_columns(group, name)
             grown[name] = grown.get(name, 0) + (after - neurons) * (shared // neurons)
-        planned.append(_layer_plan(model, group, factor, inputs, shares, after, some))
+        layer = _layer_plan(model, group, factor, inputs, shares, after, some)
+        planned.append(replace(layer, groups=groups_of(split, neurons)))
     return planned
 
 

@@ -35,6 +35,8 @@ class LayerPlan:
         groups have a consumer in common, the most that it can be.
     chosen : tuple of int, optional
         The neurons that are expanded, if not all are.
+    groups : int
+        Into how many groups of adjacent neurons, each with a partition of its own, a shared split cuts it.
     """
 
     group: Group
@@ -46,6 +48,7 @@ class LayerPlan:
     free: int
     copies: int
     chosen: tuple[int, ...] | None = None
+    groups: int = 1
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         braced(layer.group.producers),
         ", ".join(layer.group.consumers),
         ", ".join(layer.group.between) or "-",
-        f"{layer.inputs:,} {layer.shares}",
+        f"{layer.inputs:,} {layer.shares}" + (f", {layer.groups} groups" if layer.groups > 1 else ""),
         f"{layer.neurons:,}",
         f"{layer.neurons_after:,}",
         f"{layer.free:,}",

@@ -172,7 +172,12 @@ def _children_of(producer: Weights, children: Tensor, factor: int | Tensor, pare
 
 
 def prune(
-    wide: Sequence[Weights], copies: int, method: Prune, factor: int, scale: Tensor | None = None
+    wide: Sequence[Weights],
+    copies: int,
+    method: Prune,
+    factor: int,
+    scale: Tensor | None = None,
+    blocks: Tensor | None = None,
 ) -> None:
     """Hold as many weights at zero, in place, as were copied: the count of non-zeros is the parent's again.
 
@@ -188,12 +193,14 @@ def prune(
         Number of children.
     scale : Tensor, optional
         For a `Columns` that ranks by more than the weights; see `Columns.pay`.
+    blocks : Tensor, optional
+        For `Columns`, the block of each neuron where a child is more than one; see `Columns.pay`.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
-    if scale is None:
+    if scale is None and blocks is None:
         method.pay(weights, masks, copies, factor)
     else:
-        cast(Columns, method).pay(weights, masks, copies, factor, scale)
+        cast(Columns, method).pay(weights, masks, copies, factor, scale, blocks)
     for w in wide:
         w.weight.mul_(w.mask)
 

@@ -59,7 +59,7 @@ class Recipe:
         constant rate of 1e-3. With them it is what was chosen in this project's experiments
         (docs/results/rewiring.md): the network is expanded by 4 before it is trained and its weights are
         drawn anew, all epochs come after, at a rate that falls from 1e-2; or, where whole columns
-        move, by 3.
+        move, by 3, in 8 groups of neurons that have blocks of their own.
 
         Parameters
         ----------
@@ -85,7 +85,7 @@ class Recipe:
         all_after = moves and given.warmup_epochs in (None, 0)
         return Recipe(
             factor=_or(given.factor, (3 if columns else 4) if moves else 2),
-            split=_or(given.split, "shared" if columns else "random"),
+            split=_or(given.split, ("shared-8" if moves else "shared") if columns else "random"),
             prune=prune,
             warmup_epochs=warmup,
             epochs=_or(given.epochs, sum(epochs) if all_after else epochs[1]),

@@ -7,36 +7,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from fpe.budget import Columns, Prune, count_nonzero
-from fpe.errors import ArgumentError, DataError, raise_problems
+from fpe.budget import Prune, count_nonzero
+from fpe.classifier_checks import checked_recipe, checked_weight, refuse_sparse
+from fpe.errors import ArgumentError, DataError
 from fpe.models import mlp
 from fpe.partition import Split
-from fpe.planning import check_arguments, plan
+from fpe.planning import plan
 from fpe.progress import progress_bar
 from fpe.recipes import Recipe
 from fpe.rewiring.policies import Policy
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training import (
-    Cosine,
-    EarlyStopping,
-    Record,
-    adam,
-    predict_logits,
-    recipe_problems,
-    train,
-)
-
-#: Passes over the data before and after the expansion, where they are left open.
-EPOCHS = (25, 25)
+from fpe.training import Cosine, EarlyStopping, Record, adam, predict_logits, train
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -54,7 +43,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         masks move 4, and where whole columns do 3.
     split : str or Split, optional
         Who gets which input, as for `fpe.expand`. By default ``"random"``, or ``"shared"`` where whole
-        columns pay.
+        columns pay, and ``"shared-8"`` where they move.
     prune : str or Prune, optional
         Which weights pay for the copies, as for `fpe.expand`. By default ``"magnitude"``; where masks move
         ``"balanced"``, and where whole columns do ``"columns"``.
@@ -178,13 +167,13 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         with self._unchanged_on_error():
             X, y = self._checked(X, y)
-            recipe = self._check_parameters(X.shape[1])
+            recipe = checked_recipe(self, X.shape[1])
             classes, codes = np.unique(y, return_inverse=True)
             if len(classes) < 2:
                 raise DataError(
                     f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two."
                 )
-            weight = _checked_weight(sample_weight, X)
+            weight = checked_weight(sample_weight, X)
             self._start(X, classes, recipe)
 
             kept, held = self._hold_out(codes)
@@ -246,8 +235,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
             if len(known) < 2:
                 raise DataError(f"classes has one class only, {known.tolist()[0]!r}; give at least two.")
-            recipe = self._check_parameters(X.shape[1])
-            weight = _checked_weight(sample_weight, X)
+            recipe = checked_recipe(self, X.shape[1])
+            weight = checked_weight(sample_weight, X)
             if first:
                 self._start(X, known, recipe)
             if len(self.history_) >= recipe.warmup_epochs and self.dense_model_ is self.model_:
@@ -293,45 +282,10 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise
 
     def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
-        _refuse_sparse(X)
+        refuse_sparse(X)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
         check_classification_targets(y)
         return X, y
-
-    def _check_parameters(self, features: int) -> Recipe:
-        """Return what is to be done, all that was left open filled in."""
-        problems = recipe_problems(self)
-        if not 0 < self.validation_fraction < 1:
-            problems.append(
-                f"validation_fraction is {self.validation_fraction!r}; give a share between 0 and 1."
-            )
-        if not isinstance(self.trials, int | np.integer) or isinstance(self.trials, bool) or self.trials < 1:
-            problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
-        if isinstance(self.prune, Columns) and self.prune.by != "norm":
-            problems.append(
-                f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns', or "
-                "call fpe.expand in a loop of your own."
-            )
-            raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
-        asked: Any = self
-        try:
-            asked = Recipe.of(self, EPOCHS)
-        except ArgumentError as error:
-            if not str(error).startswith("unknown prune"):
-                problems.append(str(error))
-        factor = 2 if asked.factor is None else asked.factor
-        try:
-            check_arguments(nn.Identity(), factor, asked.split or "random", asked.prune or "magnitude", 0)
-            if factor > features:
-                problems.append(
-                    f"factor {factor} is larger than the number of features, n_features = {features}; "
-                    f"give a factor from 1 to {features}."
-                )
-        except ArgumentError as error:
-            problems.append(str(error))
-        raise_problems(problems, ArgumentError, "the parameters of FPEClassifier")
-        assert isinstance(asked, Recipe)
-        return asked
 
     def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe) -> None:
         """Make the dense network and all that training needs."""
@@ -426,20 +380,6 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        _refuse_sparse(X)
+        refuse_sparse(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         return predict_logits(self.model_, torch.from_numpy(X).to(next(self.model_.parameters()).dtype))
-
-
-def _checked_weight(sample_weight: Any, X: np.ndarray) -> Tensor | None:
-    if sample_weight is None:
-        return None
-    return torch.from_numpy(_check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True))
-
-
-def _refuse_sparse(X: Any) -> None:
-    if scipy.sparse.issparse(X):
-        raise DataError(
-            "X is a sparse matrix. The network's first layer is a dense product, which would make it dense "
-            "in each mini-batch; give X.toarray(), or a dense projection such as TruncatedSVD makes."
-        )

@@ -15,8 +15,10 @@ def redraw_(wide: nn.Module, seed: int = 0) -> nn.Module:
 
     For a network that is expanded before it has been trained. Children of an untrained parent read a part of
     its inputs through weights that were drawn for all of them, and have the same outgoing weights. This draws
-    each neuron's weights and its bias as PyTorch draws those of a layer with as many inputs as the
-    neuron really reads: uniformly within ``±1 / √n`` (Evci et al., 2022, on why sparse networks need that).
+    each neuron's weights as PyTorch draws those of a layer with as many inputs as the neuron really reads:
+    uniformly within ``±1 / √n`` (Evci et al., 2022, on why sparse networks need that). What it reads then
+    varies as what a dense neuron reads, so that its bias is drawn as a dense one's: within ``±1 / √m``, for
+    a layer of m inputs. Larger ones leave neurons that no sample, or every sample, switches on.
 
     Parameters
     ----------
@@ -56,7 +58,7 @@ def redraw_(wide: nn.Module, seed: int = 0) -> nn.Module:
         bound = reads.rsqrt().view(-1, *[1] * (weight.dim() - 1))
         weight.copy_(_uniform(weight, generator) * bound * mask)
         if layer.bias is not None:
-            layer.bias.copy_(_uniform(layer.bias, generator) * bound.flatten())
+            layer.bias.copy_(_uniform(layer.bias, generator) * weight[0].numel() ** -0.5)
     return wide
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Adam, Optimizer
 
 from fpe.errors import ArgumentError
+from fpe.losses import loss_of
 from fpe.rewiring.rewirer import Rewirer
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
@@ -87,34 +87,6 @@ def fitting_batch_size(samples: int) -> int:
     500 is the paper's (A.3.1). On small data an epoch of such mini-batches would be few steps.
     """
     return min(500, max(64, samples // 30))
-
-
-def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
-
-    Parameters
-    ----------
-    logits : Tensor
-        Shape (batch, 1) or (batch, classes).
-    y : Tensor
-        Class numbers from 0, shape (batch,), integers; with several logits also probabilities of the
-        classes, (batch, classes).
-    weight : Tensor, optional
-        Weight of each sample, shape (batch,); the mean is weighted.
-
-    Returns
-    -------
-    Tensor
-        A scalar.
-    """
-    reduction = "mean" if weight is None else "none"
-    if logits.shape[1] == 1:
-        loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
-    else:
-        loss = F.cross_entropy(logits, y, reduction=reduction)
-    if weight is None:
-        return loss
-    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
 
 
 @dataclass(frozen=True)

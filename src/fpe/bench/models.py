@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import fpe
 from fpe.bench import onnx
 from fpe.bench import rows as names
 from fpe.bench.config import CLASSES, BenchConfig
 from fpe.bench.rows import Row, Subjects, csr_row, mask_in_forward, module_row, plain_with_zeros
-from fpe.budget import count_free
+from fpe.budget import count_free, count_nonzero
 from fpe.errors import ArgumentError, BudgetError
+from fpe.expansion import expand
 from fpe.packed.blocks import BlockLayer
+from fpe.packed.pack import pack
 
 #: Inputs, hidden neurons, outputs, and what stands between, of the whole models.
 MODELS: dict[str, tuple[int, int, int, nn.Module]] = {
@@ -38,7 +39,7 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
     with torch.no_grad():  # first, so that its wide tensors are gone before the others are made
         random_rows, of_random = _random_rows(parent, probe, case, config)
     shared, way = _expanded_shared(parent, case["factor"], config.seed)
-    packed = fpe.pack(shared)
+    packed = pack(shared)
     networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
     notes = {"shared split": f"prune={way!r}; {_packing(packed)}", "random split": of_random}
     made = Subjects([], networks, probe, notes)
@@ -53,20 +54,18 @@ def _random_rows(
     parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
 ) -> tuple[list[Row], str]:
     """Return the rows of a split for each neuron, and how its layers were packed."""
-    random: Any = fpe.expand(
-        parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed
-    )
+    random: Any = expand(parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed)
     if case["device"] == "cuda":
         random, probe = random.cuda().half(), probe.cuda().half()
-    packed: Any = fpe.pack(random)
+    packed: Any = pack(random)
     note = f"prune='magnitude'; {_packing(packed)}"
     if case["kind"] == "model":
-        return [module_row(names.CODES, packed, fpe.count_nonzero(parent), random(probe))], note
+        return [module_row(names.CODES, packed, count_nonzero(parent), random(probe))], note
     layer = random[0]
     useful, expected = count_free(layer.weight_mask), plain_with_zeros(layer)(probe)
     rows = [module_row(names.CODES, packed[0], useful, expected)]
     if layer.weight.numel() <= names.BITMASK_ENTRIES:
-        bits: Any = fpe.pack(random, format={"0": "bitmask"})
+        bits: Any = pack(random, format={"0": "bitmask"})
         rows.append(module_row(names.BITMASK, bits[0], useful, expected))
     return rows, note
 
@@ -79,10 +78,10 @@ def _expanded_shared(parent: nn.Module, factor: int, seed: int) -> tuple[Any, st
     """Expand by a shared split, paid for in the first way that can pay."""
     for way in WAYS[:-1]:
         try:
-            return fpe.expand(parent, factor=factor, split="shared", prune=way, seed=seed), way
+            return expand(parent, factor=factor, split="shared", prune=way, seed=seed), way
         except (ArgumentError, BudgetError):
             continue
-    return fpe.expand(parent, factor=factor, split="shared", prune=WAYS[-1], seed=seed), WAYS[-1]
+    return expand(parent, factor=factor, split="shared", prune=WAYS[-1], seed=seed), WAYS[-1]
 
 
 def _packing(packed: Any) -> str:
@@ -140,8 +139,8 @@ def _add_two_four(made: Subjects, case: dict[str, Any], config: BenchConfig) -> 
     torch.manual_seed(config.seed)
     parent = _network(case["inputs"], case["neurons"], CLASSES, nn.ReLU())
     try:
-        wide: Any = fpe.expand(parent, factor=2, split="2:4", seed=config.seed).cuda().half()
-        layer = fpe.pack(wide, format={"0": "2:4"})[0]  # type: ignore[index]
+        wide: Any = expand(parent, factor=2, split="2:4", seed=config.seed).cuda().half()
+        layer = pack(wide, format={"0": "2:4"})[0]  # type: ignore[index]
         expected = plain_with_zeros(wide[0])(made.probe)
         made.rows.append(module_row(names.TWO_FOUR, layer, count_free(wide[0].weight_mask), expected))
     except Exception as error:  # kernels that a GPU or a build of PyTorch has not
@@ -154,7 +153,7 @@ def _add_model_rows(
     parent, packed, shared = (made.networks[n] for n in (names.DENSE, names.PACKED, names.MASKED))
     first, between, last = shared.children()
     wide = nn.Sequential(plain_with_zeros(first), between, plain_with_zeros(last))  # type: ignore[arg-type]
-    expected, useful = wide(made.probe), fpe.count_nonzero(parent)
+    expected, useful = wide(made.probe), count_nonzero(parent)
     made.rows += [
         module_row(names.DENSE, parent, useful, slow=False),
         module_row(names.PACKED, packed, useful, expected, slow=False),

@@ -22,7 +22,7 @@ from fpe.commands.shared import ManyValues, check_jobs
 )
 @click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
 @click.option("--hidden", type=int, multiple=True, metavar="WIDTH…", help="Widths of the dense networks.")
-@click.option("--trials", type=int, help="Networks of each kind and width.  [default: 5]")
+@click.option("--trials", type=int, help="Networks of each kind and width.  [default: the experiment's own]")
 @click.option(
     "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: what suits the data]"
 )
@@ -50,9 +50,9 @@ def reproduce(
 ) -> None:
     """Make NAME, a figure or table of the paper, again, and say how it compares.
 
-    NAME is an experiment, or boolean, real or all; "list" says what there is. Run the same command again
-    to go on after Ctrl-C; networks that are trained already are not trained again, and experiments share
-    them. Experiments on real data take any --data, such as the embeddings that fpe embed writes.
+    NAME is an experiment, or boolean, real, moving or all; "list" says what there is. Run the same command
+    again to go on after Ctrl-C; networks that are trained already are not trained again, and experiments
+    share them. Experiments on real data take any --data, such as the embeddings that fpe embed writes.
 
     \b
     Example:

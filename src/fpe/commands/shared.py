@@ -40,7 +40,7 @@ def expansion_options(rewired: bool = False) -> Callable[[Callable[..., Any]], C
     values: dict[str, Any] = {"factor": 2, "split": "random", "prune": "magnitude"}
     notes = {
         "factor": "4 with --rewire, 3 where columns move",
-        "split": "shared where columns pay",
+        "split": "shared where columns pay, shared-8 where they move",
         "prune": "balanced with --rewire, columns where they move",
     }
 
@@ -57,7 +57,11 @@ def expansion_options(rewired: bool = False) -> Callable[[Callable[..., Any]], C
             "Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
             "weights; for expanding before training); columns (whole inputs; for split shared).",
         )(command)
-        command = option("split", "Who gets which input: random, shared, gram or 2:4.")(command)
+        command = option(
+            "split",
+            "Who gets which input: random, shared, shared-N (N groups of neurons have blocks of their "
+            "own), gram or 2:4.",
+        )(command)
         command = option("factor", "Children of each neuron.", int)(command)
         return command
 

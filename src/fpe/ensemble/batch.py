@@ -15,7 +15,7 @@ from fpe.ensemble.program import State, step_of, vary
 from fpe.ensemble.rewiring import StackRewiring
 from fpe.ensemble.stack import Stack, cut, pad
 from fpe.errors import ArgumentError
-from fpe.training import Cosine, Record
+from fpe.training import Record
 
 #: Steps, times networks, from which on compiling pays: it takes some ten seconds.
 WORTH_COMPILING = 50_000
@@ -32,17 +32,12 @@ class Batch:
         Samples in a mini-batch.
     epochs : int
         How many lie ahead.
-    compile, decay
+    compile
         As for `fpe.ensemble.train`.
     """
 
     def __init__(
-        self,
-        members: list[Member],
-        batch_size: int,
-        epochs: int,
-        compile: bool | None,
-        decay: Cosine | None = None,
+        self, members: list[Member], batch_size: int, epochs: int, compile: bool | None = None
     ) -> None:
         _keep_memory()
         self.members = members = _side_by_side(members)
@@ -51,7 +46,7 @@ class Batch:
         self.samples = len(members[0].X)
         self.batch_size = min(batch_size, self.samples)
         self.count = -(-self.samples // self.batch_size)
-        self.adam, self.decay = members[0].adam, decay
+        self.adam, self.decay = members[0].adam, members[0].decay
         self.X, y, self.weight, self.first_row = _data(members, self.samples % self.batch_size != 0)
         self.y = self.stack.labels(y)
         self.steps = self.X.new_tensor([m.steps for m in members], dtype=torch.float64)

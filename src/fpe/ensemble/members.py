@@ -15,7 +15,7 @@ from fpe.ensemble.rewiring import rewirer_problem, rewiring_key
 from fpe.ensemble.stack import architecture
 from fpe.errors import ArgumentError, raise_problems
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training import EarlyStopping, Record
+from fpe.training import Cosine, EarlyStopping, Record
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Member:
     ----------
     number : int
         Its place among the networks of the call.
-    network, optimizer, generator, X, y, weight, early_stopping, rewirer
+    network, optimizer, generator, X, y, weight, early_stopping, rewirer, decay
         As given to `fpe.ensemble.train`.
     history : list of dict
         One record for each finished epoch.
@@ -47,6 +47,7 @@ class Member:
     weight: Tensor | None
     early_stopping: EarlyStopping | None
     rewirer: Rewirer | None = None
+    decay: Cosine | None = None
     history: list[Record] = field(default_factory=list)
     lowest: float = float("inf")
     best_epoch: int = 0
@@ -66,7 +67,7 @@ class Member:
         return (
             *(architecture(self.network), self.adam, held_out, self.weight is None),
             *(self.X.shape, self.X.dtype, self.X.device, self.y.shape[1:]),
-            rewiring_key(self.rewirer),
+            *(rewiring_key(self.rewirer), self.decay),
         )
 
     @property
@@ -95,13 +96,16 @@ def check_members(
     sample_weight: Tensor | Sequence[Tensor] | None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None,
     rewirers: Sequence[Rewirer | None] | None = None,
+    decay: Cosine | Sequence[Cosine | None] | None = None,
 ) -> list[Member]:
     """Put together what belongs together; see `fpe.ensemble.train` for the arguments and the errors."""
     count = len(networks)
     rewirers = [None] * count if rewirers is None else rewirers
+    decays = [decay] * count if decay is None or isinstance(decay, Cosine) else decay
+    each = {"optimizers": optimizers, "generators": generators, "rewirers": rewirers, "decay": decays}
     problems = [
         f"{name} has {len(values)} for {count} networks; give one for each."
-        for name, values in (("optimizers", optimizers), ("generators", generators), ("rewirers", rewirers))
+        for name, values in each.items()
         if len(values) != count
     ]
     raise_problems(problems, ArgumentError, "the ensemble")
@@ -122,8 +126,9 @@ def check_members(
         problem = problem or rewirer_problem(rewirers[i], networks[i], optimizers[i])
         if problem is not None:
             problems.append(f"network {i}: {problem}")
-        how = optimizers[i], generators[i], inputs[i], labels[i], weights[i], stops[i], rewirers[i]
-        members.append(Member(i, networks[i], *how))
+        data = inputs[i], labels[i], weights[i]
+        how = stops[i], rewirers[i], decays[i]
+        members.append(Member(i, networks[i], optimizers[i], generators[i], *data, *how))
     raise_problems(problems, ArgumentError, "the ensemble")
     return members
 

@@ -126,13 +126,14 @@ def _step(
 
     gradients, losses = torch.func.grad(objective, has_aux=True)(parameters)
     means: Tensor = losses
-    for total, gradient in zip(sums, gradients, strict=bool(sums)):
-        if total is not None:
-            total.add_(gradient)
-    for p, gradient, m, v, mask in zip(
-        parameters, gradients, first_moments, second_moments, masks, strict=True
+    totals = sums or [None] * len(parameters)
+    for p, gradient, m, v, mask, total in zip(
+        parameters, gradients, first_moments, second_moments, masks, totals, strict=True
     ):
         each = (groups, readers, *(1,) * (p.dim() - 2))
+        if total is not None:
+            # Times 1. As each network has a factor of its own, as below, the compiler makes one loop of both.
+            total.add_(gradient * (rates[0].view(each) >= 0))
         gradient = gradient * mask
         if adam.l2:
             gradient = gradient + adam.l2 * p

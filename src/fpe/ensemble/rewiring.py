@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from fpe.ensemble.stack import Stack, cut
 from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.select import totals
 
 
 def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     """Return what rewirers must have in common to move together."""
     if rewirer is None:
         return None
-    families = tuple((site.name, site.factor, site.chosen) for site in rewirer.sites)
+    # Which rows are a block depends on the width only where there are several groups of parents.
+    families = tuple(
+        (site.name, site.factor, site.chosen, None if site.blocks is None else site.blocks.shape)
+        for site in rewirer.sites
+    )
     scopes = tuple(map(tuple, rewirer.scopes))
     return (rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer._late, families, scopes)
 
@@ -39,6 +44,11 @@ def rewirer_problem(
     if rewirer.model is not network or [id(o) for o in rewirer.optimizers] != [id(optimizer)]:
         return "its rewirer is not for it and its optimizer; give fpe.Rewirer(network, optimizer, …)."
     return None
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 class StackRewiring:
@@ -64,11 +74,15 @@ class StackRewiring:
         places = {id(p): k for k, p in enumerate(first.model.parameters())}
         self.places = [places[id(site.layer.weight)] for site in first.sites]
         self.real = [self._real(i) for i in range(len(self.places))]
+        #: The same as booleans; None where nothing is padding.
+        self.marked = [None if bool((real != 0).all()) else real != 0 for real in self.real]
         # With all neurons expanded alike, the table of the widest network serves all.
-        self.children = [
-            max((r.sites[i].children for r in rewirers), key=lambda c: -1 if c is None else len(c))
+        widest = [
+            max((r.sites[i] for r in rewirers), key=lambda site: len(site.layer.weight))
             for i in range(len(self.places))
         ]
+        self.children = [site.children for site in widest]
+        self.blocks = [site.blocks for site in widest]
         #: Whether the program adds up the gradients of all steps.
         self.summing = first.policy.keeps == 1 and first.policy.window(first.schedule.every) > 1
         self.gathered = [self._gathered(i) for i in range(len(self.places))]
@@ -159,7 +173,7 @@ class StackRewiring:
 
     def _rewire(self) -> None:
         first = self.rewirers[0]
-        if any(g is not None and not bool(g.isfinite().all()) for g in self.gathered):
+        if not all(g is None or _finite(g) for g in self.gathered):
             # The epoch's loss is infinite, and training ends; masks stay as they are.
             self._forget()
             return
@@ -173,9 +187,9 @@ class StackRewiring:
             tensors = [self._tensors(i) for i in scope]
             for i, own, new in zip(scope, tensors, new_masks(first.policy, tensors, share), strict=True):
                 k = self.places[i]
-                moved = (new > own.mask).flatten(1).sum(dim=1).tolist()
+                moved = totals(own.flat(new.bool() & ~own.mask.bool()))
                 for rewirer, count in zip(self.rewirers, moved, strict=True):
-                    rewirer.count(i, int(count))
+                    rewirer.count(i, count)
                 stays = (new * own.mask).transpose(1, 2)
                 for tensors_ in (self.stack.parameters, *self.moments):
                     tensors_[k].mul_(stays)
@@ -208,12 +222,14 @@ class StackRewiring:
                 self.stack.masks[k],
                 self.gathered[i],
                 noise,
-                self.real[i] != 0,
+                self.marked[i],
             )
         )
         assert weight is not None
         assert mask is not None
-        return Tensors(weight, mask, gradient, noise, real, self.children[i])
+        return Tensors(
+            weight, mask, gradient, noise, real, self.children[i], self.blocks[i], inputs_first=True
+        )
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins, for `undo_epoch`."""
@@ -242,6 +258,7 @@ class StackRewiring:
         index = torch.tensor(rows, dtype=torch.long, device=self.real[0].device)
         self.rewirers = [self.rewirers[row] for row in rows]
         self.real = [real[index] for real in self.real]
+        self.marked = [None if marked is None else marked[index] for marked in self.marked]
         self.gathered = [None if g is None else g[index] for g in self.gathered]
 
     def write_back(self, row: int) -> None:

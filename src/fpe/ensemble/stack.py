@@ -7,25 +7,15 @@ stand as (M, inputs, outputs), transposed, so that neither their product nor its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from fpe.activations import ACTIVATIONS
 from fpe.errors import ModelError
 from fpe.masked import MaskedLinear
-
-#: Element-wise layers without parameters, by what they do to a batch of any shape.
-ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU: F.relu,
-    nn.GELU: F.gelu,
-    nn.SiLU: F.silu,
-    nn.Tanh: torch.tanh,
-    nn.Sigmoid: torch.sigmoid,
-    nn.Identity: lambda x: x,
-}
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def train(
     sample_weight: Tensor | Sequence[Tensor] | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
     rewirers: Sequence[Rewirer | None] | None = None,
-    decay: Cosine | None = None,
+    decay: Cosine | Sequence[Cosine | None] | None = None,
     on_epoch: Callable[[list[Record]], None] | None = None,
     compile: bool | None = None,
 ) -> list[list[Record]]:
@@ -54,14 +54,15 @@ def train(
         One for each network, over its parameters, as `fpe.training.adam` makes them. Changed.
     generators : sequence of torch.Generator
         Source of the order of each network's mini-batches. Networks may have one in common: they then
-        see the same order. Changed.
+        see the same order, whether or not they are trained as one program. Changed.
     batch_size, sample_weight, early_stopping
         As for `fpe.training.train`; weights and early stopping for all, or one for each.
     rewirers : sequence of Rewirer or None, optional
         For each network what lets its masks move, or None. Those of one policy, schedule and step move
         together. Changed.
-    decay : Cosine, optional
-        How all learning rates fall, as for `fpe.training.train`.
+    decay : Cosine or sequence of Cosine or None, optional
+        How the learning rates fall, as for `fpe.training.train`: all of them alike, or that of each network.
+        Networks whose rates fall differently are trained apart.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
@@ -81,10 +82,14 @@ def train(
     ModelError
         For a network that cannot be stacked; nothing is trained then.
     """
-    members = check_members(networks, X, y, optimizers, generators, sample_weight, early_stopping, rewirers)
+    how = optimizers, generators, sample_weight, early_stopping, rewirers, decay
+    members = check_members(networks, X, y, *how)
     keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
     readings = [member.reading for member in members]
+    begins = [(generator, generator.get_state()) for generator in generators]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
+        for generator, begin in [begins[i] for i in numbers]:  # an earlier batch may have had it, too
+            generator.set_state(begin)
         _, size = keys[numbers[0]]
-        Batch([members[i] for i in numbers], size, epochs, compile, decay).run(epochs, on_epoch)
+        Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
     return [member.history for member in members]

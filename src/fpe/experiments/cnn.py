@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fpe.budget import count_nonzero
 from fpe.data import Dataset
 from fpe.errors import DataError
-from fpe.expansion import expand
 from fpe.experiments.networks import NetworksConfig, Source, data_of
+from fpe.experiments.plain_trial import run_plain_trial
 from fpe.experiments.threads import one_thread
-from fpe.training import accuracy, adam, train
 
 #: Kind → how `fpe.expand` makes it; the dense network goes on as it is.
 EXPANSIONS: dict[str, dict[str, Any]] = {
@@ -80,9 +79,14 @@ def run_cnns(
         dataset = data_of(source)
         image = _image(dataset)
         networks = []
+        config = replace(
+            config, warmup_epochs=min(EPOCHS, config.warmup_epochs), epochs=min(EPOCHS, config.epochs)
+        )
         for width in hidden:
+            build = functools.partial(Network, *image, features, width)
+            about = {"hidden": width, "features": features}
             for number in trials:
-                networks += _trial(dataset, config, image, features, width, number)
+                networks += run_plain_trial(dataset, config, number, build, "hidden", EXPANSIONS, about)
         return {"networks": networks}
 
 
@@ -97,47 +101,3 @@ def _image(dataset: Dataset) -> tuple[int, int]:
         f"{dataset.name} has {pixels} features, which are no square images of one colour or three; the "
         "experiment cnn needs images, such as fashion-mnist or digits."
     )
-
-
-def _trial(
-    dataset: Dataset,
-    config: NetworksConfig,
-    image: tuple[int, int],
-    features: int,
-    hidden: int,
-    number: int,
-) -> list[dict[str, Any]]:
-    arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
-    X, y, X_test, y_test = (torch.from_numpy(a) for a in arrays)
-    seed = config.seed + number
-    outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        dense = Network(*image, features, hidden, outputs)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = adam(dense, config.lr)
-    warmup, epochs = min(EPOCHS, config.warmup_epochs), min(EPOCHS, config.epochs)
-    train(dense, X, y, epochs=warmup, optimizer=optimizer, generator=generator)
-    made: dict[str, nn.Module] = {"dense": dense}
-    for kind, how in EXPANSIONS.items():
-        made[kind] = expand(dense, 2, layers=["hidden"], seed=seed, **how)
-    order = generator.get_state()
-    records = []
-    for kind, network in made.items():
-        own = optimizer if kind == "dense" else adam(network, config.lr)
-        generator.set_state(order)
-        train(network, X, y, epochs=epochs, optimizer=own, generator=generator)
-        records.append(
-            {
-                "hidden": hidden,
-                "features": features,
-                "kind": kind,
-                "trial": number,
-                "seed": seed,
-                "nonzero": count_nonzero(network),
-                "neurons": network.get_submodule("hidden").out_features,
-                "accuracy": accuracy(network, X_test, y_test),
-                "train_accuracy": accuracy(network, X, y),
-            }
-        )
-    return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,13 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.budget import Columns, count_nonzero
-from fpe.data import Dataset
-from fpe.expansion import expand
+from fpe.budget import Columns
 from fpe.experiments.networks import NetworksConfig, Source, data_of
+from fpe.experiments.plain_trial import run_plain_trial
 from fpe.experiments.threads import one_thread
-from fpe.experiments.variants import some_of
-from fpe.training import accuracy, adam, train
+from fpe.experiments.variant import some_of
 
 #: Kind → how `fpe.expand` makes it; the dense network goes on as it is.
 EXPANSIONS: dict[str, dict[str, Any]] = {
@@ -63,44 +62,12 @@ def run_gated(
     """
     with one_thread():
         dataset = data_of(source)
+        X = torch.from_numpy(dataset.X_train)
+        ways = {kind: {"example_inputs": some_of(X), **how} for kind, how in EXPANSIONS.items()}
         networks = []
         for width in hidden:
+            build = functools.partial(Network, X.shape[1], width)
+            about = {"hidden": width, "network": "gated"}
             for number in trials:
-                networks += _trial(dataset, config, width, number)
+                networks += run_plain_trial(dataset, config, number, build, "gate", ways, about)
         return {"networks": networks}
-
-
-def _trial(dataset: Dataset, config: NetworksConfig, hidden: int, number: int) -> list[dict[str, Any]]:
-    arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
-    X, y, X_test, y_test = (torch.from_numpy(a) for a in arrays)
-    seed = config.seed + number
-    outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        dense = Network(X.shape[1], hidden, outputs)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = adam(dense, config.lr)
-    train(dense, X, y, epochs=config.warmup_epochs, optimizer=optimizer, generator=generator)
-    made: dict[str, nn.Module] = {"dense": dense}
-    for kind, how in EXPANSIONS.items():
-        made[kind] = expand(dense, 2, layers=["gate"], example_inputs=some_of(X), seed=seed, **how)
-    order = generator.get_state()
-    records = []
-    for kind, network in made.items():
-        own = optimizer if kind == "dense" else adam(network, config.lr)
-        generator.set_state(order)
-        train(network, X, y, epochs=config.epochs, optimizer=own, generator=generator)
-        records.append(
-            {
-                "hidden": hidden,
-                "network": "gated",
-                "kind": kind,
-                "trial": number,
-                "seed": seed,
-                "nonzero": count_nonzero(network),
-                "neurons": network.get_submodule("gate").out_features,
-                "accuracy": accuracy(network, X_test, y_test),
-                "train_accuracy": accuracy(network, X, y),
-            }
-        )
-    return records

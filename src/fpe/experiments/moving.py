@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from fpe.budget import Prune
 from fpe.expansion import expand
+from fpe.experiments.variant import Start, Variant
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.partition import Split
+from fpe.partition import Shared, Split
 from fpe.rewiring.policies import Policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
@@ -21,13 +22,14 @@ from fpe.starts import redraw_
 #: compared with.
 FREE, CHOSEN = Policy(grow="accumulated"), Schedule(every=100, until=0.9)
 COLUMNS = Policy(grow="accumulated", unit="column")
+MOVEMENT = Policy(grow="accumulated", drop="movement", unit="column")
 RIGL = Schedule(every=50, until=0.75)
 #: Of the mean square of an activation, what is added where outgoing weights are corrected.
 RIDGE = 1e-3
 
 
 @dataclass(frozen=True)
-class Moving:
+class Moving(Variant):
     """A network of `factor` times the parent's neurons at the parent's count.
 
     Attributes
@@ -67,8 +69,9 @@ class Moving:
         """Tell whether columns can pay for the copies; single weights always can."""
         return self.prune != "columns" or (self.factor - 1) * (outputs + 1) <= inputs - self.factor
 
-    def make(self, parent: nn.Sequential, seed: int, X: Tensor | None = None) -> nn.Sequential:
-        """Return the network for a dense parent, which is not changed; corrected on the samples `X`."""
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the network; corrected on some of the training data."""
+        parent, seed = start.parent, start.seed
         if self.begin != "expanded":
             return self._drawn(parent, seed)
         wide = expand(parent, self.factor, self.split, self.prune, seed=seed)
@@ -77,8 +80,8 @@ class Moving:
             with torch.no_grad():
                 wide[-1].weight.div_(self.factor)  # type: ignore[operator]
         elif self.copies == "corrected":
-            assert X is not None
-            correct(wide, parent, X)
+            assert start.X is not None
+            correct(wide, parent, start.X)
         return redraw_(wide, seed) if self.redrawn else wide  # type: ignore[return-value]
 
     def rewirer(
@@ -138,6 +141,11 @@ def _masked(layer: nn.Linear, mask: Tensor) -> MaskedLinear:
     return MaskedLinear.from_arrays(weight, bias, mask)
 
 
+def _columns(factor: int, groups: int = 1, policy: Policy | None = COLUMNS) -> Moving:
+    """Return a network of dense blocks, `groups` times `factor` of them, whose columns move."""
+    return Moving(factor, split=Shared(groups), prune="columns", policy=policy)
+
+
 #: Networks with moving masks by the kind that stands in results.
 MOVING: dict[str, Moving] = {
     "moved": Moving(),
@@ -145,12 +153,17 @@ MOVING: dict[str, Moving] = {
     "moved-x3": Moving(3),
     "moved-x6": Moving(6),
     "moved-x8": Moving(8),
-    "moved-columns": Moving(3, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x2": Moving(2, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x4": Moving(4, split="shared", prune="columns", policy=COLUMNS),
-    "moved-columns-x6": Moving(6, split="shared", prune="columns", policy=COLUMNS),
+    "moved-columns": _columns(3),
+    "moved-columns-x2": _columns(2),
+    "moved-columns-x4": _columns(4),
+    "moved-columns-x6": _columns(6),
+    "moved-columns-movement": _columns(3, policy=MOVEMENT),
+    "moved-blocks": _columns(3, 8, MOVEMENT),
+    "moved-blocks-x6": _columns(6, 8, MOVEMENT),
+    "moved-blocks-magnitude": _columns(3, 8),
+    "moved-blocks-4": _columns(3, 4, MOVEMENT),
     "still": Moving(policy=None),
-    "still-columns": Moving(3, split="shared", prune="columns", policy=None),
+    "still-columns": _columns(3, policy=None),
     "rigl": Moving(begin="uniform", policy=Policy(), schedule=RIGL),
     "rigl-erk": Moving(begin="erk", policy=Policy(), schedule=RIGL),
     "moved-uniform": Moving(begin="uniform"),

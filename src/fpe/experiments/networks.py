@@ -21,32 +21,17 @@ from fpe.budget import count_nonzero
 from fpe.data import Dataset, load
 from fpe.ensemble.batch import WORTH_COMPILING
 from fpe.errors import DataError
-from fpe.experiments.moving import Moving
 from fpe.experiments.quantised import quantised_accuracy
 from fpe.experiments.rewiring import rewire_at_random
 from fpe.experiments.threads import one_thread
-from fpe.experiments.variants import (
-    VARIANTS,
-    Ahead,
-    Dense,
-    Distilled,
-    DropConnect,
-    DroppingLinear,
-    Expanded,
-    FewerInputs,
-    Overlapping,
-    Start,
-    Steady,
-    Tried,
-    Variant,
-    some_of,
-)
+from fpe.experiments.variant import Start, Variant, some_of
+from fpe.experiments.variants import VARIANTS, Dense, DroppingLinear
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import Cosine, adam, fitting_batch_size, train
 
-#: The teacher's hidden neurons, and how much of what it says the students learn (`Distilled`).
+#: The teacher's hidden neurons, and how much of what it says the students learn.
 TEACHER, TEACHER_SHARE, TEMPERATURE = 256, 0.5, 2.0
 #: The share of the epochs after the expansion in which masks move; they then stay (RigL's schedule).
 REWIRING_ENDS = 0.75
@@ -84,7 +69,7 @@ class NetworksConfig:
     seed : int
         Trial t draws everything from ``seed + t``.
     decay : bool
-        Whether the learning rate falls to 0 as a cosine; not that of `Steady` networks.
+        Whether the learning rate falls to 0 as a cosine; not that of a variant with a rate of its own.
     validated : bool
         Whether a fifth of the training data, always the same, takes the place of the test data.
     """
@@ -201,8 +186,8 @@ class _Run:
             self.X, self.y = self.X[kept], self.y[kept]
         self.classes = len(dataset.classes)
         self.config, self.layers = config, layers
-        shape = self.X.shape[1], min(hidden), self._outputs
-        self.variants = {kind: VARIANTS[kind] for kind in kinds if _possible(VARIANTS[kind], *shape)}
+        shape = self.X.shape[1], self._outputs
+        self.variants = {kind: VARIANTS[kind] for kind in kinds if VARIANTS[kind].possible(*shape)}
         self.total = config.warmup_epochs + config.epochs
         self.parents = []
         for number in trials:
@@ -210,7 +195,7 @@ class _Run:
             trial = _Trial(number, seed, torch.Generator().manual_seed(seed))
             for width in hidden:
                 network = mlp(self.X.shape[1], [width] * layers, self._outputs, seed=seed)
-                self.parents.append(self._network("parent", Dense(), trial, width, network))
+                self.parents.append(self._dense("parent", trial, width, network))
 
         steps = self.total * self._steps
         # Once for all calls: each may be short, as between two rewirings, but the program is the same.
@@ -220,22 +205,18 @@ class _Run:
     def _outputs(self) -> int:
         return 1 if self.classes == 2 else self.classes
 
-    def _network(
-        self, kind: str, variant: Variant, trial: _Trial, hidden: int, network: nn.Sequential
-    ) -> _Network:
-        lr = variant.lr if isinstance(variant, Steady) else self.config.lr
-        return _Network(kind, variant, trial, hidden, network, adam(network, lr), self.y)
+    def _dense(self, kind: str, trial: _Trial, hidden: int, network: nn.Sequential) -> _Network:
+        return _Network(kind, Dense(), trial, hidden, network, adam(network, self.config.lr), self.y)
 
     def train(self) -> list[_Network]:
         """Train everything for as long as is asked; return all networks but parents that nobody asked for."""
         scouts = self._scouts()
-        teacher = self._teach() if any(isinstance(v, Distilled) for v in self.variants.values()) else None
+        teacher = self._teach() if any(v.distilled for v in self.variants.values()) else None
         births: dict[int, list[str]] = {}
         for kind, variant in self.variants.items():
             births.setdefault(self._birth(variant), []).append(kind)
-        rewired = [v for v in self.variants.values() if isinstance(v, Expanded) and v.rewired]
         stops = {0, self.total, *births}
-        if rewired:
+        if any(v.rewired for v in self.variants.values()):
             stops |= set(range(self.config.warmup_epochs, self.total))
         alive: list[_Network] = []
         parents = self.parents
@@ -253,9 +234,9 @@ class _Run:
 
     def _birth(self, variant: Variant) -> int:
         """Return the epoch before which networks of this variant are made."""
-        if isinstance(variant, Expanded | Tried | Ahead | Overlapping | Moving):
-            return min(round(variant.at * self.total), self.total - 1)
-        return self.config.warmup_epochs if isinstance(variant, DropConnect | Distilled) else 0
+        if variant.at is None:
+            return self.config.warmup_epochs
+        return min(round(variant.at * self.total), self.total - 1)
 
     def _born(
         self, kind: str, parent: _Network, scout: nn.Sequential | None, teacher: Tensor | None
@@ -265,26 +246,20 @@ class _Run:
         start = Start(
             parent.network, trial.seed, self.X.var(dim=0), scout, *some, self.config.lr, self.X, self.y
         )
-        made = variant.student if isinstance(variant, Distilled) else variant
-        if isinstance(made, Moving):
-            network_of = self._network(
-                kind, made, trial, parent.hidden, made.make(parent.network, trial.seed, start.X)
-            )
-            steps = self._steps * (self.total - self._birth(made))
-            network_of.rewirer = made.rewirer(network_of.network, network_of.optimizer, steps, trial.seed)
-        elif isinstance(made, Dense | DropConnect):  # goes on as the parent would, optimizer and all
+        if variant.goes_on:
             network, optimizer = copy.deepcopy((parent.network, parent.optimizer))
-            network_of = _Network(kind, variant, trial, parent.hidden, network, optimizer, self.y)
         else:
-            network_of = self._network(kind, variant, trial, parent.hidden, made.make(start))
-        if isinstance(variant, Distilled):
-            assert teacher is not None
-            network_of.learns = teacher
-        return network_of
+            network = variant.make(start)
+            optimizer = adam(network, variant.lr or self.config.lr)
+        learns = teacher if variant.distilled else self.y
+        assert learns is not None
+        steps = self._steps * (self.total - self._birth(variant))
+        rewirer = variant.rewirer(network, optimizer, steps, trial.seed)
+        return _Network(kind, variant, trial, parent.hidden, network, optimizer, learns, rewirer)
 
     def _scouts(self) -> list[nn.Sequential | None]:
         """Return copies of the parents after their warm-up, if a variant needs them."""
-        if not any(getattr(variant, "needs_scout", False) for variant in self.variants.values()):
+        if not any(variant.needs_scout for variant in self.variants.values()):
             return [None] * len(self.parents)
         scouts, orders = copy.deepcopy((self.parents, [p.trial.generator for p in self.parents]))
         del orders
@@ -295,14 +270,14 @@ class _Run:
         """Train the teacher; return what the students learn: labels and its softened answers, mixed."""
         trial = _Trial(-1, self.config.seed, torch.Generator().manual_seed(self.config.seed))
         network = mlp(self.X.shape[1], TEACHER, self._outputs, seed=trial.seed)
-        teacher = self._network("teacher", Dense(), trial, TEACHER, network)
+        teacher = self._dense("teacher", trial, TEACHER, network)
         self._train([teacher], self.total)
         (logits,) = ensemble.predict_logits([network], self.X)
         labels = F.one_hot(self.y, self.classes).to(logits.dtype)
         return TEACHER_SHARE * (logits / TEMPERATURE).softmax(dim=1) + (1 - TEACHER_SHARE) * labels
 
     def _rewire(self, network: _Network, epoch: int) -> None:
-        share = network.variant.rewired if isinstance(network.variant, Expanded) else 0.0
+        share = network.variant.rewired
         since = (epoch - self.config.warmup_epochs) / max(1, self.config.epochs)
         if share and 0 < since < REWIRING_ENDS:
             generator = torch.Generator().manual_seed(1000 * network.trial.seed + epoch)
@@ -316,42 +291,28 @@ class _Run:
 
     def _train(self, networks: Sequence[_Network], epochs: int, begin: int = 0) -> None:
         """Train for some epochs, before which lie `begin`."""
-        orders = {id(n.trial): n.trial.generator.clone_state() for n in networks}
         for n in networks:
-            if isinstance(n.variant, DropConnect):
-                self._drop_and_train(n, orders[id(n.trial)].clone_state(), epochs)
-        plain = [n for n in networks if not isinstance(n.variant, DropConnect | Steady)]
-        steady = [n for n in networks if isinstance(n.variant, Steady)]
+            if n.variant.drops:
+                self._drop_and_train(n, n.trial.generator.clone_state(), epochs)
+        together = [n for n in networks if not n.variant.drops]
         decay = Cosine(self.total, begin) if self.config.decay else None
-        self._train_together(steady, {key: order.clone_state() for key, order in orders.items()}, epochs)
-        own = {id(n.trial): n.trial.generator for n in networks}
-        self._train_together(plain, own, epochs, decay)
-
-    def _train_together(
-        self,
-        networks: Sequence[_Network],
-        generators: dict[int, torch.Generator],
-        epochs: int,
-        decay: Cosine | None = None,
-    ) -> None:
         ensemble.train(
-            [n.network for n in networks],
+            [n.network for n in together],
             self.X,
-            [n.learns for n in networks],
+            [n.learns for n in together],
             epochs=epochs,
-            optimizers=[n.optimizer for n in networks],
-            generators=[generators[id(n.trial)] for n in networks],
-            rewirers=[n.rewirer for n in networks],
-            decay=decay,
+            optimizers=[n.optimizer for n in together],
+            generators=[n.trial.generator for n in together],
+            rewirers=[n.rewirer for n in together],
+            decay=[decay if n.variant.lr is None else None for n in together],
             compile=self.compiled,
         )
 
     def _drop_and_train(self, network: _Network, generator: torch.Generator, epochs: int) -> None:
         """Train with DropConnect in the ordinary loop, since an ensemble does not know it."""
-        assert isinstance(network.variant, DropConnect)
         plain = network.network[0]
         assert isinstance(plain, nn.Linear)
-        network.network[0] = DroppingLinear(plain, network.variant.rate)
+        network.network[0] = DroppingLinear(plain, network.variant.drops)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(network.trial.seed)
             how: dict[str, Any] = {"epochs": epochs, "optimizer": network.optimizer, "generator": generator}
@@ -381,9 +342,3 @@ class _Run:
             }
             for n, test_accuracy, train_accuracy in zip(networks, test, learnt, strict=True)
         ]
-
-
-def _possible(variant: Variant, inputs: int, hidden: int, outputs: int) -> bool:
-    if isinstance(variant, Moving):
-        return variant.possible(inputs, outputs)
-    return not isinstance(variant, FewerInputs) or variant.reads(inputs, hidden, outputs) > 0

@@ -282,16 +282,7 @@ def depth(networks: list[Network], quick: bool) -> Findings:
                 )
             )
             rows = [_depth_row(cells, hidden, deep) for hidden in widths]
-            heads = [
-                "neurons",
-                "non-zeros",
-                "dense %",
-                "random-split %",
-                "points",
-                "relative %",
-                "of the means",
-                "paper's, %",
-            ]
+            heads = [*DEPTH_HEADS, "paper's, %"]
             found.tables.append(Table(f"{name}, {deep} layers, mean [95 %]", heads, rows))
             points = {h: [100 * v for v in cells.differences(h, "random", "dense")] for h in widths}
             lines.append(Line.of(f"depth-{deep}", {float(h): v for h, v in points.items()}))
@@ -317,6 +308,17 @@ def _depth_row(cells: Cells, hidden: int, deep: int) -> list[str]:
     ]
 
 
+#: Of a table whose rows `_depth_row` makes, but for the last column.
+DEPTH_HEADS = (
+    "neurons",
+    "non-zeros",
+    "dense %",
+    "random-split %",
+    "points",
+    "relative %",
+    "of the means",
+)
+
 #: Table A4: dense and expanded accuracy in per cent by hidden neurons.
 PAPER_IMAGENET = {
     6: (13.0, 13.9), 8: (23.8, 25.1), 10: (30.6, 31.9), 12: (38.1, 38.8), 14: (42.9, 43.6), 16: (46.9, 47.0),
@@ -334,16 +336,7 @@ def imagenet(networks: list[Network], quick: bool) -> Findings:
             dense, expanded = PAPER_IMAGENET.get(hidden, (None, None))
             paper = "–" if dense is None else f"{dense} → {expanded}"
             rows.append([*_depth_row(cells, hidden, 0)[:-1], paper])
-        heads = [
-            "neurons",
-            "non-zeros",
-            "dense %",
-            "random-split %",
-            "points",
-            "relative %",
-            "of the means",
-            "paper's, ImageNet",
-        ]
+        heads = [*DEPTH_HEADS, "paper's, ImageNet"]
         found.tables.append(Table(f"{cells.data}, five layers, mean [95 %]", heads, rows))
         found.figures += [
             accuracy_lines(cells, ("dense", "random")),

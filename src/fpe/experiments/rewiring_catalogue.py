@@ -7,7 +7,7 @@ from dataclasses import replace
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.networks import NetworksConfig
-from fpe.experiments.real_catalogue import BOTH, Plan, config_of
+from fpe.experiments.real_tasks import BOTH, Plan, config_of
 from fpe.experiments.rewiring_findings import FEWER, choices, rewiring
 
 #: As long as in the other experiments; the learning rate falls, for all networks alike.
@@ -23,7 +23,7 @@ FEW_WIDTHS, FEW_TRIALS = (8,), 5
 
 DENSE = ("dense", "dense-x2", "steady", "steady-x2")
 RIVALS = ("random", *FEWER)
-MOVED = ("moved", "moved-columns", "moved-columns-x6", "still", "rigl", "rigl-erk")
+MOVED = ("moved", "moved-kept", "moved-blocks", "moved-blocks-x6", "still", "rigl", "rigl-erk")
 
 
 def _config(name: str, request: Request) -> NetworksConfig:

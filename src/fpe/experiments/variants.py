@@ -1,7 +1,7 @@
 """The networks that the experiments on real data compare, each made from a dense parent of one trial.
 
-A variant is a small value: when in the training its networks are born, and how. All of them hold at most
-as many non-zeros as the parent, but for `Doubled`, which is what they would like to be.
+All of them hold at most as many non-zeros as the parent, but for `Doubled`, which is what they would like
+to be.
 """
 
 from __future__ import annotations
@@ -17,67 +17,37 @@ from torch.nn import functional as F
 
 from fpe.budget import Columns, Magnitude
 from fpe.expansion import expand
-from fpe.experiments.moving import MOVING, STARTS, Moving
+from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.tried import LEARNED, TRIED, tried
 from fpe.experiments.tried.learned import train_steps
 from fpe.experiments.tried.sight import Sight
+from fpe.experiments.variant import Start, Variant
+from fpe.losses import loss_of
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.training import loss_of
-
-#: Samples on which inputs are measured that are ranked by activation or gradient.
-MEASURED = 2000
 
 
 @dataclass(frozen=True)
-class Start:
-    """What the networks of one trial are made from.
+class Dense(Variant):
+    """The parent, trained on as it is."""
+
+    goes_on = True
+
+
+@dataclass(frozen=True)
+class Doubled(Variant):
+    """A dense network of `times` as many neurons, and parameters, trained from the start.
 
     Attributes
     ----------
-    parent : nn.Sequential
-        The dense network, as far as it is trained by now. Not changed.
-    seed : int
-        The trial's.
-    variance : Tensor
-        Of each input in the training data.
-    scout : nn.Sequential or None
-        The parent after its warm-up, for variants that begin before but must know it.
-    X, y : Tensor or None
-        Some of the training data and its classes, for variants that measure the parent on it; see
-        `some_of`.
-    lr : float
-        The rate at which the parent is trained.
-    all_X, all_y : Tensor or None
-        All of the training data, for variants that learn something of their own.
+    times : int
+        How many times the parent's neurons it has.
+    lr : float or None
+        A learning rate of its own, which does not fall; None for that of all others.
     """
 
-    parent: nn.Sequential
-    seed: int
-    variance: Tensor
-    scout: nn.Sequential | None = None
-    X: Tensor | None = None
-    y: Tensor | None = None
-    lr: float = 1e-2
-    all_X: Tensor | None = None
-    all_y: Tensor | None = None
-
-
-def some_of(data: Tensor) -> Tensor:
-    """Return about `MEASURED` of the samples, evenly spread: a data set may be sorted by its classes."""
-    return data[:: max(1, len(data) // MEASURED)][:MEASURED]
-
-
-@dataclass(frozen=True)
-class Dense:
-    """The parent, trained on as it is."""
-
-
-@dataclass(frozen=True)
-class Doubled:
-    """A dense network of `times` as many neurons, and parameters, trained from the start."""
-
     times: int = 2
+    lr: float | None = None
 
     def make(self, start: Start) -> nn.Sequential:
         """Return the network."""
@@ -86,27 +56,7 @@ class Doubled:
 
 
 @dataclass(frozen=True)
-class Steady:
-    """A dense network of `times` the neurons, trained from the start at a learning rate of its own.
-
-    Attributes
-    ----------
-    times : int
-        How many times the parent's neurons it has.
-    lr : float
-        Its learning rate, which does not fall.
-    """
-
-    times: int = 1
-    lr: float = 3e-3
-
-    def make(self, start: Start) -> nn.Sequential:
-        """Return the network."""
-        return Doubled(self.times).make(start)
-
-
-@dataclass(frozen=True)
-class Expanded:
+class Expanded(Variant):
     """The parent, expanded by `fpe.expand`.
 
     Attributes
@@ -145,7 +95,7 @@ class Expanded:
 
 
 @dataclass(frozen=True)
-class Tried:
+class Tried(Variant):
     """The parent, expanded by a split that was tried; see `fpe.experiments.tried`."""
 
     kind: str
@@ -164,7 +114,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Ahead:
+class Ahead(Variant):
     """The parent, expanded at random and trained for as many steps more as a learnt split costs."""
 
     factor: int = 2
@@ -181,7 +131,7 @@ class Ahead:
 
 
 @dataclass(frozen=True)
-class Overlapping:
+class Overlapping(Variant):
     """Children that draw their inputs each for itself, so that siblings may have some in common."""
 
     factor: int = 2
@@ -205,7 +155,7 @@ class Overlapping:
 
 
 @dataclass(frozen=True)
-class FromScratch:
+class FromScratch(Variant):
     """A network of the shape and masks of the expanded one, trained from random weights.
 
     Its masks are those of the expansion of a parent that had its warm-up. A weight's range is PyTorch's
@@ -229,7 +179,7 @@ class FromScratch:
 
 
 @dataclass(frozen=True)
-class FewerInputs:
+class FewerInputs(Variant):
     """The plain rival: a dense network of `factor` times the neurons that reads fewer inputs.
 
     Attributes
@@ -245,9 +195,13 @@ class FewerInputs:
     by: str = "variance"
 
     @property
-    def needs_scout(self) -> bool:
+    def needs_scout(self) -> bool:  # type: ignore[override]
         """Whether a parent after its warm-up must be known."""
         return self.by == "norm"
+
+    def possible(self, inputs: int, outputs: int) -> bool:
+        """Tell whether it can read one input at least; for a parent of any width it is the same."""
+        return self.reads(inputs, 1, outputs) > 0
 
     def reads(self, inputs: int, hidden: int, outputs: int) -> int:
         """Return how many inputs the parent's count pays for; 0 if none."""
@@ -264,6 +218,7 @@ class FewerInputs:
             assert start.scout is not None
             score = _linear(start.scout)[0].weight.detach().norm(dim=0)
         else:
+            assert start.variance is not None
             score = start.variance
         network = mlp(read, hidden * self.factor, outputs, seed=start.seed)
         chosen = score.argsort(descending=True, stable=True)[:read]
@@ -279,10 +234,12 @@ class FewerInputs:
 
 
 @dataclass(frozen=True)
-class DropConnect:
-    """The parent, going on with a fresh random share `rate` of its first weights at zero in each step."""
+class DropConnect(Variant):
+    """The parent, going on with a fresh random share `drops` of its first weights at zero in each step."""
 
-    rate: float = 0.5
+    drops: float = 0.5
+    at = None
+    goes_on = True
 
 
 class DroppingLinear(nn.Linear):
@@ -298,26 +255,22 @@ class DroppingLinear(nn.Linear):
 
 
 @dataclass(frozen=True)
-class Distilled:
+class Distilled(Variant):
     """Another variant, which learns after its birth what a large dense teacher answers, too."""
 
     student: Dense | Expanded = Dense()
+    at = None
+    distilled = True
 
+    @property
+    def goes_on(self) -> bool:  # type: ignore[override]
+        """Whether the student is the parent itself."""
+        return self.student.goes_on
 
-Variant = (
-    Dense
-    | Doubled
-    | Steady
-    | Expanded
-    | Moving
-    | Tried
-    | Ahead
-    | Overlapping
-    | FromScratch
-    | FewerInputs
-    | DropConnect
-    | Distilled
-)
+    def make(self, start: Start) -> nn.Sequential:
+        """Return the student."""
+        return self.student.make(start)
+
 
 #: All variants by the kind that stands in results.
 VARIANTS: dict[str, Variant] = {
@@ -352,8 +305,8 @@ VARIANTS: dict[str, Variant] = {
     **{f"dropconnect-{100 * rate:.0f}": DropConnect(rate) for rate in (0.1, 0.25, 0.5)},
     **MOVING,
     **STARTS,
-    "steady": Steady(),
-    "steady-x2": Steady(2),
+    "steady": Doubled(1, lr=3e-3),
+    "steady-x2": Doubled(lr=3e-3),
     "distilled-dense": Distilled(),
     "distilled-random": Distilled(Expanded()),
     "distilled-columns": Distilled(Expanded(split="shared", prune="columns")),

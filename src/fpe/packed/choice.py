@@ -13,8 +13,11 @@ from fpe.packed.blocks import Block
 
 FORMATS = ("blocks", "codes", "bitmask", "2:4", "dense")
 
-#: Least share of what blocks, or codes, store that must be free: below, another format is smaller or faster.
+#: Least share of what blocks store that must be free: below, another format is smaller or faster.
 WORTH_IT = 0.6
+#: The same of codes, for which the zeros of the children are the alternative. Where prune="balanced" gave the
+#: readers half of all weights, a little more than half of the parent's places are left to its children.
+WORTH_CODING = 0.5
 #: Least share of one single block that must be free for its zeros not to matter.
 NEARLY_DENSE = 0.9
 #: Neurons that a block has at least, where no plan says how a layer was expanded.
@@ -72,7 +75,7 @@ class Structure:
     two_four: bool
 
     @classmethod
-    def of(cls, mask: Tensor, role: Tensor | None) -> Structure:
+    def of(cls, mask: Tensor, role: Tensor | None, block: Tensor | None = None) -> Structure:
         """Look at a mask of shape (neurons, inputs, *taps).
 
         Parameters
@@ -81,6 +84,8 @@ class Structure:
             1 where a weight is free.
         role : Tensor or None
             Which child of its parent each neuron is, if it is known.
+        block : Tensor or None
+            Which block each neuron was made for, if that is known too.
         """
         rows, inputs = mask.shape[:2]
         read = reads(mask)
@@ -89,7 +94,8 @@ class Structure:
             if role is not None
             else [torch.arange(rows) % f for f in FACTORS if rows % f == 0 and rows >= AT_LEAST * f]
         )
-        cuts = [_blocks(read, r.to(mask.device)) for r in roles if int(r.max()) > 0]
+        owners = roles if block is None else [*roles, block]
+        cuts = [_blocks(read, r.to(mask.device)) for r in owners if int(r.max()) > 0]
         everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]
         family = next((f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)), None)
@@ -169,7 +175,7 @@ def choose_format(seen: Structure, weight: Tensor, demanded: str | None) -> Choi
         return Choice("dense", f"{seen.free / seen.entries:.1%} of it is free")
     if seen.density(seen.whole) >= NEARLY_DENSE:
         return _as_blocks(seen, weight)
-    if seen.fill >= WORTH_IT:
+    if seen.fill >= WORTH_CODING:
         return _as_codes(seen, weight)
     zeros = 1 - seen.free / seen.entries
     return Choice(
@@ -187,7 +193,7 @@ def _as_blocks(seen: Structure, weight: Tensor) -> Choice | str:
         return (
             f"its neurons have no inputs in common that would make blocks (only {density:.0%} of these would "
             "be free): expand with split='shared', or pack it as "
-            + ("'codes'." if seen.fill >= WORTH_IT else "'bitmask' or 'dense'.")
+            + ("'codes'." if seen.fill >= WORTH_CODING else "'bitmask' or 'dense'.")
         )
     kinds = "1 block" if len(blocks) == 1 else f"{len(blocks)} blocks"
     holes = "all of it free" if density == 1 else f"{density:.1%} of it free"

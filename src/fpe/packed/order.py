@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fpe.graph.groups import Runs, columns_of_runs, default_runs, width_of_runs
 from fpe.graph.layers import neuron_tensors, oriented_weight
-from fpe.lineage import Lineage, children_of
+from fpe.lineage import Lineage
 from fpe.packed.layers import PackedLayer
 from fpe.plans import LayerPlan, Plan
-from fpe.procedure import family
 
 
-def role_of_rows(plan: Plan | None, name: str, rows: int) -> Tensor | None:
-    """Return which child of its parent each neuron of an expanded layer is.
+def planned_layer(plan: Plan | None, name: str, rows: int) -> LayerPlan | None:
+    """Return the plan that has widened a layer to so many neurons; None if there is none.
 
     Parameters
     ----------
@@ -24,22 +22,10 @@ def role_of_rows(plan: Plan | None, name: str, rows: int) -> Tensor | None:
         A layer of it.
     rows : int
         Its neurons.
-
-    Returns
-    -------
-    Tensor or None
-        0 … factor − 1, and factor for a neuron that was not expanded; None if the plan does not widen it.
     """
     for layer in plan.layers if plan is not None else ():
         if name in layer.group.producers and layer.neurons_after == rows:
-            parent = family(layer.neurons, children_of(layer))
-            first = torch.searchsorted(parent, parent)
-            role = torch.arange(rows) - first
-            if layer.chosen is not None:
-                alone = torch.ones(layer.neurons, dtype=torch.bool)
-                alone[list(layer.chosen)] = False
-                role[alone[parent]] = layer.factor
-            return role
+            return layer
     return None
 
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from fpe.budget import count_free
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe.lineage import blocks_of, roles_of
 from fpe.masked import MASKED, MaskedLayer
 from fpe.packed.blocks import BlockLayer
 from fpe.packed.choice import FORMATS, Choice, Structure, block_of, choose_format, reads
 from fpe.packed.compressed import BitmaskLayer, CodedLayer
 from fpe.packed.dense import DenseLayer
 from fpe.packed.layers import PackedLayer, Shape
-from fpe.packed.order import can_be_reordered, reorder_between, reordered_columns, role_of_rows
+from fpe.packed.order import can_be_reordered, planned_layer, reorder_between, reordered_columns
 from fpe.packed.summary import Packing, PackingRow
 from fpe.packed.twofour import semi_structured
 from fpe.plans import Plan
@@ -204,8 +205,9 @@ def _choices(
 ) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        role = role_of_rows(plan, name, len(layer.weight))
-        choice = choose_format(Structure.of(layer.weight_mask, role), layer.weight, demanded.get(name))
+        planned = planned_layer(plan, name, len(layer.weight))
+        known = (None, None) if planned is None else (roles_of(planned), blocks_of(planned))
+        choice = choose_format(Structure.of(layer.weight_mask, *known), layer.weight, demanded.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {demanded[name]!r}: {choice}")
         else:

@@ -74,7 +74,7 @@ CANDIDATES: Sequence[Candidate] = (
     Candidate("expanded x2", 2),
     Candidate("expanded, columns, x2", 2, **COLUMNS),
     Candidate("expanded, columns, x3", 3, **COLUMNS),
-    Candidate("rewired, columns, x3", 3, **COLUMNS, rewire="columns"),
+    Candidate("rewired, columns, x3", 3, "shared-8", "columns", rewire="columns"),
     *(Candidate(f"rewired x{x}", x, prune="balanced", rewire="accumulated") for x in (2, 3, 4, 6, 8)),
 )
 

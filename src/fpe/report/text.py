@@ -19,7 +19,7 @@ def catalogue_text() -> str:
     """Lay the experiments out as text."""
     lines = [
         "What fpe reproduce can make, with minutes on two cores. They share networks; the names boolean,",
-        "real and all stand for several.",
+        "real, moving and all stand for several.",
         "",
     ]
     for each in catalogue_json():

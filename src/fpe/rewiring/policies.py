@@ -42,10 +42,11 @@ class Policy:
         that read it; the ``"network"``.
     partition : str, default "free"
         ``"kept"``: children of one neuron stay disjoint. A weight is freed only where no sibling has one
-        on the same input.
+        on the same input, and `fpe.pack` makes codes of the layer wherever weights have moved.
     unit : str, default "weight"
         ``"column"``: whole inputs of the blocks of a shared split move, so that the layer stays dense
-        blocks for `fpe.pack`. For scope "layer"; the layers that only read are then left alone.
+        blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. For scope
+        "layer"; the layers that only read are then left alone.
 
     Raises
     ------
@@ -91,7 +92,7 @@ POLICIES: dict[str, Policy] = {
     "rigl": Policy(),
     "accumulated": Policy(grow="accumulated"),
     "momentum": Policy(grow="momentum"),
-    "columns": Policy(grow="accumulated", unit="column"),
+    "columns": Policy(grow="accumulated", drop="movement", unit="column"),
 }
 
 

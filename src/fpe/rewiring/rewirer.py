@@ -178,6 +178,7 @@ class Rewirer:
             gradient=None if gradient is None else gradient.unsqueeze(0),
             noise=None if noise is None else noise.unsqueeze(0),
             children=self.sites[i].children,
+            blocks=self.sites[i].blocks,
         )
 
     def _gradients(self) -> dict[int, Tensor] | None:

@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 
-def smallest(scores: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:
+def smallest(scores: Tensor, among: Tensor, counts: Sequence[int], order: Tensor | None = None) -> Tensor:
     """Mark the entries of the smallest scores.
 
     Parameters
     ----------
     scores : Tensor
-        Finite where `among` is true.
+        Finite.
     among : Tensor
         Of booleans: what may be chosen.
     counts : sequence of int
         How many to choose in each row, at most as many as may be.
+    order : Tensor, optional
+        The numbers of all entries, the earlier first; by default as they stand.
 
     Returns
     -------
@@ -34,29 +36,46 @@ def smallest(scores: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:
         return torch.zeros_like(among)
     if scores.element_size() < 4:
         scores = scores.float()
-    ordered = scores.masked_fill(~among, torch.inf)
-    bound = torch.stack([_nth(row, count) for row, count in zip(ordered, counts, strict=True)]).unsqueeze(1)
-    below = (scores < bound).logical_and_(among)
-    ties = (scores == bound).logical_and_(among)
-    wanted = torch.tensor(counts, device=scores.device) - below.sum(dim=1)
-    if torch.equal(ties.sum(dim=1), wanted):
-        return below.logical_or_(ties)
-    first = ties.cumsum(dim=1, dtype=torch.int32) <= wanted.unsqueeze(1)
+    # Infinite where nothing may be chosen. `torch.where` says the same, ten times as slow: it branches.
+    ordered = numbers(among, scores.dtype).reciprocal_().sub_(1).add_(scores)
+    bounds = _bounds(ordered, counts)
+    chosen = (ordered <= bounds).logical_and_(among)
+    if totals(chosen) == list(counts):
+        return chosen
+    below = ordered < bounds
+    ties = chosen.logical_and_(~below)
+    wanted = torch.tensor(counts, device=ties.device) - below.sum(dim=1)
+    if order is None:
+        order = torch.arange(ties.shape[1], device=ties.device)
+    ranks = ties[:, order].cumsum(dim=1, dtype=torch.int32)
+    first = torch.zeros_like(ties)
+    first[:, order] = ranks <= wanted.unsqueeze(1)
     return below.logical_or_(ties.logical_and_(first))
 
 
-def _nth(row: Tensor, count: int) -> Tensor:
-    """Return the count-th smallest number, −∞ for a count of 0."""
-    if count == 0:
-        return row.new_full((), -torch.inf)
-    if row.device.type == "cpu":  # NumPy's selection is several times as fast as PyTorch's
-        return row.new_tensor(np.partition(row.numpy(), count - 1)[count - 1])
-    return row.kthvalue(count).values
+def numbers(marks: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return booleans as new numbers, 0 and 1; by way of bytes, which PyTorch converts much faster."""
+    return marks.view(torch.uint8).to(dtype)
 
 
-def largest(scores: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:
+def _bounds(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the ``counts[m]``-th smallest number of each row, −∞ for a count of 0: (M, 1)."""
+    bounds = rows.new_full((len(rows), 1), -torch.inf)
+    for count in set(counts) - {0}:  # all rows of one count at once
+        alike = [m for m, own in enumerate(counts) if own == count]
+        if rows.device.type == "cpu":  # NumPy's selection is several times as fast as PyTorch's
+            these = rows.numpy()[alike]
+            these.partition(count - 1, axis=1)
+            nth = torch.from_numpy(these[:, count - 1])
+        else:
+            nth = rows[alike].kthvalue(count, dim=1).values
+        bounds[alike, 0] = nth
+    return bounds
+
+
+def largest(scores: Tensor, among: Tensor, counts: Sequence[int], order: Tensor | None = None) -> Tensor:
     """Mark the entries of the largest scores; see `smallest`."""
-    return smallest(scores.neg(), among, counts)
+    return smallest(scores.neg(), among, counts, order)
 
 
 def exchange(
@@ -66,6 +85,7 @@ def exchange(
     grow_scores: Tensor,
     counts: Sequence[int],
     candidates: Callable[[Tensor], Tensor],
+    order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Choose as many entries to enter as to leave, in each row.
 
@@ -83,24 +103,35 @@ def exchange(
         How many are wanted in each row.
     candidates : callable
         From what is still free after some have left, (M, n), to what may enter, none of which is in `mask`.
+    order : Tensor, optional
+        As for `smallest`.
 
     Returns
     -------
     dropped, grown : Tensor
         Of booleans, with equally many true in each row.
     """
-    counts = _at_most(counts, movable)
+    counts = at_most(counts, movable)
     while True:
-        dropped = smallest(drop_scores, movable, counts)
+        dropped = smallest(drop_scores, movable, counts, order)
         entering = candidates(mask & ~dropped)
-        possible = _at_most(counts, entering)
+        possible = at_most(counts, entering)
         if possible == counts:
-            return dropped, largest(grow_scores, entering, counts)
+            return dropped, largest(grow_scores, entering, counts, order)
         counts = possible
 
 
-def _at_most(counts: Sequence[int], among: Tensor) -> list[int]:
-    return [min(count, there) for count, there in zip(counts, among.sum(dim=1).tolist(), strict=True)]
+def at_most(counts: Sequence[int], among: Tensor) -> list[int]:
+    """Return the counts, less where fewer entries are there."""
+    return [min(count, there) for count, there in zip(counts, totals(among), strict=True)]
+
+
+def totals(marks: Tensor) -> list[int]:
+    """Count what is true in each row."""
+    if marks.device.type == "cpu":  # PyTorch makes numbers of them first
+        return [int(np.count_nonzero(row)) for row in marks.numpy()]
+    counts: list[int] = marks.sum(dim=1).tolist()
+    return counts
 
 
 def undivided(free: Tensor, allowed: Tensor, scores: Tensor, children: Tensor) -> Tensor:

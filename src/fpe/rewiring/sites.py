@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.lineage import children_of
+from fpe.lineage import blocks_of, children_of
 from fpe.masked import MaskedLayer
 from fpe.packed.layers import PackedLayer
 from fpe.plans import LayerPlan, Plan
+from fpe.rewiring.moves import by_block
 from fpe.rewiring.policies import Policy
 
 
@@ -33,6 +34,9 @@ class Site:
         The neurons that have so many, if not all.
     children : Tensor or None
         The rows of each parent's children, as for `fpe.rewiring.moves.Tensors`.
+    blocks : Tensor or None
+        The rows of each block where several groups of parents have their own, as for
+        `fpe.rewiring.moves.Tensors`.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Site:
     factor: int = 1
     chosen: tuple[int, ...] | None = None
     children: Tensor | None = None
+    blocks: Tensor | None = None
 
 
 def find_sites(model: Any, policy: Policy) -> tuple[list[Site], list[list[int]]]:
@@ -96,7 +101,11 @@ def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
     first = (counts.cumsum(0) - counts).unsqueeze(1)
     place = torch.arange(int(counts.max()))
     children = torch.where(place < counts.unsqueeze(1), first + place, rows)
-    return Site(name, layer, planned.factor, planned.chosen, children)
+    blocks = None
+    if planned.chosen is None and planned.groups > 1:
+        count = planned.groups * planned.factor
+        blocks = blocks_of(planned).argsort(stable=True).view(count, -1)
+    return Site(name, layer, planned.factor, planned.chosen, children, blocks)
 
 
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
@@ -137,19 +146,13 @@ def _column_scopes(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
     """Tell whether layers are dense blocks over the same columns, but for fewer holes than a column has."""
-    factors = {site.factor for site in sites}
-    if any(site.children is None or site.chosen is not None for site in sites) or len(factors) > 1:
+    if any(site.children is None or site.chosen is not None for site in sites):
         return False
-    factor = factors.pop()
-    blocks = [
-        site.layer.weight_mask.reshape(-1, factor, site.layer.weight_mask.shape[1], _taps(site))
-        for site in sites
-    ]
-    joint = torch.cat(blocks, dim=3) != 0  # (parents, factor, inputs, taps)
-    entries = joint.shape[0] * joint.shape[3]
-    free = joint.sum(dim=(0, 3))
+    cuts = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
+    if len({cut.shape for cut in cuts}) > 1:
+        return False
+    masks = [site.layer.weight_mask.unsqueeze(0) for site in sites]
+    joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, cuts, strict=True)], dim=3)
+    entries = joint.shape[1] * joint.shape[3]
+    free = (joint != 0).sum(dim=(1, 3))  # (blocks, inputs)
     return bool((entries - free[free > 0]).sum() < entries) and bool((free > 0).any(dim=1).all())
-
-
-def _taps(site: Site) -> int:
-    return int(site.layer.weight_mask[0, 0].numel())

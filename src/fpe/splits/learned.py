@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.ensemble.stack import ACTIVATIONS
+from fpe.activations import ACTIVATIONS
 from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.losses import loss_of
 from fpe.splits.given import Given
-from fpe.training import loss_of
 
 #: Rate of the logits of the assignment, their first spread, and the lowest temperature of their softmax.
 LOGIT_RATE, SPREAD, COOLEST = 5e-2, 0.1, 0.3
