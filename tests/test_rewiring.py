@@ -284,8 +284,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
     assert not torch.equal(before, wide[0].weight_mask)
 
 
-def test_groups_of_convolutions_and_of_gated_pairs_move_whole_channels():
-    """Whole channels with all their taps, in both layers of a pair alike."""
+def test_groups_of_convolutions_move_whole_channels():
     model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     x = torch.randn(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
     wide = fpe.expand(model, 2, fpe.Shared(groups=2), "columns", example_inputs=x, seed=1)
@@ -296,6 +295,30 @@ def test_groups_of_convolutions_and_of_gated_pairs_move_whole_channels():
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     packed = fpe.pack(wide)
     assert [neurons for neurons, _ in packed[0].sizes] == [2] * 4
+    torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
+
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(16, 6), nn.Linear(16, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.down(nn.functional.silu(self.gate(x)) * self.up(x))
+
+
+def test_groups_of_gated_pairs_move_the_same_inputs_in_both():
+    model, x = Gated(), torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
+    wide = fpe.expand(model, 2, fpe.Shared(groups=3), "columns", example_inputs=x, seed=1)
+    optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
+    rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
+    train(wide, x, rewirer, optimizer, 12)
+    assert rewirer.moved["gate"] == rewirer.moved["up"] > 0
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    packed = fpe.pack(wide)
+    for name in ("gate", "up"):
+        assert [neurons for neurons, _ in packed.get_submodule(name).sizes] == [2] * 6
+    assert torch.equal(packed.gate.columns, packed.up.columns)
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-5)
 
 

@@ -69,11 +69,12 @@ do not cover that the trials were many.
   data sets but at 16 neurons on Banking77.
 - **Blocks that move** keep the network packable: whole inputs enter and leave dense blocks. One set of α
   blocks for all neurons costs more than a point on Banking77, whose many classes make each neuron dear
-  (*columns rewired* in the first section). With blocks of their own for each of eight groups of neurons (`split="shared-8"`, α = 3; on Fashion-MNIST
-  α = 6), and columns that leave by |weight × gradient|, hardly anything is lost; the second section has the
-  differences. All blocks of a layer are of one size. The price is their number, 8 α, and a number of two
-  bytes for each input of each: 24 % of the dense network's bytes with 4 or 8 neurons on Banking77, 13 % with
-  16, 1 % with 256; on Fashion-MNIST 46 %, 23 % and 2 %. With 4 or 8 neurons each child is a block by itself.
+  (*columns rewired* in the first section). With blocks of their own for each of eight groups of neurons
+  (`split="shared-8"`, α = 3; on Fashion-MNIST α = 6), and columns that leave by |weight × gradient|, hardly
+  anything is lost; the second section has the differences. All blocks of a layer are of one size. The price
+  is their number, 8 α, and a number of two bytes for each input of each: 24 % of the dense network's bytes
+  with 4 or 8 neurons on Banking77, 13 % with 16, 1 % with 256; on Fashion-MNIST 46 %, 23 % and 2 %. With 4
+  or 8 neurons each child is a block by itself.
 - **Children that stay disjoint** (`fpe.Policy("accumulated", partition="kept")`, α = 4) lose next to nothing
   either, and `fpe.pack` makes codes of them: a value and a few bits for each place of the parent, holes
   included. That is 13 % more bytes than the dense network's on Fashion-MNIST. On Banking77, where half of
