@@ -219,15 +219,16 @@ def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs
         ([(4, 7)], [(range(1), 4, 7, 0, 0)]),
         ([(4, 7), (4, 7)], [(range(2), 4, 7, 0, 0)]),
         (
-            [(4, 7), (4, 9), (4, 8)],
-            [(range(3), 4, 7, 0, 0), (range(1, 2), 4, 2, 7, 4), (range(2, 3), 4, 1, 7, 8)],
+            [(4, 9), (4, 8), (4, 8), (4, 7)],
+            [(range(4), 4, 7, 0, 0), (range(3), 4, 1, 7, 0), (range(1), 4, 1, 8, 0)],
         ),
-        ([(4, 1), (4, 9)], [(range(1), 4, 1, 0, 0), (range(1, 2), 4, 9, 0, 4)]),
+        ([(4, 8), (4, 9)], [(range(1), 4, 8, 0, 0), (range(1, 2), 4, 9, 0, 4)]),
+        ([(4, 9), (4, 1)], [(range(1), 4, 9, 0, 0), (range(1, 2), 4, 1, 0, 4)]),
         ([(3, 7), (4, 7)], [(range(1), 3, 7, 0, 0), (range(1, 2), 4, 7, 0, 3)]),
     ],
 )
 def test_blocks_of_equal_size_are_stored_together(sizes, expected):
-    """What all read of the inputs is one slab; a rest, a far larger block or another width is its own."""
+    """What all read is a slab, what most read beyond that the next; very unequal blocks stand alone."""
     assert slabs_of(sizes, together=True) == [Slab(*slab) for slab in expected]
     assert [len(slab.blocks) for slab in slabs_of(sizes, together=False)] == [1] * len(sizes)
 
@@ -235,7 +236,7 @@ def test_blocks_of_equal_size_are_stored_together(sizes, expected):
 def test_blocks_of_a_linear_layer_are_one_parameter_input_by_input():
     wide = fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2)
     packed = fpe.pack(wide)
-    (_, few), (_, many) = sorted(packed[0].sizes, key=lambda size: size[1])
+    (_, many), (_, few) = packed[0].sizes
     assert packed[0].weight_0.shape == (2, few, 8)
     assert packed[0].weight_1.shape == (1, many - few, 8)
     first = packed[0].layout()[0]

@@ -22,6 +22,8 @@ from fpe.packed.slabs import slabs_of
 FEW = (2, 3)
 #: Inputs in each of those.
 SHORT = 32
+#: Numbers of inputs, relative to weights, that are so few that they need not be stored in the smallest type.
+READY = 1 / 500
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ class BlockLayer(PackedLayer):
             read += [column for _, column in parts]
         columns = torch.cat(read)
         if len(blocks) > 1 or not torch.equal(columns, torch.arange(shape.inputs, device=columns.device)):
-            layer.columns = columns.to(index_type(shape.inputs))
+            stored = sum(own.numel() for name, own in layer.named_parameters() if name != "bias")
+            ready = len(columns) <= READY * stored  # for a product of one sample, without a conversion
+            layer.columns = columns.to(torch.int32 if ready else index_type(shape.inputs))
         layer.rows = rows.to(index_type(shape.outputs))
         if ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
             layer.restore = rows.argsort().to(layer.rows.dtype)
@@ -229,9 +233,10 @@ class BlockLinear(BlockLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
-        x = input.reshape(-1, self.in_features)
+        x = input if input.dim() == 2 else input.reshape(-1, self.in_features)
         if (
-            torch.is_grad_enabled()
+            x.shape[0] == 1
+            or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or type(x) is not Tensor
             or torch.is_autocast_enabled(x.device.type)
@@ -241,43 +246,45 @@ class BlockLinear(BlockLayer):
             y = self._multiply_in_place(x)
         if self.restore is not None:
             y = y.index_select(-1, self.restore.long())
-        return y.view(*input.shape[:-1], self.out_features)
+        return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
 
     def _parts(self, x: Tensor) -> Sequence[Tensor]:
         """Return what each slab reads, (samples, its blocks × its inputs)."""
-        if self.columns is not None and torch.compiler.is_compiling():
-            x = x.index_select(1, self.columns.long())
-        elif self.columns is not None:
-            x = x.gather(1, self.columns.long().expand(len(x), -1))  # on all cores, unlike a selection
-        return x.split_with_sizes(self._widths, dim=1)
+        columns = self.columns
+        if columns is not None and (x.shape[0] == 1 or torch.compiler.is_compiling()):
+            x = x.index_select(1, columns if columns.dtype == torch.int32 else columns.long())
+        elif columns is not None:
+            x = x.gather(1, columns.long().expand(len(x), -1))  # on all cores, unlike a selection
+        return (x,) if len(self._widths) == 1 else x.split_with_sizes(self._widths, dim=1)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        products: dict[int, Tensor] = {}
+        products: list[Tensor] = []
         for slab, part, weight in zip(self.slabs, self._parts(x), self._weights(), strict=True):
+            read, blocks = _by_block(part, slab.inputs), len(slab.blocks)
             if slab.first:
-                block = slab.blocks[0]
-                products[block] = torch.addmm(products[block], part, weight[0])
-            elif len(slab.blocks) == 1:
-                products[slab.blocks[0]] = part @ weight[0]
+                products[0].narrow(0, 0, blocks).baddbmm_(read, weight)
+            elif self.bias is None:
+                products.append(torch.bmm(read, weight))
             else:
-                many = torch.bmm(_by_block(part, slab.inputs), weight)
-                products |= zip(slab.blocks, many.unbind(0), strict=True)
-        y = products[0] if len(products) == 1 else torch.cat([products[i] for i in sorted(products)], dim=1)
-        return y if self.bias is None else y + self.bias
+                bias = self.bias.narrow(0, slab.output, blocks * slab.neurons)
+                products.append(torch.baddbmm(bias.view(blocks, 1, slab.neurons), read, weight))
+        rows = [product.transpose(0, 1).flatten(1) for product in products]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
 
     def _multiply_in_place(self, x: Tensor) -> Tensor:
-        """Let each product be written where it belongs, in few calls."""
+        """Let each product be written where it belongs."""
         y = x.new_empty(len(x), self.out_features)
         few = len(x) in FEW
         for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
             weight = cast(Tensor, self._parameters[f"weight_{number}"])
-            place = y.narrow(1, slab.output, len(slab.blocks) * slab.neurons)
+            read = _by_block(part, slab.inputs)
+            place = _by_block(y.narrow(1, slab.output, len(slab.blocks) * slab.neurons), slab.neurons)
             if slab.first:
-                place.addmm_(part, weight[0])
+                place.baddbmm_(read, weight)
             elif few:
-                _multiply_few(_by_block(part, slab.inputs), weight, _by_block(place, slab.neurons))
+                _multiply_few(read, weight, place)
             else:
-                torch.bmm(_by_block(part, slab.inputs), weight, out=_by_block(place, slab.neurons))
+                torch.bmm(read, weight, out=place)
         return y if self.bias is None else y.add_(self.bias)
 
 

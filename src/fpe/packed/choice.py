@@ -132,9 +132,10 @@ def block_of(read: Tensor, rows: Tensor) -> Block:
 
 
 def _blocks(read: Tensor, role: Tensor) -> list[Block]:
-    """Return the block of each role that some neuron has."""
+    """Return the block of each role that some neuron has, those of most inputs first, as slabs want them."""
     owners = [(role == own).nonzero().flatten() for own in range(int(role.max()) + 1)]
-    return [block_of(read, rows) for rows in owners if len(rows)]
+    blocks = [block_of(read, rows) for rows in owners if len(rows)]
+    return sorted(blocks, key=lambda block: -len(block.columns))
 
 
 def _stored(blocks: Sequence[Block]) -> int:

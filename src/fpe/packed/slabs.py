@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 #: Least share of the weights of equally many neurons that must be in the common slab.
 WORTH_BATCHING = 0.5
@@ -35,8 +36,8 @@ class Slab:
 def slabs_of(sizes: Sequence[tuple[int, int]], together: bool) -> list[Slab]:
     """Return the slabs of blocks.
 
-    Where all blocks have as many neurons, what they have in common is one slab, and what some read beyond
-    that is a slab for each of these; else each block is a slab.
+    Where all blocks have as many neurons, and none fewer inputs than the next, what all have in common is one
+    slab, what the others have in common beyond that the next, and so on; else each block is a slab.
 
     Parameters
     ----------
@@ -45,16 +46,20 @@ def slabs_of(sizes: Sequence[tuple[int, int]], together: bool) -> list[Slab]:
     together : bool
         Whether blocks may be stored together.
     """
-    starts = [sum(neurons for neurons, _ in sizes[:number]) for number in range(len(sizes))]
-    least = min(inputs for _, inputs in sizes)
-    equal = len({neurons for neurons, _ in sizes}) == 1
-    if together and equal and least * len(sizes) >= WORTH_BATCHING * sum(inputs for _, inputs in sizes):
-        neurons = sizes[0][0]
-        common = Slab(range(len(sizes)), neurons, least, 0, 0)
-        rest = [
-            Slab(range(i, i + 1), neurons, inputs - least, least, starts[i])
-            for i, (_, inputs) in enumerate(sizes)
-            if inputs > least
+    inputs = [own for _, own in sizes]
+    if (
+        together
+        and len({neurons for neurons, _ in sizes}) == 1
+        and inputs == sorted(inputs, reverse=True)
+        and inputs[-1] * len(sizes) >= WORTH_BATCHING * sum(inputs)
+    ):
+        levels = [0, *sorted(set(inputs))]
+        return [
+            Slab(range(sum(own >= end for own in inputs)), sizes[0][0], end - begin, begin, 0)
+            for begin, end in pairwise(levels)
         ]
-        return [common, *rest]
-    return [Slab(range(i, i + 1), neurons, inputs, 0, starts[i]) for i, (neurons, inputs) in enumerate(sizes)]
+    slabs, output = [], 0
+    for number, (neurons, own) in enumerate(sizes):
+        slabs.append(Slab(range(number, number + 1), neurons, own, 0, output))
+        output += neurons
+    return slabs
