@@ -168,13 +168,33 @@ def test_types_stay(dtype, split):
         torch.testing.assert_close(packed(x), wide(x), rtol=2e-2, atol=2e-2)
 
 
-def test_blocks_work_under_autocast():
-    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, "shared", seed=2)
+@pytest.mark.parametrize("samples", [1, 5])
+@pytest.mark.parametrize("trained", [True, False])
+def test_blocks_work_under_autocast(samples, trained):
+    """Blocks of unequal size: a rest is added to what autocast has made."""
+    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2)
     packed = fpe.pack(wide)
-    x = torch.randn(70, 16, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        assert packed(x).dtype == torch.bfloat16
-        torch.testing.assert_close(packed(x), wide(x), rtol=2e-2, atol=2e-2)
+    assert len(packed[0].slabs) == 2
+    x = torch.randn(samples, 41, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(trained), torch.autocast("cpu", torch.bfloat16):
+        y = packed(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), wide(x), rtol=0.05, atol=0.02)
+
+
+def test_blocks_work_with_function_transforms():
+    """Gradients of parameters given from outside, for each sample by itself."""
+    packed = fpe.pack(fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2))
+    x = torch.randn(4, 41, generator=torch.Generator().manual_seed(0))
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(packed, parameters, (sample,)).square().sum()
+
+    parameters = {name: p.detach() for name, p in packed.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x)
+    loss(dict(packed.named_parameters()), x).backward()
+    for name, parameter in packed.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), parameter.grad)
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3, 4, 70])

@@ -169,7 +169,7 @@ class BlockLayer(PackedLayer):
         """Return the weights of the slabs, through which no gradient reaches a hole."""
         weights: list[Tensor] = []
         for number in range(len(self.slabs)):
-            weight: Tensor = self.get_parameter(f"weight_{number}")
+            weight: Tensor = getattr(self, f"weight_{number}")
             holes = self._buffers[f"holes_{number}"]
             if holes is not None and torch.is_grad_enabled():
                 weight = HoldHoles.apply(weight, holes)  # type: ignore[no-untyped-call]
@@ -262,7 +262,11 @@ class BlockLinear(BlockLayer):
         for slab, part, weight in zip(self.slabs, self._parts(x), self._weights(), strict=True):
             read, blocks = _by_block(part, slab.inputs), len(slab.blocks)
             if slab.first:
-                products[0].narrow(0, 0, blocks).baddbmm_(read, weight)
+                sums = products[0].narrow(0, 0, blocks)
+                if torch.is_grad_enabled() or sums.dtype != weight.dtype:  # the latter under autocast
+                    sums.add_(torch.bmm(read, weight))
+                else:
+                    sums.baddbmm_(read, weight)
             elif self.bias is None:
                 products.append(torch.bmm(read, weight))
             else:
