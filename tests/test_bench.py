@@ -22,7 +22,7 @@ from fpe.errors import ArgumentError
 from fpe.report.bench import asked_markdown, bench_markdown, bench_text, duration, size
 
 LAYER = [
-    names.DENSE, names.PACKED, names.WIDE, names.PRUNE, names.CSR, names.CODES, names.BITMASK,
+    names.DENSE, names.PACKED, names.WIDE, names.PRUNE, names.CSR, names.GROUPS, names.CODES, names.BITMASK,
 ]  # fmt: skip
 TINY = BenchConfig(
     sizes=("48x32",),
@@ -57,9 +57,18 @@ def test_models_are_expanded_in_the_first_way_that_can_pay(monkeypatch):
     for case in replace(TINY, sizes=(), models=("wide reader", "small reader")).cases():
         made = subjects_of(case, TINY)
         ways[case["name"]] = made.notes["shared split"].partition(";")[0]
-        assert [row.name for row in made.rows] == [names.DENSE, names.PACKED, names.WIDE, names.CODES]
+        pays = ways[case["name"]] == "prune='columns'"
+        groups = [names.GROUPS] if pays else []
+        assert [row.name for row in made.rows] == [
+            names.DENSE,
+            names.PACKED,
+            names.WIDE,
+            *groups,
+            names.CODES,
+        ]
+        assert made.notes["shared split of 8 groups"].startswith("prune='columns'" if pays else "missing: ")
         with torch.inference_mode():
-            assert [row.problem(made.probe) for row in made.rows] == [None] * 4
+            assert {row.problem(made.probe) for row in made.rows} == {None}
     assert ways["small reader"] == "prune='columns'"
     assert ways["wide reader"] in ("prune='children'", "prune='magnitude'")
 

@@ -38,15 +38,18 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
     probe = torch.randn(3, next(parent.parameters()).shape[1])
     with torch.no_grad():  # first, so that its wide tensors are gone before the others are made
         random_rows, of_random = _random_rows(parent, probe, case, config)
+        grouped_rows, of_groups = _grouped_rows(parent, probe, case, config)
     shared, way = _expanded_shared(parent, case["factor"], config.seed)
     packed = pack(shared)
     networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
-    notes = {"shared split": f"prune={way!r}; {_packing(packed)}", "random split": of_random}
+    of_shared = f"prune={way!r}; {_packing(packed)}"
+    notes = {"shared split": of_shared, "shared split of 8 groups": of_groups, "random split": of_random}
     made = Subjects([], networks, probe, notes)
     if case["device"] == "cuda":
         _to_half(made)
     with torch.no_grad():
-        (_add_layer_rows if case["kind"] == "layer" else _add_model_rows)(made, random_rows, case, config)
+        add = _add_layer_rows if case["kind"] == "layer" else _add_model_rows
+        add(made, [*grouped_rows, *random_rows], case, config)
     return made
 
 
@@ -68,6 +71,24 @@ def _random_rows(
         bits: Any = pack(random, format={"0": "bitmask"})
         rows.append(module_row(names.BITMASK, bits[0], useful, expected))
     return rows, note
+
+
+def _grouped_rows(
+    parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
+) -> tuple[list[Row], str]:
+    """Return the row of a split with more and smaller blocks, if columns can pay, and how it was packed."""
+    try:
+        wide: Any = expand(parent, factor=case["factor"], split="shared-8", prune="columns", seed=config.seed)
+    except BudgetError as error:
+        return [], f"missing: {error}"
+    if case["device"] == "cuda":
+        wide, probe = wide.cuda().half(), probe.cuda().half()
+    packed: Any = pack(wide)
+    note = f"prune='columns'; {_packing(packed)}"
+    if case["kind"] == "model":
+        return [module_row(names.GROUPS, packed, count_nonzero(parent), wide(probe))], note
+    expected = _in_order_of(packed[0], plain_with_zeros(wide[0])(probe))
+    return [module_row(names.GROUPS, packed[0], count_free(wide[0].weight_mask), expected, slow=False)], note
 
 
 def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.Sequential:
@@ -95,9 +116,7 @@ def _to_half(made: Subjects) -> None:
     made.probe = made.probe.cuda().half()
 
 
-def _add_layer_rows(
-    made: Subjects, random_rows: list[Row], case: dict[str, Any], config: BenchConfig
-) -> None:
+def _add_layer_rows(made: Subjects, others: list[Row], case: dict[str, Any], config: BenchConfig) -> None:
     networks: Any = made.networks
     parent, packed, shared = (networks[n][0] for n in (names.DENSE, names.PACKED, names.MASKED))
     wide, pruned = plain_with_zeros(shared), mask_in_forward(shared)
@@ -110,7 +129,7 @@ def _add_layer_rows(
         module_row(names.WIDE, wide, useful),
         module_row(names.PRUNE, pruned, useful, expected),
         csr_row(wide, useful, expected),
-        *random_rows,
+        *others,
     ]
     _, between, reader = networks[names.MASKED].children()
     with torch.enable_grad():
@@ -147,9 +166,7 @@ def _add_two_four(made: Subjects, case: dict[str, Any], config: BenchConfig) -> 
         made.notes[names.TWO_FOUR] = f"missing: {error}"
 
 
-def _add_model_rows(
-    made: Subjects, random_rows: list[Row], case: dict[str, Any], config: BenchConfig
-) -> None:
+def _add_model_rows(made: Subjects, others: list[Row], case: dict[str, Any], config: BenchConfig) -> None:
     parent, packed, shared = (made.networks[n] for n in (names.DENSE, names.PACKED, names.MASKED))
     first, between, last = shared.children()
     wide = nn.Sequential(plain_with_zeros(first), between, plain_with_zeros(last))  # type: ignore[arg-type]
@@ -158,7 +175,7 @@ def _add_model_rows(
         module_row(names.DENSE, parent, useful, slow=False),
         module_row(names.PACKED, packed, useful, expected, slow=False),
         module_row(names.WIDE, wide, useful),
-        *random_rows,
+        *others,
     ]
     if case["device"] == "cpu":
         pairs = ((names.ONNX_DENSE, parent, parent(made.probe)), (names.ONNX_PACKED, packed, expected))

@@ -14,6 +14,7 @@ from fpe.bench.training import bytes_of
 
 DENSE = "dense parent"
 PACKED = "packed, shared split (blocks)"
+GROUPS = "packed, shared split of 8 groups (blocks)"
 WIDE = "wide with zeros (nn.Linear)"
 PRUNE = "torch.nn.utils.prune (mask in forward)"
 CSR = "CSR (torch.sparse)"

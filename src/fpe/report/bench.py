@@ -16,6 +16,7 @@ from fpe.report.text import markdown_table
 STYLES = {
     names.DENSE: ("black", "-", ""),
     names.PACKED: ("#c1272d", "-", "o"),
+    names.GROUPS: ("#c1272d", ":", "p"),
     names.WIDE: ("#6f6f6f", "--", "s"),
     names.PRUNE: ("#6f6f6f", ":", "^"),
     names.CSR: ("#8f8f8f", "-.", "D"),
