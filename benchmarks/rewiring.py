@@ -1,13 +1,13 @@
 """What rewiring costs: training with masks that move every 50 steps, by turns with training without.
 
-Usage: python benchmarks/rewiring.py [--rounds N] [--policies rigl columns …] [--record]
+Usage: python benchmarks/rewiring.py [--seconds N] [--policies rigl columns …] [--record]
 
 ``--record`` writes what is printed to docs/results/rewiring-cost.md, too.
 
 On one thread, in seconds of the processor, so that what else the machine does plays no part. Both sides train
-the same expanded networks, in turns of 100 steps (ensembles: 200), two rewirings to each 100; the figures are
-medians over the rounds of how much longer the rewired side took, with the least and the greatest.
-Compiling is not counted.
+the same expanded networks, in turns of 100 steps (ensembles: 200), two rewirings to each 100. How much longer
+the rewired side took is the median over n rounds of two turns, with its 95 % interval by order statistics; there
+are as many rounds as fit into the seconds for each row, at least seven. Compiling is not counted.
 
 - Ensembles: 50 networks as one program, mini-batches of 500 of 4,000 samples.
 - A GPT-2 of three blocks, width 64, on 32 windows of 64 tokens, in an ordinary loop.
@@ -30,6 +30,7 @@ from torch import nn
 
 import fpe
 from fpe import ensemble
+from fpe.bench.timing import summed_up
 from fpe.experiments.store import provenance
 from fpe.training import adam
 
@@ -37,6 +38,8 @@ NETWORKS, SAMPLES, BATCH, STEPS = 50, 4000, 500, 100
 #: Moves the full share every time, and never ends.
 SCHEDULE = fpe.Schedule(every=50, share=0.3, until=1.0, decay="constant")
 FOREVER = 10**9
+#: Rounds of a row.
+FEWEST, MOST = 7, 60
 
 
 def how(policy: str) -> dict[str, Any]:
@@ -100,18 +103,22 @@ def of_gpt2(policy: str | None) -> Callable[[], float]:
     return run
 
 
-def compare(make: Callable[[str | None], Callable[[], float]], policy: str, rounds: int) -> str:
+def compare(make: Callable[[str | None], Callable[[], float]], policy: str, seconds: float) -> str:
     """Return a row: seconds without and with, and how much more that is."""
     without, rewired = make(None), make(policy)
+    without(), rewired()  # compiles
+    begin = time.perf_counter()
     without(), rewired()
+    once = time.perf_counter() - begin
     pairs = []
-    for turn in range(rounds):
+    for turn in range(max(FEWEST, min(MOST, int(seconds / once)))):
         order = (without, rewired) if turn % 2 else (rewired, without)
-        seconds = {run: run() for run in order}
-        pairs.append((seconds[without], seconds[rewired]))
-    more = [100 * (b / a - 1) for a, b in pairs]
+        taken = {run: run() for run in order}
+        pairs.append((taken[without], taken[rewired]))
+    more = summed_up([100 * (b / a - 1) for a, b in pairs])
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return f"{a:.2f} | {b:.2f} | {statistics.median(more):+.1f} % ({min(more):+.1f} – {max(more):+.1f})"
+    interval = f"[{more['low']:+.1f}, {more['high']:+.1f}], n = {len(pairs)}"
+    return f"{a:.2f} | {b:.2f} | {more['median']:+.1f} % {interval}"
 
 
 def main() -> None:
@@ -119,7 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--seconds", type=float, default=90, help="for each row")
     parser.add_argument("--policies", nargs="+", default=["rigl", "set", "momentum", "accumulated"])
     parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args()
@@ -141,11 +148,11 @@ def main() -> None:
     say("| --- | --- | --- | --- | --- |")
     for policy in arguments.policies:
         for name, make in cases.items():
-            say(f"| {name} | {policy} | {compare(make, policy, arguments.rounds)} |")
+            say(f"| {name} | {policy} | {compare(make, policy, arguments.seconds)} |")
     made = provenance()
     say(f"\ntorch {made['torch']}, {made['machine']}, one thread, commit `{made['commit']}`.")
     if arguments.record:
-        command = f"python benchmarks/rewiring.py --rounds {arguments.rounds} --policies "
+        command = f"python benchmarks/rewiring.py --seconds {arguments.seconds:g} --policies "
         about = (__doc__ or "").partition("too.\n\n")[2].strip()
         made_by = f"Made by `{command}{' '.join(arguments.policies)} --record`."
         head = f"# What rewiring costs\n\n{made_by}\n\n{about}\n"
