@@ -6,8 +6,8 @@ Usage: python benchmarks/rewiring.py [--seconds N] [--policies rigl columns …]
 
 On one thread, in seconds of the processor, so that what else the machine does plays no part. Both sides train
 the same expanded networks, in turns of 100 steps (ensembles: 200), two rewirings to each 100. How much longer
-the rewired side took is the median over n rounds of two turns, with its 95 % interval by order statistics; there
-are as many rounds as fit into the seconds for each row, at least seven. Compiling is not counted.
+the rewired side took is the median over n rounds of two turns, with its 95 % interval by order statistics;
+there are as many rounds as fit into the seconds for each row, at least seven. Compiling is not counted.
 
 - Ensembles: 50 networks as one program, mini-batches of 500 of 4,000 samples.
 - A GPT-2 of three blocks, width 64, on 32 windows of 64 tokens, in an ordinary loop.
