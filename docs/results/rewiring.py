@@ -85,8 +85,8 @@ all of which was decided on training data. The intervals do not cover that the t
   worth a point with 4 neurons in preliminary trials on a part of Banking77's training data: larger ones leave
   some neurons switched off for all samples.
 - **Starts.** Weights drawn anew for the inputs that each child has are better by half a point than those that
-  the split leaves to it. For the paper's expansion at half of training, dividing outgoing weights by α is better than
-  copying them by half a point; fitting them by least squares to the parent's outputs is not.
+  the split leaves to it. For the paper's expansion at half of training, dividing outgoing weights by α is
+  better than copying them by half a point; fitting them by least squares to the parent's outputs is not.
 
 Not tried: learning rates that rise again after the split; moments inherited together with moving masks; other
 optimizers than Adam; networks with more than one hidden layer.
