@@ -245,10 +245,12 @@ def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs
         ([(4, 8), (4, 9)], [(range(1), 4, 8, 0, 0), (range(1, 2), 4, 9, 0, 4)]),
         ([(4, 9), (4, 1)], [(range(1), 4, 9, 0, 0), (range(1, 2), 4, 1, 0, 4)]),
         ([(3, 7), (4, 7)], [(range(1), 3, 7, 0, 0), (range(1, 2), 4, 7, 0, 3)]),
+        ([(1 << 21, 4)] * 2, [(range(2), 1 << 21, 4, 0, 0)]),
+        ([(1 << 21, 5)] * 2, [(range(1), 1 << 21, 5, 0, 0), (range(1, 2), 1 << 21, 5, 0, 1 << 21)]),
     ],
 )
 def test_blocks_of_equal_size_are_stored_together(sizes, expected):
-    """What all read is a slab, what most read beyond that the next; very unequal blocks stand alone."""
+    """What all read is a slab, what most read beyond that the next; blocks too unequal or large stand alone."""
     assert slabs_of(sizes, together=True) == [Slab(*slab) for slab in expected]
     assert [len(slab.blocks) for slab in slabs_of(sizes, together=False)] == [1] * len(sizes)
 

@@ -43,16 +43,22 @@ where it was.
 
 - *One sample.* The weights of a layer of this size come from memory or a large cache, and the machine
   reads them no faster for blocks than for the dense parent: 1.0 is the least that can be expected of most
-  sizes. What is above it is the calls: a block layer makes some fifteen small ones, the dense layer one,
-  and after each layer that streams tens of megabytes through the cache they start cold. On small layers
-  they are all that is measured.
-- *Twice as fast as wide with zeros* at α = 2 would need blocks to be faster than the parent.
+  sizes. What is above it is the calls: a block layer makes some six small ones, the dense layer one, and
+  after each layer that streams tens of megabytes through the cache they start cold. With inputs × neurons
+  of 4096 × 4096 that is what is missed. On small layers calls are all that is measured.
+- *512 samples, α = 4, 4096 × 4096.* There are four times as many outputs to write, to add a bias to, and in
+  training to send through the ReLU and back: products alone take as long as the parent's.
+- *Twice as fast as wide with zeros* at α = 2 would need blocks to be faster than the parent: the wide layer
+  multiplies just twice as much.
 - *CSR and a mask in the forward pass* are compared at one sample with ratios of 10 and 30 in mind, which
   were measured on another machine. Here CSR has 32-bit indices, as MKL takes them, and the mask is
   applied at the memory's speed.
-- *Training.* One cell says 1.49, at α = 4 and 512 samples. `fpe bench --sizes 4096x11008 --factor 4
-  --batches 512 --no-models --rounds 7` gave 1.09 and 1.14 on the same machine: take it for the noise that
-  it is, or measure.
+- *Layers of 4096 × 11008.* Since the run below, blocks of more than 8 million weights are stored one by one.
+  `fpe bench --sizes 4096x11008 --batches 1 512 --no-models --rounds 5` then gave forward 1.01 and 1.04
+  (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples 1.07 and
+  1.15 times its time (1.31 in the run below) and 0.92 and 0.79 times its peak.
+- *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
+  inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
   cost, in layers of 4096 inputs, 1.2 to 1.7 times what the wide layer costs; in small layers several times.
 

@@ -8,6 +8,9 @@ from itertools import pairwise
 
 #: Least share of the weights of equally many neurons that must be in the common slab.
 WORTH_BATCHING = 0.5
+#: Most weights of a block that is stored with others. Calls are nothing beside the product of a larger one,
+#: and an optimizer's temporaries are as large as a parameter.
+MOST = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,8 @@ def slabs_of(sizes: Sequence[tuple[int, int]], together: bool) -> list[Slab]:
     """Return the slabs of blocks.
 
     Where all blocks have as many neurons, and none fewer inputs than the next, what all have in common is one
-    slab, what the others have in common beyond that the next, and so on; else each block is a slab.
+    slab, what the others have in common beyond that the next, and so on; else, and where they are very large,
+    each block is a slab.
 
     Parameters
     ----------
@@ -52,6 +56,7 @@ def slabs_of(sizes: Sequence[tuple[int, int]], together: bool) -> list[Slab]:
         and len({neurons for neurons, _ in sizes}) == 1
         and inputs == sorted(inputs, reverse=True)
         and inputs[-1] * len(sizes) >= WORTH_BATCHING * sum(inputs)
+        and inputs[0] * sizes[0][0] <= MOST
     ):
         levels = [0, *sorted(set(inputs))]
         return [
