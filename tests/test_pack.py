@@ -250,7 +250,7 @@ def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs
     ],
 )
 def test_blocks_of_equal_size_are_stored_together(sizes, expected):
-    """What all read is a slab, what most read beyond that the next; blocks too unequal or large stand alone."""
+    """What all read is a slab, what most read beyond that the next; too unequal or large ones stand alone."""
     assert slabs_of(sizes, together=True) == [Slab(*slab) for slab in expected]
     assert [len(slab.blocks) for slab in slabs_of(sizes, together=False)] == [1] * len(sizes)
 

@@ -55,8 +55,8 @@ where it was.
   applied at the memory's speed.
 - *Layers of 4096 × 11008.* Since the run below, blocks of more than 8 million weights are stored one by one.
   `fpe bench --sizes 4096x11008 --batches 1 512 --no-models --rounds 5` then gave forward 1.01 and 1.04
-  (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples 1.07 and
-  1.15 times its time (1.31 in the run below) and 0.92 and 0.79 times its peak.
+  (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples took
+  1.07 and 1.15 times its time (1.31 in the run below) and 0.92 and 0.79 times its peak.
 - *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
   inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
