@@ -9,6 +9,7 @@ from fpe.errors import ArgumentError, BudgetError, ModelError
 from models import MODELS, assert_unchanged, snapshot
 
 SPLITS = "'random', 'shared', 'gram', '2:4'"
+PRUNES = "'magnitude', 'balanced', 'columns' and 'columns-2' (or another number of groups)"
 HINT = (
     "Expandable are neurons that a linear layer or convolution makes and another reads, with activations, "
     "norms and dropout between."
@@ -62,10 +63,9 @@ def test_a_factor_larger_than_the_inputs():
         ({"split": 2}, f"split is 2; give a name ({SPLITS}) or an object such as fpe.Groups(labels)."),
         (
             {"prune": "column"},
-            "unknown prune 'column'; allowed are 'magnitude', 'balanced' and 'columns'. "
-            "Did you mean 'columns'?",
+            f"unknown prune 'column'; allowed are {PRUNES}. Did you mean 'columns'?",
         ),
-        ({"prune": None}, "prune is None; give one of 'magnitude', 'balanced' and 'columns'."),
+        ({"prune": None}, f"prune is None; give one of {PRUNES}."),
         (
             {"prune": "columns"},
             "prune='columns' needs one partition for all neurons of a layer, which split Random() does not "
@@ -201,7 +201,7 @@ def test_copies_that_no_weights_can_pay_for():
 def test_copies_that_no_columns_can_pay_for():
     message = (
         "layer '0': factor 2 makes 44 copies, and only 24 weights in the columns that may leave could pay "
-        "for them; give a smaller factor or prune='magnitude'."
+        "for them; give a smaller factor, prune='columns-2' or prune='magnitude'."
     )
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 10))
     assert_refused(model, BudgetError, message, split="shared", prune="columns")
@@ -222,7 +222,7 @@ def test_several_bad_arguments_are_reported_at_once():
         "  - factor is 0; give an integer of at least 1 (2 doubles the neurons).\n"
         "  - seed is -1; give an integer of at least 0.\n"
         f"  - unknown split 'share'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'shared'?\n"
-        "  - unknown prune 'x'; allowed are 'magnitude', 'balanced' and 'columns'."
+        f"  - unknown prune 'x'; allowed are {PRUNES}."
     )
     assert_refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.budget import Columns
+from fpe.columns import Columns
 from fpe.errors import ArgumentError, ModelError
 from models import MODELS, assert_unchanged, same_state, snapshot
 

@@ -21,8 +21,9 @@ from fpe.errors import FPEError
 
 if TYPE_CHECKING:
     from fpe import splits
-    from fpe.budget import Columns, Magnitude, count_nonzero
+    from fpe.budget import Magnitude, count_nonzero
     from fpe.checkpoint import load, save
+    from fpe.columns import Columns
     from fpe.expansion import expand
     from fpe.exporting import export
     from fpe.graph import Group
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from fpe.summaries import summary
 
 _HOME = {
-    "Columns": "budget",
+    "Columns": "columns",
     "Gram": "partition",
     "Group": "graph",
     "Groups": "partition",

@@ -10,7 +10,7 @@ import torch
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
-from fpe.budget import Columns
+from fpe.columns import Columns
 from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.planning import check_arguments
 from fpe.recipes import Recipe

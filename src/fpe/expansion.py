@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe import procedure
-from fpe.budget import Prune, as_prune, count_free, count_nonzero
+from fpe.budget import Prune, count_free, count_nonzero
 from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError
 from fpe.graph import Group
@@ -22,6 +22,7 @@ from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
 from fpe.procedure import Weights
+from fpe.prunes import as_prune
 from fpe.ranking import layer_inputs, scales_of
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe.adoption import adopt
-from fpe.budget import as_prune
 from fpe.errors import ArgumentError
 from fpe.expansion import answer_shapes, check_wide, wide_modules
 from fpe.lineage import Lineage
@@ -18,6 +17,7 @@ from fpe.masked import MaskedLayer
 from fpe.partition import as_split
 from fpe.planning import plan
 from fpe.plans import Plan
+from fpe.prunes import as_prune
 
 MOMENTS = ("fresh", "kept")
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fpe.columns import reader_blocks
 from fpe.graph.groups import Runs, columns_of_runs, default_runs, neuron_of_columns, runs_of_columns
 from fpe.graph.layers import is_transposed, size_of
 from fpe.plans import LayerPlan, Plan
@@ -36,15 +37,23 @@ def roles_of(layer: LayerPlan) -> Tensor:
     return role
 
 
-def blocks_of(layer: LayerPlan) -> Tensor:
+def blocks_of(layer: LayerPlan, reads_in: int = 0) -> Tensor:
     """Return the block of each neuron of an expanded layer, shape (neurons_after,).
 
     In each group of parents all first children make one, all second ones the next, and so on.
+
+    Parameters
+    ----------
+    layer : LayerPlan
+        The layer.
+    reads_in : int, default 0
+        Into how many groups its parents were cut to pay for what they read, if they were.
     """
     parent = family(layer.neurons, children_of(layer))
     group = parent * layer.groups // layer.neurons
     roles = layer.factor + (layer.chosen is not None)
-    return group * roles + roles_of(layer)
+    block = group * roles + roles_of(layer)
+    return block * reads_in + reader_blocks(layer.neurons, reads_in)[parent] if reads_in else block
 
 
 class Lineage:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe.budget import Prune, as_prune, count_free, count_nonzero
+from fpe.budget import Prune, count_free, count_nonzero
 from fpe.choice import Chosen, Layers, choose
+from fpe.columns import Columns
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
 from fpe.graph import Group, prove
 from fpe.graph.groups import default_runs, neuron_of_columns
@@ -26,6 +27,7 @@ from fpe.graph.layers import (
 )
 from fpe.partition import DataSplit, Split, as_split, groups_of
 from fpe.plans import LayerPlan, Plan
+from fpe.prunes import as_prune
 from fpe.ranking import example_problem, scales_of, split_problem
 from fpe.target import TARGETS, most_polysemantic
 
@@ -63,7 +65,8 @@ def plan(
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
         readers of the new neurons keep at most half of the free weights; for networks that are expanded
-        before they are trained) or ``"columns"`` (whole inputs, for a shared split).
+        before they are trained), ``"columns"`` (whole inputs, for a shared split) or ``"columns-2"`` (the
+        same, and each reader pays in whole inputs of 2 groups of its outputs; see `fpe.Columns`).
         ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on `example_inputs` too,
         ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
     layers : sequence of str or Group, or mapping of str to int, optional
@@ -133,7 +136,7 @@ def plan(
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
     wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
-    planned = _layer_plans(model, chosen, wanted, convolutions, split)
+    planned = _layer_plans(model, chosen, wanted, convolutions, split, prune)
     problems += _split_problems(model, planned, split)
     raise_problems(problems, ModelError, "the layers to expand")
     _check_budget(model, planned, prune, budget)
@@ -233,6 +236,7 @@ def _layer_plans(
     wanted: Sequence[tuple[int, ...] | None],
     convolutions: str,
     split: Split,
+    prune: Prune,
 ) -> list[LayerPlan]:
     """Foresee what becomes of each group, in order: a producer may read one that was expanded before."""
     grown: dict[str, int] = {}  # inputs that a layer has won
@@ -250,7 +254,8 @@ def _layer_plans(
             shared = own if not group.columns else neurons * _own_columns(group, name)
             grown[name] = grown.get(name, 0) + (after - neurons) * (shared // neurons)
         layer = _layer_plan(model, group, factor, inputs, shares, after, some)
-        planned.append(replace(layer, groups=groups_of(split, neurons)))
+        readers = prune.reader_groups if isinstance(prune, Columns) else 0
+        planned.append(replace(layer, groups=groups_of(split, neurons), reader_groups=readers))
     return planned
 
 
@@ -363,22 +368,26 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Prune, 
             )
     for layer in planned if budget == "group" else ():
         group = layer.group
-        per_neuron = layer.copies - (layer.factor - 1) * sum(
-            _free_by_neuron(model, group, i, layer.chosen or range(layer.neurons))[0]
-            for i in range(len(group.consumers))
-        )
+        expanded = layer.chosen or range(layer.neurons)
+        read = [_free_by_neuron(model, group, i, expanded)[0] for i in range(len(group.consumers))]
+        per_neuron = layer.copies - (layer.factor - 1) * sum(read)
         weights = sum(_free_weights(model, n) for n in (*group.producers, *group.consumers))
         can_pay = weights + layer.copies - per_neuron
-        what = "weights"
+        what, instead = "weights", ""
         if prune.needs_shared:
             shape = oriented_weight(model.get_submodule(group.name)).shape
             taps = shape[2:].numel() if layer.shares != "taps" else 1
             can_pay = len(group.producers) * layer.neurons * taps * (layer.inputs - layer.factor)
-            what = "weights in the columns that may leave"
+            what, instead = "weights in the columns that may leave", " or prune='magnitude'"
+            if layer.reader_groups < layer.factor:
+                instead = f", prune='columns-{layer.factor}'{instead}"
+            for name, own in zip(group.consumers, read, strict=True) if layer.reader_groups else ():
+                outputs, _ = size_of(model, name)
+                largest = -(-outputs // min(layer.reader_groups, outputs))  # the group that keeps an input
+                can_pay += layer.factor * own * (outputs - largest) // outputs
         if layer.copies > can_pay:
             problems.append(
                 f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and only "
-                f"{can_pay} {what} could pay for them; give a smaller factor"
-                + (" or prune='magnitude'." if prune.needs_shared else ".")
+                f"{can_pay} {what} could pay for them; give a smaller factor{instead}."
             )
     raise_problems(problems, BudgetError, "the budget")

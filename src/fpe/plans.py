@@ -37,6 +37,8 @@ class LayerPlan:
         The neurons that are expanded, if not all are.
     groups : int
         Into how many groups of adjacent neurons, each with a partition of its own, a shared split cuts it.
+    reader_groups : int
+        Into how many groups of adjacent outputs each consumer is cut to pay in whole columns; 0 if it is not.
     """
 
     group: Group
@@ -49,6 +51,7 @@ class LayerPlan:
     copies: int
     chosen: tuple[int, ...] | None = None
     groups: int = 1
+    reader_groups: int = 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe.budget import Columns, Prune
+from fpe.budget import Prune
+from fpe.columns import Columns
 from fpe.errors import ArgumentError
 from fpe.graph.groups import Runs, columns_of_runs
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight

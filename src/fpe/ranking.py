@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe.budget import Columns, Prune
+from fpe.budget import Prune
+from fpe.columns import Columns
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.graph import Group
 from fpe.graph.inputs import as_call

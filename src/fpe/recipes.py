@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe.budget import Prune, as_prune
+from fpe.budget import Prune
 from fpe.expansion import expand
 from fpe.partition import Split
+from fpe.prunes import as_prune
 from fpe.rewiring.policies import Policy, chosen_policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.budget import Columns
+from fpe.columns import Columns
 from fpe.experiments.networks import NetworksConfig, Source, data_of
 from fpe.experiments.plain_trial import run_plain_trial
 from fpe.experiments.threads import one_thread

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.budget import Columns, Magnitude
+from fpe.budget import Magnitude
+from fpe.columns import Columns
 from fpe.expansion import expand
 from fpe.experiments.moving import MOVING, STARTS
 from fpe.experiments.tried import LEARNED, TRIED, tried

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.budget import count_free
+from fpe.columns import reader_blocks
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.lineage import blocks_of, roles_of
 from fpe.masked import MASKED, MaskedLayer
@@ -205,15 +206,24 @@ def _choices(
 ) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        planned = planned_layer(plan, name, len(layer.weight))
-        known = (None, None) if planned is None else (roles_of(planned), blocks_of(planned))
-        choice = choose_format(Structure.of(layer.weight_mask, *known), layer.weight, demanded.get(name))
+        seen = Structure.of(layer.weight_mask, *_known(plan, name, len(layer.weight)))
+        choice = choose_format(seen, layer.weight, demanded.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {demanded[name]!r}: {choice}")
         else:
             choices[name] = choice
     raise_problems(problems, ModelError, "the formats")
     return choices
+
+
+def _known(plan: Plan | None, name: str, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the plan tells of the neurons of a layer: which child each is, and of which block."""
+    groups = [layer.reader_groups for layer in plan.layers if name in layer.group.consumers] if plan else []
+    groups_read = max(groups, default=0)
+    planned = planned_layer(plan, name, rows)
+    if planned is not None:
+        return roles_of(planned), blocks_of(planned, groups_read)
+    return None, reader_blocks(rows, groups_read) if groups_read else None
 
 
 def _orders(wide: nn.Module, plan: Plan | None, choices: Mapping[str, Choice]) -> dict[str, Tensor]:

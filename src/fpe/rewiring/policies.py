@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fpe.budget import Prune, as_prune
+from fpe.budget import Prune
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
+from fpe.prunes import as_prune
 
 #: Each part of a policy, with what is allowed.
 ALLOWED = {
