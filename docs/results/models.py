@@ -70,6 +70,14 @@ class Probe:
         model.eval()
         return held and losses[-1] < losses[0]
 
+    def packed(self) -> bool:
+        """Packed, it gives the same outputs: with a split for each neuron, and with whole columns."""
+        ways: tuple[dict[str, Any], ...] = ({}, {"split": "shared", "prune": "columns-2"})
+        wide = [fpe.expand(self.model, 2, example_inputs=self.batch, **how) for how in ways]
+        return all(
+            close(first(fpe.pack(each), self.batch), first(each, self.batch), rtol=1e-5) for each in wide
+        )
+
     def saved_and_loaded(self) -> bool:
         """A file gives the same outputs, bit for bit."""
         with tempfile.TemporaryDirectory() as folder:
@@ -126,12 +134,13 @@ def first(model: nn.Module, batch: Any) -> torch.Tensor:
         return answer(model, batch)
 
 
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+def close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-4) -> bool:
     """Tell whether two outputs are the same but for rounding."""
-    return bool(torch.allclose(a, b, rtol=1e-4, atol=1e-5))
+    return bool(torch.allclose(a, b, rtol=rtol, atol=1e-5))
 
 
-STEPS = ["found", "expanded", "count_exact", "trains", "saved_and_loaded", "compiled", "exported", "onnx"]
+STEPS = ["found", "expanded", "count_exact", "trains", "packed", "saved_and_loaded"]
+STEPS += ["compiled", "exported", "onnx"]
 
 
 def probed(name: str, steps: list[str]) -> dict[str, str]:
@@ -198,7 +207,8 @@ on {machine}. Data: [models.json](models.json).
 Each row is a tiny model of its kind, with random weights; the models are in `tests/zoo.py`. *Found*: its
 groups are found and can be permuted. *Expanded*: the default layers, by 2. *Count exact*: as many non-zeros
 after one and after two expansions. *Trains*: ten steps of Adam lower the loss, and no masked weight moves.
-*Saved and loaded*: the same outputs bit for bit. *Compiled*, *exported*, *onnx*: `torch.compile`,
+*Packed*: `fpe.pack` gives the same outputs to 1e-5, of a split for each neuron and of a shared split whose
+layers and readers pay in whole columns. *Saved and loaded*: the same outputs bit for bit. *Compiled*, *exported*, *onnx*: `torch.compile`,
 `torch.export` and onnxruntime give the same outputs to 1e-4; where the dense model fails there too, the
 cell says so. "Mixtral" is that of transformers, whose experts are three-dimensional parameters;
 "Mixtral-style experts" are modules of their own, chosen token by token while the model runs, which no
