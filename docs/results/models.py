@@ -208,11 +208,11 @@ Each row is a tiny model of its kind, with random weights; the models are in `te
 groups are found and can be permuted. *Expanded*: the default layers, by 2. *Count exact*: as many non-zeros
 after one and after two expansions. *Trains*: ten steps of Adam lower the loss, and no masked weight moves.
 *Packed*: `fpe.pack` gives the same outputs to 1e-5, of a split for each neuron and of a shared split whose
-layers and readers pay in whole columns. *Saved and loaded*: the same outputs bit for bit. *Compiled*, *exported*, *onnx*: `torch.compile`,
-`torch.export` and onnxruntime give the same outputs to 1e-4; where the dense model fails there too, the
-cell says so. "Mixtral" is that of transformers, whose experts are three-dimensional parameters;
-"Mixtral-style experts" are modules of their own, chosen token by token while the model runs, which no
-export can follow whole: its parts are followed.
+layers and readers pay in whole columns. *Saved and loaded*: the same outputs bit for bit. *Compiled*,
+*exported*, *onnx*: `torch.compile`, `torch.export` and onnxruntime give the same outputs to 1e-4; where the
+dense model fails there too, the cell says so. "Mixtral" is that of transformers, whose experts are
+three-dimensional parameters; "Mixtral-style experts" are modules of their own, chosen token by token while
+the model runs, which no export can follow whole: its parts are followed.
 
 {table}
 """
