@@ -13,7 +13,7 @@ from fpe.bench.case import run_case, steps_of
 from fpe.bench.config import BenchConfig
 from fpe.bench.models import MODELS, subjects_of
 from fpe.bench.rows import Row
-from fpe.bench.run import failed, run_bench
+from fpe.bench.run import failed, found, run_bench
 from fpe.bench.targets import Target, verdicts
 from fpe.bench.timing import Samples, interleave, summed_up
 from fpe.bench.training import peak_bytes
@@ -70,7 +70,7 @@ def test_models_are_expanded_in_the_first_way_that_can_pay(monkeypatch):
         with torch.inference_mode():
             assert {row.problem(made.probe) for row in made.rows} == {None}
     assert ways["small reader"] == "prune='columns'"
-    assert ways["wide reader"] in ("prune='children'", "prune='magnitude'")
+    assert ways["wide reader"] == "prune='magnitude'"
 
 
 def test_onnxruntime_computes_the_same_at_other_batch_sizes():
@@ -201,6 +201,112 @@ def test_results_hold_every_row_and_where_they_come_from(tmp_path):
     for name in LAYER:
         assert name in text
         assert f"| {name} | {size(stored[name])} |" in page
+
+
+TWO = replace(TINY, sizes=("48x32", "56x32"))
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Let nothing be measured but noted, and time go on with each run."""
+    calls = []
+
+    def run_apart(case, config, advance):
+        calls.append(case["name"])
+        if case["name"] == "stop":
+            raise KeyboardInterrupt
+        return {**case, "forward": [], "training": [], "call": len(calls)}
+
+    monkeypatch.setattr("fpe.bench.run.run_apart", run_apart)
+    monkeypatch.setattr("fpe.bench.run.now", lambda: f"after {len(calls)} calls")
+    return calls
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, measured, monkeypatch):
+    first, second = TWO.cases()
+    monkeypatch.setattr(BenchConfig, "cases", lambda self, on: [first, {**second, "name": "stop"}])
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        run_bench(TWO, tmp_path)
+    assert str(stopped.value) == (
+        f"stopped. 1 of 2 cases are finished and kept in {tmp_path / 'cases'}; run the same command again to "
+        "go on from there."
+    )
+    assert not (tmp_path / "results.json").exists()
+    monkeypatch.setattr(BenchConfig, "cases", lambda self, on: [first, second])
+    said = []
+    result = run_bench(TWO, tmp_path, advance=said.append)
+    assert measured == ["48x32", "stop", "56x32"]
+    assert said == ["48x32 α=2: found"] * steps_of(TWO)
+    assert [case["measured"] for case in result["cases"]] == ["after 0 calls", "after 2 calls"]
+    assert result["provenance"]["began"] == "after 2 calls"
+    assert found(result) == result["cases"][:1]
+
+
+def test_what_was_found_is_said(tmp_path):
+    run_bench(TINY, tmp_path)
+    stored = json.loads((tmp_path / "results.json").read_text())
+    again = run_bench(TWO, tmp_path)
+    assert again["cases"][0] == stored["cases"][0]
+    (case,) = found(again)
+    text = bench_text(again).splitlines()
+    assert f"48 × 32, α = 2  (found, of the run of {case['measured']})" in text
+    assert "56 × 32, α = 2" in text
+    assert text[-1] == (
+        "1 of 2 cases were measured by an earlier run and found in its folder; --fresh measures them anew."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "anew"),
+    [
+        ({"rounds": 4}, True),
+        ({"batches": (1, 8)}, True),
+        ({"threads": torch.get_num_threads() + 1}, True),
+        ({"threads": torch.get_num_threads()}, False),  # the default
+        ({"models": ("MLP 384-256-77",)}, False),
+    ],
+)
+def test_other_settings_are_measured_anew_and_other_cases_beside(change, anew, tmp_path, measured):
+    run_bench(TINY, tmp_path)
+    config = replace(TINY, **change)
+    result = run_bench(config, tmp_path)
+    assert measured == ["48x32", *(["48x32"] if anew else []), *config.models]
+    assert len(found(result)) == (not anew)
+    assert run_bench(config, tmp_path)["cases"] == result["cases"]
+
+
+@pytest.mark.parametrize("what", ["fpe.bench.kept.code_digest", "torch.backends.cpu.get_cpu_capability"])
+def test_other_code_and_machines_are_measured_anew(what, tmp_path, measured, monkeypatch):
+    run_bench(TINY, tmp_path)
+    monkeypatch.setattr(what, lambda: "other")
+    run_bench(TINY, tmp_path)
+    assert measured == ["48x32"] * 2
+
+
+def test_a_fresh_run_measures_all_anew(tmp_path, measured):
+    run_bench(TWO, tmp_path)
+    result = run_bench(TINY, tmp_path, fresh=True)
+    assert measured == ["48x32", "56x32", "48x32"]
+    assert found(result) == []
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == ["cpu-48x32-x2.json"]
+
+
+def test_a_file_that_is_not_whole_is_measured_anew(tmp_path, measured):
+    run_bench(TINY, tmp_path)
+    (tmp_path / "cases" / "cpu-48x32-x2.json").write_text('{"identity": ')
+    assert run_bench(TINY, tmp_path)["cases"][0]["call"] == 2
+
+
+def test_a_case_that_failed_is_measured_again(tmp_path, monkeypatch):
+    def fails(case, config, advance):
+        return {**case, "problem": "memory", "forward": [], "training": []}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fpe.bench.run.run_apart", fails)
+        assert failed(run_bench(TINY, tmp_path)) is not None
+    result = run_bench(TINY, tmp_path)
+    assert failed(result) is None
+    assert found(result) == []
 
 
 def test_a_case_that_fails_is_named_and_stops_no_other(tmp_path, monkeypatch):

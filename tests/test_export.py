@@ -14,7 +14,9 @@ import fpe
 from fpe.cli import main
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.inputs import as_call, tensors_in
+from fpe.packed.blocks import BlockLinear
 from fpe.packed.pack import bytes_of
+from fpe.packed.separate import SeparateBlocks, with_separate_blocks
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
 
@@ -68,6 +70,45 @@ def test_every_format_runs_in_onnx_and_stays_small(format, tmp_path):
     assert written.bytes < bytes_of(packed) + 16_000
     if format != "dense":  # the zeros of the masked model would not fit in there
         assert written.bytes < fpe.expand(model)[0].weight.nbytes
+
+
+@pytest.mark.parametrize(
+    ("split", "keeps_order", "blocks"), [("shared", False, 3), ("shared", True, 3), ("shared-4", False, 12)]
+)
+@pytest.mark.parametrize("bias", [True, False])
+def test_each_block_is_a_product_in_onnx_and_stored_once(split, keeps_order, blocks, bias, tmp_path):
+    import onnx
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(200, 64, bias=bias), nn.ReLU(), nn.Linear(64, 5))
+    wide = fpe.expand(model, 3, split, prune="columns", seed=0)
+    if keeps_order:  # without a plan nobody knows the readers, and outputs are put back
+        del wide.fpe_plan
+    packed = fpe.pack(wide, {"0": "blocks"})
+    assert (packed[0].restore is not None) == keeps_order
+    before = snapshot(packed)
+    written = fpe.export(packed[0], tmp_path / "layer.onnx", torch.randn(3, 200))
+    assert_unchanged(packed, before)
+    operations = [node.op_type for node in onnx.load(written.path).graph.node]
+    assert operations.count("Gemm" if bias else "MatMul") == len(packed[0].sizes) == blocks
+    assert written.bytes < bytes_of(packed[0]) + 6000 + 1000 * blocks  # the weights take 38,000
+    x = torch.randn(7, 200)
+    torch.testing.assert_close(
+        run_onnx(written.path, (x,), {})[0], packed[0](x).detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_model_of_separate_blocks_shares_all_but_their_weights():
+    packed, x = packed_of("MLP")
+    own = with_separate_blocks(packed)
+    (layer,) = (module for module in own.modules() if isinstance(module, SeparateBlocks))
+    assert type(packed[0]) is BlockLinear
+    assert type(own[0]) is SeparateBlocks
+    assert own[-1].weight is packed[-1].weight
+    torch.testing.assert_close(answer(own, x), answer(packed, x))
+    torch.testing.assert_close(layer.weight, packed[0].weight)
+    plain = nn.Linear(3, 2)
+    assert with_separate_blocks(plain) is plain
 
 
 @pytest.mark.parametrize(

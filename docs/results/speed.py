@@ -2,7 +2,7 @@
 
 Usage: python docs/results/speed.py        (a quarter of an hour on two cores that nothing else uses)
 
-Delete fpe-out/bench to measure anew.
+A run that was stopped goes on. Delete fpe-out/bench to measure anew.
 """
 
 from __future__ import annotations
@@ -162,9 +162,11 @@ def made_with(result: dict[str, Any]) -> str:
     parts = [f"fpe {made['fpe']}", f"Python {made['python']}", f"torch {made['torch']}"]
     parts += [f"onnxruntime {made['onnxruntime']}"] if made["onnxruntime"] else []
     parts += [made["machine"], made["instructions"], *([made["gpu"]] if "gpu" in made else [])]
+    runs = sorted({case["measured"] for case in result["cases"] if "measured" in case})
+    several = f" Its cases were measured in {len(runs)} runs, each case in one." if len(runs) > 1 else ""
     return f"""## Made with
 
-{", ".join(parts)}; read on commit `{made["commit"]}`.
+{", ".join(parts)}; read on commit `{made["commit"]}`.{several}
 All numbers are in [`speed/results.json`](speed/results.json).
 """
 

@@ -23,6 +23,7 @@ from fpe.errors import ArgumentError, ModelError
 from fpe.files import write_atomically
 from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
 from fpe.graph.proof import evaluating
+from fpe.packed.separate import with_separate_blocks
 
 SUFFIXES = (".onnx", ".pt2")
 #: Largest difference that is allowed, relative to the largest output, or to 1 if that is less.
@@ -107,7 +108,8 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
     call = _call(model, example_inputs)
     with _quiet(), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         wrapped = _TensorsOnly(model, call)
-        program = _exported(wrapped)
+        own = _TensorsOnly(with_separate_blocks(model), call) if path.suffix == ".onnx" else wrapped
+        program = _exported(own)
         difference = None
 
         def write(temporary: Path) -> None:

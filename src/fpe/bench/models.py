@@ -13,7 +13,7 @@ from fpe.bench import rows as names
 from fpe.bench.config import CLASSES, BenchConfig
 from fpe.bench.rows import Row, Subjects, csr_row, mask_in_forward, module_row, plain_with_zeros
 from fpe.budget import count_free, count_nonzero
-from fpe.errors import ArgumentError, BudgetError
+from fpe.errors import BudgetError
 from fpe.expansion import expand
 from fpe.packed.blocks import BlockLayer
 from fpe.packed.pack import pack
@@ -24,8 +24,8 @@ MODELS: dict[str, tuple[int, int, int, nn.Module]] = {
     "MLP 768-2048-1000": (768, 2048, 1000, nn.ReLU()),
     "GPT-2 MLP 768-3072-768": (768, 3072, 768, nn.GELU("tanh")),
 }
-#: Ways of paying that keep blocks dense, best first; the paper's, which always can pay, last.
-WAYS = ("columns", "children", "magnitude")
+#: Splits beside the shared one, and what their rows are called.
+OTHERS = {"random": names.CODES, "shared-8": names.GROUPS}
 
 
 def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
@@ -37,8 +37,8 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
         parent = _network(*MODELS[case["name"]])
     probe = torch.randn(3, next(parent.parameters()).shape[1])
     with torch.no_grad():  # first, so that its wide tensors are gone before the others are made
-        random_rows, of_random = _random_rows(parent, probe, case, config)
-        grouped_rows, of_groups = _grouped_rows(parent, probe, case, config)
+        random_rows, of_random = _rows_of("random", "magnitude", parent, probe, case, config)
+        grouped_rows, of_groups = _rows_of("shared-8", "columns", parent, probe, case, config)
     shared, way = _expanded_shared(parent, case["factor"], config.seed)
     packed = pack(shared)
     networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
@@ -53,42 +53,28 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
     return made
 
 
-def _random_rows(
-    parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
+def _rows_of(
+    split: str, prune: str, parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
 ) -> tuple[list[Row], str]:
-    """Return the rows of a split for each neuron, and how its layers were packed."""
-    random: Any = expand(parent, factor=case["factor"], split="random", prune="magnitude", seed=config.seed)
-    if case["device"] == "cuda":
-        random, probe = random.cuda().half(), probe.cuda().half()
-    packed: Any = pack(random)
-    note = f"prune='magnitude'; {_packing(packed)}"
-    if case["kind"] == "model":
-        return [module_row(names.CODES, packed, count_nonzero(parent), random(probe))], note
-    layer = random[0]
-    useful, expected = count_free(layer.weight_mask), plain_with_zeros(layer)(probe)
-    rows = [module_row(names.CODES, packed[0], useful, expected)]
-    if layer.weight.numel() <= names.BITMASK_ENTRIES:
-        bits: Any = pack(random, format={"0": "bitmask"})
-        rows.append(module_row(names.BITMASK, bits[0], useful, expected))
-    return rows, note
-
-
-def _grouped_rows(
-    parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
-) -> tuple[list[Row], str]:
-    """Return the row of a split with more and smaller blocks, if columns can pay, and how it was packed."""
+    """Return the rows of another split, if it can be paid for so, and how its layers were packed."""
     try:
-        wide: Any = expand(parent, factor=case["factor"], split="shared-8", prune="columns", seed=config.seed)
+        wide: Any = expand(parent, factor=case["factor"], split=split, prune=prune, seed=config.seed)
     except BudgetError as error:
         return [], f"missing: {error}"
     if case["device"] == "cuda":
         wide, probe = wide.cuda().half(), probe.cuda().half()
     packed: Any = pack(wide)
-    note = f"prune='columns'; {_packing(packed)}"
+    name, note = OTHERS[split], f"prune={prune!r}; {_packing(packed)}"
     if case["kind"] == "model":
-        return [module_row(names.GROUPS, packed, count_nonzero(parent), wide(probe))], note
-    expected = _in_order_of(packed[0], plain_with_zeros(wide[0])(probe))
-    return [module_row(names.GROUPS, packed[0], count_free(wide[0].weight_mask), expected, slow=False)], note
+        return [module_row(name, packed, count_nonzero(parent), wide(probe))], note
+    layer = wide[0]
+    useful, expected = count_free(layer.weight_mask), plain_with_zeros(layer)(probe)
+    slow = name != names.GROUPS
+    rows = [module_row(name, packed[0], useful, _in_order_of(packed[0], expected), slow)]
+    if name == names.CODES and layer.weight.numel() <= names.BITMASK_ENTRIES:
+        bits: Any = pack(wide, format={"0": "bitmask"})
+        rows.append(module_row(names.BITMASK, bits[0], useful, expected))
+    return rows, note
 
 
 def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.Sequential:
@@ -96,13 +82,11 @@ def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.
 
 
 def _expanded_shared(parent: nn.Module, factor: int, seed: int) -> tuple[Any, str]:
-    """Expand by a shared split, paid for in the first way that can pay."""
-    for way in WAYS[:-1]:
-        try:
-            return expand(parent, factor=factor, split="shared", prune=way, seed=seed), way
-        except (ArgumentError, BudgetError):
-            continue
-    return expand(parent, factor=factor, split="shared", prune=WAYS[-1], seed=seed), WAYS[-1]
+    """Expand by a shared split, paid for by whole columns, which keep blocks dense, if they can pay."""
+    try:
+        return expand(parent, factor=factor, split="shared", prune="columns", seed=seed), "columns"
+    except BudgetError:
+        return expand(parent, factor=factor, split="shared", prune="magnitude", seed=seed), "magnitude"
 
 
 def _packing(packed: Any) -> str:

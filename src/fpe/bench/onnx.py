@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpe.bench.rows import Row
+from fpe.exporting import export
 
 
 def is_installed() -> bool:
@@ -22,7 +21,7 @@ def is_installed() -> bool:
 def onnx_row(
     name: str, module: nn.Module, inputs: int, useful: int, expected: Tensor | None, threads: int
 ) -> Row:
-    """Export a module and load it in onnxruntime.
+    """Export a module as users do, and load it in onnxruntime.
 
     Waiting threads sleep instead of spinning, for they would take the processor from the row that is timed
     next.
@@ -35,15 +34,7 @@ def onnx_row(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "module.onnx")
-        program: Any = torch.onnx.export(
-            copy.deepcopy(module).eval(),
-            (torch.zeros(2, inputs),),
-            dynamo=True,
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
-        program.save(str(path), external_data=True)
-        stored = sum(file.stat().st_size for file in Path(folder).iterdir())
+        stored = export(module, path, torch.zeros(2, inputs)).bytes
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0].name
 

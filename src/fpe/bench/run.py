@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from fpe.bench.case import steps_of
 from fpe.bench.config import BenchConfig
+from fpe.bench.kept import conditions, find, keep, processor
 from fpe.errors import FPEError
 from fpe.experiments.store import provenance
 from fpe.files import write_json
@@ -38,40 +41,81 @@ def run_bench(
     folder: Path,
     on: Sequence[str] = ("cpu",),
     advance: Callable[[str], object] = lambda text: None,
+    fresh: bool = False,
 ) -> dict[str, Any]:
-    """Measure every case and store ``results.json``.
+    """Measure every case that `folder` has no result of, and store ``results.json``.
+
+    Each case is stored once it is measured, and taken from there if it was measured before by the same
+    settings, code and versions on the same kind of machine. All of one case is measured in one run.
 
     Parameters
     ----------
     config : BenchConfig
         What to measure.
     folder : Path
-        Where the result goes.
+        Where the result goes; each case into ``cases/``.
     on : sequence of str
         Devices: ``"cpu"``, ``"cuda"``.
     advance : callable
         Gets a short text after each step; there are ``len(cases) * steps_of(config)``.
+    fresh : bool, default False
+        Throw away the cases of an earlier run.
 
     Returns
     -------
     dict
-        What was stored: ``config``, ``cases``, ``environment``, ``provenance``. A case that failed holds
-        its ``problem`` and no rows.
+        What was stored: ``config``, ``cases``, ``environment``, ``provenance``. Each case says by
+        ``measured`` when the run began that measured it; that of this run is ``provenance["began"]``. A case
+        that failed holds its ``problem`` and no rows, and is measured again next time.
 
     Raises
     ------
     WriteError
         If the result cannot be written.
+    KeyboardInterrupt
+        After Ctrl-C, with a message that says what is finished and how to go on.
     """
-    cases = [run_apart(case, config, advance) for case in config.cases(on)]
+    began = now()
+    kept, how = folder / "cases", {**conditions(config), "environment": KEEP_MEMORY}
+    if fresh:
+        shutil.rmtree(kept, ignore_errors=True)
+    asked = config.cases(on)
+    cases: list[dict[str, Any]] = []
+    try:
+        for case in asked:
+            result = find(case, how, kept)
+            if result is not None:
+                for _ in range(steps_of(config)):
+                    advance(f"{case['name']} α={case['factor']}: found")
+            else:
+                result = {**run_apart(case, config, advance), "measured": began}
+                if "problem" not in result:
+                    keep(case, how, kept, result)
+            cases.append(result)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped. {len(cases)} of {len(asked)} cases are finished and kept in {kept}; "
+            "run the same command again to go on from there."
+        ) from None
     result = {
         "config": config.to_dict(),
         "environment": KEEP_MEMORY,
         "cases": cases,
-        "provenance": {**provenance(), **_processor()},
+        "provenance": {**provenance(), **processor(), "began": began},
     }
     write_json(folder / "results.json", result)
     return result
+
+
+def now() -> str:
+    """Return the time, as results give it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def found(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the cases that an earlier run had measured."""
+    began = result["provenance"].get("began")
+    return [case for case in result["cases"] if case.get("measured") != began]
 
 
 def run_apart(case: dict[str, Any], config: BenchConfig, advance: Callable[[str], object]) -> dict[str, Any]:
@@ -101,20 +145,6 @@ def run_apart(case: dict[str, Any], config: BenchConfig, advance: Callable[[str]
         last = said.splitlines()[-1] if said else "it said nothing"
         return {**case, "problem": f"the process ended with {code}: {last}", "forward": [], "training": []}
     return dict(result)
-
-
-def _processor() -> dict[str, Any]:
-    """Say what kind of processor computed, and by which version of onnxruntime."""
-    import torch
-
-    made: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
-    if torch.cuda.is_available():
-        made["gpu"] = torch.cuda.get_device_name()
-    try:
-        made["onnxruntime"] = metadata.version("onnxruntime")
-    except metadata.PackageNotFoundError:
-        made["onnxruntime"] = None
-    return made
 
 
 def failed(result: dict[str, Any]) -> FPEError | None:

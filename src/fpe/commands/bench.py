@@ -34,6 +34,7 @@ from fpe.errors import ArgumentError
 @click.option("--seed", default=0, show_default=True, help="Seed of everything.")
 @click.option("--quick", is_flag=True, help="One small layer and model, in half a minute: does it all work?")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: fpe-out/bench]")
+@click.option("--fresh", is_flag=True, help="Throw away the cases of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
     sizes: tuple[str, ...],
@@ -43,13 +44,16 @@ def bench(
     device: str | None,
     quick: bool,
     out: Path | None,
+    fresh: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Measure time and memory of packed layers, by turns with the dense parent and named alternatives.
 
     The full run takes about a quarter of an hour on two cores, which nothing else should use meanwhile.
-    Each time is a median with its 95 % interval, each ratio that of the samples of one round.
+    Each time is a median with its 95 % interval, each ratio that of the samples of one round. Run the same
+    command again to go on after Ctrl-C; cases that are measured already, by the same settings, code and
+    versions, are not measured again.
 
     \b
     Example:
@@ -77,7 +81,7 @@ def bench(
         )
     on = there if device is None else (device,)
     with progress_bar("bench", len(config.cases(on)) * steps_of(config), not as_json) as advance:
-        result = run_bench(config, folder, on, advance)
+        result = run_bench(config, folder, on, advance, fresh)
     bench_figure(result, folder / "figure.png")
     if as_json:
         click.echo(json.dumps(result))

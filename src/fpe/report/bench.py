@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe.bench import rows as names
+from fpe.bench.run import found
 from fpe.bench.targets import case_name, verdicts
 from fpe.files import write_atomically
 from fpe.plans import text_table
@@ -31,13 +32,22 @@ STYLES = {
 def bench_text(result: dict[str, Any]) -> str:
     """Lay a result of `fpe.bench.run.run_bench` out as text: medians; intervals are in ``results.json``."""
     lines: list[str] = []
+    earlier = [case_name(case) for case in found(result)]
     for case in result["cases"]:
-        lines += [case_name(case), *_indented(case), ""]
+        name = case_name(case)
+        mark = f"  (found, of the run of {case['measured']})" if name in earlier else ""
+        lines += [name + mark, *_indented(case), ""]
     asked = verdicts(result)
     if asked["cases"]:
         lines += [
             "What is asked of packed layers, and the worst that was measured",
             *text_table(*_asked(asked)),
+        ]
+    if earlier:
+        lines += [
+            "",
+            f"{len(earlier)} of {len(result['cases'])} cases were measured by an earlier run and found in "
+            "its folder; --fresh measures them anew.",
         ]
     return "\n".join(lines)
 
