@@ -49,28 +49,25 @@ def test_every_row_computes_what_it_stands_for(factor):
             torch.testing.assert_close(made.networks[name](made.probe), expected)
 
 
-def test_models_are_expanded_in_the_first_way_that_can_pay(monkeypatch):
-    """With as many outputs as inputs, whole inputs cannot pay for the copies."""
+def test_models_are_expanded_so_that_whole_columns_pay(monkeypatch):
+    """With as many outputs as inputs, those of the layer cannot alone."""
     monkeypatch.setitem(MODELS, "wide reader", (16, 8, 32, nn.GELU("tanh")))
     monkeypatch.setitem(MODELS, "small reader", (48, 8, 4, nn.ReLU()))
     ways = {}
     for case in replace(TINY, sizes=(), models=("wide reader", "small reader")).cases():
         made = subjects_of(case, TINY)
-        ways[case["name"]] = made.notes["shared split"].partition(";")[0]
-        pays = ways[case["name"]] == "prune='columns'"
-        groups = [names.GROUPS] if pays else []
+        notes = [made.notes[f"shared split{many}"] for many in ("", " of 8 groups")]
+        ways[case["name"]] = [note.partition(";")[0] for note in notes]
         assert [row.name for row in made.rows] == [
             names.DENSE,
             names.PACKED,
             names.WIDE,
-            *groups,
+            names.GROUPS,
             names.CODES,
         ]
-        assert made.notes["shared split of 8 groups"].startswith("prune='columns'" if pays else "missing: ")
         with torch.inference_mode():
             assert {row.problem(made.probe) for row in made.rows} == {None}
-    assert ways["small reader"] == "prune='columns'"
-    assert ways["wide reader"] == "prune='magnitude'"
+    assert ways == {"small reader": ["prune='columns'"] * 2, "wide reader": ["prune='columns-2'"] * 2}
 
 
 def test_onnxruntime_computes_the_same_at_other_batch_sizes():

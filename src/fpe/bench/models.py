@@ -37,9 +37,9 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
         parent = _network(*MODELS[case["name"]])
     probe = torch.randn(3, next(parent.parameters()).shape[1])
     with torch.no_grad():  # first, so that its wide tensors are gone before the others are made
-        random_rows, of_random = _rows_of("random", "magnitude", parent, probe, case, config)
-        grouped_rows, of_groups = _rows_of("shared-8", "columns", parent, probe, case, config)
-    shared, way = _expanded_shared(parent, case["factor"], config.seed)
+        random_rows, of_random = _rows_of("random", parent, probe, case, config)
+        grouped_rows, of_groups = _rows_of("shared-8", parent, probe, case, config)
+    shared, way = _expanded_shared(parent, "shared", case["factor"], config.seed)
     packed = pack(shared)
     networks = {names.DENSE: parent, names.PACKED: packed, names.MASKED: shared}
     of_shared = f"prune={way!r}; {_packing(packed)}"
@@ -54,13 +54,15 @@ def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
 
 
 def _rows_of(
-    split: str, prune: str, parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
+    split: str, parent: nn.Module, probe: Tensor, case: dict[str, Any], config: BenchConfig
 ) -> tuple[list[Row], str]:
-    """Return the rows of another split, if it can be paid for so, and how its layers were packed."""
-    try:
-        wide: Any = expand(parent, factor=case["factor"], split=split, prune=prune, seed=config.seed)
-    except BudgetError as error:
-        return [], f"missing: {error}"
+    """Return the rows of another split, and how its layers were packed."""
+    factor, seed = case["factor"], config.seed
+    wide: Any
+    if split == "random":
+        wide, prune = expand(parent, factor=factor, split=split, prune="magnitude", seed=seed), "magnitude"
+    else:
+        wide, prune = _expanded_shared(parent, split, factor, seed)
     if case["device"] == "cuda":
         wide, probe = wide.cuda().half(), probe.cuda().half()
     packed: Any = pack(wide)
@@ -81,12 +83,13 @@ def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.
     return nn.Sequential(nn.Linear(inputs, neurons), copy.deepcopy(between), nn.Linear(neurons, outputs))
 
 
-def _expanded_shared(parent: nn.Module, factor: int, seed: int) -> tuple[Any, str]:
-    """Expand by a shared split, paid for by whole columns, which keep blocks dense, if they can pay."""
+def _expanded_shared(parent: nn.Module, split: str, factor: int, seed: int) -> tuple[Any, str]:
+    """Expand by a shared split, paid for by whole columns: the layer's own, and its readers' if they must."""
     try:
-        return expand(parent, factor=factor, split="shared", prune="columns", seed=seed), "columns"
+        return expand(parent, factor=factor, split=split, prune="columns", seed=seed), "columns"
     except BudgetError:
-        return expand(parent, factor=factor, split="shared", prune="magnitude", seed=seed), "magnitude"
+        way = f"columns-{factor}"
+        return expand(parent, factor=factor, split=split, prune=way, seed=seed), way
 
 
 def _packing(packed: Any) -> str:
