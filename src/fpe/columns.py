@@ -230,8 +230,8 @@ def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tenso
 def _keepers(counts: Tensor, entries: Tensor) -> Tensor:
     """Return one group of a reader for each input, which goes on reading it: (groups, inputs).
 
-    Inputs that a group has most of come first. No group must keep more of them than its part, as far as
-    that can be, so that all can lose as many.
+    An input stays with the group that has the largest share of its mean squares, the clearest cases first. No
+    group gets more of them than its part, as far as that can be, so that all can lose as many.
     """
     groups, inputs = counts.shape
     share = (counts / counts.sum(0).clamp(min=torch.finfo(counts.dtype).tiny)).masked_fill(entries == 0, -1)
