@@ -105,6 +105,18 @@ def test_readers_of_groups_pack_into_blocks(planned):
         assert torch.equal(again.state_dict()[name], tensor)
 
 
+def test_outputs_of_a_reader_stand_in_their_order_whichever_group_keeps_more():
+    """The first keeps least; sorted by numbers of children, blocks would stand in another order."""
+    model = fpe.mlp(60, 101, 42, seed=1)
+    with torch.no_grad():
+        model[2].weight[:14] *= 0.9
+    wide = fpe.expand(model, 2, "shared", "columns-3", seed=2)
+    kept = [int(group.any(0).sum()) for group in wide[2].weight_mask.split(14)]
+    packed = fpe.pack(wide)
+    assert (kept, packed[2].restore) == ([98, 99, 99], None)
+    assert packed[2].weight_0.shape == (3, 99, 14)
+
+
 def test_a_reader_that_is_expanded_itself_packs_into_a_block_of_each_child_in_each_group():
     model = nn.Sequential(
         nn.Linear(32, 48),

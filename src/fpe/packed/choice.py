@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fpe.budget import count_free
 from fpe.packed.blocks import Block
+from fpe.packed.slabs import filled_up
 
 FORMATS = ("blocks", "codes", "bitmask", "2:4", "dense")
 
@@ -132,9 +133,14 @@ def block_of(read: Tensor, rows: Tensor) -> Block:
 
 
 def _blocks(read: Tensor, role: Tensor) -> list[Block]:
-    """Return the block of each role that some neuron has, those of most inputs first, as slabs want them."""
+    """Return the block of each role that some neuron has.
+
+    Those of most inputs come first, as slabs want them, unless all are filled up to one size anyway.
+    """
     owners = [(role == own).nonzero().flatten() for own in range(int(role.max()) + 1)]
     blocks = [block_of(read, rows) for rows in owners if len(rows)]
+    if filled_up([(len(block.rows), len(block.columns)) for block in blocks]):
+        return blocks
     return sorted(blocks, key=lambda block: -len(block.columns))
 
 
