@@ -17,7 +17,7 @@ from fpe.packed.compressed import BitmaskLayer, CodedLinear
 from fpe.packed.dense import DenseLayer
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer
-from fpe.packed.slabs import Slab, slabs_of
+from fpe.packed.slabs import MOST, Slab, filled_up, slabs_of
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
 
@@ -182,10 +182,11 @@ def test_blocks_work_under_autocast(samples, trained):
     torch.testing.assert_close(y.float(), wide(x), rtol=0.05, atol=0.02)
 
 
-def test_blocks_work_with_function_transforms():
+@pytest.mark.parametrize("inputs", [41, 240])
+def test_blocks_work_with_function_transforms(inputs):
     """Gradients of parameters given from outside, for each sample by itself."""
-    packed = fpe.pack(fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2))
-    x = torch.randn(4, 41, generator=torch.Generator().manual_seed(0))
+    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2))
+    x = torch.randn(4, inputs, generator=torch.Generator().manual_seed(0))
 
     def loss(parameters, sample):
         return torch.func.functional_call(packed, parameters, (sample,)).square().sum()
@@ -195,6 +196,24 @@ def test_blocks_work_with_function_transforms():
     loss(dict(packed.named_parameters()), x).backward()
     for name, parameter in packed.named_parameters():
         torch.testing.assert_close(each[name].sum(0), parameter.grad)
+
+
+@pytest.mark.parametrize("inputs", [41, 240])
+@pytest.mark.parametrize("samples", [1, 2, 5])
+def test_blocks_are_mapped_over_without_gradients_too(samples, inputs):
+    """Over inputs, and over parameters with the same inputs for each."""
+    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2))
+    x = torch.randn(4, samples, inputs, generator=torch.Generator().manual_seed(0))
+    parameters = {name: torch.stack([p, 2 * p]) for name, p in packed.named_parameters()}
+
+    def of(own, batch):
+        return torch.func.functional_call(packed, own, (batch,))
+
+    with torch.no_grad():
+        expected = torch.stack([packed(batch) for batch in x])
+        torch.testing.assert_close(torch.func.vmap(packed)(x), expected)
+        each = torch.func.vmap(of, in_dims=(0, None))(parameters, x[0])
+        torch.testing.assert_close(each[0], expected[0])
 
 
 @pytest.mark.parametrize("samples", [0, 1, 3, 4, 70])
@@ -253,6 +272,97 @@ def test_blocks_of_equal_size_are_stored_together(sizes, expected):
     """What all read is a slab, what most read beyond that the next; too unequal or large ones stand alone."""
     assert slabs_of(sizes, together=True) == [Slab(*slab) for slab in expected]
     assert [len(slab.blocks) for slab in slabs_of(sizes, together=False)] == [1] * len(sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "inputs"),
+    [
+        ([(4, 50), (4, 49)], 50),
+        ([(4, 51), (4, 50), (4, 50)], 51),  # two more in 151
+        ([(4, 51), (4, 50), (4, 49)], 0),  # three in 150
+        ([(4, 50), (4, 50)], 0),
+        ([(4, 50)], 0),
+        ([(4, 50), (3, 49)], 0),
+        ([(MOST // 64, 64), (MOST // 64, 63)], 64),
+        ([(MOST // 64, 65), (MOST // 64, 64)], 0),
+    ],
+)
+def test_blocks_are_filled_up_by_at_most_a_seventy_fifth(sizes, inputs):
+    """So that they are of one size; not where they are so large that each stands alone."""
+    assert filled_up(sizes) == inputs
+
+
+@pytest.fixture
+def filled():
+    """Return a model and its packed form, whose blocks read 79, 79 and 76 inputs: the last is filled up."""
+    wide = fpe.expand(fpe.mlp(240, 8, 2, seed=2), 3, "shared", "columns", seed=2)
+    return wide, fpe.pack(wide)
+
+
+def test_a_filled_up_block_reads_others_inputs_with_weights_of_zero(filled):
+    wide, packed = filled
+    layer = packed[0]
+    assert [p.shape for n, p in layer.named_parameters() if n != "bias"] == [(3, 79, 8)]
+    last = layer.layout()[2]
+    unread = ~wide[0].weight_mask[last.rows].any(0)[last.columns]
+    assert layer.holes_0.flatten().tolist() == (2 * 79 + unread.nonzero().flatten()).tolist()
+    assert int(unread.sum()) == 3
+    assert fpe.count_nonzero(packed) == fpe.count_nonzero(wide)
+    assert packed.fpe_packing.rows[0].why == "3 blocks, all of it free"
+    assert equal_state(fpe.unpack(packed), wide)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_blocks_that_are_filled_up_take_at_most_a_fiftieth_more_bytes_than_the_dense_network(factor):
+    parent = fpe.mlp(512, 512, 10, seed=0)
+    packed = fpe.pack(fpe.expand(parent, factor, "shared", "columns", seed=0))
+    assert packed[0].holes_0 is not None
+    stored = [sum(t.nbytes for t in model.state_dict().values()) for model in (packed, parent)]
+    assert stored[0] <= 1.02 * stored[1]
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_weights_of_what_fills_a_block_up_get_no_gradient(samples, filled):
+    """Nor does the input get one through them; all else is as in the masked layer."""
+    wide, packed = filled
+    x = torch.randn(samples, 240, generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for model in (wide, packed):
+        own = x.clone().requires_grad_()
+        model(own).square().sum().backward()
+        gradients.append(own.grad)
+    torch.testing.assert_close(*gradients)
+    held = packed[0].free("weight_0") == 0
+    assert int(held.sum()) == 3 * 8
+    assert not packed[0].weight_0.grad[held].any()
+    optimizer = torch.optim.AdamW(packed.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        packed(x).square().sum().backward()
+        optimizer.step()
+    assert not packed[0].weight_0[held].any()
+
+
+def test_gradients_of_blocks_that_are_filled_up_are_right_in_both_directions(filled):
+    layer = filled[1][0].double()
+    x = torch.randn(2, 240, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.autograd.gradcheck(layer, x.requires_grad_(), check_forward_ad=True)
+    parameters = {"weight_0": layer.weight_0, "bias": layer.bias}
+    held = layer.free("weight_0").bool()
+
+    def of_weight(weight):
+        own = {**parameters, "weight_0": weight * held}
+        return torch.func.functional_call(layer, own, (x.detach(),)).sum(1)
+
+    assert torch.autograd.gradcheck(of_weight, layer.weight_0.detach().clone().requires_grad_())
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_blocks_that_are_filled_up_are_compiled_whole(trained, filled):
+    wide, packed = filled
+    x = torch.randn(4, 240, generator=torch.Generator().manual_seed(0))
+    with torch.set_grad_enabled(trained):
+        compiled = torch.compile(packed, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), wide(x), rtol=1e-5, atol=1e-6)
 
 
 def test_blocks_of_a_linear_layer_are_one_parameter_input_by_input():
@@ -378,12 +488,16 @@ def test_bits_come_back():
     assert unpack_bits(packed, 9).tolist() == values.tolist()
 
 
-@pytest.mark.parametrize("holes", [[3], list(range(20))])
-def test_holes_come_back_as_places_or_as_bits(holes):
+@pytest.mark.parametrize(
+    ("holes", "axes"),
+    [([3], 1), (list(range(20)), 3), (list(range(16, 32)), 2), ([*range(64), *range(80, 128)], 3)],
+)
+def test_holes_come_back_as_places_or_as_rows_or_as_bits(holes, axes):
+    """Rows are those of the last axis, in a list unless bits are smaller."""
     free = torch.ones(8, 16, dtype=torch.bool)
     free.view(-1)[holes] = False
     stored = pack_holes(free)
-    assert stored.dim() == (1 if len(holes) == 1 else 3)
+    assert stored.dim() == axes
     assert torch.equal(free_of(stored, free.shape).bool(), free)
     assert pack_holes(torch.ones(2, 2, dtype=torch.bool)) is None
 

@@ -53,6 +53,11 @@ where it was.
 - *CSR and a mask in the forward pass* are compared at one sample with ratios of 10 and 30 in mind, which
   were measured on another machine. Here CSR has 32-bit indices, as MKL takes them, and the mask is
   applied at the memory's speed.
+- *Layers of 4096 × 4096.* Since the run below, blocks of nearly equal inputs are one batched product.
+  `fpe bench --sizes 4096x4096 --batches 1 512 --no-models --rounds 9` then gave forward 1.01 and 1.00 times
+  the parent at 1 and 512 samples, a training step of 512 samples 1.00 times its time (α = 2). Three runs at
+  α = 4 gave forward 0.97 to 0.99 and 1.05 to 1.08, a training step 1.05 to 1.10. What is left of 512 samples
+  at α = 4 is half the selection of the inputs, half the pass that adds the bias.
 - *Layers of 4096 × 11008.* Since the run below, blocks of more than 8 million weights are stored one by one.
   `fpe bench --sizes 4096x11008 --batches 1 512 --no-models --rounds 5` then gave forward 1.01 and 1.04
   (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples took

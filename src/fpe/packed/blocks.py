@@ -2,26 +2,24 @@
 
 Each block maps some of the inputs to some of the neurons. The neurons of a block stand side by side in the
 output, so that each block's product is written where it belongs. Blocks of as many neurons are multiplied
-in one batched product: for one sample, calls are what costs.
+in one batched product: for one sample, calls are what costs, and for many each pass over the output. Where
+these blocks have nearly as many inputs, a few more, with weights held at zero, make them equal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe.packed.holes import free_of, pack_holes
+from fpe.packed.holes import are_rows, free_of, pack_holes
 from fpe.packed.layers import HoldHoles, PackedLayer, Shape
-from fpe.packed.slabs import slabs_of
+from fpe.packed.products import FEW, by_block, multiply_few
+from fpe.packed.slabs import filled_up, slabs_of
 
-#: Numbers of samples for which a matrix product takes twice its time, unless it is cut into short ones.
-FEW = (2, 3)
-#: Inputs in each of those.
-SHORT = 32
 #: Numbers of inputs, relative to weights, that are so few that they need not be stored in the smallest type.
 READY = 1 / 500
 
@@ -96,6 +94,8 @@ class BlockLayer(PackedLayer):
         ordered : bool
             Whether the outputs must stand as in the masked layer.
         """
+        if not shape.taps:
+            blocks = _filled_up(blocks, shape.inputs)
         rows = torch.cat([b.rows for b in blocks])
         layer = of_shape(shape)(
             shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
@@ -239,6 +239,7 @@ class BlockLinear(BlockLayer):
             or torch.is_grad_enabled()
             or torch.compiler.is_compiling()
             or type(x) is not Tensor
+            or torch._C._are_functorch_transforms_active()  # which cannot write into a given tensor
             or torch.is_autocast_enabled(x.device.type)
         ):
             y = self._multiply(x)
@@ -259,8 +260,12 @@ class BlockLinear(BlockLayer):
 
     def _multiply(self, x: Tensor) -> Tensor:
         products: list[Tensor] = []
-        for slab, part, weight in zip(self.slabs, self._parts(x), self._weights(), strict=True):
-            read, blocks = _by_block(part, slab.inputs), len(slab.blocks)
+        for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
+            weight: Tensor = getattr(self, f"weight_{number}")
+            holes = self._buffers[f"holes_{number}"]
+            if holes is not None and torch.is_grad_enabled():
+                part, weight = _without_gradient(part, weight, holes)
+            read, blocks = by_block(part, slab.inputs), len(slab.blocks)
             if slab.first:
                 sums = products[0].narrow(0, 0, blocks)
                 if torch.is_grad_enabled() or sums.dtype != weight.dtype:  # the latter under autocast
@@ -280,32 +285,37 @@ class BlockLinear(BlockLayer):
         y = x.new_empty(len(x), self.out_features)
         few = len(x) in FEW
         for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
-            weight = cast(Tensor, self._parameters[f"weight_{number}"])
-            read = _by_block(part, slab.inputs)
-            place = _by_block(y.narrow(1, slab.output, len(slab.blocks) * slab.neurons), slab.neurons)
+            weight: Tensor = getattr(self, f"weight_{number}")
+            read = by_block(part, slab.inputs)
+            place = by_block(y.narrow(1, slab.output, len(slab.blocks) * slab.neurons), slab.neurons)
             if slab.first:
                 place.baddbmm_(read, weight)
             elif few:
-                _multiply_few(read, weight, place)
+                multiply_few(read, weight, place)
             else:
                 torch.bmm(read, weight, out=place)
         return y if self.bias is None else y.add_(self.bias)
 
 
-def _by_block(x: Tensor, size: int) -> Tensor:
-    """See (samples, blocks × size) as (blocks, samples, size)."""
-    return x.view(x.shape[0], x.shape[1] // size, size).transpose(0, 1)
+def _without_gradient(x: Tensor, weight: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what a slab reads, and its weight, so that no gradient reaches a hole."""
+    if are_rows(holes):  # reading zeros takes less time and memory than a pass over the weight's gradient
+        return x.index_fill(1, holes.flatten().long(), 0), weight
+    return x, HoldHoles.apply(weight, holes)  # type: ignore[no-untyped-call]
 
 
-def _multiply_few(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    """Multiply (blocks, samples, inputs) by (blocks, inputs, neurons), some inputs at a time."""
-    samples, inputs = x.shape[1:]
-    whole = inputs - inputs % SHORT
-    for part, own, y in zip(x, weight, out, strict=True):
-        short = part[:, :whole].reshape(samples, -1, SHORT).transpose(0, 1)
-        torch.sum(torch.bmm(short, own[:whole].view(-1, SHORT, own.shape[1])), dim=0, out=y)
-        if whole < inputs:
-            y.addmm_(part[:, whole:], own[whole:])
+def _filled_up(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
+    """Let blocks of nearly as many inputs read as many, of others' inputs."""
+    most = filled_up([(len(block.rows), len(block.columns)) for block in blocks])
+    if not most:
+        return blocks
+    made = []
+    for block in blocks:
+        others = torch.ones(inputs, dtype=torch.bool, device=block.columns.device)
+        others[block.columns] = False
+        more = others.nonzero().flatten()[: most - len(block.columns)]
+        made.append(Block(block.rows, torch.cat([block.columns, more]).sort().values))
+    return made
 
 
 class _BlockConv(BlockLayer):

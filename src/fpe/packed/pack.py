@@ -73,7 +73,7 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
     >>> torch.allclose(packed(x), wide(x), atol=1e-5)
     True
     >>> packed[0]
-    BlockLinear(384 → 32, blocks, 20,388 bytes)
+    BlockLinear(384 → 32, blocks, 20,668 bytes)
     """
     wide = getattr(wide, "_orig_mod", wide)
     masked = _masked_layers(wide)

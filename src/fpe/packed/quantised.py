@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fpe.errors import ArgumentError, ModelError
 from fpe.masked import HoldsZeros, MaskedLayer
 from fpe.packed.blocks import Block, BlockLayer, BlockLinear
+from fpe.packed.choice import block_of
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer, Shape
 from fpe.packed.slabs import slabs_of
@@ -124,16 +125,17 @@ class Int8Blocks(BlockLinear):
 
     def __init__(self, layer: BlockLinear) -> None:
         bias = None if layer.bias is None else layer.bias.detach().clone()
-        super().__init__(layer.shape, layer.sizes, bias)
-        self.slabs = slabs_of(layer.sizes, together=False)
+        layout, (weight, mask, _) = layer.layout(), layer.wide()
+        if layer.columns is not None:  # without the inputs that only fill blocks up
+            layout = [block_of(mask != 0, block.rows) for block in layout]
+        super().__init__(layer.shape, [(len(b.rows), len(b.columns)) for b in layout], bias)
+        self.slabs = slabs_of(self.sizes, together=False)
         for name in ("rows", "restore"):
             own = layer._buffers[name]
             setattr(self, name, None if own is None else own.clone())
-        layout = layer.layout()
         if layer.columns is not None:
             self.columns = torch.cat([block.columns for block in layout]).to(layer.columns.dtype)
         self.blocks = nn.ModuleList()
-        weight, mask, _ = layer.wide()
         for block in layout:
             own, free = (t.index_select(0, block.rows).index_select(1, block.columns) for t in (weight, mask))
             self.blocks.append(_BlockOfLinear(own, free if bool((free == 0).any()) else None))

@@ -11,6 +11,10 @@ WORTH_BATCHING = 0.5
 #: Most weights of a block that is stored with others. Calls are nothing beside the product of a larger one,
 #: and an optimizer's temporaries are as large as a parameter.
 MOST = 1 << 23
+#: Most weights that may be added, relative to those that are there, so that all blocks are of one size: with
+#: indices and biases the network stays within 1.02 times the dense one's bytes. Each slab is a few calls, and
+#: a pass over the output.
+FILLING = 1 / 75
 
 
 @dataclass(frozen=True)
@@ -68,3 +72,16 @@ def slabs_of(sizes: Sequence[tuple[int, int]], together: bool) -> list[Slab]:
         slabs.append(Slab(range(number, number + 1), neurons, own, 0, output))
         output += neurons
     return slabs
+
+
+def filled_up(sizes: Sequence[tuple[int, int]]) -> int:
+    """Return up to how many inputs blocks are filled up, so that one slab holds them; 0 if they are not.
+
+    Parameters
+    ----------
+    sizes : sequence of (int, int)
+        Neurons and inputs of each block.
+    """
+    most, stored = max(inputs for _, inputs in sizes), sum(inputs for _, inputs in sizes)
+    alike = len({neurons for neurons, _ in sizes}) == 1 and most * sizes[0][0] <= MOST
+    return most if alike and 0 < len(sizes) * most - stored <= FILLING * stored else 0
