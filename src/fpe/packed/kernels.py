@@ -33,7 +33,7 @@ def _product(values: Tensor, codes: Tensor, x: Tensor, factor: int, shifts: Tens
     having = [terms]
     for bit in _bits(codes, factor, shifts):
         having += [own * bit for own in having]
-    sums = [own.sum((1, 2)) for own in having]
+    sums = [own.sum(2).sum(1) for own in having]  # in two steps: compilers then make all of them in one loop
     for plane in range((factor - 1).bit_length()):
         for some in range(len(sums)):
             if not some >> plane & 1:
