@@ -521,6 +521,37 @@ def test_the_rule_says_why():
     )
 
 
+def test_neurons_that_read_alike_are_found_without_a_plan():
+    """Nine neurons of two kinds, in no order that a factor would explain: the first neuron's kind first."""
+    kinds = torch.tensor([[0, 0, 1, 1, 0.0], [1, 1, 0, 0, 0]])
+    kind = torch.tensor([0, 1, 1, 0, 0, 1, 1, 1, 1])
+    blocks = Structure.of(kinds[kind], None).blocks
+    assert [block.rows.tolist() for block in blocks] == [[0, 3, 4], [1, 2, 5, 6, 7, 8]]
+    assert [block.columns.tolist() for block in blocks] == [[2, 3], [0, 1]]
+    few = Structure.of(kinds[kind[:7]], None).blocks  # three and a half neurons for each kind
+    assert [len(block.rows) for block in few] == [7]
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
+    wide = fpe.expand(fpe.mlp(120, 48, 3, seed=0), factor, "shared-4", prune="columns", seed=0)
+    planned = fpe.pack(wide)
+    del wide.fpe_plan
+    packed, x = fpe.pack(wide), torch.randn(5, 120)
+    assert packed.fpe_packing.rows[0].why == f"{4 * factor} blocks, all of it free"
+    assert sorted(packed[0].sizes) == sorted(planned[0].sizes)
+    torch.testing.assert_close(packed(x), wide(x))
+    again = fpe.unpack(packed)
+    assert torch.equal(again[0].weight, wide[0].weight)
+    assert torch.equal(again[0].weight_mask, wide[0].weight_mask)
+
+
+def test_the_largest_family_is_found_without_a_plan():
+    wide = fpe.expand(fpe.mlp(64, 16, 3, seed=0), 4, "random", seed=0)
+    del wide.fpe_plan
+    assert fpe.pack(wide).fpe_packing.rows[0].why == "each input of 4 children once, with its owner"
+
+
 def test_what_is_not_masked_cannot_be_packed():
     with pytest.raises(ModelError) as error:
         fpe.pack(fpe.mlp(4, 2, 1))

@@ -23,6 +23,8 @@ WORTH_CODING = 0.5
 NEARLY_DENSE = 0.9
 #: Neurons that a block has at least, where no plan says how a layer was expanded.
 AT_LEAST = 4
+#: Neurons that are looked at together, in numbers of 8 bytes.
+TOGETHER = 1 << 10
 #: Factors that are tried where no plan says how a layer was expanded.
 FACTORS = (2, 3, 4, 5, 6, 7, 8)
 
@@ -95,11 +97,15 @@ class Structure:
             if role is not None
             else [torch.arange(rows) % f for f in FACTORS if rows % f == 0 and rows >= AT_LEAST * f]
         )
-        owners = roles if block is None else [*roles, block]
+        owners = list(roles)
+        if block is not None:
+            owners.append(block)
+        elif role is None:
+            owners += _alike(read)
         cuts = [_blocks(read, r.to(mask.device)) for r in owners if int(r.max()) > 0]
         everybody = _blocks(read, torch.zeros(rows, dtype=torch.long, device=mask.device))
         factors = [int(r.max()) + 1 for r in roles]
-        family = next((f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)), None)
+        families = [f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)]
         in_fours = inputs % 4 == 0 and mask.dim() == 2
         return cls(
             count_free(mask),
@@ -107,7 +113,7 @@ class Structure:
             mask[0, 0].numel(),
             everybody,
             min(cuts, key=_stored, default=everybody),
-            family,
+            max(families, default=None),  # two of four siblings have no input in common either
             in_fours and bool((read.view(rows, -1, 4).sum(2) <= 2).all()),
         )
 
@@ -137,11 +143,27 @@ def _blocks(read: Tensor, role: Tensor) -> list[Block]:
 
     Those of most inputs come first, as slabs want them, unless all are filled up to one size anyway.
     """
-    owners = [(role == own).nonzero().flatten() for own in range(int(role.max()) + 1)]
+    owners = role.argsort(stable=True).split(role.bincount().tolist())
     blocks = [block_of(read, rows) for rows in owners if len(rows)]
     if filled_up([(len(block.rows), len(block.columns)) for block in blocks]):
         return blocks
     return sorted(blocks, key=lambda block: -len(block.columns))
+
+
+def _alike(read: Tensor) -> list[Tensor]:
+    """Return in which group of equal inputs each neuron is, if such groups are few; else nothing.
+
+    They are told apart by sums of random whole numbers, one for each input, which are exact: below 2**53.
+    """
+    rows, inputs = read.shape
+    draw = torch.Generator().manual_seed(0)
+    keys = torch.randint(2**53 // inputs, (inputs,), generator=draw).to(read.device, torch.float64)
+    sums = torch.cat([part.double() @ keys for part in read.split(TOGETHER)])
+    found, own = sums.unique(return_inverse=True)
+    if len(found) > rows // AT_LEAST:
+        return []
+    first = own.new_full(found.shape, rows).scatter_reduce(0, own, torch.arange(rows).to(own), "amin")
+    return [first.argsort().argsort()[own]]
 
 
 def _stored(blocks: Sequence[Block]) -> int:
