@@ -143,7 +143,7 @@ def _blocks(read: Tensor, role: Tensor) -> list[Block]:
 
     Those of most inputs come first, as slabs want them, unless all are filled up to one size anyway.
     """
-    owners = role.argsort(stable=True).split(role.bincount().tolist())
+    owners = torch.split(role.argsort(stable=True), role.bincount().tolist())
     blocks = [block_of(read, rows) for rows in owners if len(rows)]
     if filled_up([(len(block.rows), len(block.columns)) for block in blocks]):
         return blocks
@@ -158,8 +158,8 @@ def _alike(read: Tensor) -> list[Tensor]:
     rows, inputs = read.shape
     draw = torch.Generator().manual_seed(0)
     keys = torch.randint(2**53 // inputs, (inputs,), generator=draw).to(read.device, torch.float64)
-    sums = torch.cat([part.double() @ keys for part in read.split(TOGETHER)])
-    found, own = sums.unique(return_inverse=True)
+    sums = torch.cat([part.double() @ keys for part in torch.split(read, TOGETHER)])
+    found, own = torch.unique(sums, return_inverse=True)
     if len(found) > rows // AT_LEAST:
         return []
     first = own.new_full(found.shape, rows).scatter_reduce(0, own, torch.arange(rows).to(own), "amin")
