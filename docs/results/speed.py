@@ -62,11 +62,11 @@ where it was.
   `fpe bench --sizes 4096x11008 --batches 1 512 --no-models --rounds 5` then gave forward 1.01 and 1.04
   (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples took
   1.07 and 1.15 times its time (1.31 in the run below) and 0.92 and 0.79 times its peak.
-- *Whole models whose readers are as large as the layer.* Since the run below their readers pay in whole columns
-  (`prune="columns-2"`, `"columns-4"`): both layers are blocks, and MLP 768-2048-1000 and GPT-2's store 1.002 to
-  1.003 times the dense network's bytes (below: 1.5 to 2.8). `fpe bench --rounds 7` gave 0.9 to 1.3 (α = 2) and
-  1.1 to 1.8 (α = 4) times its time in the forward pass; at 512 samples most of what is above 1 is the
-  activation of α times as many neurons and the gathering of what each group reads.
+- *Whole models whose readers are as large as the layer.* Since the run below their readers pay in whole
+  columns (`prune="columns-2"`, `"columns-4"`): both layers are blocks, and MLP 768-2048-1000 and GPT-2's
+  store 1.002 to 1.003 times the dense network's bytes (below: 1.5 to 2.8). `fpe bench --rounds 7` gave
+  0.9 to 1.3 (α = 2) and 1.1 to 1.8 (α = 4) times its time in the forward pass; at 512 samples most of
+  what is above 1 is the activation of α times as many neurons and the gathering of what each group reads.
 - *Codes, one sample.* Since the run below all sums are made in one loop, in 0.75 to 0.85 of the time.
 - *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
   inputs, more in small ones.
