@@ -43,31 +43,21 @@ where it was.
 
 - *One sample.* The weights of a layer of this size come from memory or a large cache, and the machine
   reads them no faster for blocks than for the dense parent: 1.0 is the least that can be expected of most
-  sizes. What is above it is the calls: a block layer makes some six small ones, the dense layer one, and
-  after each layer that streams tens of megabytes through the cache they start cold. With inputs × neurons
-  of 4096 × 4096 that is what is missed. On small layers calls are all that is measured.
-- *512 samples, α = 4, 4096 × 4096.* There are four times as many outputs to write, to add a bias to, and in
-  training to send through the ReLU and back: products alone take as long as the parent's.
+  sizes. What is above it is the calls: a block layer makes three small ones (select the inputs, add the
+  bias, put the outputs in their order), the dense layer none, and after each layer that streams tens of
+  megabytes through the cache they start cold. On small layers calls are all that is measured.
+- *512 samples, α = 4.* There are four times as many outputs to write, to add a bias to, and in training to
+  send through the ReLU and back: products alone take as long as the parent's. Half of what is above 1 is
+  the selection of the inputs, half the pass that adds the bias.
 - *Twice as fast as wide with zeros* at α = 2 would need blocks to be faster than the parent: the wide layer
   multiplies just twice as much.
 - *CSR and a mask in the forward pass* are compared at one sample with ratios of 10 and 30 in mind, which
   were measured on another machine. Here CSR has 32-bit indices, as MKL takes them, and the mask is
   applied at the memory's speed.
-- *Layers of 4096 × 4096.* Since the run below, blocks of nearly equal inputs are one batched product.
-  `fpe bench --sizes 4096x4096 --batches 1 512 --no-models --rounds 9` then gave forward 1.01 and 1.00 times
-  the parent at 1 and 512 samples, a training step of 512 samples 1.00 times its time (α = 2). Three runs at
-  α = 4 gave forward 0.97 to 0.99 and 1.05 to 1.08, a training step 1.05 to 1.10. What is left of 512 samples
-  at α = 4 is half the selection of the inputs, half the pass that adds the bias.
-- *Layers of 4096 × 11008.* Since the run below, blocks of more than 8 million weights are stored one by one.
-  `fpe bench --sizes 4096x11008 --batches 1 512 --no-models --rounds 5` then gave forward 1.01 and 1.04
-  (α = 2), 1.05 and 1.04 (α = 4) times the parent at 1 and 512 samples; a training step of 512 samples took
-  1.07 and 1.15 times its time (1.31 in the run below) and 0.92 and 0.79 times its peak.
-- *Whole models whose readers are as large as the layer.* Since the run below their readers pay in whole
-  columns (`prune="columns-2"`, `"columns-4"`): both layers are blocks, and MLP 768-2048-1000 and GPT-2's
-  store 1.002 to 1.003 times the dense network's bytes (below: 1.5 to 2.8). `fpe bench --rounds 7` gave
-  0.9 to 1.3 (α = 2) and 1.1 to 1.8 (α = 4) times its time in the forward pass; at 512 samples most of
-  what is above 1 is the activation of α times as many neurons and the gathering of what each group reads.
-- *Codes, one sample.* Since the run below all sums are made in one loop, in 0.75 to 0.85 of the time.
+- *Whole models whose readers are as large as the layer* (MLP 768-2048-1000, GPT-2's) pay in whole columns of
+  the readers too (`prune="columns-2"`, `"columns-4"`), so that both layers are blocks and the bytes are the
+  dense network's. Their time is further above it than that of one layer: the activation has α times as
+  many neurons, and the readers' blocks gather what they read.
 - *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
   inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
