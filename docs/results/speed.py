@@ -61,7 +61,7 @@ where it was.
 - *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
   inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
-  cost, in layers of 4096 inputs, 1.2 to 1.7 times what the wide layer costs; in small layers several times.
+  cost, in layers of 4096 inputs, 1.2 to 1.9 times what the wide layer costs; in small layers several times.
 
 ## How it was measured
 
