@@ -49,7 +49,7 @@ def test_every_row_computes_what_it_stands_for(factor):
             torch.testing.assert_close(made.networks[name](made.probe), expected)
 
 
-def test_models_are_expanded_so_that_whole_columns_pay(monkeypatch):
+def test_models_are_expanded_so_that_blocks_stay_whole(monkeypatch):
     """With as many outputs as inputs, those of the layer cannot alone."""
     monkeypatch.setitem(MODELS, "wide reader", (16, 8, 32, nn.GELU("tanh")))
     monkeypatch.setitem(MODELS, "small reader", (48, 8, 4, nn.ReLU()))
@@ -67,7 +67,7 @@ def test_models_are_expanded_so_that_whole_columns_pay(monkeypatch):
         ]
         with torch.inference_mode():
             assert {row.problem(made.probe) for row in made.rows} == {None}
-    assert ways == {"small reader": ["prune='columns'"] * 2, "wide reader": ["prune='columns-2'"] * 2}
+    assert ways == {"small reader": ["prune='columns'"] * 2, "wide reader": ["prune='children'"] * 2}
 
 
 def test_onnxruntime_computes_the_same_at_other_batch_sizes():

@@ -165,7 +165,7 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
         Columns().pay([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
     assert str(error.value) == (
         "prune='columns': 7 weights are to be held at zero, but the columns that may leave hold only 6; "
-        "use prune='columns-2', prune='magnitude' or a smaller factor."
+        "use prune='children' or 'magnitude', or a smaller factor."
     )
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
 
@@ -234,7 +234,7 @@ def test_count_free_is_exact_in_types_that_cannot_hold_the_sum(dtype):
     assert count_free(mask) == 300_000
 
 
-ALLOWED = "'magnitude', 'balanced', 'columns' and 'columns-2' (or another number of groups)"
+ALLOWED = "'magnitude', 'balanced', 'columns' and 'children'"
 
 
 @pytest.mark.parametrize(
@@ -268,10 +268,6 @@ def test_as_prune_says_what_is_allowed(prune, message):
 def test_as_prune_knows_each_name_and_passes_objects_through(name):
     assert as_prune(name) is PRUNES[name]
     assert as_prune(PRUNES[name]) is PRUNES[name]
-
-
-def test_as_prune_reads_the_number_of_groups():
-    assert as_prune("columns-12") == Columns(reader_groups=12)
 
 
 class Largest:

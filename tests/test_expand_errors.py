@@ -9,7 +9,7 @@ from fpe.errors import ArgumentError, BudgetError, ModelError
 from models import MODELS, assert_unchanged, snapshot
 
 SPLITS = "'random', 'shared', 'gram', '2:4'"
-PRUNES = "'magnitude', 'balanced', 'columns' and 'columns-2' (or another number of groups)"
+PRUNES = "'magnitude', 'balanced', 'columns' and 'children'"
 HINT = (
     "Expandable are neurons that a linear layer or convolution makes and another reads, with activations, "
     "norms and dropout between."
@@ -201,7 +201,7 @@ def test_copies_that_no_weights_can_pay_for():
 def test_copies_that_no_columns_can_pay_for():
     message = (
         "layer '0': factor 2 makes 44 copies, and only 24 weights in the columns that may leave could pay "
-        "for them; give a smaller factor, prune='columns-2' or prune='magnitude'."
+        "for them; give a smaller factor, prune='children' or prune='magnitude'."
     )
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 10))
     assert_refused(model, BudgetError, message, split="shared", prune="columns")

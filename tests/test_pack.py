@@ -23,7 +23,7 @@ from zoo import ZOO, answer
 
 #: Splits and ways of paying that the table of models is packed with.
 WAYS = [("random", "magnitude"), ("shared", "magnitude"), ("shared", "columns"), ("2:4", "magnitude")]
-WAYS += [("shared", "columns-2")]
+WAYS += [("shared", "children")]
 #: Models in which the readers are as large as the producers, whose columns alone cannot pay for them.
 NO_COLUMNS = {
     "MLP-LayerNorm",

@@ -38,8 +38,8 @@ KINDS: dict[str, dict[str, Any] | None] = {
     "random, α = 2": {"factor": 2},
     "random, α = 4": {"factor": 4},
     "shared, α = 2": {"factor": 2, "split": "shared"},
-    "shared, whole columns, α = 2": {"factor": 2, "split": "shared", "prune": "columns-2"},
-    "shared, whole columns, α = 4": {"factor": 4, "split": "shared", "prune": "columns-4"},
+    "shared, whole children, α = 2": {"factor": 2, "split": "shared", "prune": "children"},
+    "shared, whole children, α = 4": {"factor": 4, "split": "shared", "prune": "children"},
     "random, α = 2, network pays": {"factor": 2, "budget": "network"},
 }
 
@@ -179,9 +179,9 @@ A GPT-2 of three blocks, width 64 and four heads learns the characters of Python
 (`pydoc_data.topics`; the last tenth is held out) for {steps:,} steps of 32 windows of 64 characters. Halfway
 all MLPs of the dense network are expanded; both go on with the same mini-batches and learning rates. The
 expanded network starts with a new AdamW, so a dense network with a new one stands beside it. Where whole
-columns pay (`prune="columns-2"`, `"columns-4"`), both layers of each MLP pack into dense blocks at the dense
-network's bytes. Loss in nats per character, mean over three seeds with Student's t interval; differences are
-paired.
+children pay (`prune="children"`), the first layer of each MLP packs into dense blocks and the second stays
+dense, at the dense network's bytes. Loss in nats per character, mean over three seeds with Student's t
+interval; differences are paired.
 
 {table}
 """

@@ -71,8 +71,8 @@ class Probe:
         return held and losses[-1] < losses[0]
 
     def packed(self) -> bool:
-        """Packed, it gives the same outputs: with a split for each neuron, and with whole columns."""
-        ways: tuple[dict[str, Any], ...] = ({}, {"split": "shared", "prune": "columns-2"})
+        """Packed, it gives the same outputs: with a split for each neuron, and with whole children."""
+        ways: tuple[dict[str, Any], ...] = ({}, {"split": "shared", "prune": "children"})
         wide = [fpe.expand(self.model, 2, example_inputs=self.batch, **how) for how in ways]
         return all(
             close(first(fpe.pack(each), self.batch), first(each, self.batch), rtol=1e-5) for each in wide

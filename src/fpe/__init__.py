@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fpe import splits
     from fpe.budget import Magnitude, count_nonzero
     from fpe.checkpoint import load, save
+    from fpe.children import Children
     from fpe.columns import Columns
     from fpe.expansion import expand
     from fpe.exporting import export
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from fpe.summaries import summary
 
 _HOME = {
+    "Children": "children",
     "Columns": "columns",
     "Gram": "partition",
     "Group": "graph",
@@ -74,6 +76,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Children",
     "Columns",
     "FPEError",
     "Gram",

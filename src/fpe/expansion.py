@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +13,16 @@ from torch import Tensor, nn
 
 from fpe import procedure
 from fpe.budget import Prune, count_free, count_nonzero
+from fpe.children import Children, leaving
 from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError
+from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
+from fpe.graph.groups import Runs, neuron_of_columns
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
 from fpe.graph.layers import neuron_tensors
 from fpe.graph.proof import evaluating
-from fpe.lineage import Lineage, blocks_of, children_of
+from fpe.lineage import Lineage, blocks_of, family_of
 from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
 from fpe.plans import LayerPlan, Plan
@@ -77,7 +82,7 @@ def expand(
     how = (layers, example_inputs, seed, budget, convolutions, target_fraction, target)
     todo = plan(model, factor, split, prune, *how)
     _check_copyable(model)
-    replaced = wide_modules(model, todo, as_split(split), as_prune(prune), example_inputs)
+    todo, replaced = wide_modules(model, todo, as_split(split), as_prune(prune), example_inputs)
     shapes = answer_shapes(model, example_inputs)
     wide = _copy_with(model, replaced)
     wide.fpe_plan = todo  # type: ignore[assignment]
@@ -87,7 +92,7 @@ def expand(
 
 def wide_modules(
     model: nn.Module, todo: Plan, split: Split, method: Prune, example_inputs: Any = None
-) -> dict[str, nn.Module]:
+) -> tuple[Plan, dict[str, nn.Module]]:
     """Return the modules that a plan puts in the place of the model's; `model` is only read.
 
     Parameters
@@ -103,7 +108,9 @@ def wide_modules(
 
     Returns
     -------
-    dict of str to nn.Module
+    plan : Plan
+        What has been done: the given plan, with the children that have left.
+    modules : dict of str to nn.Module
         By name.
 
     Raises
@@ -117,7 +124,7 @@ def wide_modules(
     if isinstance(split, DataSplit):
         reads = layer_inputs(model, [group.name for group in groups], example_inputs)
     with torch.no_grad():
-        return _Expansion(model, todo, split, method, scales, reads).modules()
+        return _Expansion(model, todo, split, method, scales, reads).run()
 
 
 class _Expansion:
@@ -139,31 +146,37 @@ class _Expansion:
         self.between: dict[str, nn.Module] = {}
         self.copies = 0
 
-    def modules(self) -> dict[str, nn.Module]:
-        """Return the new modules by name."""
+    def run(self) -> tuple[Plan, dict[str, nn.Module]]:
+        """Expand all groups; return what was done, and the new modules by name."""
         rng = np.random.default_rng(self.todo.seed)
-        for layer in self.todo.layers:
-            self.expand(layer, rng)
+        done = tuple(self.expand(layer, rng) for layer in self.todo.layers)
         if self.todo.budget == "network":
             paying = list(self.weights.values())
             procedure.prune(paying, self.copies, self.method, self.todo.factor)
         layers = {n: procedure.mask(self.model.get_submodule(n), w) for n, w in self.weights.items()}
-        return {**layers, **self.between}
+        return replace(self.todo, layers=done), {**layers, **self.between}
 
-    def expand(self, layer: LayerPlan, rng: np.random.Generator) -> None:
-        """Widen one group, and let it pay if groups pay for themselves."""
-        group, factor = layer.group, children_of(layer)
+    def expand(self, layer: LayerPlan, rng: np.random.Generator) -> LayerPlan:
+        """Widen one group, and let it pay if groups pay for themselves; return what was done."""
+        group, factor = layer.group, layer.factor
         producers = [self.current(name) for name in group.producers]
         consumers = [self.current(name) for name in group.consumers]
         columns = self.lineage.layouts(layer)
 
         split = self.split_of(layer)
-        children = procedure.partition(_shared_out(producers, layer.shares), layer.factor, split, rng)
-        first, *readers = procedure.duplicate(producers[0], consumers, children, factor, columns)
-        wide = [first, *(procedure.duplicate(p, [], children, factor)[0] for p in producers[1:])]
+        children = procedure.partition(
+            _shared_out([w.weight for w in producers], layer.shares), factor, split, rng
+        )
+        if isinstance(self.method, Children):
+            layer = self.leave(layer, producers, consumers, columns, children)
+        family = family_of(layer)
+        first, *readers = procedure.duplicate(producers[0], consumers, children, factor, columns, family)
+        wide = [first]
+        for producer in producers[1:]:
+            wide += procedure.duplicate(producer, [], children, factor, family=family)
         for name in group.between:
             module = self.model.get_submodule(name)
-            self.between[name] = procedure.widen(module, layer.neurons, factor)
+            self.between[name] = procedure.widen(module, layer.neurons, factor, family)
         copies = self._count_copies(layer, [*producers, *consumers], [*wide, *readers])
         if self.todo.budget == "group":
             wide = _pay(wide, readers, copies, self.method, layer, self.scale(layer))
@@ -171,6 +184,37 @@ class _Expansion:
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *readers), strict=True))
         self.lineage.grow(layer)
+        return layer
+
+    def leave(
+        self,
+        layer: LayerPlan,
+        producers: list[Weights],
+        consumers: list[Weights],
+        columns: Sequence[Runs],
+        children: Tensor,
+    ) -> LayerPlan:
+        """Choose the children that are not born, because whole ones pay; return the plan with them."""
+        neurons, factor = layer.neurons, layer.factor
+
+        def count(measure: Callable[[Weights], Tensor]) -> tuple[Tensor, Tensor]:
+            own = _per_child(_shared_out([measure(w) for w in producers], layer.shares), children, factor)
+            read = [
+                _per_neuron(measure(w), runs, neurons) for w, runs in zip(consumers, columns, strict=True)
+            ]
+            return own, torch.stack(read).sum(0)
+
+        own_squares, read_squares = count(lambda w: w.weight.float().square())
+        own_entries, read_entries = count(lambda w: w.mask.float())
+        copied = read_entries + parameters_per_neuron(self.model, layer.group)
+        left = leaving(
+            (own_squares + read_squares.unsqueeze(1)).flatten(),
+            (own_entries + copied.unsqueeze(1)).long().flatten(),
+            blocks_of(layer).to(children.device),
+            (factor - 1) * int(copied.long().sum()),
+        )
+        after = neurons * factor - len(left)
+        return replace(layer, inputs=children.shape[1], neurons_after=after, left=tuple(left.tolist()))
 
     def current(self, name: str) -> Weights:
         """Return what a layer holds after the groups done so far."""
@@ -227,7 +271,8 @@ def _pay(
     flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
     joint = wide[0] if len(wide) == 1 else _stacked(wide)
     paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
-    blocks = blocks_of(layer).repeat(len(wide)) if layer.groups > 1 and method.needs_shared else None
+    in_blocks = isinstance(method, Children) or (layer.groups > 1 and method.needs_shared)
+    blocks = blocks_of(layer).repeat(len(wide)) if in_blocks else None
     procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
     if len(wide) == 1:
         return wide
@@ -235,15 +280,28 @@ def _pay(
     return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in zip(weights, masks, wide, strict=True)]
 
 
-def _shared_out(producers: list[Weights], shares: str) -> Tensor:
+def _shared_out(tensors: list[Tensor], shares: str) -> Tensor:
     """Return what a group's neurons read as (neurons, inputs), or with what stays together behind."""
-    neurons, inputs = producers[0].weight.shape[:2]
+    neurons, inputs = tensors[0].shape[:2]
     if shares == "taps":
-        parts = [p.weight.reshape(neurons, -1, 1) for p in producers]
+        parts = [t.reshape(neurons, -1, 1) for t in tensors]
     else:
-        parts = [p.weight.reshape(neurons, inputs, -1) for p in producers]
+        parts = [t.reshape(neurons, inputs, -1) for t in tensors]
     joint = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return joint.squeeze(2) if joint.shape[2] == 1 else joint
+
+
+def _per_child(values: Tensor, children: Tensor, factor: int) -> Tensor:
+    """Sum what `_shared_out` returned over the inputs of each child: (neurons, factor)."""
+    sums = values if values.dim() == 2 else values.sum(2)
+    return sums.new_zeros(len(sums), factor).scatter_add_(1, children.long(), sums)
+
+
+def _per_neuron(values: Tensor, runs: Runs, neurons: int) -> Tensor:
+    """Sum a reader's tensor over all that reads each neuron: (neurons,)."""
+    neuron = neuron_of_columns(runs, neurons).to(values.device)
+    sums = values.transpose(0, 1).flatten(1).sum(1)
+    return sums.new_zeros(neurons).index_add_(0, neuron[neuron >= 0], sums[neuron >= 0])
 
 
 def _stacked(layers: list[Weights]) -> Weights:

@@ -69,7 +69,7 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     todo = plan(model, **how)
     example_inputs = how.get("example_inputs")
     split, prune = as_split(how.get("split", "random")), as_prune(how.get("prune", "magnitude"))
-    replaced = wide_modules(model, todo, split, prune, example_inputs)
+    todo, replaced = wide_modules(model, todo, split, prune, example_inputs)
     shapes = answer_shapes(model, example_inputs)
     lineage = Lineage.of(model, todo)
     pairs = _pairs(model, replaced)

@@ -7,53 +7,39 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fpe.columns import reader_blocks
 from fpe.graph.groups import Runs, columns_of_runs, default_runs, neuron_of_columns, runs_of_columns
 from fpe.graph.layers import is_transposed, size_of
 from fpe.plans import LayerPlan, Plan
-from fpe.procedure import family
+from fpe.procedure import Family
 
 
-def children_of(layer: LayerPlan) -> int | Tensor:
-    """Return how many children every neuron of a layer gets, or each one."""
+def family_of(layer: LayerPlan) -> Family:
+    """Return the neurons of an expanded layer: all children of all parents, but for those who have left."""
     if layer.chosen is None:
-        return layer.factor
+        family = Family.of(layer.neurons, layer.factor)
+        if not layer.left:
+            return family
+        stays = torch.ones(len(family.parent), dtype=torch.bool)
+        stays[list(layer.left)] = False
+        return Family(family.parent[stays], family.role[stays])
     counts = torch.ones(layer.neurons, dtype=torch.long)
     counts[list(layer.chosen)] = layer.factor
-    return counts
-
-
-def roles_of(layer: LayerPlan) -> Tensor:
-    """Return which child of its parent each neuron of an expanded layer is.
-
-    0 … factor − 1, and factor for a neuron that was not expanded; shape (neurons_after,).
-    """
-    parent = family(layer.neurons, children_of(layer))
+    parent = torch.arange(layer.neurons).repeat_interleave(counts)
     role = torch.arange(len(parent)) - torch.searchsorted(parent, parent)
-    if layer.chosen is not None:
-        alone = torch.ones(layer.neurons, dtype=torch.bool)
-        alone[list(layer.chosen)] = False
-        role[alone[parent]] = layer.factor
-    return role
+    alone = torch.ones(layer.neurons, dtype=torch.bool)
+    alone[list(layer.chosen)] = False
+    return Family(parent, role.masked_fill(alone[parent], layer.factor))
 
 
-def blocks_of(layer: LayerPlan, reads_in: int = 0) -> Tensor:
+def blocks_of(layer: LayerPlan) -> Tensor:
     """Return the block of each neuron of an expanded layer, shape (neurons_after,).
 
     In each group of parents all first children make one, all second ones the next, and so on.
-
-    Parameters
-    ----------
-    layer : LayerPlan
-        The layer.
-    reads_in : int, default 0
-        Into how many groups its parents were cut to pay for what they read, if they were.
     """
-    parent = family(layer.neurons, children_of(layer))
-    group = parent * layer.groups // layer.neurons
+    family = family_of(layer)
+    group = family.parent * layer.groups // layer.neurons
     roles = layer.factor + (layer.chosen is not None)
-    block = group * roles + roles_of(layer)
-    return block * reads_in + reader_blocks(layer.neurons, reads_in)[parent] if reads_in else block
+    return group * roles + family.role
 
 
 class Lineage:
@@ -99,7 +85,7 @@ class Lineage:
 
     def grow(self, layer: LayerPlan) -> None:
         """Take down the expansion of one group."""
-        parent = family(layer.neurons, children_of(layer))
+        parent = family_of(layer).parent
         layouts = self.layouts(layer)
         for name in (*layer.group.producers, *layer.group.between):
             self.rows[name] = parent

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fpe.budget import Prune, count_free, count_nonzero
+from fpe.budget import Prune, count_nonzero
+from fpe.children import Children
 from fpe.choice import Chosen, Layers, choose
-from fpe.columns import Columns
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
+from fpe.foreseen import free_by_neuron, free_weights, layer_plans
 from fpe.graph import Group, prove
-from fpe.graph.groups import default_runs, neuron_of_columns
 from fpe.graph.inputs import inputs_for
 from fpe.graph.layers import (
     OVER_NEURONS,
-    bias_of,
-    mask_of,
     memory_problem,
-    neuron_tensors,
     oriented_weight,
-    size_of,
 )
-from fpe.partition import DataSplit, Split, as_split, groups_of
+from fpe.partition import DataSplit, Split, as_split
 from fpe.plans import LayerPlan, Plan
 from fpe.prunes import as_prune
 from fpe.ranking import example_problem, scales_of, split_problem
@@ -65,8 +60,8 @@ def plan(
     prune : str or Prune, default "magnitude"
         Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
         readers of the new neurons keep at most half of the free weights; for networks that are expanded
-        before they are trained), ``"columns"`` (whole inputs, for a shared split) or ``"columns-2"`` (the
-        same, and each reader pays in whole inputs of 2 groups of its outputs; see `fpe.Columns`).
+        before they are trained), ``"columns"`` (whole inputs, for a shared split) or ``"children"`` (whole
+        children, for a shared split whose readers are as large as the layer; see `fpe.Children`).
         ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on `example_inputs` too,
         ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
     layers : sequence of str or Group, or mapping of str to int, optional
@@ -136,8 +131,8 @@ def plan(
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
     wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
-    planned = _layer_plans(model, chosen, wanted, convolutions, split, prune)
-    problems += _split_problems(model, planned, split)
+    planned = layer_plans(model, chosen, wanted, convolutions, split, prune)
+    problems += _split_problems(model, planned, split, prune)
     raise_problems(problems, ModelError, "the layers to expand")
     _check_budget(model, planned, prune, budget)
     batch = inputs_for(model) if example_inputs is None else example_inputs
@@ -197,17 +192,18 @@ def check_arguments(
         except FPEError as error:
             problems.append(str(error))
     if len(resolved) == 2 and resolved[1].needs_shared:
+        name = "children" if isinstance(resolved[1], Children) else "columns"
         if not resolved[0].shared:
             problems.append(
-                "prune='columns' needs one partition for all neurons of a layer, which split "
+                f"prune={name!r} needs one partition for all neurons of a layer, which split "
                 f"{resolved[0]!r} does not give; use split='shared' or fpe.Groups(labels, shared=True), or "
                 "prune='magnitude'."
             )
         if budget == "network":
-            problems.append("prune='columns' pays layer by layer; give budget='group', or prune='magnitude'.")
+            problems.append(f"prune={name!r} pays layer by layer; give budget='group', or prune='magnitude'.")
         if target_fraction != 1:
             problems.append(
-                "prune='columns' needs all neurons of a layer expanded; leave target_fraction out, or give "
+                f"prune={name!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
                 "prune='magnitude'."
             )
     if len(resolved) == 2:
@@ -230,103 +226,7 @@ def _memory_problems(model: nn.Module, chosen: Chosen) -> list[str]:
     return [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
 
 
-def _layer_plans(
-    model: nn.Module,
-    chosen: Chosen,
-    wanted: Sequence[tuple[int, ...] | None],
-    convolutions: str,
-    split: Split,
-    prune: Prune,
-) -> list[LayerPlan]:
-    """Foresee what becomes of each group, in order: a producer may read one that was expanded before."""
-    grown: dict[str, int] = {}  # inputs that a layer has won
-    planned = []
-    for (group, factor), some in zip(chosen, wanted, strict=True):
-        neurons, inputs = size_of(model, group.name)
-        inputs += grown.get(group.name, 0)
-        after = neurons * factor if some is None else neurons + len(some) * (factor - 1)
-        taps = oriented_weight(model.get_submodule(group.name))[0, 0].numel()
-        shares = "inputs" if taps == 1 else convolutions
-        if shares == "taps" or (shares == "channels" and inputs < factor):
-            shares, inputs = "taps", inputs * taps
-        for name in group.consumers:
-            own = size_of(model, name)[1]
-            shared = own if not group.columns else neurons * _own_columns(group, name)
-            grown[name] = grown.get(name, 0) + (after - neurons) * (shared // neurons)
-        layer = _layer_plan(model, group, factor, inputs, shares, after, some)
-        readers = prune.reader_groups if isinstance(prune, Columns) else 0
-        planned.append(replace(layer, groups=groups_of(split, neurons), reader_groups=readers))
-    return planned
-
-
-def _own_columns(group: Group, consumer: str) -> int:
-    """Return how many inputs of a consumer each neuron has."""
-    return sum(k for k in group.columns[group.consumers.index(consumer)] if k > 0)
-
-
-def _layer_plan(
-    model: nn.Module,
-    group: Group,
-    factor: int,
-    inputs: int,
-    shares: str,
-    after: int,
-    some: tuple[int, ...] | None,
-) -> LayerPlan:
-    neurons, _ = size_of(model, group.name)
-    per_neuron = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
-    for name in group.between:
-        module = model.get_submodule(name)
-        own = neuron_tensors(module, neurons)
-        per_neuron += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
-    expanded = range(neurons) if some is None else some
-    mine, others = 0, 0
-    for position in range(len(group.consumers)):
-        own_weights, rest = _free_by_neuron(model, group, position, expanded)
-        mine += own_weights
-        others += rest
-    biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
-    others += sum(bias.numel() for bias in biases if bias is not None) + per_neuron * neurons
-    return LayerPlan(
-        group=group,
-        factor=factor,
-        inputs=inputs,
-        shares=shares,
-        neurons=neurons,
-        neurons_after=after,
-        free=sum(_free_weights(model, name) for name in group.producers) + mine + others,
-        copies=(factor - 1) * (mine + per_neuron * len(expanded)),
-        chosen=some,
-    )
-
-
-def _free_weights(model: nn.Module, name: str) -> int:
-    layer = model.get_submodule(name)
-    mask = mask_of(layer)
-    return oriented_weight(layer).numel() if mask is None else count_free(mask)
-
-
-def _free_by_neuron(
-    model: nn.Module, group: Group, position: int, expanded: Sequence[int]
-) -> tuple[int, int]:
-    """Count a consumer's free weights that read the neurons to be expanded, and the others."""
-    name = group.consumers[position]
-    total = _free_weights(model, name)
-    neurons, _ = size_of(model, group.name)
-    if len(expanded) == neurons and (not group.columns or min(group.columns[position]) > 0):
-        return total, 0
-    layer = model.get_submodule(name)
-    runs = group.columns[position] if group.columns else default_runs(neurons, size_of(model, name)[1])
-    mine = torch.isin(neuron_of_columns(runs, neurons), torch.tensor(list(expanded)))
-    mask = mask_of(layer)
-    if mask is None:
-        own = int(mine.sum()) * (total // len(mine))
-    else:
-        own = count_free(mask[:, mine.to(mask.device)].contiguous())
-    return own, total - own
-
-
-def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split) -> list[str]:
+def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split, prune: Prune) -> list[str]:
     """Check that each layer can be split so."""
     problems = []
     for layer in planned:
@@ -344,14 +244,20 @@ def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split
             )
         elif factor > 1 and (problem := split.problem(shared_out, factor)):
             problems.append(f"layer {name!r}: {problem}.")
-        if layer.chosen is not None:
-            for between in layer.group.between:
-                if isinstance(model.get_submodule(between), OVER_NEURONS):
-                    kind = type(model.get_submodule(between)).__name__
-                    problems.append(
-                        f"layer {name!r}: the {kind} {between!r} is over its neurons, and would count the "
-                        "expanded ones more often than the others; leave target_fraction out for this layer."
-                    )
+        for between in layer.group.between:
+            norm = model.get_submodule(between)
+            if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
+                problems.append(
+                    f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would "
+                    "count the expanded ones more often than the others; leave target_fraction out for this "
+                    "layer."
+                )
+            if isinstance(prune, Children) and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
+                problems.append(
+                    f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} "
+                    "equal pieces, of which prune='children' would take unequal parts; give "
+                    "prune='magnitude', or leave this layer out."
+                )
     return problems
 
 
@@ -361,7 +267,7 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Prune, 
     if budget == "network":
         names = dict.fromkeys(n for p in planned for n in (*p.group.producers, *p.group.consumers))
         copies = sum(layer.copies for layer in planned)
-        can_pay = sum(_free_weights(model, n) for n in names) + copies
+        can_pay = sum(free_weights(model, n) for n in names) + copies
         if copies > can_pay:
             problems.append(
                 f"the expansion makes {copies} copies, and only {can_pay} weights could pay for them."
@@ -369,22 +275,16 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Prune, 
     for layer in planned if budget == "group" else ():
         group = layer.group
         expanded = layer.chosen or range(layer.neurons)
-        read = [_free_by_neuron(model, group, i, expanded)[0] for i in range(len(group.consumers))]
+        read = [free_by_neuron(model, group, i, expanded)[0] for i in range(len(group.consumers))]
         per_neuron = layer.copies - (layer.factor - 1) * sum(read)
-        weights = sum(_free_weights(model, n) for n in (*group.producers, *group.consumers))
+        weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
         can_pay = weights + layer.copies - per_neuron
         what, instead = "weights", ""
-        if prune.needs_shared:
+        if prune.needs_shared and not isinstance(prune, Children):
             shape = oriented_weight(model.get_submodule(group.name)).shape
             taps = shape[2:].numel() if layer.shares != "taps" else 1
             can_pay = len(group.producers) * layer.neurons * taps * (layer.inputs - layer.factor)
-            what, instead = "weights in the columns that may leave", " or prune='magnitude'"
-            if layer.reader_groups < layer.factor:
-                instead = f", prune='columns-{layer.factor}'{instead}"
-            for name, own in zip(group.consumers, read, strict=True) if layer.reader_groups else ():
-                outputs, _ = size_of(model, name)
-                largest = -(-outputs // min(layer.reader_groups, outputs))  # the group that keeps an input
-                can_pay += layer.factor * own * (outputs - largest) // outputs
+            what, instead = "weights in the columns that may leave", ", prune='children' or prune='magnitude'"
         if layer.copies > can_pay:
             problems.append(
                 f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and only "

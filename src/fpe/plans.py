@@ -37,8 +37,9 @@ class LayerPlan:
         The neurons that are expanded, if not all are.
     groups : int
         Into how many groups of adjacent neurons, each with a partition of its own, a shared split cuts it.
-    reader_groups : int
-        Into how many groups of adjacent outputs each consumer is cut to pay in whole columns; 0 if it is not.
+    left : tuple of int
+        The children that were not born because whole children paid, numbered as if all were: parent × factor
+        + which child. Known when the layer has been expanded.
     """
 
     group: Group
@@ -51,7 +52,7 @@ class LayerPlan:
     copies: int
     chosen: tuple[int, ...] | None = None
     groups: int = 1
-    reader_groups: int = 0
+    left: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,7 @@ class Plan:
         for layer in record["layers"]:
             chosen = layer["chosen"]
             again = {"group": Group(**layer["group"]), "chosen": None if chosen is None else tuple(chosen)}
+            again["left"] = tuple(layer.get("left", ()))
             layers.append(LayerPlan(**{**layer, **again}))
         skipped = tuple(Skipped(**s) for s in record["skipped"])
         return Plan(**{**record, "layers": tuple(layers), "skipped": skipped})

@@ -25,6 +25,29 @@ from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.partition import Split
 
 
+@dataclass(frozen=True)
+class Family:
+    """The neurons of an expanded layer, in the order in which they stand.
+
+    Attributes
+    ----------
+    parent : Tensor
+        The parent of each, integers in ascending order.
+    role : Tensor
+        Which child of it each is, from 0; a number of at least the factor for a neuron that was not expanded
+        and keeps all its inputs.
+    """
+
+    parent: Tensor
+    role: Tensor
+
+    @classmethod
+    def of(cls, neurons: int, factor: int) -> Family:
+        """Return the family in which each neuron has all its children, side by side."""
+        parent = torch.arange(neurons).repeat_interleave(factor)
+        return cls(parent, torch.arange(factor).repeat(neurons))
+
+
 @dataclass
 class Weights:
     """What a linear layer or a convolution holds.
@@ -103,8 +126,9 @@ def duplicate(
     producer: Weights,
     consumers: Sequence[Weights],
     children: Tensor,
-    factor: int | Tensor,
+    factor: int,
     columns: Sequence[Runs] | None = None,
+    family: Family | None = None,
 ) -> list[Weights]:
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
 
@@ -120,10 +144,12 @@ def duplicate(
         Weights of shape (outputs, inputs, *taps) whose inputs are the neurons.
     children : Tensor
         What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to share taps out.
-    factor : int or Tensor
-        Children of every neuron, or of each one. A neuron with one child keeps all its inputs.
+    factor : int
+        Children of each neuron.
     columns : sequence of tuple of int, optional
         For each consumer the layout of its inputs, as in `Group.columns`; by default they are the neurons.
+    family : Family, optional
+        Who is born; by default all children of all neurons.
 
     Returns
     -------
@@ -131,42 +157,33 @@ def duplicate(
         The producer, with as many rows as there are children, then the consumers.
     """
     neurons = len(producer.weight)
-    parent = family(neurons, factor)
-    wide = [_children_of(producer, children, factor, parent)]
+    family = family or Family.of(neurons, factor)
+    wide = [_children_of(producer, children, factor, family)]
     for position, reader in enumerate(consumers):
         runs = columns[position] if columns is not None else (1,)
-        source = columns_of_runs(runs, parent, neurons).to(reader.weight.device)
+        source = columns_of_runs(runs, family.parent, neurons).to(reader.weight.device)
         copied = None if reader.bias is None else reader.bias.clone()
         weight = reader.weight.index_select(1, source).contiguous()
         wide.append(Weights(weight, copied, reader.mask.index_select(1, source).contiguous()))
     return wide
 
 
-def family(neurons: int, factor: int | Tensor) -> Tensor:
-    """Return the parent of each child, in the order in which the children stand."""
-    counts = factor if isinstance(factor, Tensor) else torch.full((neurons,), factor)
-    return torch.repeat_interleave(torch.arange(neurons), counts)
-
-
-def _children_of(producer: Weights, children: Tensor, factor: int | Tensor, parent: Tensor) -> Weights:
+def _children_of(producer: Weights, children: Tensor, factor: int, family: Family) -> Weights:
     weight, device = producer.weight, producer.weight.device
     if children.shape != weight.shape[:2]:
         children = children.view(weight.shape)
     each = children.reshape(*children.shape, *[1] * (weight.dim() - children.dim()))
-    bias = None if producer.bias is None else producer.bias.index_select(0, parent.to(device))
-    if isinstance(factor, int):
+    parent = family.parent.to(device)
+    bias = None if producer.bias is None else producer.bias.index_select(0, parent)
+    if len(parent) == len(weight) * factor:
         keeps = weight.new_empty(len(weight), factor, *weight.shape[1:])
         for child in range(factor):
             torch.eq(each.expand(weight.shape), child, out=keeps[:, child])
         keeps.mul_(producer.mask.unsqueeze(1))
         born = torch.mul(weight.unsqueeze(1), keeps, out=torch.empty_like(keeps))
         return Weights(born.flatten(0, 1), bias, keeps.flatten(0, 1))
-    first = torch.cumsum(factor, 0) - factor
-    rank = (torch.arange(len(parent)) - first[parent]).to(device)
-    alone = (factor == 1)[parent].to(device)
-    parent = parent.to(device)
-    shape = (-1, *[1] * (weight.dim() - 1))
-    kept = (each.index_select(0, parent) == rank.view(shape)) | alone.view(shape)
+    role = family.role.to(device).view(-1, *[1] * (weight.dim() - 1))
+    kept = (each.index_select(0, parent) == role) | (role >= factor)
     mask = kept * producer.mask.index_select(0, parent)
     born = weight.index_select(0, parent).contiguous() * mask
     return Weights(born, bias, mask.to(weight.dtype).contiguous())
@@ -234,10 +251,10 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
     return masked.train(layer.training)
 
 
-def widen(module: nn.Module, neurons: int, factor: int | Tensor) -> nn.Module:
+def widen(module: nn.Module, neurons: int, factor: int, family: Family | None = None) -> nn.Module:
     """Return a copy of a per-neuron module in which each neuron's entries stand once for each child."""
     wide = copy.deepcopy(module)
-    parent = family(neurons, factor)
+    parent = (family or Family.of(neurons, factor)).parent
     for name, tensor in neuron_tensors(module, neurons).items():
         repeated = tensor.detach().index_select(0, parent.to(tensor.device))
         if name in wide._parameters:

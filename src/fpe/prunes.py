@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from fpe.budget import Magnitude, Prune
+from fpe.children import Children
 from fpe.columns import Columns
 from fpe.errors import ArgumentError, did_you_mean
 
@@ -12,15 +11,14 @@ PRUNES: dict[str, Prune] = {
     "magnitude": Magnitude(),
     "balanced": Magnitude(readers=0.5),
     "columns": Columns(),
+    "children": Children(),
 }
 
-_NAMES = "'magnitude', 'balanced', 'columns' and 'columns-2' (or another number of groups)"
+_NAMES = "'magnitude', 'balanced', 'columns' and 'children'"
 
 
 def as_prune(prune: str | Prune) -> Prune:
     """Turn a name into its way of paying; an object passes through.
-
-    ``"columns-2"`` is ``Columns(reader_groups=2)``.
 
     Raises
     ------
@@ -30,8 +28,6 @@ def as_prune(prune: str | Prune) -> Prune:
     if isinstance(prune, str):
         if prune in PRUNES:
             return PRUNES[prune]
-        if cut := re.fullmatch(r"columns-([1-9]\d*)", prune):
-            return Columns(reader_groups=int(cut[1]))
         raise ArgumentError(f"unknown prune {prune!r}; allowed are {_NAMES}.{did_you_mean(prune, PRUNES)}")
     if isinstance(prune, type) or not isinstance(prune, Prune):
         raise ArgumentError(f"prune is {prune!r}; give one of {_NAMES}.")

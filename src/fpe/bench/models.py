@@ -84,12 +84,11 @@ def _network(inputs: int, neurons: int, outputs: int, between: nn.Module) -> nn.
 
 
 def _expanded_shared(parent: nn.Module, split: str, factor: int, seed: int) -> tuple[Any, str]:
-    """Expand by a shared split, paid for by whole columns: the layer's own, and its readers' if they must."""
+    """Expand by a shared split, paid for by whole columns, or by whole children where columns cannot."""
     try:
         return expand(parent, factor=factor, split=split, prune="columns", seed=seed), "columns"
     except BudgetError:
-        way = f"columns-{factor}"
-        return expand(parent, factor=factor, split=split, prune=way, seed=seed), way
+        return expand(parent, factor=factor, split=split, prune="children", seed=seed), "children"
 
 
 def _packing(packed: Any) -> str:

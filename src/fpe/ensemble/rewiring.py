@@ -26,7 +26,7 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
         return None
     # Which rows are a block depends on the width only where there are several groups of parents.
     families = tuple(
-        (site.name, site.factor, site.chosen, None if site.blocks is None else site.blocks.shape)
+        (site.name, site.factor, site.chosen, site.left, None if site.blocks is None else site.blocks.shape)
         for site in rewirer.sites
     )
     scopes = tuple(map(tuple, rewirer.scopes))

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fpe.budget import count_free
-from fpe.columns import reader_blocks
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
-from fpe.lineage import blocks_of, roles_of
+from fpe.lineage import blocks_of, family_of
 from fpe.masked import MASKED, MaskedLayer
 from fpe.packed.blocks import BlockLayer
 from fpe.packed.choice import FORMATS, Choice, Structure, block_of, choose_format, reads
@@ -218,12 +217,8 @@ def _choices(
 
 def _known(plan: Plan | None, name: str, rows: int) -> tuple[Tensor | None, Tensor | None]:
     """Return what the plan tells of the neurons of a layer: which child each is, and of which block."""
-    groups = [layer.reader_groups for layer in plan.layers if name in layer.group.consumers] if plan else []
-    groups_read = max(groups, default=0)
     planned = planned_layer(plan, name, rows)
-    if planned is not None:
-        return roles_of(planned), blocks_of(planned, groups_read)
-    return None, reader_blocks(rows, groups_read) if groups_read else None
+    return (None, None) if planned is None else (family_of(planned).role, blocks_of(planned))
 
 
 def _orders(wide: nn.Module, plan: Plan | None, choices: Mapping[str, Choice]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.lineage import blocks_of, children_of
+from fpe.lineage import blocks_of, family_of
 from fpe.masked import MaskedLayer
 from fpe.packed.layers import PackedLayer
 from fpe.plans import LayerPlan, Plan
@@ -32,10 +32,12 @@ class Site:
         Children of each neuron; 1 for a layer that was not expanded itself.
     chosen : tuple of int or None
         The neurons that have so many, if not all.
+    left : tuple of int
+        The children that were not born, as in `LayerPlan.left`.
     children : Tensor or None
         The rows of each parent's children, as for `fpe.rewiring.moves.Tensors`.
     blocks : Tensor or None
-        The rows of each block where several groups of parents have their own, as for
+        The rows of each block where it is more than one child of all parents, as for
         `fpe.rewiring.moves.Tensors`.
     """
 
@@ -43,6 +45,7 @@ class Site:
     layer: MaskedLayer
     factor: int = 1
     chosen: tuple[int, ...] | None = None
+    left: tuple[int, ...] = ()
     children: Tensor | None = None
     blocks: Tensor | None = None
 
@@ -96,16 +99,14 @@ def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
     rows = layer.weight.shape[0]
     if planned is None or planned.neurons_after != rows:
         return Site(name, layer)
-    each = children_of(planned)
-    counts = each if isinstance(each, Tensor) else torch.full((planned.neurons,), each)
-    first = (counts.cumsum(0) - counts).unsqueeze(1)
-    place = torch.arange(int(counts.max()))
-    children = torch.where(place < counts.unsqueeze(1), first + place, rows)
+    parent = family_of(planned).parent
+    children = torch.full((planned.neurons, planned.factor), rows)
+    children[parent, torch.arange(rows) - torch.searchsorted(parent, parent)] = torch.arange(rows)
     blocks = None
-    if planned.chosen is None and planned.groups > 1:
+    if planned.chosen is None and (planned.groups > 1 or planned.left):
         count = planned.groups * planned.factor
         blocks = blocks_of(planned).argsort(stable=True).view(count, -1)
-    return Site(name, layer, planned.factor, planned.chosen, children, blocks)
+    return Site(name, layer, planned.factor, planned.chosen, planned.left, children, blocks)
 
 
 def _groups(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
