@@ -56,8 +56,8 @@ where it was.
   applied at the memory's speed.
 - *Whole models whose readers are as large as the layer* (MLP 768-2048-1000, GPT-2's) pay in whole
   children (`prune="children"`): the layer is blocks, narrower ones, its reader is dense, and the bytes are
-  the dense network's. They have 1.3 (α = 2) to 1.6 (α = 4) times the dense network's neurons, to each of which
-  bias and activation are applied.
+  the dense network's. They have 1.3 (α = 2) to 1.6 (α = 4) times the dense network's neurons; bias and
+  activation are applied to all of them.
 - *Eight groups* have eight times as many blocks. They cost up to a fifth more than α blocks in layers of 4096
   inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
