@@ -55,8 +55,8 @@ def expansion_options(rewired: bool = False) -> Callable[[Callable[..., Any]], C
         command = option(
             "prune",
             "Which weights pay for the copies: magnitude; balanced (readers keep at most half of all "
-            "weights; for expanding before training); columns (whole inputs; for split shared); columns-N "
-            "(the same, and readers pay so too, in N groups of outputs).",
+            "weights; for expanding before training); columns (whole inputs; for split shared); children "
+            "(whole children; for split shared where there are many outputs).",
         )(command)
         command = option(
             "split",
