@@ -123,9 +123,9 @@ def test_layers_that_read_each_other_are_narrowed_one_after_the_other():
     wide = fpe.expand(model, 2, "shared", "children", **how)
     first, second = wide.fpe_plan.layers
     assert second.inputs == first.neurons_after == wide[3].in_features
-    assert (first, second) != foreseen.layers
     assert foreseen.layers[0].neurons_after == first.neurons_after == wide[1].num_features
-    assert second.neurons_after == wide[4].normalized_shape[0] == wide[6].in_features
+    assert foreseen.layers[1].neurons_after == second.neurons_after == wide[4].normalized_shape[0]
+    assert second.neurons_after == wide[6].in_features
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     packed, x = fpe.pack(wide.eval()), torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)

@@ -58,13 +58,10 @@ where it was.
   children (`prune="children"`): the layer is blocks, narrower ones, its reader is dense, and the bytes are
   the dense network's. They have 1.3 (α = 2) to 1.6 (α = 4) times the dense network's neurons; bias and
   activation are applied to all of them.
-- *Training steps of 512 samples* have wide intervals: the machine was not quiet. The layers of 4096 inputs
-  with α = 4 were measured a second time, because the first said 0.64 [0.46, 1.19] and 1.24 [0.67, 1.50] of
-  the dense network's time; the page has the second.
 - *Eight groups* have eight times as many blocks. They cost up to a quarter more than α blocks in layers of
   4096 inputs, more in small ones.
 - *Codes* are spread into the weight piece by piece where there are more than three samples: then they
-  cost, in layers of 4096 inputs, 1.2 to 1.7 times what the wide layer costs; in small layers several times.
+  cost, in layers of 4096 inputs, 1.2 to 1.9 times what the wide layer costs; in small layers several times.
 
 ## How it was measured
 

@@ -34,7 +34,6 @@ class Children:
         masks: Sequence[Tensor],
         count: int,
         factor: int,
-        scale: Tensor | None = None,
         blocks: Tensor | None = None,
     ) -> None:
         """Mask, in place, what those who left have not paid: whole columns of the blocks.
@@ -45,8 +44,6 @@ class Children:
         ----------
         weights, masks, count, factor, blocks
             As for `Columns.pay`.
-        scale : None
-            Not used.
 
         Raises
         ------

@@ -20,7 +20,6 @@ from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
 from fpe.graph.groups import Runs, neuron_of_columns
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
-from fpe.graph.layers import neuron_tensors
 from fpe.graph.proof import evaluating
 from fpe.lineage import Lineage, blocks_of, family_of
 from fpe.partition import DataSplit, Split, as_split
@@ -247,14 +246,9 @@ class _Expansion:
 
     def _count_copies(self, layer: LayerPlan, old: list[Weights], new: list[Weights]) -> int:
         """Count the free entries that have come to be: they are what must be paid for."""
-        copies = sum(count_free(w.mask) for w in new) - sum(count_free(w.mask) for w in old)
-        copies += sum(len(w.bias) for w in new if w.bias is not None)
-        copies -= sum(len(w.bias) for w in old if w.bias is not None)
-        for name in layer.group.between:
-            dense, wide = self.model.get_submodule(name), self.between[name]
-            own = [n for n in neuron_tensors(dense, layer.neurons) if n in dense._parameters]
-            copies += sum(wide.get_parameter(n).numel() - dense.get_parameter(n).numel() for n in own)
-        return copies
+        weights = sum(count_free(w.mask) for w in new) - sum(count_free(w.mask) for w in old)
+        won = layer.neurons_after - layer.neurons
+        return weights + won * parameters_per_neuron(self.model, layer.group)
 
 
 def _pay(

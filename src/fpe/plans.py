@@ -27,7 +27,8 @@ class LayerPlan:
     shares : str
         What that is: ``"inputs"``, ``"channels"`` with all their taps, or ``"taps"``.
     neurons, neurons_after : int
-        Neurons before and after.
+        Neurons before and after. Where whole children pay and a mask holds weights at zero already, more or
+        fewer may be left when the layer has been expanded.
     free : int
         Non-zero parameters of the group before, and again after.
     copies : int

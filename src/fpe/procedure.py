@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from fpe.budget import Prune
-from fpe.columns import Columns
 from fpe.errors import ArgumentError
 from fpe.graph.groups import Runs, columns_of_runs
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
@@ -212,13 +211,12 @@ def prune(
     scale : Tensor, optional
         For a `Columns` that ranks by more than the weights; see `Columns.pay`.
     blocks : Tensor, optional
-        For `Columns`, the block of each neuron where a child is more than one; see `Columns.pay`.
+        For `Columns`, the block of each neuron where a child is more than one, and for `Children`; see
+        `Columns.pay`.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
-    if scale is None and blocks is None:
-        method.pay(weights, masks, copies, factor)
-    else:
-        cast(Columns, method).pay(weights, masks, copies, factor, scale, blocks)
+    given = {"scale": scale, "blocks": blocks}
+    cast(Any, method).pay(weights, masks, copies, factor, **{n: t for n, t in given.items() if t is not None})
     for w in wide:
         w.weight.mul_(w.mask)
 

@@ -24,7 +24,8 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     """Return what rewirers must have in common to move together."""
     if rewirer is None:
         return None
-    # Which rows are a block depends on the width only where there are several groups of parents.
+    # Which rows are a family or a block depends on who has left, and on the width only where there are
+    # several groups of parents.
     families = tuple(
         (site.name, site.factor, site.chosen, site.left, None if site.blocks is None else site.blocks.shape)
         for site in rewirer.sites
