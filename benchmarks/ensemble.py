@@ -96,8 +96,8 @@ def of_jax(X: torch.Tensor, y: torch.Tensor, children: int) -> Callable[[], floa
         "b2": stacked([layer.bias[0] for layer in last]),
     }
     masks = {k: jnp.ones_like(v) for k, v in parameters.items()}
-    masks["w1"] = stacked([layer.weight_mask.T for layer in first])
-    masks["w2"] = stacked([layer.weight_mask[0] for layer in last])
+    masks["w1"] = stacked([layer.fpe_mask.T for layer in first])
+    masks["w2"] = stacked([layer.fpe_mask[0] for layer in last])
 
     def loss(p: dict, x: jax.Array, target: jax.Array) -> jax.Array:
         z = jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]

@@ -177,8 +177,8 @@ def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
     model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
     wide = fpe.expand(model, 2, fpe.Shared(groups), Columns(by), example_inputs=X, seed=2)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    assert bool(wide[2].weight_mask.all())
-    blocks = wide[0].weight_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
+    assert bool(wide[2].fpe_mask.all())
+    blocks = wide[0].fpe_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
     assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
     assert int(blocks.sum()) == 8 * 40 - 8 * 6
     if groups > 1:  # 34 inputs are left to the two blocks of a group
@@ -193,9 +193,9 @@ def test_columns_leave_dense_blocks_at_exactly_the_budget(name, factor):
     wide = fpe.expand(model, factor, split="shared", prune="columns")
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     layer = next(m for m in wide.modules() if isinstance(m, fpe.MaskedLinear))
-    blocks = layer.weight_mask.view(-1, factor, 8).sum(0)
-    ragged = (blocks > 0) & (blocks < len(layer.weight_mask) // factor)
-    assert ragged.sum() < len(layer.weight_mask) // factor
+    blocks = layer.fpe_mask.view(-1, factor, 8).sum(0)
+    ragged = (blocks > 0) & (blocks < len(layer.fpe_mask) // factor)
+    assert ragged.sum() < len(layer.fpe_mask) // factor
     assert (blocks.sum(1) > 0).all()
 
 
@@ -219,7 +219,7 @@ def test_count_nonzero_counts_a_shared_parameter_once():
 
 def test_count_nonzero_leaves_out_what_a_mask_holds_and_only_that():
     layer = fpe.MaskedLinear(3, 2)
-    layer.weight_mask[:] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+    layer.fpe_mask[:] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     layer.project()
     with torch.no_grad():
         layer.weight[0, 0] = 0  # free all the same
@@ -291,7 +291,7 @@ def test_a_way_of_paying_of_the_users_own_is_used():
     model, _ = MODELS["mlp"]()
     wide = fpe.expand(model, prune=Largest())
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    assert wide[2].weight_mask.all()
+    assert wide[2].fpe_mask.all()
 
 
 def test_a_way_of_paying_that_pays_too_little_is_refused():

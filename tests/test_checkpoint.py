@@ -74,7 +74,7 @@ def test_the_type_of_the_file_is_kept_and_the_dense_model_left_alone(tmp_path):
 def test_masks_take_a_byte_an_entry_and_the_manifest_is_json(saved):
     with safe_open(saved, framework="pt") as file:
         manifest = json.loads(file.metadata()["fpe"])
-        mask = file.get_tensor("0.weight_mask")
+        mask = file.get_tensor("0.fpe_mask")
     assert mask.dtype == torch.bool
     assert manifest["format"] == 2
     assert manifest["fpe"] == fpe.__version__

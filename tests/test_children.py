@@ -53,7 +53,7 @@ def test_the_count_stays_the_readers_stay_dense_and_blocks_are_of_one_size(sizes
     layer, family = of_origin(wide)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == foreseen.nonzero
     assert foreseen.layers[0].neurons_after == wide[0].out_features == layer.neurons_after
-    assert bool(wide[2].weight_mask.all())
+    assert bool(wide[2].fpe_mask.all())
     block = family.parent * layer.groups // layer.neurons * factor + family.role
     assert block.bincount().unique().numel() == 1
     assert model[0].out_features <= wide[0].out_features <= factor * model[0].out_features
@@ -68,7 +68,7 @@ def test_what_stays_unpaid_is_less_than_one_child_of_each_block_and_goes_from_th
     # 16 × 31 copies; two children pay the 12 inputs between them, and 31 each.
     assert len(layer.left) == 16 * 31 // (12 + 2 * 31) * 2 == 12
     rest = 16 * 31 - 6 * (12 + 2 * 31)
-    assert int(wide[0].weight_mask.sum()) == len(wide[0].weight_mask) // 2 * 12 - rest
+    assert int(wide[0].fpe_mask.sum()) == len(wide[0].fpe_mask) // 2 * 12 - rest
 
 
 def test_those_leave_whose_weights_in_and_out_are_small():
@@ -85,7 +85,7 @@ def test_a_small_head_loses_no_child_and_columns_pay():
     wide = fpe.expand(model, 2, "shared-2", "children", seed=2)
     columns = fpe.expand(model, 2, "shared-2", "columns", seed=2)
     assert wide.fpe_plan.layers[0].left == ()
-    assert torch.equal(wide[0].weight_mask, columns[0].weight_mask)
+    assert torch.equal(wide[0].fpe_mask, columns[0].fpe_mask)
 
 
 def test_in_the_smallest_of_networks_single_weights_pay_the_rest():
@@ -161,7 +161,7 @@ def test_moments_follow_the_children_that_are_there():
     fpe.expand_(model, optimizer, "kept", factor=2, split="shared", prune="children", seed=2)
     _, family = of_origin(model)
     now = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
-    assert torch.equal(now[0], moments[0][family.parent] * model[0].weight_mask)
+    assert torch.equal(now[0], moments[0][family.parent] * model[0].fpe_mask)
     assert torch.equal(now[1], moments[1][family.parent])
     assert torch.equal(now[2], moments[2][:, family.parent])
     optimizer.zero_grad()
@@ -199,7 +199,7 @@ def test_columns_move_between_the_children_that_are_there():
 @pytest.mark.parametrize("policy", ["columns", "accumulated"])
 def test_masks_move_at_a_constant_count(policy):
     wide = fpe.expand(fpe.mlp(24, 32, 30, seed=1), 2, "shared", "children", seed=2)
-    before, mask = fpe.count_nonzero(wide), wide[0].weight_mask.clone()
+    before, mask = fpe.count_nonzero(wide), wide[0].fpe_mask.clone()
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, policy=policy, steps=10, schedule=fpe.Schedule(every=2))
     generator = torch.Generator().manual_seed(0)
@@ -209,7 +209,7 @@ def test_masks_move_at_a_constant_count(policy):
         rewirer.step()
         optimizer.step()
     assert fpe.count_nonzero(wide) == before
-    assert not torch.equal(wide[0].weight_mask, mask)
+    assert not torch.equal(wide[0].fpe_mask, mask)
 
 
 def test_a_classifier_takes_it():

@@ -216,7 +216,7 @@ def test_padding_and_masked_weights_stay_zero():
         generators=[torch.Generator().manual_seed(0)] * 2,
     )
     for network in wide:
-        assert not network[0].weight[network[0].weight_mask == 0].any()
+        assert not network[0].weight[network[0].fpe_mask == 0].any()
         assert fpe.count_nonzero(network) == int(sum((p != 0).sum() for p in network.parameters()))
 
 

@@ -108,7 +108,7 @@ def test_early_stopping_goes_back_to_the_masks_of_the_best_epoch():
     assert_same(alone, both)
     for network in alone[0]:
         for layer in masked(network).values():
-            assert not layer.weight[layer.weight_mask == 0].any()
+            assert not layer.weight[layer.fpe_mask == 0].any()
 
 
 def test_counts_stay_exact():
@@ -116,7 +116,7 @@ def test_counts_stay_exact():
     for width, network, optimizer in zip((6, 7, 8), nets, optimizers, strict=True):
         assert fpe.count_nonzero(network) == fpe.count_nonzero(fpe.mlp(12, width, 3))
         for layer in masked(network).values():
-            held = layer.weight_mask == 0
+            held = layer.fpe_mask == 0
             assert not layer.weight[held].any()
             assert not optimizer.state[layer.weight]["exp_avg"][held].any()
 
@@ -129,7 +129,7 @@ def test_some_networks_may_move_and_others_not():
     generators = [torch.Generator()] * 2
     how = {"epochs": 4, "optimizers": optimizers, "generators": generators, "batch_size": 100}
     ensemble.train(nets, X, THREE, rewirers=rewirers, **how)
-    assert torch.equal(nets[0][0].weight_mask, still[0].weight_mask)
+    assert torch.equal(nets[0][0].fpe_mask, still[0].fpe_mask)
     assert rewirers[1].rewirings == 2
 
 

@@ -21,7 +21,7 @@ CASES = [
 
 
 def masks(model):
-    return {name: t for name, t in model.named_buffers() if name.endswith("weight_mask")}
+    return {name: t for name, t in model.named_buffers() if name.endswith("fpe_mask")}
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_the_count_is_exact_and_the_model_untouched(name, split, prune, factor):
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == wide.fpe_plan.nonzero
     for module in wide.modules():
         if isinstance(module, fpe.MaskedLinear):
-            assert (module.weight[module.weight_mask == 0] == 0).all()
-            assert ((module.weight_mask == 0) | (module.weight_mask == 1)).all()
+            assert (module.weight[module.fpe_mask == 0] == 0).all()
+            assert ((module.fpe_mask == 0) | (module.fpe_mask == 1)).all()
     for layer in wide.fpe_plan.layers:
         assert wide.get_submodule(layer.group.name).out_features == factor * layer.neurons
         for reader in layer.group.consumers:
@@ -73,7 +73,7 @@ def test_children_are_a_partition_of_their_parent_and_only_lose_weights(name):
             continue
         parent = model.get_submodule(layer.group.name)
         child = wide.get_submodule(layer.group.name)
-        keepers = child.weight_mask.view(layer.neurons, 3, layer.inputs).sum(1)
+        keepers = child.fpe_mask.view(layer.neurons, 3, layer.inputs).sum(1)
         assert keepers.max() <= 1
         added_up = child.weight.view(layer.neurons, 3, layer.inputs).sum(1)
         assert torch.equal(added_up, parent.weight * keepers)
@@ -101,9 +101,9 @@ def test_an_expanded_model_can_be_expanded_again(name, split):
     assert fpe.count_nonzero(twice) == fpe.count_nonzero(model)
     layer = twice.fpe_plan.layers[0]
     assert layer.neurons_after == 2 * layer.neurons
-    final = twice.get_submodule(layer.group.name).weight_mask
+    final = twice.get_submodule(layer.group.name).fpe_mask
     assert final.view(-1, 4, layer.inputs).sum(1).max() <= 1
-    parent = once.get_submodule(layer.group.name).weight_mask
+    parent = once.get_submodule(layer.group.name).fpe_mask
     assert (final.view(-1, 2, layer.inputs).sum(1) <= parent).all()
     assert twice(x).shape == model(x).shape
 

@@ -320,7 +320,7 @@ def test_packed_models_compile_whole_forward_and_backward(split, format):
     optimizer.step()
     assert fpe.count_nonzero(fpe.unpack(packed)) == fpe.count_nonzero(packed)
     wide = fpe.unpack(packed)
-    assert all((m.weight[m.weight_mask == 0] == 0).all() for m in wide if isinstance(m, fpe.MaskedLayer))
+    assert all((m.weight[m.fpe_mask == 0] == 0).all() for m in wide if isinstance(m, fpe.MaskedLayer))
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), packed(x), rtol=1e-4, atol=1e-5)
 

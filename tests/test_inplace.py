@@ -48,9 +48,9 @@ def test_the_optimizer_trains_what_the_model_has_now(name, moments):
     step(model, batch, optimizer)
     assert fpe.count_nonzero(model) == before
     for layer in (m for m in model.modules() if isinstance(m, fpe.MaskedLayer)):
-        assert (layer.weight[layer.weight_mask == 0] == 0).all()
+        assert (layer.weight[layer.fpe_mask == 0] == 0).all()
         state = optimizer.state[layer.weight]
-        assert (state["exp_avg"][layer.weight_mask == 0] == 0).all()
+        assert (state["exp_avg"][layer.fpe_mask == 0] == 0).all()
         assert state["step"].item() == (1 if moments == "fresh" else 4)
 
 
@@ -71,9 +71,9 @@ def test_kept_moments_are_the_parents():
     old = [optimizer.state[p]["exp_avg_sq"].clone() for p in model.parameters()]
     fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
     new = [optimizer.state[p]["exp_avg_sq"] for p in model.parameters()]
-    assert torch.equal(new[0], old[0].repeat_interleave(2, 0) * model[0].weight_mask)
+    assert torch.equal(new[0], old[0].repeat_interleave(2, 0) * model[0].fpe_mask)
     assert torch.equal(new[1], old[1].repeat_interleave(2))
-    assert torch.equal(new[2], old[2].repeat_interleave(2, 1) * model[2].weight_mask)
+    assert torch.equal(new[2], old[2].repeat_interleave(2, 1) * model[2].fpe_mask)
     assert torch.equal(new[3], old[3])
 
 
@@ -81,14 +81,14 @@ def test_kept_moments_follow_flattened_channels_and_transposed_weights():
     model, batch, optimizer = trained("CNN-BatchNorm-Flatten")
     old = optimizer.state[model[9].weight]["exp_avg"].clone()
     fpe.expand_(model, optimizer, "kept", layers=["4"], factor=2, example_inputs=batch)
-    expected = old.view(10, 8, 4).repeat_interleave(2, 1).flatten(1) * model[9].weight_mask
+    expected = old.view(10, 8, 4).repeat_interleave(2, 1).flatten(1) * model[9].fpe_mask
     assert torch.equal(optimizer.state[model[9].weight]["exp_avg"], expected)
 
     model, batch, optimizer = trained("GPT-2")
     mlp = model.transformer.h[0].mlp
     old = optimizer.state[mlp.c_fc.weight]["exp_avg"].clone()
     fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
-    expected = old.t().repeat_interleave(2, 0) * mlp.c_fc.weight_mask
+    expected = old.t().repeat_interleave(2, 0) * mlp.c_fc.fpe_mask
     assert torch.equal(optimizer.state[mlp.c_fc.weight]["exp_avg"], expected)
 
 

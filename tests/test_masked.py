@@ -37,7 +37,7 @@ def masked_layers(model):
 
 
 def assert_held(model):
-    held = [layer.weight[layer.weight_mask == 0] for layer in masked_layers(model)]
+    held = [layer.weight[layer.fpe_mask == 0] for layer in masked_layers(model)]
     assert sum(len(weights) for weights in held) > 0
     assert all((weights == 0).all() for weights in held)
 
@@ -69,7 +69,7 @@ def test_gradients_and_moments_are_zero_where_masked():
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, x, steps=3)
     for layer in masked_layers(model):
-        held = layer.weight_mask == 0
+        held = layer.fpe_mask == 0
         state = optimizer.state[layer.weight]
         for tensor in (layer.weight.grad, state["exp_avg"], state["exp_avg_sq"]):
             assert (tensor[held] == 0).all()
@@ -159,7 +159,7 @@ def test_the_mask_follows_the_type(dtype):
     model.to(dtype)
     train(model, torch.optim.SGD(model.parameters(), lr=0.1), x.to(dtype), steps=5)
     assert_held(model)
-    assert all(layer.weight_mask.dtype == dtype for layer in masked_layers(model))
+    assert all(layer.fpe_mask.dtype == dtype for layer in masked_layers(model))
 
 
 def test_autocast_trains_and_holds():
@@ -201,10 +201,10 @@ def test_gradients_through_vmap_are_masked_too():
     model(x).square().sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(per_sample[name].sum(0), p.grad)
-    assert (per_sample["0.weight"][:, model[0].weight_mask == 0] == 0).all()
+    assert (per_sample["0.weight"][:, model[0].fpe_mask == 0] == 0).all()
 
 
 def test_the_printed_form_tells_the_density():
     layer = fpe.MaskedLinear(4, 2)
-    layer.weight_mask[0] = 0
+    layer.fpe_mask[0] = 0
     assert repr(layer) == "MaskedLinear(in_features=4, out_features=2, bias=True, density=0.5)"

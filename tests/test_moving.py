@@ -26,7 +26,7 @@ def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
     assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
     assert len(network[0].weight) == 6 * MOVING[kind].factor
     for layer in (network[0], network[-1]):
-        mask = getattr(layer, "weight_mask", None)
+        mask = getattr(layer, "fpe_mask", None)
         assert mask is None or torch.all(layer.weight[mask == 0] == 0)
     same = MOVING[kind].make(Start(parent, 3))
     assert torch.equal(network[0].weight, same[0].weight)
@@ -42,7 +42,7 @@ def test_what_columns_cannot_pay_for_is_left_out():
 def test_erk_gives_a_small_layer_the_greater_density():
     """Densities are as (inputs + outputs) / (inputs × outputs), up to rounding."""
     uniform, erk = (MOVING[kind].make(Start(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
-    density = [[float(layer.weight_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
+    density = [[float(layer.fpe_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
     assert density[0][0] == pytest.approx(density[0][1], rel=0.1)
     assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
 

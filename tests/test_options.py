@@ -118,7 +118,7 @@ def test_the_neurons_that_read_most_are_expanded_and_the_others_keep_all_inputs(
     assert torch.equal(wide[0].weight[3], model[0].weight[2])
     assert wide[0].bias.tolist() == model[0].bias[[0, 1, 1, 2]].tolist()
     assert wide[2].weight.tolist() == [[5, 5, 5, 5]]
-    assert (wide[0].weight_mask[1:3].sum(0) <= 1).all()
+    assert (wide[0].fpe_mask[1:3].sum(0) <= 1).all()
 
 
 def test_the_neurons_of_the_most_crowded_features_of_the_data_are_expanded():
@@ -157,7 +157,7 @@ def test_a_group_pays_for_itself_or_the_network_pays_for_all():
         wide = fpe.expand(model, 2, example_inputs=batch, budget=budget)
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
         free[budget] = [
-            int(block.mlp.c_fc.weight_mask.sum() + block.mlp.c_proj.weight_mask.sum())
+            int(block.mlp.c_fc.fpe_mask.sum() + block.mlp.c_proj.fpe_mask.sum())
             for block in wide.transformer.h
         ]
     assert free["group"][0] == free["group"][1]

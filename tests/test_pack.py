@@ -128,7 +128,7 @@ def test_training_packed_is_training_masked(split):
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-3, atol=1e-4)
     for name, layer in fpe.unpack(packed).named_modules():
         if isinstance(layer, MaskedLayer):
-            assert not layer.weight[layer.weight_mask == 0].any(), name
+            assert not layer.weight[layer.fpe_mask == 0].any(), name
 
 
 def test_whole_columns_are_blocks_and_nothing_else():
@@ -227,7 +227,7 @@ def test_codes_go_through_the_compiled_kernels(samples, factor, prune, monkeypat
     if not prune:
         of_parent = torch.arange(40) * 7 % factor
         for child in range(factor):
-            wide[0].weight_mask[child::factor] = (of_parent == child).float()
+            wide[0].fpe_mask[child::factor] = (of_parent == child).float()
         wide[0].project()
     packed = fpe.pack(wide, format={"0": "codes"})
     assert isinstance(packed[0], CodedLinear)
@@ -304,7 +304,7 @@ def test_a_filled_up_block_reads_others_inputs_with_weights_of_zero(filled):
     wide, packed = filled
     layer = packed[0]
     assert [p.shape for n, p in layer.named_parameters() if n != "bias"] == [(3, 79, 8)]
-    unread = torch.cat([~wide[0].weight_mask[b.rows].any(0)[b.columns] for b in layer.layout()])
+    unread = torch.cat([~wide[0].fpe_mask[b.rows].any(0)[b.columns] for b in layer.layout()])
     assert layer.holes_0.flatten().tolist() == unread.nonzero().flatten().tolist()
     assert int(unread.sum()) == 3
     assert fpe.count_nonzero(packed) == fpe.count_nonzero(wide)
@@ -543,7 +543,7 @@ def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
     torch.testing.assert_close(packed(x), wide(x))
     again = fpe.unpack(packed)
     assert torch.equal(again[0].weight, wide[0].weight)
-    assert torch.equal(again[0].weight_mask, wide[0].weight_mask)
+    assert torch.equal(again[0].fpe_mask, wide[0].fpe_mask)
 
 
 def test_the_largest_family_is_found_without_a_plan():
@@ -599,7 +599,7 @@ def test_blocks_demanded_of_a_split_without_structure_name_the_alternatives():
 )
 def test_what_a_layer_has_not_cannot_be_demanded(format, why):
     wide = fpe.expand(fpe.mlp(8, 8, 8), 2)
-    wide[2].weight_mask[0, 0] = wide[2].weight.data[0, 0] = 0
+    wide[2].fpe_mask[0, 0] = wide[2].weight.data[0, 0] = 0
     with pytest.raises(ModelError) as error:
         fpe.pack(wide, format={"2": format})
     assert str(error.value) == f"layer '2' cannot be packed as {format!r}: {why}"
@@ -626,7 +626,7 @@ def test_the_pattern_two_four_on_a_gpu():
 
 def test_a_mask_that_moves_is_refused():
     wide = fpe.expand(fpe.mlp(8, 4, 2), 2)
-    wide[0].weight_mask[0, 0] = 0.5
+    wide[0].fpe_mask[0, 0] = 0.5
     with pytest.raises(ModelError) as error:
         fpe.pack(wide)
     assert str(error.value) == (
@@ -663,7 +663,7 @@ def test_held_weights_of_packed_layers_are_projected():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     back = fpe.unpack(packed)
-    assert not back[0].weight[back[0].weight_mask == 0].any()
+    assert not back[0].weight[back[0].fpe_mask == 0].any()
 
 
 def test_frozen_layers_stay_frozen():

@@ -242,8 +242,8 @@ def test_a_split_of_the_users_own_is_used_as_it_is():
     assert isinstance(Own(children), Split)
     wide = fpe.expand(model, split=Own(children))
     keeps = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0]])
-    assert (wide[0].weight_mask <= keeps).all()
-    assert wide[0].weight_mask.sum() + wide[2].weight_mask.sum() == 8 + 2 - 2  # two biases were copied
+    assert (wide[0].fpe_mask <= keeps).all()
+    assert wide[0].fpe_mask.sum() + wide[2].fpe_mask.sum() == 8 + 2 - 2  # two biases were copied
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_the_masked_layer_keeps_the_weights_the_mode_and_what_is_trained(frozen,
     masked = mask(layer, given)
     assert type(masked) is MaskedLinear
     assert masked.weight.data_ptr() == given.weight.data_ptr()
-    assert masked.weight_mask is given.mask
+    assert masked.fpe_mask is given.mask
     assert masked.bias.tolist() == [9]
     assert masked.training is training
     assert (masked.weight.requires_grad, masked.bias.requires_grad) == (

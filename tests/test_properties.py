@@ -60,9 +60,7 @@ def test_the_count_of_non_zeros_is_exactly_the_same(model, how):
     wide = expanded(model, how)
     if wide is not None:
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-        held = [
-            p[m._buffers["weight_mask"] == 0] for m in wide if "weight_mask" in m._buffers for p in [m.weight]
-        ]
+        held = [p[m._buffers["fpe_mask"] == 0] for m in wide if "fpe_mask" in m._buffers for p in [m.weight]]
         assert all((weights == 0).all() for weights in held)
 
 
@@ -140,5 +138,5 @@ def test_after_50_steps_of_each_of_ten_optimizers_every_masked_entry_is_zero(mod
             optimizer.step()
         for layer in wide:
             if isinstance(layer, fpe.MaskedLinear):
-                assert (layer.weight[layer.weight_mask == 0] == 0).all()
+                assert (layer.weight[layer.fpe_mask == 0] == 0).all()
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)

@@ -218,7 +218,7 @@ def test_an_input_that_is_always_zero_leaves_first():
         model[0].weight[:, 5] = 100
     for prune, stays in ((Columns(), True), (Columns("activation"), False)):
         wide = fpe.expand(model, split="shared", prune=prune, example_inputs=x)
-        assert bool(wide[0].weight_mask[:, 5].any()) == stays
+        assert bool(wide[0].fpe_mask[:, 5].any()) == stays
 
 
 def test_a_channel_that_is_always_zero_leaves_first():
@@ -227,7 +227,7 @@ def test_a_channel_that_is_always_zero_leaves_first():
     with torch.no_grad():
         model[0].weight[:, 2] = 100
     wide = fpe.expand(model, split="shared", prune=Columns("activation"), example_inputs=x)
-    assert not wide[0].weight_mask[:, 2].any()
+    assert not wide[0].fpe_mask[:, 2].any()
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
 
 
@@ -240,8 +240,8 @@ def test_taps_that_are_shared_out_are_ranked_one_by_one():
     for by in ("activation", "gradient"):
         wide = fpe.expand(model, prune=Columns(by), **how)
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    assert not wide[0].weight_mask[:, 5, 1, 2].any()
-    assert wide[0].weight_mask[:, 5].any()
+    assert not wide[0].fpe_mask[:, 5, 1, 2].any()
+    assert wide[0].fpe_mask[:, 5].any()
 
 
 class Bypassed(nn.Module):
@@ -276,7 +276,7 @@ def test_gate_and_up_lose_the_same_inputs(by):
     for layer in (model.gate, model.up):
         layer.weight.grad = torch.ones(4, 8)
     wide = fpe.expand(model, split="shared", prune=Columns(by), example_inputs=x)
-    read = [layer.weight_mask.any(dim=0) for layer in (wide.gate, wide.up)]
+    read = [layer.fpe_mask.any(dim=0) for layer in (wide.gate, wide.up)]
     assert torch.equal(*read)
     assert read[0].tolist() == [False, *[True] * 7]
 
@@ -298,7 +298,7 @@ def test_copies_of_an_input_count_as_it_does_in_the_dense_model(by):
     wide = fpe.expand(model, prune=Columns(by), **how)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert wide[2].weight.shape == (12, 10)
-    assert not wide[2].weight_mask[:, 2:4].any()
+    assert not wide[2].fpe_mask[:, 2:4].any()
 
 
 def test_a_classifier_says_that_it_ranks_by_norm():

@@ -206,17 +206,15 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
         raise
     layers, siblings = masked(wide), [site.children for site in rewirer.sites]
     disjoint = [c is not None and _disjoint(s.layer, c) for c, s in zip(siblings, rewirer.sites, strict=True)]
-    counts = [sum(float(rewirer.sites[i].layer.weight_mask.sum()) for i in scope) for scope in rewirer.scopes]
+    counts = [sum(float(rewirer.sites[i].layer.fpe_mask.sum()) for i in scope) for scope in rewirer.scopes]
     total, before = fpe.count_nonzero(wide), copy.deepcopy(wide)
 
     def check(step):
         assert fpe.count_nonzero(wide) == total
-        now = [
-            sum(float(rewirer.sites[i].layer.weight_mask.sum()) for i in scope) for scope in rewirer.scopes
-        ]
+        now = [sum(float(rewirer.sites[i].layer.fpe_mask.sum()) for i in scope) for scope in rewirer.scopes]
         assert now == counts
         for layer in layers.values():
-            held = layer.weight_mask == 0
+            held = layer.fpe_mask == 0
             assert not layer.weight[held].any()
             for moment in ("exp_avg", "exp_avg_sq"):
                 assert not optimizer.state[layer.weight][moment][held].any()
@@ -226,7 +224,7 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
 
     train(wide, x, rewirer, optimizer, 12, check=check)
     assert rewirer.rewirings == 5
-    moved = any(not torch.equal(m.weight_mask, masked(before)[n].weight_mask) for n, m in layers.items())
+    moved = any(not torch.equal(m.fpe_mask, masked(before)[n].fpe_mask) for n, m in layers.items())
     assert moved == (sum(rewirer.moved.values()) > 0)
     if policy.unit == "weight":
         assert moved
@@ -242,11 +240,11 @@ def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=20, schedule=EVERY_2)
     x = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
-    before = wide[0].weight_mask.clone()
+    before = wide[0].fpe_mask.clone()
 
     def check(step):
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-        blocks = wide[0].weight_mask.view(groups, 8 // groups, 3, 40)
+        blocks = wide[0].fpe_mask.view(groups, 8 // groups, 3, 40)
         assert torch.equal(blocks, blocks[:, :1].expand_as(blocks))
         packed = fpe.pack(wide)
         assert packed.fpe_packing.rows[0].why == f"{3 * groups} blocks, all of it free"
@@ -257,7 +255,7 @@ def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
 
     train(wide, x, rewirer, optimizer, 20, check=check)
     assert rewirer.rewirings > 3
-    assert not torch.equal(before, wide[0].weight_mask)
+    assert not torch.equal(before, wide[0].fpe_mask)
 
 
 def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
@@ -268,7 +266,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
     policy = fpe.Policy("accumulated", partition="kept")
     rewirer = fpe.Rewirer(wide, optimizer, policy, steps=12, schedule=EVERY_2)
     x = torch.randn(30, 60, generator=torch.Generator().manual_seed(0))
-    before = wide[0].weight_mask.clone()
+    before = wide[0].fpe_mask.clone()
 
     def check(step):
         packed = fpe.pack(wide)
@@ -281,7 +279,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
 
     train(wide, x, rewirer, optimizer, 12, check=check)
     assert rewirer.moved["0"] > 0
-    assert not torch.equal(before, wide[0].weight_mask)
+    assert not torch.equal(before, wide[0].fpe_mask)
 
 
 def test_groups_of_convolutions_move_whole_channels():
@@ -323,7 +321,7 @@ def test_groups_of_gated_pairs_move_the_same_inputs_in_both():
 
 
 def _disjoint(layer, children):
-    mask = torch.cat([layer.weight_mask, torch.zeros_like(layer.weight_mask[:1])])
+    mask = torch.cat([layer.fpe_mask, torch.zeros_like(layer.fpe_mask[:1])])
     return bool((mask[children].sum(dim=1) <= 1).all())
 
 
@@ -348,15 +346,15 @@ def test_every_kind_of_model_is_rewired(name, policy):
     assert sum(rewirer.moved.values()) > 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     for layer in masked(wide).values():
-        assert not layer.weight[layer.weight_mask == 0].any()
+        assert not layer.weight[layer.fpe_mask == 0].any()
 
 
 def test_new_weights_and_their_moments_start_at_zero():
     wide, x, rewirer, optimizer = start()
     train(wide, x, rewirer, optimizer, 1)
-    before = wide[0].weight_mask.clone()
+    before = wide[0].fpe_mask.clone()
     train(wide, x, rewirer, optimizer, 1, 1)
-    new = (wide[0].weight_mask != 0) & (before == 0)
+    new = (wide[0].fpe_mask != 0) & (before == 0)
     assert new.any()
     assert not wide[0].weight[new].any()
     assert not optimizer.state[wide[0].weight]["exp_avg_sq"][new].any()
@@ -375,7 +373,7 @@ def test_any_optimizer_forgets_what_has_moved(make):
 
     def check(step):
         for layer in masked(wide).values():
-            held = layer.weight_mask == 0
+            held = layer.fpe_mask == 0
             assert not layer.weight[held].any()
             states = [
                 v for v in optimizer.state[layer.weight].values() if getattr(v, "shape", ()) == held.shape
@@ -432,9 +430,7 @@ def test_a_compiled_model_moves_the_same_weights():
         rewirer = fpe.Rewirer(model, optimizer, "rigl", steps=12, schedule=EVERY_2)
         train(model, x, rewirer, optimizer, 12)
         results.append(wide)
-    assert all(
-        torch.equal(m.weight_mask, masked(results[1])[n].weight_mask) for n, m in masked(results[0]).items()
-    )
+    assert all(torch.equal(m.fpe_mask, masked(results[1])[n].fpe_mask) for n, m in masked(results[0]).items())
 
 
 @pytest.mark.parametrize("policy", ["set", "columns"])
@@ -482,10 +478,10 @@ def test_a_rewiring_without_finite_gradients_comes_one_step_later():
 def test_hold_takes_masks_that_others_have_set():
     wide, x, rewirer, optimizer = start()
     train(wide, x, rewirer, optimizer, 3)
-    wide[0].weight_mask[0] = 0
+    wide[0].fpe_mask[0] = 0
     rewirer.hold()
     train(wide, x, rewirer, optimizer, 1, 3)
-    assert (wide[0].weight[wide[0].weight_mask == 0] == 0).all()
+    assert (wide[0].weight[wide[0].fpe_mask == 0] == 0).all()
 
 
 def test_a_copy_of_a_model_that_is_watched_is_not():

@@ -27,7 +27,7 @@ PAIRS = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).repeat_i
 
 def mask_of_children(layer, factor):
     """Return each input's child, (neurons, inputs), by the weights that are not pruned; -1 where all are."""
-    masks = layer.weight_mask.view(-1, factor, layer.in_features)
+    masks = layer.fpe_mask.view(-1, factor, layer.in_features)
     return torch.where(masks.any(dim=1), masks.argmax(dim=1), -1)
 
 
@@ -91,7 +91,7 @@ def test_correlated_inputs_stay_together():
 def test_shared_co_activation_makes_blocks():
     split = fpe.splits.CoActivation(shared=True)
     wide = fpe.expand(fpe.mlp(8, 4, 1, seed=0), split=split, prune="columns", example_inputs=PAIRS)
-    masks = wide[0].weight_mask.view(4, 2, 8)
+    masks = wide[0].fpe_mask.view(4, 2, 8)
     assert (masks == masks[:1]).all()
 
 
@@ -132,7 +132,7 @@ def test_co_activation_of_a_convolution():
     cnn = nn.Sequential(nn.Conv2d(4, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4 * 4, 2))
     batch = torch.randn(8, 2, 6, 6).repeat_interleave(2, dim=1)
     wide = fpe.expand(cnn, split=fpe.splits.CoActivation(), example_inputs=batch)
-    child = wide[0].weight_mask.amax(dim=(2, 3)).view(3, 2, 4).argmax(dim=1)
+    child = wide[0].fpe_mask.amax(dim=(2, 3)).view(3, 2, 4).argmax(dim=1)
     assert (child[:, ::2] == child[:, 1::2]).all()
     with pytest.raises(ModelError, match="layer '0' shares out taps, of which split CoActivation"):
         fpe.expand(cnn, 8, split=fpe.splits.CoActivation(), example_inputs=batch)

@@ -22,9 +22,9 @@ def test_each_neuron_is_drawn_for_the_inputs_that_it_reads(wide):
     assert fpe.redraw_(wide, seed=3) is wide
     assert fpe.count_nonzero(wide) == before
     for layer in wide.modules():
-        if hasattr(layer, "weight_mask"):
-            assert torch.all(layer.weight[layer.weight_mask == 0] == 0)
-            reads = layer.weight_mask.flatten(1).sum(dim=1)
+        if hasattr(layer, "fpe_mask"):
+            assert torch.all(layer.weight[layer.fpe_mask == 0] == 0)
+            reads = layer.fpe_mask.flatten(1).sum(dim=1)
             largest = layer.weight.flatten(1).abs().amax(dim=1) * reads.sqrt()
             assert torch.all(largest <= 1)
             assert torch.all(largest[reads > 20] > 0.8)

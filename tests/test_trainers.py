@@ -76,7 +76,7 @@ def test_lightning_expands_at_the_epoch_and_trains_on(epoch, tmp_path):
     module = fitted(tmp_path, Expand(epoch, factor=2))
     assert module.network[0].out_features == 8
     assert fpe.count_nonzero(module) == fpe.count_nonzero(Module())
-    assert (module.network[0].weight[module.network[0].weight_mask == 0] == 0).all()
+    assert (module.network[0].weight[module.network[0].fpe_mask == 0] == 0).all()
     assert module.losses[-1] < module.losses[0]
 
 

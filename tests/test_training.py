@@ -155,9 +155,9 @@ def test_no_epochs_change_nothing():
 def test_a_wide_network_keeps_its_masks():
     wide = fpe.expand(fpe.mlp(6, 4, 3, seed=0))
     nonzero = fpe.count_nonzero(wide)
-    mask = wide[0].weight_mask.clone()
+    mask = wide[0].fpe_mask.clone()
     trained(5, network=wide)
-    assert torch.equal(wide[0].weight_mask, mask)
+    assert torch.equal(wide[0].fpe_mask, mask)
     assert (wide[0].weight[mask == 0] == 0).all()
     assert fpe.count_nonzero(wide) == nonzero
 

@@ -68,9 +68,9 @@ def test_the_rival_reads_the_inputs_it_should():
     read = FewerInputs(2).reads(40, 4, 6)
     scores = {"variance": given.variance, "norm": given.scout[0].weight.detach().norm(dim=0)}
     for by, score in scores.items():
-        seen = FewerInputs(2, by).make(given)[0].weight_mask.any(dim=0)
+        seen = FewerInputs(2, by).make(given)[0].fpe_mask.any(dim=0)
         assert set(seen.nonzero().flatten().tolist()) == set(score.topk(read).indices.tolist())
-    drawn = [FewerInputs(2, "random").make(start(seed=s))[0].weight_mask.any(dim=0) for s in (0, 0, 1)]
+    drawn = [FewerInputs(2, "random").make(start(seed=s))[0].fpe_mask.any(dim=0) for s in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
     assert int(drawn[0].sum()) == read
@@ -79,23 +79,23 @@ def test_the_rival_reads_the_inputs_it_should():
 def test_overlapping_siblings_share_inputs_and_miss_others():
     """Disjoint siblings see each input once; overlapping ones see some twice and some not at all."""
     given = start(inputs=41, outputs=1)
-    seen = Overlapping(2).make(given)[0].weight_mask.view(4, 2, 41).sum(dim=1)
-    disjoint = Expanded().make(given)[0].weight_mask.view(4, 2, 41).sum(dim=1)
+    seen = Overlapping(2).make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
+    disjoint = Expanded().make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
     assert int(disjoint.max()) == 1
     assert int(seen.max()) == 2
     assert int((seen == 0).sum()) > int((disjoint == 0).sum())
     kept = Overlapping(2).make(given)[0]
     rows = given.parent[0].weight.detach().repeat_interleave(2, dim=0)
-    assert torch.equal(kept.weight.detach(), rows * kept.weight_mask)
+    assert torch.equal(kept.weight.detach(), rows * kept.fpe_mask)
 
 
 def test_from_scratch_has_the_masks_of_an_expansion_and_weights_of_its_own():
     given = start()
     scratch, wide = FromScratch().make(given), fpe.expand(given.scout, 2, seed=given.seed)
     for one, other in zip((scratch[0], scratch[2]), (wide[0], wide[2]), strict=True):
-        assert torch.equal(one.weight_mask, other.weight_mask)
+        assert torch.equal(one.fpe_mask, other.fpe_mask)
         assert not torch.equal(one.weight, other.weight)
-    reads = scratch[0].weight_mask.sum(dim=1, keepdim=True)
+    reads = scratch[0].fpe_mask.sum(dim=1, keepdim=True)
     assert (scratch[0].weight.abs() <= 1 / reads.sqrt() + 1e-6).all()
 
 
@@ -118,19 +118,17 @@ def trained_wide(seed=0):
 
 def test_rewiring_moves_the_smallest_and_keeps_every_count():
     network, optimizer = trained_wide()
-    before = [
-        (m.weight.detach().clone(), m.weight_mask.clone()) for m in network if isinstance(m, MaskedLinear)
-    ]
+    before = [(m.weight.detach().clone(), m.fpe_mask.clone()) for m in network if isinstance(m, MaskedLinear)]
     rewire_at_random(network, optimizer, 0.25, torch.Generator().manual_seed(1))
     after = [m for m in network if isinstance(m, MaskedLinear)]
     for (weight, mask), layer in zip(before, after, strict=True):
         moved = min(int(0.25 * mask.sum()), int((mask == 0).sum()))
-        gone, come = (mask > layer.weight_mask), (mask < layer.weight_mask)
-        assert int(layer.weight_mask.sum()) == int(mask.sum())
+        gone, come = (mask > layer.fpe_mask), (mask < layer.fpe_mask)
+        assert int(layer.fpe_mask.sum()) == int(mask.sum())
         assert int(gone.sum()) == int(come.sum()) == moved
         if moved:
             assert weight[gone].abs().max() <= weight[(mask > 0) & ~gone].abs().min()
-        assert not layer.weight[layer.weight_mask == 0].any()
+        assert not layer.weight[layer.fpe_mask == 0].any()
         assert not layer.weight[come].any()
         for moment in ("exp_avg", "exp_avg_sq"):
             assert not optimizer.state[layer.weight][moment][gone | come].any()
@@ -159,7 +157,7 @@ def test_int8_is_what_integer_arithmetic_gives():
 def test_rounding_keeps_the_masks_zeros():
     network, _ = trained_wide()
     rounded = quantised(network, 4)
-    assert not rounded[0].layer.weight[network[0].weight_mask == 0].any()
+    assert not rounded[0].layer.weight[network[0].fpe_mask == 0].any()
     X, y = torch.rand(30, 12), torch.arange(30) % 3
     assert 0 <= quantised_accuracy(network, X, y, 4) <= 1
 
@@ -252,7 +250,7 @@ def test_rankings_differ_where_inputs_do():
     with torch.no_grad():
         given.parent[0].weight[:, 7] = 10
     kinds = ("columns", "columns-activation", "columns-gradient")
-    reads = {kind: bool(VARIANTS[kind].make(given)[0].weight_mask[:, 7].any()) for kind in kinds}
+    reads = {kind: bool(VARIANTS[kind].make(given)[0].fpe_mask[:, 7].any()) for kind in kinds}
     assert reads["columns"]
     assert not reads["columns-activation"]
     assert not reads["columns-gradient"]

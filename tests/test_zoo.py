@@ -105,7 +105,7 @@ def test_children_partition_their_parent(name, expanded):
             parent = model.get_submodule(producer).weight
             parent = parent.t() if type(model.get_submodule(producer)).__name__ == "Conv1D" else parent
             child = wide.get_submodule(producer)
-            mask = child.weight_mask.unflatten(0, (-1, layer.factor))
+            mask = child.fpe_mask.unflatten(0, (-1, layer.factor))
             assert mask.sum(1).max() <= 1
             assert torch.equal(child.weight.unflatten(0, (-1, layer.factor)).sum(1), parent * mask.sum(1))
 
@@ -118,7 +118,7 @@ def test_gate_and_up_of_a_child_take_the_same_inputs():
             layer.mlp.down_proj.weight[1:] = 0
     wide = fpe.expand(model, 2, example_inputs=batch)
     for layer in wide.model.layers:
-        assert torch.equal(layer.mlp.gate_proj.weight_mask, layer.mlp.up_proj.weight_mask)
+        assert torch.equal(layer.mlp.gate_proj.fpe_mask, layer.mlp.up_proj.fpe_mask)
 
 
 def test_all_taps_of_a_channel_stay_together_unless_taps_are_shared_out():
@@ -127,7 +127,7 @@ def test_all_taps_of_a_channel_stay_together_unless_taps_are_shared_out():
         model[4].weight[1:] = 0
     for how, together in (("channels", True), ("taps", False)):
         wide = fpe.expand(model, 3, layers=["0"], example_inputs=batch, convolutions=how)
-        taps = wide[0].weight_mask.flatten(2).sum(2)
+        taps = wide[0].fpe_mask.flatten(2).sum(2)
         assert bool(((taps == 0) | (taps == 9)).all()) is together
         assert wide.fpe_plan.layers[0].shares == how
 
@@ -153,7 +153,7 @@ def test_training_moves_the_free_weights_and_no_other(name, expanded):
     for layer in wide.fpe_plan.layers:
         for name_ in (*layer.group.producers, *layer.group.consumers):
             module = wide.get_submodule(name_)
-            assert (module.weight[module.weight_mask == 0] == 0).all()
+            assert (module.weight[module.fpe_mask == 0] == 0).all()
             assert not torch.equal(module.weight, before[f"{name_}.weight"])
 
 

@@ -66,7 +66,7 @@ class Probe:
             optimizer.step()
             losses.append(loss.item())
         layers = [m for m in model.modules() if isinstance(m, fpe.MaskedLayer)]
-        held = all(bool((m.weight[m.weight_mask == 0] == 0).all()) for m in layers)
+        held = all(bool((m.weight[m.fpe_mask == 0] == 0).all()) for m in layers)
         model.eval()
         return held and losses[-1] < losses[0]
 

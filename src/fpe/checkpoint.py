@@ -19,6 +19,7 @@ from fpe._version import __version__
 from fpe.adoption import adopt
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.files import write_atomically
+from fpe.masked import MASK, mask_names
 from fpe.models import mlp, mlp_sizes
 from fpe.packed.summary import Packing
 from fpe.plans import Plan
@@ -108,8 +109,9 @@ def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Modu
         ) from error
     _check_shapes(wide, tensors, path, like)
     own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    masks = mask_names(wide)
     for name, tensor in own.items():
-        like_what = name.removesuffix("_mask") if name.endswith("weight_mask") else name  # stored as booleans
+        like_what = name.replace(MASK, "weight") if name in masks else name  # masks are stored as booleans
         if like_what in tensors:
             tensor.data = tensor.data.to(tensors[like_what].dtype)
     wide.load_state_dict(tensors)
@@ -200,6 +202,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
+    masks = mask_names(model)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
@@ -213,7 +216,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             continue
         first[place] = name
         whole = tensor.full_tensor() if isinstance(tensor, _sharded()) else tensor
-        stored = whole.bool() if name.endswith("weight_mask") else whole
+        stored = whole.bool() if name in masks else whole
         stored = stored.cpu().contiguous()
         shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
         tensors[name] = stored.clone() if shares_storage else stored

@@ -75,7 +75,7 @@ def expand(
     >>> import torch, fpe
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> wide = fpe.expand(model, factor=2, seed=1)
-    >>> wide[0].weight_mask.sum().item() + wide[2].weight_mask.sum().item() + 8 + 2
+    >>> wide[0].fpe_mask.sum().item() + wide[2].fpe_mask.sum().item() + 8 + 2
     46.0
     """
     how = (layers, example_inputs, seed, budget, convolutions, target_fraction, target)

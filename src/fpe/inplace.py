@@ -135,7 +135,7 @@ def _lifted(
                 state[key] = lineage.lift(name, parameter, value)
                 module = replaced[name]
                 if parameter == "weight" and isinstance(module, MaskedLayer):
-                    state[key] = state[key] * module.weight_mask.to(state[key])
+                    state[key] = state[key] * module.fpe_mask.to(state[key])
         states[id(old)] = state
     return states
 

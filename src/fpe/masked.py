@@ -53,6 +53,12 @@ class _ShowGradient(torch.autograd.Function):
         return grad * mask, None, grad
 
 
+#: The buffer of a masked layer that holds its mask: a name that neither torch nor users take.
+MASK = "fpe_mask"
+#: What the buffer was called in files of earlier versions.
+_OLD_MASK = "weight_mask"
+
+
 class HoldsZeros(nn.Module):
     """A layer that holds some of the entries of its parameters at zero."""
 
@@ -70,7 +76,7 @@ class MaskedLayer(HoldsZeros):
     if TYPE_CHECKING:
         weight: Any
         bias: Any
-        weight_mask: Tensor
+        fpe_mask: Tensor
 
     #: A leaf of the weight's shape, which plays no part but that its ``grad`` gathers, over any number of
     #: backward passes, the gradient that the weight would have without its mask. Set by a rewirer, for the
@@ -78,14 +84,14 @@ class MaskedLayer(HoldsZeros):
     _probe: Tensor | None = None
 
     def _start_free(self) -> None:
-        self.register_buffer("weight_mask", torch.ones_like(self.weight, requires_grad=False))
+        self.register_buffer(MASK, torch.ones_like(self.weight, requires_grad=False))
 
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
         if self._probe is not None:
-            shown = _ShowGradient.apply(self.weight, self.weight_mask, self._probe)  # type: ignore[no-untyped-call]
+            shown = _ShowGradient.apply(self.weight, self.fpe_mask, self._probe)  # type: ignore[no-untyped-call]
             return cast(Tensor, shown)
-        return cast(Tensor, _MaskGradient.apply(self.weight, self.weight_mask))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _MaskGradient.apply(self.weight, self.fpe_mask))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe out: a copy is not what a rewirer watches."""
@@ -95,37 +101,48 @@ class MaskedLayer(HoldsZeros):
         self.weight = nn.Parameter(weight)
         if bias is not None:
             self.bias = nn.Parameter(bias)
-        self.weight_mask = mask
+        self.fpe_mask = mask
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of the weight."""
-        return self.weight_mask if name == "weight" else None
+        return self.fpe_mask if name == "weight" else None
 
     @torch.no_grad()
     def project(self) -> None:
         """Set the masked weights to zero, in place."""
-        self.weight.mul_(placed_like(self.weight_mask, self.weight))
+        self.weight.mul_(placed_like(self.fpe_mask, self.weight))
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
-        if self.weight_mask.is_meta:
+        if self.fpe_mask.is_meta:
             return super().extra_repr()
-        return f"{super().extra_repr()}, density={float(self.weight_mask.float().mean()):.3g}"
+        return f"{super().extra_repr()}, density={float(self.fpe_mask.float().mean()):.3g}"
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
     ) -> None:
+        if prefix + MASK not in state_dict and prefix + _OLD_MASK in state_dict:
+            state_dict[prefix + MASK] = state_dict.pop(prefix + _OLD_MASK)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if self.weight.is_meta or self.weight_mask.is_meta:
+        if self.weight.is_meta or self.fpe_mask.is_meta:
             return
         with torch.no_grad():
-            mask = placed_like(self.weight_mask, self.weight)
+            mask = placed_like(self.fpe_mask, self.weight)
             if torch.any((self.weight != 0) & (mask == 0)):
                 if local_metadata.get("assign_to_params_buffers"):
                     # The weight is now the caller's own tensor, which must stay as it is.
                     self.weight = nn.Parameter(self.weight * mask, self.weight.requires_grad)
                 else:
                     self.project()
+
+
+def mask_names(model: nn.Module) -> set[str]:
+    """Return the names that the masks of a model's masked layers have in its state dict."""
+    return {
+        f"{name}.{MASK}" if name else MASK
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, MaskedLayer)
+    }
 
 
 def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
@@ -152,7 +169,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
 
     Attributes
     ----------
-    weight_mask : Tensor
+    fpe_mask : Tensor
         A buffer of the weight's shape (out_features, in_features) and type: 1 where the weight is free,
         0 where it is held at zero. All ones at the start.
 

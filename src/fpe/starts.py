@@ -53,7 +53,7 @@ def redraw_(wide: nn.Module, seed: int = 0) -> nn.Module:
         raise ModelError("there is no masked layer whose weights could be drawn anew; call fpe.expand first.")
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
-        weight, mask = layer.weight, layer.weight_mask
+        weight, mask = layer.weight, layer.fpe_mask
         reads = mask.flatten(1).sum(dim=1).clamp_min(1)
         bound = reads.rsqrt().view(-1, *[1] * (weight.dim() - 1))
         weight.copy_(_uniform(weight, generator) * bound * mask)

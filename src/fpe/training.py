@@ -19,6 +19,7 @@ from torch.optim import Adam, Optimizer
 
 from fpe.errors import ArgumentError
 from fpe.losses import loss_of
+from fpe.masked import mask_names
 from fpe.rewiring.rewirer import Rewirer
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
@@ -309,8 +310,8 @@ def predicted(logits: Tensor) -> Tensor:
 def _state(model: nn.Module, rewirer: Rewirer | None = None) -> dict[str, Tensor]:
     """Copy what training changes: all but the masks, unless they move."""
     state = model.state_dict()
-    moves = rewirer is not None
-    return {n: copy.deepcopy(value) for n, value in state.items() if moves or not n.endswith("_mask")}
+    moves, masks = rewirer is not None, mask_names(model)
+    return {n: copy.deepcopy(value) for n, value in state.items() if moves or n not in masks}
 
 
 def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None = None) -> None:

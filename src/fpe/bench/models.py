@@ -70,7 +70,7 @@ def _rows_of(
     if case["kind"] == "model":
         return [module_row(name, packed, count_nonzero(parent), wide(probe))], note
     layer = wide[0]
-    useful, expected = count_free(layer.weight_mask), plain_with_zeros(layer)(probe)
+    useful, expected = count_free(layer.fpe_mask), plain_with_zeros(layer)(probe)
     slow = name != names.GROUPS
     rows = [module_row(name, packed[0], useful, _in_order_of(packed[0], expected), slow)]
     if name == names.CODES and layer.weight.numel() <= names.BITMASK_ENTRIES:
@@ -108,7 +108,7 @@ def _add_layer_rows(made: Subjects, others: list[Row], case: dict[str, Any], con
     wide, pruned = plain_with_zeros(shared), mask_in_forward(shared)
     expected = wide(made.probe)
     in_packed = _in_order_of(packed, expected)
-    useful = count_free(shared.weight_mask)
+    useful = count_free(shared.fpe_mask)
     made.rows += [
         module_row(names.DENSE, parent, parent.weight.numel(), slow=False),
         module_row(names.PACKED, packed, useful, in_packed, slow=False),
@@ -147,7 +147,7 @@ def _add_two_four(made: Subjects, case: dict[str, Any], config: BenchConfig) -> 
         wide: Any = expand(parent, factor=2, split="2:4", seed=config.seed).cuda().half()
         layer = pack(wide, format={"0": "2:4"})[0]  # type: ignore[index]
         expected = plain_with_zeros(wide[0])(made.probe)
-        made.rows.append(module_row(names.TWO_FOUR, layer, count_free(wide[0].weight_mask), expected))
+        made.rows.append(module_row(names.TWO_FOUR, layer, count_free(wide[0].fpe_mask), expected))
     except Exception as error:  # kernels that a GPU or a build of PyTorch has not
         made.notes[names.TWO_FOUR] = f"missing: {error}"
 

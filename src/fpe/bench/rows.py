@@ -106,7 +106,7 @@ def mask_in_forward(layer: Any) -> nn.Module:
     from torch.nn.utils import prune
 
     own = copy.deepcopy(plain_with_zeros(layer))
-    return prune.custom_from_mask(own, "weight", layer.weight_mask)  # type: ignore[no-untyped-call, no-any-return]
+    return prune.custom_from_mask(own, "weight", layer.fpe_mask)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def csr_row(layer: nn.Linear, useful: int, expected: Tensor) -> Row:

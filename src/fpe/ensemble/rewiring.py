@@ -96,7 +96,7 @@ class StackRewiring:
         """Mark what of a layer's stacked weight is no padding."""
         real = torch.zeros_like(self.stack.masks[self.places[i]])
         for row, rewirer in enumerate(self.rewirers):
-            cut(real[row], rewirer.sites[i].layer.weight_mask).fill_(1)
+            cut(real[row], rewirer.sites[i].layer.fpe_mask).fill_(1)
         return real
 
     def _gathered(self, i: int) -> Tensor | None:
@@ -268,7 +268,7 @@ class StackRewiring:
         rewirer.taken = self.rewirers[0].taken
         rewirer._watch()
         for i, site in enumerate(rewirer.sites):
-            site.layer.weight_mask.copy_(cut(self.stack.masks[self.places[i]][row], site.layer.weight))
+            site.layer.fpe_mask.copy_(cut(self.stack.masks[self.places[i]][row], site.layer.weight))
             probe, gradient = site.layer._probe, self.gathered[i]
             if probe is not None and gradient is not None:
                 probe.grad = cut(gradient[row], site.layer.weight).contiguous()

@@ -122,7 +122,7 @@ def _masks(network: nn.Module) -> list[Tensor]:
     for module in network.children():
         for name, parameter in module.named_parameters():
             if isinstance(module, MaskedLinear) and name == "weight":
-                masks.append(module.weight_mask)
+                masks.append(module.fpe_mask)
             else:
                 masks.append(torch.ones_like(parameter, requires_grad=False))
     return masks

@@ -195,7 +195,7 @@ def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[
 def _interference(layer: nn.Module, literals: int) -> dict[str, Any]:
     """Measure the first layer: its weight, and which clauses its neurons can see whole (A.5)."""
     weight = layer.weight.detach()  # type: ignore[operator]
-    mask = layer.weight_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
+    mask = layer.fpe_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
     covered = mask.bool().view(len(mask), -1, literals).all(dim=2)
     seen = covered.sum(dim=1)
     return {

@@ -131,7 +131,7 @@ def correct(wide: nn.Sequential, parent: nn.Sequential, X: Tensor) -> None:
     products, wanted = activations.t() @ activations, activations.t() @ outputs
     ridge = RIDGE * float(products.diagonal().mean())
     for row in range(len(last.weight)):
-        read = last.weight_mask[row].nonzero().flatten()
+        read = last.fpe_mask[row].nonzero().flatten()
         own = products[read][:, read] + ridge * torch.eye(len(read))
         last.weight[row, read] = torch.linalg.solve(own, wanted[read, row])
 

@@ -31,7 +31,7 @@ def rewire_at_random(
     for layer in network.modules():
         if not isinstance(layer, MaskedLinear):
             continue
-        weight, mask = layer.weight.view(-1), layer.weight_mask.view(-1)
+        weight, mask = layer.weight.view(-1), layer.fpe_mask.view(-1)
         free, held = mask.nonzero().flatten(), (mask == 0).nonzero().flatten()
         count = min(int(share * len(free)), len(held))
         going = free[weight[free].abs().argsort(stable=True)[:count]]

@@ -170,7 +170,7 @@ class FromScratch(Variant):
         """Return the network."""
         assert start.scout is not None
         inputs, hidden, outputs = sizes(start.parent)
-        masks = [layer.weight_mask for layer in _linear(expand(start.scout, self.factor, seed=start.seed))]
+        masks = [layer.fpe_mask for layer in _linear(expand(start.scout, self.factor, seed=start.seed))]
         fresh = _linear(mlp(inputs, hidden * self.factor, outputs, seed=start.seed))
         weights = []
         for layer, mask in zip(fresh, masks, strict=True):

@@ -88,7 +88,7 @@ def oriented_weight(layer: nn.Module) -> Tensor:
 
 def mask_of(layer: nn.Module) -> Tensor | None:
     """Return the mask of a layer in the shape of `oriented_weight`, None if all is free."""
-    return layer.weight_mask if isinstance(layer, MaskedLayer) else None
+    return layer.fpe_mask if isinstance(layer, MaskedLayer) else None
 
 
 def bias_of(module: nn.Module) -> Tensor | None:

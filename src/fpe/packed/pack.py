@@ -154,7 +154,7 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
         )
     problems = []
     for name, layer in masked.items():
-        mask = layer.weight_mask
+        mask = layer.fpe_mask
         if layer.weight.dtype not in TYPES:
             known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
             problems.append(f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}.")
@@ -195,7 +195,7 @@ def _demanded(format: str | Mapping[str, str] | None, masked: Mapping[str, Maske
     raise_problems(problems, ArgumentError, "format")
     if isinstance(format, str):  # means those that have zeros
         return {
-            n: f for n, f in demanded.items() if count_free(masked[n].weight_mask) < masked[n].weight.numel()
+            n: f for n, f in demanded.items() if count_free(masked[n].fpe_mask) < masked[n].weight.numel()
         }
     return demanded
 
@@ -205,7 +205,7 @@ def _choices(
 ) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        seen = Structure.of(layer.weight_mask, *_known(plan, name, len(layer.weight)))
+        seen = Structure.of(layer.fpe_mask, *_known(plan, name, len(layer.weight)))
         choice = choose_format(seen, layer.weight, demanded.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {demanded[name]!r}: {choice}")
@@ -294,8 +294,8 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
 
 def _row(name: str, layer: MaskedLayer, made: nn.Module, choice: Choice) -> PackingRow:
     bias = 0 if layer.bias is None else layer.bias.numel()
-    nonzero = count_free(layer.weight_mask) + bias
-    masked = layer.weight.nbytes + layer.weight_mask.nbytes + bias * layer.weight.element_size()
+    nonzero = count_free(layer.fpe_mask) + bias
+    masked = layer.weight.nbytes + layer.fpe_mask.nbytes + bias * layer.weight.element_size()
     return PackingRow(
         name=name,
         format=choice.format,

@@ -46,7 +46,7 @@ def put(layer: MaskedLayer, mask: Tensor, optimizers: list[Optimizer]) -> None:
         Every tensor of the weight's shape that one of them keeps for it is set to 0 where the masks differ,
         and where the new one holds.
     """
-    own = layer.weight_mask
+    own = layer.fpe_mask
     stays = placed_like(mask * (mask == whole(own)), layer.weight)
     own.copy_(placed_like(mask, own))
     layer.project()

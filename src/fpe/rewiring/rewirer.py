@@ -142,7 +142,7 @@ class Rewirer:
     def hold(self) -> None:
         """Set weights and moments to zero where the masks, changed by others, hold them; in place."""
         for i, site in enumerate(self.sites):
-            put(site.layer, whole(site.layer.weight_mask), self.optimizers)
+            put(site.layer, whole(site.layer.fpe_mask), self.optimizers)
             if i in self._gathering:
                 self._forget(i)
 
@@ -170,7 +170,7 @@ class Rewirer:
 
     def _tensors(self, i: int, gradient: Tensor | None) -> Tensors:
         layer = self.sites[i].layer
-        weight, mask = whole(layer.weight), whole(layer.weight_mask)
+        weight, mask = whole(layer.weight), whole(layer.fpe_mask)
         noise = self.noise(i).to(weight.device) if self.policy.grow == "random" else None
         return Tensors(
             weight=weight.unsqueeze(0),
@@ -192,7 +192,7 @@ class Rewirer:
             raise ModelError(_NOT_TRAINED)
         gradients = {}
         for i, gradient in found.items():  # a layer that no sample has reached has none
-            mask = self.sites[i].layer.weight_mask
+            mask = self.sites[i].layer.fpe_mask
             gradients[i] = average(torch.zeros_like(whole(mask)) if gradient is None else gradient)
         finite = torch.stack([g.isfinite().all() for g in gradients.values()])
         for i in self._gathering:
@@ -218,7 +218,7 @@ class Rewirer:
         """Let a layer gather from nothing, or from a given sum, or not at all."""
         layer = self.sites[i].layer
         if i in self._gathering:
-            mask = whole(layer.weight_mask)
+            mask = whole(layer.fpe_mask)
             layer._probe = mask.new_zeros(()).expand(mask.shape).requires_grad_()
             layer._probe.grad = None if but is None else but.to(layer._probe).clone()
         else:
@@ -325,7 +325,7 @@ class Rewirer:
         """Return a table of what has been done: the weights freed so far, layer by layer."""
         rows = []
         for site in self.sites:
-            mask = whole(site.layer.weight_mask)
+            mask = whole(site.layer.fpe_mask)
             moved = f"{self.moved[site.name]:,}" if site.name in self.moved else "stays"
             rows.append((site.name, f"{int(mask.sum(dtype=torch.float64)):,}", f"{mask.numel():,}", moved))
         head = ("layer", "free", "of", "freed so far")

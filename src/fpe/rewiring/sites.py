@@ -152,7 +152,7 @@ def _are_blocks(sites: Sequence[Site]) -> bool:
     cuts = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
     if len({cut.shape for cut in cuts}) > 1:
         return False
-    masks = [site.layer.weight_mask.unsqueeze(0) for site in sites]
+    masks = [site.layer.fpe_mask.unsqueeze(0) for site in sites]
     joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, cuts, strict=True)], dim=3)
     entries = joint.shape[1] * joint.shape[3]
     free = (joint != 0).sum(dim=(1, 3))  # (blocks, inputs)
