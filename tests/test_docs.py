@@ -4,6 +4,7 @@ import contextlib
 import doctest
 import importlib
 import io
+import json
 import pkgutil
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import fpe
+from fpe.experiments.findings import verdict
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -67,3 +69,16 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile():
 def test_the_version_is_one():
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {fpe.__version__}\n" in citation
+
+
+@pytest.mark.parametrize("page", ["boolean", "vision", "rewiring", "splits"])
+def test_verdicts_of_a_page_are_those_of_its_data(page):
+    text = (ROOT / "docs" / "results" / f"{page}.md").read_text()
+    stored = [json.loads(path.read_text()) for path in (ROOT / "docs" / "results" / page).glob("*.json")]
+    claims = [claim for result in stored for claim in result.get("claims", [])]
+    verdicts = [verdict(claim) for claim in claims]
+    for claim, said in zip(claims, verdicts, strict=True):
+        said = said if said == "agrees" else f"**{said}**"
+        assert f"| {claim['paper']} | {claim['ours']} | {said} |" in text
+    if counted := re.search(r"\*\*(\d+) of (\d+) statements", text):
+        assert [int(n) for n in counted.groups()] == [verdicts.count("agrees"), len(claims)]

@@ -1,5 +1,6 @@
 """`fpe reproduce`: from trained networks to claims, tables, figures, and back after a kill."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from fpe.experiments import catalogue
 from fpe.experiments.boolean import KINDS, BooleanConfig, run_row
 from fpe.experiments.engine import Engine
 from fpe.experiments.experiment import Request
+from fpe.experiments.findings import sign_claim, verdict
 from fpe.experiments.reproduce import reproduce
 from fpe.experiments.statistics import Interval, mean, slope, slope_over_trials
 
@@ -120,6 +122,27 @@ def networks_with(accuracy, axis="neurons", values=(4, 8, 16), trials=6):
 
 def verdicts(found):
     return [claim.agrees for claim in found.claims]
+
+
+def test_a_size_that_its_interval_excludes_agrees_in_sign_only():
+    up = Interval(6.1, 3.0, 9.2)
+    claims = (
+        sign_claim("up", "difference", up, True, 1, ""),
+        sign_claim("up by 5", "difference", up, True, 1, "", size=5.0),
+        sign_claim("up by 10", "difference", up, True, 1, "", size=10.0),
+        sign_claim("down by 5", "difference", up, False, 1, "", size=5.0),
+    )
+    said = [verdict(dataclasses.asdict(claim)) for claim in claims]
+    assert said == ["agrees", "agrees", "in sign only", "not shown"]
+
+
+def test_lower_in_all_settings_but_one_needs_just_that():
+    def accuracy(exceptions):  # the cosine of `networks_with` is its negative
+        return lambda kind, h: 0.5 + (0 if kind == "dense" else -0.1 if h in exceptions else 0.1)
+
+    for exceptions, holds in (((), True), ((4,), True), ((4, 8), False)):
+        found = findings.orthogonality(networks_with(accuracy(exceptions)))
+        assert verdicts(found)[:2] == [holds, holds]
 
 
 def test_claims_agree_where_the_data_say_so_and_not_where_they_do_not():

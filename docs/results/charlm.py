@@ -15,6 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
+from pages import commits
 from torch import nn
 
 import fpe
@@ -165,14 +166,15 @@ def main() -> None:
     columns = ["neurons", "network", "non-zeros", "validation loss [95 %]", "less than dense [95 %]"]
     made = provenance()
     write_json(HERE / "charlm.json", {"runs": list(records.values()), "provenance": made})
-    page = PAGE.format(table="\n".join(markdown_table(columns, rows)), steps=STEPS, **made)
+    runs = commits(list(records.values()))
+    page = PAGE.format(commits=runs, table="\n".join(markdown_table(columns, rows)), steps=STEPS, **made)
     write_atomically(HERE / "charlm.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 PAGE = """# A character model: GPT-2's MLPs expanded
 
-Made by `python docs/results/charlm.py`, with fpe {fpe} at {commit}, torch {torch},
-Python {python}, on {machine}.
+Made by `python docs/results/charlm.py`, with torch {torch}, Python {python}, on
+{machine}. {commits}
 Every run is in [charlm.json](charlm.json).
 
 A GPT-2 of three blocks, width 64 and four heads learns the characters of Python's own help

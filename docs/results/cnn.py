@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import commits
 from torch import Tensor, nn
 
 import fpe
@@ -136,14 +137,15 @@ def main() -> None:
     columns = ["widths", "network", "non-zeros", "test % [95 %]", "more than dense [95 %]"]
     made = provenance()
     write_json(HERE / "cnn.json", {"runs": list(records.values()), "provenance": made})
-    page = PAGE.format(table="\n".join(markdown_table(columns, rows)), epochs=EPOCHS, **made)
+    runs = commits(list(records.values()))
+    page = PAGE.format(commits=runs, table="\n".join(markdown_table(columns, rows)), epochs=EPOCHS, **made)
     write_atomically(HERE / "cnn.md", lambda temporary: temporary.write_text(page, encoding="utf-8"))
 
 
 PAGE = """# A CNN on Fashion-MNIST: convolutions and classifier expanded
 
-Made by `python docs/results/cnn.py`, with fpe {fpe} at {commit}, torch {torch},
-Python {python}, on {machine}.
+Made by `python docs/results/cnn.py`, with torch {torch}, Python {python}, on
+{machine}. {commits}
 Every run is in [cnn.json](cnn.json).
 
 Two convolutions of 3 × 3 with BatchNorm, ReLU and pooling, a hidden layer and a head learn Fashion-MNIST for

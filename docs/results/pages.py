@@ -37,6 +37,14 @@ def collect(names: Sequence[str], out: Path, folder: str) -> list[dict[str, Any]
     return results
 
 
+def commits(runs: Sequence[dict[str, Any]]) -> str:
+    """Say which commits stored runs were made with; a "+" stands for changes that were not committed."""
+    made = dict.fromkeys(run["provenance"]["commit"] for run in runs)
+    return f"Trained with fpe at {', '.join(made)}" + (
+        " (+: with changes that were not committed)." if any(c.endswith("+") for c in made) else "."
+    )
+
+
 def sections(results: Sequence[dict[str, Any]], folder: str) -> list[str]:
     """Write each result as a section."""
     return [findings_markdown(result, f"{folder}/{result['name']}.png") for result in results]

@@ -68,7 +68,7 @@ def case_study(networks: Sequence[Network]) -> Findings:
         paper = PAPER_CASE_STUDY[high] - PAPER_CASE_STUDY[low]
         text = f"{LABELS[high]} is {paper:.1f} points above {LABELS[low]}"
         found.claims.append(
-            sign_claim(text, "mean of the paired differences", difference, True, 100, " points")
+            sign_claim(text, "mean of the paired differences", difference, True, 100, " points", size=paper)
         )
     rows = []
     for kind in KINDS:
@@ -283,13 +283,15 @@ def _measure(networks: Sequence[Network], name: str, label: str, up: bool) -> Fi
             differences = {n: [a - b for a, b in both] for n, both in pairs.items()}
             clear = [n for n, d in differences.items() if _clear(mean(d), up)]
             overall = mean([v for d in differences.values() for v in d])
+            # The paper says this of the capacity as a whole, of the cosine in all settings but one.
+            holds = _clear(overall, up) if up else len(clear) >= len(differences) - 1
             found.claims.append(
                 Claim(
                     f"{label} of {LABELS[kind]} is {'higher' if up else 'lower'} than dense"
                     f"{'' if up else ' for all but one setting'} ({fixed})",
                     f"mean difference {overall.text(digits=3)}; its interval excludes 0 in {len(clear)} of "
                     f"{len(differences)} settings",
-                    _clear(overall, up),
+                    holds,
                 )
             )
     return found

@@ -190,11 +190,12 @@ def width_claims(
     ]
 
 
-def overall_claim(cells: Cells, kind: str, other: str, up: bool, paper: str) -> Claim:
-    """Compare two kinds over all widths at once."""
-    return sign_claim(
-        paper, f"{cells.data}, mean over widths", cells.overall(kind, other), up, 100, " points"
-    )
+def overall_claim(
+    cells: Cells, kind: str, other: str, up: bool, paper: str, size: float | None = None
+) -> Claim:
+    """Compare two kinds over all widths at once; `size` is the paper's difference, in points."""
+    what = f"{cells.data}, mean over widths"
+    return sign_claim(paper, what, cells.overall(kind, other), up, 100, " points", size=size)
 
 
 def count_claim(cells: Cells, kind: str, other: str, paper: str) -> Claim:

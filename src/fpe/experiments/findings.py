@@ -23,12 +23,15 @@ class Claim:
     ours : str
         What was measured, with its interval.
     agrees : bool
-        Whether the measurement says the same, its interval included.
+        Whether the measurement says the same, its interval included; of a size, only that it has this sign.
+    in_size : bool or None
+        Whether the interval includes the size that the paper gives; None where it gives none.
     """
 
     paper: str
     ours: str
     agrees: bool
+    in_size: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,31 @@ class Findings:
         return dataclasses.asdict(self)
 
 
+def verdict(claim: dict[str, Any]) -> str:
+    """Return the verdict on a stored claim: "agrees", "in sign only", or "not shown".
+
+    It agrees if the statement holds with its whole interval and, where the paper gives a size, the interval
+    includes that size.
+    """
+    if not claim["agrees"]:
+        return "not shown"
+    return "in sign only" if claim.get("in_size") is False else "agrees"
+
+
 def sign_claim(
-    paper: str, what: str, interval: Interval, up: bool, scale: float, unit: str, digits: int = 1
+    paper: str,
+    what: str,
+    interval: Interval,
+    up: bool,
+    scale: float,
+    unit: str,
+    digits: int = 1,
+    size: float | None = None,
 ) -> Claim:
-    """State that something rises, or falls, with its interval; it agrees if 0 lies outside."""
+    """State that something rises, or falls, with its interval; it holds if 0 lies outside.
+
+    `size` is what the paper gives, in the unit that is printed.
+    """
     agrees = interval.above_zero if up else interval.below_zero
-    return Claim(paper, f"{what}: {interval.text(scale, digits)}{unit}", agrees)
+    in_size = None if size is None else interval.includes(size / scale)
+    return Claim(paper, f"{what}: {interval.text(scale, digits)}{unit}", agrees, in_size)

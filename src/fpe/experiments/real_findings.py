@@ -363,7 +363,9 @@ def dynamic(networks: list[Network], quick: bool) -> Findings:
             )
             interval = cells.difference(hidden, best, "random")
             text = f"{cells.data}, {hidden} neurons, best with {LABELS[best]}: {interval.text(100)} points"
-            found.claims.append(Claim(f"moving masks: {paper}", text, interval.above_zero))
+            size = PAPER_DYNAMIC.get(hidden)
+            in_size = None if size is None else interval.includes(size / 100)
+            found.claims.append(Claim(f"moving masks: {paper}", text, interval.above_zero, in_size))
         found.tables.append(accuracy_table(cells, ("dense", "random", *moving), LABELS))
         found.tables.append(difference_table(cells, [(kind, "random") for kind in moving], LABELS))
         found.figures.append(difference_lines(cells, moving, "random", "one-shot random"))
@@ -376,7 +378,7 @@ def two_four(networks: list[Network], quick: bool) -> Findings:
     for cells in by_data(networks, ("dense", "two-four", "random")):
         found.claims += [
             _comparable(cells, "two-four", "random", "2:4 is within a point of random (−0.25 points)"),
-            overall_claim(cells, "two-four", "dense", True, "2:4 is above dense (+7.78 points)"),
+            overall_claim(cells, "two-four", "dense", True, "2:4 is above dense (+7.78 points)", size=7.78),
         ]
         found.tables.append(accuracy_table(cells, ("dense", "two-four", "random"), LABELS))
         pairs = [("two-four", "dense"), ("random", "dense"), ("two-four", "random")]

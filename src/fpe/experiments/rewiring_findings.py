@@ -59,7 +59,7 @@ def rewiring(networks: list[Network], quick: bool) -> Findings:
                     f"{ASKED}: {LABELS[ours]} closes at least {100 * ENOUGH:.0f} % of the gap to twice the "
                     f"parameters{note}",
                     f"{cells.data}, mean over widths {overall.text(100, 0, False)} % ({text})",
-                    overall.value >= ENOUGH,
+                    overall.low >= ENOUGH,
                 )
             )
         for other in ("random", "still", "rigl", "rigl-erk"):
@@ -151,5 +151,5 @@ def _close(cells: Cells, packable: str, ours: str) -> Claim:
         f"{ASKED}: {LABELS[packable]}, which stays packable, is within a point of {LABELS[ours]} at "
         "every width",
         f"{cells.data}, points by neurons: {text}; over all {cells.overall(packable, ours).text(100)}",
-        all(100 * interval.value > -CLOSE for interval in each.values()),
+        all(100 * interval.low > -CLOSE for interval in each.values()),
     )

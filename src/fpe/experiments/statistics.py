@@ -32,6 +32,10 @@ class Interval:
         """Whether the whole interval is below 0."""
         return self.high < 0
 
+    def includes(self, value: float) -> bool:
+        """Whether the interval holds a value."""
+        return self.low <= value <= self.high
+
     def text(self, scale: float = 1, digits: int = 1, sign: bool = True) -> str:
         """Write as ``+1.2 [+0.8, +1.6]``."""
         form = f"{{:{'+' if sign else ''}.{digits}f}}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe.errors import ArgumentError, DataError
+from fpe.experiments.findings import verdict
 from fpe.files import read_json, write_atomically
 from fpe.report.charts import chart
 
@@ -140,7 +141,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
         [
             escape(c["paper"]),
             escape(c["ours"]),
-            '<span class="yes">agrees</span>' if c["agrees"] else '<span class="no">not shown</span>',
+            f'<span class="{"yes" if (v := verdict(c)) == "agrees" else "no"}">{v}</span>',
         ]
         for c in result["claims"]
     ]

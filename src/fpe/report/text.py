@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fpe.experiments.findings import verdict
 from fpe.plans import text_table
 
 
@@ -34,8 +35,7 @@ def findings_text(result: dict[str, Any]) -> str:
     """Lay the claims and tables of a result out as text."""
     lines = [f"{result['name']}: {result['question']}", f"paper: {result['paper']}", ""]
     for claim in result["claims"]:
-        verdict = "agrees" if claim["agrees"] else "not shown"
-        lines += [f"  {verdict:<9}  {claim['paper']}", f"{'':<13}{claim['ours']}"]
+        lines += [f"  {verdict(claim):<12}  {claim['paper']}", f"{'':<16}{claim['ours']}"]
     for table in result["tables"]:
         lines += ["", table["title"], *text_table(table["columns"], table["rows"])]
     return "\n".join(lines)
@@ -47,7 +47,7 @@ def findings_markdown(result: dict[str, Any], picture: str) -> str:
     lines = [f"## {result['question']}", "", f"{where}. Command: `{result['command']}`.", ""]
     lines += [f"**The paper:** {result['paper']}", ""]
     verdicts = [
-        [c["paper"], c["ours"], "agrees" if c["agrees"] else "**not shown**"] for c in result["claims"]
+        [c["paper"], c["ours"], v if (v := verdict(c)) == "agrees" else f"**{v}**"] for c in result["claims"]
     ]
     lines += markdown_table(["the paper says", "we measured [95 %]", ""], verdicts)
     lines += ["", f"![{result['question']}]({picture})", ""]
