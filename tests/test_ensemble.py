@@ -297,7 +297,7 @@ def test_few_steps_are_not_compiled(monkeypatch):
 def test_an_infinite_loss_is_named_and_the_last_finite_state_kept():
     start = networks((4, 6))
     optimizers = [adam(start[0], 1e-2), adam(start[1], 1e300)]
-    with pytest.raises(ArgumentError, match=r"the loss of network 1 became .* use a smaller learning rate"):
+    with pytest.raises(ArgumentError, match=r"network 1: .* in epoch 1; use a smaller learning rate"):
         ensemble.train(
             start,
             X,
@@ -307,6 +307,33 @@ def test_an_infinite_loss_is_named_and_the_last_finite_state_kept():
             generators=[torch.Generator().manual_seed(0)] * 2,
         )
     assert all(torch.isfinite(p).all() for n in start for p in n.parameters())
+
+
+@pytest.mark.parametrize("rewired", [False, True])
+def test_an_epoch_whose_gradients_overflow_is_taken_back_whole(rewired):
+    """The loss stays finite; Adam's moments would be infinite, and the layer would never move again."""
+    start = [fpe.expand(network, 2) for network in networks((4, 4))]
+    optimizers = [adam(network, 1e-2) for network in start]
+    order = [torch.Generator().manual_seed(0) for _ in start]
+    rewirers = None
+    if rewired:
+        when = fpe.Schedule(every=2)
+        rewirers = [
+            fpe.Rewirer(n, o, "set", steps=200, schedule=when) for n, o in zip(start, optimizers, strict=True)
+        ]
+
+    def state():
+        kept = [n.state_dict() for n in start], [o.state_dict() for o in optimizers]
+        moving = [(r.taken, r.moved, r.generator.get_state()) for r in rewirers or []]
+        with torch._tensor_str.printoptions(profile="full", precision=17):
+            return repr((*kept, [g.get_state() for g in order], moving))
+
+    how = {"epochs": 1, "optimizers": optimizers, "generators": order, "rewirers": rewirers}
+    ensemble.train(start, X, Y, batch_size=8, **how)
+    before = state()
+    with pytest.raises(ArgumentError, match=r"network 1: .* in epoch 1; .*scale the inputs"):
+        ensemble.train(start, [X, X * 1e200], Y, batch_size=8, **how)
+    assert state() == before
 
 
 def test_ctrl_c_leaves_the_last_finished_epoch():

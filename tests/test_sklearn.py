@@ -293,6 +293,23 @@ class TestPartialFit:
         clf.partial_fit(X.astype(dtype), CODES)
         assert clf.predict(X.astype(dtype)).shape == (150,)
 
+    @pytest.mark.parametrize("calls", [1, 3], ids=["dense", "rewired"])
+    @pytest.mark.parametrize("size", [1e30, 3e38], ids=["gradients", "loss"])
+    def test_a_batch_that_overflows_is_refused_and_leaves_everything_as_it_was(self, calls, size):
+        """Adam's moments, the order of the data and the masks' generator too: it goes on as without it."""
+        clf, twin = (quick(warmup_epochs=1, rewire="set", factor=2) for _ in range(2))
+        small = X.astype("float32")
+        for one in (clf, twin):
+            for _ in range(calls):
+                one.partial_fit(small, CODES, classes=[0, 1, 2])
+        with pytest.raises(ValueError, match="scale the inputs"):
+            clf.partial_fit(np.sign(small) * np.float32(size), CODES)
+        for one in (clf, twin):
+            for _ in range(3):
+                one.partial_fit(small, CODES)
+        assert clf.history_ == twin.history_
+        assert torch.equal(weights(clf), weights(twin))
+
     def test_the_first_call_needs_the_classes(self):
         with pytest.raises(ArgumentError, match=r"classes must be given in the first call"):
             quick().partial_fit(X, CODES)

@@ -9,6 +9,7 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError
 from fpe.training import (
+    Cosine,
     EarlyStopping,
     accuracy,
     adam,
@@ -171,6 +172,103 @@ def test_a_loss_that_is_no_number_ends_training_and_leaves_the_last_finite_state
     with pytest.raises(ArgumentError, match=r"became (nan|inf) in epoch 1; use a smaller learning"):
         train(network, X, y, epochs=3, optimizer=adam(network), generator=torch.Generator())
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def everything(network, optimizer, generator, rewirer=None):
+    """Return all that training changes, as text that can be compared."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    modes = [module.training for module in network.modules()]
+    moving = None if rewirer is None else (rewirer.state_dict(), rewirer.schedule)
+    with torch._tensor_str.printoptions(profile="full", precision=12):
+        states = network.state_dict(), optimizer.state_dict()["state"], generator.get_state(), moving
+        return repr((states, rates, modes))
+
+
+class Fails(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [Fails, KeyboardInterrupt])
+@pytest.mark.parametrize("rewired", [False, True])
+def test_an_epoch_that_fails_is_taken_back_whole(error, rewired):
+    """Weights, masks, moments, order, learning rate and training modes, as after the epoch before."""
+    X, y = data()
+    network = fpe.expand(fpe.mlp(6, 4, 3, seed=0)).eval()
+    network[0].train()
+    optimizer, generator = adam(network, 1e-2), torch.Generator().manual_seed(0)
+    rewirer = None
+    if rewired:
+        rewirer = fpe.Rewirer(network, optimizer, "accumulated", steps=30, schedule=fpe.Schedule(every=2))
+    how = {"optimizer": optimizer, "generator": generator, "rewirer": rewirer, "decay": Cosine(9)}
+    kept = []
+
+    def note(record):
+        kept.append(everything(network, optimizer, generator, rewirer))
+
+    class Data:
+        """Breaks in the second mini-batch of the third epoch."""
+
+        def __init__(self):
+            self.asked = 0
+
+        def __getattr__(self, name):
+            return getattr(X, name)
+
+        def __len__(self):
+            return len(X)
+
+        def __getitem__(self, rows):
+            self.asked += 1
+            if self.asked == 8:
+                raise error
+            return X[rows]
+
+    with pytest.raises(error):
+        train(network, Data(), y, epochs=5, batch_size=30, on_epoch=note, **how)
+    assert len(kept) == 2
+    assert everything(network, optimizer, generator, rewirer) == kept[-1]
+
+
+@pytest.mark.parametrize("scale", [1e30, 3e38])
+def test_gradients_that_overflow_end_training_and_leave_nothing_infinite(scale):
+    """The loss may stay finite; Adam's second moment would be infinite, and the weight never move again."""
+    network = fpe.mlp(6, 4, 3, seed=0)
+    optimizer, generator = adam(network, 1e-2), torch.Generator().manual_seed(0)
+    X, y = data()
+    how = {"epochs": 1, "optimizer": optimizer, "generator": generator}
+    train(network, X, y, **how)
+    before = everything(network, optimizer, generator)
+    with pytest.raises(ArgumentError, match=r"in epoch 1.*scale the inputs"):
+        train(network, X.sign() * scale, y, **how)
+    assert everything(network, optimizer, generator) == before
+
+
+def test_a_held_out_loss_that_is_no_number_ends_training():
+    X, y = data()
+    held = EarlyStopping(X * float("inf"), y, patience=3)
+    with pytest.raises(ArgumentError, match="validation loss became nan in epoch 1"):
+        trained(5, early_stopping=held)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda network, X, y: predict_logits(network, X),
+        lambda network, X, y: accuracy(network, X, y),
+        lambda network, X, y: evaluate_loss(network, X, y),
+        lambda network, X, y: run_epoch(network, adam(network), X, y, 30, torch.Generator()),
+        lambda network, X, y: trained(2, network=network, early_stopping=EarlyStopping(X, y, 2)),
+    ],
+    ids=["predict_logits", "accuracy", "evaluate_loss", "run_epoch", "train"],
+)
+def test_training_modes_stay_as_they_were(call):
+    """Also where a user has put one module alone into evaluation mode."""
+    for outer, inner in ((True, False), (False, True)):
+        network = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)).train(outer)
+        network[1].train(inner)
+        call(network, *data())
+        assert [module.training for module in network] == [outer, inner, outer, outer]
+        assert network.training == outer
 
 
 @pytest.mark.parametrize("factor", [1, 2])

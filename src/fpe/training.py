@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -123,6 +124,8 @@ def run_epoch(
 ) -> float:
     """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
 
+    Learning rates and training modes are afterwards as they were, also after an error.
+
     Parameters
     ----------
     model, optimizer
@@ -145,24 +148,39 @@ def run_epoch(
     float
         The mean loss over the samples, each as it was when its mini-batch came.
     """
-    model.train()
     order = torch.randperm(len(X), generator=generator).to(X.device)
     total = torch.zeros((), dtype=torch.float64, device=X.device)
     batches = torch.split(order, batch_size)
     rates = [group["lr"] for group in optimizer.param_groups]
-    for number, batch in enumerate(batches):
-        if decay is not None:
-            _set_rates(optimizer, [decay.factor(number / len(batches)) * rate for rate in rates])
-        weight = None if sample_weight is None else sample_weight[batch]
-        optimizer.zero_grad()
-        loss = loss_of(model(X[batch]), y[batch], weight)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if rewirer is not None:
-            rewirer.step()
-        total += loss.detach() * len(batch)
-    _set_rates(optimizer, rates)
+    try:
+        with _mode(model, training=True):
+            for number, batch in enumerate(batches):
+                if decay is not None:
+                    left = decay.factor(number / len(batches))
+                    _set_rates(optimizer, [left * rate for rate in rates])
+                weight = None if sample_weight is None else sample_weight[batch]
+                optimizer.zero_grad()
+                loss = loss_of(model(X[batch]), y[batch], weight)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if rewirer is not None:
+                    rewirer.step()
+                total += loss.detach() * len(batch)
+    finally:
+        _set_rates(optimizer, rates)
     return float(total) / len(X)
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put all modules into training or evaluation mode while the block runs; then each has its own again."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
 
 
 def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
@@ -207,7 +225,8 @@ def train(
 ) -> list[Record]:
     """Train a model in place for some epochs.
 
-    After Ctrl-C the model holds the state of its last finished epoch.
+    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
+    Training modes and learning rates are afterwards as they were.
 
     Parameters
     ----------
@@ -243,33 +262,30 @@ def train(
     Raises
     ------
     ArgumentError
-        If the loss becomes NaN or infinite; the model then holds its last finite state.
+        If training diverges: the loss, a parameter or a number that the optimizer keeps of it becomes NaN
+        or infinite. Everything is then as after the last finished epoch.
     """
     history: list[Record] = []
     batch_size = batch_size or fitting_batch_size(len(X))
-    finished = best = _state(model, rewirer)
-    lowest, best_epoch = float("inf"), 0
-    rates = [group["lr"] for group in optimizer.param_groups]
+    best, lowest, best_epoch = _state(model, rewirer), float("inf"), 0
+    finished = _Snapshot(model, optimizer, generator, rewirer)
     for epoch in range(1, epochs + 1):
         now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
         try:
             loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now)
-        except KeyboardInterrupt:
-            _restore(model, finished, rewirer)
-            _set_rates(optimizer, rates)
+            record: Record = {"epoch": epoch, "loss": loss}
+            if early_stopping is not None:
+                held_out = early_stopping.X, early_stopping.y, early_stopping.weight
+                record["validation_loss"] = evaluate_loss(model, *held_out)
+            problem = divergence(record, [*model.parameters(), *_moments(optimizer)])
+            if problem is not None:
+                raise ArgumentError(f"{problem} in epoch {epoch}; {DIVERGED}")
+        except BaseException:
+            finished.restore()
             raise
-        if not loss < float("inf"):
-            _restore(model, finished, rewirer)
-            raise ArgumentError(
-                f"the loss became {loss} in epoch {epoch}; use a smaller learning rate, or scale the inputs."
-            )
-        record: Record = {"epoch": epoch, "loss": loss}
-        finished = _state(model, rewirer)
-        if early_stopping is not None:
-            held_out = early_stopping.X, early_stopping.y, early_stopping.weight
-            record["validation_loss"] = evaluate_loss(model, *held_out)
-            if record["validation_loss"] < lowest:
-                lowest, best, best_epoch = record["validation_loss"], finished, epoch
+        finished = _Snapshot(model, optimizer, generator, rewirer)
+        if early_stopping is not None and record["validation_loss"] < lowest:
+            lowest, best, best_epoch = record["validation_loss"], finished.model_state, epoch
         history.append(record)
         if on_epoch is not None:
             on_epoch(record)
@@ -280,10 +296,45 @@ def train(
     return history
 
 
+#: What to do about training that diverges.
+DIVERGED = "use a smaller learning rate, or scale the inputs."
+
+
+def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
+    """Say what became NaN or infinite in an epoch; None if nothing did.
+
+    Parameters
+    ----------
+    record : dict
+        The record of the epoch, whose losses are looked at.
+    trained : iterable of Tensor
+        The parameters, and what the optimizer keeps: a gradient that overflows leaves a finite loss and
+        infinite moments, after which a weight never changes again.
+    """
+    for name in ("loss", "validation_loss"):
+        if not record.get(name, 0.0) < float("inf"):
+            return f"the {name.replace('_', ' ')} became {record[name]}"
+    if not all(finite(tensor) for tensor in trained):
+        return "a gradient became NaN or infinite"
+    return None
+
+
+def finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _moments(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that an optimizer keeps of each parameter."""
+    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+
+
 def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tensor:
-    """Return the logits of all samples, shape (samples, outputs), in evaluation mode."""
-    model.eval()
-    with torch.no_grad():
+    """Return the logits of all samples, shape (samples, outputs), in evaluation mode.
+
+    Training modes are afterwards as they were.
+    """
+    with _mode(model, training=False), torch.no_grad():
         return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
 
 
@@ -318,3 +369,24 @@ def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None
     model.load_state_dict(state, strict=False)
     if rewirer is not None:
         rewirer.hold()
+
+
+class _Snapshot:
+    """All that training changes, as it is now, to go back to."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
+    ) -> None:
+        self._live = model, optimizer, generator, rewirer
+        self.model_state = _state(model, rewirer)
+        self._optimizer = copy.deepcopy(optimizer.state_dict())
+        self._order = generator.get_state()
+        self._rewirer = None if rewirer is None else rewirer.state_dict()
+
+    def restore(self) -> None:
+        model, optimizer, generator, rewirer = self._live
+        model.load_state_dict(self.model_state, strict=False)
+        optimizer.load_state_dict(self._optimizer)
+        generator.set_state(self._order)
+        if rewirer is not None and self._rewirer is not None:
+            rewirer.load_state_dict(self._rewirer)

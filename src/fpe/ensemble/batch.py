@@ -15,7 +15,7 @@ from fpe.ensemble.program import State, step_of, vary
 from fpe.ensemble.rewiring import StackRewiring
 from fpe.ensemble.stack import Stack, cut, pad
 from fpe.errors import ArgumentError
-from fpe.training import Record
+from fpe.training import DIVERGED, Record, divergence, finite
 
 #: Steps, times networks, from which on compiling pays: it takes some ten seconds.
 WORTH_COMPILING = 50_000
@@ -75,18 +75,16 @@ class Batch:
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
         """Train for so many epochs; networks, optimizers and generators are then up to date.
 
-        They are so too if training is interrupted, but for the parameters, which are those of the last
-        finished epoch.
+        After an error or Ctrl-C they are as after the last finished epoch.
         """
+        undo: Callable[[], None] | None = None
         try:
             for epoch in range(1, epochs + 1):
                 if not self.members:
                     break
-                finished = [p.clone() for p in self.stack.parameters]
-                if self.rewiring is not None:
-                    self.rewiring.begin_epoch()
+                undo = self._begin_epoch()
                 records = self._run_epoch(epoch)
-                finished = self.stack.parameters
+                undo = None
                 for member, record in zip(self.members, records, strict=True):
                     member.history.append(record)
                 if on_epoch is not None:
@@ -94,15 +92,34 @@ class Batch:
                 if self.members[0].early_stopping is not None:
                     self._let_stop(epoch)
         except BaseException:
-            if self.rewiring is not None and finished is not self.stack.parameters:
-                self.rewiring.undo_epoch()
-            self.stack.parameters = finished
+            if undo is not None:
+                undo()
             self._write_back()
             raise
         for row, member in enumerate(self.members):
             if member.early_stopping is not None:
                 self._restore_best(row, member)
         self._write_back()
+
+    def _begin_epoch(self) -> Callable[[], None]:
+        """Remember where an epoch begins; return what goes back there."""
+        lists = self.stack.parameters, *self.moments
+        copies = [[tensor.clone() for tensor in tensors] for tensors in lists]
+        steps = self.steps.clone()
+        orders = [(member.generator, member.generator.get_state()) for member in self.members]
+        if self.rewiring is not None:
+            self.rewiring.begin_epoch()
+
+        def undo() -> None:
+            for tensors, copied in zip(lists, copies, strict=True):
+                tensors[:] = copied
+            self.steps = steps
+            for generator, state in orders:
+                generator.set_state(state)
+            if self.rewiring is not None:
+                self.rewiring.undo_epoch()
+
+        return undo
 
     def _run_epoch(self, epoch: int) -> list[Record]:
         """Train for one epoch; return the record of each network."""
@@ -124,14 +141,14 @@ class Batch:
         sizes = torch.full((self.count, 1), self.batch_size, dtype=torch.float64, device=self.X.device)
         sizes[-1] -= self.count * self.batch_size - self.samples
         losses = ((torch.stack(means) * sizes).sum(dim=0) / self.samples).tolist()
-        for member, loss in zip(self.members, losses, strict=True):
-            if not loss < float("inf"):
-                raise ArgumentError(
-                    f"the loss of network {member.number} became {loss} in epoch {epoch}; use a smaller "
-                    "learning rate, or scale the inputs."
-                )
         records: list[Record] = [{"epoch": epoch, "loss": loss} for loss in losses]
         self._look_at_held_out(epoch, records)
+        trained = [tensor for tensors in (self.stack.parameters, *self.moments) for tensor in tensors]
+        broken = [tensor for tensor in trained if not finite(tensor)]
+        for row, (member, record) in enumerate(zip(self.members, records, strict=True)):
+            problem = divergence(record, [tensor[row] for tensor in broken])
+            if problem is not None:
+                raise ArgumentError(f"network {member.number}: {problem} in epoch {epoch}; {DIVERGED}")
         return records
 
     def _order(self) -> Tensor:

@@ -18,6 +18,7 @@ from fpe.ensemble.stack import Stack, cut
 from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.select import totals
+from fpe.training import finite
 
 
 def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
@@ -45,11 +46,6 @@ def rewirer_problem(
     if rewirer.model is not network or [id(o) for o in rewirer.optimizers] != [id(optimizer)]:
         return "its rewirer is not for it and its optimizer; give fpe.Rewirer(network, optimizer, …)."
     return None
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 class StackRewiring:
@@ -174,7 +170,7 @@ class StackRewiring:
 
     def _rewire(self) -> None:
         first = self.rewirers[0]
-        if not all(g is None or _finite(g) for g in self.gathered):
+        if not all(g is None or finite(g) for g in self.gathered):
             # The epoch's loss is infinite, and training ends; masks stay as they are.
             self._forget()
             return
@@ -239,7 +235,7 @@ class StackRewiring:
         self._moved_from = None
 
     def undo_epoch(self) -> None:
-        """Go back to where the epoch began, but for parameters and moments; what is held has none."""
+        """Go back to where the epoch began; parameters and moments are the batch's own business."""
         self.rewirers[0].taken, self.gathered = self._start
         if self._moved_from is not None:
             masks, states = self._moved_from
@@ -250,8 +246,6 @@ class StackRewiring:
                 rewirer.generator.set_state(generator)
         self.rewirers[0]._watch()
         self._catch_up()
-        for k in self.places:
-            self._hold(k)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these networks only; the stack and the moments have been cut already."""
