@@ -3,6 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
+# Data sets that are not downloaded, where a folder of them lies beside this one.
+ifneq ($(wildcard ../shared/data),)
+export FPE_DATA ?= $(abspath ../shared/data)
+endif
+
 .PHONY: help setup demo test lint bench results clean
 
 help:  ## List the targets.

@@ -3,9 +3,12 @@
 import ast
 import re
 from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 import fpe
 
@@ -86,3 +89,22 @@ def test_a_module_imports_only_from_those_above_it(module):
     above = place_of(module)
     wrong = [other for other in imported(MODULES[module]) if place_of(other) > above]
     assert not wrong, f"{module} stands above {', '.join(wrong)} in {PICTURE.name}"
+
+
+def test_pinned_versions_can_be_installed_with_the_oldest_python():
+    """Of the versions that are installed here, those that need a later Python are pinned for that alone."""
+    oldest = "3.10"
+    refused = []
+    for line in (PICTURE.parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        applies = pin.marker is None or pin.marker.evaluate({"python_version": oldest})
+        try:
+            installed = metadata(pin.name)
+        except PackageNotFoundError:
+            continue
+        needed = SpecifierSet(installed["Requires-Python"] or "")
+        if applies and pin.specifier.contains(installed["Version"]) and not needed.contains(f"{oldest}.0"):
+            refused.append(f"{line} needs Python {needed}")
+    assert refused == []

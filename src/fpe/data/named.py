@@ -36,8 +36,8 @@ def digits() -> tuple[Any, ...]:
 def fashion_mnist() -> tuple[Any, ...]:
     """Return Fashion-MNIST (Xiao et al. 2017), pixels scaled to 0 … 1, in its own split.
 
-    Its IDX files are looked for in the folder ``fashion-mnist`` of ``FPE_DATA``, then of ``../shared/data``;
-    failing that, scikit-learn downloads it from OpenML, once.
+    Its IDX files are looked for in the folder ``fashion-mnist`` of ``FPE_DATA``; failing that, scikit-learn
+    takes it from its cache, or downloads it from OpenML, once.
     """
     folder = find_folder("fashion-mnist")
     if folder is None:
@@ -91,10 +91,8 @@ def find_folder(name: str) -> Path | None:
         raise DataError(
             f"FPE_DATA is {chosen!r}, which is no folder; set it to the folder of the data, or unset it."
         )
-    for root in ([chosen] if chosen is not None else []) + [os.path.join("..", "shared", "data")]:
-        if (Path(root) / name).is_dir():
-            return Path(root) / name
-    return None
+    folder = Path(chosen, name) if chosen is not None else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def read_idx(path: Path) -> np.ndarray:
