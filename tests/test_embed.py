@@ -217,8 +217,8 @@ def test_a_choice_of_classes_is_seeded(tmp_path):
     chosen = [open_items(str(tmp_path / "many"), classes=3, seed=seed) for seed in (0, 0, 1)]
     assert chosen[0].classes == chosen[1].classes != chosen[2].classes
     assert chosen[0].labels["train"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    first = chosen[0].parts["train"][int(chosen[0].rows["train"][3])]["image"]
-    assert first.size == (24, 24)
+    (first,) = chosen[0].parts["train"].take(chosen[0].rows["train"][3:4])
+    assert first == tmp_path / "many" / chosen[0].classes[1] / "0000.png"
     with pytest.raises(ArgumentError, match=r"classes is 9; .* has 8, give 2 to 8"):
         open_items(str(tmp_path / "many"), classes=9)
 
@@ -319,16 +319,125 @@ def test_other_embeddings_are_not_mixed_in(images, clip, tmp_path):
     assert shards(tmp_path) != before
 
 
-def test_a_broken_image_is_named_and_what_is_finished_stays(images, clip, tmp_path):
+@pytest.fixture
+def broken(tmp_path):
+    """Thirty cats and dogs each; three of the dogs are broken."""
     write_images(tmp_path / "images", 30)
     (tmp_path / "images" / "dog" / "0015.png").write_bytes(b"not a picture")
-    config = EmbedConfig(clip, shard_size=20, batch_size=10)
-    with pytest.raises(DataError, match=r"rows 40 to 49 .from 0. of the train part cannot be read"):
-        embed(str(tmp_path / "images"), tmp_path / "out", config)
-    assert sorted(f.name for f in (tmp_path / "out").glob("*.safetensors")) == [
-        "train-00000.safetensors",
-        "train-00001.safetensors",
+    (tmp_path / "images" / "dog" / "0016.png").write_bytes(b"")
+    whole = (tmp_path / "images" / "dog" / "0018.png").read_bytes()
+    (tmp_path / "images" / "dog" / "0018.png").write_bytes(whole[: len(whole) // 2])
+    return tmp_path / "images"
+
+
+def names(folder):
+    return sorted(f.name for f in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_all_broken_images_are_named_and_other_shards_stay(broken, clip, tmp_path, workers):
+    config = EmbedConfig(clip, shard_size=15, batch_size=5)
+    with pytest.raises(DataError, match=r"3 of 60 images .*--skip-broken") as error:
+        embed(str(broken), tmp_path / "out", config, workers=workers)
+    assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
+        f"dog/00{n}.png" for n in (15, 16, 18)
     ]
+    assert names(tmp_path / "out") == [f"train-0000{n}.safetensors" for n in (0, 1, 2)]
+
+
+def test_broken_images_are_left_out_and_listed(broken, clip, tmp_path):
+    options = ("--encoder", clip, "--out", tmp_path / "out", "--shard-size", 15, "--dtype", "float32")
+    assert run("embed", broken, *options).exit_code == 1
+    first = (tmp_path / "out" / "train-00000.safetensors").stat().st_mtime_ns
+    made = run("embed", broken, *options, "--skip-broken")
+    assert made.exit_code == 0, made.output
+    assert "57 embeddings in 4 shards" in made.output
+    assert all(f"left out: dog/00{n}.png" in made.output for n in (15, 16, 18))
+    assert (tmp_path / "out" / "train-00000.safetensors").stat().st_mtime_ns == first
+    manifest = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert list(manifest["broken"]["train-00003.safetensors"]) == [f"dog/00{n}.png" for n in (15, 16, 18)]
+    assert manifest["items"] == {"train": 57}
+    again = run("embed", broken, *options, "--skip-broken")
+    assert "left out: dog/0016.png" in again.output
+    for name in ("15", "16", "18"):
+        (broken / "dog" / f"00{name}.png").unlink()
+    embed(str(broken), tmp_path / "removed", EmbedConfig(clip, dtype="float32"))
+    one, other = (load(tmp_path / name, test_fraction=0.2) for name in ("out", "removed"))
+    assert (one.y_train == other.y_train).all()
+    np.testing.assert_allclose(one.X_train, other.X_train, atol=1e-6)
+
+
+def test_a_class_without_a_whole_image_is_an_error(clip, tmp_path):
+    write_images(tmp_path / "images", 2)
+    for i in range(2):
+        (tmp_path / "images" / "dog" / f"000{i}.png").write_bytes(b"no")
+    for _ in range(2):
+        with pytest.raises(DataError, match="none of the training images of dog"):
+            embed(str(tmp_path / "images"), tmp_path / "out", EmbedConfig(clip), skip_broken=True)
+
+
+def test_only_shards_of_what_has_changed_are_made_again(clip, tmp_path):
+    """A changed image, a removed one, and one more; each time as if everything were made anew."""
+    write_images(tmp_path / "images", 30)
+    write_images(tmp_path / "images" / "test", 2)
+    (tmp_path / "images" / "train").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).rename(tmp_path / "images" / "train" / name)
+    config, train = EmbedConfig(clip, shard_size=10), tmp_path / "images" / "train"
+
+    def made_again():
+        before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*.safetensors")}
+        with pytest.warns(UserWarning, match="has changed"):
+            embed(str(tmp_path / "images"), tmp_path / "out", config, workers=0)
+        embed(str(tmp_path / "images"), tmp_path / "new", config, workers=0, fresh=True)
+        assert shards(tmp_path / "out") == shards(tmp_path / "new")
+        after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*.safetensors")}
+        return sorted(name[:11] for name in after if after[name] != before.get(name))
+
+    embed(str(tmp_path / "images"), tmp_path / "out", config, workers=0)
+    pictures(9, 1, True)[0].save(train / "cat" / "0012.png")
+    assert made_again() == ["train-00001"]
+    (train / "dog" / "0015.png").unlink()
+    assert made_again() == ["train-00004", "train-00005"]
+    pictures(9, 1, True)[0].save(train / "dog" / "0100.png")
+    pictures(9, 1, True)[0].save(train / "dog" / "0101.png")
+    assert made_again() == ["train-00005", "train-00006"]
+    (train / "dog" / "0101.png").unlink()
+    assert made_again() == []
+    assert "train-00006.safetensors" not in names(tmp_path / "out")
+
+
+def test_another_folder_of_the_same_name_is_refused(clip, tmp_path):
+    for place in ("a", "b"):
+        write_images(tmp_path / place / "pets", 3)
+    embed(str(tmp_path / "a" / "pets"), tmp_path / "out", EmbedConfig(clip))
+    before = shards(tmp_path / "out")
+    with pytest.raises(ArgumentError, match="made from another pets"):
+        embed(str(tmp_path / "b" / "pets"), tmp_path / "out", EmbedConfig(clip))
+    assert shards(tmp_path / "out") == before
+    (tmp_path / "a").rename(tmp_path / "c")  # the same files elsewhere are the same
+    embed(str(tmp_path / "c" / "pets"), tmp_path / "out", EmbedConfig(clip))
+
+
+def test_shards_without_their_manifest_are_not_taken(images, clip, tmp_path):
+    """Nothing says what they hold."""
+    embed(str(images), tmp_path, EmbedConfig(clip, normalize=False))
+    (tmp_path / "embeddings.json").unlink()
+    with pytest.warns(UserWarning, match="outdated"):
+        embed(str(images), tmp_path, EmbedConfig(clip))
+    assert np.linalg.norm(load(tmp_path).X_train, axis=1) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_smallest_and_the_thinnest_images(clip, tmp_path):
+    """Heights of one and three pixels are no channels."""
+    rng = np.random.default_rng(0)
+    for i, (height, width) in enumerate([(1, 1), (3, 40), (1, 50), (40, 3), (3, 3)] * 2):
+        folder = tmp_path / "images" / ("cat" if i < 5 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        picture = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    embed(str(tmp_path / "images"), tmp_path / "out", EmbedConfig(clip), workers=0)
+    assert len(load(tmp_path / "out").X_train) == 8
 
 
 def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
@@ -345,8 +454,8 @@ def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
         ),
         ("texts.csv", {"label": "topci"}, ArgumentError, "no column 'topci'.*Did you mean 'topic'"),
         ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'; there are text"),
-        ("empty", {}, DataError, "empty could not be opened"),
-        ("nothing.csv", {}, DataError, "nothing.csv could not be opened"),
+        ("empty", {}, DataError, "empty has no folders of images"),
+        ("nothing.csv", {}, DataError, "no file or folder .*nothing.csv"),
     ):
         with pytest.raises(error, match=message):
             embed(str(tmp_path / source), tmp_path / "out", EmbedConfig(sentences, **options))

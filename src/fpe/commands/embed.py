@@ -30,6 +30,7 @@ import click
 @click.option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
 @click.option("--workers", type=int, help="Processes that read images.  [default: 1; beside a GPU 8]")
 @click.option("--fresh", is_flag=True, help="Throw away the shards of an earlier run.")
+@click.option("--skip-broken", is_flag=True, help="Leave out and list images that cannot be read.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def embed(
     source: str,
@@ -37,14 +38,15 @@ def embed(
     device: str | None,
     workers: int | None,
     fresh: bool,
+    skip_broken: bool,
     as_json: bool,
     **settings: Any,
 ) -> None:
     """Embed SOURCE once, into a folder that fpe fit and fpe reproduce read.
 
     SOURCE is a folder with a folder of images for each class (also below train and test), a .parquet or
-    .csv file with images or texts, or a data set of the Hugging Face hub. Run the same command again to
-    go on after Ctrl-C: a shard is whole or absent.
+    .csv file with images or texts, or a data set of the Hugging Face hub as OWNER/NAME. You can interrupt
+    a run; the same command resumes it, and makes shards again whose files have changed.
 
     \b
     Example:
@@ -53,6 +55,7 @@ def embed(
       fpe embed questions.csv --label intent
       fpe fit embeddings/cifar100
     """  # noqa: D301
+    from fpe.embed.folders import listed
     from fpe.embed.run import EmbedConfig
     from fpe.embed.run import embed as run
     from fpe.embed.shards import MANIFEST
@@ -61,11 +64,18 @@ def embed(
     folder = out or Path("embeddings", Path(source).resolve().stem)
     config = EmbedConfig(**settings)
     with progress_bar(folder.name, 0, not as_json) as advance:
-        manifest = run(source, folder, config, device, workers, fresh, lambda done, of: advance("", done, of))
+        manifest = run(
+            *(source, folder, config, device, workers, fresh),
+            lambda done, of: advance("", done, of),
+            skip_broken,
+        )
     if as_json:
         click.echo(json.dumps(manifest))
         return
     for part, count in manifest["items"].items():
         click.echo(f"{part:<6} {count:>9,} embeddings in {manifest['shards'][part]} shards")
     click.echo(f"{len(manifest['classes'])} classes, encoder {manifest['encoder']}")
+    for name, why in (pair for own in manifest["broken"].values() for pair in own.items()):
+        click.echo(f"left out: {name}, which cannot be read ({why})")
+    click.echo(listed(manifest["left_out"]), nl=False)
     click.echo(f"embeddings  {folder / MANIFEST}\n  next: fpe fit {folder}")

@@ -33,18 +33,14 @@ class Encoder:
 
 
 class Pixels:
-    """Turns images into pixel values, as the encoder's own processor does."""
+    """Turns RGB images into pixel values, as the encoder's own processor does."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
     def __call__(self, images: Sequence[Any]) -> dict[str, Tensor]:
         """Return ``{"pixel_values": (batch, 3, height, width)}``."""
-        return {
-            "pixel_values": self.processor([image.convert("RGB") for image in images], return_tensors="pt")[
-                "pixel_values"
-            ]
-        }
+        return {"pixel_values": self.processor(list(images), return_tensors="pt")["pixel_values"]}
 
 
 def load_encoder(name: str, kind: str, device: str, half: bool = False) -> Encoder:

@@ -1,19 +1,21 @@
-"""Embed a data set once with a frozen encoder; stop and go on at any time."""
+"""Embed a data set once with a frozen encoder; an interrupted run is resumed."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fpe._version import __version__
-from fpe.embed.encoders import Encoder, load_encoder
+from fpe.embed.batches import Batch, embedded
+from fpe.embed.encoders import load_encoder
 from fpe.embed.items import Items, open_items
 from fpe.embed.shards import FORMATS, MANIFEST, shard_path, write_shard
 from fpe.errors import ArgumentError, DataError, raise_problems
@@ -84,11 +86,12 @@ def embed(
     workers: int | None = None,
     fresh: bool = False,
     on_batch: Callable[[int, int], None] | None = None,
+    skip_broken: bool = False,
 ) -> dict[str, Any]:
     """Embed a data set into a folder, which `fpe.data.load` and ``fpe fit`` then read.
 
-    A shard is whole or absent. Called again, it makes those that are absent; the bytes are those of an
-    uninterrupted run on the same machine.
+    A shard is whole or absent. Called again, it makes those that are absent, and those whose files have
+    changed; the bytes are those of an uninterrupted run on the same machine.
 
     Parameters
     ----------
@@ -107,6 +110,9 @@ def embed(
         Throw away the shards of an earlier run.
     on_batch : callable, optional
         Gets how many items of how many are finished, after each batch.
+    skip_broken : bool, default False
+        Leave out images that cannot be read, and list them in ``embeddings.json``; by default they are an
+        error once all others are embedded.
 
     Returns
     -------
@@ -119,7 +125,7 @@ def embed(
         For arguments that mean nothing, an encoder that cannot be loaded, or a folder that holds other
         embeddings.
     DataError
-        If the source, or one of its images, cannot be read.
+        If the source, or some of its images, cannot be read; all of them are named.
     KeyboardInterrupt
         After Ctrl-C, with a message that says what is finished and how to go on.
     """
@@ -132,146 +138,181 @@ def embed(
     name = config.encoder or (IMAGES if items.kind == "image" else TEXTS)
     config = dataclasses.replace(config, encoder=name)
     manifest = _manifest(source, config, items)
-    stored = _stored(out, manifest, fresh)
-    absent = [
-        (part, number)
-        for part, count in manifest["shards"].items()
-        for number in range(count)
-        if fresh or not shard_path(out, part, number, config.format).exists()
-    ]
-    total = sum(len(rows) for rows in items.rows.values())
-    done = total - sum(len(_rows(items, config, *shard)) for shard in absent)
-    if absent:
+    old: dict[str, Any] | None = read_json(out / MANIFEST)
+    kept = set() if old is None or fresh else _unchanged(out, old, manifest)
+    shards = _shards(manifest)
+    manifest["broken"] = {name: own for name, own in (old or {}).get("broken", {}).items() if name in kept}
+    absent = [shard for shard, file in shards.items() if file not in kept or not (out / file).exists()]
+    outdated = [file for file in _shards(old or manifest).values() if file not in kept]
+    outdated = [file for file in outdated if (out / file).exists()]
+    if absent or outdated:
         encoder = load_encoder(name, items.kind, device, config.half)
+        for file in outdated:
+            (out / file).unlink()
+        if outdated and not fresh:
+            warnings.warn(
+                f"{source} has changed; {len(outdated)} shards in {out} are outdated.", stacklevel=2
+            )
         if items.kind == "text":  # tokenizers have threads of their own
             workers = 0
         elif workers is None:
             workers = 8 if device.startswith("cuda") else 1
-        for path in _shard_paths(out, stored or manifest) if fresh else ():
-            path.unlink(missing_ok=True)
-        write_json(out / MANIFEST, manifest)
+        _store(out, manifest, items)
+        batches = embedded(
+            encoder,
+            items,
+            [(shard, _rows(items, config, *shard)) for shard in absent],
+            config.batch_size,
+            device,
+            workers,
+        )
         try:
-            for (part, number), X, count in _shards(encoder, items, config, absent, device, workers):
-                if X is not None:
-                    y = items.labels[part][number * config.shard_size :][: len(X)]
-                    write_shard(shard_path(out, part, number, config.format), X, y, items.classes)
-                done += count
-                if on_batch is not None:
-                    on_batch(done, total)
+            _make(out, manifest, items, batches, absent, skip_broken, on_batch)
         except KeyboardInterrupt:
-            made = sum(shard_path(out, *shard, config.format).exists() for shard in absent)
-            every = sum(manifest["shards"].values())
+            made = sum((out / file).exists() for file in shards.values())
             raise KeyboardInterrupt(
-                f"stopped. {every - len(absent) + made} of {every} shards are finished and kept in {out}; "
+                f"stopped. {made} of {len(shards)} shards are finished and kept in {out}; "
                 "run the same command again to go on from there."
             ) from None
+    _check_classes(manifest, items)
     return manifest
 
 
 def _manifest(source: str, config: EmbedConfig, items: Items) -> dict[str, Any]:
+    """Return what ``embeddings.json`` will hold, before it is known which images are broken."""
     size = config.shard_size
+    counts = {part: -(-len(rows) // size) for part, rows in items.rows.items()}
+    here = Path(source).exists()
     return {
         "fpe": __version__,
-        "source": source if not Path(source).exists() else Path(source).name,
-        "fingerprint": items.fingerprint(),
+        "source": Path(source).name if here else source,
+        "place": hashlib.sha256(str(Path(source).resolve()).encode()).hexdigest()[:16] if here else None,
         "kind": items.kind,
         **dataclasses.asdict(config),
         "items": {part: len(rows) for part, rows in items.rows.items()},
-        "shards": {part: -(-len(rows) // size) for part, rows in items.rows.items()},
+        "shards": counts,
+        "digests": {
+            part: [_digest(items, config, part, number) for number in range(count)]
+            for part, count in counts.items()
+        },
         "classes": items.classes,
+        "left_out": dict(items.left_out),
+        "broken": {},
     }
 
 
-def _stored(out: Path, manifest: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
-    """Return the manifest that the folder has, if any; refuse one of other embeddings."""
-    stored: dict[str, Any] | None = read_json(out / MANIFEST)
-    if stored is not None and stored != manifest and not fresh:
-        differing = [
-            f"{key} {stored.get(key)!r}, now {manifest[key]!r}"
-            for key in manifest
-            if stored.get(key) != manifest[key] and key != "classes"
-        ]
+def _digest(items: Items, config: EmbedConfig, part: str, number: int) -> str:
+    """Return what stands for the content of a shard: items, class numbers and names."""
+    rows = _rows(items, config, part, number)
+    labels = items.labels[part][number * config.shard_size :][: len(rows)]
+    names = [items.classes[label] for label in np.unique(labels)]
+    digest = hashlib.sha256(repr(names).encode() + labels.tobytes() + items.parts[part].mark(rows))
+    return digest.hexdigest()[:16]
+
+
+def _unchanged(out: Path, old: dict[str, Any], manifest: dict[str, Any]) -> set[str]:
+    """Return the files of the shards whose content is still the same; refuse a folder of other embeddings."""
+    content = ("items", "shards", "digests", "classes", "left_out", "broken", "place")
+    differing = [key for key in manifest if key not in content and old.get(key) != manifest[key]]
+    what = [f"{key} {old.get(key)!r}, now {manifest[key]!r}" for key in differing]
+    if "digests" not in old:
+        what.append("written by an earlier version of fpe")
+    elif old["digests"] != manifest["digests"] and old["place"] != manifest["place"]:
+        what.append(f"made from another {manifest['source']}")
+    if what:
         raise ArgumentError(
-            f"{out} holds other embeddings ({'; '.join(differing) or 'other classes'}); give another --out, "
-            "or --fresh to throw them away."
+            f"{out} holds other embeddings ({'; '.join(what)}); give another --out, or --fresh to throw "
+            "them away."
         )
-    return stored
+    before = {file: old["digests"][part][n] for (part, n), file in _shards(old).items()}
+    return {f for (part, n), f in _shards(manifest).items() if before.get(f) == manifest["digests"][part][n]}
 
 
-def _shard_paths(out: Path, manifest: dict[str, Any]) -> list[Path]:
-    """Return the files of all shards that a manifest names."""
-    return [
-        shard_path(out, part, number, manifest["format"])
+def _shards(manifest: dict[str, Any]) -> dict[tuple[str, int], str]:
+    """Return the file name of each shard, by part and number."""
+    return {
+        (part, number): shard_path(Path(), part, number, manifest["format"]).name
         for part, count in manifest["shards"].items()
         for number in range(count)
-    ]
+    }
 
 
 def _rows(items: Items, config: EmbedConfig, part: str, number: int) -> np.ndarray:
     return items.rows[part][number * config.shard_size :][: config.shard_size]
 
 
-class _Rows(torch.utils.data.Dataset):  # type: ignore[type-arg]
-    """The batches to come, prepared; a batch never spans two shards."""
-
-    def __init__(self, items: Items, prepare: Any, batches: list[tuple[str, np.ndarray]]) -> None:
-        self.items, self.prepare, self.batches = items, prepare, batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        part, rows = self.batches[index]
-        try:
-            values = self.items.parts[part][rows.tolist()][self.items.column]
-            if any(value is None for value in values):
-                raise ValueError("it is empty")
-            return dict(self.prepare(values))
-        except Exception as error:  # whatever a broken image makes of its library
-            raise DataError(
-                f"rows {rows[0]} to {rows[-1]} (from 0) of the {part} part cannot be read: {error}. Mend or "
-                "remove what is broken, and run the same command again."
-            ) from error
+def _store(out: Path, manifest: dict[str, Any], items: Items) -> None:
+    """Count the embeddings, and write ``embeddings.json``."""
+    for part, rows in items.rows.items():
+        broken = [len(own) for file, own in manifest["broken"].items() if file.startswith(f"{part}-")]
+        manifest["items"][part] = len(rows) - sum(broken)
+    write_json(out / MANIFEST, manifest)
 
 
-@torch.inference_mode()
-def _shards(
-    encoder: Encoder,
+def _make(
+    out: Path,
+    manifest: dict[str, Any],
     items: Items,
-    config: EmbedConfig,
+    batches: Iterable[Batch],
     absent: list[tuple[str, int]],
-    device: str,
-    workers: int,
-) -> Iterator[tuple[tuple[str, int], np.ndarray | None, int]]:
-    """Yield after each batch the shard, its embeddings if it is whole now, and the size of the batch."""
-    batches, ends = [], []
-    for part, number in absent:
-        rows = _rows(items, config, part, number)
-        cut = [rows[i : i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
-        batches += [(part, batch) for batch in cut]
-        ends += [None] * (len(cut) - 1) + [(part, number)]
-    loader = torch.utils.data.DataLoader(
-        _Rows(items, encoder.prepare, batches),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=device.startswith("cuda"),
-    )
-    whole: list[Tensor] = []
-    for (_, rows), end, batch in zip(batches, ends, loader, strict=True):
-        made = encoder.forward(
-            {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        ).float()
-        if config.normalize:
-            made = torch.nn.functional.normalize(made, dim=1)
-        whole.append(made.to(getattr(torch, config.dtype)).cpu())
-        if end is None:
-            yield (batches[0][0], -1), None, len(rows)
-            continue
-        embeddings, whole = torch.cat(whole).numpy(), []
-        if not np.isfinite(embeddings).all():
+    skip_broken: bool,
+    on_batch: Callable[[int, int], None] | None,
+) -> None:
+    """Write the shards that are absent; raise at the end if images are broken and not to be skipped."""
+    size, dtype = manifest["shard_size"], manifest["dtype"]
+    total = sum(len(rows) for rows in items.rows.values())
+    done = total - sum(len(items.rows[part][n * size :][:size]) for part, n in absent)
+    unread: dict[str, str] = {}
+    whole: list[Batch] = []
+    for batch in batches:
+        done += batch.size
+        whole.append(batch)
+        if batch.last:
+            part, number = batch.shard
+            path = shard_path(out, part, number, manifest["format"])
+            broken = {name: why for each in whole for name, why in each.broken.items()}
+            unread |= broken
+            if broken and skip_broken:
+                manifest["broken"][path.name] = broken
+                _store(out, manifest, items)
+            if not broken or skip_broken:
+                made = [each.embeddings for each in whole if each.embeddings is not None]
+                if not made:
+                    raise DataError(f"no image of shard {path.name} can be read{_listed(broken)}")
+                embeddings = torch.cat(made)
+                if manifest["normalize"]:
+                    embeddings = torch.nn.functional.normalize(embeddings, dim=1)
+                X = embeddings.to(getattr(torch, dtype)).numpy()
+                if not np.isfinite(X).all():
+                    raise DataError(
+                        f"embeddings of shard {number} of the {part} part are NaN or too large for {dtype}; "
+                        "use dtype float32, and no half precision."
+                    )
+                good = np.concatenate([[p in each.good for p in range(each.size)] for each in whole])
+                write_shard(path, X, items.labels[part][number * size :][: len(good)][good], items.classes)
+            whole = []
+        if on_batch is not None:
+            on_batch(done, total)
+    if unread and not skip_broken:
+        raise DataError(
+            f"{len(unread)} of {total:,} images cannot be read. Mend or remove them and run the command "
+            "again, or leave them out with --skip-broken (skip_broken=True). Shards without them are kept in "
+            f"{out}.{_listed(unread)}"
+        )
+
+
+def _listed(broken: dict[str, str]) -> str:
+    return "".join(f"\n  {name}: {why}" for name, why in broken.items())
+
+
+def _check_classes(manifest: dict[str, Any], items: Items) -> None:
+    """Refuse a class whose images are all broken."""
+    broken = {name for own in manifest["broken"].values() for name in own}
+    if broken:
+        pairs = zip(items.rows["train"], items.labels["train"], strict=True)
+        read = {int(label) for row, label in pairs if items.parts["train"].name(row) not in broken}
+        lost = [name for number, name in enumerate(items.classes) if number not in read]
+        if lost:
             raise DataError(
-                f"embeddings of shard {end[1]} of the {end[0]} part are NaN or too large for {config.dtype}; "
-                "use dtype float32, and no half precision."
+                f"none of the training images of {', '.join(lost)} can be read; mend or remove them."
             )
-        yield end, embeddings, len(rows)
