@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ class BlockLayer(PackedLayer):
         Buffer: the neuron of the masked layer that each output is, block by block.
     restore : Tensor or None
         Buffer: the order that makes the outputs stand as in the masked layer; None if they stay block by
-        block, because their readers have been reordered.
+        block, because their readers have been reordered. The bias has the order of the outputs.
     """
 
     format = "blocks"
@@ -59,6 +60,10 @@ class BlockLayer(PackedLayer):
     columns: Tensor | None
     rows: Tensor
     restore: Tensor | None
+    #: Whether the state dict to be loaded has the bias block by block, also where the outputs are restored:
+    #: so do files whose configuration has no ``bias_order``, and torch's own of the first version.
+    _bias_by_rows = False
+    _version = 2
 
     def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
         super().__init__(shape, bias)
@@ -97,9 +102,9 @@ class BlockLayer(PackedLayer):
         if not shape.taps:
             blocks = _filled_up(blocks, shape.inputs)
         rows = torch.cat([b.rows for b in blocks])
-        layer = of_shape(shape)(
-            shape, [(len(b.rows), len(b.columns)) for b in blocks], None if bias is None else bias[rows]
-        )
+        restored = ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device))
+        sizes = [(len(b.rows), len(b.columns)) for b in blocks]
+        layer = of_shape(shape)(shape, sizes, bias if bias is None or restored else bias[rows])
         read: list[Tensor] = []
         for number, slab in enumerate(layer.slabs):
             inputs = slice(slab.first, slab.first + slab.inputs)
@@ -117,14 +122,15 @@ class BlockLayer(PackedLayer):
             ready = len(columns) <= READY * stored  # for a product of one sample, without a conversion
             layer.columns = columns.to(torch.int32 if ready else index_type(shape.inputs))
         layer.rows = rows.to(index_type(shape.outputs))
-        if ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device)):
+        if restored:
             layer.restore = rows.argsort().to(layer.rows.dtype)
         return layer
 
     def config(self) -> dict[str, Any]:
         """Add the sizes of the blocks, and shapes and types of the buffers."""
         buffers = {n: [str(t.dtype).removeprefix("torch."), *t.shape] for n, t in self.named_buffers()}
-        return {**super().config(), "sizes": self.sizes, "buffers": buffers}
+        own = {"sizes": self.sizes, "buffers": buffers, "bias_order": "outputs"}
+        return {**super().config(), **own}
 
     @staticmethod
     def from_config(config: dict[str, Any], like: Tensor) -> BlockLayer:
@@ -139,7 +145,17 @@ class BlockLayer(PackedLayer):
             layer.register_buffer(f"holes_{number}", None)
         for name, (kind, *size) in config["buffers"].items():
             setattr(layer, name, torch.zeros(size, dtype=getattr(torch, kind), device=like.device))
+        layer._bias_by_rows = "bias_order" not in config
         return layer
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        by_rows = self._bias_by_rows or local_metadata.get("version") == 1
+        if by_rows and self.bias is not None and self.restore is not None:
+            self.bias.data = self.bias.data.index_select(0, self.restore.long())
+        self._bias_by_rows = False
 
     @staticmethod
     def _as_stored(blocks: Sequence[Tensor]) -> Tensor:
@@ -178,8 +194,27 @@ class BlockLayer(PackedLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The masked layer's weight, made anew each time; for those who look at it, not for training."""
-        return self.wide()[0]
+        """The layer's weight, made anew each time."""
+        weight = self._laid_out(self._weights())
+        return weight if self.restore is None else weight.index_select(0, self.restore.long())
+
+    def _laid_out(self, slabs: Sequence[Tensor]) -> Tensor:
+        """Put tensors of the slabs' shapes where they belong: (neurons block by block, inputs, *taps)."""
+        whole = slabs[0].new_zeros((self.shape.outputs, self.shape.inputs, *self.shape.taps))
+        blocks = self.layout()
+        ends = list(accumulate(neurons for neurons, _ in self.sizes))
+        for slab, own in zip(self.slabs, slabs, strict=True):
+            for block, part in zip(slab.blocks, self._as_blocks(own), strict=True):
+                columns = blocks[block].columns[slab.first : slab.first + slab.inputs]
+                place = whole[ends[block] - self.sizes[block][0] : ends[block]]
+                place.index_copy_(1, columns, part)
+        return whole
+
+    def _bias_by_block(self) -> Tensor | None:
+        """Return the bias of the outputs before they are restored."""
+        if self.bias is None or self.restore is None:
+            return self.bias
+        return self.bias.index_select(0, self.rows.long())
 
     def layout(self) -> list[Block]:
         """Return which neurons of the masked layer read which inputs, block by block."""
@@ -199,21 +234,15 @@ class BlockLayer(PackedLayer):
     def wide(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return weight, mask and bias of the masked layer, its neurons in their order there."""
         weights = self._weights()
-        shape = (self.shape.outputs, self.shape.inputs, *self.shape.taps)
-        weight, mask = weights[0].new_zeros(shape), weights[0].new_zeros(shape)
-        blocks = self.layout()
-        for number, (slab, own) in enumerate(zip(self.slabs, weights, strict=True)):
-            free = self.free(f"weight_{number}")
-            free = torch.ones_like(own) if free is None else free.to(mask.dtype)
-            stored = zip(slab.blocks, self._as_blocks(own), self._as_blocks(free), strict=True)
-            for block, part, where in stored:
-                row = blocks[block].rows[:, None]
-                column = blocks[block].columns[slab.first : slab.first + slab.inputs]
-                weight[row, column], mask[row, column] = part, where
-        bias = None
-        if self.bias is not None:
-            bias = torch.empty_like(self.bias).index_copy_(0, self.rows.long(), self.bias)
-        return weight, mask, bias
+        free = [self.free(f"weight_{number}") for number in range(len(self.slabs))]
+        masks = [
+            torch.ones_like(own) if mask is None else mask.to(own.dtype)
+            for own, mask in zip(weights, free, strict=True)
+        ]
+        order = self.rows.long().argsort()
+        weight, mask = (self._laid_out(own).index_select(0, order) for own in (weights, masks))
+        bias = self._bias_by_block()
+        return weight, mask, None if bias is None else bias.index_select(0, order)
 
 
 class BlockLinear(BlockLayer):
@@ -260,6 +289,7 @@ class BlockLinear(BlockLayer):
 
     def _multiply(self, x: Tensor) -> Tensor:
         products: list[Tensor] = []
+        biases = self._bias_by_block()
         for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
             weight: Tensor = getattr(self, f"weight_{number}")
             holes = self._buffers[f"holes_{number}"]
@@ -272,10 +302,10 @@ class BlockLinear(BlockLayer):
                     sums.add_(torch.bmm(read, weight))
                 else:
                     sums.baddbmm_(read, weight)
-            elif self.bias is None:
+            elif biases is None:
                 products.append(torch.bmm(read, weight))
             else:
-                bias = self.bias.narrow(0, slab.output, blocks * slab.neurons)
+                bias = biases.narrow(0, slab.output, blocks * slab.neurons)
                 products.append(torch.baddbmm(bias.view(blocks, 1, slab.neurons), read, weight))
         rows = [product.transpose(0, 1).flatten(1) for product in products]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
@@ -294,7 +324,8 @@ class BlockLinear(BlockLayer):
                 multiply_few(read, weight, place)
             else:
                 torch.bmm(read, weight, out=place)
-        return y if self.bias is None else y.add_(self.bias)
+        bias = self._bias_by_block()
+        return y if bias is None else y.add_(bias)
 
 
 def _without_gradient(x: Tensor, weight: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
@@ -324,12 +355,12 @@ class _BlockConv(BlockLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Convolve: (batch, in_channels, *size) to (batch, out_channels, *size)."""
         channel = -1 - len(self.shape.taps)
-        weights = self._weights()
+        weights, bias = self._weights(), self._bias_by_block()
         if self.columns is None:
-            y = self.apply_weight(input, weights[0], self.bias)
+            y = self.apply_weight(input, weights[0], bias)
         else:
             neurons = [neurons for neurons, _ in self.sizes]
-            biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, neurons)
+            biases = [None] * len(weights) if bias is None else torch.split(bias, neurons)
             parts = [
                 input.index_select(channel, own) for own in torch.split(self.columns.long(), self._widths)
             ]

@@ -37,7 +37,7 @@ class _Compressed(PackedLayer):
 
     @property
     def weight(self) -> Tensor:
-        """The masked layer's weight, made anew each time."""
+        """The layer's weight, made anew each time."""
         return self.made_weight()
 
     def _forward(self, x: Tensor) -> Tensor:

@@ -94,6 +94,10 @@ class PackedLayer(HoldsZeros):
     ----------
     shape : Shape
         Of the masked layer.
+    weight : Tensor
+        As the layer applies it, so that ``F.linear(x, layer.weight, layer.bias)``, or the convolution, is
+        what the layer computes. All formats but ``"dense"`` make it anew each time, with gradients for
+        what they store: changing it in place changes nothing.
     bias : Parameter or None
         One entry for each output, in the order of the outputs.
     """
@@ -102,6 +106,10 @@ class PackedLayer(HoldsZeros):
 
     if TYPE_CHECKING:
         bias: nn.Parameter | None
+
+        @property
+        def weight(self) -> Tensor:  # noqa: D102
+            ...
 
     def __init__(self, shape: Shape, bias: Tensor | None) -> None:
         super().__init__()
@@ -117,6 +125,15 @@ class PackedLayer(HoldsZeros):
             # Padding that is no zeros is put around the input first, last axis first.
             plain = _PLAIN[shape.kind](1, 1, **shape.geometry, device="meta")
             self._reversed_padding_repeated_twice = plain._reversed_padding_repeated_twice
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Add a parameter, but none in the place of a weight that is made from others."""
+        if name == "weight" and isinstance(getattr(type(self), name, None), property):
+            raise AttributeError(
+                f"the weight of a {type(self).__name__} is made from what it stores and cannot be set; set "
+                "it in what fpe.unpack returns, and pack that again."
+            )
+        super().register_parameter(name, param)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Apply a weight as the masked layer does, whatever part of the whole it is."""

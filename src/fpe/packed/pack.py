@@ -22,6 +22,7 @@ from fpe.packed.layers import PackedLayer, Shape
 from fpe.packed.order import can_be_reordered, planned_layer, reorder_between, reordered_columns
 from fpe.packed.summary import Packing, PackingRow
 from fpe.packed.twofour import semi_structured
+from fpe.packed.verify import check_same
 from fpe.plans import Plan
 from fpe.procedure import Weights
 
@@ -29,8 +30,9 @@ from fpe.procedure import Weights
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-@torch.no_grad()
-def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.Module:
+def pack(
+    wide: nn.Module, format: str | Mapping[str, str] | None = None, example_inputs: Any = None
+) -> nn.Module:
     """Return a model that computes the same from (nearly) the non-zeros alone; `wide` is not changed.
 
     Layers of a shared split become a few dense blocks, at the dense parent's bytes and about its time;
@@ -47,6 +49,10 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
         A format for every masked layer, or for those of some names or patterns: ``"blocks"``,
         ``"codes"``, ``"bitmask"`` (the smallest for any mask, and slow), ``"2:4"`` (on a GPU, for
         inference) or ``"dense"`` (zeros and all). By default the rule of `fpe.packed.choice.choose_format`.
+    example_inputs : Tensor, tuple or dict, optional
+        One batch, as for `fpe.expand`. If it is given, copies of both models are run on it, in evaluation
+        mode with and without gradients and in training mode, and their outputs, and those of each packed
+        layer, are compared.
 
     Returns
     -------
@@ -58,10 +64,17 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
     Raises
     ------
     ArgumentError
-        For an unknown format, or a pattern that no masked layer has.
+        For an unknown format, a pattern that no masked layer has, or a batch that `wide` cannot be run on.
     ModelError
-        If nothing is masked, if a mask still moves or a weight has a type that cannot be packed, or if
-        a layer has not the structure that was demanded. All layers concerned are named.
+        If nothing is masked, if a mask still moves or a weight has a type that cannot be packed, if a
+        layer has not the structure that was demanded, or if the packed model computes something else on
+        `example_inputs`. All layers concerned are named.
+
+    Notes
+    -----
+    What reads the weight of a packed layer, such as PyTorch's fast path of ``nn.TransformerEncoderLayer``
+    (evaluation mode, without gradients), gets the right result but makes the whole weight in each call;
+    ``torch.backends.mha.set_fastpath_enabled(False)`` lets the layers be called.
 
     Examples
     --------
@@ -76,6 +89,14 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
     BlockLinear(384 → 32, blocks, 20,668 bytes)
     """
     wide = getattr(wide, "_orig_mod", wide)
+    packed = _pack(wide, format)
+    if example_inputs is not None:
+        check_same(wide, packed, example_inputs, stored_orders(packed))
+    return packed
+
+
+@torch.no_grad()
+def _pack(wide: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked = _masked_layers(wide)
     demanded = _demanded(format, masked)
     plan = getattr(wide, "fpe_plan", None)
@@ -92,7 +113,7 @@ def pack(wide: nn.Module, format: str | Mapping[str, str] | None = None) -> nn.M
         rows.append(_row(name, layer, made, choices[name]))
     memo: dict[int, Any] = {id(wide.get_submodule(name)): new for name, new in replaced.items()}
     packed = copy.deepcopy(wide, memo)
-    packed.fpe_packing = Packing(tuple(rows))
+    packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
 
 
@@ -153,14 +174,25 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
             "fpe.load returned."
         )
     problems = []
+    owners: dict[int, list[str]] = {}  # of each parameter, and of all modules that have it
+    for name, module in wide.named_modules():
+        for key, parameter in module.named_parameters(name, recurse=False):
+            owners.setdefault(id(parameter), []).append(key)
     for name, layer in masked.items():
         mask = layer.fpe_mask
+        shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
+        tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
         if layer.weight.dtype not in TYPES:
             known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
             problems.append(f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}.")
         elif layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
             where = "on the meta device" if layer.weight.is_meta else "sharded"
             problems.append(f"layer {name!r} is {where}; pack a model whose weights are all here.")
+        elif tied:
+            problems.append(
+                f"layer {name!r} shares parameters with {', '.join(tied)}, which packing would part; give it "
+                "parameters of its own."
+            )
         elif mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all()):
             problems.append(
                 f"the mask of layer {name!r} still moves: it holds more than zeros and ones; fix it before "

@@ -147,8 +147,8 @@ class Int8Blocks(BlockLinear):
             inputs = [inputs for _, inputs in self.sizes]
             parts = [input.index_select(-1, own) for own in torch.split(self.columns.long(), inputs)]
         y = torch.cat([block(part) for block, part in zip(self.blocks, parts, strict=True)], dim=-1)
-        y = y if self.bias is None else y + self.bias
-        return y if self.restore is None else y.index_select(-1, self.restore.long())
+        y = y if self.restore is None else y.index_select(-1, self.restore.long())
+        return y if self.bias is None else y + self.bias
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of a block that has holes."""

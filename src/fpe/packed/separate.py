@@ -73,11 +73,12 @@ class SeparateBlocks(BlockLinear):
         """Apply the layer."""
         x = input if input.dim() == 2 else input.reshape(-1, self.in_features)
         factors = zip(self._parts(x), self._weights(), strict=True)
-        if self.bias is None:
+        bias = self._bias_by_block()
+        if bias is None:
             products = [torch.mm(part, weight) for part, weight in factors]
         else:
-            biases = torch.split(self.bias, [neurons for neurons, _ in self.sizes])
-            products = [torch.addmm(bias, *own) for bias, own in zip(biases, factors, strict=True)]
+            biases = torch.split(bias, [neurons for neurons, _ in self.sizes])
+            products = [torch.addmm(b, *own) for b, own in zip(biases, factors, strict=True)]
         y = products[0] if len(products) == 1 else torch.cat(products, dim=1)
         if self.restore is not None:
             y = y.index_select(1, self.restore.long())
