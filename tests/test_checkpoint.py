@@ -76,7 +76,7 @@ def test_masks_take_a_byte_an_entry_and_the_manifest_is_json(saved):
         manifest = json.loads(file.metadata()["fpe"])
         mask = file.get_tensor("0.fpe_mask")
     assert mask.dtype == torch.bool
-    assert manifest["format"] == 2
+    assert manifest["format"] == 4
     assert manifest["fpe"] == fpe.__version__
     assert manifest["plan"]["factor"] == 2
     assert manifest["modules"]["0"] == {
@@ -146,9 +146,9 @@ def rewritten(path, change):
 
 
 def test_a_later_format_says_which_version_wrote_it(saved):
-    rewritten(saved, lambda m: json.dumps({**m, "format": 4, "fpe": "9.1"}))
+    rewritten(saved, lambda m: json.dumps({**m, "format": 5, "fpe": "9.1"}))
     with pytest.raises(
-        CheckpointError, match=r"has format 4, this fpe .* reads formats 2 and 3; it was written by fpe 9\.1"
+        CheckpointError, match=r"has format 5, this fpe .* reads formats 2, 3, 4; it was written by fpe 9\.1"
     ):
         fpe.load(saved, like=two_layers())
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from fpe.expansion import expand
     from fpe.exporting import export
     from fpe.graph import Group
+    from fpe.holding import hold_masks, project_
     from fpe.inplace import expand_
-    from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear, hold_masks
+    from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear
     from fpe.models import mlp
     from fpe.packed.pack import pack, unpack
     from fpe.packed.quantised import quantise
@@ -62,11 +63,12 @@ _HOME = {
     "expand": "expansion",
     "expand_": "inplace",
     "export": "exporting",
-    "hold_masks": "masked",
+    "hold_masks": "holding",
     "load": "checkpoint",
     "mlp": "models",
     "pack": "packed.pack",
     "plan": "planning",
+    "project_": "holding",
     "quantise": "packed.quantised",
     "recommend": "recommending.recommend",
     "redraw_": "starts",
@@ -104,6 +106,7 @@ __all__ = [
     "mlp",
     "pack",
     "plan",
+    "project_",
     "quantise",
     "recommend",
     "redraw_",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, BudgetError
-from fpe.masked import HoldsZeros
+from fpe.masked import HoldsZeros, past_mask
 
 #: Entries worked on at a time: few enough for the cache, and for an exact sum of ones in float32.
 _CHUNK = 1 << 18
@@ -26,19 +26,20 @@ _CHUNK = 1 << 18
 _SAMPLE = 1 << 16
 
 
-def parameters_with_masks(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, Tensor | None]]:
-    """Yield each distinct Parameter with its name and its mask (None where all entries are free)."""
+def counted_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """Yield each distinct Parameter with its name and the number of its entries that count."""
     seen: set[int] = set()
     for prefix, child in module.named_modules():
         for name, parameter in child.named_parameters(prefix=prefix, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                own = name.rpartition(".")[2]
-                yield name, parameter, child.free(own) if isinstance(child, HoldsZeros) else None
+                mask = child.free(name.rpartition(".")[2]) if isinstance(child, HoldsZeros) else None
+                free = parameter.numel() if mask is None else int(mask.count_nonzero())
+                yield name, parameter, free if mask is None else free + past_mask(parameter, mask)
 
 
 def count_nonzero(model: nn.Module) -> int:
-    """Count the parameters that no mask holds at zero: weights, biases, norm parameters.
+    """Count the parameters that are free or not zero: weights, biases, norm parameters.
 
     Parameters
     ----------
@@ -48,14 +49,14 @@ def count_nonzero(model: nn.Module) -> int:
     Returns
     -------
     int
-        The number of free entries.
+        The number of entries that no mask holds at zero, and of those that are not zero although one
+        should (see `fpe.project_`). Of a sharded model, the latter in the piece of this process.
     """
-    pairs = parameters_with_masks(model)
-    return sum(parameter.numel() if mask is None else count_free(mask) for _, parameter, mask in pairs)
+    return sum(count for _, _, count in counted_parameters(model))
 
 
 def count_free(mask: Tensor) -> int:
-    """Count the ones of a mask of zeros and ones, several times as fast as ``count_nonzero``."""
+    """Count the ones of a mask of zeros and ones, several times as fast as ``Tensor.count_nonzero``."""
     return sum(int(part.sum(dtype=torch.float32)) for part in torch.split(mask.reshape(-1), _CHUNK))
 
 

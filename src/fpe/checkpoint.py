@@ -19,14 +19,16 @@ from fpe._version import __version__
 from fpe.adoption import adopt
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.files import write_atomically
-from fpe.masked import MASK, mask_names
+from fpe.holding import check_held
+from fpe.masked import MASK, mask_names, named_as_now
 from fpe.models import mlp, mlp_sizes
 from fpe.packed.summary import Packing
 from fpe.plans import Plan
 from fpe.shapes import layer_shapes, rebuilt
 
-#: Of files of masked models, and of packed ones, which readers of the first do not know.
-FORMATS = (MASKED_FORMAT, PACKED_FORMAT) = (2, 3)
+#: Of files of masked models, and of packed ones. In files of format 2 masks have another name.
+MASKED_FORMAT, PACKED_FORMAT = 4, 3
+FORMATS = (2, PACKED_FORMAT, MASKED_FORMAT)
 _KEY = "fpe"
 
 
@@ -47,6 +49,9 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     ArgumentError
         If the model holds state that this format cannot hold: no tensor, or one that is packed as 2:4 or
         quantised. The message names what to save instead.
+    ModelError
+        If a weight is not zero where its mask is (see `fpe.project_`), or is computed by torch's pruning or a
+        parametrization.
     WriteError
         If the file cannot be written; what stood there before still stands.
     """
@@ -54,6 +59,7 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     from safetensors.torch import save_file
 
     wide = _unwrap(wide)
+    check_held(wide, "saving")
     tensors, tied = _storable(wide)
     many = torch.distributed.is_available() and torch.distributed.is_initialized()
     if many and torch.distributed.get_rank() != 0:
@@ -102,6 +108,8 @@ def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Modu
         wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
         for alias, name in manifest["tied"].items():
             tensors[alias] = tensors[name]
+        for old, new in named_as_now(set(tensors), mask_names(wide)).items():
+            tensors[new] = tensors.pop(old)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} was saved from another architecture than this {type(like).__name__}: {error}. "
@@ -111,7 +119,9 @@ def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Modu
     own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
     masks = mask_names(wide)
     for name, tensor in own.items():
-        like_what = name.replace(MASK, "weight") if name in masks else name  # masks are stored as booleans
+        like_what = (
+            name.removesuffix(MASK) + "weight" if name in masks else name
+        )  # masks are stored as booleans
         if like_what in tensors:
             tensor.data = tensor.data.to(tensors[like_what].dtype)
     wide.load_state_dict(tensors)
@@ -263,7 +273,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has a broken manifest ({error}); save the model again.") from error
     if version not in FORMATS:
-        known = " and ".join(map(str, FORMATS))
+        known = ", ".join(map(str, FORMATS))
         raise CheckpointError(
             f"{path} has format {version}, this fpe {__version__} reads formats {known}; "
             f"it was written by fpe {manifest.get('fpe')}: use that version."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe.budget import count_free, parameters_with_masks
+from fpe.budget import counted_parameters
 from fpe.checkpoint import load
 from fpe.errors import ArgumentError
 from fpe.exporting import Export, export
@@ -72,10 +72,7 @@ def export_file(
     model = load(file, dense)
     batch = _batch(model, file) if batch is None else batch
     model = _packed(model) if packing else _unpacked(model)
-    pairs = [
-        (parameter.numel() if mask is None else count_free(mask), parameter.element_size())
-        for _, parameter, mask in parameters_with_masks(model)
-    ]
+    pairs = [(count, parameter.element_size()) for _, parameter, count in counted_parameters(model)]
     written = export(quantise(model) if int8 else model, out, batch)
     return Deployed(written, sum(free for free, _ in pairs), sum(free * size for free, size in pairs))
 

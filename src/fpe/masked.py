@@ -3,16 +3,17 @@
 The mask acts on the gradient: the forward pass is the plain layer's, and masked entries, zero at
 the start, receive a zero gradient. An optimizer that steps by the gradient alone then never moves
 them. Being part of the layer's forward, this survives copying, pickling, loading and compiling.
+A weight that is computed or handed in from elsewhere is multiplied by the mask instead.
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 
 class _MaskGradient(torch.autograd.Function):
@@ -66,8 +67,13 @@ class HoldsZeros(nn.Module):
         """Return a mask over the parameter `name`, not 0 where an entry is free; None if all are."""
         return None
 
+    @torch.no_grad()
     def project(self) -> None:
-        """Set the held entries to zero, in place."""
+        """Set the held entries to exactly zero, in place, whatever they hold: NaN too."""
+        for name, parameter in self.named_parameters(recurse=False):
+            mask = self.free(name)
+            if mask is not None:
+                parameter.masked_fill_(placed_like(mask, parameter) == 0, 0)
 
 
 class MaskedLayer(HoldsZeros):
@@ -88,14 +94,27 @@ class MaskedLayer(HoldsZeros):
 
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
+        weight = self.weight
+        if not isinstance(weight, nn.Parameter):
+            # Given by torch.func.functional_call, or computed by a parametrization or by torch's pruning:
+            # nothing says that it is zero where the mask is. The product has all derivatives, forward too.
+            weight = weight * self.fpe_mask
+            if self._probe is None:
+                return cast(Tensor, weight)
         if self._probe is not None:
-            shown = _ShowGradient.apply(self.weight, self.fpe_mask, self._probe)  # type: ignore[no-untyped-call]
+            shown = _ShowGradient.apply(weight, self.fpe_mask, self._probe)  # type: ignore[no-untyped-call]
             return cast(Tensor, shown)
-        return cast(Tensor, _MaskGradient.apply(self.weight, self.fpe_mask))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe out: a copy is not what a rewirer watches."""
         return {name: value for name, value in vars(self).items() if name != "_probe"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a layer pickled by an earlier version, whose mask had another name."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if MASK not in self._buffers and _OLD_MASK in self._buffers:
+            self._buffers[MASK] = self._buffers.pop(_OLD_MASK)
 
     def _keep(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         self.weight = nn.Parameter(weight)
@@ -104,13 +123,8 @@ class MaskedLayer(HoldsZeros):
         self.fpe_mask = mask
 
     def free(self, name: str) -> Tensor | None:
-        """Return the mask of the weight."""
-        return self.fpe_mask if name == "weight" else None
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Set the masked weights to zero, in place."""
-        self.weight.mul_(placed_like(self.fpe_mask, self.weight))
+        """Return the mask of the weight, also where torch's pruning keeps it under another name."""
+        return self.fpe_mask if name in ("weight", "weight_orig") else None
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
@@ -124,16 +138,23 @@ class MaskedLayer(HoldsZeros):
         if prefix + MASK not in state_dict and prefix + _OLD_MASK in state_dict:
             state_dict[prefix + MASK] = state_dict.pop(prefix + _OLD_MASK)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        if self.weight.is_meta or self.fpe_mask.is_meta:
+        held = {name: p for name, p in self.named_parameters(recurse=False) if self.free(name) is not None}
+        past = sum(
+            0 if p.is_meta or self.fpe_mask.is_meta else past_mask(p, self.fpe_mask) for p in held.values()
+        )
+        if not past:
             return
-        with torch.no_grad():
-            mask = placed_like(self.fpe_mask, self.weight)
-            if torch.any((self.weight != 0) & (mask == 0)):
-                if local_metadata.get("assign_to_params_buffers"):
-                    # The weight is now the caller's own tensor, which must stay as it is.
-                    self.weight = nn.Parameter(self.weight * mask, self.weight.requires_grad)
-                else:
-                    self.project()
+        if local_metadata.get("assign_to_params_buffers"):
+            # The weight is now the caller's own tensor, which must stay as it is.
+            for name, parameter in held.items():
+                setattr(self, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+        self.project()
+        warnings.warn(
+            f"the loaded state has {past:,} weights in {prefix.rstrip('.') or 'a layer'!r} that are not zero "
+            "where the loaded mask holds zero; they have been set to 0, so the outputs differ from those of "
+            "the model that was saved. Call fpe.project_(model) before saving.",
+            stacklevel=2,
+        )
 
 
 def mask_names(model: nn.Module) -> set[str]:
@@ -143,6 +164,26 @@ def mask_names(model: nn.Module) -> set[str]:
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, MaskedLayer)
     }
+
+
+def named_as_now(names: set[str], masks: set[str]) -> dict[str, str]:
+    """Return which names of a state dict are those of masks in earlier versions, and the present ones."""
+    renamed = {name.removesuffix(MASK) + _OLD_MASK: name for name in masks if name not in names}
+    return {old: new for old, new in renamed.items() if old in names}
+
+
+def past_mask(weight: Tensor, mask: Tensor) -> int:
+    """Count the entries that are not zero where their mask is.
+
+    Of a weight that is sharded over processes, those of this process's piece.
+    """
+    mask = placed_like(mask, weight)
+    if hasattr(weight, "qdata"):  # rounded by torchao, whose tensors cannot be compared
+        weight = cast(Any, weight).dequantize()
+    weight, mask = (
+        cast(Any, t).to_local() if type(t).__name__ == "DTensor" else t for t in (weight.data, mask)
+    )
+    return int(((mask == 0) & (weight != 0)).sum())
 
 
 def placed_like(mask: Tensor, weight: Tensor) -> Tensor:
@@ -175,8 +216,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
 
     Notes
     -----
-    Loading a state dict sets the weights that the loaded mask holds back to zero. Optimizers
-    that move a weight whose gradient is zero need `hold_masks`.
+    Loading a state dict sets the weights that the loaded mask holds back to zero, with a warning. Optimizers
+    that move a weight whose gradient is zero need `fpe.hold_masks`.
     """
 
     def __init__(
@@ -251,30 +292,3 @@ MASKED: dict[type[MaskedLayer], type[nn.Module]] = {
     MaskedConv2d: nn.Conv2d,
     MaskedConv3d: nn.Conv3d,
 }
-
-
-def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    """Set masked weights back to zero after each step of `optimizer`.
-
-    Needed only for what moves a weight whose gradient is zero: Muon, noise added to weights, an
-    average of other weights. For SGD, Adam and their kin the layers hold by themselves.
-
-    Parameters
-    ----------
-    optimizer : torch.optim.Optimizer
-        Gets a hook after its step; otherwise unchanged.
-    model : nn.Module
-        The expanded model.
-
-    Returns
-    -------
-    RemovableHandle
-        Its ``remove()`` ends the service.
-    """
-    layers = [m for m in model.modules() if isinstance(m, HoldsZeros)]
-
-    def project(*_: Any) -> None:
-        for layer in layers:
-            layer.project()
-
-    return optimizer.register_step_post_hook(project)

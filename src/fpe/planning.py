@@ -20,6 +20,7 @@ from fpe.graph.layers import (
     memory_problem,
     oriented_weight,
 )
+from fpe.holding import check_held
 from fpe.partition import DataSplit, Split, as_split
 from fpe.plans import LayerPlan, Plan
 from fpe.prunes import as_prune
@@ -97,8 +98,8 @@ def plan(
     ArgumentError
         For an argument that no model could satisfy.
     ModelError
-        If there is nothing to expand, a named layer cannot be expanded, or a ranking by gradient finds
-        none.
+        If there is nothing to expand, a named layer cannot be expanded, a ranking by gradient finds none,
+        or the model was expanded before and a weight is not zero where its mask is (see `fpe.project_`).
     BudgetError
         If the copies cannot be paid for.
 
@@ -128,6 +129,7 @@ def plan(
         target,
         example_inputs,
     )
+    check_held(model, "expanding")
     chosen, skipped = choose(model, layers, factor, example_inputs)
     problems = _memory_problems(model, chosen)
     wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]

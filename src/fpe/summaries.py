@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from fpe.budget import count_free, parameters_with_masks
+from fpe.budget import counted_parameters
 from fpe.errors import ArgumentError
 from fpe.graph import Skipped
+from fpe.holding import check_held
 from fpe.plans import Plan, skipped_lines, text_table
 
 
@@ -108,7 +109,11 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     ------
     ArgumentError
         If the two do not have the same modules with parameters.
+    ModelError
+        If a weight is not zero where its mask is; see `fpe.project_`.
     """
+    for one in (model, wide):
+        check_held(one, "its summary")
     before, after = _measure(model), _measure(wide)
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
@@ -134,7 +139,7 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
 def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Measure each module that holds parameters of its own; a shared one counts where it is first."""
     measured: dict[str, dict[str, Any]] = {}
-    for full_name, parameter, mask in parameters_with_masks(model):
+    for full_name, parameter, count in counted_parameters(model):
         name = full_name.rpartition(".")[0]
         module = model.get_submodule(name)
         if name not in measured:
@@ -145,7 +150,7 @@ def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
                 "stored": 0,
                 "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),
             }
-        measured[name]["nonzero"] += parameter.numel() if mask is None else count_free(mask)
+        measured[name]["nonzero"] += count
         measured[name]["stored"] += parameter.numel()
         measured[name]["bytes"] += parameter.nbytes
     return measured

@@ -23,6 +23,7 @@ from fpe.errors import ModelError
 from fpe.graph.groups import Group, columns_of_runs, default_runs
 from fpe.graph.inputs import as_call, tensors_in
 from fpe.graph.layers import is_transposed, neuron_tensors, norm_blocks, size_of
+from fpe.masked import mask_names
 
 _Change = Callable[[Tensor], Tensor]
 
@@ -209,7 +210,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     attributes = [dict(vars(m)) for m in modules]
     buffers = [dict(m._buffers) for m in modules]
-    values = [(b, b.clone()) for name, b in model.named_buffers() if not name.endswith("_mask")]
+    masks = mask_names(model)
+    values = [(b, b.clone()) for name, b in model.named_buffers() if name not in masks]
     model.eval()
     try:
         yield

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fpe.budget import count_free
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe.holding import check_held
 from fpe.lineage import blocks_of, family_of
 from fpe.masked import MASKED, MaskedLayer
 from fpe.packed.blocks import BlockLayer
@@ -66,9 +67,10 @@ def pack(
     ArgumentError
         For an unknown format, a pattern that no masked layer has, or a batch that `wide` cannot be run on.
     ModelError
-        If nothing is masked, if a mask still moves or a weight has a type that cannot be packed, if a
-        layer has not the structure that was demanded, or if the packed model computes something else on
-        `example_inputs`. All layers concerned are named.
+        If nothing is masked, if a mask still moves, a weight is not zero where its mask is (see
+        `fpe.project_`) or has a type that cannot be packed, if a layer has not the structure that was
+        demanded, or if the packed model computes something else on `example_inputs`. All layers concerned
+        are named.
 
     Notes
     -----
@@ -179,7 +181,6 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
         for key, parameter in module.named_parameters(name, recurse=False):
             owners.setdefault(id(parameter), []).append(key)
     for name, layer in masked.items():
-        mask = layer.fpe_mask
         shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
         tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
         if layer.weight.dtype not in TYPES:
@@ -193,17 +194,8 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
                 f"layer {name!r} shares parameters with {', '.join(tied)}, which packing would part; give it "
                 "parameters of its own."
             )
-        elif mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all()):
-            problems.append(
-                f"the mask of layer {name!r} still moves: it holds more than zeros and ones; fix it before "
-                "you pack, or go on with the masked layer."
-            )
-        elif bool(((mask == 0) & (layer.weight != 0)).any()):
-            problems.append(
-                f"layer {name!r} has weights that its mask should hold at zero; call project() on it, and "
-                "fpe.hold_masks on the optimizer that moved them."
-            )
     raise_problems(problems, ModelError, "the layers to pack")
+    check_held(wide, "packing")
     return masked
 
 

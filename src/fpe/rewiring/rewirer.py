@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
+from fpe.holding import check_held
 from fpe.plans import text_table
 from fpe.rewiring.gathering import average, local, put, whole
 from fpe.rewiring.moves import Tensors, new_masks
@@ -59,7 +60,8 @@ class Rewirer:
         For arguments that are not allowed, or an optimizer that does not train the model.
     ModelError
         For a model in which nothing can move: not expanded, packed, or not in whole columns where columns
-        are asked for. Nothing is changed then.
+        are asked for; or whose weights are not zero where its masks are (see `fpe.project_`). Nothing is
+        changed then.
 
     Notes
     -----
@@ -105,6 +107,7 @@ class Rewirer:
         raise_problems(problems, ArgumentError, "the rewirer")
         self.steps, self.schedule = steps, schedule or Schedule.fitting(steps)
         self.model = _unwrapped(model)
+        check_held(self.model, "the masks move")
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_optimizers()
