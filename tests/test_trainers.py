@@ -8,10 +8,9 @@ from pathlib import Path
 import lightning.pytorch as L
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import fpe
+from fits import Module, data, fitted, trainer_for
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.trainers import huggingface
 from fpe.trainers.lightning import Expand, Rewire
@@ -36,39 +35,6 @@ def test_an_example_runs_and_keeps_the_count(name, tmp_path):
         assert after.startswith(f"{before} after")
     else:
         assert len({line.split(", ")[1] for line in counts if line.startswith("epoch")}) == 1
-
-
-class Module(L.LightningModule):
-    """A small classifier."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = fpe.mlp(8, 4, 2, seed=0)
-        self.losses = []
-
-    def training_step(self, batch):
-        loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
-        self.losses.append(loss.item())
-        return loss
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), lr=1e-2)
-
-
-def data():
-    X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    return DataLoader(TensorDataset(X, (X[:, 0] > X[:, 1]).long()), 16)
-
-
-def fitted(folder, *callbacks, epochs=4, ckpt_path=None):
-    module = Module()
-    trainer = L.Trainer(
-        max_epochs=epochs, callbacks=list(callbacks), accelerator="cpu", logger=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
-    )  # fmt: skip
-    trainer.fit(module, data(), ckpt_path=ckpt_path)
-    trainer.save_checkpoint(folder / f"after-{epochs}.ckpt")
-    return module
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
@@ -142,22 +108,6 @@ def test_bad_arguments_are_refused_at_once(make):
         make(-1)
     with pytest.raises(ArgumentError, match="moments is 'old'; give 'fresh' or 'kept'"):
         make(1, moments="old")
-
-
-def trainer_for(model, folder, *others, epochs=3, **callback):
-    from transformers import Trainer, TrainingArguments
-
-    windows = [{"input_ids": w, "labels": w} for w in torch.arange(240).view(-1, 8) % 27 + 3]
-    return Trainer(
-        model,
-        TrainingArguments(
-            str(folder), num_train_epochs=epochs, per_device_train_batch_size=10, learning_rate=1e-2,
-            report_to=[], save_strategy="epoch", use_cpu=True, disable_tqdm=True,
-            lr_scheduler_type="constant",
-        ),
-        train_dataset=windows,
-        callbacks=[huggingface.Expand(1, factor=2, **callback), *others],
-    )  # fmt: skip
 
 
 @pytest.mark.parametrize("moments", ["fresh", "kept"])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe.adoption import adopt
+from fpe.columns import Columns
 from fpe.errors import ArgumentError
 from fpe.expansion import answer_shapes, check_wide, wide_modules
 from fpe.lineage import Lineage
@@ -18,6 +19,7 @@ from fpe.partition import as_split
 from fpe.planning import plan
 from fpe.plans import Plan
 from fpe.prunes import as_prune
+from fpe.wrappers import own_forward, uncompiled
 
 MOMENTS = ("fresh", "kept")
 
@@ -65,7 +67,28 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     (8, torch.Size([8, 8]))
     """
     check_moments(moments)
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
+    with own_forward(model):
+        return _expand(model, optimizer, moments, how)
+
+
+def foresee(model: nn.Module, how: dict[str, Any]) -> Plan:
+    """Return the plan of `expand_` with these arguments; nothing is changed.
+
+    Raises
+    ------
+    ArgumentError, ModelError, BudgetError
+        As `expand_` would.
+    """
+    model = uncompiled(model)
+    prune = as_prune(how.get("prune", "magnitude"))
+    if isinstance(prune, Columns) and prune.by == "gradient":  # there are gradients only when it expands
+        how = {**how, "prune": Columns()}
+    with own_forward(model):
+        return plan(model, **how)
+
+
+def _expand(model: nn.Module, optimizer: Optimizer | None, moments: str, how: dict[str, Any]) -> Plan:
     todo = plan(model, **how)
     example_inputs = how.get("example_inputs")
     split, prune = as_split(how.get("split", "random")), as_prune(how.get("prune", "magnitude"))
@@ -76,7 +99,7 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     states = _lifted(optimizer, lineage, pairs, replaced) if optimizer and moments == "kept" else {}
     with _replaced(model, replaced):
         check_wide(model, todo, shapes, example_inputs)
-    model.fpe_plan = todo
+    model.fpe_plan = todo  # type: ignore[assignment]
     if optimizer is not None:
         _hand_over(optimizer, {id(old): new for _, _, old, new in pairs}, states, moments)
     return todo

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,67 +14,114 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fpe.checkpoint import reshape_, shapes_of
+from fpe.columns import Columns
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.files import write_atomically
-from fpe.inplace import check_moments, expand_
-from fpe.masked import MaskedLayer
+from fpe.inplace import check_moments, expand_, foresee
+from fpe.prunes import as_prune
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
+from fpe.trainers.warn import (
+    has_masks,
+    warn_expanded_already,
+    warn_no_masks,
+    warn_too_late,
+    warn_unless_moving,
+)
 
 FILE = "fpe.json"
 REWIRER = "fpe-rewirer.pt"
+#: By how much the Trainer's epoch, a sum of floats, may be off.
+SLACK = 1e-6
 
 
 class Expand(TrainerCallback):
     """Expand the model before an epoch, and let the trainer's optimizer and schedule go on.
 
     Every checkpoint that is written after it gets a small file ``fpe.json`` with its shapes. To resume,
-    call `restore_shape` on the dense model before the Trainer is made.
+    call `restore_shape` on the dense model before the Trainer is made. One callback serves any number of
+    Trainers, one after another.
 
     Parameters
     ----------
     epoch : float, default 0
-        Counted from 0; 1.0 is after one pass over the data. Training on several processes wraps the model
-        when it starts: there, expand it before the Trainer is made.
+        Counted from 0; 1.0 is after one pass over the data, 0.5 before the first step after half of it.
+        Training on several processes wraps the model when it starts: there, expand it before the Trainer
+        is made.
     moments : str, default "fresh"
         As for `fpe.expand_`.
     **how
-        All other arguments of `fpe.expand`.
+        All other arguments of `fpe.expand`; not a ranking by gradient, since the Trainer clears gradients.
 
     Raises
     ------
     ArgumentError
-        For a bad epoch or `moments`.
-    ModelError
-        When training starts on several processes.
+        For a bad epoch or `moments`, or a ranking by gradient.
+    ModelError, BudgetError
+        When training starts: if the model cannot be expanded as asked, or on several processes.
+
+    Warns
+    -----
+    UserWarning
+        If training ends before the epoch (at the start where the length of the data is known, else at the
+        end), or if a model that is expanded already is left as it is.
     """
 
     def __init__(self, epoch: float = 0, moments: str = "fresh", **how: Any) -> None:
-        if isinstance(epoch, bool) or not isinstance(epoch, int | float) or epoch < 0:
-            raise ArgumentError(f"epoch is {epoch!r}; give a number of at least 0.")
+        if isinstance(epoch, bool) or not isinstance(epoch, int | float) or not 0 <= epoch < math.inf:
+            raise ArgumentError(f"epoch is {epoch!r}; give a number of at least 0, 0.5 for half an epoch.")
         check_moments(moments)
+        prune = as_prune(how.get("prune", "magnitude"))
+        if isinstance(prune, Columns) and prune.by == "gradient":
+            raise ArgumentError(
+                f"prune is {prune!r}, and the Trainer clears the gradients after each step; give another "
+                "ranking, or call fpe.expand_ in a loop of your own."
+            )
         self.epoch, self.moments, self.how = epoch, moments, how
-        self.done = False
+        self.done = self._warned = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse what cannot be done, before any step; take a model that has been expanded as it is."""
-        self.done = hasattr(kwargs["model"], "fpe_plan")
-        if not self.done and args.world_size > 1:
+        model = kwargs["model"]
+        self.done, self._warned = hasattr(model, "fpe_plan"), False
+        if self.done:
+            if not state.global_step:  # not a checkpoint whose shape was restored
+                warn_expanded_already()
+            return
+        if args.world_size > 1:
             raise ModelError(
                 f"Expand on {args.world_size} processes: the model is wrapped for them when training starts. "
                 "Expand it before the Trainer is made: model = fpe.expand(model, …)."
             )
+        foresee(model, self.how)
+        last = _last_epoch(args, state, kwargs.get("train_dataloader"))
+        if last is not None and self.epoch > last + SLACK:
+            self._warned = True
+            warn_too_late(self.epoch, f"the last of its {state.max_steps:,} steps begins at epoch {last:.3g}")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Expand when the epoch has come."""
-        if not self.done and round(state.epoch or 0, 6) >= self.epoch:
+        if not self.done and (state.epoch or 0) + SLACK >= self.epoch:
             expand_(kwargs["model"], kwargs["optimizer"], self.moments, **self.how)
             self.done = True
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Expand when the epoch has come, if that is within one."""
+        self.on_epoch_begin(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say if the epoch has not come."""
+        if not self.done and not self._warned:
+            warn_too_late(self.epoch, f"it ended at epoch {state.epoch or 0:.3g}")
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -88,7 +137,7 @@ class Rewire(TrainerCallback):
     """Let the masks of an expanded model move while it is trained.
 
     For a model that `Expand`, which must stand before it, or `fpe.expand` has expanded. Every checkpoint gets
-    a file ``fpe-rewirer.pt``.
+    a file ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
 
     Parameters
     ----------
@@ -103,6 +152,11 @@ class Rewire(TrainerCallback):
         For an unknown policy.
     CheckpointError
         If there is no such checkpoint, or when it begins, if that is of another model or policy.
+
+    Warns
+    -----
+    UserWarning
+        If no mask will move, or has moved, or if only one of training and rewirer resumes.
     """
 
     def __init__(
@@ -116,6 +170,7 @@ class Rewire(TrainerCallback):
         self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
         self.rewirer: Rewirer | None = None
         self._stored: dict[str, Any] | None = None
+        self._resumed: dict[str, Any] | None = None
         if resume_from_checkpoint is not None:
             folder = Path(resume_from_checkpoint)
             if not folder.is_dir():
@@ -125,16 +180,44 @@ class Rewire(TrainerCallback):
             if (folder / REWIRER).is_file():  # else it was written before the expansion
                 self._stored = torch.load(folder / REWIRER, weights_only=True)
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Forget the model that was trained before."""
+        self.rewirer = None
+        self._resumed = self._stored if state.global_step else None
+        if self._stored and not state.global_step:
+            warnings.warn(
+                "Rewire(resume_from_checkpoint=…) is not used, since training starts at step 0; give the "
+                "checkpoint to trainer.train(resume_from_checkpoint=…) too.",
+                stacklevel=2,
+            )
+        if state.global_step and self._stored is None and has_masks(kwargs["model"]):
+            warnings.warn(
+                f"training resumes at step {state.global_step:,}, and the schedule of Rewire starts anew "
+                "there; give the checkpoint to Rewire(resume_from_checkpoint=…) too.",
+                stacklevel=2,
+            )
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin when there are masks."""
         model, optimizer = kwargs["model"], kwargs["optimizer"]
-        if self.rewirer is None and any(isinstance(m, MaskedLayer) for m in model.modules()):
-            steps = self._stored["steps"] if self._stored else state.max_steps - state.global_step
+        if self.rewirer is None and has_masks(model):
+            stored = self._resumed
+            steps = stored["steps"] if stored else state.max_steps - state.global_step
             self.rewirer = Rewirer(model, optimizer, self.policy, steps=steps, **self.how)
-            if self._stored is not None:
-                self.rewirer.load_state_dict(self._stored)
+            if stored is not None:
+                self.rewirer.load_state_dict(stored)
+            warn_unless_moving(self.rewirer)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say if there were no masks."""
+        if self.rewirer is None:
+            warn_no_masks()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -153,6 +236,18 @@ class Rewire(TrainerCallback):
         if args.should_save:
             folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
             write_atomically(folder / REWIRER, lambda temporary: torch.save(own, temporary))
+
+
+def _last_epoch(args: TrainingArguments, state: TrainerState, loader: Any) -> float | None:
+    """Return the epoch at which the last step begins, None if the length of the data is not known."""
+    try:
+        batches = len(loader)
+    except TypeError:  # a stream
+        return None
+    accumulated = args.gradient_accumulation_steps
+    per_epoch = max(1, math.ceil(batches / accumulated))
+    epochs, steps = divmod(state.max_steps - 1, per_epoch)
+    return epochs + min(1.0, steps * accumulated / max(1, batches))
 
 
 def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,18 +11,25 @@ from torch.optim import Optimizer
 
 from fpe.checkpoint import reshape_, shapes_of
 from fpe.errors import ArgumentError, ModelError
-from fpe.inplace import check_moments, expand_
-from fpe.masked import MaskedLayer
+from fpe.inplace import check_moments, expand_, foresee
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
+from fpe.trainers.warn import (
+    has_masks,
+    warn_expanded_already,
+    warn_no_masks,
+    warn_too_late,
+    warn_unless_moving,
+)
 
 
 class Expand(Callback):
     """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
 
     Checkpoints that are written after it can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same
-    script: the network is given their shape before its weights are read.
+    script: the network is given their shape before its weights are read. One callback serves any number of
+    fits, one after another.
 
     Parameters
     ----------
@@ -40,18 +48,28 @@ class Expand(Callback):
     ------
     ArgumentError
         For a bad epoch or `moments`.
-    ModelError
-        When training starts, if the network is not found, or has to be expanded while it is wrapped.
+    ModelError, BudgetError
+        When training starts: if the network is not found, cannot be expanded as asked, or has to be expanded
+        while it is wrapped.
+
+    Warns
+    -----
+    UserWarning
+        If training ends before the epoch (at the start where the length of the data is known, else at the
+        end), or if a network that is expanded already is left as it is.
     """
 
     def __init__(
         self, epoch: int = 0, network: str | None = None, moments: str = "fresh", **how: Any
     ) -> None:
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ArgumentError(f"epoch is {epoch!r}; give an integer of at least 0.")
+            raise ArgumentError(
+                f"epoch is {epoch!r}; give an integer of at least 0: networks are expanded between epochs."
+            )
         check_moments(moments)
         self.epoch, self.network, self.moments, self.how = epoch, network, moments, how
         self.shapes: dict[str, Any] | None = None
+        self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -61,17 +79,22 @@ class Expand(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
         network = network_of(pl_module, self.network, "Expand")
+        if stage == "fit":
+            self.shapes, self._warned = None, False
         if self.shapes is None:
             self._reshape_on_load(pl_module, network)
-        if stage != "fit" or self.shapes is not None:
+        if stage != "fit":
             return
-        if trainer.world_size > 1 and self.epoch > 0:
+        if hasattr(network, "fpe_plan"):
+            warn_expanded_already()
+            self.shapes = shapes_of(network)
+        elif trainer.world_size > 1 and self.epoch > 0:
             raise ModelError(
                 f"Expand(epoch={self.epoch}) on {trainer.world_size} processes: the network is wrapped for "
                 "them when training starts, and cannot be expanded later. Train it in one run, and expand it "
                 "at epoch 0 of another."
             )
-        if self.epoch == 0:
+        elif self.epoch == 0:
             self._expand(network, [])
 
     def _reshape_on_load(self, pl_module: LightningModule, network: nn.Module) -> None:
@@ -90,6 +113,21 @@ class Expand(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module's own hook as it was."""
         vars(pl_module).pop("on_load_checkpoint", None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be done before any step, and say if training ends too early."""
+        if self.shapes is not None:
+            return
+        foresee(network_of(pl_module, self.network, "Expand"), self.how)
+        epochs = _epochs(trainer)
+        if self.epoch >= epochs:
+            self._warned = True
+            warn_too_late(self.epoch, f"it ends after {epochs:g} epochs")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if the epoch has not come."""
+        if self.shapes is None and not self._warned:
+            warn_too_late(self.epoch, f"it ended in epoch {trainer.current_epoch:,}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Expand when the epoch has come."""
@@ -115,7 +153,7 @@ class Rewire(Callback):
     """Let the masks of an expanded network of a LightningModule move while it is trained.
 
     For a network that `Expand`, which must stand before it, or `fpe.expand` has expanded. Checkpoints
-    hold what is needed to resume.
+    hold what is needed to resume. One callback serves any number of fits, one after another.
 
     Parameters
     ----------
@@ -131,6 +169,11 @@ class Rewire(Callback):
     ------
     ArgumentError
         For an unknown policy; when it begins, if the trainer does not know how many steps are left.
+
+    Warns
+    -----
+    UserWarning
+        If no mask will move, or has moved.
     """
 
     def __init__(
@@ -152,6 +195,11 @@ class Rewire(Callback):
         """One such callback for each network."""
         return f"fpe.Rewire({self.network or ''})"
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the network that was trained before."""
+        if stage == "fit":
+            self.rewirer = self._stored = None
+
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
@@ -159,7 +207,7 @@ class Rewire(Callback):
         if self.rewirer is not None:
             return
         network = network_of(pl_module, self.network, "Rewire")
-        if not any(isinstance(m, MaskedLayer) for m in network.modules()):
+        if not has_masks(network):
             return
         left = trainer.estimated_stepping_batches - trainer.global_step
         steps = self._stored["steps"] if self._stored else self.steps or left
@@ -169,7 +217,13 @@ class Rewire(Callback):
         self.rewirer = Rewirer(network, owners, self.policy, steps=int(steps), **self.how)
         if self._stored is not None:
             self.rewirer.load_state_dict(self._stored)
+        warn_unless_moving(self.rewirer)
         self._last = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if there were no masks."""
+        if self.rewirer is None:
+            warn_no_masks()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -206,6 +260,15 @@ def network_of(pl_module: LightningModule, name: str | None, callback: str) -> n
             f"{callback}(network='…')."
         )
     return pl_module.get_submodule(children[0])
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Return how many epochs training begins, infinity where that is not known."""
+    epochs = [math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)]
+    if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        epochs.append(float(math.ceil(trainer.max_steps / max(1, per_epoch))))
+    return min(epochs)
 
 
 def _owners(network: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:

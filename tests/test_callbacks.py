@@ -1,0 +1,213 @@
+"""Callbacks act in every fit, and say so where they cannot, or will not, act."""
+
+import warnings
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+
+import fpe
+from fits import Module, data, lightning, transformers
+from fpe.errors import ArgumentError, ModelError
+from fpe.trainers import huggingface
+from fpe.trainers.lightning import Expand, Rewire
+from zoo import ZOO
+
+SCHEDULE = fpe.Schedule(every=2)
+
+
+def gpt2():
+    return ZOO["GPT-2"]()[0]
+
+
+def hidden(model):
+    return model.transformer.h[0].mlp.c_fc
+
+
+def masks(model):
+    return [m.fpe_mask.clone() for m in model.modules() if isinstance(m, fpe.MaskedLayer)]
+
+
+def test_lightning_callbacks_serve_one_fit_after_another(tmp_path):
+    """As in k-fold cross-validation: each fold's network is expanded, and its masks move."""
+    callbacks = [Expand(1, factor=2), Rewire("set", schedule=SCHEDULE)]
+    ends = []
+    for _ in range(2):
+        module = Module()
+        lightning(tmp_path, *callbacks, epochs=3, enable_checkpointing=False).fit(module, data())
+        assert module.network[0].out_features == 8
+        assert callbacks[1].rewirer.rewirings > 0
+        ends.append(masks(module))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    still = fpe.expand(Module().network, 2)
+    assert not torch.equal(ends[0][0], masks(still)[0])
+
+
+def test_the_trainers_callbacks_serve_one_training_after_another(tmp_path):
+    callbacks = [huggingface.Expand(1, factor=2), huggingface.Rewire("set", SCHEDULE)]
+    for _ in range(2):
+        model = gpt2()
+        transformers(model, tmp_path, *callbacks, epochs=2, save_strategy="no").train()
+        assert hidden(model).out_features == 128
+        assert callbacks[1].rewirer.model is model
+        assert callbacks[1].rewirer.rewirings > 0
+
+
+@pytest.mark.parametrize("train", ["lightning", "transformers"])
+def test_a_network_that_is_expanded_already_is_left_with_a_warning(train, tmp_path):
+    if train == "lightning":
+        module = Module()
+        model = module.network = fpe.expand(module.network, 2)
+        trainer = lightning(tmp_path, Expand(0, factor=2), epochs=1, enable_checkpointing=False)
+        with pytest.warns(UserWarning, match="expanded already"):
+            trainer.fit(module, data())
+        assert model[0].out_features == 8
+    else:
+        model = fpe.expand(gpt2(), 2)
+        trainer = transformers(model, tmp_path, huggingface.Expand(0, factor=2), max_steps=1)
+        with pytest.warns(UserWarning, match="expanded already"):
+            trainer.train()
+        assert hidden(model).out_features == 128
+
+
+class Stop(huggingface.TrainerCallback):
+    """Stops a training at its first step."""
+
+    def on_step_begin(self, *args, **kwargs):
+        raise RuntimeError("the first step")
+
+
+@pytest.mark.parametrize(("epoch", "steps"), [(2.9, {}), (2, {"max_steps": 6})])
+def test_the_trainer_warns_at_the_start_of_an_epoch_that_never_comes(epoch, steps, tmp_path):
+    """Three epochs of three steps: the last step begins at epoch 2.67."""
+    trainer = transformers(gpt2(), tmp_path, huggingface.Expand(epoch), Stop(), save_strategy="no", **steps)
+    with pytest.warns(UserWarning, match="does not expand"), pytest.raises(RuntimeError, match="first step"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(("epoch", "seen"), [(0.5, 2), (1 / 3, 1), (2.6, 8)])
+def test_the_trainer_expands_within_an_epoch(epoch, seen, tmp_path):
+    """Before the first step that begins at the epoch or later."""
+    model, widths = gpt2(), []
+
+    class Watch(huggingface.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            widths.append(kwargs["model"].transformer.h[0].mlp.c_fc.weight.numel())
+
+    trainer = transformers(model, tmp_path, huggingface.Expand(epoch), Watch(), save_strategy="no")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Expand")
+        trainer.train()
+    assert widths == [1024] * seen + [2048] * (9 - seen)
+
+
+class Stream(IterableDataset):
+    """Has no length."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
+
+
+def test_the_trainer_warns_at_the_end_of_a_stream_of_unknown_length(tmp_path):
+    w = torch.arange(8)
+    trainer = transformers(
+        gpt2(), tmp_path, huggingface.Expand(1), windows=Stream([{"input_ids": w, "labels": w}] * 90),
+        max_steps=2, save_strategy="no",
+    )  # fmt: skip
+    with pytest.warns(UserWarning, match="does not expand .* ended at epoch"):
+        trainer.train()
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 3}, {"max_steps": 12, "max_epochs": -1}])
+def test_lightning_warns_at_the_start_of_an_epoch_that_never_comes(limit, tmp_path):
+    class Stopping(Module):
+        def training_step(self, batch):
+            raise RuntimeError("the first step")
+
+    trainer = lightning(tmp_path, Expand(3), enable_checkpointing=False, **limit)
+    with pytest.warns(UserWarning, match="does not expand"), pytest.raises(RuntimeError, match="first step"):
+        trainer.fit(Stopping(), data())
+
+
+def test_lightning_warns_at_the_end_of_a_stream_of_unknown_length(tmp_path):
+    stream = torch.utils.data.DataLoader(Stream(list(data().dataset)), 16)
+    trainer = lightning(tmp_path, Expand(5), max_epochs=-1, max_steps=6, enable_checkpointing=False)
+    with pytest.warns(UserWarning, match="does not expand .* ended in epoch"):
+        trainer.fit(Module(), stream)
+
+
+@pytest.mark.parametrize("epoch", [-1, float("nan"), float("inf"), "1", True, None])
+@pytest.mark.parametrize("make", [Expand, huggingface.Expand])
+def test_epochs_that_no_training_has_are_refused(make, epoch):
+    with pytest.raises(ArgumentError, match="epoch is"):
+        make(epoch)
+
+
+def test_lightning_expands_between_epochs_only():
+    with pytest.raises(ArgumentError, match=r"epoch is 0\.5; give an integer"):
+        Expand(0.5)
+
+
+def test_the_trainer_keeps_no_gradients_to_rank_by():
+    with pytest.raises(ArgumentError, match="clears the gradients"):
+        huggingface.Expand(1, split="shared", prune=fpe.Columns(by="gradient"))
+
+
+def test_what_cannot_be_expanded_is_refused_when_training_begins(tmp_path):
+    model = gpt2()
+    trainer = transformers(model, tmp_path, huggingface.Expand(2, layers=["nowhere"]), save_strategy="no")
+    with pytest.raises(ModelError, match="nowhere"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    module = Module()
+    trainer = lightning(tmp_path, Expand(2, layers=["nowhere"]), enable_checkpointing=False)
+    with pytest.raises(ModelError, match="nowhere"):
+        trainer.fit(module, data())
+    assert module.losses == []
+
+
+def test_the_trainer_expands_in_mixed_precision(tmp_path):
+    """Accelerate puts a forward of its own before the model's, which is looked through and stays."""
+    model = gpt2()
+    before = fpe.count_nonzero(model)
+    trainer = transformers(model, tmp_path, huggingface.Expand(1, factor=2), bf16=True, save_strategy="no")
+    trainer.train()
+    assert hidden(model).out_features == 128
+    assert fpe.count_nonzero(model) == before
+    assert hasattr(model.forward, "__wrapped__")
+
+
+@pytest.mark.parametrize("train", ["lightning", "transformers"])
+def test_masks_that_do_not_move_are_told(train, tmp_path):
+    rare = fpe.Schedule(every=100)
+
+    def run(*callbacks):
+        if train == "lightning":
+            lightning(tmp_path, *callbacks, epochs=1, enable_checkpointing=False).fit(Module(), data())
+        else:
+            transformers(gpt2(), tmp_path, *callbacks, max_steps=2, save_strategy="no").train()
+
+    expand, rewire = (
+        (Expand(0), Rewire) if train == "lightning" else (huggingface.Expand(0), huggingface.Rewire)
+    )
+    with pytest.warns(UserWarning, match="no layer of the model has"):
+        run(rewire("set"))
+    with pytest.warns(UserWarning, match=r"every 100 steps"):
+        run(expand, rewire("set", schedule=rare))
+
+
+def test_a_rewirer_that_does_not_resume_with_its_training_is_told(tmp_path):
+    rewiring = huggingface.Rewire("set", SCHEDULE)
+    transformers(gpt2(), tmp_path, huggingface.Expand(0), rewiring, epochs=1).train()
+    folder = tmp_path / "checkpoint-3"
+    model = huggingface.restore_shape(gpt2(), folder)
+    trainer = transformers(model, tmp_path / "b", huggingface.Rewire("set", SCHEDULE), epochs=2)
+    with pytest.warns(UserWarning, match="starts anew"):
+        trainer.train(resume_from_checkpoint=str(folder))
+    resuming = huggingface.Rewire("set", SCHEDULE, resume_from_checkpoint=folder)
+    trainer = transformers(gpt2(), tmp_path / "c", huggingface.Expand(0), resuming, epochs=2)
+    with pytest.warns(UserWarning, match="is not used"):
+        trainer.train()
