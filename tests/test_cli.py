@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
     finished = {path: path.read_bytes() for path in out.glob("trials/h*.json")}
     assert process.returncode == 1
     assert stdout == ""
-    assert f"of 4 parts are finished and kept in {out / 'trials'}; run the same command again" in stderr
+    assert f"of 8 parts are finished and kept in {out / 'trials'}; run the same command again" in stderr
     assert "Traceback" not in stderr
     assert 0 < len(finished) < 4
 

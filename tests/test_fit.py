@@ -10,12 +10,12 @@ import torch
 
 import fpe
 from fpe.data import load
-from fpe.errors import ArgumentError, BudgetError
+from fpe.errors import ArgumentError, BudgetError, DataError
 from fpe.experiments.config import FitConfig
 from fpe.experiments.engine import Engine
 from fpe.experiments.fit import run_fit
 from fpe.experiments.runner import run_tasks
-from fpe.experiments.trial import run_trials
+from fpe.experiments.trial import run_trial
 from fpe.report.fit import fit_figure, fit_table
 from fpe.training import accuracy, adam, train
 
@@ -47,11 +47,6 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def run_trial(dataset, config, hidden, trial):
-    (record,) = run_trials(dataset, config, hidden, [trial])["trials"]
-    return record
-
-
 def timeless(record):
     return {k: v for k, v in record.items() if k not in ("seconds", "provenance")}
 
@@ -60,7 +55,8 @@ def test_a_trial_is_the_papers_recipe_done_by_hand(dataset, one_thread):
     """Warm up, go on dense; expand the warm network, go on with a fresh Adam; same mini-batches for both."""
     record = run_trial(dataset, QUICK, hidden=3, trial=1)
 
-    X, y = torch.from_numpy(dataset.X_train), torch.from_numpy(dataset.y_train)
+    kept, _ = QUICK.held_out(dataset)
+    X, y = torch.from_numpy(dataset.X_train[kept]), torch.from_numpy(dataset.y_train[kept])
     X_test, y_test = torch.from_numpy(dataset.X_test), torch.from_numpy(dataset.y_test)
     results = {}
     for kind in ("dense", "expanded"):
@@ -108,8 +104,8 @@ def test_finished_trials_are_never_done_again_and_more_can_be_added(dataset, tmp
     start = dataclasses.replace(QUICK, trials=5)
     first = run_fit(dataset, start, tmp_path / "out", jobs=1)
     kept = {path: path.read_bytes() for path in (tmp_path / "out" / "trials").glob("*.json")}
-    assert {path.name for path in kept} == {"h2-t0-4.json", "h3-t0-4.json"}
-    half = tmp_path / "out" / "trials" / "h2-t0-4.json"
+    assert {path.name for path in kept} == {f"h{h}-t{t}.json" for h in (2, 3) for t in range(5)}
+    half = tmp_path / "out" / "trials" / "h2-t0.json"
     half.write_bytes(kept.pop(half)[:100])
     seen = []
     more = dataclasses.replace(start, hidden=(2, 3, 4), trials=7)
@@ -118,16 +114,7 @@ def test_finished_trials_are_never_done_again_and_more_can_be_added(dataset, tmp
     assert all(path.read_bytes() == content for path, content in kept.items())
     again = {(t["hidden"], t["trial"]): t for t in second["trials"]}
     for trial in first["trials"]:
-        assert again[trial["hidden"], trial["trial"]] == trial
-
-
-def test_trials_trained_together_are_each_as_alone(dataset):
-    together = run_trials(dataset, QUICK, 3, [0, 1, 2])["trials"]
-    for trial, record in enumerate(together):
-        alone = run_trial(dataset, QUICK, 3, trial)
-        assert record["dense"]["capacity"] == pytest.approx(alone["dense"]["capacity"], rel=1e-4)
-        assert record["expanded"]["nonzero"] == alone["expanded"]["nonzero"]
-        assert record["seed"] == alone["seed"] == trial
+        assert timeless(again[trial["hidden"], trial["trial"]]) == timeless(trial)
 
 
 def test_a_folder_holds_one_configuration(dataset, tmp_path):
@@ -155,8 +142,63 @@ def test_the_best_model_reads_the_data_as_it_is(tmp_path, standardize):
     wide = fpe.load(tmp_path / "out" / best["file"], like=fpe.mlp(12, best["hidden"], 3))
     score = accuracy(wide, torch.from_numpy(dataset.X_test), torch.from_numpy(dataset.y_test))
     assert score == best["expanded"]["accuracy"]
-    assert score == max(t["expanded"]["accuracy"] for t in result["trials"])
+    _, held = config.held_out(dataset)
+    X, y = torch.from_numpy(dataset.X_train[held]), torch.from_numpy(dataset.y_train[held])
+    assert accuracy(wide, X, y) == best["expanded"]["validation_accuracy"]
     assert fpe.count_nonzero(wide) == best["expanded"]["nonzero"]
+
+
+def test_the_validation_part_is_a_share_of_each_class_and_of_the_training_samples_alone(dataset):
+    config = dataclasses.replace(QUICK, validation_fraction=0.25)
+    kept, held = config.held_out(dataset)
+    assert np.bincount(dataset.y_train[held]).tolist() == [20, 20, 20]
+    assert sorted([*kept, *held]) == list(range(240))
+    again, other = (dataclasses.replace(config, seed=seed).held_out(dataset)[1] for seed in (0, 1))
+    assert np.array_equal(held, again)
+    assert not np.array_equal(held, other)
+
+
+def test_the_test_part_has_no_say_in_which_model_is_the_best(dataset, tmp_path):
+    """With test labels that are all wrong the same trial is chosen, by the validation part."""
+    wrong = dataclasses.replace(dataset, y_test=(dataset.y_test + 1) % 3)
+    config = dataclasses.replace(QUICK, hidden=(2, 3, 4), trials=3)
+    results = [run_fit(d, config, tmp_path / str(i), jobs=1) for i, d in enumerate((dataset, wrong))]
+    right, misled = (result["best"] for result in results)
+    assert (right["hidden"], right["trial"]) == (misled["hidden"], misled["trial"])
+    for result in results:
+        scores = [trial["expanded"]["validation_accuracy"] for trial in result["trials"]]
+        assert result["best"]["expanded"]["validation_accuracy"] == max(scores)
+    files = [(tmp_path / str(i) / "best.safetensors").read_bytes() for i in range(2)]
+    assert files[0] == files[1]
+
+
+def test_a_better_model_of_an_earlier_run_stays(dataset, tmp_path):
+    """In the same folder with fewer widths, and with other settings and `fresh`."""
+    good = dataclasses.replace(QUICK, hidden=(1, 8), trials=1, warmup_epochs=20, epochs=20)
+    first = run_fit(dataset, good, tmp_path, jobs=1)
+    best = (tmp_path / "best.safetensors").read_bytes()
+    poor = dataclasses.replace(good, hidden=(1,))
+    poorer = dataclasses.replace(poor, epochs=0, warmup_epochs=1)
+    assert first["best"]["hidden"] == 8
+    assert (first["best"]["kept"], first["best"]["replaced"]) == (False, False)
+    for config, fresh in ((poor, False), (poorer, True)):
+        result = run_fit(dataset, config, tmp_path, jobs=1, fresh=fresh)
+        assert (tmp_path / "best.safetensors").read_bytes() == best
+        assert result["best"] == {**first["best"], "kept": True}
+    better = run_fit(dataset, good, tmp_path, jobs=1, fresh=True)["best"]
+    assert (better["hidden"], better["replaced"]) == (8, False)
+
+
+def test_a_model_of_other_data_is_replaced_and_that_is_told(dataset, tmp_path):
+    run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
+    result = run_fit(blobs(tmp_path / "two.npz", classes=2), QUICK, tmp_path / "out", jobs=1, fresh=True)
+    assert (result["best"]["kept"], result["best"]["replaced"]) == (False, True)
+
+
+def test_data_without_two_samples_of_a_class_are_refused(dataset, tmp_path):
+    few = dataclasses.replace(dataset, X_train=dataset.X_train[:3], y_train=dataset.y_train[:3])
+    with pytest.raises(DataError, match="held out to choose the best model"):
+        run_fit(few, QUICK, tmp_path / "out", jobs=1)
 
 
 def test_standardizing_helps_where_features_differ_much_in_scale(tmp_path):

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 import fpe
 from fpe.errors import ArgumentError, DataError
 from fpe.recommending.candidates import CANDIDATES, dense_count, widest
-from fpe.recommending.recommend import _hold_out
+from fpe.recommending.recommend import hold_out
 from fpe.training import accuracy
 from fpe.trials import start_trial, train_trials
 
@@ -48,7 +48,7 @@ def test_the_better_half_stays_in_each_round(found):
 
 def test_those_who_stay_simply_train_on(found):
     """Each that came to the end is as one that was trained without a stop: no round starts anything anew."""
-    kept, held = _hold_out(y, 0.2, 0)
+    kept, held = hold_out(y, 0.2, 0)
     data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
     for entry in found.table[:3]:
         for seed, expected in enumerate(entry.accuracies):
@@ -112,10 +112,10 @@ def test_several_rates_are_tried_each():
 
 def test_a_share_of_each_class_is_held_out_and_never_all_of_it():
     codes = np.array([0] * 10 + [1] * 5 + [2] * 2 + [3])
-    kept, held = _hold_out(codes, 0.2, 0)
+    kept, held = hold_out(codes, 0.2, 0)
     assert np.bincount(codes[held], minlength=4).tolist() == [2, 1, 1, 0]
     assert sorted([*kept, *held]) == list(range(18))
-    assert _hold_out(codes, 0.2, 0)[1].tolist() == held.tolist() != _hold_out(codes, 0.2, 1)[1].tolist()
+    assert hold_out(codes, 0.2, 0)[1].tolist() == held.tolist() != hold_out(codes, 0.2, 1)[1].tolist()
 
 
 def test_bad_arguments_are_told_all_at_once():

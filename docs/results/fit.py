@@ -68,6 +68,9 @@ epochs and size of the mini-batches are the same for both and were not tuned for
 mini-batch is a thirtieth of the data by default, 500 samples at most. That is no small matter for small
 networks: Banking77 is also run with the paper's 500, with which they are trained less far.
 
+In these runs no validation part was held out: the networks were trained on all training samples.
+`fpe fit` holds a tenth out to choose the best model, so that its networks are trained on a tenth less.
+
 - **Banking77** (PolyAI, CC-BY-4.0): 10,003 + 3,080 customer questions of 77 intents in their published
   split, as embeddings of unit norm from the frozen sentence encoder all-MiniLM-L6-v2, 384 features. The
   file `banking77-minilm.npz` holds them as `X_train`, `y_train`, `X_test`, `y_test`, `classes`.

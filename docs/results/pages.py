@@ -67,10 +67,15 @@ def write_networks(results: Sequence[dict[str, Any]], path: Path, order: Callabl
 def put_into_readme(mark: str, table: dict[str, Any]) -> None:
     """Put a table into the README, between the comments of this name."""
     lines = "\n".join(markdown_table(table["columns"], table["rows"]))
-    readme = HERE.parent.parent / "README.md"
-    if f"<!-- {mark} -->\n" not in readme.read_text(encoding="utf-8"):
-        raise ValueError(f"{readme} has no place for the table: <!-- {mark} --> and <!-- end {mark} -->")
-    before, begin, rest = readme.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
+    put_between(mark, f"{lines}\n", HERE.parent.parent / "README.md")
+
+
+def put_between(mark: str, text: str, page: Path) -> None:
+    """Replace what stands between the comments of this name in a page."""
+    before, begin, rest = page.read_text(encoding="utf-8").partition(f"<!-- {mark} -->\n")
     _, end, after = rest.partition(f"<!-- end {mark} -->")
-    text = f"{before}{begin}{lines}\n{end}{after}"
-    write_atomically(readme, lambda file: file.write_text(text, encoding="utf-8"))
+    if not end:
+        raise ValueError(f"{page} has no place for the text: <!-- {mark} --> and <!-- end {mark} -->")
+    write_atomically(
+        page, lambda file: file.write_text(f"{before}{begin}{text}{end}{after}", encoding="utf-8")
+    )

@@ -57,8 +57,12 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 )
 @click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
 @click.option(
-    "--patience", type=int, help="Stop when the loss on a held-out tenth has not fallen for so many epochs."
+    "--validation-fraction",
+    default=0.1,
+    show_default=True,
+    help="Share of the training samples that is held out to choose the best model.",
 )
+@click.option("--patience", type=int, help="Stop when the loss on these has not fallen for so many epochs.")
 @click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
 @click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
 @click.option(
@@ -122,7 +126,6 @@ def fit(
     if as_json:
         click.echo(json.dumps(result))
         return
-    best = result["best"]
     click.echo(_heading(result))
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
@@ -130,10 +133,22 @@ def fit(
         click.echo(f"choice      {folder / 'recommendation.json'}")
     click.echo(f"figure      {folder / 'accuracy.png'}")
     click.echo(f"best model  {folder / 'best.safetensors'}")
-    click.echo(
-        f"  {best['expanded']['accuracy']:.1%}, chosen by test accuracy; load it with "
-        f"fpe.load({str(folder / 'best.safetensors')!r})"
+    click.echo(_best(result["best"], result["data"]["validation_samples"]))
+    click.echo(f"  load it with fpe.load({str(folder / 'best.safetensors')!r})")
+
+
+def _best(best: dict[str, Any], samples: int) -> str:
+    """Say which model is stored as the best, and why."""
+    own = best["expanded"]
+    text = (
+        f"  {own['neurons']} neurons, trial {best['trial']}: {own['validation_accuracy']:.1%} on the "
+        f"{samples:,} held-out training samples, which chose it; {own['accuracy']:.1%} on the test data"
     )
+    if best["kept"]:
+        text += "\n  it is of an earlier run in this folder, and better than the best model of this one"
+    if best["replaced"]:
+        text += "\n  it replaces a model that was chosen on other data, or otherwise, and cannot be compared"
+    return text
 
 
 def _moving(rewire: bool | str) -> str:
@@ -149,4 +164,5 @@ def _heading(result: dict[str, Any]) -> str:
         f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}), "
         f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}; "
         "dense is trained alike, for as long\n"
+        f"{data['validation_samples']:,} of the samples to learn from are held out to choose the best model\n"
     )

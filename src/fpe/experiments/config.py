@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from fpe._version import __version__
 from fpe.data import Dataset
-from fpe.errors import ArgumentError, raise_problems
+from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.models import mlp
 from fpe.planning import plan
 from fpe.recipes import Recipe
+from fpe.recommending.recommend import hold_out
 from fpe.training import recipe_problems
 
 #: Passes over the data before and after the expansion, where they are left open.
@@ -40,6 +42,9 @@ class FitConfig:
         move.
     lr, decay, batch_size, l2, patience
         As for `fpe.sklearn.FPEClassifier`.
+    validation_fraction : float
+        Share of the training samples that is held out: the best model is the one of the highest accuracy
+        there, and `patience` looks at the loss there.
     standardize : bool
         Train on features of mean 0 and standard deviation 1. The models' first layer then takes it on,
         so that they too read the features as they are in the data.
@@ -60,6 +65,7 @@ class FitConfig:
     batch_size: int | None = None
     l2: float = 0.0
     patience: int | None = None
+    validation_fraction: float = 0.1
     standardize: bool = False
     seed: int = 0
 
@@ -84,17 +90,33 @@ class FitConfig:
 
         Raises
         ------
-        ArgumentError, ModelError, BudgetError
+        ArgumentError, DataError, ModelError, BudgetError
             For what is wrong with the numbers, or with the expansion of one of the networks.
         """
         problems = recipe_problems(self)
         if self.trials < 1:
             problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
+        fraction = self.validation_fraction
+        if not 0 < fraction < 1:
+            problems.append(f"validation_fraction is {fraction!r}; give a share between 0 and 1.")
         raise_problems(problems, ArgumentError, "the configuration")
+        if not len(self.held_out(dataset)[1]):
+            raise DataError(
+                f"{dataset.name} has {len(dataset.y_train)} training samples, no two of one class, so that "
+                "none can be held out to choose the best model; give more samples."
+            )
         recipe = self.recipe
         for hidden in self.hidden:
             dense = dense_network(dataset, hidden, self.seed)
             plan(dense, recipe.factor, recipe.split, recipe.prune, seed=self.seed)
+
+    def held_out(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the training samples that are trained on, and of those held out.
+
+        The same share of each class, at least one sample of each that has two; drawn with ``seed``, the same
+        for all widths and trials.
+        """
+        return hold_out(dataset.y_train, self.validation_fraction, self.seed)
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
         """Return what a trial's result depends on, its width and number aside."""

@@ -13,12 +13,9 @@ from fpe.experiments.config import FitConfig
 from fpe.experiments.engine import Engine
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance
-from fpe.experiments.trial import model_name, run_trials
-from fpe.files import write_atomically, write_json
+from fpe.experiments.trial import model_name, run_trial
+from fpe.files import read_json, write_atomically, write_json
 from fpe.interference import relative_improvement
-
-#: Trials that are trained as one.
-TOGETHER = 5
 
 
 def run_fit(
@@ -31,8 +28,8 @@ def run_fit(
 ) -> dict[str, Any]:
     """Train dense and expanded networks over widths and trials, and store everything in a folder.
 
-    Five trials of a width are trained as one. Those that the folder has already are not run again, so
-    that a run can be stopped and resumed, and widths and trials added.
+    Each trial is stored as soon as it ends. Those that the folder has already are not run again, so that a
+    run can be stopped and resumed, and widths and trials added.
 
     Parameters
     ----------
@@ -42,7 +39,9 @@ def run_fit(
         How.
     out : Path
         Gets ``trials/`` (JSON records, and the expanded model of each trial), ``results.json``, and
-        ``best.safetensors``, the expanded model of the highest test accuracy.
+        ``best.safetensors``: the expanded model of the highest accuracy on the validation part, which is
+        held out of the training samples. A model of an earlier run that is better on the same validation
+        part stays.
     jobs : int, default −1
         Processes at a time; −1 means one for each core. Results do not depend on it.
     fresh : bool, default False
@@ -54,7 +53,8 @@ def run_fit(
     -------
     dict
         What ``results.json`` holds: configuration, data, provenance, one row for each width, all
-        trials, the best one.
+        trials, the best one. In ``best``, ``kept`` tells whether it is of an earlier run, and ``replaced``
+        whether it took the place of one that could not be compared.
 
     Raises
     ------
@@ -68,44 +68,62 @@ def run_fit(
     config.check(dataset)
     claim_folder(out, config.identity(dataset), fresh)
     tasks = {
-        f"h{hidden}-t{first}-{last}": {
+        f"h{hidden}-t{trial}": {
             "dataset": dataset,
             "config": config,
             "hidden": hidden,
-            "trials": range(first, last + 1),
+            "trial": trial,
             "models": out / "trials",
         }
         for hidden in config.hidden
-        for first in range(0, config.trials, TOGETHER)
-        for last in (min(first + TOGETHER, config.trials) - 1,)
+        for trial in range(config.trials)
     }
 
-    def finished(_: str, record: dict[str, Any]) -> None:
-        for trial in record["trials"]:
-            if on_trial is not None:
-                text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
-                on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
+    def finished(_: str, trial: dict[str, Any]) -> None:
+        if on_trial is not None:
+            text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
+            on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
 
-    records = run_tasks(
-        run_trials, tasks, out / "trials", config.digest(dataset), Engine(jobs=jobs), finished
-    )
-    trials = [trial for record in records.values() for trial in record["trials"]]
-    best = max(trials, key=lambda trial: float(trial["expanded"]["accuracy"]))
-    best_model = out / "trials" / model_name(best["hidden"], best["trial"])
-    write_atomically(out / "best.safetensors", lambda file: shutil.copyfile(best_model, file))
+    digest = config.digest(dataset)
+    records = run_tasks(run_trial, tasks, out / "trials", digest, Engine(jobs=jobs), finished)
+    trials = list(records.values())
     result = {
         "config": {**config.filled(), "hidden": list(config.hidden)},
-        "data": _description(dataset),
+        "data": {**_description(dataset), "validation_samples": len(config.held_out(dataset)[1])},
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
-        "best": {
-            "file": "best.safetensors",
-            **{k: best[k] for k in ("hidden", "trial", "expanded")},
-        },
+        "best": _keep_best(trials, dataset, config, out),
         "trials": trials,
         "provenance": provenance(),
     }
     write_json(out / "results.json", result)
     return result
+
+
+def _keep_best(
+    trials: list[dict[str, Any]], dataset: Dataset, config: FitConfig, out: Path
+) -> dict[str, Any]:
+    """Put the best expanded model of these trials into the folder, if there is none that is better."""
+    best = max(trials, key=_merit)
+    judged_on = {
+        "fingerprint": dataset.fingerprint,
+        "validation_fraction": config.validation_fraction,
+        "seed": config.seed,
+    }
+    file = out / "best.safetensors"
+    earlier = (read_json(out / "results.json") or {}).get("best", {})
+    comparable = file.exists() and earlier.get("judged_on") == judged_on
+    if comparable and _merit(earlier) > _merit(best):
+        return {**earlier, "kept": True, "replaced": False}
+    model = out / "trials" / model_name(best["hidden"], best["trial"])
+    replaced = file.exists() and not comparable
+    write_atomically(file, lambda temporary: shutil.copyfile(model, temporary))
+    own = {key: best[key] for key in ("hidden", "trial", "expanded")}
+    return {"file": file.name, **own, "judged_on": judged_on, "kept": False, "replaced": replaced}
+
+
+def _merit(trial: dict[str, Any]) -> tuple[float, float]:
+    """Return what the best trial has most of: validation accuracy, then a low validation loss."""
+    return trial["expanded"]["validation_accuracy"], -trial["expanded"]["validation_loss"]
 
 
 def _description(dataset: Dataset) -> dict[str, Any]:

@@ -1,19 +1,16 @@
-"""Trials of one width: dense networks, trained; and their expansions, trained for as long.
+"""A trial of one width: a dense network, trained; and its expansion, trained for as long.
 
-Where masks move, dense networks of about twice the parameters too.
+Where masks move, a dense network of about twice the parameters too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe import ensemble
 from fpe.budget import count_nonzero
 from fpe.checkpoint import save
 from fpe.data import Dataset
@@ -21,109 +18,111 @@ from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training import EarlyStopping, Record, accuracy, adam
+from fpe.training import EarlyStopping, Record, accuracy, adam, evaluate_loss, train
+
+#: Inputs and class numbers, by part of the data.
+Parts = dict[str, tuple[Tensor, Tensor]]
 
 
-@dataclass
-class _Trial:
-    """What one trial's networks learn from, in which order, and how that goes."""
-
-    number: int
-    seed: int
-    X: Tensor
-    y: Tensor
-    early_stopping: EarlyStopping | None
-    generator: torch.Generator
-    history: dict[str, list[Record]]
-
-
-def run_trials(
-    dataset: Dataset, config: FitConfig, hidden: int, trials: Sequence[int], models: Path | None = None
+def run_trial(
+    dataset: Dataset, config: FitConfig, hidden: int, trial: int, models: Path | None = None
 ) -> dict[str, Any]:
-    """Train dense networks, go on from the warm-up as they are and expanded, and measure both.
+    """Train a dense network, go on from the warm-up as it is and expanded, and measure both.
 
-    All trials are trained at once, all networks for as long and at the same learning rates. Those of one
-    trial see the same mini-batches in the same order. On one thread, so
-    that the result does not depend on what runs beside it.
+    All networks are trained for as long, at the same learning rates, and see the same mini-batches in the
+    same order. On one thread, so that the result does not depend on what runs beside it.
 
     Parameters
     ----------
     dataset : Dataset
-        What to learn and to test on.
+        What to learn and to test on. A part of the training samples is held out, as `FitConfig.held_out`
+        says, and not trained on.
     config : FitConfig
         How.
     hidden : int
-        Width of the dense networks.
-    trials : sequence of int
-        Numbers of the trials.
+        Width of the dense network.
+    trial : int
+        Its number.
     models : Path, optional
-        A folder that gets the expanded models.
+        A folder that gets the expanded model.
 
     Returns
     -------
     dict
-        ``trials``: for each, accuracies, non-zeros and interference of the dense and the expanded
-        network, accuracy at the expansion, and the history of each epoch. Where masks move, ``double`` too: a
-        dense network of twice the hidden neurons, and so of about twice the parameters.
+        Accuracies on all parts, non-zeros and interference of the dense and the expanded network, test
+        accuracy at the expansion, and the history of each epoch. Where masks move, ``double`` too: a dense
+        network of twice the hidden neurons, and so of about twice the parameters.
     """
     with one_thread():
-        X, y, X_test, y_test = (
-            torch.from_numpy(a) for a in (dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test)
-        )
+        parts, recipe, seed = _parts(dataset, config), config.recipe, config.seed + trial
         if config.standardize:
-            mean, scale = _scaling(X)
-            X, X_test = (X - mean) / scale, (X_test - mean) / scale
-        recipe = config.recipe
-        every = [_make_trial(X, y, config, number) for number in trials]
-        double: list[nn.Sequential] = []
-        if recipe.policy is not None:
-            double = [dense_network(dataset, 2 * hidden, trial.seed) for trial in every]
-            begins = [trial.generator.get_state() for trial in every]
-            optimizers = [adam(network, recipe.lr, config.l2) for network in double]
-            _train("double", double, every, optimizers, recipe.warmup_epochs + recipe.epochs, config)
-            for trial, begin in zip(every, begins, strict=True):
-                trial.generator.set_state(begin)
+            mean, scale = _scaling(parts["training"][0])
+            parts = {name: ((X - mean) / scale, y) for name, (X, y) in parts.items()}
+        early_stopping = None
+        if config.patience is not None:
+            early_stopping = EarlyStopping(*parts["validation"], config.patience)
+        generator = torch.Generator().manual_seed(seed)
+        begin = generator.get_state()
+        history: dict[str, list[Record]] = {}
 
-        dense = [dense_network(dataset, hidden, trial.seed) for trial in every]
-        optimizers = [adam(network, recipe.lr, config.l2) for network in dense]
-        _train("warm-up", dense, every, optimizers, recipe.warmup_epochs, config)
-
-        wide = [recipe.expand(network, trial.seed) for network, trial in zip(dense, every, strict=True)]
-        at_expansion = [
-            dict(zip(("dense", "expanded"), pair, strict=True))
-            for pair in zip(*(ensemble.accuracies(n, X_test, y_test) for n in (dense, wide)), strict=True)
-        ]
-        orders = [trial.generator.get_state() for trial in every]
-        _train("dense", dense, every, optimizers, recipe.epochs, config, recipe.warmup_epochs)
-        for trial, order in zip(every, orders, strict=True):
-            trial.generator.set_state(order)
-        optimizers = [adam(network, recipe.lr, config.l2) for network in wide]
-        rewirers = [
-            recipe.rewirer(network, optimizer, len(trial.X), config.batch_size, trial.seed)
-            for network, optimizer, trial in zip(wide, optimizers, every, strict=True)
-        ]
-        _train("expanded", wide, every, optimizers, recipe.epochs, config, recipe.warmup_epochs, rewirers)
-
-        records = []
-        for i, trial in enumerate(every):
-            data = trial.X, trial.y, X_test, y_test
-            records.append(
-                {
-                    "hidden": hidden,
-                    "trial": trial.number,
-                    "seed": trial.seed,
-                    "dense": _measures(dense[i], *data),
-                    "expanded": _measures(wide[i], *data),
-                    **({"double": _measures(double[i], *data)} if double else {}),
-                    "accuracy_at_expansion": at_expansion[i],
-                    "history": trial.history,
-                }
+        def go_on(
+            stage: str,
+            network: nn.Module,
+            optimizer: torch.optim.Adam,
+            epochs: int,
+            behind: int = 0,
+            rewirer: Rewirer | None = None,
+        ) -> None:
+            history[stage] = train(
+                network,
+                *parts["training"],
+                epochs=epochs,
+                optimizer=optimizer,
+                generator=generator,
+                batch_size=config.batch_size,
+                early_stopping=early_stopping,
+                rewirer=rewirer,
+                decay=recipe.cosine(behind),
             )
-            if models is not None:
-                if config.standardize:
-                    _read_unscaled(wide[i], mean, scale)
-                save(wide[i], models / model_name(hidden, trial.number))
-    return {"trials": records}
+
+        double = None
+        if recipe.policy is not None:
+            double = dense_network(dataset, 2 * hidden, seed)
+            total = recipe.warmup_epochs + recipe.epochs
+            go_on("double", double, adam(double, recipe.lr, config.l2), total)
+            generator.set_state(begin)
+
+        dense = dense_network(dataset, hidden, seed)
+        optimizer = adam(dense, recipe.lr, config.l2)
+        go_on("warm-up", dense, optimizer, recipe.warmup_epochs)
+        wide = recipe.expand(dense, seed)
+        at_expansion = {
+            "dense": accuracy(dense, *parts["test"]),
+            "expanded": accuracy(wide, *parts["test"]),
+        }
+        begin = generator.get_state()
+        go_on("dense", dense, optimizer, recipe.epochs, recipe.warmup_epochs)
+        generator.set_state(begin)
+        optimizer = adam(wide, recipe.lr, config.l2)
+        samples = len(parts["training"][0])
+        rewirer = recipe.rewirer(wide, optimizer, samples, config.batch_size, seed)
+        go_on("expanded", wide, optimizer, recipe.epochs, recipe.warmup_epochs, rewirer)
+
+        record = {
+            "hidden": hidden,
+            "trial": trial,
+            "seed": seed,
+            "dense": _measures(dense, parts),
+            "expanded": _measures(wide, parts),
+            **({} if double is None else {"double": _measures(double, parts)}),
+            "accuracy_at_expansion": at_expansion,
+            "history": history,
+        }
+        if models is not None:
+            if config.standardize:
+                _read_unscaled(wide, mean, scale)
+            save(wide, models / model_name(hidden, trial))
+    return record
 
 
 def model_name(hidden: int, trial: int) -> str:
@@ -131,50 +130,29 @@ def model_name(hidden: int, trial: int) -> str:
     return f"h{hidden}-t{trial}.safetensors"
 
 
-def _make_trial(X: Tensor, y: Tensor, config: FitConfig, number: int) -> _Trial:
-    seed = config.seed + number
-    early_stopping = None
-    if config.patience is not None:
-        X, y, early_stopping = _hold_out(X, y, config.patience, seed)
-    return _Trial(number, seed, X, y, early_stopping, torch.Generator().manual_seed(seed), {})
+def _parts(dataset: Dataset, config: FitConfig) -> Parts:
+    """Return what is learnt, what the best model is chosen on, and what is tested on."""
+    kept, held = config.held_out(dataset)
+    X, y = dataset.X_train, dataset.y_train
+    arrays = {
+        "training": (X[kept], y[kept]),
+        "validation": (X[held], y[held]),
+        "test": (dataset.X_test, dataset.y_test),
+    }
+    return {name: (torch.from_numpy(X), torch.from_numpy(y)) for name, (X, y) in arrays.items()}
 
 
-def _train(
-    stage: str,
-    networks: Sequence[nn.Module],
-    trials: Sequence[_Trial],
-    optimizers: Sequence[torch.optim.Adam],
-    epochs: int,
-    config: FitConfig,
-    behind: int = 0,
-    rewirers: Sequence[Rewirer | None] | None = None,
-) -> None:
-    stops = [trial.early_stopping for trial in trials if trial.early_stopping is not None]
-    histories = ensemble.train(
-        networks,
-        [trial.X for trial in trials],
-        [trial.y for trial in trials],
-        epochs=epochs,
-        optimizers=optimizers,
-        generators=[trial.generator for trial in trials],
-        batch_size=config.batch_size,
-        early_stopping=stops or None,
-        rewirers=rewirers,
-        decay=config.recipe.cosine(behind),
-    )
-    for trial, history in zip(trials, histories, strict=True):
-        trial.history[stage] = history
-
-
-def _measures(network: nn.Module, X: Tensor, y: Tensor, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:
+def _measures(network: nn.Module, parts: Parts) -> dict[str, Any]:
     weight = network.get_submodule("0").weight
     assert isinstance(weight, Tensor)
     neurons = len(weight)
     return {
         "neurons": neurons,
         "nonzero": count_nonzero(network),
-        "accuracy": accuracy(network, X_test, y_test),
-        "train_accuracy": accuracy(network, X, y),
+        "accuracy": accuracy(network, *parts["test"]),
+        "train_accuracy": accuracy(network, *parts["training"]),
+        "validation_accuracy": accuracy(network, *parts["validation"]),
+        "validation_loss": evaluate_loss(network, *parts["validation"]),
         "capacity": total_capacity(weight),
         "cosine": mean_cosine_similarity(weight) if neurons > 1 else None,
     }
@@ -193,10 +171,3 @@ def _read_unscaled(network: nn.Module, mean: Tensor, scale: Tensor) -> None:
     assert isinstance(first, nn.Linear)
     first.weight.div_(scale)
     first.bias.sub_(first.weight @ mean)
-
-
-def _hold_out(X: Tensor, y: Tensor, patience: int, seed: int) -> tuple[Tensor, Tensor, EarlyStopping]:
-    """Take a tenth of the training data out, by which training stops."""
-    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
-    held, kept = order[: max(1, len(X) // 10)], order[max(1, len(X) // 10) :]
-    return X[kept], y[kept], EarlyStopping(X[held], y[held], patience)

@@ -106,7 +106,7 @@ def recommend(
     problems = _number_problems(given, rates, validation_fraction)
     raise_problems(problems, ArgumentError, "the arguments of recommend")
 
-    kept, held = _hold_out(codes, validation_fraction, seed)
+    kept, held = hold_out(codes, validation_fraction, seed)
     dtype = np.float32 if X.dtype == np.float32 else np.float64
     X = torch.from_numpy(X.astype(dtype))
     labels = torch.from_numpy(codes.astype(np.int64))
@@ -187,8 +187,23 @@ def _number_problems(given: dict[str, tuple[Any, int]], rates: Sequence[Any], fr
     return problems
 
 
-def _hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Choose the samples to learn from and those held out: the share of each class, but never all of it."""
+def hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Choose the samples to learn from and those held out: the share of each class, but never all of it.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (samples,)
+        Class numbers from 0.
+    fraction : float
+        The share that is held out, at least one sample of each class that has two.
+    seed : int
+        Of the choice.
+
+    Returns
+    -------
+    ndarray, ndarray
+        Numbers of the samples, in order.
+    """
     rng = np.random.default_rng(seed)
     held = []
     for code in range(codes.max() + 1):
