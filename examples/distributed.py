@@ -40,7 +40,7 @@ for step in range(20):
     loss.backward()
     optimizer.step()
 
-fpe.save(model, path)  # all call it, the first writes
+fpe.save(model, path)  # all call it, since each may hold a piece
 if rank == 0:
     counts = f"{fpe.count_nonzero(dense):,} non-zeros dense, {fpe.count_nonzero(model):,} wide"
     print(f"loss {loss.item():.3f}, {counts}")

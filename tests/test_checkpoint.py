@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fpe
-from fpe.errors import ArgumentError, CheckpointError
+from fpe.errors import ArgumentError, CheckpointError, ModelError
 from models import MODELS
 
 
@@ -236,3 +236,67 @@ def test_a_crash_while_writing_leaves_the_old_file(saved):
     assert saved.read_bytes() == old
     assert save_in_a_process(saved).returncode == 0
     assert saved.read_bytes() != old
+
+
+def own_kinds():
+    """Return modules of classes derived from all that may stand between neurons, some under the same name."""
+
+    class Norm(nn.LayerNorm):
+        pass
+
+    class GroupNorm(nn.GroupNorm):
+        pass
+
+    class BatchNorm(nn.BatchNorm1d):
+        pass
+
+    class Rms(nn.RMSNorm):
+        pass
+
+    class Slope(nn.PReLU):
+        pass
+
+    class Convolution(nn.Conv1d):
+        def forward(self, x):
+            return super().forward(x.unsqueeze(-1)).squeeze(-1)
+
+    class OwnMasked(fpe.MaskedLinear):
+        pass
+
+    class Bare(nn.LayerNorm):
+        def __init__(self):
+            nn.Module.__init__(self)
+
+        def forward(self, x):
+            return x
+
+    return [
+        Norm(2), GroupNorm(1, 2), BatchNorm(2), Rms(2), Slope(2), Convolution(2, 2, 1), Bare(),
+        OwnMasked(2, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_model_with_a_class_derived_from_a_norm_or_a_convolution_is_loaded(number, tmp_path):
+    def build():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), own_kinds()[number]).eval()
+
+    wide = fpe.expand(build(), layers=["0"])
+    if number == 7:
+        with pytest.raises(ModelError, match="layer '3' is of the class OwnMasked"):
+            fpe.pack(wide)
+    for model in (wide,) if number == 7 else (wide, fpe.pack(wide)):
+        fpe.save(model, tmp_path / "wide.safetensors")
+        again = fpe.load(tmp_path / "wide.safetensors", like=build())
+        assert type(again[3]).__name__ == type(model[3]).__name__
+        assert torch.equal(again(torch.ones(2, 8)), model(torch.ones(2, 8)))
+
+
+def test_a_file_that_describes_derived_norms_is_loaded_too(saved):
+    """As versions that wrote them down did."""
+    like = nn.Sequential(*two_layers(), own_kinds()[0])
+    fpe.save(fpe.expand(like, layers=["0"]), saved)
+    norm = {"kind": "LayerNorm", "widths": {"normalized_shape": [2]}}
+    rewritten(saved, lambda m: json.dumps({**m, "modules": {**m["modules"], "3": norm}}))
+    assert type(fpe.load(saved, like=like)[3]).__name__ == "Norm"

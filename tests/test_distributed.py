@@ -43,17 +43,29 @@ else:
         loss.backward()
         optimizer.step()
     fpe.save(model, f"{folder}/wide.safetensors")
+    fpe.save(model, f"{folder}/own-{rank}.safetensors")
     dist.barrier()
     del optimizer, loss
 x = torch.ones(4, 64)
 with torch.no_grad():
     output = model(x)
 weights = {n: getattr(p.data, "full_tensor", lambda p=p: p.data)() for n, p in wide.named_parameters()}
-torch.save({
+seen = {
     "masks": {n: b.clone() for n, b in wide.named_buffers()},
     "weights": {n: w.clone() for n, w in weights.items()},
     "output": output.detach(), "count": fpe.count_nonzero(model),
-}, f"{folder}/{way}-{dist.get_world_size()}-{rank}.pt")
+}
+if way == "fsdp":  # one process alone writes past a mask
+    piece = wide[0].weight.to_local()
+    with torch.no_grad():
+        piece.add_(rank)
+    try:
+        fpe.save(model, f"{folder}/past.safetensors")
+    except fpe.FPEError as error:
+        seen["refused"] = "project_" in str(error)
+    seen["past"] = (fpe.count_nonzero(model) - seen["count"], fpe.project_(model), fpe.project_(model))
+    del piece
+torch.save(seen, f"{folder}/{way}-{dist.get_world_size()}-{rank}.pt")
 del model, wide, weights  # gloo's threads must hold no tensor when Python ends
 gc.collect()
 dist.barrier()
@@ -87,8 +99,16 @@ def test_all_ranks_have_the_same_masks_and_what_one_saved_any_number_can_load(wa
         assert all(torch.equal(mask, seen[0]["masks"][n]) for n, mask in one["masks"].items())
         assert all(torch.equal(w, seen[0]["weights"][n]) for n, w in one["weights"].items())
         for name, mask in one["masks"].items():
-            assert (one["weights"][name.removesuffix("_mask")][mask == 0] == 0).all()
+            assert (one["weights"][name.replace("fpe_mask", "weight")][mask == 0] == 0).all()
         torch.testing.assert_close(one["output"], seen[0]["output"])
+    for rank in range(2):
+        own = fpe.load(tmp_path / f"own-{rank}.safetensors", like=dense)
+        assert all(torch.equal(w, seen[0]["weights"][n]) for n, w in own.named_parameters())
+    if way == "fsdp":
+        assert all(one["refused"] for one in seen[:2])
+        assert not (tmp_path / "past.safetensors").exists()
+        assert seen[0]["past"] == (0, 0, 0)
+        assert seen[1]["past"][0] == seen[1]["past"][1] > seen[1]["past"][2] == 0
     alone = fpe.load(tmp_path / "wide.safetensors", like=dense)
     assert same_state(alone, fpe.load(tmp_path / "wide.safetensors", like=fpe.mlp(64, (16, 12), 10)))
     assert not same_state(alone, fpe.expand(dense, 2, seed=1))
@@ -175,7 +195,7 @@ def test_all_ranks_move_the_same_weights_as_one_process_that_sees_all_samples(po
         assert one["moved"] == alone["moved"]
         assert all(torch.equal(mask, alone["masks"][n]) for n, mask in one["masks"].items())
         for name, mask in one["masks"].items():
-            weight = name.removesuffix("_mask")
+            weight = name.replace("fpe_mask", "weight")
             assert (one["weights"][weight][mask == 0] == 0).all()
             assert (one["moments"][weight][mask == 0] == 0).all()
             torch.testing.assert_close(one["weights"][weight], alone["weights"][weight])

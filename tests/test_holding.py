@@ -132,6 +132,16 @@ def test_what_is_saved_after_projecting_answers_the_same_when_loaded(written, tm
     torch.testing.assert_close(fpe.pack(model)(x), model(x))
 
 
+def test_an_averaged_model_is_saved_and_summarised_as_the_model_in_it(tmp_path):
+    wide = expanded()
+    average = AveragedModel(torch.compile(wide))
+    fpe.save(average, tmp_path / "wide.safetensors")
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(fpe.load(tmp_path / "wide.safetensors", like=DENSE)(x), wide(x))
+    assert str(fpe.summary(DENSE, average)) == str(fpe.summary(DENSE, wide))
+    torch.testing.assert_close(fpe.pack(average)(x), wide(x))
+
+
 def test_projecting_a_model_within_its_masks_changes_nothing():
     wide = expanded()
     before = copy.deepcopy(wide.state_dict())

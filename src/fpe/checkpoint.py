@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from fpe._version import __version__
-from fpe.adoption import adopt
-from fpe.errors import ArgumentError, CheckpointError
+from fpe.adoption import adopt, unwrapped
+from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.files import write_atomically
 from fpe.holding import check_held
 from fpe.masked import MASK, mask_names, named_as_now
@@ -38,9 +38,10 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     wide : nn.Module
-        What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile`` or
-        ``DistributedDataParallel``, or sharded by ``fully_shard``. It is not changed. Where several
-        processes run, the first one writes; all of them must call it if the model is sharded.
+        What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile``,
+        ``DistributedDataParallel`` or ``AveragedModel``, or sharded by ``fully_shard``. It is not changed.
+        Every process that calls this writes its file, as with ``torch.save``. If the model is sharded all of
+        them must call it, and the first of those that give the same path writes.
     path : path-like
         The file, ``.safetensors`` by custom. Missing parent folders are made.
 
@@ -58,11 +59,10 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    wide = _unwrap(wide)
-    check_held(wide, "saving")
+    wide = unwrapped(wide)
+    writes = _checked_everywhere(wide, path)
     tensors, tied = _storable(wide)
-    many = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if many and torch.distributed.get_rank() != 0:
+    if not writes:
         return
     kind, sizes = type(wide).__name__, mlp_sizes(wide)
     manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(wide), "tied": tied}
@@ -190,14 +190,6 @@ def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
         model.fpe_packing = Packing.from_dict(shapes["packing"])  # type: ignore[assignment]
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    """Look through torch.compile and DistributedDataParallel."""
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    return model
-
-
 def _sharded() -> Any:
     """Return the type of a tensor that several processes hold in pieces."""
     if not torch.distributed.is_available():
@@ -205,6 +197,25 @@ def _sharded() -> Any:
     from torch.distributed.tensor import DTensor
 
     return DTensor
+
+
+def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
+    """Refuse weights past their masks, on all processes that hold a piece; tell whether this one writes."""
+    refused: ModelError | None = None
+    try:
+        check_held(model, "saving")
+    except ModelError as error:
+        refused = error
+    writes = True
+    if any(isinstance(parameter, _sharded()) for parameter in model.parameters()):
+        said: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(said, (os.path.abspath(path), refused))
+        first = [given for given, _ in said].index(os.path.abspath(path))
+        writes = first == torch.distributed.get_rank()
+        refused = next((error for _, error in said if error is not None), None)
+    if refused is not None:
+        raise refused
+    return writes
 
 
 def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

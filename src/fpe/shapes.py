@@ -30,7 +30,6 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
     repacked = {row.name for row in packing.rows} if isinstance(packing, Packing) else set()
     for name, module in model.named_modules():
         masked = next((kind for kind in MASKED if isinstance(module, kind)), None)
-        per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
         if isinstance(module, PackedLayer):
             found[name] = {"kind": "packed", "config": module.config()}
         elif name in repacked and type(module) in MASKED.values():  # it had no zeros
@@ -39,9 +38,9 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif isinstance(module, MaskedLayer) and masked is not None:
             shape = list(module.weight.shape)
             found[name] = {"kind": masked.__name__, "shape": shape, "bias": module.bias is not None}
-        elif per_neuron is not None:
-            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[per_neuron]}
-            found[name] = {"kind": per_neuron.__name__, "widths": widths}
+        elif type(module) in PER_NEURON:  # subclasses are never widened
+            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[type(module)]}
+            found[name] = {"kind": type(module).__name__, "widths": widths}
     return found
 
 
@@ -53,11 +52,14 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
     kinds = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
     if entry["kind"] in kinds:
         kind, plain = kinds[entry["kind"]]
+        if isinstance(module, kind) and list(module.weight.shape) == entry["shape"]:
+            return None
         _check_stands_for(module, name, kind, plain)
         weight = torch.empty(entry["shape"], device=module.weight.device)  # type: ignore[arg-type]
         bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
         return mask(module, Weights(weight, bias, torch.ones_like(weight)))
-    if type(module).__name__ != entry["kind"]:
+    per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+    if per_neuron is None or per_neuron.__name__ != entry["kind"]:
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
     widths = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["widths"].items()}
     if all(getattr(module, attribute) == width for attribute, width in widths.items()):
@@ -66,7 +68,7 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
     for attribute, width in widths.items():
         before = getattr(module, attribute)
         setattr(wide, attribute, width)
-        if before == width or attribute != PER_NEURON[type(module)][0]:
+        if before == width or attribute != PER_NEURON[per_neuron][0]:
             continue
         old, new = (v[0] if isinstance(v, tuple) else v for v in (before, width))
         for tensor in neuron_tensors(wide, old).values():

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from fpe.adoption import unwrapped
 from fpe.budget import counted_parameters
 from fpe.errors import ArgumentError
 from fpe.graph import Skipped
@@ -112,6 +113,7 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     ModelError
         If a weight is not zero where its mask is; see `fpe.project_`.
     """
+    model, wide = unwrapped(model), unwrapped(wide)
     for one in (model, wide):
         check_held(one, "its summary")
     before, after = _measure(model), _measure(wide)

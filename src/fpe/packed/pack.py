@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fpe.adoption import unwrapped
 from fpe.budget import count_free
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.holding import check_held
@@ -90,7 +91,7 @@ def pack(
     >>> packed[0]
     BlockLinear(384 → 32, blocks, 20,668 bytes)
     """
-    wide = getattr(wide, "_orig_mod", wide)
+    wide = unwrapped(wide)
     packed = _pack(wide, format)
     if example_inputs is not None:
         check_same(wide, packed, example_inputs, stored_orders(packed))
@@ -139,7 +140,7 @@ def unpack(packed: nn.Module) -> nn.Module:
     ModelError
         If nothing is packed, or in a form for inference only.
     """
-    packed = getattr(packed, "_orig_mod", packed)
+    packed = unwrapped(packed)
     plan = getattr(packed, "fpe_plan", None)
     plan = plan if isinstance(plan, Plan) else None
     weights: dict[str, Weights] = {}
@@ -175,6 +176,7 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
             "no layer of this model is masked, so that there is nothing to pack; give what fpe.expand or "
             "fpe.load returned."
         )
+    check_held(wide, "packing")
     problems = []
     owners: dict[int, list[str]] = {}  # of each parameter, and of all modules that have it
     for name, module in wide.named_modules():
@@ -194,8 +196,12 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
                 f"layer {name!r} shares parameters with {', '.join(tied)}, which packing would part; give it "
                 "parameters of its own."
             )
+        elif type(layer) not in MASKED:
+            problems.append(
+                f"layer {name!r} is of the class {type(layer).__name__}, whose forward packing would lose; "
+                "put a layer of fpe's own in its place."
+            )
     raise_problems(problems, ModelError, "the layers to pack")
-    check_held(wide, "packing")
     return masked
 
 

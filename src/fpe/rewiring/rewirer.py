@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fpe.adoption import unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
 from fpe.holding import check_held
 from fpe.plans import text_table
@@ -106,7 +107,7 @@ class Rewirer:
             problems.append(str(error))
         raise_problems(problems, ArgumentError, "the rewirer")
         self.steps, self.schedule = steps, schedule or Schedule.fitting(steps)
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         check_held(self.model, "the masks move")
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
@@ -341,11 +342,3 @@ _NOT_TRAINED = (
     "the optimizer's step; if the model was packed or copied, make a new rewirer for the one that is trained "
     "(fpe.unpack(model) if it is packed)."
 )
-
-
-def _unwrapped(model: Any) -> Any:
-    """Return the model in what torch.compile and DDP put around it."""
-    model = getattr(model, "_orig_mod", model)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    return getattr(model, "_orig_mod", model)
