@@ -242,7 +242,7 @@ def test_several_layers_with_problems_are_reported_at_once():
 
 def test_a_group_by_hand_without_a_batch_to_prove_it_on():
     message = (
-        "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be proved."
+        "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be verified."
     )
     assert_refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.Group("0", ("2",))])
 

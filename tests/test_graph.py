@@ -1,4 +1,4 @@
-"""Which neurons can be expanded: what is followed, what is refused with its reason, what is proved."""
+"""Which neurons can be expanded: what is followed, what is refused with its reason, what is verified."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import Group, find_groups, prove
+from fpe.graph import Group, find_groups, verify
 from models import MODELS, assert_unchanged, snapshot
 
 HEAD = "it is a head: its neurons are outputs of the network"
@@ -48,13 +48,13 @@ def test_neurons_are_followed_to_all_that_read_them(name, groups):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_found_is_proved_by_permutation(name):
+def test_what_is_found_is_verified_by_permutation(name):
     model, x = MODELS[name]()
     before = snapshot(model)
     groups = find_groups(model).groups
     assert groups
     for group in groups:
-        prove(model, group, x)
+        verify(model, group, x)
     assert_unchanged(model, before)
 
 
@@ -215,7 +215,7 @@ def test_a_child_that_cannot_be_traced_leaves_the_rest_expandable():
     assert find_groups(model).groups == (Group("0", ("2",)),)
 
 
-def test_a_group_by_hand_is_proved_and_expanded():
+def test_a_group_by_hand_is_verified_and_expanded():
     model, x = Branching(), torch.ones(3, 8)
     before = snapshot(model)
     wide = fpe.expand(model, layers=[Group("a", ("b",), ("norm",))], example_inputs=x)
@@ -228,9 +228,9 @@ def test_a_group_by_hand_is_proved_and_expanded():
 
 @pytest.mark.parametrize("example", [(torch.ones(3, 8),), {"x": torch.ones(3, 8)}])
 def test_a_batch_can_be_positional_or_named(example):
-    prove(Branching(), Group("a", ("b",), ("norm",)), example)
+    verify(Branching(), Group("a", ("b",), ("norm",)), example)
     with pytest.raises(ModelError, match="the output moves by"):
-        prove(Branching(), Group("a", ("b",)), example)
+        verify(Branching(), Group("a", ("b",)), example)
 
 
 class Scale(nn.Module):
@@ -259,12 +259,8 @@ def test_a_wrong_group_by_hand_is_refused_before_anything_changes(model, group):
     before, state = snapshot(model), torch.get_rng_state()
     with pytest.raises(ModelError) as error:
         fpe.expand(model, layers=[group], example_inputs=torch.linspace(-1, 1, 24).view(3, 8))
-    readers = ", ".join(map(repr, group.consumers))
-    start = (
-        f"the neurons of {group.name!r} cannot be expanded: when they are put in another order, with the "
-        f"inputs of {readers} to match, the output moves by "
-    )
-    assert str(error.value).startswith(start)
+    assert f"the neurons of {group.name!r} cannot be expanded" in str(error.value)
+    assert "the output moves by" in str(error.value)
     assert_unchanged(model, before)
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -286,23 +282,23 @@ def test_a_forgotten_norm_is_noticed_even_if_it_treats_all_neurons_alike(model, 
         fpe.expand(model, layers=[Group("0", ("2",))], example_inputs=torch.ones(3, 8))
 
 
-def test_a_proof_needs_an_output_that_could_move():
+def test_a_verification_needs_an_output_that_could_move():
     """Class numbers hide that `b` was missed."""
     net = Net(lambda net, h, x: (net.head(h) + net.head(net.b(h))).argmax(1))
     with pytest.raises(ModelError):
-        prove(net, Group("a", ("head",)), torch.ones(3, 8))
+        verify(net, Group("a", ("head",)), torch.ones(3, 8))
 
 
 @pytest.mark.parametrize("name", ["dropout", "batch_norm"])
-def test_a_proof_leaves_model_modes_and_random_state_as_they_were(name):
+def test_a_verification_leaves_model_modes_and_random_state_as_they_were(name):
     model, x = MODELS[name]()
     model.train()
     model[1].eval()
     before, state = snapshot(model), torch.get_rng_state()
     for group in find_groups(model).groups:
-        prove(model, group, x)
+        verify(model, group, x)
     assert_unchanged(model, before)
     assert torch.equal(torch.get_rng_state(), state)
-    with pytest.raises(RuntimeError, match="shape"):
-        prove(model, group, torch.ones(3, 5))
+    with pytest.raises(ModelError, match="cannot be run on example_inputs"):
+        verify(model, group, torch.ones(3, 5))
     assert_unchanged(model, before)

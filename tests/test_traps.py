@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import find_groups, prove
+from fpe.graph import find_groups, verify
 from models import assert_unchanged, snapshot
 
 
@@ -237,7 +237,7 @@ def test_without_being_asked_for_it_is_left_out_too(name):
         return
     expanded = [n for layer in wide.fpe_plan.layers for n in layer.group.producers]
     assert ("conv" if len(shape) == 4 else "a") not in expanded
-    prove(wide, [layer.group for layer in wide.fpe_plan.layers], x)
+    verify(wide, [layer.group for layer in wide.fpe_plan.layers], x)
 
 
 def made_linear(model, plan):
@@ -278,7 +278,7 @@ def test_what_is_expanded_computes_what_the_dense_network_does(name):
         return
     wide = fpe.expand(model, 2, layers=layers, example_inputs=x)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    prove(wide, find_groups(wide, x).groups, x)
+    verify(wide, find_groups(wide, x).groups, x)
 
     linear = built(follow, act=lambda h: h)
     made_linear(linear, wide.fpe_plan)

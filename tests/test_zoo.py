@@ -8,7 +8,7 @@ from torch import nn
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import find_groups, prove
+from fpe.graph import find_groups, verify
 from models import assert_unchanged, same_state, snapshot
 from zoo import ZOO, answer
 
@@ -64,7 +64,7 @@ def test_every_group_that_is_found_can_be_permuted(name):
     model, batch = ZOO[name]()
     groups = find_groups(model, batch).groups
     assert groups
-    prove(model, groups, batch)
+    verify(model, groups, batch)
 
 
 @pytest.mark.parametrize("name", EXPANDED)

@@ -24,7 +24,7 @@ from torch import nn
 import fpe
 from fpe.experiments.store import provenance
 from fpe.files import write_atomically, write_json
-from fpe.graph import find_groups, prove
+from fpe.graph import find_groups, verify
 from fpe.graph.inputs import as_call, tensors_in
 from fpe.report.text import markdown_table
 from zoo import ZOO, answer
@@ -40,7 +40,7 @@ class Probe:
     def found(self) -> bool:
         """Groups are found, and all of them can be permuted."""
         groups = find_groups(self.model, self.batch).groups
-        prove(self.model, groups, self.batch)
+        verify(self.model, groups, self.batch)
         return bool(groups)
 
     def expanded(self) -> bool:

@@ -21,6 +21,7 @@ from fpe.graph.layers import (
     size_of,
     width_problem,
 )
+from fpe.graph.verification import refusal, unverified
 
 #: What may be asked for: names, patterns and groups; or a factor for each name or pattern.
 Layers = Sequence["str | Group"] | Mapping[str, int]
@@ -52,7 +53,7 @@ def choose(
     Raises
     ------
     ArgumentError
-        If a group is given by hand without a batch to prove it on.
+        If a group is given by hand without a batch to verify it on.
     ModelError
         If there is nothing to expand, or something asked for is not there or cannot be expanded.
     """
@@ -68,7 +69,7 @@ def choose(
     if given and example_inputs is None:
         raise ArgumentError(
             f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
-            "which it can be proved."
+            "which it can be verified."
         )
     names = [entry for entry in layers if not isinstance(entry, Group)]
     factors = dict(layers) if isinstance(layers, Mapping) else {}
@@ -89,6 +90,48 @@ def choose(
     taken = {name for group, _ in chosen for name in group.producers}
     chosen += [(group, factor) for group in given if not taken & set(group.producers)]
     return chosen, (*left, *found.skipped)
+
+
+def only_verified(
+    model: nn.Module,
+    chosen: Chosen,
+    skipped: tuple[Skipped, ...],
+    layers: str | Group | Layers | None,
+    example_inputs: Any,
+) -> tuple[Chosen, tuple[Skipped, ...]]:
+    """Verify the chosen groups; leave out those that fpe chose by itself, or by a pattern, and that fail.
+
+    Parameters
+    ----------
+    model, layers, example_inputs
+        As for `choose`.
+    chosen, skipped
+        What `choose` returned.
+
+    Returns
+    -------
+    list of (Group, int), tuple of Skipped
+        As `choose` returns them.
+
+    Raises
+    ------
+    ModelError
+        If a layer that was named fails, or nothing is left.
+    """
+    reasons = unverified(model, [group for group, _ in chosen], example_inputs)
+    asked = [layers] if isinstance(layers, str | Group) else list(layers or ())
+    named = {entry.name if isinstance(entry, Group) else entry for entry in asked}
+    failed = [group for group, _ in chosen if group.name in reasons]
+    raise_problems(
+        [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)],
+        ModelError,
+        "the layers to expand",
+    )
+    more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
+    left = [(group, factor) for group, factor in chosen if group.name not in reasons]
+    if not left:
+        raise ModelError(_nothing(model, (*more, *skipped)))
+    return left, (*more, *skipped)
 
 
 def by_default(model: nn.Module, found: Found) -> tuple[list[Group], tuple[Skipped, ...]]:

@@ -20,7 +20,7 @@ from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
 from fpe.graph.groups import Runs, neuron_of_columns
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
-from fpe.graph.proof import evaluating
+from fpe.graph.running import evaluating
 from fpe.lineage import Lineage, blocks_of, family_of
 from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan

@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 from fpe.errors import ArgumentError, ModelError
 from fpe.files import write_atomically
 from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
-from fpe.graph.proof import evaluating
+from fpe.graph.running import evaluating
 from fpe.packed.separate import with_separate_blocks
 
 SUFFIXES = (".onnx", ".pt2")

@@ -10,10 +10,10 @@ from torch import nn
 
 from fpe.budget import Prune, count_nonzero
 from fpe.children import Children
-from fpe.choice import Chosen, Layers, choose
+from fpe.choice import Chosen, Layers, choose, only_verified
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
 from fpe.foreseen import free_by_neuron, free_weights, layer_plans
-from fpe.graph import Group, prove
+from fpe.graph import Group
 from fpe.graph.inputs import inputs_for
 from fpe.graph.layers import (
     OVER_NEURONS,
@@ -74,7 +74,7 @@ def plan(
     example_inputs : Tensor, tuple or dict, optional
         One small batch: the model's input, its positional arguments, or its keyword arguments. With it
         any model that ``torch.export`` can follow is, convolutions and gated pairs included, and each
-        group is proved by a permutation of its neurons.
+        group is verified numerically, by permuting its neurons in evaluation and in training mode.
     seed : int, default 0
         Seed of the partitions.
     budget : str, default "group"
@@ -131,15 +131,23 @@ def plan(
     )
     check_held(model, "expanding")
     chosen, skipped = choose(model, layers, factor, example_inputs)
-    problems = _memory_problems(model, chosen)
-    wanted = [most_polysemantic(model, group, target_fraction, target, example_inputs) for group, _ in chosen]
-    planned = layer_plans(model, chosen, wanted, convolutions, split, prune)
-    problems += _split_problems(model, planned, split, prune)
-    raise_problems(problems, ModelError, "the layers to expand")
-    _check_budget(model, planned, prune, budget)
+
+    def planned_for(chosen: Chosen) -> list[LayerPlan]:
+        problems = _memory_problems(model, chosen)
+        wanted = [most_polysemantic(model, g, target_fraction, target, example_inputs) for g, _ in chosen]
+        planned = layer_plans(model, chosen, wanted, convolutions, split, prune)
+        problems += _split_problems(model, planned, split, prune)
+        raise_problems(problems, ModelError, "the layers to expand")
+        _check_budget(model, planned, prune, budget)
+        return planned
+
+    planned = planned_for(chosen)
     batch = inputs_for(model) if example_inputs is None else example_inputs
     if batch is not None:
-        prove(model, [group for group, _ in chosen], batch)
+        verified, left = only_verified(model, chosen, skipped, layers, batch)
+        if verified != chosen:
+            chosen, skipped = verified, left
+            planned = planned_for(chosen)
     scales_of(model, [group for group, _ in chosen], prune, example_inputs)  # or say that it cannot be done
     return Plan(
         layers=tuple(planned),

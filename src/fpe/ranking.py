@@ -14,7 +14,7 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.graph import Group
 from fpe.graph.inputs import as_call
 from fpe.graph.layers import is_linear, is_transposed, oriented_weight
-from fpe.graph.proof import evaluating
+from fpe.graph.running import evaluating
 from fpe.partition import DataSplit, Split
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.

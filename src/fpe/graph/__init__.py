@@ -1,12 +1,12 @@
 """Which neurons can be expanded, and who reads them.
 
 `find_groups` follows the forward pass: symbolically where there are no inputs, by ``torch.export`` where
-there are. `prove` shows by a permutation of the neurons that a group is what it is taken for. Nothing is
-taken for element-wise because its name is unknown.
+there are. `verify` checks numerically, by permuting its neurons, that a group is what it is taken for.
+Nothing is taken for element-wise because its name is unknown.
 """
 
 from fpe.graph.groups import Found, Group, Skipped
-from fpe.graph.proof import prove
 from fpe.graph.search import find_groups
+from fpe.graph.verification import verify
 
-__all__ = ["Found", "Group", "Skipped", "find_groups", "prove"]
+__all__ = ["Found", "Group", "Skipped", "find_groups", "verify"]

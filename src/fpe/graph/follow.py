@@ -27,7 +27,7 @@ from fpe.graph.layers import (
     width_problem,
 )
 from fpe.graph.operations import Flows, Refused, carry, name_of, shape_of
-from fpe.graph.proof import evaluating
+from fpe.graph.running import evaluating
 
 _CALLS = {
     "linear": (0, 1),

@@ -165,12 +165,6 @@ def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, Tensor]:
     return {name: t for name, t in own if t.dim() and t.shape[0] == neurons}
 
 
-def norm_blocks(modules: list[nn.Module], neurons: int) -> int:
-    """Return into how many blocks of adjacent neurons the GroupNorms among `modules` cut a layer."""
-    counts = [m.num_groups for m in modules if isinstance(m, nn.GroupNorm)]
-    return max([1, *(n for n in counts if 1 < n < neurons)])
-
-
 def is_frozen(model: nn.Module, names: tuple[str, ...]) -> bool:
     """Tell whether none of the parameters of these modules is trained."""
     owned = [p for name in names for p in model.get_submodule(name).parameters(recurse=False)]

@@ -18,7 +18,7 @@ from fpe.graph.follow import exported, follow
 from fpe.graph.groups import HEAD, Found, Group, Skipped
 from fpe.graph.inputs import Call
 from fpe.graph.layers import looks_like_layer
-from fpe.graph.proof import evaluating
+from fpe.graph.running import evaluating
 
 
 def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
