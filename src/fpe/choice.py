@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,8 +23,8 @@ from fpe.graph.layers import (
 )
 from fpe.graph.verification import refusal, unverified
 
-#: What may be asked for: names, patterns and groups; or a factor for each name or pattern.
-Layers = Sequence["str | Group"] | Mapping[str, int]
+#: What may be asked for: names, patterns and groups; or a factor for each of them.
+Layers = Sequence["str | Group"] | Mapping["str | Group", int] | Mapping[str, int]
 #: Groups in the order in which they are expanded, each with its factor.
 Chosen = list[tuple[Group, int]]
 
@@ -39,7 +39,8 @@ def choose(
     model : nn.Module
         Not changed.
     layers : str, Group, sequence or mapping, optional
-        Names or patterns of producers, groups given by hand, or a factor for each name or pattern.
+        Names or patterns of producers, groups given by hand, or a factor for each of them. A group given by
+        hand is taken instead of one that was found for a producer of it, with its own factor.
     factor : int
         For all that have none of their own.
     example_inputs : Tensor, tuple or dict, optional
@@ -53,7 +54,7 @@ def choose(
     Raises
     ------
     ArgumentError
-        If a group is given by hand without a batch to verify it on.
+        If a group is given by hand without a batch to verify it on, or contradicts another or a name.
     ModelError
         If there is nothing to expand, or something asked for is not there or cannot be expanded.
     """
@@ -65,31 +66,58 @@ def choose(
         if not groups:
             raise ModelError(_nothing(model, skipped))
         return [(group, factor) for group in groups], skipped
-    given = [entry for entry in layers if isinstance(entry, Group)]
+    factors: dict[str | Group, int] = dict.fromkeys(layers, factor)
+    if isinstance(layers, Mapping):
+        factors.update(layers.items())
+    given = [entry for entry in factors if isinstance(entry, Group)]
+    names = [entry for entry in factors if not isinstance(entry, Group)]
     if given and example_inputs is None:
         raise ArgumentError(
             f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
             "which it can be verified."
         )
-    names = [entry for entry in layers if not isinstance(entry, Group)]
-    factors = dict(layers) if isinstance(layers, Mapping) else {}
+    raise_problems(_contradictions(factors), ArgumentError, "layers")
     found = find_groups(model, example_inputs) if names else Found((), ())
-    problems = [p for name in names if (p := _name_problem(model, name, found))]
+    by_hand = {name: group for group in given for name in group.producers}
+    problems = [p for name in names if (p := _name_problem(model, name, found, by_hand))]
     problems += [p for group in given for p in _given_problems(model, group)]
     if not layers:
         problems.append("layers is empty; name at least one layer, or leave it out.")
     raise_problems(problems, ModelError, "the layers to expand")
-    chosen: Chosen = []
+    chosen: dict[Group, int] = {}
     left = []
     for group in found.groups:
+        instead = [by_hand[name] for name in group.producers if name in by_hand]
         patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
-        if patterns:
-            chosen.append((group, factors.get(patterns[-1], factor)))
+        if instead:
+            chosen |= {own: factors[own] for own in instead}
+            reason = f"the group of {instead[0].name!r} is given by hand without it"
+            left += [Skipped(name, reason) for name in group.producers if name not in by_hand]
+        elif patterns:
+            chosen[group] = factors[patterns[-1]]
         else:
             left += [Skipped(name, "it was not asked for") for name in group.producers]
-    taken = {name for group, _ in chosen for name in group.producers}
-    chosen += [(group, factor) for group in given if not taken & set(group.producers)]
-    return chosen, (*left, *found.skipped)
+    chosen |= {group: factors[group] for group in given}
+    return list(chosen.items()), (*left, *(skip for skip in found.skipped if skip.name not in by_hand))
+
+
+def _contradictions(factors: Mapping[str | Group, int]) -> list[str]:
+    """Say which groups given by hand contradict each other, or a name with another factor."""
+    given = [entry for entry in factors if isinstance(entry, Group)]
+    problems = []
+    for position, group in enumerate(given):
+        for other in given[:position]:
+            if both := [name for name in group.producers if name in other.producers]:
+                problems.append(
+                    f"{both[0]!r} is a producer of two groups given by hand: {other} and {group}; give one."
+                )
+        for name in group.producers:
+            if factors.get(name, factors[group]) != factors[group]:
+                problems.append(
+                    f"{name!r} has factor {factors[name]} by its name, and {factors[group]} by the group of "
+                    f"{group.name!r} that is given by hand; give one of them."
+                )
+    return problems
 
 
 def only_verified(
@@ -172,8 +200,8 @@ def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
     )
 
 
-def _name_problem(model: nn.Module, name: str, found: Found) -> str | None:
-    expandable = [n for group in found.groups for n in group.producers]
+def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[str]) -> str | None:
+    expandable = [*(n for group in found.groups for n in group.producers), *by_hand]
     if any(fnmatchcase(n, name) for n in expandable):
         return None
     for skip in found.skipped:

@@ -65,12 +65,13 @@ def plan(
         children, for a shared split whose readers are as large as the layer; see `fpe.Children`).
         ``fpe.Columns(by="activation")`` ranks the inputs by what they hold on `example_inputs` too,
         ``fpe.Columns(by="gradient")`` by the gradients that a backward pass has left.
-    layers : sequence of str or Group, or mapping of str to int, optional
+    layers : sequence of str or Group, or mapping of these to int, optional
         Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own
         factor, the last that matches. By default every second hidden layer from the first (A.7), which
         for a network with one hidden layer is that one and for a transformer every MLP; never a head,
         an embedding or a projection of attention. A `Group` gives a layer with its readers by hand, for a
-        model that cannot be followed; it needs `example_inputs`.
+        model that cannot be followed; it needs `example_inputs`, and is taken instead of what a name or a
+        pattern beside it finds for its layer.
     example_inputs : Tensor, tuple or dict, optional
         One small batch: the model's input, its positional arguments, or its keyword arguments. With it
         any model that ``torch.export`` can follow is, convolutions and gated pairs included, and each
@@ -183,7 +184,7 @@ def check_arguments(
     if problem := factor_problem(factor):
         problems.append(problem)
     if isinstance(layers, Mapping):
-        problems += [f"layers[{name!r}]: {p}" for name, f in layers.items() if (p := factor_problem(f))]
+        problems += [f"layers[{entry!r}]: {p}" for entry, f in layers.items() if (p := factor_problem(f))]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         problems.append(f"seed is {seed!r}; give an integer of at least 0.")
     for name, value, allowed in (
