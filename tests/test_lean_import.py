@@ -1,11 +1,15 @@
 """`import fpe` is cheap, and the library does not load what only the command needs."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import fpe
+
+ROOT = Path(__file__).parent.parent
 
 HEAVY = [
     "sklearn",
@@ -47,7 +51,24 @@ def test_the_commands_help_loads_no_torch():
 
 def test_every_public_name_is_there_and_listed():
     assert all(hasattr(fpe, name) for name in fpe.__all__)
-    assert dir(fpe) == fpe.__all__
+    assert set(fpe.__all__) <= set(dir(fpe))
+    assert "sklearn" not in fpe.__all__  # a star import would hide scikit-learn
+
+
+def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
+    """In a fresh process: `fpe.sklearn.FPEClassifier`, as ``fpe fit --auto`` prints it, and the rest."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src/fpe/commands").glob("*.py")]
+    pages.append(ROOT / "src/fpe/recommending/recommendation.py")
+    named = {
+        name for page in pages for name in re.findall(r"(?<![\w/.-])fpe(?:\.[A-Za-z_]\w*)+", page.read_text())
+    }
+    imported = {
+        name for page in pages for name in re.findall(r"(?:from|import) (fpe[\w.]+)", page.read_text())
+    }
+    left = sorted(named - imported)
+    assert {"fpe.sklearn.FPEClassifier", "fpe.trainers.lightning.Rewire"} <= {*left}
+    code = f"import fpe\nfor name in {left}: eval(name)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -1,7 +1,11 @@
 """What is filled in where a recipe is left open, with and without moving masks."""
 
+import json
+from collections import defaultdict
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -14,6 +18,7 @@ from fpe.rewiring.policies import POLICIES
 from fpe.sklearn import FPEClassifier
 from fpe.training import Cosine
 
+RESULTS = Path(__file__).parent.parent / "docs" / "results"
 OPEN = dict.fromkeys(("factor", "split", "prune", "warmup_epochs", "epochs", "lr", "decay"))
 FREE = fpe.Policy(grow="accumulated")
 COLUMNS = fpe.Policy(grow="accumulated", drop="movement", unit="column")
@@ -48,8 +53,35 @@ def test_what_is_given_is_obeyed():
     assert (warm.warmup_epochs, warm.epochs, warm.redraw) == (3, 30, False)
 
 
+@pytest.mark.parametrize(("rewire", "kind"), [(True, "balanced"), ("columns", "columns")])
+def test_for_a_trained_parent_the_rate_is_constant(rewire, kind):
+    """What docs/results/rewiring.md measures there under this pruning and this rate."""
+    made = recipe(rewire, warmup_epochs=20)
+    assert (made.prune, made.lr, made.decay, made.redraw) == (kind, 1e-2, False, False)
+    assert made.cosine(0) is made.cosine(20) is None
+    assert (made.warmup_epochs, made.epochs) == (20, 30)
+    assert recipe(rewire, warmup_epochs=20, decay=True).cosine(20) == Cosine(50, 20)
+
+
+def test_the_recipe_for_a_trained_parent_is_the_best_of_those_on_its_page():
+    """In the mean over the validation parts: no other pruning or rate is better than the default."""
+    stored = json.loads((RESULTS / "rewiring" / "trained.json").read_text())["results"]
+    means = defaultdict(list)
+    for result in stored:
+        if (
+            result["part"] == "validation"
+            and result["before"]
+            and result["variant"] in ("balanced", "magnitude")
+        ):
+            means[result["variant"], result["rate"]].append(np.mean(result["accuracies"]))
+    best = max(means, key=lambda kind: np.mean(means[kind]))
+    made = recipe(True, warmup_epochs=20)
+    assert best == (made.prune, "all" if made.decay else "constant")
+    assert {len(each) for each in means.values()} == {6}
+
+
 def test_the_rate_falls_over_all_epochs():
-    assert recipe(True, warmup_epochs=3).cosine(3) == Cosine(33, 3)
+    assert recipe(True, epochs=33).cosine(0) == Cosine(33, 0)
     assert recipe().cosine(0) is None
     assert recipe(True, epochs=0).cosine(0) is None
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from sklearn.datasets import load_digits
 
@@ -152,7 +153,10 @@ def test_bad_data_are_told_all_at_once():
         (np.zeros(3), [0, 1, 1], r"X has shape \(3,\) and type float64; give numbers of shape"),
         ([["a"], ["b"]], [0, 1], "type <U1; give numbers"),
         (np.zeros((2, 2)), [[0], [1]], r"y has shape \(2, 1\); give one label for each sample"),
-        (np.zeros((2, 2)), [0.0, np.nan], "y is NaN or infinite in 1 of 2 samples"),
+        (np.zeros((2, 2)), [0.0, np.nan], "y has NaN or missing labels in 1 of 2 samples"),
+        (np.zeros((2, 2)), ["a", None], "y has NaN or missing labels in 1 of 2 samples"),
+        (np.zeros((2, 2)), [0.5, 1.5], "continuous"),
+        (scipy.sparse.eye(2), [0, 1], "X is a sparse matrix"),
         (np.zeros((2, 2)), [0, 1], "y has 2 classes of one sample each; give at least two samples of one"),
     ],
 )

@@ -240,6 +240,73 @@ class TestBadInput:
         with pytest.raises(BudgetError, match="could pay for them; give a smaller factor"):
             clf.fit(X, CODES)
 
+    @pytest.mark.parametrize(
+        ("labels", "message"),
+        [
+            (np.where(CODES == 1, np.nan, CODES), "NaN or missing labels in 50 of 150 samples.*position 1"),
+            ([None, *CODES[1:]], "missing labels in 1 of 150 samples.*position 0"),
+            (np.array(["a", None, "b"] * 50, dtype=object), "missing labels in 50 of 150"),
+            ([[code] * (1 + code) for code in CODES.tolist()], r"lists such as \[0\]; give one label"),
+            (np.eye(3)[CODES], r"shape \(150, 3\)"),
+            ([1, "b", "c"] * 50, "types number, str; give labels of one type"),
+            (X[:, 0], "continuous"),
+            (CODES * 0, "one class only, 0; give samples of at least two"),
+        ],
+        ids=["NaN", "None", "object", "lists", "columns", "mixed", "continuous", "one"],
+    )
+    def test_bad_labels(self, labels, message):
+        with pytest.raises(ValueError, match=message):
+            quick().fit(X, labels)
+
+    def test_missing_labels_of_pandas(self):
+        pandas = pytest.importorskip("pandas")
+        whole = pandas.Series(CODES, dtype="Int64")
+        assert quick(epochs=1).fit(X, whole).predict(X).dtype.kind == "i"
+        assert quick(epochs=1).fit(X, whole.astype(object)).predict(X).dtype.kind == "i"
+        for gaps in (whole, whole.astype("string"), whole.astype(object)):
+            with pytest.raises(DataError, match=r"missing labels in 1 of 150 samples.*position 2"):
+                quick().fit(X, gaps.where(np.arange(150) != 2))
+
+    @pytest.mark.filterwarnings("error")
+    def test_any_layout_and_type_of_numbers(self, learnt):
+        """Negative strides, memory that is read-only, half precision, integers: the same answer."""
+        pandas = pytest.importorskip("pandas")
+        whole = np.round(4 * X)
+        expected = learnt.predict(whole)
+        frozen = whole.copy()
+        frozen.flags.writeable = False
+        for same in (
+            whole[::-1][::-1],
+            whole.astype("float16"),
+            whole.astype("int8"),
+            frozen,
+            whole.tolist(),
+        ):
+            assert np.array_equal(learnt.predict(same), expected)
+        assert np.array_equal(learnt.predict(whole[::-1]), expected[::-1])
+        assert np.array_equal(learnt.predict(whole[:1][::-1]), expected[:1])
+        frame = pandas.DataFrame(whole)
+        weight = np.ones(150, dtype=np.float32)
+        weight.flags.writeable = False
+        fits = [
+            quick().fit(data, CODES, sample_weight=weight).predict(whole)
+            for data in (whole, frame, frozen, whole[::-1][::-1])
+        ]
+        assert all(np.array_equal(found, fits[0]) for found in fits)
+
+    def test_outputs_that_overflow_are_refused(self, learnt):
+        """Else the class of NaN would be the first."""
+        with pytest.raises(DataError, match=r"too large for the network's torch\.float32"):
+            learnt.predict(X.astype(float) * 1e300)
+        with np.errstate(all="ignore"), pytest.raises(DataError, match=r"NaN or infinite for .* Scale it"):
+            learnt.predict_proba(np.sign(X) * np.float32(3e38))
+
+    def test_a_refused_call_leaves_the_users_random_state(self):
+        random = np.random.RandomState(0)
+        with pytest.raises(BudgetError):
+            quick(split="shared", prune="columns", factor=8, random_state=random).fit(X, CODES)
+        assert random.randint(10**6) == np.random.RandomState(0).randint(10**6)
+
     def test_an_unfitted_estimator_says_so(self):
         with pytest.raises(ValueError, match="not fitted yet"):
             quick().predict(X)

@@ -30,7 +30,7 @@ from fpe.experiments.engine import Engine
 from fpe.experiments.runner import run_tasks
 from fpe.experiments.statistics import mean
 from fpe.experiments.threads import one_thread
-from fpe.files import read_json, write_json
+from fpe.files import write_json
 from fpe.models import mlp
 from fpe.recipes import Recipe
 from fpe.report.text import markdown_table
@@ -132,10 +132,16 @@ def tasks() -> dict[str, dict[str, Any]]:
     return made
 
 
-def cell(results: Sequence[dict[str, Any]], **wanted: Any) -> str:
-    """Write the mean accuracy of a measurement with its interval."""
+def pick(results: Sequence[dict[str, Any]], **wanted: Any) -> list[float]:
+    """Return the accuracies of a measurement; none where it could not be made."""
     (found,) = [r for r in results if all(r[name] == value for name, value in wanted.items())]
-    return mean(found["accuracies"]).text(100, sign=False) if "accuracies" in found else "–"
+    accuracies: list[float] = found.get("accuracies", [])
+    return accuracies
+
+
+def text(values: Sequence[float], sign: bool = False) -> str:
+    """Write a mean with its interval."""
+    return mean(values).text(100, sign=sign) if values else "–"
 
 
 def section(results: Sequence[dict[str, Any]]) -> str:
@@ -146,13 +152,15 @@ def section(results: Sequence[dict[str, Any]]) -> str:
             where = {"data": data, "hidden": hidden}
             for variant in list(VARIANTS)[1:]:
                 own = {**where, "part": "validation", "variant": variant, "before": half}
-                cells = [cell(results, rate=rate, **own) for rate in RATES]
+                cells = [text(pick(results, rate=rate, **own)) for rate in RATES]
                 name = variant if variant == "expanded once" else f"rewired, {variant}"
                 choice.append([title, f"{hidden}", name, *cells])
             own = {**where, "part": "test"}
             variants = ("dense", "expanded once", "balanced")
-            cells = [cell(results, variant=v, before=half, **own) for v in variants]
-            cells.append(cell(results, variant="balanced", before=0, **own))
+            found = [pick(results, variant=v, before=half, **own) for v in variants]
+            gain = [rewired - once for once, rewired in zip(found[1], found[2], strict=True)]
+            cells = [*map(text, found), text(gain, sign=True)]
+            cells.append(text(pick(results, variant="balanced", before=0, **own)))
             (count,) = {r["nonzero"] for r in results if r["data"] == data and r["hidden"] == hidden
                         and r["part"] == "test"}  # fmt: skip
             test.append([title, f"{hidden}", f"{count:,}", *cells])
@@ -160,24 +168,32 @@ def section(results: Sequence[dict[str, Any]]) -> str:
         markdown_table(["", "neurons", "%", "constant", "falls over all epochs", "falls after it"], choice),
         markdown_table(
             ["", "neurons", "non-zeros", "dense %", "expanded once %", "rewired, trained parent %",
-             "rewired, untrained parent %"], test),
+             "rewired − once", "rewired, untrained parent %"], test),
     ]  # fmt: skip
     lines = ["\n".join(table) for table in tables]
     seconds = sum(result["seconds"] for result in results)
-    return TEXT.format(*lines, made=commits(results), seconds=seconds, **results[-1]["provenance"])
+    return TEXT.lstrip().format(*lines, made=commits(results), seconds=seconds, **results[-1]["provenance"])
 
 
 TEXT = """
-Validation accuracy (a fifth of the training data) where a network is expanded at half of its training, by the
-learning rate, which begins at 1e-2; mean [95 %] of five seeds:
+Validation accuracy in per cent (on a fifth of the training data) where a network is expanded at half of its
+training, by the learning rate, which begins at 1e-2: it is constant, falls over all epochs, or is constant
+until the expansion and falls after it. Mean [95 %] of five seeds; "–" where the columns of so few inputs
+cannot pay for the copies:
 
 {0}
 
-Test accuracy of what follows from it, mean [95 %] of ten seeds, all trained for as many epochs: dense,
-expanded once (α = 2) and rewired after half of them at a constant rate; and rewired from the start, at a
-rate that falls:
+With 4 neurons a constant rate is the best for every kind of network, by 2 to 22 points over one that falls
+throughout; with 16 neurons it is so on Letter, and within a point of the others elsewhere. Balanced pruning
+is as good as magnitude pruning within a tenth of a point, or better. After a warm-up `rewire=True` therefore
+prunes by "balanced" and keeps the rate constant. What follows on the test data, mean [95 %] of ten seeds, all
+trained for as many epochs: dense, expanded once (α = 2) and rewired (α = 4) after half of them, at a constant
+rate; and rewired from the start, at a rate that falls:
 
 {1}
+
+With a trained parent, dynamic masks are ahead of expanding once in all six cases, by more than chance in
+four; an untrained parent is ahead of a trained one in all six.
 
 Made by `python docs/results/rewiring_trained.py`; torch {torch}, {machine}, {seconds:,.0f} seconds of one
 core. {made} Data: [`rewiring/trained.json`](rewiring/trained.json).
@@ -195,8 +211,8 @@ def main() -> None:
     results = [
         {**wanted[name], **{k: v for k, v in r.items() if k != "identity"}} for name, r in records.items()
     ]
-    write_json(STORED, results)
-    put_between("trained", section(read_json(STORED)), HERE / "rewiring.md")
+    write_json(STORED, {"results": results})
+    put_between("trained", section(results), HERE / "rewiring.md")
 
 
 if __name__ == "__main__":

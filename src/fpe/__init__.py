@@ -77,6 +77,21 @@ _HOME = {
     "unpack": "packed.pack",
 }
 
+#: Submodules that are attributes, loaded when they are first used. They are not in `__all__`: a star import
+#: would hide scikit-learn behind `fpe.sklearn`.
+_MODULES = (
+    "data",
+    "ensemble",
+    "errors",
+    "interference",
+    "rewiring",
+    "sklearn",
+    "splits",
+    "theory",
+    "trainers",
+    "training",
+)
+
 __all__ = [
     "Children",
     "Columns",
@@ -118,8 +133,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "splits":
-        return importlib.import_module("fpe.splits")
+    if name in _MODULES:
+        return importlib.import_module(f"fpe.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'fpe' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"fpe.{_HOME[name]}"), name)
@@ -128,4 +143,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_MODULES})

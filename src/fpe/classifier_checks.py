@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from fpe.columns import Columns
 from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.planning import check_arguments
 from fpe.recipes import Recipe
-from fpe.training import recipe_problems
+from fpe.training import finite, recipe_problems
 
 #: Passes over the data before and after the expansion, where they are left open.
 EPOCHS = (25, 25)
@@ -79,7 +80,79 @@ def checked_weight(sample_weight: Any, X: np.ndarray) -> Tensor | None:
     """Return the weights of the samples in the type of `X`, (samples,); None for none."""
     if sample_weight is None:
         return None
-    return torch.from_numpy(_check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True))
+    return as_tensor(_check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True))
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor: a copy where PyTorch cannot share it, read-only or of negative strides."""
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if shared else array.copy())
+
+
+def as_inputs(X: np.ndarray, model: nn.Module) -> Tensor:
+    """Return checked features in the type of a network.
+
+    Raises
+    ------
+    DataError
+        For numbers that are too large for it.
+    """
+    dtype = next(model.parameters()).dtype
+    inputs = as_tensor(X).to(dtype)
+    if not finite(inputs):
+        raise DataError(f"X has values of up to {np.abs(X).max():.3g}, too large for the network's {dtype}.")
+    return inputs
+
+
+def finite_logits(logits: Tensor, X: np.ndarray) -> Tensor:
+    """Return the logits of `X`, (samples, outputs); raise a DataError if some are NaN or infinite."""
+    finite_rows = logits.isfinite().all(dim=1)
+    if not finite_rows.all():
+        raise DataError(
+            f"the outputs are NaN or infinite for {int((~finite_rows).sum())} of {len(X)} samples: X has "
+            f"values of up to {np.abs(X).max():.3g}. Scale it as the data that the network was fitted to."
+        )
+    return logits
+
+
+def checked_labels(y: Any) -> Any:
+    """Return labels for scikit-learn's own checks, those in an object array in a type of their own.
+
+    Raises
+    ------
+    DataError
+        For labels that are missing, lists, or of types that cannot be compared.
+    """
+    dtype = getattr(y, "dtype", None)
+    if y is None or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
+        return y
+    labels = np.array(y, dtype=object)
+    if labels.ndim != 1:  # scikit-learn takes a column, with a warning, and refuses what is wider
+        return y
+    lists = [label for label in labels if isinstance(label, list | tuple | set | dict | np.ndarray)]
+    if lists:
+        raise DataError(f"y holds lists such as {lists[0]!r}; give one label for each sample.")
+    import pandas
+
+    missing = pandas.isna(labels)
+    if missing.any():
+        raise DataError(
+            f"y has NaN or missing labels in {int(missing.sum())} of {len(labels)} samples, the first at "
+            f"position {int(missing.argmax())}; leave these samples out, or give their class a name."
+        )
+    kinds = {_kind(label) for label in labels}
+    if len(kinds) > 1:
+        raise DataError(f"y mixes labels of the types {', '.join(sorted(kinds))}; give labels of one type.")
+    own = dtype is None or (isinstance(dtype, np.dtype) and dtype.kind != "O")
+    return y if own or kinds != {"number"} else np.array(labels.tolist())
+
+
+def _kind(label: Any) -> str:
+    """Return the name of a label's type, the same for those that can be compared."""
+    for name, kind in (("str", str), ("number", Number)):
+        if isinstance(label, kind):
+            return name
+    return type(label).__name__
 
 
 def refuse_sparse(X: Any) -> None:

@@ -60,7 +60,9 @@ class Recipe:
         constant rate of 1e-3. With them it is what was chosen in this project's experiments
         (docs/results/rewiring.md): the network is expanded by 4 before it is trained and its weights are
         drawn anew, all epochs come after, at a rate that falls from 1e-2; or, where whole columns
-        move, by 3, in 8 groups of neurons that have blocks of their own.
+        move, by 3, in 8 groups of neurons that have blocks of their own. After a warm-up, that is, for a
+        trained network, the rate is a constant 1e-2: one that falls over all epochs is too small for
+        the masks to adapt by the time that they begin to change.
 
         Parameters
         ----------
@@ -83,17 +85,17 @@ class Recipe:
             prune = _or(given.prune, "columns" if policy.unit == "column" else "balanced")
         columns = as_prune(prune).needs_shared
         warmup = _or(given.warmup_epochs, 0 if moves else epochs[0])
-        all_after = moves and given.warmup_epochs in (None, 0)
+        redraw = moves and warmup == 0
         return Recipe(
             factor=_or(given.factor, (3 if columns else 4) if moves else 2),
             split=_or(given.split, ("shared-8" if moves else "shared") if columns else "random"),
             prune=prune,
             warmup_epochs=warmup,
-            epochs=_or(given.epochs, sum(epochs) if all_after else epochs[1]),
+            epochs=_or(given.epochs, sum(epochs) if redraw else epochs[1]),
             lr=_or(given.lr, 1e-2 if moves else 1e-3),
-            decay=_or(given.decay, moves),
+            decay=_or(given.decay, redraw),
             policy=policy,
-            redraw=moves and warmup == 0,
+            redraw=redraw,
         )
 
     def expand(self, dense: nn.Module, seed: int) -> nn.Module:

@@ -16,7 +16,14 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fpe.budget import Prune, count_nonzero
-from fpe.classifier_checks import checked_recipe, checked_weight, refuse_sparse
+from fpe.classifier_checks import (
+    as_inputs,
+    checked_labels,
+    checked_recipe,
+    checked_weight,
+    finite_logits,
+    refuse_sparse,
+)
 from fpe.errors import ArgumentError, DataError
 from fpe.models import mlp
 from fpe.partition import Split
@@ -60,8 +67,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 where masks
         move.
     decay : bool, optional
-        Whether it falls to 0, as half a cosine over all epochs. By default it does where masks move. Not in
-        `partial_fit`, which knows of no last epoch.
+        Whether it falls to 0, as half a cosine over all epochs. By default it does where masks move and there
+        is no warm-up. Not in `partial_fit`, which knows of no last epoch.
     batch_size : int, optional
         Samples in a mini-batch. By default a thirtieth of the data, but at least 64, so that small data too
         is trained on in steps enough, and at most 500, the paper's (A.3.1).
@@ -241,8 +248,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self._start(X, known, recipe)
             if len(self.history_) >= recipe.warmup_epochs and self.dense_model_ is self.model_:
                 self._expand(recipe, len(X))
-            dtype = next(self.model_.parameters()).dtype
-            data = torch.from_numpy(X).to(dtype), torch.from_numpy(np.searchsorted(known, y))
+            data = as_inputs(X, self.model_), torch.from_numpy(np.searchsorted(known, y))
             self._train_stage(*data, weight, epochs=1)
         return self
 
@@ -273,16 +279,20 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
         """Take back what a call has set that fails; Ctrl-C is no failure."""
-        before = self.__dict__.copy()
+        before, source = self.__dict__.copy(), self.random_state
+        drawn = source.get_state() if isinstance(source, np.random.RandomState) else None
         try:
             yield
         except Exception:
             self.__dict__.clear()
             self.__dict__.update(before)
+            if drawn is not None:
+                source.set_state(drawn)  # type: ignore[union-attr]
             raise
 
     def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
         refuse_sparse(X)
+        y = checked_labels(y)
         X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
         check_classification_targets(y)
         return X, y
@@ -382,4 +392,4 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         refuse_sparse(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return predict_logits(self.model_, torch.from_numpy(X).to(next(self.model_.parameters()).dtype))
+        return finite_logits(predict_logits(self.model_, as_inputs(X, self.model_)), X)

@@ -50,7 +50,8 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 @click.option(
     "--decay/--no-decay",
     default=None,
-    help="Let the learning rate fall to 0, as half a cosine over all epochs.  [default: with --rewire only]",
+    help="Let the learning rate fall to 0, as half a cosine over all epochs.  "
+    "[default: with --rewire and no warm-up]",
 )
 @click.option(
     "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"

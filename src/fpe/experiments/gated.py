@@ -6,10 +6,10 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpe.classifier_checks import as_tensor
 from fpe.columns import Columns
 from fpe.experiments.networks import NetworksConfig, Source, data_of
 from fpe.experiments.plain_trial import run_plain_trial
@@ -62,7 +62,7 @@ def run_gated(
     """
     with one_thread():
         dataset = data_of(source)
-        X = torch.from_numpy(dataset.X_train)
+        X = as_tensor(dataset.X_train)
         ways = {kind: {"example_inputs": some_of(X), **how} for kind, how in EXPANSIONS.items()}
         networks = []
         for width in hidden:

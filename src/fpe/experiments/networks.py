@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fpe import ensemble
 from fpe.budget import count_nonzero
+from fpe.classifier_checks import as_tensor
 from fpe.data import Dataset, load
 from fpe.ensemble.batch import WORTH_COMPILING
 from fpe.errors import DataError
@@ -178,7 +179,7 @@ class _Run:
         layers: int,
     ) -> None:
         arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
-        self.X, self.y, self.X_test, self.y_test = (torch.from_numpy(a) for a in arrays)
+        self.X, self.y, self.X_test, self.y_test = (as_tensor(a) for a in arrays)
         if config.validated:
             order = torch.randperm(len(self.X), generator=torch.Generator().manual_seed(0))
             held, kept = order[: len(order) // 5], order[len(order) // 5 :]

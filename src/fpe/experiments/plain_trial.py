@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fpe.budget import count_nonzero
+from fpe.classifier_checks import as_tensor
 from fpe.data import Dataset
 from fpe.expansion import expand
 from fpe.experiments.networks import NetworksConfig
@@ -49,7 +50,7 @@ def run_plain_trial(
         A record of the dense network and of each way.
     """
     arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
-    X, y, X_test, y_test = (torch.from_numpy(a) for a in arrays)
+    X, y, X_test, y_test = (as_tensor(a) for a in arrays)
     seed = config.seed + number
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

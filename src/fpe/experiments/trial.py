@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fpe.budget import count_nonzero
 from fpe.checkpoint import save
+from fpe.classifier_checks import as_tensor
 from fpe.data import Dataset
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
@@ -139,7 +140,7 @@ def _parts(dataset: Dataset, config: FitConfig) -> Parts:
         "validation": (X[held], y[held]),
         "test": (dataset.X_test, dataset.y_test),
     }
-    return {name: (torch.from_numpy(X), torch.from_numpy(y)) for name, (X, y) in arrays.items()}
+    return {name: (as_tensor(X), as_tensor(y)) for name, (X, y) in arrays.items()}
 
 
 def _measures(network: nn.Module, parts: Parts) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.multiclass import check_classification_targets
 
+from fpe.classifier_checks import checked_labels, refuse_sparse
 from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.progress import progress_bar
 from fpe.recommending.candidates import CANDIDATES, dense_count, widest
@@ -90,8 +92,10 @@ def recommend(
     >>> found.settings.hidden, found.best.nonzero
     (5, 385)
     """
-    X, y = np.asarray(X), np.asarray(y)
-    problems = _data_problems(X, y)
+    refuse_sparse(X)
+    X = np.asarray(X)
+    y, problems = _labels(y)
+    problems = [*_data_problems(X), *(problems or _label_problems(X, y))]
     raise_problems(problems, DataError, "the data")
     classes, codes = np.unique(y, return_inverse=True)
     outputs = 1 if len(classes) == 2 else len(classes)
@@ -138,7 +142,18 @@ def _telling(
     return tell
 
 
-def _data_problems(X: np.ndarray, y: np.ndarray) -> list[str]:
+def _labels(y: Any) -> tuple[np.ndarray, list[str]]:
+    """Return the labels as an array, and what makes them no labels of classes."""
+    try:
+        labels = np.asarray(checked_labels(y))
+        if labels.ndim == 1:
+            check_classification_targets(labels)
+    except ValueError as error:
+        return np.empty(0), [str(error)]
+    return labels, []
+
+
+def _data_problems(X: np.ndarray) -> list[str]:
     problems = []
     if X.ndim != 2 or X.size == 0 or X.dtype.kind not in "fiub":
         problems.append(
@@ -150,16 +165,15 @@ def _data_problems(X: np.ndarray, y: np.ndarray) -> list[str]:
         problems.append(
             f"X has NaN or infinite values in {bad} of {len(X)} samples; leave these out, or fill them in."
         )
+    return problems
+
+
+def _label_problems(X: np.ndarray, y: np.ndarray) -> list[str]:
+    problems = []
     if y.ndim != 1:
-        problems.append(f"y has shape {y.shape}; give one label for each sample, shape (samples,).")
-        return problems
+        return [f"y has shape {y.shape}; give one label for each sample, shape (samples,)."]
     if X.ndim == 2 and len(X) != len(y):
         problems.append(f"X has {len(X)} samples and y {len(y)} labels; give one label for each sample.")
-    if y.dtype.kind == "f" and not np.isfinite(y).all():
-        problems.append(
-            f"y is NaN or infinite in {int((~np.isfinite(y)).sum())} of {len(y)} samples; leave these out."
-        )
-        return problems
     classes, counts = np.unique(y, return_counts=True)
     if len(classes) < 2:
         problems.append(f"y has one class only, {classes.tolist()}; give samples of at least two.")
