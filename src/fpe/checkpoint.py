@@ -141,14 +141,20 @@ def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
 
 
 def shapes_of(wide: nn.Module) -> dict[str, Any]:
-    """Return the plan and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
-    plan, packing = getattr(wide, "fpe_plan", None), getattr(wide, "fpe_packing", None)
-    shapes: dict[str, Any] = {"plan": plan.to_dict() if isinstance(plan, Plan) else None}
-    shapes["modules"] = layer_shapes(wide)
+    """Return the plans and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
+    shapes: dict[str, Any] = {"plan": None, **_known_of(wide), "modules": layer_shapes(wide)}
+    parts = {name: _known_of(part) for name, part in wide.named_modules() if name}
+    shapes["parts"] = {name: known for name, known in parts.items() if known}
     is_packed = any(entry["kind"] == "packed" for entry in shapes["modules"].values())
-    if isinstance(packing, Packing):
-        shapes["packing"], is_packed = packing.to_dict(), True
-    return {"format": PACKED_FORMAT if is_packed else MASKED_FORMAT, **shapes}
+    packings = "packing" in shapes or any("packing" in known for known in shapes["parts"].values())
+    return {"format": PACKED_FORMAT if is_packed or packings else MASKED_FORMAT, **shapes}
+
+
+def _known_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a module knows of how it was expanded and packed."""
+    plan, packing = (vars(module).get(name) for name in ("fpe_plan", "fpe_packing"))
+    known = {"plan": plan.to_dict()} if isinstance(plan, Plan) else {}
+    return {**known, "packing": packing.to_dict()} if isinstance(packing, Packing) else known
 
 
 def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
@@ -183,11 +189,13 @@ def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
 
 
 def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
-    """Let a model know how it was expanded and packed."""
-    if shapes["plan"]:
-        model.fpe_plan = Plan.from_dict(shapes["plan"])  # type: ignore[assignment]
-    if shapes.get("packing"):
-        model.fpe_packing = Packing.from_dict(shapes["packing"])  # type: ignore[assignment]
+    """Let a model and its parts know how they were expanded and packed."""
+    for name, known in {"": shapes, **shapes.get("parts", {})}.items():
+        part = model.get_submodule(name)
+        if known.get("plan"):
+            part.fpe_plan = Plan.from_dict(known["plan"])  # type: ignore[assignment]
+        if known.get("packing"):
+            part.fpe_packing = Packing.from_dict(known["packing"])  # type: ignore[assignment]
 
 
 def _sharded() -> Any:

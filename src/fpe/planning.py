@@ -150,6 +150,7 @@ def plan(
             chosen, skipped = verified, left
             planned = planned_for(chosen)
     scales_of(model, [group for group, _ in chosen], prune, example_inputs)  # or say that it cannot be done
+    earlier = vars(model).get("fpe_plan")
     return Plan(
         layers=tuple(planned),
         skipped=skipped,
@@ -159,6 +160,7 @@ def plan(
         budget=budget,
         seed=seed,
         nonzero=count_nonzero(model),
+        earlier=earlier if isinstance(earlier, Plan) else None,
     )
 
 

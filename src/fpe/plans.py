@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from fpe.graph import Group, Skipped
 
@@ -76,6 +78,8 @@ class Plan:
         Seed of the partitions.
     nonzero : int
         Non-zero parameters of the whole network, before and after.
+    earlier : Plan, optional
+        That of the model's last expansion before this one.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -86,6 +90,7 @@ class Plan:
     budget: str
     seed: int
     nonzero: int
+    earlier: Plan | None = None
 
     def __str__(self) -> str:
         head = (
@@ -118,7 +123,57 @@ class Plan:
             again["left"] = tuple(layer.get("left", ()))
             layers.append(LayerPlan(**{**layer, **again}))
         skipped = tuple(Skipped(**s) for s in record["skipped"])
-        return Plan(**{**record, "layers": tuple(layers), "skipped": skipped})
+        earlier = Plan.from_dict(record["earlier"]) if record.get("earlier") else None
+        return Plan(**{**record, "layers": tuple(layers), "skipped": skipped, "earlier": earlier})
+
+    def under(self, name: str) -> Plan:
+        """Return the plan in the names of a larger model, of which its own is the part `name`."""
+        if not name:
+            return self
+
+        def longer(names: Sequence[str]) -> tuple[str, ...]:
+            return tuple(f"{name}.{inner}" for inner in names)
+
+        layers = []
+        for layer in self.layers:
+            own = layer.group
+            producers, consumers, between = map(longer, (own.producers, own.consumers, own.between))
+            group = Group(producers, consumers, between, own.columns)
+            layers.append(dataclasses.replace(layer, group=group))
+        skipped = tuple(Skipped(f"{name}.{one.name}", one.reason) for one in self.skipped)
+        return dataclasses.replace(self, layers=tuple(layers), skipped=skipped)
+
+
+def plans_in(model: nn.Module) -> list[Plan]:
+    """Return the plans by which a model and its parts were expanded, in the model's names.
+
+    Each holds the layers that are still as it says. No layer that makes neurons is in two of them; it is in
+    the plan of the outermost module, and there in the latest.
+    """
+    found: list[Plan] = []
+    known: set[str] = set()
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for name, module in model.named_modules():
+        plan = vars(module).get("fpe_plan")
+        while isinstance(plan, Plan):
+            here = plan.under(name)
+            layers = tuple(layer for layer in here.layers if _is_as_planned(modules, layer, known))
+            known.update(producer for layer in layers for producer in layer.group.producers)
+            found.append(dataclasses.replace(here, layers=layers))
+            plan = plan.earlier
+    return found
+
+
+def _is_as_planned(modules: Mapping[str, nn.Module], layer: LayerPlan, known: set[str]) -> bool:
+    """Tell whether a group's modules are there, with the planned number of neurons, and not known yet."""
+    group = layer.group
+    if known.intersection(group.producers) or not modules.keys() >= {
+        *group.producers, *group.consumers, *group.between
+    }:  # fmt: skip
+        return False
+    producers = [modules[name] for name in group.producers]
+    widths = {getattr(m, "out_features", getattr(m, "out_channels", None)) for m in producers}
+    return widths == {layer.neurons_after}
 
 
 def _cells(layer: LayerPlan) -> tuple[str, ...]:

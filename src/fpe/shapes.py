@@ -15,7 +15,7 @@ from fpe.packed.blocks import BlockLayer
 from fpe.packed.compressed import BitmaskLayer, CodedLayer
 from fpe.packed.dense import DenseLayer
 from fpe.packed.layers import PackedLayer, Shape
-from fpe.packed.summary import Packing
+from fpe.packed.summary import packed_names
 from fpe.procedure import Weights, mask
 
 _FROM_CONFIG: dict[str, Callable[[dict[str, Any], Tensor], PackedLayer]] = {
@@ -26,8 +26,7 @@ _FROM_CONFIG: dict[str, Callable[[dict[str, Any], Tensor], PackedLayer]] = {
 def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Describe the modules whose shapes expanding or packing may have changed, by name, fit for JSON."""
     found: dict[str, dict[str, Any]] = {}
-    packing = getattr(model, "fpe_packing", None)
-    repacked = {row.name for row in packing.rows} if isinstance(packing, Packing) else set()
+    repacked = packed_names(model)
     for name, module in model.named_modules():
         masked = next((kind for kind in MASKED if isinstance(module, kind)), None)
         if isinstance(module, PackedLayer):

@@ -12,7 +12,7 @@ from fpe.budget import counted_parameters
 from fpe.errors import ArgumentError
 from fpe.graph import Skipped
 from fpe.holding import check_held
-from fpe.plans import Plan, skipped_lines, text_table
+from fpe.plans import plans_in, skipped_lines, text_table
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,17 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
         )
         for name in before
     )
-    plan = getattr(wide, "fpe_plan", None)
-    return Summary(rows, plan.skipped if isinstance(plan, Plan) else ())
+    return Summary(rows, _skipped(wide))
+
+
+def _skipped(wide: nn.Module) -> tuple[Skipped, ...]:
+    """Return the layers that none of a model's plans has expanded, each with the first reason given."""
+    plans = plans_in(wide)
+    expanded = {name for plan in plans for layer in plan.layers for name in layer.group.producers}
+    reasons: dict[str, Skipped] = {}
+    for one in (one for plan in plans for one in plan.skipped if one.name not in expanded):
+        reasons.setdefault(one.name, one)
+    return tuple(reasons.values())
 
 
 def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:

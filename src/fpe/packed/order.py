@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 from fpe.graph.groups import Runs, columns_of_runs, default_runs, width_of_runs
@@ -11,28 +15,44 @@ from fpe.packed.layers import PackedLayer
 from fpe.plans import LayerPlan, Plan
 
 
-def planned_layer(plan: Plan | None, name: str, rows: int) -> LayerPlan | None:
+def planned_layer(plans: Sequence[Plan], name: str, rows: int) -> LayerPlan | None:
     """Return the plan that has widened a layer to so many neurons; None if there is none.
 
     Parameters
     ----------
-    plan : Plan or None
-        The wide model's.
+    plans : sequence of Plan
+        The wide model's, and those of its parts.
     name : str
         A layer of it.
     rows : int
         Its neurons.
     """
-    for layer in plan.layers if plan is not None else ():
+    for layer in (layer for plan in plans for layer in plan.layers):
         if name in layer.group.producers and layer.neurons_after == rows:
             return layer
     return None
 
 
-def can_be_reordered(model: nn.Module, layer: LayerPlan) -> bool:
-    """Tell whether the neurons of a group can stand in any order: no norm cuts them into adjacent pieces."""
+def ordered_layers(plans: Sequence[Plan]) -> list[LayerPlan]:
+    """Return the groups whose consumers are each in one plan, which then knows all of their inputs."""
+    reads = Counter(
+        name for plan in plans for name in {name for layer in plan.layers for name in layer.group.consumers}
+    )
+    layers = [layer for plan in plans for layer in plan.layers]
+    return [layer for layer in layers if all(reads[name] == 1 for name in layer.group.consumers)]
+
+
+def can_be_reordered(model: nn.Module, plan: Plan, layer: LayerPlan) -> bool:
+    """Tell whether the neurons of a group can stand in any order.
+
+    They can if no norm cuts them into adjacent pieces, and the plan accounts for all inputs of their readers.
+    """
     between = [model.get_submodule(name) for name in layer.group.between]
-    return not any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between)
+    if any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
+        return False
+    columns = reordered_columns(model, plan, layer, torch.arange(layer.neurons_after))
+    inputs = {name: inputs_of(model.get_submodule(name)) for name in columns}
+    return all(torch.equal(own, torch.arange(inputs[name])) for name, own in columns.items())
 
 
 def reordered_columns(model: nn.Module, plan: Plan, layer: LayerPlan, order: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -21,11 +21,17 @@ from fpe.packed.choice import FORMATS, Choice, Structure, block_of, choose_forma
 from fpe.packed.compressed import BitmaskLayer, CodedLayer
 from fpe.packed.dense import DenseLayer
 from fpe.packed.layers import PackedLayer, Shape
-from fpe.packed.order import can_be_reordered, planned_layer, reorder_between, reordered_columns
+from fpe.packed.order import (
+    can_be_reordered,
+    ordered_layers,
+    planned_layer,
+    reorder_between,
+    reordered_columns,
+)
 from fpe.packed.summary import Packing, PackingRow
 from fpe.packed.twofour import semi_structured
 from fpe.packed.verify import check_same
-from fpe.plans import Plan
+from fpe.plans import Plan, plans_in
 from fpe.procedure import Weights
 
 #: Types of weights that all formats can compute with.
@@ -102,12 +108,11 @@ def pack(
 def _pack(wide: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked = _masked_layers(wide)
     demanded = _demanded(format, masked)
-    plan = getattr(wide, "fpe_plan", None)
-    plan = plan if isinstance(plan, Plan) else None
-    choices = _choices(masked, plan, demanded)
+    plans = plans_in(wide)
+    choices = _choices(masked, plans, demanded)
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
-    orders = _orders(wide, plan, choices)
-    replaced: dict[str, nn.Module] = _reorder(wide, plan, orders, weights)
+    orders = _orders(wide, plans, choices)
+    replaced: dict[str, nn.Module] = _reorder(wide, plans, orders, weights)
     rows = []
     for name, layer in masked.items():
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
@@ -141,28 +146,28 @@ def unpack(packed: nn.Module) -> nn.Module:
         If nothing is packed, or in a form for inference only.
     """
     packed = unwrapped(packed)
-    plan = getattr(packed, "fpe_plan", None)
-    plan = plan if isinstance(plan, Plan) else None
+    plans = plans_in(packed)
     weights: dict[str, Weights] = {}
     shapes: dict[str, Shape] = {}
     for name, module in packed.named_modules():
         if isinstance(module, PackedLayer):
             weight, mask, bias = module.wide()
             weights[name], shapes[name] = Weights(weight, bias, mask), module.shape
-        elif type(module) in MASKED.values() and plan is not None and _is_planned(plan, name):
+        elif type(module) in MASKED.values() and _is_planned(plans, name):
             weights[name] = Weights.of(module)
             shapes[name] = Shape.of_plain(module)
     if not any(isinstance(m, PackedLayer) for m in packed.modules()):
         raise ModelError("nothing in this model is packed; give what fpe.pack returned.")
     orders = {name: order.argsort() for name, order in stored_orders(packed).items()}
-    replaced: dict[str, nn.Module] = _reorder(packed, plan, orders, weights)
+    replaced: dict[str, nn.Module] = _reorder(packed, plans, orders, weights)
     for name, own in weights.items():
         bias = None if own.bias is None else own.bias.clone()
         made = shapes[name].masked(own.weight.clone(), bias, own.mask.clone())
         replaced[name] = made.train(packed.get_submodule(name).training)
     memo: dict[int, Any] = {id(packed.get_submodule(name)): new for name, new in replaced.items()}
     wide = copy.deepcopy(packed, memo)
-    del wide.fpe_packing
+    for module in wide.modules():
+        vars(module).pop("fpe_packing", None)
     return wide
 
 
@@ -231,11 +236,11 @@ def _demanded(format: str | Mapping[str, str] | None, masked: Mapping[str, Maske
 
 
 def _choices(
-    masked: Mapping[str, MaskedLayer], plan: Plan | None, demanded: Mapping[str, str]
+    masked: Mapping[str, MaskedLayer], plans: Sequence[Plan], demanded: Mapping[str, str]
 ) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        seen = Structure.of(layer.fpe_mask, *_known(plan, name, len(layer.weight)))
+        seen = Structure.of(layer.fpe_mask, *_known(plans, name, len(layer.weight)))
         choice = choose_format(seen, layer.weight, demanded.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {demanded[name]!r}: {choice}")
@@ -245,23 +250,24 @@ def _choices(
     return choices
 
 
-def _known(plan: Plan | None, name: str, rows: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return what the plan tells of the neurons of a layer: which child each is, and of which block."""
-    planned = planned_layer(plan, name, rows)
+def _known(plans: Sequence[Plan], name: str, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """Return what the plans tell of the neurons of a layer: which child each is, and of which block."""
+    planned = planned_layer(plans, name, rows)
     return (None, None) if planned is None else (family_of(planned).role, blocks_of(planned))
 
 
-def _orders(wide: nn.Module, plan: Plan | None, choices: Mapping[str, Choice]) -> dict[str, Tensor]:
+def _orders(wide: nn.Module, plans: Sequence[Plan], choices: Mapping[str, Choice]) -> dict[str, Tensor]:
     """Return the new order of the neurons of each producer whose readers can follow it."""
     orders: dict[str, Tensor] = {}
-    for layer in plan.layers if plan is not None else ():
+    known = ordered_layers(plans)
+    for plan, layer in [(each, layer) for each in plans for layer in each.layers if layer in known]:
         own = [choices.get(name) for name in layer.group.producers]
         if not all(choice is not None and len(choice.blocks) > 1 for choice in own):
             continue
         order, *others = [torch.cat([b.rows for b in cast(Choice, choice).blocks]) for choice in own]
         together = all(torch.equal(order, other) for other in others)
         readers = all(name in choices for name in layer.group.consumers)
-        if together and readers and can_be_reordered(wide, layer):
+        if together and readers and can_be_reordered(wide, plan, layer):
             orders |= dict.fromkeys(layer.group.producers, order)
     return orders
 
@@ -276,15 +282,15 @@ def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
 
 
 def _reorder(
-    model: nn.Module, plan: Plan | None, orders: Mapping[str, Tensor], weights: dict[str, Weights]
+    model: nn.Module, plans: Sequence[Plan], orders: Mapping[str, Tensor], weights: dict[str, Weights]
 ) -> dict[str, nn.Module]:
     """Let the readers of reordered neurons follow: change their `weights`, return the modules between."""
     between: dict[str, nn.Module] = {}
-    for layer in plan.layers if plan is not None else ():
+    for plan, layer in [(each, layer) for each in plans for layer in each.layers]:
         order = orders.get(layer.group.name)
         if order is None:
             continue
-        columns = reordered_columns(model, cast(Plan, plan), layer, order.cpu())
+        columns = reordered_columns(model, plan, layer, order.cpu())
         for name, own in columns.items():
             old = weights[name]
             own = own.to(old.weight.device)
@@ -342,5 +348,6 @@ def bytes_of(module: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _is_planned(plan: Plan, name: str) -> bool:
-    return any(name in (*layer.group.producers, *layer.group.consumers) for layer in plan.layers)
+def _is_planned(plans: Sequence[Plan], name: str) -> bool:
+    layers = [layer for plan in plans for layer in plan.layers]
+    return any(name in (*layer.group.producers, *layer.group.consumers) for layer in layers)

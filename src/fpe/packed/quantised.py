@@ -18,7 +18,7 @@ from fpe.packed.choice import block_of
 from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer, Shape
 from fpe.packed.slabs import slabs_of
-from fpe.packed.summary import Packing
+from fpe.packed.summary import packed_names
 
 
 @torch.no_grad()
@@ -66,8 +66,7 @@ def quantise(packed: nn.Module, activations: bool = False) -> nn.Module:
 
 def _packed_linear(packed: nn.Module) -> dict[str, nn.Module]:
     """Return the linear layers that were packed, those among them that became ordinary ones too."""
-    packing = getattr(packed, "fpe_packing", None)
-    known = {row.name for row in packing.rows} if isinstance(packing, Packing) else set()
+    known = packed_names(packed)
     return {
         name: module
         for name, module in packed.named_modules()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from fpe.plans import text_table
 
 
@@ -73,3 +75,13 @@ class Packing:
     def from_dict(record: dict[str, Any]) -> Packing:
         """Make the packing again from what `to_dict` returned, or from its JSON."""
         return Packing(tuple(PackingRow(**{**row, "bytes": tuple(row["bytes"])}) for row in record["rows"]))
+
+
+def packed_names(model: nn.Module) -> set[str]:
+    """Return the names of the layers that packing has replaced, in a model or in its parts."""
+    found: set[str] = set()
+    for name, module in model.named_modules():
+        packing = vars(module).get("fpe_packing")
+        if isinstance(packing, Packing):
+            found.update(f"{name}.{row.name}" if name else row.name for row in packing.rows)
+    return found

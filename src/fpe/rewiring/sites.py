@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.lineage import blocks_of, family_of
 from fpe.masked import MaskedLayer
 from fpe.packed.layers import PackedLayer
-from fpe.plans import LayerPlan, Plan
+from fpe.plans import LayerPlan, plans_in
 from fpe.rewiring.moves import by_block
 from fpe.rewiring.policies import Policy
 
@@ -71,7 +71,7 @@ def find_sites(model: Any, policy: Policy) -> tuple[list[Site], list[list[int]]]
         )
     if not layers:
         raise ModelError("no layer of this model is masked, so that nothing can move; call fpe.expand first.")
-    planned = {prefix + name: layer for prefix, layer in _planned(model) for name in layer.group.producers}
+    planned = {name: layer for layer in _planned(model) for name in layer.group.producers}
     sites = [
         _site(name, layer, planned.get(name)) for name, layer in layers.items() if layer.weight.requires_grad
     ]
@@ -86,13 +86,9 @@ def find_sites(model: Any, policy: Policy) -> tuple[list[Site], list[list[int]]]
     return sites, [[i] for i in range(len(sites))]
 
 
-def _planned(model: nn.Module) -> Iterator[tuple[str, LayerPlan]]:
-    """Yield the groups that were expanded, each with what stands before its names in this model."""
-    for name, module in model.named_modules():
-        plan = vars(module).get("fpe_plan")
-        if isinstance(plan, Plan):
-            for layer in plan.layers:
-                yield f"{name}." if name else "", layer
+def _planned(model: nn.Module) -> list[LayerPlan]:
+    """Return the groups that were expanded, in the model and in its parts."""
+    return [layer for plan in plans_in(model) for layer in plan.layers]
 
 
 def _site(name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
@@ -113,8 +109,8 @@ def _groups(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
     """Return the sites of each expanded layer with those of all that read it; what overlaps is one."""
     number = {site.name: i for i, site in enumerate(sites)}
     root = list(range(len(sites)))
-    for prefix, layer in _planned(model):
-        names = [prefix + name for name in (*layer.group.producers, *layer.group.consumers)]
+    for layer in _planned(model):
+        names = (*layer.group.producers, *layer.group.consumers)
         mine = [number[name] for name in names if name in number]
         joined = {root[i] for i in mine}
         root = [min(joined) if r in joined else r for r in root]
@@ -125,14 +121,14 @@ def _column_scopes(model: nn.Module, sites: Sequence[Site]) -> list[list[int]]:
     """Return the sites of each group of producers, whose columns move together."""
     number = {site.name: i for i, site in enumerate(sites)}
     scopes, problems = [], []
-    for prefix, layer in _planned(model):
-        names = [prefix + name for name in layer.group.producers]
+    for layer in _planned(model):
+        names = layer.group.producers
         mine = [number[name] for name in names if name in number]
         if not mine:
             continue
         if len(mine) < len(names) or not _are_blocks([sites[i] for i in mine]):
             problems.append(
-                f"layer {prefix + layer.group.name!r} is no shared split with whole columns, so that no "
+                f"layer {layer.group.name!r} is no shared split with whole columns, so that no "
                 "column can move; expand with split='shared' and prune='columns', or give unit='weight'."
             )
         scopes.append(mine)

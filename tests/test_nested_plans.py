@@ -1,0 +1,121 @@
+"""A model that is expanded in parts, or one part after another, is known as one that is expanded whole."""
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.plans import plans_in
+
+SHARED = {"split": "shared", "prune": "columns"}
+
+
+def inner(expand=True):
+    dense = fpe.mlp(12, (8, 6), 4, seed=0)
+    return fpe.expand(dense, 2, **SHARED, seed=1) if expand else dense
+
+
+def outer(part):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 12), part, nn.Linear(4, 3))
+
+
+def batch():
+    return torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
+
+
+def test_packing_a_model_with_an_expanded_part_is_packing_the_part():
+    alone, whole = fpe.pack(inner()), fpe.pack(outer(inner()))
+    assert [str(m) for m in whole[1]] == [str(m) for m in alone]
+    assert whole[1][0].restore is None  # its reader follows the order of its blocks
+    torch.testing.assert_close(whole(batch()), outer(inner())(batch()))
+    again = fpe.unpack(whole)
+    assert torch.equal(again[1][0].fpe_mask, inner()[0].fpe_mask)
+    torch.testing.assert_close(again(batch()), outer(inner())(batch()))
+
+
+def test_a_packed_part_is_unpacked_saved_and_loaded(tmp_path):
+    whole = outer(fpe.pack(inner()))
+    again = fpe.unpack(whole)
+    assert all(torch.equal(a, b) for a, b in zip(again[1].buffers(), inner().buffers(), strict=True))
+    torch.testing.assert_close(again(batch()), whole(batch()))
+    assert not hasattr(again[1], "fpe_packing")
+    fpe.save(whole, tmp_path / "packed.safetensors")
+    loaded = fpe.load(tmp_path / "packed.safetensors", like=outer(inner(expand=False)))
+    assert torch.equal(loaded(batch()), whole(batch()))
+    assert loaded[1].fpe_packing == whole[1].fpe_packing
+    assert str(fpe.unpack(loaded)) == str(again)
+
+
+def test_a_part_keeps_its_plan_in_files_summaries_and_scopes(tmp_path):
+    wide = outer(inner())
+    fpe.save(wide, tmp_path / "wide.safetensors")
+    loaded = fpe.load(tmp_path / "wide.safetensors", like=outer(inner(expand=False)))
+    assert loaded[1].fpe_plan == wide[1].fpe_plan
+    assert plans_in(loaded) == plans_in(wide)
+    left = fpe.summary(outer(inner(expand=False)), loaded).skipped
+    assert [(one.name, one.reason) for one in left] == [
+        (f"1.{one.name}", one.reason) for one in wide[1].fpe_plan.skipped
+    ]
+    for model in (wide, loaded):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        names = [site.name for site in fpe.Rewirer(model, optimizer, "set", steps=10).sites]
+        scopes = fpe.Rewirer(model, optimizer, fpe.Policy(scope="group", grow="random"), steps=10).scopes
+        assert [[names[i] for i in scope] for scope in scopes] == [["1.0", "1.3"]]
+        assert len(fpe.Rewirer(model, optimizer, "columns", steps=10).scopes) == 1
+
+
+def test_a_part_expanded_again_with_its_model_moves_by_the_later_plan():
+    part = fpe.expand(inner(), 2, "shared", layers=["3"], seed=2)
+    wide = fpe.expand(outer(part), 2, "shared", layers=["1.0"], seed=3)
+    names = [[(layer.group.name, layer.neurons_after) for layer in plan.layers] for plan in plans_in(wide)]
+    assert names == [[("1.0", 32)], [("1.3", 12)], []]
+    torch.testing.assert_close(fpe.pack(wide)(batch()), wide(batch()))
+    torch.testing.assert_close(fpe.unpack(fpe.pack(wide))(batch()), wide(batch()))
+
+
+def test_layers_expanded_one_after_another_keep_both_plans(tmp_path):
+    dense = inner(expand=False)
+    wide = fpe.expand(fpe.expand(dense, 2, **SHARED, layers=["0"]), 2, **SHARED, layers=["3"])
+    fpe.save(wide, tmp_path / "wide.safetensors")
+    loaded = fpe.load(tmp_path / "wide.safetensors", like=dense)
+    for model in (wide, loaded):
+        assert [layer.group.name for plan in plans_in(model) for layer in plan.layers] == ["3", "0"]
+        assert [one.name for one in fpe.summary(dense, model).skipped] == ["6"]
+        packed = fpe.pack(model)
+        assert [packed[i].restore for i in (0, 3)] == [None, None]
+        torch.testing.assert_close(packed(batch()), wide(batch()))
+        torch.testing.assert_close(fpe.unpack(packed)(batch()), wide(batch()))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert len(fpe.Rewirer(model, optimizer, "columns", steps=10).scopes) == 2
+
+
+class Joined(nn.Module):
+    """One layer reads two others."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(12, 4), nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.c(torch.cat([self.a(x).relu(), self.b(x).relu()], dim=1))
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_reader_of_two_plans_reads_the_right_neurons_when_packed(order):
+    torch.manual_seed(0)
+    wide = Joined()
+    for name in order:
+        wide = fpe.expand(wide, 2, **SHARED, layers=[name], example_inputs=batch())
+    packed = fpe.pack(wide)
+    torch.testing.assert_close(packed(batch()), wide(batch()))
+    torch.testing.assert_close(fpe.unpack(packed)(batch()), wide(batch()))
+
+
+def test_a_layer_that_was_replaced_is_in_no_plan():
+    wide = inner()
+    wide[0] = nn.Linear(12, 16)
+    wide[3] = nn.Linear(16, 6)
+    assert [layer.group.name for plan in plans_in(wide) for layer in plan.layers] == ["0"]
+    wide[0] = nn.Linear(12, 8)
+    assert [layer for plan in plans_in(wide) for layer in plan.layers] == []
