@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
-import json
 import os
 import statistics
 import time
@@ -23,6 +22,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 import fpe
 from fpe.experiments.store import provenance
+from fpe.files import write_json
 
 
 def seconds(action) -> float:
@@ -92,7 +92,7 @@ def main() -> None:
     print(f"expand takes {record['expand_over_deepcopy']:.1f} times as long as a deepcopy")
     print(f"count exact: {record['count_exact']}")
     if arguments.out:
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

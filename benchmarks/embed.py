@@ -8,7 +8,6 @@ rounds. The encoder is a CLIP whose tower of images has the size of DeiT-Tiny (2
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -25,6 +24,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from fpe.embed.encoders import load_encoder
 from fpe.embed.run import EmbedConfig, embed
 from fpe.experiments.store import provenance
+from fpe.files import write_json
 
 SIDE, BATCH = 224, 64
 
@@ -100,7 +100,7 @@ def main() -> None:
         print(f"{key}: {statistics.median(values):.2f} {spread} of the bare encoder's rate")
     if arguments.out:
         record = {"images": arguments.images, "rounds": rounds, "ratios": ratios, "provenance": provenance()}
-        arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+        write_json(arguments.out, record)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,17 @@ Usage: python benchmarks/expand.py [--repeats 5] [--out FILE.json]
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import fpe
 from fpe.experiments.store import provenance
+from fpe.files import write_json
 
 INPUTS, NEURONS, FACTOR = 4096, 11008, 2
 
@@ -74,8 +75,7 @@ def main() -> None:
         f"peak {row['peak_over_wide']:.2f} times the wide model's {row['wide_bytes'] / 1e6:.0f} MB"
     )
     if args.out:
-        with open(args.out, "w", encoding="utf-8") as file:
-            json.dump({"row": row, "provenance": provenance()}, file, indent=1)
+        write_json(Path(args.out), {"row": row, "provenance": provenance()})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import fpe
-from fpe.errors import WriteError
+from fpe.errors import DataError, WriteError
 from fpe.experiments.store import provenance
 from fpe.files import read_json, write_atomically, write_json
 
@@ -90,11 +90,31 @@ def test_json_comes_back_as_it_was(tmp_path):
     assert read_json(tmp_path / "record.json") == record
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"half": ', b"\xff\xfe"])
-def test_what_is_no_whole_record_is_none(tmp_path, content):
-    if content is not None:
-        (tmp_path / "record.json").write_bytes(content)
+def test_json_has_no_nan(tmp_path):
+    """Neither written nor read from files that others wrote."""
+    write_json(tmp_path / "record.json", {"a": float("nan"), "b": [(1.5, float("inf"))]})
+    assert "NaN" not in (tmp_path / "record.json").read_text()
+    assert read_json(tmp_path / "record.json") == {"a": None, "b": [[1.5, None]]}
+    (tmp_path / "record.json").write_text('{"a": [NaN, -Infinity, 2]}')
+    assert read_json(tmp_path / "record.json") == {"a": [None, None, 2]}
+
+
+def test_only_a_missing_record_is_none(tmp_path):
     assert read_json(tmp_path / "record.json") is None
+    assert read_json(tmp_path / "missing" / "record.json") is None
+
+
+@pytest.mark.parametrize("content", [b"", b'{"half": ', b"\xff\xfe", b"[1, 2]", b"3"])
+def test_an_unreadable_record_is_an_error_that_names_the_file(tmp_path, content):
+    (tmp_path / "record.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"record\.json"):
+        read_json(tmp_path / "record.json")
+
+
+def test_a_folder_in_the_place_of_a_record_is_an_error(tmp_path):
+    (tmp_path / "record.json").mkdir()
+    with pytest.raises(DataError, match=r"record\.json"):
+        read_json(tmp_path / "record.json")
 
 
 def test_provenance_names_versions_and_neither_host_nor_user():

@@ -109,6 +109,9 @@ def test_finished_trials_are_never_done_again_and_more_can_be_added(dataset, tmp
     half.write_bytes(kept.pop(half)[:100])
     seen = []
     more = dataclasses.replace(start, hidden=(2, 3, 4), trials=7)
+    with pytest.raises(DataError, match=r"h2-t0\.json"):
+        run_fit(dataset, more, tmp_path / "out", jobs=1)
+    half.unlink()
     second = run_fit(dataset, more, tmp_path / "out", jobs=1, on_trial=seen.append)
     assert len(seen) == len(second["trials"]) == 3 * 7
     assert all(path.read_bytes() == content for path, content in kept.items())

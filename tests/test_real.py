@@ -51,6 +51,24 @@ def test_every_experiment_runs_and_says_what_it_found(tmp_path):
     assert all(f'id="{experiment.name}"' in page for experiment in REAL)
 
 
+def test_one_trial_gives_valid_json_without_intervals(tmp_path):
+    """A mean of one value has no interval: null in the file, no band in figure and page."""
+    result = fpe(
+        *("reproduce", "vision", "--data", "digits", "--hidden", 3, "--trials", 1, "--warmup-epochs", 1),
+        *("--epochs", 1, "--out", tmp_path, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is no JSON")
+
+    printed = json.loads(result.stdout, parse_constant=refuse)
+    stored = json.loads((tmp_path / "vision" / "results.json").read_text(), parse_constant=refuse)
+    assert printed["vision"] == stored
+    assert stored["figures"][0]["lines"][0]["low"] == [None]
+    assert "NaN" not in (tmp_path / "report.html").read_text().partition("const charts")[2]
+
+
 def test_finished_networks_are_not_trained_again(tmp_path):
     first = reproduce("vision", tmp_path, TINY, ["digits"])
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "digits" / "trials").glob("*.json")}

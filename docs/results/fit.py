@@ -8,7 +8,6 @@ does; a comparison whose data is not here is left as it stands.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import sys
 from pathlib import Path
 
 from fpe.data.named import find_folder
-from fpe.files import write_atomically, write_json
+from fpe.files import read_json, write_atomically, write_json
 from fpe.report.fit import fit_table
 
 HERE = Path(__file__).parent
@@ -97,7 +96,7 @@ def run(name: str, data: str, options: str) -> dict | None:
     command = [str(Path(sys.executable).with_name("fpe")), "fit", source, *options.split()]
     if subprocess.run([*command, "--out", str(OUT / name)]).returncode:
         return None
-    result = json.loads((OUT / name / "results.json").read_text(encoding="utf-8"))
+    result = read_json(OUT / name / "results.json")
     for trial in result["trials"]:
         del trial["history"]
     write_json(HERE / "fit" / f"{name}.json", result)
@@ -107,7 +106,7 @@ def run(name: str, data: str, options: str) -> dict | None:
 
 def section(name: str, heading: str, data: str, options: str) -> str:
     """Write the part of the page for one comparison, from its stored data."""
-    result = json.loads((HERE / "fit" / f"{name}.json").read_text(encoding="utf-8"))
+    result = read_json(HERE / "fit" / f"{name}.json")
     by = [trial["provenance"] for trial in result["trials"]]
     keys = ("fpe", "commit", "python", "torch", "numpy")
     made = "; ".join(sorted({", ".join(f"{key} {each[key]}" for key in keys) for each in by}))
@@ -125,7 +124,7 @@ def readme_table(stored: list[tuple[str, str, str, str]]) -> str:
     """Write the README's table from the stored data."""
     lines = ["| | neurons | non-zeros | dense | expanded |", "| --- | --- | --- | --- | --- |"]
     for name, heading, _, _ in stored:
-        result = json.loads((HERE / "fit" / f"{name}.json").read_text(encoding="utf-8"))
+        result = read_json(HERE / "fit" / f"{name}.json")
         title = heading.partition(" (")[0]
         for row in result["rows"]:
             dense, wide = row["dense"], row["expanded"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fpe.errors import WriteError
+from fpe.errors import DataError, WriteError
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -55,15 +56,45 @@ def _umask() -> int:
     return current
 
 
+def finite(record: Any) -> Any:
+    """Return a record with None in the place of NaN and infinite numbers, which JSON does not have."""
+    if isinstance(record, float):
+        return record if math.isfinite(record) else None
+    if isinstance(record, dict):
+        return {key: finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [finite(value) for value in record]
+    return record
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """Return a record as JSON, with null in the place of NaN and infinite numbers."""
+    return json.dumps(finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
 def write_json(path: Path, record: Any) -> None:
-    """Write a record as JSON; a crash leaves the old file."""
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    """Write a record as JSON (see `to_json`); a crash leaves the old file."""
+    text = to_json(record, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def read_json(path: Path) -> Any:
-    """Read a record, or return None if there is none or it is not whole."""
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a record, or return None if there is no such file.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, or holds no JSON object.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}); it may be truncated or edited. Remove it and run the command "
+            "again."
+        ) from error
+    if not isinstance(record, dict):
+        raise DataError(f"{path} holds a {type(record).__name__} and no record of fpe; remove it.")
+    return record

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 
 from fpe.commands.shared import ManySizes
 from fpe.errors import ArgumentError
+from fpe.files import to_json
 
 
 @click.command(cls=ManySizes, short_help="Measure packed layers against the dense parent and rivals.")
@@ -84,7 +84,7 @@ def bench(
         result = run_bench(config, folder, on, advance, fresh)
     bench_figure(result, folder / "figure.png")
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
     else:
         click.echo(bench_text(result))
         click.echo(f"\nresults  {folder / 'results.json'}\nfigure   {folder / 'figure.png'}")

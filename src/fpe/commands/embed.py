@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
+
+from fpe.files import to_json
 
 
 @click.command(short_help="Turn images or texts into embeddings with a frozen encoder.")
@@ -70,7 +71,7 @@ def embed(
             skip_broken,
         )
     if as_json:
-        click.echo(json.dumps(manifest))
+        click.echo(to_json(manifest))
         return
     for part, count in manifest["items"].items():
         click.echo(f"{part:<6} {count:>9,} embeddings in {manifest['shards'][part]} shards")

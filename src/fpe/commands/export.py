@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from fpe.files import to_json
 
 
 @click.command(short_help="Write a saved model as ONNX or as a torch.export archive.")
@@ -35,6 +36,6 @@ def export(file: Path, out: Path, like: str | None, pack: bool, int8: bool, as_j
 
     written = export_file(file, out, like, pack, int8)
     if as_json:
-        click.echo(json.dumps(written.to_dict()))
+        click.echo(to_json(written.to_dict()))
         return
     click.echo(str(written))

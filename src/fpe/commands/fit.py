@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def fit(
     from fpe.data import load
     from fpe.experiments.config import FitConfig
     from fpe.experiments.fit import run_fit
-    from fpe.files import write_json
+    from fpe.files import to_json, write_json
     from fpe.progress import progress_bar
     from fpe.report.fit import fit_figure, fit_table
 
@@ -125,7 +124,7 @@ def fit(
     if found is not None:
         write_json(folder / "recommendation.json", found.to_dict())
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(to_json(result))
         return
     click.echo(_heading(result))
     click.echo(fit_table(result))

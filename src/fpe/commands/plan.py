@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from fpe.commands.shared import expansion_options
 from fpe.errors import ArgumentError
+from fpe.files import to_json
 
 
 @click.command(short_help="Show what an expansion of a model would do.")
@@ -50,7 +50,7 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
 
     network, example_inputs = named_model(model)
     result = make_plan(network, layers=_layers(layers, how["factor"]), example_inputs=example_inputs, **how)
-    click.echo(json.dumps(result.to_dict()) if as_json else str(result))
+    click.echo(to_json(result.to_dict()) if as_json else str(result))
 
 
 def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
+
+from fpe.files import to_json
 
 
 @click.command(short_help="Make the page of stored results again.")
@@ -22,4 +23,4 @@ def report(folder: Path, out: Path | None, as_json: bool) -> None:
     from fpe.report.page import write_page
 
     page = write_page(folder, out)
-    click.echo(json.dumps({"page": str(page)}) if as_json else f"page    {page}")
+    click.echo(to_json({"page": str(page)}) if as_json else f"page    {page}")

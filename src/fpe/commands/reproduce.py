@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
 from fpe.commands.shared import ManyValues, check_jobs
+from fpe.files import to_json
 
 
 @click.command(cls=ManyValues, short_help="Make a figure or table of the paper again.")
@@ -65,7 +65,7 @@ def reproduce(
     if name == "list":
         from fpe.report.text import catalogue_json, catalogue_text
 
-        click.echo(json.dumps(catalogue_json()) if as_json else catalogue_text())
+        click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
         return
     from fpe.experiments.engine import Engine
     from fpe.experiments.experiment import Request
@@ -85,7 +85,7 @@ def reproduce(
         draw(result, folder / result["name"] / "figure.png")
     page = write_page(folder)
     if as_json:
-        click.echo(json.dumps(results))
+        click.echo(to_json(results))
         return
     for result in results.values():
         click.echo(findings_text(result))

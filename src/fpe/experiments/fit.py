@@ -14,7 +14,7 @@ from fpe.experiments.engine import Engine
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance
 from fpe.experiments.trial import model_name, run_trial
-from fpe.files import read_json, write_atomically, write_json
+from fpe.files import finite, read_json, write_atomically, write_json
 from fpe.interference import relative_improvement
 
 
@@ -96,7 +96,8 @@ def run_fit(
         "provenance": provenance(),
     }
     write_json(out / "results.json", result)
-    return result
+    stored: dict[str, Any] = finite(result)
+    return stored
 
 
 def _keep_best(

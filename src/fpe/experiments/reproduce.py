@@ -19,7 +19,7 @@ from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.networks import Source
 from fpe.experiments.runner import claim_folder, run_tasks
 from fpe.experiments.store import provenance
-from fpe.files import write_json
+from fpe.files import finite, write_json
 
 
 def reproduce(
@@ -101,7 +101,8 @@ def reproduce(
         records |= {(group, key): record for key, record in made.items()}
     results = {}
     for experiment in experiments:
-        results[experiment.name] = _result(experiment, tasks[experiment.name], records, request, data)
+        found = _result(experiment, tasks[experiment.name], records, request, data)
+        results[experiment.name] = finite(found)
         write_json(out / experiment.name / "results.json", results[experiment.name])
     return results
 

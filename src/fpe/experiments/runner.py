@@ -11,7 +11,7 @@ from typing import Any
 from fpe.errors import ArgumentError
 from fpe.experiments.engine import Engine
 from fpe.experiments.store import provenance
-from fpe.files import read_json, write_json
+from fpe.files import finite, read_json, write_json
 
 #: A task's work: gets its arguments, returns what is to be stored as JSON.
 Work = Callable[..., dict[str, Any]]
@@ -69,7 +69,7 @@ def run_tasks(
     left = {name: dict(tasks[name]) for name in tasks if name not in records}
     try:
         for name, record in (engine or Engine()).run(_timed, work, left):
-            record["identity"] = identity
+            record = finite({**record, "identity": identity})
             write_json(folder / f"{name}.json", record)
             finished(name, record)
     except KeyboardInterrupt:

@@ -49,7 +49,8 @@ def _lines(figure: dict[str, Any], axes: Any) -> None:
     for line in figure["lines"]:
         colour = palette[line["kind"]]
         axes.plot(line["x"], line["means"], color=colour, marker="o", label=label(line["kind"]))
-        axes.fill_between(line["x"], line["low"], line["high"], color=colour, alpha=0.18, linewidth=0)
+        low, high = (np.array(line[side], dtype=float) for side in ("low", "high"))  # None becomes NaN
+        axes.fill_between(line["x"], low, high, color=colour, alpha=0.18, linewidth=0)
     if figure["level"] is not None:
         axes.axhline(figure["level"], color="black", linestyle="--", linewidth=1)
     ticks = figure["lines"][0]["x"]

@@ -67,7 +67,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         _percent(expanded["accuracy"], expanded["accuracy_sd"]),
         _percent(row["gain"], row["gain_sd"], "+"),
         *_doubled(row),
-        f"{row['relative_improvement']:+.1%}",
+        "–" if row["relative_improvement"] is None else f"{row['relative_improvement']:+.1%}",
         f"{dense['capacity']:.2f} → {expanded['capacity']:.2f}",
         "-" if dense["cosine"] is None else f"{dense['cosine']:.3f} → {expanded['cosine']:.3f}",
     )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from fpe.errors import ArgumentError, DataError
 from fpe.experiments.findings import verdict
-from fpe.files import read_json, write_atomically
+from fpe.files import read_json, to_json, write_atomically
 from fpe.report.charts import chart
 
 _STYLE = """
@@ -67,8 +66,8 @@ def write_page(folder: Path, path: Path | None = None) -> Path:
     """
     if not folder.is_dir():
         raise ArgumentError(f"{folder} is no folder; give the one that fpe reproduce wrote to.")
-    results = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
-    results = _in_order([r for r in results if r is not None])
+    found = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
+    results = _in_order([r for r in found if r is not None])
     if not results:
         raise ArgumentError(f"{folder} holds no results of fpe reproduce; run it with --out {folder} first.")
     path = path or folder / "report.html"
@@ -92,7 +91,7 @@ def _page(results: list[dict[str, Any]]) -> str:
     links = "".join(f'<li><a href="#{r["name"]}">{escape(r["name"])}</a></li>' for r in results)
     charts: list[dict[str, Any]] = []
     sections = "".join(_section(result, charts) for result in results)
-    specifications = json.dumps(charts).replace("</", "<\\/")
+    specifications = to_json(charts).replace("</", "<\\/")
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -146,9 +145,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
         for c in result["claims"]
     ]
     tables = "".join(f"<h3>{escape(t['title'])}</h3>{_plain_table(t)}" for t in result["tables"])
-    settings, made = (
-        json.dumps(result[key], indent=1, ensure_ascii=False) for key in ("settings", "provenance")
-    )
+    settings, made = (to_json(result[key], indent=1) for key in ("settings", "provenance"))
     quick = (
         "<p><strong>Made with --quick: fewer networks, trained for a shorter time.</strong></p>"
         if result["quick"]
