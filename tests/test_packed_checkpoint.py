@@ -1,6 +1,7 @@
 """Packed models are saved and come back as they were; files of fpe.mlp say how their model is built."""
 
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -110,9 +111,13 @@ def test_a_packed_file_refuses_another_architecture(like, reason, tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [4, [6], [6, 4]])
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("packing", [False, True])
-def test_what_mlp_built_is_loaded_from_its_file_alone(hidden, packing, tmp_path):
-    wide = fpe.expand(fpe.mlp(16, hidden, 3, dtype=torch.float64), split="shared")
+def test_what_mlp_built_is_loaded_from_its_file_alone(hidden, standardize, packing, tmp_path):
+    network = fpe.mlp(16, hidden, 3, dtype=torch.float64, standardize=standardize)
+    for buffer in network.buffers():
+        buffer.add_(torch.rand(16))
+    wide = fpe.expand(network, split="shared")
     saved = fpe.pack(wide) if packing else wide
     fpe.save(saved, tmp_path / "file.safetensors")
     state = torch.get_rng_state()
@@ -131,6 +136,8 @@ OTHERS = [
     nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(5, 2)),
     nn.Sequential(*fpe.mlp(8, [4, 4], 2)[:1], nn.LayerNorm(4, eps=1e-3), *fpe.mlp(8, [4, 4], 2)[2:]),
     nn.Sequential(nn.Conv1d(8, 4, 1), nn.ReLU(), nn.Conv1d(4, 2, 1)),
+    nn.Sequential(*fpe.mlp(8, 4, 2, standardize=True)),
+    nn.Sequential(OrderedDict(a=nn.Linear(8, 4), b=nn.ReLU(), c=nn.Linear(4, 2))),
     ZOO["LSTM head"]()[0],
 ]
 
@@ -143,6 +150,7 @@ def test_other_models_are_not_taken_for_one_of_mlp(model):
 def test_sizes_are_those_that_mlp_was_given():
     sizes = {"inputs": 8, "hidden": [4, 6], "outputs": 2}
     assert mlp_sizes(fpe.mlp(**sizes)) == sizes
+    assert mlp_sizes(fpe.mlp(**sizes, standardize=True)) == {**sizes, "standardize": True}
     assert mlp_sizes(fpe.mlp(8, 4, 2)) == {"inputs": 8, "hidden": 4, "outputs": 2}
 
 

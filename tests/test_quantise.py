@@ -1,6 +1,7 @@
 """int8 through torchao: a copy, zeros stay zeros, outputs stay near; a missing torchao is named."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -102,6 +103,44 @@ def test_the_command_quantises(tmp_path):
         assert done.exit_code == 0, done.output
         sizes.append((tmp_path / "m.onnx").stat().st_size)
     assert sizes[1] < 0.5 * sizes[0]
+
+
+LIKE = """
+import fpe, torch
+def given():
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    return fpe.mlp(32, 12, 5), x * torch.logspace(-3, 3, 32)
+"""
+
+
+@needs_torchao
+@pytest.mark.parametrize("folded", [False, True])
+def test_the_command_says_what_int8_changes_to_the_model_before_it(folded, tmp_path, monkeypatch):
+    """Features of very different sizes: rounding shows where the first layer's weights differ as much."""
+    network = fpe.mlp(32, 12, 5, seed=0, standardize=True)
+    network.scaler.scale.copy_(torch.logspace(-3, 3, 32))
+    if folded:
+        with torch.no_grad():
+            network.get_submodule("0").weight.div_(network.scaler.scale)
+        network = nn.Sequential(*network[1:])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rowsofmine.py").write_text(LIKE)
+    fpe.save(fpe.expand(network, split="shared"), "wide.safetensors")
+    arguments = ["export", "wide.safetensors", "m.pt2", "--int8"]
+    arguments += ["--like", "rowsofmine:given"] if folded else []
+    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).output)
+    rounding, rows = told["rounding"], 200 if folded else 1000
+    x = torch.randn(rows, 32, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 32)
+    wanted = fpe.load("wide.safetensors")(x).detach()
+    (own,) = torch.export.load("m.pt2").module()(x)
+    assert rounding["difference"] == pytest.approx(float((own - wanted).abs().max()), rel=1e-3)
+    assert rounding["changed"] == pytest.approx(float((own.argmax(1) != wanted.argmax(1)).double().mean()))
+    assert (rounding["rows"], rounding["made_up"]) == (rows, not folded)
+    assert (rounding["difference"] > 0.03 * rounding["largest"]) is folded
+    assert told["difference"] < 1e-4 * rounding["largest"]
+    said = CliRunner().invoke(main, arguments).output
+    assert f"before int8: {rounding['difference']:.1e}" in said
+    assert f"{rounding['changed']:.1%} of {rows:,} {'given' if folded else 'random'} rows" in said
 
 
 @needs_torchao

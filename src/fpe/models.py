@@ -2,14 +2,57 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
 from fpe.masked import HoldsZeros
+
+
+class Standardize(nn.Module):
+    """Subtract a mean from each feature and divide by a scale, both fixed: (…, inputs) to (…, inputs).
+
+    A layer of its own, rather than a part of the next layer's weights: these stay of one size, as rounding
+    them to few bits needs.
+
+    Parameters
+    ----------
+    mean, scale : Tensor
+        Shape (inputs,). They become buffers; no scale is 0.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Standardize the features."""
+        return (input - self.mean) / self.scale
+
+    def extra_repr(self) -> str:
+        """Name the number of features."""
+        return str(len(self.mean))
+
+
+def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequential:
+    """Return the layers of an ``nn.Sequential`` after a `Standardize` called ``"scaler"``.
+
+    The layers are the same and keep their names, so that plans and state dicts go on to fit.
+    """
+    layers = [("scaler", Standardize(mean, scale)), *network.named_children()]
+    made = nn.Sequential(OrderedDict(layers)).train(network.training)
+    for name in ("fpe_plan", "fpe_packing"):
+        if hasattr(network, name):
+            setattr(made, name, getattr(network, name))
+    return made
 
 
 def mlp(
@@ -18,6 +61,7 @@ def mlp(
     outputs: int,
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
+    standardize: bool = False,
 ) -> nn.Sequential:
     """Build Linear → ReLU → Linear; with several hidden layers, LayerNorm before each ReLU (A.7).
 
@@ -31,6 +75,9 @@ def mlp(
         Makes the weights the same each time; torch's own random state is then neither read nor moved.
     dtype : torch.dtype, default torch.float32
         Type of the weights.
+    standardize : bool, default False
+        Begin with a layer ``scaler`` (`Standardize`) of mean 0 and scale 1, to be set to those of the data.
+        The names of the other layers do not depend on it.
 
     Returns
     -------
@@ -57,7 +104,10 @@ def mlp(
                 layers.append(nn.LayerNorm(after, dtype=dtype))
             layers.append(nn.ReLU())
         layers.append(nn.Linear(widths[-1], outputs, dtype=dtype))
-    return nn.Sequential(*layers)
+    network = nn.Sequential(*layers)
+    if not standardize:
+        return network
+    return standardized(network, torch.zeros(inputs, dtype=dtype), torch.ones(inputs, dtype=dtype))
 
 
 def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
@@ -71,7 +121,8 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``inputs``, ``hidden`` (one number, or a list) and ``outputs``, of the model as it is now.
+        ``inputs``, ``hidden`` (one number, or a list), ``outputs`` and, if it is so, ``standardize``, of the
+        model as it is now.
     """
     if type(model) is not nn.Sequential:
         return None
@@ -85,9 +136,12 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
         "hidden": hidden[0] if len(hidden) == 1 else hidden,
         "outputs": sizes[-1][1],
     }
+    if "scaler" in model._modules:
+        found["standardize"] = True
     with torch.device("meta"):
         same = mlp(**found)
-    return found if len(same) == len(model) and all(map(_is_like, model, same)) else None
+    named_alike = list(model._modules) == list(same._modules)
+    return found if named_alike and all(map(_is_like, model, same)) else None
 
 
 def _is_like(module: nn.Module, built: nn.Module) -> bool:

@@ -46,8 +46,8 @@ class FitConfig:
         Share of the training samples that is held out: the best model is the one of the highest accuracy
         there, and `patience` looks at the loss there.
     standardize : bool
-        Train on features of mean 0 and standard deviation 1. The models' first layer then takes it on,
-        so that they too read the features as they are in the data.
+        Train on features of mean 0 and standard deviation 1. What is saved begins with a layer that does
+        this, and so reads the features as they are in the data.
     seed : int
         Seed of everything.
     """

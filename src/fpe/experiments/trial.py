@@ -18,6 +18,7 @@ from fpe.data import Dataset
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
+from fpe.models import standardized
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import EarlyStopping, Record, accuracy, adam, evaluate_loss, train
 
@@ -120,9 +121,8 @@ def run_trial(
             "history": history,
         }
         if models is not None:
-            if config.standardize:
-                _read_unscaled(wide, mean, scale)
-            save(wide, models / model_name(hidden, trial))
+            whole = standardized(wide, mean, scale) if config.standardize else wide
+            save(whole, models / model_name(hidden, trial))
     return record
 
 
@@ -160,15 +160,7 @@ def _measures(network: nn.Module, parts: Parts) -> dict[str, Any]:
 
 
 def _scaling(X: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each feature; 1 for one that is constant."""
+    """Return mean and standard deviation of each feature; 1 for one that is constant but for rounding."""
     scale, mean = torch.std_mean(X, dim=0, correction=0)
-    return mean, torch.where(scale > 0, scale, torch.ones_like(scale))
-
-
-@torch.no_grad()
-def _read_unscaled(network: nn.Module, mean: Tensor, scale: Tensor) -> None:
-    """Let the first layer, in place, take on the scaling of its inputs; zeros stay zero."""
-    first = network.get_submodule("0")
-    assert isinstance(first, nn.Linear)
-    first.weight.div_(scale)
-    first.bias.sub_(first.weight @ mean)
+    varies = scale > 10 * torch.finfo(X.dtype).eps * mean.abs()
+    return mean, torch.where(varies, scale, torch.ones_like(scale))
