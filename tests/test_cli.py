@@ -1,5 +1,6 @@
 """The command: real processes where signals and pipes matter, click's runner elsewhere."""
 
+import importlib
 import json
 import os
 import signal
@@ -227,7 +228,10 @@ def test_auto_chooses_says_so_and_trains_the_choice(data, tmp_path):
     how = ["--trials", "2", "--jobs", "1", "--out", out]
     result = run("fit", data, "--auto", "--budget", 60, "--epochs", 8, *how)
     assert result.exit_code == 0, result.output
-    assert result.output.startswith("Recommendation for 60 non-zeros: ")
+    assert result.stdout.startswith("Recommendation for 60 non-zeros: ")
+    told = result.stderr.splitlines()
+    assert [line.partition(" non-zeros: ")[0] for line in told] == ["19", "49"]
+    assert all("on held-out training samples" in line for line in told)
     assert "accuracy against non-zeros" in result.output
     assert str(out / "recommendation.json") in result.output
     chosen = json.loads((out / "recommendation.json").read_text())["settings"]
@@ -239,6 +243,62 @@ def test_auto_chooses_says_so_and_trains_the_choice(data, tmp_path):
     again = run(*words, *how)
     assert again.exit_code == 0, again.output
     assert json.loads((out / "results.json").read_text())["config"] == stored
+
+
+def test_an_interrupted_choice_is_kept_and_goes_on(data, tmp_path, monkeypatch):
+    """Ctrl-C while the second of two budgets is tried: the first is not tried again."""
+    module = importlib.import_module("fpe.recommending.recommend")  # the package has a function of this name
+    tried, halve = [], module.halve
+
+    def stopping(candidates, *arguments):
+        tried.append(candidates[0][1].hidden)
+        if len(tried) == 2:
+            raise KeyboardInterrupt
+        return halve(candidates, *arguments)
+
+    monkeypatch.setattr(module, "halve", stopping)
+    command = [
+        "fit",
+        data,
+        "--auto",
+        "--budget",
+        60,
+        "--epochs",
+        8,
+        "--trials",
+        1,
+        "--jobs",
+        1,
+        "--out",
+        tmp_path,
+    ]
+    stopped = run(*command)
+    assert stopped.exit_code == 1
+    assert (
+        f"made for 1 budgets and kept in {tmp_path / 'choice'}; run the same command again" in stopped.stderr
+    )
+    resumed = run(*command)
+    assert resumed.exit_code == 0, resumed.output
+    assert tried == [1, 3, 3]
+    whole = run(*command, "--fresh")
+    assert tried == [1, 3, 3, 1, 3]
+    assert whole.stdout.split("\n\n")[:2] == resumed.stdout.split("\n\n")[:2]
+
+
+def test_factor_1_expands_nothing_and_says_so(data, tmp_path):
+    how = ["--epochs", 1, "--warmup-epochs", 2, "--trials", 1, "--jobs", 1, "--out", tmp_path]
+    result = run("fit", data, "--factor", 1, "--hidden", 2, *how)
+    assert result.exit_code == 0, result.output
+    assert "factor 1: nothing is expanded" in result.stdout
+    assert "expanded by" not in result.stdout
+    assert "expanded %" not in result.stdout
+
+
+def test_training_that_diverges_names_the_trial(data, tmp_path):
+    result = run("fit", data, "--lr", 1e30, "--hidden", 3, "--trials", 1, "--jobs", 1, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "width 3, trial 0, warm-up: " in result.stderr
+    assert "use a smaller learning rate, or scale the inputs" in result.stderr
 
 
 def test_auto_refuses_what_it_chooses_itself(tmp_path):

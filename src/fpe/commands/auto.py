@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from fpe.data import Dataset
     from fpe.experiments.config import FitConfig
     from fpe.recommending import Recommendation
+    from fpe.recommending.halving import Entry
 
 #: What is chosen, so that it cannot be given.
 CHOSEN = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "decay")
@@ -46,9 +49,13 @@ def check_auto(context: click.Context, auto: bool, budget: int | None) -> None:
 
 
 def choose(
-    dataset: Dataset, config: FitConfig, budget: int | None, visible: bool
+    dataset: Dataset, config: FitConfig, budget: int | None, out: Path | None, fresh: bool, visible: bool
 ) -> tuple[Recommendation, FitConfig]:
-    """Return what is recommended for the training part of the data, and the configuration that trains it."""
+    """Return what is recommended for the training part of the data, and the configuration that trains it.
+
+    The winner of each budget is printed on standard error as soon as it is known, and stored, so that the
+    same command goes on after Ctrl-C.
+    """
     from fpe.recommending import recommend
 
     X = dataset.X_train
@@ -57,14 +64,34 @@ def choose(
         scale[scale == 0] = 1
         X = (X - X.mean(axis=0)) / scale
     how: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr}
-    found = recommend(
-        X,
-        dataset.y_train,
-        budget,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        verbose=visible,
-        **{name: value for name, value in how.items() if value is not None},
-    )
+    folder = (out or Path("fpe-out", f"{dataset.name}-auto-{dataset.fingerprint[:6]}")) / "choice"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    finished = 0
+
+    def tell(winner: Entry) -> None:
+        nonlocal finished
+        finished += 1
+        if visible:
+            accuracy = f"{winner.accuracy:.1%} on held-out training samples"
+            click.echo(f"{winner.nonzero:,} non-zeros: {winner.name}, {accuracy}", err=True)
+
+    try:
+        found = recommend(
+            X,
+            dataset.y_train,
+            budget,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            verbose=visible,
+            folder=folder,
+            on_budget=tell,
+            **{name: value for name, value in how.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped. The choice is made for {finished} budgets and kept in {folder}; run the same command "
+            "again to go on from there."
+        ) from None
     settings = asdict(found.settings)
     return found, replace(config, **{**settings, "hidden": (found.settings.hidden,)})

@@ -114,7 +114,7 @@ def fit(
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     found = None
     if auto:
-        found, config = choose(dataset, config, budget, not as_json)
+        found, config = choose(dataset, config, budget, out, fresh, not as_json)
         if not as_json:
             click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
     folder = out or config.folder(dataset)
@@ -160,9 +160,21 @@ def _heading(result: dict[str, Any]) -> str:
     return (
         f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
         f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
-        f"expanded by {config['factor']} after {config['warmup_epochs']} epochs, then {config['epochs']} "
-        f"more (split {config['split']}, prune {config['prune']}{_moving(config['rewire'])}), "
-        f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}; "
-        "dense is trained alike, for as long\n"
+        f"{_training(config)}\n"
         f"{data['validation_samples']:,} of the samples to learn from are held out to choose the best model\n"
+    )
+
+
+def _training(config: dict[str, Any]) -> str:
+    """Say how networks are expanded and trained."""
+    rate = f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}"
+    before, after = config["warmup_epochs"], config["epochs"]
+    if config["factor"] == 1:
+        return (
+            f"factor 1: nothing is expanded; both are the dense network, trained for {before} + {after} "
+            f"epochs, {rate}; for the second one Adam starts afresh after {before}"
+        )
+    return (
+        f"expanded by {config['factor']} after {before} epochs, then {after} more (split {config['split']}, "
+        f"prune {config['prune']}{_moving(config['rewire'])}), {rate}; dense is trained alike, for as long"
     )

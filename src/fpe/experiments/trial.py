@@ -15,6 +15,7 @@ from fpe.budget import count_nonzero
 from fpe.checkpoint import save
 from fpe.classifier_checks import as_tensor
 from fpe.data import Dataset
+from fpe.errors import ArgumentError
 from fpe.experiments.config import FitConfig, dense_network
 from fpe.experiments.threads import one_thread
 from fpe.interference import mean_cosine_similarity, total_capacity
@@ -75,17 +76,20 @@ def run_trial(
             behind: int = 0,
             rewirer: Rewirer | None = None,
         ) -> None:
-            history[stage] = train(
-                network,
-                *parts["training"],
-                epochs=epochs,
-                optimizer=optimizer,
-                generator=generator,
-                batch_size=config.batch_size,
-                early_stopping=early_stopping,
-                rewirer=rewirer,
-                decay=recipe.cosine(behind),
-            )
+            try:
+                history[stage] = train(
+                    network,
+                    *parts["training"],
+                    epochs=epochs,
+                    optimizer=optimizer,
+                    generator=generator,
+                    batch_size=config.batch_size,
+                    early_stopping=early_stopping,
+                    rewirer=rewirer,
+                    decay=recipe.cosine(behind),
+                )
+            except ArgumentError as error:  # it diverges
+                raise ArgumentError(f"width {hidden}, trial {trial}, {stage}: {error}") from error
 
         double = None
         if recipe.policy is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.progress import progress_bar
 from fpe.recommending.candidates import CANDIDATES, dense_count, widest
 from fpe.recommending.halving import ROUNDS, Entry, Task, halve
+from fpe.recommending.kept import Kept, identity_of
 from fpe.recommending.recommendation import Recommendation
 
 #: Hidden neurons of the dense network whose count is the budget where none is given.
@@ -35,6 +38,8 @@ def recommend(
     batch_size: int | None = None,
     seed: int = 0,
     verbose: bool = False,
+    folder: str | os.PathLike[str] | None = None,
+    on_budget: Callable[[Entry], None] | None = None,
 ) -> Recommendation:
     """Choose width, factor, split, pruning and rewiring for a budget of non-zero parameters.
 
@@ -71,6 +76,11 @@ def recommend(
         Of everything.
     verbose : bool, default False
         Show a progress bar on a terminal.
+    folder : path-like, optional
+        Where the table of each budget is stored as soon as it is known. The same call finds it there, so
+        that a choice that was interrupted goes on.
+    on_budget : callable, optional
+        Gets the winner of each budget as soon as it is known.
 
     Returns
     -------
@@ -119,11 +129,21 @@ def recommend(
     widths = [widest(inputs, outputs, budget // part) for part in (PARTS if front else PARTS[-1:])]
     widths = sorted({width for width in widths if width > 0})
     tables: list[list[Entry]] = []
+    how = {"epochs": epochs, "lr": rates, "trials": trials, "batch_size": batch_size, "seed": seed}
+    identity = identity_of(X, labels, {**how, "validation_fraction": validation_fraction})
+    kept_tables = Kept(None if folder is None else Path(folder), identity)
     with progress_bar("choosing", 1, verbose) as advance:
         for width in widths:
             made = [(_name(c.name, rate, rates), c.settings(width, epochs, rate))
                     for rate in rates for c in CANDIDATES]  # fmt: skip
-            tables.append(halve(made, task, epochs, _telling(advance, width, len(tables), len(widths))))
+            table = kept_tables.find(width)
+            if table is None:
+                tell = _telling(advance, width, len(tables), len(widths))
+                table = halve(made, task, epochs, tell)
+                kept_tables.store(width, table)
+            tables.append(table)
+            if on_budget is not None:
+                on_budget(table[0])
     winners = [table[0] for table in tables]
     return Recommendation(budget, tables[-1], winners, len(held), seed, batch_size)
 

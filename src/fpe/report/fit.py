@@ -29,7 +29,7 @@ def fit_table(result: dict[str, Any]) -> str:
         "hidden",
         "non-zeros",
         "dense %",
-        "expanded %",
+        f"{_wide(result)} %",
         "gain",
         "rel. impr.",
         "capacity",
@@ -44,7 +44,7 @@ def fit_table(result: dict[str, Any]) -> str:
     over = f"mean ± standard deviation over {trials} trials" if trials > 1 else "one trial"
     lines += [
         "",
-        f"test accuracy, {over}; gain in points, pairwise; each arrow is dense → expanded",
+        f"test accuracy, {over}; gain in points, pairwise; each arrow is dense → {_wide(result)}",
         "capacity: total feature capacity of the first layer; cosine: mean cosine similarity of its neurons",
     ]
     if doubled:
@@ -53,6 +53,11 @@ def fit_table(result: dict[str, Any]) -> str:
             "gap closed: the gain as a share of its lead over dense"
         )
     return "\n".join(lines)
+
+
+def _wide(result: dict[str, Any]) -> str:
+    """Name what the dense network is compared with: with factor 1 itself, trained on with a fresh Adam."""
+    return "fresh Adam" if result["config"]["factor"] == 1 else "expanded"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -106,6 +111,7 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    factor = result["config"]["factor"]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     widths = [row["hidden"] for row in result["rows"]]
@@ -115,7 +121,7 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
         means = [sum(v) / len(v) for v in values]
         label = {
             "dense": "dense",
-            "expanded": f"expanded by {result['config']['factor']} ({_how(result)})",
+            "expanded": _wide(result) if factor == 1 else f"expanded by {factor} ({_how(result)})",
             "double": "dense, twice the hidden neurons",
         }[kind]
         axes.plot(widths, means, color=colour, marker=marker, label=label)
