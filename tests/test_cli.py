@@ -15,8 +15,10 @@ from click.testing import CliRunner
 
 import fpe
 from fpe.cli import main
+from fpe.commands import shared
 from fpe.experiments.config import FitConfig
 from fpe.plans import Plan
+from fpe.rewiring.policies import POLICIES
 from zoo import ZOO
 
 FPE = [sys.executable, "-c", "from fpe.cli import main; main()"]
@@ -283,6 +285,27 @@ def test_an_interrupted_choice_is_kept_and_goes_on(data, tmp_path, monkeypatch):
     whole = run(*command, "--fresh")
     assert tried == [1, 3, 3, 1, 3]
     assert whole.stdout.split("\n\n")[:2] == resumed.stdout.split("\n\n")[:2]
+
+
+@pytest.mark.parametrize(
+    ("words", "hidden", "rewire", "source"),
+    [
+        ("--hidden 4 8 20news.csv", (4, 8), None, "20news.csv"),
+        ("--hidden=4 8 digits", (4, 8), None, "digits"),
+        ("digits --hidden 4 8 --hidden 16", (4, 8, 16), None, "digits"),
+        ("--rewire digits --hidden 2", (2,), "auto", "digits"),
+        ("--rewire columns digits", (4, 8, 16), "columns", "digits"),
+        ("digits --rewire", (4, 8, 16), "auto", "digits"),
+        ("--rewire=set digits", (4, 8, 16), "set", "digits"),
+    ],
+)
+def test_options_of_several_values_or_of_none_leave_the_data_alone(words, hidden, rewire, source):
+    found = main.commands["fit"].make_context("fit", words.split()).params
+    assert (found["hidden"], found["rewire"], found["data"]) == (hidden, rewire, source)
+
+
+def test_the_policies_that_the_command_knows_are_all_there_are():
+    assert {*shared.REWIRE} == {*POLICIES, "auto"}
 
 
 def test_factor_1_expands_nothing_and_says_so(data, tmp_path):

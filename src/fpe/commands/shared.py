@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import click
 
 from fpe.errors import ArgumentError
+
+#: A value of an option that takes several; not the name of a file, such as ``20news.csv``.
+NUMBER = re.compile(r"-?\d+(\.\d+)?(x\w*)?")
+#: The policies by name, as `fpe.rewiring.policies` has them, which loads torch.
+REWIRE = ("rigl", "columns", "paper", "set", "accumulated", "momentum", "auto")
 
 
 class ManyValues(click.Command):
@@ -16,16 +22,18 @@ class ManyValues(click.Command):
     many: tuple[str, ...] = ("--hidden",)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Repeat the option before each of its values."""
+        """Repeat the option before each of its values, and end ``--rewire`` where no policy follows."""
         spread: list[str] = []
         option = None
-        for arg in args:
-            number = arg.lstrip("-")[:1].isdigit()
-            if option is not None and number and spread[-1] != option:
-                spread.append(option)
-            if not number:
-                option = arg if arg in self.many else None
-            spread.append(arg)
+        for arg, then in zip(args, [*args[1:], ""], strict=True):
+            if NUMBER.fullmatch(arg):
+                if option is not None and spread[-1] != option:
+                    spread.append(option)
+            else:
+                name = arg.partition("=")[0]
+                option = name if name in self.many else None
+            # An option whose value may be left out would else take DATA for it.
+            spread.append("--rewire=auto" if arg == "--rewire" and then not in REWIRE else arg)
         return super().parse_args(ctx, spread)
 
 
