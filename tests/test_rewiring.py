@@ -1,6 +1,7 @@
 """Masks that move: counts are exact after each rewiring, and what is held is zero, moments and all."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -473,6 +474,21 @@ def test_a_rewiring_without_finite_gradients_comes_one_step_later():
     assert rewirer.rewirings == 0
     train(wide, x, rewirer, optimizer, 1, 2)
     assert rewirer.rewirings == 1
+
+
+def test_gradients_that_stay_infinite_are_warned_of_once():
+    """Else the masks would stay as they are without a word."""
+    wide, x, rewirer, optimizer = start()
+    train(wide, x, rewirer, optimizer, 1)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(50):
+            optimizer.zero_grad()
+            (wide(x).square().mean() * torch.inf).backward()
+            rewirer.step()
+    (warning,) = told
+    assert "no mask has changed: training has diverged" in str(warning.message)
+    assert warning.filename == __file__
 
 
 def test_hold_takes_masks_that_others_have_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,9 @@ from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.schedule import Schedule
 from fpe.rewiring.sites import find_sites
+
+#: Steps without finite gradients after which a rewirer warns; a gradient scaler skips fewer in a row.
+PATIENCE = 20
 
 
 class Rewirer:
@@ -116,6 +120,7 @@ class Rewirer:
         self.moved = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
         self.generator = torch.Generator().manual_seed(seed)
         self._late = False  # the last rewiring is still to come, for want of finite gradients
+        self._waited = 0  # steps that it has waited for them
         self._gathering: list[int] = []  # the layers that gather the whole gradient at present
         self._seen = self._sums()
         self._watch()
@@ -125,7 +130,7 @@ class Rewirer:
         """Count a step of the optimizer, and let masks move if it is time; call it after each.
 
         A rewiring whose gradients are not finite, as they may be when a gradient scaler skips a step, comes
-        one step later.
+        one step later. After 20 such steps in a row there is a warning.
 
         Raises
         ------
@@ -162,6 +167,14 @@ class Rewirer:
         share = self.schedule.share_at(self.taken, self.steps)
         gradients = self._gradients()
         self._late = gradients is None
+        self._waited = self._waited + 1 if self._late else 0
+        if self._waited == PATIENCE:
+            warnings.warn(
+                f"gradients have been NaN or infinite in the last {PATIENCE} steps, so that no mask has "
+                "changed: training has diverged. Use a smaller learning rate, or scale the inputs.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
         if gradients is None:
             return
         for scope in self.scopes:

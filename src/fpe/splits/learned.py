@@ -66,7 +66,7 @@ def learn(
     Raises
     ------
     ArgumentError
-        For numbers that mean nothing, or data that do not fit the model.
+        For numbers that mean nothing, data that do not fit the model, or training that diverges.
     ModelError
         For another model.
 
@@ -98,6 +98,11 @@ def learn(
         optimizer.zero_grad()
         loss_of(F.linear(hidden, w2, b2), y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+    if not all(bool(tensor.isfinite().all()) for tensor in (logits, *trained)):
+        raise ArgumentError(
+            f"learn: weights became NaN or infinite in {steps} steps; use a smaller lr than {lr}, or scale "
+            "the inputs."
+        )
     return Given(np.stack([most_wanted(score) for score in logits.detach().cpu().double().numpy()]))
 
 
