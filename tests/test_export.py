@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import sys
 import warnings
 
 import pytest
@@ -149,6 +150,125 @@ def test_one_sample_is_enough_for_any_batch_size(tmp_path):
 def test_an_archive_does_not_hold_the_data_that_its_example_is_a_part_of(tmp_path):
     data = torch.randn(100_000, 8)
     assert fpe.export(packed_of("MLP")[0], tmp_path / "model.pt2", data[:3]).bytes < data.nbytes / 10
+
+
+class TimeFirst(nn.Module):
+    """A recurrent network that may be given its first states, whose batch is in the middle."""
+
+    def __init__(self, batch_first=False):
+        super().__init__()
+        self.recurrent = nn.LSTM(5, 8, batch_first=batch_first)
+        self.hidden, self.head = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x, states=None):
+        return self.head(torch.relu(self.hidden(self.recurrent(x, states)[0])))
+
+
+def states(rows):
+    return torch.randn(1, rows, 8), torch.randn(1, rows, 8)
+
+
+#: A model, batches of 4 and of 7 rows, where the batch is, and what is told.
+ELSEWHERE = {
+    "time first": (TimeFirst(), [(torch.randn(6, n, 5),) for n in (4, 7)], 1, {"x": [1]}),
+    "states": (
+        TimeFirst(True),
+        [(torch.randn(n, 6, 5), states(n)) for n in (4, 7)],
+        {"states": 1},
+        {"x": [0], "states": [1]},
+    ),
+    "all in the middle": (
+        TimeFirst(),
+        [(torch.randn(6, n, 5), states(n)) for n in (4, 7)],
+        -2,
+        {"x": [1], "states": [1]},
+    ),
+    "no batch": (nn.Linear(8, 3), [(torch.randn(8),)], None, {"input": []}),
+}
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_batch_may_be_on_any_axis_or_on_none(name, suffix, tmp_path):
+    model, batches, axis, told = ELSEWHERE[name]
+    path = tmp_path / f"m.{suffix}"
+    written = fpe.export(model, path, batches[0], batch_axis=axis)
+    assert written.dynamic == told
+    for batch in batches:
+        if suffix == "pt2":
+            (own,) = torch.export.load(path).module()(*batch)
+        else:
+            flat = [tensor for part in batch for tensor in (part if isinstance(part, tuple) else (part,))]
+            (own,) = run_onnx(path, flat, {})
+        torch.testing.assert_close(own, model(*batch), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_an_axis_that_is_not_the_batch_is_refused_with_what_was_taken(name, tmp_path):
+    model, batches, _, told = ELSEWHERE[name]
+    with pytest.raises(ModelError, match="batch_axis") as error:
+        fpe.export(model, tmp_path / "m.pt2", batches[0])
+    assert all(f"axis 0 of {name!r}" in str(error.value) for name in told)
+    assert "TORCH_LOGS" not in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("axis", "reason"),
+    [(3, "has 3 axes"), ({"y": 1}, "no input|inputs are 'x'"), ("1", "integer"), ({"x": True}, "integer")],
+)
+def test_axes_and_inputs_that_there_are_not_are_refused(axis, reason, tmp_path):
+    with pytest.raises(ArgumentError, match=reason):
+        fpe.export(TimeFirst(), tmp_path / "m.pt2", torch.randn(6, 4, 5), batch_axis=axis)
+
+
+def test_a_batch_of_another_type_is_refused_with_both_types(tmp_path):
+    with pytest.raises(ArgumentError, match="batch is float32 and the model float64"):
+        fpe.export(fpe.mlp(8, 4, 2, dtype=torch.float64), tmp_path / "m.pt2", torch.randn(3, 8))
+    assert fpe.export(fpe.mlp(8, 4, 2, dtype=torch.float64), tmp_path / "m.pt2", torch.randn(3, 8).double())
+
+
+def test_the_command_is_told_where_the_batch_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "timefirst.py").write_text(
+        "import torch\nfrom test_export import TimeFirst\n"
+        "def both():\n    return TimeFirst(), torch.randn(6, 4, 5)\n"
+    )
+    fpe.save(fpe.expand(TimeFirst(), 2, example_inputs=torch.randn(6, 4, 5)), "wide.safetensors")
+    like = ("wide.safetensors", "m.pt2", "--like", "timefirst:both")
+    refused = run(*like)
+    assert refused.exit_code == 1
+    assert "--batch-axis" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    for given in (["1"], ["x=1"]):
+        done = run(*like, *(f"--batch-axis={value}" for value in given), "--json")
+        assert json.loads(done.output)["dynamic"] == {"x": [1]}
+    for given in (["a"], ["x=b"], ["1", "x=1"]):
+        assert run(*like, *(f"--batch-axis={value}" for value in given)).exit_code == 2
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
+def test_exporting_leaves_the_process_as_it_was(suffix, tmp_path, capfd):
+    """Logging, filters of warnings and the standard streams; also where it fails."""
+    fpe.export(fpe.mlp(8, 4, 2), tmp_path / f"m.{suffix}", torch.randn(3, 8))  # loads what it needs
+    capfd.readouterr()
+
+    def state():
+        loggers = [logging.root, *logging.root.manager.loggerDict.values()]
+        found = {
+            x.name: (x.level, x.disabled, x.propagate, list(x.handlers))
+            for x in loggers
+            if hasattr(x, "level")
+        }
+        filters = list(warnings.filters)
+        return found, logging.root.manager.disable, filters, sys.stdout, sys.stderr, torch.is_grad_enabled()
+
+    before = state()
+    fpe.export(fpe.mlp(8, 4, 2), tmp_path / f"m.{suffix}", torch.randn(3, 8))
+    with pytest.raises(ModelError):
+        fpe.export(TimeFirst(), tmp_path / f"n.{suffix}", torch.randn(6, 4, 5))
+    assert state() == before
+    assert capfd.readouterr() == ("", "")
 
 
 class TwoBatches(nn.Module):
@@ -349,7 +469,8 @@ def test_the_command_packs_and_says_what_it_wrote(saved, tmp_path):
     done = run(saved, out)
     assert done.exit_code == 0, done.output
     wide = fpe.load(saved)
-    first, second, third = done.output.splitlines()
+    first, second, axes, third = done.output.splitlines()
+    assert axes == "  axes of any length: 0 of 'input'"
     assert first == f"{out}  {out.stat().st_size:,} bytes"
     assert second == f"  non-zeros of the dense parent: {fpe.count_nonzero(wide):,}, of 9,640 bytes"
     assert third.startswith("  largest difference of outputs: ")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe.batch_axes import BatchAxis
 from fpe.budget import counted_parameters
 from fpe.checkpoint import load
 from fpe.errors import ArgumentError
@@ -87,6 +88,7 @@ class Deployed:
         lines = [
             f"{self.written.path}  {self.written.bytes:,} bytes",
             f"  non-zeros of the dense parent: {self.nonzero:,}, of {self.nonzero_bytes:,} bytes",
+            f"  {self.written.lengths}",
             f"  largest difference of outputs{to}: {checked}",
         ]
         return "\n".join(lines if self.rounding is None else [*lines, f"  {self.rounding}"])
@@ -99,7 +101,12 @@ class Deployed:
 
 
 def export_file(
-    file: Path, out: Path, like: str | None, packing: bool = True, int8: bool = False
+    file: Path,
+    out: Path,
+    like: str | None,
+    packing: bool = True,
+    int8: bool = False,
+    batch_axis: BatchAxis = 0,
 ) -> Deployed:
     """Export the model that a file of `fpe.save` holds.
 
@@ -113,6 +120,8 @@ def export_file(
         Leave zeros out; False keeps, or restores, them.
     int8 : bool, default False
         Quantise the linear layers; needs `packing`.
+    batch_axis
+        As for `export`.
 
     Raises
     ------
@@ -128,7 +137,7 @@ def export_file(
     own = _packed(model, batch) if packing else _unpacked(model)
     pairs = [(count, parameter.element_size()) for _, parameter, count in counted_parameters(own)]
     rounded = quantise(own) if int8 else own
-    written = export(rounded, out, batch)
+    written = export(rounded, out, batch, batch_axis)
     rounding = _rounding(model, rounded, rows, given is None) if int8 else None
     return Deployed(
         written, sum(free for free, _ in pairs), sum(free * size for free, size in pairs), rounding
@@ -163,7 +172,9 @@ def _rounding(model: nn.Module, rounded: nn.Module, rows: Any, made_up: bool) ->
 
 
 def _first_output(outputs: Any) -> Tensor:
-    return next(tensor for tensor in tensors_in(outputs) if tensor.is_floating_point())
+    """Return the first tensor of floating-point numbers, else of any."""
+    tensors = tensors_in(outputs)
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
 
 
 def _classes(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from fpe.batch_axes import Axes, BatchAxis
 from fpe.errors import ArgumentError, ModelError
 from fpe.files import write_atomically
 from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
 from fpe.graph.running import evaluating
 from fpe.packed.separate import with_separate_blocks
-from fpe.packed.verify import difference, largest
+from fpe.packed.verify import cannot_run, difference, largest
 
 SUFFIXES = (".onnx", ".pt2")
 #: Largest difference that is allowed, relative to the largest entry of an output.
@@ -52,19 +53,33 @@ class Export:
     difference : float or None
         Largest difference between an output of the model and of the file, over two sizes of the batch;
         None if nothing is installed that could run the file.
+    dynamic : dict of str to list of int
+        For each input the axes that may have any length; all others have that of the example.
     """
 
     path: Path
     bytes: int
     difference: float | None
+    dynamic: dict[str, list[int]]
 
     def __str__(self) -> str:
         known = self.difference is not None
         checked = f"outputs differ by at most {self.difference:.1e}" if known else "not checked"
-        return f"{self.path}  {self.bytes:,} bytes, {checked}"
+        return f"{self.path}  {self.bytes:,} bytes, {checked}; {self.lengths}"
+
+    @property
+    def lengths(self) -> str:
+        """A clause that says which axes may have any length."""
+        free = [f"{' and '.join(map(str, axes))} of {name!r}" for name, axes in self.dynamic.items() if axes]
+        return f"axes of any length: {', '.join(free)}" if free else "all axes have the example's lengths"
 
 
-def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any = None) -> Export:
+def export(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example_inputs: Any = None,
+    batch_axis: BatchAxis = 0,
+) -> Export:
     """Write a model as ONNX or as an archive of ``torch.export``, for any size of the batch.
 
     Parameters
@@ -75,21 +90,26 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
         Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (read it by ``torch.export.load``; of a
         quantised model, where torchao is installed).
     example_inputs : Tensor, tuple or dict, optional
-        One batch: a tensor, several, or named ones. The first axis of each tensor becomes dynamic; tensors
-        of equal length stay of equal length. So does the second axis of texts (integers) of a model of
+        One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
+        of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
         transformers, for which a batch is made up if none is given.
+    batch_axis : int, None, or mapping of str to these, default 0
+        Which axis of the inputs is the batch, such as 1 for recurrent layers that take time first; a mapping
+        gives it for inputs by their name, and others have 0. None for inputs without a batch, whose sizes
+        stay as they are.
 
     Returns
     -------
     Export
-        Path, bytes, and the largest difference: what was written has been run, by onnxruntime if that is
-        installed or by torch, on these inputs and on a batch of another size. The file returns the model's
-        tensors in their order, whatever object the model puts them in.
+        Path, bytes, the axes that may have any length, and the largest difference: what was written has been
+        run, by onnxruntime if that is installed or by torch, on these inputs and on a batch of another size.
+        The file returns the model's tensors in their order, whatever object the model puts them in.
 
     Raises
     ------
     ArgumentError
-        For another ending, a missing extra, or a missing or empty batch.
+        For another ending, a missing extra, a missing or empty batch, or one that the model cannot be run on
+        (such as float32 for a model in float64), or an axis or input that there is not.
     ModelError
         If torch cannot export the model, or if what was written computes something else. No file is
         left then, and an old one stays.
@@ -110,8 +130,11 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
     model = getattr(model, "_orig_mod", model)
     call = _call(model, example_inputs)
     with _quiet(), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        wrapped = _TensorsOnly(model, call)
-        own = _TensorsOnly(with_separate_blocks(model), call) if path.suffix == ".onnx" else wrapped
+        wrapped = _TensorsOnly(model, call, batch_axis)
+        _try(wrapped)
+        own = (
+            _TensorsOnly(with_separate_blocks(model), call, batch_axis) if path.suffix == ".onnx" else wrapped
+        )
         program = _exported(own)
         found = None
 
@@ -121,7 +144,16 @@ def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any =
             found = _compare(temporary, wrapped)
 
         write_atomically(path, write)
-    return Export(path, path.stat().st_size, found)
+    return Export(path, path.stat().st_size, found, wrapped.axes.named(wrapped.call))
+
+
+def _try(wrapped: _TensorsOnly) -> None:
+    """Refuse a batch that the model cannot be run on."""
+    args, kwargs = wrapped.call
+    try:
+        wrapped(*args, **kwargs)
+    except Exception as error:  # of the model's own code
+        raise cannot_run(wrapped.model, wrapped.call, error) from error
 
 
 def _check(model: nn.Module, path: Path) -> None:
@@ -171,7 +203,7 @@ class _TensorsOnly(nn.Module):
     every argument one by one, as ``torch.export`` wants it.
     """
 
-    def __init__(self, model: nn.Module, call: Call) -> None:
+    def __init__(self, model: nn.Module, call: Call, batch_axis: BatchAxis) -> None:
         super().__init__()
         args, kwargs = call
         self.model = model
@@ -191,6 +223,7 @@ class _TensorsOnly(nn.Module):
         ]
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         self.answer, self.forward = answer, forward
+        self.axes = Axes.of(self.names, self.call, batch_axis, inputs_for(model) is not None)
         self.eval()
 
 
@@ -202,68 +235,47 @@ def _positional_names(model: nn.Module, count: int) -> list[str]:
     return [known[i] if i < len(known) else f"input_{i}" for i in range(count)]
 
 
-def _batch_sizes(call: Call) -> list[int]:
-    """Return the lengths that become dynamic; 1 only where there is no other, since it may stand for any."""
-    sizes = dict.fromkeys(len(tensor) for tensor in _tensors(call) if tensor.dim())
-    return [size for size in sizes if size > 1] or list(sizes)
-
-
-def _resized(call: Call, size: int) -> Call:
-    """Return the call with so many times as many rows, and one more, by repeating rows."""
-    sizes = _batch_sizes(call)
-
-    def resize(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) not in sizes:
-            return leaf
-        return leaf[torch.arange(size * len(leaf) + 1, device=leaf.device) % len(leaf)]
-
-    resized: Call = pytree.tree_map(resize, call)
-    return resized
-
-
-def _dynamic(
-    wrapped: _TensorsOnly, call: Call, dims: Mapping[int, Any], length: Callable[[int], Any]
-) -> dict[str, Any]:
-    """Say which axes are dynamic: the batch, by its size, and the length of texts of transformers' models."""
-    is_text = inputs_for(wrapped.model) is not None
-
-    def axes(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return None
-        found = {0: dims[len(leaf)]} if leaf.dim() and len(leaf) in dims else {}
-        if is_text and leaf.dim() == 2 and not leaf.is_floating_point():
-            found[1] = length(leaf.shape[1])
-        return found
-
-    values = (*call[0], *call[1].values())
-    return {name: pytree.tree_map(axes, own) for name, own in zip(wrapped.names, values, strict=True)}
-
-
-def _names_of_sizes(call: Call) -> dict[int, str]:
-    return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(_batch_sizes(call))}
+def _names_of_sizes(wrapped: _TensorsOnly, call: Call) -> dict[int, str]:
+    sizes = wrapped.axes.sizes(call)
+    return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(sizes)}
 
 
 def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
     """Export with a dynamic batch; a batch of one would be taken for a constant, and is doubled."""
-    call = wrapped.call
-    if _batch_sizes(call) == [1]:
-        call = _resized(call, 1)
-    dims = {size: Dim(name, min=1) for size, name in _names_of_sizes(call).items()}
+    call, axes = wrapped.call, wrapped.axes
+    if axes.sizes(call) == [1]:
+        call = axes.resized(call, 1)
+    dims = {size: Dim(name, min=1) for size, name in _names_of_sizes(wrapped, call).items()}
     args, kwargs = call
-    shapes = _dynamic(wrapped, call, dims, lambda _: Dim.AUTO)
+    shapes = axes.dynamic(call, dims, lambda _: Dim.AUTO)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
             return torch.export.export(wrapped, args, kwargs, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # a model may defy export in any way
+        kind = type(wrapped.model).__name__
+        if dims and "onstraint" in str(error):  # torch's hints are about its own logs and names
+            raise ModelError(
+                f"this {kind} does not take any length of the axes that are taken for the batch: "
+                f"{axes.taken(call)}. Say where the batch is with batch_axis=… (--batch-axis), by input if "
+                "need be; None for inputs without a batch."
+            ) from error
         raise ModelError(
-            f"torch cannot export this {type(wrapped.model).__name__} with a dynamic batch: "
+            f"torch cannot export this {kind}{' with a dynamic batch' if dims else ''}: "
             f"{type(error).__name__}: {_first_line(error)}"
         ) from error
 
 
 def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
+        try:
+            torch.export.save(program, path)
+        except OSError:
+            raise
+        except Exception as error:  # a tensor of a kind that an archive cannot hold
+            raise ModelError(
+                f"torch cannot write this {type(wrapped.model).__name__} as an archive: "
+                f"{type(error).__name__}: {_first_line(error)}"
+            ) from error
         return
     import onnxscript.optimizer
 
@@ -274,7 +286,9 @@ def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
         written = torch.onnx.export(
             program,
             dynamo=True,
-            dynamic_shapes=_dynamic(wrapped, wrapped.call, _names_of_sizes(wrapped.call), "length_{}".format),
+            dynamic_shapes=wrapped.axes.dynamic(
+                wrapped.call, _names_of_sizes(wrapped, wrapped.call), "length_{}".format
+            ),
             input_names=inputs,
             output_names=outputs,
             optimize=False,
@@ -308,8 +322,18 @@ def _output_names(wrapped: _TensorsOnly) -> list[str]:
 
 def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     """Run what was written on the batch and on another size of it; return the largest difference."""
-    calls = [wrapped.call, _resized(wrapped.call, 2)]
-    answers = [wrapped(*args, **kwargs) for args, kwargs in calls]
+    calls = [
+        wrapped.call,
+        *([wrapped.axes.resized(wrapped.call, 2)] if wrapped.axes.sizes(wrapped.call) else []),
+    ]
+    try:
+        answers = [wrapped(*args, **kwargs) for args, kwargs in calls]
+    except Exception as error:  # of the model's own code
+        raise ModelError(
+            f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "
+            f"{wrapped.axes.taken(wrapped.call)}: {type(error).__name__}: {_first_line(error)}; say where "
+            "the batch is with batch_axis=… (--batch-axis). No file was left."
+        ) from error
     if path.suffix == ".onnx" and not _runs_onnx([*_tensors(wrapped.call), *answers[0]]):
         return None
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.graph.inputs import Call, as_call, tensors_in
@@ -32,6 +33,24 @@ def largest(tensor: Tensor) -> float:
     """Return the largest finite entry."""
     finite = tensor.detach()[tensor.isfinite()].double().abs()
     return float(finite.max()) if len(finite) else 0.0
+
+
+def cannot_run(model: nn.Module, call: Call, error: Exception) -> ArgumentError:
+    """Return what is to be raised where a model fails on the user's batch."""
+    kinds = [
+        dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point())
+        for own in (pytree.tree_leaves(call), model.parameters())
+        for own in [[t for t in own if isinstance(t, Tensor)]]
+    ]
+    hint = ""
+    if kinds[0] and kinds[1] and kinds[0].keys() != kinds[1].keys():
+        given, wanted = (" and ".join(names) for names in kinds)
+        hint = f" The batch is {given} and the model {wanted}: convert either."
+    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return ArgumentError(
+        f"this {type(model).__name__} cannot be run on example_inputs: {type(error).__name__}: "
+        f"{first.strip().rstrip('.')}.{hint}"
+    )
 
 
 def check_same(wide: nn.Module, packed: nn.Module, example_inputs: Any, orders: Mapping[str, Tensor]) -> None:
@@ -61,9 +80,7 @@ def check_same(wide: nn.Module, packed: nn.Module, example_inputs: Any, orders: 
     try:
         wanted, wanted_layers = _watched(wide, call, names)
     except Exception as error:
-        raise ArgumentError(
-            f"example_inputs cannot be given to the masked model: {type(error).__name__}: {error}"
-        ) from error
+        raise cannot_run(wide, call, error) from error
     _, own_layers = _watched(packed, call, names)
     problems = []
     for name in names:
