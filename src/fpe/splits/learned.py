@@ -98,10 +98,11 @@ def learn(
         optimizer.zero_grad()
         loss_of(F.linear(hidden, w2, b2), y[rows]).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    if not all(bool(tensor.isfinite().all()) for tensor in (logits, *trained)):
+    moments = [moment for state in optimizer.state.values() for moment in state.values()]
+    if not all(bool(tensor.isfinite().all()) for tensor in (logits, *trained, *moments)):
         raise ArgumentError(
-            f"learn: weights became NaN or infinite in {steps} steps; use a smaller lr than {lr}, or scale "
-            "the inputs."
+            f"learn: weights or gradients became NaN or infinite in {steps} steps; use a smaller lr than "
+            f"{lr}, or scale the inputs."
         )
     return Given(np.stack([most_wanted(score) for score in logits.detach().cpu().double().numpy()]))
 
