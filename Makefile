@@ -40,12 +40,13 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/fpe bench
 
-results: setup  ## Make the tables and figures of docs/results again (about four and a quarter hours).
+results: setup  ## Make the tables and figures of docs/results again (about five hours).
 	$(BIN)/python docs/results/fit.py
 	$(BIN)/python docs/results/settings.py
 	$(BIN)/python docs/results/boolean.py
 	$(BIN)/python docs/results/vision.py
 	$(BIN)/python docs/results/splits.py
+	$(BIN)/python docs/results/rewiring_trained.py
 	$(BIN)/python docs/results/rewiring.py
 	$(BIN)/python docs/results/models.py
 	$(BIN)/python docs/results/speed.py

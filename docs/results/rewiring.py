@@ -36,8 +36,8 @@ how far that goes to a dense network with **twice** the parameters, trained for 
 {gaps}
 
 Test accuracy, ten seeds; the ratio is that of the means over seeds, its 95 % interval from drawing seeds
-again, 10,000 times. Everything on this page is made by `python docs/results/rewiring.py`, which runs
-`fpe reproduce moving`.
+again, 10,000 times. Everything on this page but the section on trained parents is made by
+`python docs/results/rewiring.py`, which runs `fpe reproduce moving`.
 
 ## The recipe
 
