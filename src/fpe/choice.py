@@ -13,6 +13,7 @@ from fpe.graph import Found, Group, Skipped, find_groups
 from fpe.graph.groups import HEAD, default_runs, width_of_runs
 from fpe.graph.layers import (
     PER_NEURON,
+    Names,
     a_kind,
     is_frozen,
     is_layer,
@@ -220,12 +221,13 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
 
 def _given_problems(model: nn.Module, group: Group) -> list[str]:
     """Check a group that the user gave by hand."""
-    modules = dict(model.named_modules())
+    known = Names(model)
+    modules = known.modules
     names = [*group.producers, *group.consumers, *group.between]
     missing = [n for n in names if n not in modules]
     if missing:
         return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
-    problems = [f"{n!r} {p}." for n in names if (p := layer_problem(model, n))]
+    problems = [f"{n!r} {p}." for n in names if (p := layer_problem(known, n))]
     for n in (*group.producers, *group.consumers):
         if not is_layer(modules[n]):
             kind = a_kind(modules[n]).removeprefix("it is ")

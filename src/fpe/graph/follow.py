@@ -16,6 +16,7 @@ from fpe.graph.groups import HEAD, Found, Group, Runs, Skipped, width_of_runs
 from fpe.graph.inputs import Call, tensors_in
 from fpe.graph.layers import (
     PER_NEURON,
+    Names,
     a_kind,
     is_convolution,
     is_depthwise,
@@ -65,6 +66,7 @@ class _Growing:
     """A group while it is being found."""
 
     producers: list[str]
+    node: fx.Node
     source: fx.Node
     consumers: dict[str, Runs] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
@@ -76,7 +78,8 @@ class _Walk:
 
     def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
         self.model = model
-        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.known = Names(model)
+        self.modules = self.known.modules
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, _Growing] = {}
         self.skipped: dict[str, str] = {}
@@ -178,7 +181,9 @@ class _Walk:
         if layer in self.groups:
             self.refuse([layer], f"{layer!r} is used several times in one forward pass")
             return
-        self.groups[layer] = _Growing([layer], source, reason=f"{layer!r} {problem}" if problem else None)
+        self.groups[layer] = _Growing(
+            [layer], node, source, reason=f"{layer!r} {problem}" if problem else None
+        )
         self.flows[node] = (Flow(layer, _channel_axis(self.modules[layer], len(shape_of(node)))),)
 
     def call_problem(self, node: fx.Node, layer: str, weight_position: int) -> str | None:
@@ -186,7 +191,7 @@ class _Walk:
         module = self.modules[layer]
         owner = self.parameter(node.args[weight_position])
         assert owner is not None
-        if problem := kind_problem(module) or layer_problem(self.model, layer):
+        if problem := kind_problem(module) or layer_problem(self.known, layer):
             return problem
         uses = len(owner[1].users)
         if uses > 1:
@@ -239,7 +244,7 @@ class _Walk:
         uses = [len(n.users) for n in node.all_input_nodes if self.owned.get(n) == f"{name}.weight"]
         if uses and uses != [1]:
             return f"it is used {uses[0]} times in one forward pass"
-        problem = layer_problem(self.model, name)
+        problem = layer_problem(self.known, name)
         return f"it {problem}" if problem else width_problem(module, neurons)
 
     def merge(self, node: fx.Node) -> None:
@@ -261,8 +266,10 @@ class _Walk:
         a.between += b.between
         del self.groups[second.root]
         gone, root = second.root, first.root
-        for n, flows in self.flows.items():
-            self.flows[n] = tuple(Flow(root, f.axis, f.runs) if f.root == gone else f for f in flows)
+        for n in reversed(self.flows):
+            self.flows[n] = tuple(Flow(root, f.axis, f.runs) if f.root == gone else f for f in self.flows[n])
+            if n is b.node:
+                break
 
 
 def _channel_axis(module: nn.Module, dims: int) -> int:

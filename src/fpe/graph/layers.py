@@ -102,10 +102,35 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
-def layer_problem(model: nn.Module, name: str) -> str | None:
+class Names:
+    """The names of a model's modules, and of those that have each parameter, taken down in one pass.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Only read.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.names: dict[nn.Module, list[str]] = {}
+        self.owners: dict[Tensor, list[nn.Module]] = {}
+        for name, module in self.modules.items():
+            self.names.setdefault(module, []).append(name)
+        for module in self.names:
+            for parameter in dict.fromkeys(module.parameters(recurse=False)):
+                self.owners.setdefault(parameter, []).append(module)
+
+    def sharing(self, module: nn.Module) -> list[str]:
+        """Return the names of the other modules that have a parameter of this one."""
+        owners = dict.fromkeys(o for p in module.parameters(recurse=False) for o in self.owners[p])
+        return [self.names[owner][0] for owner in owners if owner is not module]
+
+
+def layer_problem(known: Names, name: str) -> str | None:
     """Say why the module of this name cannot be replaced by a wider one, or return None."""
-    module = model.get_submodule(name)
-    names = [n for n, m in model.named_modules(remove_duplicate=False) if m is module]
+    module = known.modules[name]
+    names = known.names[module]
     if len(names) > 1:
         return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
@@ -117,19 +142,9 @@ def layer_problem(model: nn.Module, name: str) -> str | None:
         return "has hooks, which a masked layer would lose; remove them first"
     if "forward" in vars(module):
         return "has a forward of its own, put on this one module, which a masked layer would lose"
-    tied = _tied(model, module)
-    if tied:
+    if tied := known.sharing(module):
         return f"shares its parameters with {', '.join(tied)}"
     return None
-
-
-def _tied(model: nn.Module, module: nn.Module) -> list[str]:
-    own = {id(p) for p in module.parameters(recurse=False)}
-    return [
-        name
-        for name, other in model.named_modules()
-        if other is not module and own & {id(p) for p in other.parameters(recurse=False)}
-    ]
 
 
 def kind_problem(module: nn.Module) -> str | None:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from fpe.errors import ModelError
 from fpe.graph.groups import HEAD, Found, Group, Skipped
 from fpe.graph.layers import (
+    Names,
     a_kind,
     is_convolution,
     is_linear,
@@ -112,7 +113,8 @@ def find_symbolically(model: nn.Module) -> Found:
         If the forward pass cannot be followed.
     """
     graph = _trace(model)
-    modules = dict(model.named_modules(remove_duplicate=False))
+    known = Names(model)
+    modules = known.modules
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
     # A parameter that forward reads by itself counts as one more call of its layer.
     calls.update(str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr")
@@ -124,7 +126,7 @@ def find_symbolically(model: nn.Module) -> Found:
             continue
         reached.add(name)
         try:
-            groups.append(_follow(model, node, modules, calls))
+            groups.append(_follow(model, node, known, calls))
         except _Refused as reason:
             skipped.append(Skipped(name, str(reason)))
     for name, module in model.named_modules():
@@ -140,10 +142,10 @@ def find_symbolically(model: nn.Module) -> Found:
     return Found(tuple(groups), tuple(skipped))
 
 
-def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], calls: Counter[str]) -> Group:
+def _follow(model: nn.Module, start: fx.Node, known: Names, calls: Counter[str]) -> Group:
     """Walk from one linear layer to its readers."""
     producer = str(start.target)
-    _check_layer(model, producer, modules, calls)
+    _check_layer(producer, known, calls)
     neurons, _ = size_of(model, producer)
     consumers: list[str] = []
     between: list[str] = []
@@ -158,14 +160,14 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
                 frontier.append(user)
                 continue
             name = str(user.target)
-            module = modules[name]
+            module = known.modules[name]
             if isinstance(module, nn.Linear):
-                _check_reader(model, name, neurons, modules, calls)
+                _check_reader(model, name, neurons, known, calls)
                 if name not in consumers:
                     consumers.append(name)
                 continue
             if type(module) in NORMS:
-                _check_layer(model, name, modules, calls)
+                _check_layer(name, known, calls)
                 if problem := width_problem(module, neurons):
                     raise _Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")
                 between.append(name)
@@ -180,20 +182,18 @@ def _follow(model: nn.Module, start: fx.Node, modules: dict[str, nn.Module], cal
     return Group((producer,), tuple(consumers), tuple(between))
 
 
-def _check_layer(model: nn.Module, name: str, modules: dict[str, nn.Module], calls: Counter[str]) -> None:
-    module = modules[name]
+def _check_layer(name: str, known: Names, calls: Counter[str]) -> None:
+    module = known.modules[name]
     if isinstance(module, nn.Linear) and not is_linear(module):
         raise _Refused(f"{name!r} {kind_problem(module)}")
     if calls[name] > 1:
         raise _Refused(f"{name!r} is used {calls[name]} times in one forward pass")
-    if problem := layer_problem(model, name):
+    if problem := layer_problem(known, name):
         raise _Refused(f"{name!r} {problem}")
 
 
-def _check_reader(
-    model: nn.Module, name: str, neurons: int, modules: dict[str, nn.Module], calls: Counter[str]
-) -> None:
-    _check_layer(model, name, modules, calls)
+def _check_reader(model: nn.Module, name: str, neurons: int, known: Names, calls: Counter[str]) -> None:
+    _check_layer(name, known, calls)
     _, inputs = size_of(model, name)
     if inputs != neurons:
         raise _Refused(f"its reader {name!r} has {inputs} inputs, not one for each of {neurons} neurons")

@@ -14,9 +14,9 @@ must move when a producer or a consumer is permuted alone.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,11 @@ from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import copied, first_line, with_own_state
 from fpe.graph.groups import Group
 from fpe.graph.inputs import Call, as_call, tensors_in
-from fpe.graph.layers import size_of
+from fpe.graph.layers import is_layer, size_of
 from fpe.graph.permuting import alone, changed, draw, halved
 from fpe.graph.running import repeatable
+
+_Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
 #: How far rounding may move an output of size 1, by the coarsest precision of any operation. In a coarser
 #: one than these it may hide a mistake.
@@ -101,6 +103,8 @@ class _Trial:
         self.modes = [False, True]
         self.eps = 0.0
         draw(self.copy, groups, drawn)
+        if drawn:
+            _run(self.copy, self.call, False, False, _of_size_one())
         try:
             self.outputs(True)
         except Exception as error:  # the user's own code may fail in any way
@@ -153,63 +157,57 @@ class _Trial:
     def without_power(self, groups: Sequence[Group]) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
 
-        A backward pass shows it for nearly all layers at once; only one that it does not show is permuted.
+        Backward passes show it for all layers at once; only one through which none goes is permuted.
         """
-        slopes = self._slopes(groups)
+        left = {name: group for group in groups for name in (*group.producers, *group.consumers)}
+        unseen: set[str] = set()
+        for training, odd in product(reversed(self.modes), (0, 1)):
+            slopes = self._slopes(groups, list(left), training, odd) if left else {}
+            unseen = {name for name, slope in slopes.items() if slope is None}
+            left = {n: g for n, g in left.items() if (slopes[n] or 0) < _POWER * self.rounding}
         if self.rounding == float("inf"):
             reason = f"{self.kind} computes in a precision so coarse that nothing could be verified"
             return {group.name: reason for group in groups}
-        reasons: dict[str, str] = {}
-        for group in groups:
-            for name in (*group.producers, *group.consumers):
-                enough = _POWER * self.rounding
-                if slopes.get(name, 0) < enough and not self._moves_alone(groups, group, name, enough):
-                    reasons.setdefault(
-                        group.name,
-                        f"the output of {self.kind} does not depend on the order of the neurons in {name!r}, "
-                        "so that nothing can be verified; give a batch on which it does, and a model that "
-                        "returns floating-point numbers, such as its logits",
-                    )
-        return reasons
+        weak = [name for name in left if not (name in unseen and self._moves_alone(groups, left[name], name))]
+        return {
+            left[name].name: f"the output of {self.kind} does not depend on the order of the neurons in "
+            f"{name!r}, so that nothing can be verified; give a batch on which it does, and a model that "
+            "returns floating-point numbers, such as its logits"
+            for name in weak
+        }
 
-    def _slopes(self, groups: Sequence[Group]) -> dict[str, float]:
+    def _slopes(
+        self, groups: Sequence[Group], names: Sequence[str], training: bool, odd: int
+    ) -> dict[str, float | None]:
         """Return by how much the output begins to move when each layer begins to be permuted."""
-        with changed(halved(self.copy, groups, 0)):
-            changes = {
-                name: alone(self.copy, group, name)
-                for group in groups
-                for name in (*group.producers, *group.consumers)
-            }
+        with changed(halved(self.copy, groups, odd)):
+            owners = {name: group for group in groups for name in (*group.producers, *group.consumers)}
+            changes = {name: alone(self.copy, owners[name], name) for name in names}
             tensors = list(dict.fromkeys(tensor for change in changes.values() for tensor in change))
             try:
                 for tensor in tensors:
                     tensor.requires_grad_(True)
-                total = _projected(self.outputs(self.modes[-1], gradient=True))
+                total = _projected(self.outputs(training, gradient=True))
                 found = torch.autograd.grad(total, tensors, allow_unused=True)
             except Exception:  # the user's own backward pass may fail, or there may be none
-                return {}
+                return dict.fromkeys(names)
             finally:
                 for tensor in tensors:
                     tensor.requires_grad_(False)
-            slopes = dict(zip(tensors, found, strict=True))
-            return {
-                name: abs(
-                    sum(
-                        float((slope * (value - tensor.data)).sum())
-                        for tensor, value in change.items()
-                        if (slope := slopes[tensor]) is not None
-                    )
-                )
-                for name, change in changes.items()
-            }
+            slopes: dict[str, float | None] = {}
+            of = dict(zip(tensors, found, strict=True))
+            for name, change in changes.items():
+                parts = [(of[t] * (value - t.data)).sum() for t, value in change.items() if of[t] is not None]
+                slopes[name] = abs(float(sum(parts))) if parts else None
+            return slopes
 
-    def _moves_alone(self, groups: Sequence[Group], group: Group, name: str, enough: float) -> bool:
+    def _moves_alone(self, groups: Sequence[Group], group: Group, name: str) -> bool:
         for training, odd in product(self.modes, (0, 1)):
             with changed(halved(self.copy, groups, odd)):
                 old = self.outputs(training)
                 with changed(alone(self.copy, group, name)):
                     new = self.outputs(training)
-            if _distance(old, new) >= enough:
+            if _distance(old, new) >= _POWER * self.rounding:
                 return True
         return False
 
@@ -243,16 +241,39 @@ def _moved(value: Any, dtype: torch.dtype | None, device: torch.device | None) -
     return value.detach().to(device, dtype if value.is_floating_point() else None)
 
 
-def _run(model: nn.Module, call: Call, training: bool, gradient: bool) -> tuple[list[Tensor], float]:
+def _run(
+    model: nn.Module, call: Call, training: bool, gradient: bool, hook: _Hook | None = None
+) -> tuple[list[Tensor], float]:
     """Return the floating-point outputs of a model, and the coarsest precision of any operation.
 
     It gets the model's attributes and buffers as they are, whatever another run has made of its own.
     """
     own = with_own_state(model)
+    for layer in filter(is_layer, own.modules() if hook else ()):
+        layer.register_forward_hook(cast(Any, hook))
     args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
     with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
         found = [t for t in tensors_in(own(*args, **kwargs)) if t.is_floating_point() and t.numel()]
         return [t.clone() for t in found], mode.eps
+
+
+def _of_size_one() -> _Hook:
+    """Return a hook that scales the weights of a layer so that its first output has size 1.
+
+    Else what deep networks compute with new weights would overflow, or fade away.
+    """
+    seen: set[nn.Module] = set()
+
+    def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        size = output.detach().double().square().mean().sqrt()
+        if layer in seen or not size.isfinite() or not size:
+            return output
+        seen.add(layer)
+        for parameter in layer.parameters(recurse=False):
+            parameter.data = parameter.data / size.to(parameter.dtype)
+        return output / size.to(output.dtype)
+
+    return hook
 
 
 def _distance(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
