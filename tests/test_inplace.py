@@ -1,5 +1,7 @@
 """fpe.expand_: the model in place, and its optimizer with it."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -113,11 +115,195 @@ def test_a_compiled_model_is_expanded_inside():
 def test_state_that_does_not_go_entry_by_entry_cannot_be_kept():
     model, batch, optimizer = trained("mlp", torch.optim.Adafactor)
     before = snapshot(model)
-    with pytest.raises(ArgumentError, match=r"Adafactor keeps 'row_var' of shape .* give moments='fresh'"):
+    with pytest.raises(ArgumentError, match=r"Adafactor keeps 'row_var' \(of shape .* give moments='fresh'"):
         fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
     assert_unchanged(model, before)
     fpe.expand_(model, optimizer, "fresh", factor=2, example_inputs=batch)
     step(model, batch, optimizer)
+
+
+def expected(model, name, parameter, value):
+    """Return a moment of the dense `mlp` as the children of its expansion by 2 inherit it."""
+    wide = {"0.weight": (2, 1), "0.bias": (2,), "2.weight": (1, 2), "2.bias": (1,)}[f"{name}.{parameter}"]
+    for axis, times in enumerate(wide):
+        value = value.repeat_interleave(times, axis)
+    layer = model.get_submodule(name)
+    return value * layer.fpe_mask if parameter == "weight" else value
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "foreach": True}),
+        (torch.optim.SGD, {"momentum": 0.9, "fused": True}),
+        (torch.optim.Adam, {"amsgrad": True, "foreach": True}),
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.NAdam, {"foreach": False}),
+        (torch.optim.Adadelta, {}),
+        (torch.optim.Rprop, {}),
+        (torch.optim.ASGD, {}),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else value.__name__,
+)
+def test_the_state_of_any_optimizer_is_gathered_entry_by_entry(make, how):
+    """All of each parameter's size is gathered; counts of steps and other single numbers stay."""
+    model, batch, optimizer = trained("mlp", make, **how)
+    old = {(n, p): copy.deepcopy(optimizer.state[t]) for n, m in model.named_modules()
+           for p, t in m.named_parameters(recurse=False)}  # fmt: skip
+    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    assert len(optimizer.state) == len(old)
+    for (name, parameter), state in old.items():
+        new = optimizer.state[model.get_submodule(name).get_parameter(parameter)]
+        assert new.keys() == state.keys()
+        for key, value in state.items():
+            if torch.is_tensor(value) and value.dim():
+                assert torch.equal(new[key], expected(model, name, parameter, value)), (name, key)
+            else:
+                assert new[key] == value
+    before = fpe.count_nonzero(model)
+    step(model, batch, optimizer)
+    assert fpe.count_nonzero(model) == before
+
+
+def test_momentum_that_has_not_begun_stays_so():
+    model, batch = MODELS["mlp"]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    assert not any(state.get("momentum_buffer") is not None for state in optimizer.state.values())
+    step(model, batch, optimizer)
+
+
+def test_lbfgs_begins_its_history_anew_and_keeps_none():
+    model, batch, _ = trained("mlp")
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(batch).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ArgumentError, match=r"LBFGS .* give moments='fresh'"):
+        fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    assert equal(optimizer.state_dict(), before)
+    fpe.expand_(model, optimizer, factor=2, example_inputs=batch)
+    count, loss = fpe.count_nonzero(model), closure().item()
+    optimizer.step(closure)
+    assert closure().item() < loss
+    assert fpe.count_nonzero(model) == count
+    assert (model[0].weight[model[0].fpe_mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("moments", ["fresh", "kept"])
+def test_several_optimizers_take_over_their_own_parameters(moments):
+    """One trains the weights, one the biases; another model's optimizer in the list is left alone."""
+    model, batch = MODELS["mlp"]()
+    other = nn.Linear(2, 2)
+    weights = torch.optim.Adam([model[0].weight, model[2].weight], lr=1e-3)
+    biases = torch.optim.SGD([model[0].bias, model[2].bias], lr=1e-3, momentum=0.9)
+    foreign = torch.optim.Adam(other.parameters())
+    step(other, torch.ones(1, 2), foreign)
+    for _ in range(2):
+        for optimizer in (weights, biases):
+            step(model, batch, optimizer)
+    before = copy.deepcopy(foreign.state_dict())
+    fpe.expand_(model, [weights, biases, foreign], moments, factor=2, example_inputs=batch)
+    assert [id(p) for p in weights.param_groups[0]["params"]] == [id(model[0].weight), id(model[2].weight)]
+    assert [id(p) for p in biases.param_groups[0]["params"]] == [id(model[0].bias), id(model[2].bias)]
+    assert equal(foreign.state_dict(), before)
+    assert len(weights.state) == len(biases.state) == (0 if moments == "fresh" else 2)
+
+
+def test_a_parameter_that_no_given_optimizer_trains_is_named():
+    model, batch = MODELS["mlp"]()
+    weights = torch.optim.Adam([model[0].weight, model[2].weight])
+    with pytest.warns(UserWarning, match=r"no given optimizer trains '0\.bias', '2\.bias'"):
+        fpe.expand_(model, weights, factor=2, example_inputs=batch)
+    model, batch = MODELS["mlp"]()
+    model[0].bias.requires_grad_(False)
+    with pytest.warns(UserWarning, match=r"no given optimizer trains '2\.bias'"):
+        fpe.expand_(model, torch.optim.Adam([model[0].weight, model[2].weight]), example_inputs=batch)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", [None], 3])
+def test_what_is_no_optimizer_is_refused(optimizer):
+    model, batch = MODELS["mlp"]()
+    with pytest.raises(ArgumentError, match=r"give a torch\.optim\.Optimizer, or a list"):
+        fpe.expand_(model, optimizer, example_inputs=batch)
+
+
+def in_backward(parameter):
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    parameter.register_post_accumulate_grad_hook(lambda p: optimizer.step())
+
+
+@pytest.mark.parametrize(
+    "register", [lambda p: p.register_hook(lambda g: g / 2), in_backward], ids=["gradient", "in backward"]
+)
+@pytest.mark.parametrize("module", ["0", "1", "3"])
+def test_hooks_of_parameters_that_would_be_lost_are_refused_by_name(register, module):
+    """Of the producer, the norm between and the consumer, all of which get new parameters."""
+    model, batch = MODELS["batch_norm"]()
+    register(model.get_submodule(module).weight)
+    before = snapshot(model)
+    for call in (fpe.plan, fpe.expand, fpe.expand_):
+        with pytest.raises(ModelError, match=rf"'{module}\.weight' has a hook .*register"):
+            call(model, example_inputs=batch)
+    assert_unchanged(model, before)
+
+
+def test_hooks_of_parameters_that_stay_go_on_in_place_and_are_refused_in_a_copy():
+    layers = nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+    model = nn.Sequential(*layers)
+    batch, seen = torch.ones(3, 8), []
+    model[4].bias.register_hook(seen.append)
+    with pytest.raises(ModelError, match=r"'4\.bias' has a hook"):
+        fpe.expand(model, 2, layers=["0"], example_inputs=batch)
+    fpe.expand_(model, factor=2, layers=["0"], example_inputs=batch)
+    model(batch).sum().backward()
+    assert len(seen) == 1
+
+
+@pytest.fixture
+def alone():
+    """One process that takes part in a group of one."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrap", ["DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_models_wrapped_for_several_processes_are_refused(alone, wrap, inside):
+    from torch.distributed import fsdp
+
+    model = fpe.mlp(8, 4, 2, seed=0)
+    if wrap == "DistributedDataParallel":
+        model = nn.parallel.DistributedDataParallel(model)
+    elif wrap == "FullyShardedDataParallel":
+        model = fsdp.FullyShardedDataParallel(model, device_id=torch.device("cpu"))
+    else:
+        fsdp.fully_shard(model, mesh=torch.distributed.init_device_mesh("cpu", (1,)))
+    model = nn.Sequential(nn.Identity(), model) if inside else model
+    for call in (fpe.plan, fpe.expand, fpe.expand_):
+        with pytest.raises(ArgumentError, match=f"{wrap}; expand the model first, and wrap it then"):
+            call(model)
+
+
+def equal(a, b):
+    """Compare nested states, tensors bit for bit."""
+    if torch.is_tensor(a):
+        return torch.is_tensor(b) and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
 
 
 class Written(nn.Module):
@@ -145,14 +331,13 @@ def test_what_fails_leaves_model_and_optimizer_as_they_were(model, how, kind):
     x = torch.ones(3, 8)
     optimizer = torch.optim.Adam(model.parameters())
     step(model, x, optimizer)
-    before, state = snapshot(model), optimizer.state_dict()
+    before, state = snapshot(model), copy.deepcopy(optimizer.state_dict())
     owned = [id(p) for p in optimizer.param_groups[0]["params"]]
     with pytest.raises(kind):
         fpe.expand_(model, optimizer, **how, example_inputs=x)
     assert_unchanged(model, before)
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == owned
-    after = optimizer.state_dict()
-    assert after["state"].keys() == state["state"].keys()
+    assert equal(optimizer.state_dict(), state)
 
 
 def test_a_forward_put_on_one_model_is_expanded_in_place_and_not_copied():

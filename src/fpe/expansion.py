@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from fpe import procedure
+from fpe.adoption import hook_problems
 from fpe.budget import Prune, count_free, count_nonzero
 from fpe.children import Children, leaving
 from fpe.choice import Layers
-from fpe.errors import BudgetError, ModelError
+from fpe.errors import BudgetError, ModelError, raise_problems
 from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
 from fpe.graph.groups import Runs, neuron_of_columns
@@ -303,7 +304,8 @@ def _stacked(layers: list[Weights]) -> Weights:
 
 
 def _check_copyable(model: nn.Module) -> None:
-    """Refuse a forward pass put on one module: a copy of the model would go on calling the original."""
+    """Refuse a forward pass put on one module, which a copy would share, and hooks that it would lose."""
+    raise_problems(hook_problems(model.named_parameters()), ModelError, "what a copy of the model would lose")
     for name, module in model.named_modules():
         own = vars(module).get("forward")
         if own is not None and getattr(own, "__self__", None) is not module:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from torch.optim import Optimizer
 
 from fpe.adoption import adopt
 from fpe.columns import Columns
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, raise_problems
 from fpe.expansion import answer_shapes, check_wide, wide_modules
 from fpe.lineage import Lineage
 from fpe.masked import MaskedLayer
@@ -24,19 +25,25 @@ from fpe.wrappers import own_forward, uncompiled
 MOMENTS = ("fresh", "kept")
 
 
-def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str = "fresh", **how: Any) -> Plan:
-    """Expand `model` in place, and let its optimizer train the new parameters; both are changed.
+def expand_(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    moments: str = "fresh",
+    **how: Any,
+) -> Plan:
+    """Expand `model` in place, and let its optimizers train the new parameters; all are changed.
 
     For a training loop that holds on to the model and the optimizer, as those of Lightning, of Hugging
-    Face and of accelerate do. Everything is checked first; if it fails, both are as they were.
+    Face and of accelerate do. Everything is checked first; if it fails, all are as they were.
 
     Parameters
     ----------
     model : nn.Module
         Its layers concerned are replaced. Not one that is wrapped for several processes already: expand
         it first, on each of them with the same seed, and wrap it then.
-    optimizer : Optimizer, optional
-        Its parameter groups get the new parameters in the places of the old; rates and schedules go on.
+    optimizer : Optimizer or sequence of Optimizer, optional
+        All that train the model. Their parameter groups get the new parameters in the places of the old;
+        rates and schedules go on. Without any, make the optimizer afterwards.
     moments : str, default "fresh"
         ``"fresh"``: the optimizer forgets its moments and step counts, as a new one would. ``"kept"``: each
         child has those of its parent, and held weights have none; what is no entry by entry, such as a step
@@ -52,10 +59,15 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     Raises
     ------
     ArgumentError
-        For an unknown `moments`, or an optimizer whose state does not go entry by entry, so that it
-        cannot be kept.
+        For an unknown `moments`, what is no optimizer, or an optimizer whose state does not go entry by
+        entry, as that of LBFGS and Adafactor, so that it cannot be kept.
     ModelError, BudgetError
-        As for `fpe.expand`.
+        As for `fpe.expand`; hooks on parameters that are not replaced stay.
+
+    Warns
+    -----
+    UserWarning
+        If none of the given optimizers trains a parameter that is replaced, which names it.
 
     Examples
     --------
@@ -67,9 +79,10 @@ def expand_(model: nn.Module, optimizer: Optimizer | None = None, moments: str =
     (8, torch.Size([8, 8]))
     """
     check_moments(moments)
+    optimizers = _as_optimizers(optimizer)
     model = uncompiled(model)
     with own_forward(model):
-        return _expand(model, optimizer, moments, how)
+        return _expand(model, optimizers, moments, how)
 
 
 def foresee(model: nn.Module, how: dict[str, Any]) -> Plan:
@@ -88,7 +101,7 @@ def foresee(model: nn.Module, how: dict[str, Any]) -> Plan:
         return plan(model, **how)
 
 
-def _expand(model: nn.Module, optimizer: Optimizer | None, moments: str, how: dict[str, Any]) -> Plan:
+def _expand(model: nn.Module, optimizers: list[Optimizer], moments: str, how: dict[str, Any]) -> Plan:
     todo = plan(model, **how)
     example_inputs = how.get("example_inputs")
     split, prune = as_split(how.get("split", "random")), as_prune(how.get("prune", "magnitude"))
@@ -96,13 +109,51 @@ def _expand(model: nn.Module, optimizer: Optimizer | None, moments: str, how: di
     shapes = answer_shapes(model, example_inputs)
     lineage = Lineage.of(model, todo)
     pairs = _pairs(model, replaced)
-    states = _lifted(optimizer, lineage, pairs, replaced) if optimizer and moments == "kept" else {}
+    states = [{} if moments == "fresh" else _lifted(o, lineage, pairs, replaced) for o in optimizers]
+    _warn_of_untrained(optimizers, pairs)
     with _replaced(model, replaced):
         check_wide(model, todo, shapes, example_inputs)
     model.fpe_plan = todo  # type: ignore[assignment]
-    if optimizer is not None:
-        _hand_over(optimizer, {id(old): new for _, _, old, new in pairs}, states, moments)
+    own = {id(p) for p in model.parameters()} | {id(old) for _, _, old, _ in pairs}
+    for optimizer, state in zip(optimizers, states, strict=True):
+        if own & {id(p) for p in _trained(optimizer)}:  # else it is another model's
+            _hand_over(optimizer, {id(old): new for _, _, old, new in pairs}, state, moments)
     return todo
+
+
+def _as_optimizers(optimizer: Any) -> list[Optimizer]:
+    """Return a list of the given optimizers."""
+    given = [] if optimizer is None else [optimizer] if isinstance(optimizer, Optimizer) else optimizer
+    given = list(given) if isinstance(given, list | tuple) else [given]
+    problems = []
+    for each in given:
+        kind = type(getattr(each, "optimizer", each)).__name__
+        if not isinstance(each, Optimizer):
+            problems.append(f"optimizer is a {kind}; give a torch.optim.Optimizer, or a list of them.")
+        elif kind == "ZeroRedundancyOptimizer":
+            problems.append(f"a {kind} has shared out the parameters already; make it after the expansion.")
+    raise_problems(problems, ArgumentError, "the optimizers")
+    return given
+
+
+def _trained(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _warn_of_untrained(
+    optimizers: list[Optimizer], pairs: list[tuple[str, str, nn.Parameter, nn.Parameter]]
+) -> None:
+    """Name the parameters whose optimizer is not known: it would go on with those that are no more."""
+    known = {id(p) for optimizer in optimizers for p in _trained(optimizer)}
+    lost = [f"{m}.{p}" for m, p, old, _ in pairs if old.requires_grad and id(old) not in known]
+    if optimizers and lost:
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        warnings.warn(
+            f"no given optimizer trains {', '.join(map(repr, lost[:5]))}{more}, which the expansion "
+            "replaces; give all optimizers of the model in a list, or add the new parameters to one "
+            "(add_param_group).",
+            stacklevel=4,
+        )
 
 
 def check_moments(moments: str) -> None:
@@ -143,17 +194,25 @@ def _lifted(
 ) -> dict[int, dict[str, Any]]:
     """Return the state that each new parameter inherits, by the identity of the old one."""
     states: dict[int, dict[str, Any]] = {}
+    if hasattr(_inner(optimizer), "_numel_cache"):
+        raise ArgumentError(
+            f"moments='kept': {type(_inner(optimizer)).__name__} keeps its history for all parameters in one "
+            "vector, which cannot be passed on to the children; give moments='fresh'."
+        )
     for name, parameter, old, _ in pairs:
         state: dict[str, Any] = {}
         for key, value in optimizer.state.get(old, {}).items():
-            if not isinstance(value, Tensor) or value.dim() == 0:
+            if value is None or isinstance(value, bool | int | float | str):
                 state[key] = value
-            elif value.shape != old.shape:
+            elif not isinstance(value, Tensor) or value.shape not in (old.shape, ()):
+                what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ArgumentError(
-                    f"moments='kept': {type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} "
-                    f"for {name}.{parameter} of shape {tuple(old.shape)}, which cannot be passed on to the "
+                    f"moments='kept': {type(_inner(optimizer)).__name__} keeps {key!r} ({what}) for "
+                    f"{name}.{parameter} of shape {tuple(old.shape)}, which cannot be passed on to the "
                     "children; give moments='fresh'."
                 )
+            elif value.dim() == 0:
+                state[key] = value
             else:
                 state[key] = lineage.lift(name, parameter, value)
                 module = replaced[name]
@@ -178,3 +237,11 @@ def _hand_over(
                 optimizer.state[new] = cast(Any, states[id(old)])
     if moments == "fresh":
         optimizer.state.clear()
+    inner = _inner(optimizer)
+    if hasattr(inner, "_numel_cache"):  # LBFGS counts all parameters once, and keeps a list of them
+        inner._numel_cache, inner._params = None, inner.param_groups[0]["params"]
+
+
+def _inner(optimizer: Any) -> Any:
+    """Return the optimizer in what accelerate puts around it."""
+    return getattr(optimizer, "optimizer", optimizer)

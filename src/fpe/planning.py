@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fpe.adoption import hook_problems
 from fpe.budget import Prune, count_nonzero
 from fpe.children import Children
 from fpe.choice import Chosen, Layers, choose, only_verified
@@ -29,6 +30,8 @@ from fpe.target import TARGETS, most_polysemantic
 
 BUDGETS = ("group", "network")
 CONVOLUTIONS = ("channels", "taps")
+#: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
+WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
 
 
 def plan(
@@ -134,7 +137,7 @@ def plan(
     chosen, skipped = choose(model, layers, factor, example_inputs)
 
     def planned_for(chosen: Chosen) -> list[LayerPlan]:
-        problems = _memory_problems(model, chosen)
+        problems = _memory_problems(model, chosen) + _hook_problems(model, chosen)
         wanted = [most_polysemantic(model, g, target_fraction, target, example_inputs) for g, _ in chosen]
         planned = layer_plans(model, chosen, wanted, convolutions, split, prune)
         problems += _split_problems(model, planned, split, prune)
@@ -181,8 +184,8 @@ def check_arguments(
     problems = []
     if not isinstance(model, torch.nn.Module):
         problems.append(f"model is a {type(model).__name__}; give a torch.nn.Module.")
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        problems.append("model is a DistributedDataParallel; expand the model first, and wrap it then.")
+    elif problem := wrapped_problem(model):
+        problems.append(problem)
     if problem := factor_problem(factor):
         problems.append(problem)
     if isinstance(layers, Mapping):
@@ -226,6 +229,16 @@ def check_arguments(
     return resolved[0], resolved[1]
 
 
+def wrapped_problem(model: nn.Module) -> str | None:
+    """Say that a model, or a part of it, is wrapped for several processes already, or return None."""
+    for name, module in model.named_modules():
+        found = {kind.__name__ for kind in type(module).__mro__} & set(WRAPPERS)
+        if found:
+            where = f"{name!r} in the model" if name else "model"
+            return f"{where} is a {found.pop()}; expand the model first, and wrap it then."
+    return None
+
+
 def factor_problem(factor: Any) -> str | None:
     """Say what is wrong with an expansion factor, or return None."""
     if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
@@ -237,6 +250,18 @@ def _memory_problems(model: nn.Module, chosen: Chosen) -> list[str]:
     """Check that the weights concerned are there, and are numbers."""
     names = dict.fromkeys(name for group, _ in chosen for name in (*group.producers, *group.consumers))
     return [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
+
+
+def _hook_problems(model: nn.Module, chosen: Chosen) -> list[str]:
+    """Check that no parameter that will be replaced has hooks."""
+    groups = [group for group, _ in chosen]
+    names = dict.fromkeys(n for g in groups for n in (*g.producers, *g.between, *g.consumers))
+    found = [
+        (f"{name}.{own}", parameter)
+        for name in names
+        for own, parameter in model.get_submodule(name).named_parameters(recurse=False)
+    ]
+    return hook_problems(found)
 
 
 def _split_problems(model: nn.Module, planned: Sequence[LayerPlan], split: Split, prune: Prune) -> list[str]:

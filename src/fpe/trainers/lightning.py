@@ -135,13 +135,7 @@ class Expand(Callback):
             self._expand(network_of(pl_module, self.network, "Expand"), trainer.optimizers)
 
     def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
-        owners = _owners(network, optimizers)
-        if len(owners) > 1:
-            raise ModelError(
-                f"{len(owners)} optimizers train this network; expand it yourself with fpe.expand_, one of "
-                "them given, before the others are made."
-            )
-        expand_(network, owners[0] if owners else None, self.moments, **self.how)
+        expand_(network, _owners(network, optimizers), self.moments, **self.how)
         self.shapes = shapes_of(network)
 
     def state_dict(self) -> dict[str, Any]:
