@@ -1,0 +1,87 @@
+"""What a wide network must compute, found without fpe: each neuron copied whole, outgoing weights divided."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+#: Attributes that hold a number of neurons.
+WIDTHS = ("num_features", "num_channels", "num_parameters", "out_features", "out_channels", "nf")
+
+
+def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Module:
+    """Return a network with `factor` copies of each neuron of some groups; it computes what `model` does.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    groups : list of dict
+        The names of ``producers``, ``consumers`` and the modules ``between`` them. A consumer's inputs are
+        shared out evenly among the neurons, adjacent ones together.
+    factor : int
+        How many copies.
+    """
+    wide = copy.deepcopy(model)
+    for group in groups:
+        neurons = len(_oriented(wide.get_submodule(group["producers"][0])))
+        for name in (*group["producers"], *group["between"]):
+            module = wide.get_submodule(name)
+            turned = type(module).__name__ == "Conv1D"
+            for key, tensor in [
+                *module.named_parameters(recurse=False),
+                *module.named_buffers(recurse=False),
+            ]:
+                if tensor.dim():
+                    axis = 1 if turned and key == "weight" else 0
+                    _put(module, key, tensor.detach().repeat_interleave(factor, axis))
+            for attribute in WIDTHS:
+                if getattr(module, attribute, None) == neurons:
+                    setattr(module, attribute, neurons * factor)
+            if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+                module.normalized_shape = (neurons * factor,)
+            if getattr(module, "groups", 1) == neurons:
+                module.groups = module.in_channels = neurons * factor
+        for name in group["consumers"]:
+            module = wide.get_submodule(name)
+            weight = _oriented(module).unflatten(1, (neurons, -1))
+            weight = weight.repeat_interleave(factor, 1).flatten(1, 2) / factor
+            _put(module, "weight", weight.t() if type(module).__name__ == "Conv1D" else weight)
+            for attribute in ("in_features", "in_channels", "nx"):
+                if hasattr(module, attribute):
+                    setattr(module, attribute, weight.shape[1])
+    return wide
+
+
+def _oriented(module: nn.Module) -> Tensor:
+    weight = module.weight.detach()
+    return weight.t() if type(module).__name__ == "Conv1D" else weight
+
+
+def _put(module: nn.Module, key: str, value: Tensor) -> None:
+    if key in module._parameters:
+        value = nn.Parameter(value.contiguous())
+    setattr(module, key, value)
+
+
+def without_chance(model: nn.Module) -> nn.Module:
+    """Let no dropout draw, so that training mode computes the same each time; return the model."""
+    for module in model.modules():
+        for attribute, value in list(vars(module).items()):
+            if "drop" in attribute and isinstance(value, float):
+                setattr(module, attribute, 0.0)
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def double(model: nn.Module, batch: Any) -> tuple[nn.Module, Any]:
+    """Return a model and its batch in double precision."""
+
+    def finer(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    batch = {k: finer(v) for k, v in batch.items()} if isinstance(batch, dict) else finer(batch)
+    return model.double(), batch
