@@ -297,6 +297,8 @@ def test_an_interrupted_choice_is_kept_and_goes_on(data, tmp_path, monkeypatch):
         ("--rewire columns digits", (4, 8, 16), "columns", "digits"),
         ("digits --rewire", (4, 8, 16), "auto", "digits"),
         ("--rewire=set digits", (4, 8, 16), "set", "digits"),
+        ("digits --rewire sett", (4, 8, 16), "sett", "digits"),
+        ("--rewire --hidden 2 8 digits", (2, 8), "auto", "digits"),
     ],
 )
 def test_options_of_several_values_or_of_none_leave_the_data_alone(words, hidden, rewire, source):

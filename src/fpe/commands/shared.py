@@ -25,16 +25,23 @@ class ManyValues(click.Command):
         """Repeat the option before each of its values, and end ``--rewire`` where no policy follows."""
         spread: list[str] = []
         option = None
-        for arg, then in zip(args, [*args[1:], ""], strict=True):
+        for arg in args:
             if NUMBER.fullmatch(arg):
                 if option is not None and spread[-1] != option:
                     spread.append(option)
             else:
                 name = arg.partition("=")[0]
                 option = name if name in self.many else None
-            # An option whose value may be left out would else take DATA for it.
-            spread.append("--rewire=auto" if arg == "--rewire" and then not in REWIRE else arg)
-        return super().parse_args(ctx, spread)
+            spread.append(arg)
+        return super().parse_args(ctx, self._ended(spread))
+
+    def _ended(self, args: list[str]) -> list[str]:
+        """End ``--rewire`` where DATA follows it, which it would take for a policy."""
+        places = [i for i, arg in enumerate(args[:-1]) if arg == "--rewire" and args[i + 1] not in REWIRE]
+        ended = ["--rewire=auto" if i in places else arg for i, arg in enumerate(args)]
+        # What is left over tells that DATA stands elsewhere, and that the policy is misspelt.
+        probe = click.Context(self, resilient_parsing=True)
+        return args if not places or super().parse_args(probe, list(ended)) else ended
 
 
 class ManySizes(ManyValues):
