@@ -207,7 +207,8 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--rewire"], "prune balanced, rewired), learning rate 0.01, falling to 0; dense is trained alike"),
+        (["--rewire"], "prune balanced, rewired), learning rate 0.01; dense is trained alike"),
+        (["--rewire", "--warmup-epochs", "0"], "rewired), learning rate 0.01, falling to 0; dense"),
         (["--rewire", "set", "--no-decay"], "prune balanced, rewired by set), learning rate 0.01; dense"),
     ],
 )
