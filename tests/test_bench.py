@@ -18,7 +18,7 @@ from fpe.bench.targets import Target, verdicts
 from fpe.bench.timing import Samples, interleave, summed_up
 from fpe.bench.training import peak_bytes
 from fpe.cli import main
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, DataError
 from fpe.report.bench import asked_markdown, bench_markdown, bench_text, duration, size
 
 LAYER = [
@@ -288,10 +288,11 @@ def test_a_fresh_run_measures_all_anew(tmp_path, measured):
     assert [path.name for path in (tmp_path / "cases").iterdir()] == ["cpu-48x32-x2.json"]
 
 
-def test_a_file_that_is_not_whole_is_measured_anew(tmp_path, measured):
+def test_a_file_that_is_not_whole_is_named(tmp_path, measured):
     run_bench(TINY, tmp_path)
     (tmp_path / "cases" / "cpu-48x32-x2.json").write_text('{"identity": ')
-    assert run_bench(TINY, tmp_path)["cases"][0]["call"] == 2
+    with pytest.raises(DataError, match=r"cpu-48x32-x2\.json"):
+        run_bench(TINY, tmp_path)
 
 
 def test_a_case_that_failed_is_measured_again(tmp_path, monkeypatch):
