@@ -1,8 +1,10 @@
 """The main job: trials, rows, stored results, resuming."""
 
+import ast
 import dataclasses
 import json
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from fpe.experiments.config import FitConfig
 from fpe.experiments.engine import Engine
 from fpe.experiments.fit import run_fit
 from fpe.experiments.runner import run_tasks
+from fpe.experiments.store import _imported, code_digest, commits, depends
 from fpe.experiments.trial import _scaling, run_trial
 from fpe.report.fit import fit_figure, fit_table
 from fpe.training import accuracy, adam, train
@@ -298,9 +301,58 @@ def test_a_record_of_another_run_is_not_taken_for_a_result(tmp_path):
     """A worker that outlives a killed run may still write into the folder."""
     tasks = {f"task-{i}": {"number": i} for i in range(3)}
     run_tasks(interrupted, {"task-1": {"number": 1}}, tmp_path, "another", engine=Engine(jobs=1))
-    records = run_tasks(doubled, tasks, tmp_path, "this", engine=Engine(jobs=1))
+    with pytest.warns(UserWarning, match="1 of 3 parts .* outdated .*identity.* made again"):
+        records = run_tasks(doubled, tasks, tmp_path, "this", engine=Engine(jobs=1))
     assert [record["number"] for record in records.values()] == [0, 2, 4]
     assert json.loads((tmp_path / "task-1.json").read_text())["identity"] == "this"
+
+
+@pytest.mark.parametrize("what", ["arguments", "torch", "code"])
+def test_results_of_other_arguments_code_or_versions_are_made_again(what, tmp_path):
+    run_tasks(doubled, {"a": {"number": 1}, "b": {"number": 1}}, tmp_path, "this", Engine(jobs=1))
+    tasks = {"a": {"number": 2 if what == "arguments" else 1}, "b": {"number": 1}}
+    if what != "arguments":
+        record = json.loads((tmp_path / "a.json").read_text())
+        record["depends"][what] = "other"
+        (tmp_path / "a.json").write_text(json.dumps({**record, "number": 77}))
+    before = (tmp_path / "b.json").read_bytes()
+    with pytest.warns(UserWarning, match=f"1 of 2 parts .*other {what}"):
+        records = run_tasks(doubled, tasks, tmp_path, "this", Engine(jobs=1))
+    assert records["a"]["number"] == 2 * tasks["a"]["number"]
+    assert (tmp_path / "b.json").read_bytes() == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_tasks(doubled, tasks, tmp_path, "this", Engine(jobs=1))
+
+
+def test_code_counts_without_comments_and_with_what_it_imports(tmp_path):
+    def digest(text, name):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "work.py"
+        path.write_text(text)
+        return code_digest(str(path))
+
+    one = digest("from fpe.losses import loss_of\ndef f(x):\n    return 1\n", "one")
+    assert one == digest(
+        'from fpe.losses import loss_of\n# a\ndef f(x):\n    """Do."""\n    return 1\n', "two"
+    )
+    assert one != digest("from fpe.losses import loss_of\ndef f(x):\n    return 2\n", "three")
+    assert digest("import fpe.theory\n", "four") != digest("import fpe.losses\n", "five")
+    everything = {str(path) for path in _imported(ast.parse("import fpe"))}
+    assert {str(path) for path in _imported(ast.parse("from fpe.losses import x"))} < everything
+
+
+def test_arguments_count_by_what_they_say(dataset, tmp_path):
+    one = depends(doubled, {"number": 1, "config": QUICK, "data": dataset, "folder": tmp_path})
+    assert one == depends(doubled, {"folder": tmp_path / "x", "data": dataset, "config": QUICK, "number": 1})
+    other = dataclasses.replace(QUICK, lr=1e-3)
+    assert one != depends(doubled, {"number": 1, "config": other, "data": dataset, "folder": tmp_path})
+
+
+def test_commits_are_those_of_the_runs():
+    runs = [{"provenance": {"commit": c}} for c in ("a", "b+", "a", None)]
+    assert commits(runs) == ["a", "b+", "no known commit"]
+    assert commits([{"commits": ["a", "b"], "provenance": {"commit": "reader"}}]) == ["a", "b"]
 
 
 def test_the_table_shows_what_the_rows_say(dataset, tmp_path):

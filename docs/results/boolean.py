@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pages import SPLITS, collect, put_into_readme, run, sections, write_networks
+from pages import SPLITS, collect, commits, put_into_readme, run, sections, write_networks
 
 from fpe.experiments.boolean_catalogue import BOOLEAN
 from fpe.experiments.findings import verdict
@@ -96,7 +96,7 @@ def provenance(results: list[dict[str, Any]]) -> str:
     return f"""## Made with
 
 fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, numpy {made["numpy"]},
-{made["machine"]}; read on commit `{made["commit"]}`. Training took {seconds:,} seconds of one core,
+{made["machine"]}. {commits(results)} Training took {seconds:,} seconds of one core,
 compiling included; two ran side by side. Settings and provenance of each experiment are in
 `boolean/NAME.json`, every trained network in [`boolean/networks.csv`](boolean/networks.csv).
 """

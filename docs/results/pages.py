@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fpe.experiments.store import commits as made_with
 from fpe.files import read_json, write_atomically, write_json
 from fpe.report.text import findings_markdown, markdown_table
 
@@ -39,7 +40,7 @@ def collect(names: Sequence[str], out: Path, folder: str) -> list[dict[str, Any]
 
 def commits(runs: Sequence[dict[str, Any]]) -> str:
     """Say which commits stored runs were made with; a "+" stands for changes that were not committed."""
-    made = dict.fromkeys(run["provenance"]["commit"] for run in runs)
+    made = made_with(runs)
     return f"Trained with fpe at {', '.join(made)}" + (
         " (+: with changes that were not committed)." if any(c.endswith("+") for c in made) else "."
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pages import collect, put_into_readme, run, sections, write_networks
+from pages import collect, commits, put_into_readme, run, sections, write_networks
 from rewiring_trained import STORED
 from rewiring_trained import section as trained_parents
 
@@ -150,8 +150,8 @@ def main() -> None:
             *sections(results, "rewiring"),
             f"""## Made with
 
-fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, {made["machine"]}; read on commit
-`{made["commit"]}`. Training took {seconds:,} seconds of one core. Every network is a line of
+fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, {made["machine"]}.
+{commits(results)} Training took {seconds:,} seconds of one core. Every network is a line of
 `rewiring/networks.csv`; settings and provenance are in `rewiring/NAME.json`.
 """,
         ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pages import SPLITS, collect, run, sections
+from pages import SPLITS, collect, commits, run, sections
 
 from fpe.files import write_atomically
 
@@ -67,8 +67,8 @@ def main() -> None:
             *sections(results, "splits"),
             f"""## Made with
 
-fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, {made["machine"]}; read on commit
-`{made["commit"]}`. Training took {seconds:,} seconds of one core. Settings and
+fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, {made["machine"]}.
+{commits(results)} Training took {seconds:,} seconds of one core. Settings and
 provenance are in `splits/NAME.json`.
 """,
         ]

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pages import SPLITS, collect, put_into_readme, run, sections, write_networks
+from pages import SPLITS, collect, commits, put_into_readme, run, sections, write_networks
 
 from fpe.data import load
 from fpe.experiments.findings import verdict
@@ -191,7 +191,7 @@ def made_with(results: list[dict[str, Any]]) -> str:
     return f"""## Made with
 
 fpe {made["fpe"]}, Python {made["python"]}, torch {made["torch"]}, numpy {made["numpy"]},
-{made["machine"]}; read on commit `{made["commit"]}`. Settings and provenance of each experiment, and how long
+{made["machine"]}. {commits(results)} Settings and provenance of each experiment, and how long
 its networks trained, are in `vision/NAME.json`, every trained network in
 [`vision/networks.csv`](vision/networks.csv).
 """

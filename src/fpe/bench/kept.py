@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fpe.bench.config import BenchConfig
-from fpe.experiments.store import provenance
+from fpe.experiments.store import code_digest, provenance
 from fpe.files import read_json, write_json
 
 #: What says which cases there are, and nothing of how one is measured.
@@ -49,15 +49,6 @@ def conditions(config: BenchConfig) -> dict[str, Any]:
 def identity_of(case: dict[str, Any], how: dict[str, Any]) -> str:
     """Return what stands for a case and the conditions under which it is measured."""
     return hashlib.sha256(json.dumps([case, how], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def code_digest() -> str:
-    """Return what stands for the code of this package, changed or not since the last commit."""
-    here = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(here.rglob("*.py")):
-        digest.update(f"{path.relative_to(here)}\n".encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def processor() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import statistics
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from fpe.data import Dataset
 from fpe.experiments.config import FitConfig
 from fpe.experiments.engine import Engine
 from fpe.experiments.runner import claim_folder, run_tasks
-from fpe.experiments.store import provenance
+from fpe.experiments.store import commits, provenance
 from fpe.experiments.trial import model_name, run_trial
 from fpe.files import finite, read_json, write_atomically, write_json
 from fpe.interference import relative_improvement
@@ -70,7 +71,7 @@ def run_fit(
     tasks = {
         f"h{hidden}-t{trial}": {
             "dataset": dataset,
-            "config": config,
+            "config": dataclasses.replace(config, hidden=(hidden,), trials=1),
             "hidden": hidden,
             "trial": trial,
             "models": out / "trials",
@@ -93,6 +94,7 @@ def run_fit(
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
         "best": _keep_best(trials, dataset, config, out),
         "trials": trials,
+        "commits": commits(trials),
         "provenance": provenance(),
     }
     write_json(out / "results.json", result)

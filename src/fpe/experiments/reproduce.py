@@ -17,8 +17,8 @@ from fpe.experiments.catalogue import chosen
 from fpe.experiments.engine import Engine
 from fpe.experiments.experiment import Experiment, Request, Task
 from fpe.experiments.networks import Source
-from fpe.experiments.runner import claim_folder, run_tasks
-from fpe.experiments.store import provenance
+from fpe.experiments.runner import call, claim_folder, run_tasks
+from fpe.experiments.store import commits, provenance
 from fpe.files import finite, write_json
 
 
@@ -91,7 +91,7 @@ def reproduce(
                 on_task(f"{len(record['networks'])} networks, {group + ', ' if group else ''}{task}")
 
         made = run_tasks(
-            _work,
+            call,
             {key: {"work": task.work, "arguments": task.arguments} for key, task in works.items()},
             out / group / "trials",
             digest,
@@ -113,10 +113,6 @@ def count_tasks(name: str, request: Request, data: Sequence[str] = ()) -> int:
     fake = {each: Source(each, "") for e in experiments for each in data or e.data}
     tasks = _tasks(experiments, request, {e.name: {k: fake[k] for k in data or e.data} for e in experiments})
     return len({(task.group, task.name) for each in tasks.values() for task in each})
-
-
-def _work(work: Callable[..., dict[str, Any]], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    return work(**arguments)
 
 
 def _check_request(
@@ -202,6 +198,7 @@ def _result(
         "training_seconds": round(sum(record["seconds"] for _, record in own)),
         **experiment.find(networks, request.quick).to_dict(),
         "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
+        "commits": commits(record for _, record in own),
         "provenance": provenance(),
     }
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fpe.errors import ArgumentError
 from fpe.experiments.engine import Engine
-from fpe.experiments.store import provenance
+from fpe.experiments.store import depends, provenance
 from fpe.files import finite, read_json, write_json
 
 #: A task's work: gets its arguments, returns what is to be stored as JSON.
@@ -37,7 +38,9 @@ def run_tasks(
     folder : Path
         Holds one JSON file for each finished task, written by this process. Missing folders are made.
     identity : str
-        Stands for all that the results depend on. A record of another identity is not taken for a result.
+        Stands for what the results depend on beside arguments, code and libraries (see
+        `fpe.experiments.store.depends`). Where any of these is another one, a task is run again, with a
+        warning.
     engine : Engine, optional
         What runs the tasks; by default one process for each core.
     on_finished : callable, optional
@@ -62,14 +65,28 @@ def run_tasks(
         if on_finished is not None:
             on_finished(name, record)
 
-    for name in tasks:
+    needs = {name: depends(work, own) for name, own in tasks.items()}
+    stale: dict[str, list[str]] = {}
+    for name, own in needs.items():
         record = read_json(folder / f"{name}.json")
-        if record is not None and record.get("identity") == identity:
+        if record is None:
+            continue
+        before = {"identity": record.get("identity"), **record.get("depends", {})}
+        changed = [key for key, value in {"identity": identity, **own}.items() if before.get(key) != value]
+        if changed:
+            stale[name] = changed
+        else:
             finished(name, record)
+    if stale:
+        why = ", ".join(dict.fromkeys(key for changed in stale.values() for key in changed))
+        warnings.warn(
+            f"{len(stale)} of {len(tasks)} parts in {folder} are outdated (other {why}) and are made again.",
+            stacklevel=3,
+        )
     left = {name: dict(tasks[name]) for name in tasks if name not in records}
     try:
         for name, record in (engine or Engine()).run(_timed, work, left):
-            record = finite({**record, "identity": identity})
+            record = finite({**record, "identity": identity, "depends": needs[name]})
             write_json(folder / f"{name}.json", record)
             finished(name, record)
     except KeyboardInterrupt:
@@ -78,6 +95,11 @@ def run_tasks(
             "run the same command again to go on from there."
         ) from None
     return {name: records[name] for name in tasks}
+
+
+def call(work: Work, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Do the work of a task that is an argument itself."""
+    return work(**arguments)
 
 
 def _timed(work: Work, name: str, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fpe.errors import ArgumentError, DataError
 from fpe.experiments.findings import verdict
+from fpe.experiments.store import commits
 from fpe.files import read_json, to_json, write_atomically
 from fpe.report.charts import chart
 
@@ -146,6 +147,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
     ]
     tables = "".join(f"<h3>{escape(t['title'])}</h3>{_plain_table(t)}" for t in result["tables"])
     settings, made = (to_json(result[key], indent=1) for key in ("settings", "provenance"))
+    made_with = ", ".join(commits([result]))
     quick = (
         "<p><strong>Made with --quick: fewer networks, trained for a shorter time.</strong></p>"
         if result["quick"]
@@ -159,7 +161,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
 <div class="figures">{figures}</div>
 {tables}
 <p>Made by <code>{escape(result["command"])}</code>: {result["networks"]} networks,
-{result["training_seconds"]} seconds of training on one core.</p>
+{result["training_seconds"]} seconds of training on one core, with fpe at {escape(made_with)}.</p>
 <details><summary>Settings and provenance</summary><pre>{escape(settings)}</pre>
 <pre>{escape(made)}</pre></details>
 </section>
