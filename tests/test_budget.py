@@ -294,6 +294,39 @@ def test_a_way_of_paying_of_the_users_own_is_used():
     assert wide[2].fpe_mask.all()
 
 
+class Whole(Largest):
+    """As `Largest`, for a shared split, with the four arguments that every method has."""
+
+    needs_shared = True
+
+
+class InBlocks(Whole):
+    """As `Whole`, for a method that asks for the blocks."""
+
+    def pay(self, weights, masks, count, factor, blocks=None):
+        self.blocks = blocks
+        super().pay(weights, masks, count, factor)
+
+
+class Anything(Whole):
+    """As `Whole`, for a method that takes whatever there is."""
+
+    def pay(self, weights, masks, count, factor, **more):
+        self.blocks = more["blocks"]
+        super().pay(weights, masks, count, factor)
+
+
+@pytest.mark.parametrize(
+    "method", [Largest(), Whole(), InBlocks(), Anything()], ids=lambda m: type(m).__name__
+)
+def test_a_way_of_paying_is_given_what_it_has_arguments_for(method):
+    model = fpe.mlp(12, 4, 2)
+    wide = fpe.expand(model, 2, "shared-2", method)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    if isinstance(method, InBlocks | Anything):
+        assert method.blocks.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
+
+
 def test_a_way_of_paying_that_pays_too_little_is_refused():
     model, _ = MODELS["mlp"]()
     with pytest.raises(BudgetError) as error:

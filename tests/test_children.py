@@ -1,5 +1,9 @@
 """Whole children pay: those that count least are not born, and the layers that read them stay dense."""
 
+import itertools
+import json
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -88,10 +92,31 @@ def test_a_small_head_loses_no_child_and_columns_pay():
     assert torch.equal(wide[0].fpe_mask, columns[0].fpe_mask)
 
 
-def test_in_the_smallest_of_networks_single_weights_pay_the_rest():
-    model = fpe.mlp(2, 3, 5, seed=1)
-    wide = fpe.expand(model, 2, "shared", "children", seed=2)
+@pytest.mark.parametrize("split", ["shared", "shared-2"])
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("sizes", list(itertools.product((3, 4, 6), (2, 4), (1, 3, 9))))
+def test_where_single_weights_pay_the_plan_foresees_it_and_all_say_so(sizes, factor, split):
+    """Readers are dense just where nothing is said; a warning names the layer, and the user's line."""
+    model = fpe.mlp(*sizes, seed=1)
+    foreseen = fpe.plan(model, factor, split, "children", seed=2)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        wide = fpe.expand(model, factor, split, "children", seed=2)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    (layer,) = wide.fpe_plan.layers
+    assert layer.notes == foreseen.layers[0].notes
+    assert bool(layer.notes) is not bool(wide[2].fpe_mask.all())
+    assert [(one.filename, "'0'" in str(one.message)) for one in told] == [(__file__, True)] * len(
+        layer.notes
+    )
+    for shown in (foreseen, wide.fpe_plan, fpe.summary(model, wide)):
+        assert ("single weights" in str(shown)) is bool(layer.notes)
+    assert fpe.plans.Plan.from_dict(json.loads(json.dumps(wide.fpe_plan.to_dict()))) == wide.fpe_plan
+
+
+def test_columns_alone_do_not_fall_back():
+    with pytest.raises(BudgetError):
+        Children().pay([torch.ones(2, 2), torch.ones(3, 2)], [torch.ones(2, 2), torch.ones(3, 2)], 5, 2)
 
 
 @pytest.mark.parametrize("split", ["shared", "shared-4"])

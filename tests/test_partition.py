@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import fpe
 from fpe import procedure
@@ -191,9 +192,21 @@ def test_gram_balances_four_clusters_over_two_children():
 
 
 def test_gram_of_a_constant_layer_still_gives_each_child_inputs():
-    with pytest.warns(Warning, match="distinct clusters"):
+    with pytest.warns(UserWarning, match="1 cluster of inputs, too few for 3") as told:
         children = Gram().assign(torch.ones(4, 9), 3, np.random.default_rng(0))
+    assert len(told) == 1
     assert (sizes(children, 3) == 3).all()
+
+
+def test_the_plan_and_the_summary_say_where_gram_found_no_clusters():
+    model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    nn.init.ones_(model[0].weight)
+    with pytest.warns(UserWarning, match="layer '0': its Gram matrix") as told:
+        wide = fpe.expand(model, 2, "gram", layers=["0", "2"])
+    assert len(told) == 1
+    assert [len(layer.notes) for layer in wide.fpe_plan.layers] == [1, 0]
+    for shown in (wide.fpe_plan, fpe.summary(model, wide)):
+        assert "otherwise than asked:\n  0: its Gram matrix has 1 cluster" in str(shown)
 
 
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4, 7, 8, 14])

@@ -62,7 +62,26 @@ def count_free(mask: Tensor) -> int:
 
 @runtime_checkable
 class Prune(Protocol):
-    """Anything that can choose the weights that pay."""
+    """Anything that can choose the weights that pay.
+
+    Examples
+    --------
+    The last weights of each layer go first:
+
+    >>> import torch, fpe
+    >>> class Last:
+    ...     needs_shared = False
+    ...
+    ...     def pay(self, weights, masks, count, factor):
+    ...         for mask in reversed(masks):
+    ...             free = mask.flatten().nonzero().flatten()
+    ...             gone = free[len(free) - min(count, len(free)) :]
+    ...             mask.view(-1)[gone] = 0
+    ...             count -= len(gone)
+    >>> model = fpe.mlp(8, 4, 2)
+    >>> fpe.count_nonzero(fpe.expand(model, prune=Last())) == fpe.count_nonzero(model)
+    True
+    """
 
     @property
     def needs_shared(self) -> bool:
@@ -70,7 +89,12 @@ class Prune(Protocol):
         ...
 
     def pay(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
-        """Set `count` ones of the masks to zero, in place."""
+        """Set `count` ones of the masks to zero, in place.
+
+        Arguments and shapes are those of `Magnitude.pay`. A method may take ``blocks`` too, a tensor of the
+        block of each neuron of ``weights[0]``: it is given where `needs_shared` is true and the split makes
+        several groups of neurons (`fpe.Shared(groups=…)`).
+        """
         ...
 
 

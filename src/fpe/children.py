@@ -8,9 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpe.budget import Magnitude
 from fpe.columns import Columns
-from fpe.errors import BudgetError
+
+#: The note on a group whose columns cannot pay for what whole children leave unpaid.
+SINGLE_WEIGHTS = (
+    "the inputs of its blocks cannot pay for all that whole children leave unpaid: the smallest single "
+    "weights of all layers of the group do, of its readers too"
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,9 @@ class Children:
     bias. What counts is the mean square of these weights. Of each block equally many leave, so that one
     batched product can compute them all, and the layers that read them stay dense. What no whole child of
     each block can pay goes as with `Columns`.
+
+    Where the columns cannot pay either, as in the smallest of networks, the smallest weights of all layers of
+    the group do, its readers among them; the plan and the summary say so, and a warning.
 
     It is for readers as large as the layer itself, as in the MLPs of a transformer: there the copies are more
     than what inputs of the layer alone could pay for. A network with a small head loses few, or none.
@@ -38,8 +45,6 @@ class Children:
     ) -> None:
         """Mask, in place, what those who left have not paid: whole columns of the blocks.
 
-        Where these cannot pay, as in the smallest of networks, the smallest weights of all layers do.
-
         Parameters
         ----------
         weights, masks, count, factor, blocks
@@ -48,12 +53,9 @@ class Children:
         Raises
         ------
         BudgetError
-            If fewer weights are free; the masks are then unchanged.
+            If the columns that may leave cannot pay; the masks are then unchanged.
         """
-        try:
-            Columns().pay(weights[:1], masks[:1], count, factor, blocks=blocks)
-        except BudgetError:
-            Magnitude().pay(weights, masks, count, factor)
+        Columns().pay(weights[:1], masks[:1], count, factor, blocks=blocks)
 
 
 def leaving(squares: Tensor, entries: Tensor, blocks: Tensor, count: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor, nn
 
 from fpe import procedure
 from fpe.adoption import hook_problems
-from fpe.budget import Prune, count_free, count_nonzero
-from fpe.children import Children, leaving
+from fpe.budget import Magnitude, Prune, count_free, count_nonzero
+from fpe.children import SINGLE_WEIGHTS, Children, leaving
 from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError, raise_problems
 from fpe.foreseen import parameters_per_neuron
@@ -164,9 +165,15 @@ class _Expansion:
         columns = self.lineage.layouts(layer)
 
         split = self.split_of(layer)
-        children = procedure.partition(
-            _shared_out([w.weight for w in producers], layer.shares), factor, split, rng
-        )
+        with warnings.catch_warnings(record=True) as told:  # what a split does otherwise than its name says
+            warnings.simplefilter("always")
+            children = procedure.partition(
+                _shared_out([w.weight for w in producers], layer.shares), factor, split, rng
+            )
+        notes = [str(one.message) for one in told if one.category is UserWarning]
+        for one in told:
+            if one.category is not UserWarning:
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         if isinstance(self.method, Children):
             layer = self.leave(layer, producers, consumers, columns, children)
         family = family_of(layer)
@@ -179,12 +186,15 @@ class _Expansion:
             self.between[name] = procedure.widen(module, layer.neurons, factor, family)
         copies = self._count_copies(layer, [*producers, *consumers], [*wide, *readers])
         if self.todo.budget == "group":
-            wide = _pay(wide, readers, copies, self.method, layer, self.scale(layer))
+            wide, in_columns = _pay(wide, readers, copies, self.method, layer, self.scale(layer))
+            notes += [] if in_columns else [SINGLE_WEIGHTS]
         self.copies += copies
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *readers), strict=True))
         self.lineage.grow(layer)
-        return layer
+        for note in notes:
+            warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
+        return replace(layer, notes=tuple(notes))
 
     def leave(
         self,
@@ -259,8 +269,16 @@ def _pay(
     method: Prune,
     layer: LayerPlan,
     scale: Tensor | None,
-) -> list[Weights]:
-    """Prune a group; the producers of a gated pair pay as one layer, one below the other."""
+) -> tuple[list[Weights], bool]:
+    """Prune a group; the producers of a gated pair pay as one layer, one below the other.
+
+    Returns
+    -------
+    wide : list of Weights
+        The producers.
+    as_asked : bool
+        False if `Children` found no columns to pay with, and single weights paid.
+    """
     shape = wide[0].weight.shape
     depth = shape[2:].numel() if layer.shares != "taps" else 1
     flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
@@ -268,11 +286,19 @@ def _pay(
     paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
     in_blocks = isinstance(method, Children) or (layer.groups > 1 and method.needs_shared)
     blocks = blocks_of(layer).repeat(len(wide)) if in_blocks else None
-    procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
+    as_asked = True
+    try:
+        procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
+    except BudgetError:
+        if not isinstance(method, Children):
+            raise
+        as_asked = False
+        procedure.prune([paying, *readers], copies, Magnitude(), layer.factor)
     if len(wide) == 1:
-        return wide
+        return wide, as_asked
     weights, masks = (torch.split(t, shape[0]) for t in (joint.weight, joint.mask))
-    return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in zip(weights, masks, wide, strict=True)]
+    parts = zip(weights, masks, wide, strict=True)
+    return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in parts], as_asked
 
 
 def _shared_out(tensors: list[Tensor], shares: str) -> Tensor:

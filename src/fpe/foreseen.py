@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fpe.budget import Prune, count_free
-from fpe.children import Children
+from fpe.children import SINGLE_WEIGHTS, Children
 from fpe.choice import Chosen
 from fpe.graph import Group
 from fpe.graph.groups import default_runs, neuron_of_columns
@@ -40,7 +40,7 @@ def layer_plans(
         layer = _layer_plan(model, group, factor, inputs, shares, after, some)
         layer = replace(layer, groups=groups_of(split, neurons))
         if isinstance(prune, Children):
-            layer = replace(layer, neurons_after=after - _leaving(layer, taps if shares == "channels" else 1))
+            layer = _with_children(layer, after, taps if shares == "channels" else 1)
         for name in group.consumers:
             own = size_of(model, name)[1]
             shared = own if not group.columns else neurons * _own_columns(group, name)
@@ -49,16 +49,21 @@ def layer_plans(
     return planned
 
 
-def _leaving(layer: LayerPlan, depth: int) -> int:
-    """Return how many whole children pay, if no weight of the group is held at zero yet.
+def _with_children(layer: LayerPlan, after: int, depth: int) -> LayerPlan:
+    """Foresee how many whole children pay, and how the rest is paid, if no weight of the group is masked yet.
 
     Of each block equally many leave, and one child of each block together have all inputs.
     """
     if layer.factor == 1:
-        return 0
+        return layer
     copied = layer.copies // (layer.factor - 1) // layer.neurons
-    pays = len(layer.group.producers) * depth * layer.inputs + layer.factor * copied
-    return layer.copies // (pays * layer.groups) * layer.groups * layer.factor
+    entries = len(layer.group.producers) * depth  # that a neuron has for each input
+    pays = (entries * layer.inputs + layer.factor * copied) * layer.groups
+    times = layer.copies // pays
+    stay = layer.neurons - times * layer.groups  # in each block times groups; one column of each stays
+    by_columns = layer.copies - times * pays <= entries * stay * (layer.inputs - layer.factor)
+    left = times * layer.groups * layer.factor
+    return replace(layer, neurons_after=after - left, notes=() if by_columns else (SINGLE_WEIGHTS,))
 
 
 def _own_columns(group: Group, consumer: str) -> int:

@@ -11,6 +11,7 @@ parent (section 2.3). Sizes of the children of one neuron differ by at most one,
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -244,7 +245,8 @@ class Gram:
 
     The rows of ``G = W1ᵀ W1`` are clustered by k-means; inputs of one cluster stay together, and the
     clusters are balanced over the children by size, as in `Groups`. It says something only after some
-    training.
+    training. Where there are fewer clusters than children, as in a layer of equal weights, inputs are dealt
+    out at random, which a warning and the plan of the expanded model say.
 
     Parameters
     ----------
@@ -270,6 +272,7 @@ class Gram:
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
         """Return the child of each input's cluster, shape (neurons, inputs)."""
         from sklearn.cluster import KMeans
+        from sklearn.exceptions import ConvergenceWarning
 
         inputs = weight.shape[1]
         clusters = self.clusters or min(inputs, max(2 * factor, round(inputs**0.5)))
@@ -282,8 +285,16 @@ class Gram:
             .reshape(-1, inputs)
         )
         kmeans = KMeans(clusters, n_init=4, random_state=int(rng.integers(2**31)))
-        labels = kmeans.fit_predict((w.T @ w).numpy())
-        if len(np.unique(labels)) < factor:  # equal rows, as of an untrained or constant layer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters: told below where it matters
+            labels = kmeans.fit_predict((w.T @ w).numpy())
+        found = len(np.unique(labels))
+        if found < factor:  # equal rows, as of a constant layer
+            warnings.warn(
+                f"its Gram matrix has {found} {'cluster' if found == 1 else 'clusters'} of inputs, too few "
+                f"for {factor} children: each input is dealt out by itself, at random",
+                stacklevel=2,
+            )
             labels = np.arange(inputs)
         return Groups(labels, shared=self.shared).assign(weight, factor, rng)
 

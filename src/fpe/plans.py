@@ -43,6 +43,9 @@ class LayerPlan:
     left : tuple of int
         The children that were not born because whole children paid, numbered as if all were: parent × factor
         + which child. Known when the layer has been expanded.
+    notes : tuple of str
+        What is done otherwise than the split and the pruning of the plan say, and why; as far as it can be
+        foreseen, and completely when the layer has been expanded.
     """
 
     group: Group
@@ -56,6 +59,7 @@ class LayerPlan:
     chosen: tuple[int, ...] | None = None
     groups: int = 1
     left: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Plan:
             + each,
             *text_table(head, rows, left=3),
         ]
+        lines += noted_lines(self.layers)
         if self.skipped:
             lines += ["left alone:", *skipped_lines(self.skipped)]
         lines.append(f"non-zero parameters of the network, before and after: {self.nonzero:,}")
@@ -120,7 +125,7 @@ class Plan:
         for layer in record["layers"]:
             chosen = layer["chosen"]
             again = {"group": Group(**layer["group"]), "chosen": None if chosen is None else tuple(chosen)}
-            again["left"] = tuple(layer.get("left", ()))
+            again |= {name: tuple(layer.get(name, ())) for name in ("left", "notes")}
             layers.append(LayerPlan(**{**layer, **again}))
         skipped = tuple(Skipped(**s) for s in record["skipped"])
         earlier = Plan.from_dict(record["earlier"]) if record.get("earlier") else None
@@ -204,6 +209,12 @@ def braced(names: Sequence[str]) -> str:
 def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
     """Write what is left alone in lines, equal layers of a stack in one."""
     return [f"  {name}: {reason}" for name, reason in _folded([(s.name, s.reason) for s in skipped])]
+
+
+def noted_lines(layers: Sequence[LayerPlan]) -> list[str]:
+    """Return what is done otherwise than asked, layer by layer, under a heading; nothing if nothing is."""
+    noted = [(braced(layer.group.producers), note) for layer in layers for note in layer.notes]
+    return ["otherwise than asked:", *(f"  {name}: {note}" for name, note in _folded(noted))] if noted else []
 
 
 def _folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

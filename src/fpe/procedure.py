@@ -8,6 +8,7 @@ over the neurons is made to fit by `widen`.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -212,11 +213,14 @@ def prune(
         For a `Columns` that ranks by more than the weights; see `Columns.pay`.
     blocks : Tensor, optional
         For `Columns`, the block of each neuron where a child is more than one, and for `Children`; see
-        `Columns.pay`.
+        `Columns.pay`. Both go only to a method whose `pay` has an argument of that name.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
+    taken = inspect.signature(method.pay).parameters
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
     given = {"scale": scale, "blocks": blocks}
-    cast(Any, method).pay(weights, masks, copies, factor, **{n: t for n, t in given.items() if t is not None})
+    more = {n: t for n, t in given.items() if t is not None and (any_name or n in taken)}
+    cast(Any, method).pay(weights, masks, copies, factor, **more)
     for w in wide:
         w.weight.mul_(w.mask)
 

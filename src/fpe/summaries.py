@@ -12,7 +12,7 @@ from fpe.budget import counted_parameters
 from fpe.errors import ArgumentError
 from fpe.graph import Skipped
 from fpe.holding import check_held
-from fpe.plans import plans_in, skipped_lines, text_table
+from fpe.plans import LayerPlan, noted_lines, plans_in, skipped_lines, text_table
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,13 @@ class Summary:
         Every module with parameters of its own.
     skipped : tuple of Skipped
         The layers that were left alone, with the reason.
+    expanded : tuple of LayerPlan
+        What was done to the others, with notes on what was done otherwise than asked.
     """
 
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
+    expanded: tuple[LayerPlan, ...] = ()
 
     @property
     def total(self) -> Row:
@@ -72,6 +75,7 @@ class Summary:
             )
 
         lines = text_table(head, [cells(row) for row in (*self.rows, self.total)], left=2)
+        lines += noted_lines(self.expanded)
         if self.skipped:
             lines += ["left alone:", *skipped_lines(self.skipped)]
         lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
@@ -80,7 +84,8 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain dicts, lists, strings and numbers, fit for JSON."""
         rows = [{**vars(row), "density": row.density} for row in (*self.rows, self.total)]
-        return {"rows": rows, "skipped": [vars(s) for s in self.skipped]}
+        notes = {layer.group.name: list(layer.notes) for layer in self.expanded if layer.notes}
+        return {"rows": rows, "skipped": [vars(s) for s in self.skipped], "notes": notes}
 
 
 def _neurons(module: nn.Module) -> int:
@@ -134,7 +139,8 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
         )
         for name in before
     )
-    return Summary(rows, _skipped(wide))
+    expanded = tuple(layer for plan in plans_in(wide) for layer in plan.layers)
+    return Summary(rows, _skipped(wide), expanded)
 
 
 def _skipped(wide: nn.Module) -> tuple[Skipped, ...]:
