@@ -73,6 +73,9 @@ class Rewirer:
     Where several processes train one model, gradients are averaged over all of them, and each process
     moves the same weights. Call `step` on all of them.
 
+    With a ``torch.amp.GradScaler`` call `step` after ``scaler.update()``, also where the scaler has skipped
+    the step. Gradients are ranked as they are scaled, which changes no order within a step.
+
     Examples
     --------
     >>> import torch, fpe
@@ -130,7 +133,7 @@ class Rewirer:
         """Count a step of the optimizer, and let masks move if it is time; call it after each.
 
         A rewiring whose gradients are not finite, as they may be when a gradient scaler skips a step, comes
-        one step later. After 20 such steps in a row there is a warning.
+        one step later, by the gradients of that step. After 20 such steps in a row there is a warning.
 
         Raises
         ------
@@ -202,7 +205,9 @@ class Rewirer:
         """Return the averaged whole gradients, none for a policy without; None if some are not finite."""
         if not self._gathering:
             if self.schedule.every > 1 and self._seen == self._sums():
-                raise ModelError(_NOT_TRAINED)
+                if not self._overflowed():
+                    raise ModelError(_NOT_TRAINED)
+                return None  # a gradient scaler has skipped all steps
             return {}
         found = {i: self._gathered(i) for i in self._gathering}
         if all(gradient is None for gradient in found.values()):
@@ -215,6 +220,11 @@ class Rewirer:
         for i in self._gathering:
             self._forget(i)
         return gradients if bool(finite.all()) else None
+
+    def _overflowed(self) -> bool:
+        """Tell whether a gradient that is left from the last step is not finite."""
+        gradients = [site.layer.weight.grad for site in self.sites]
+        return any(g is not None and not bool(local(g).isfinite().all()) for g in gradients)
 
     def _watch(self) -> None:
         """Let the layers gather the whole gradient in the next step if it is needed, or stop it."""
