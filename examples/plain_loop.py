@@ -1,7 +1,9 @@
-"""A plain PyTorch loop: the convolutions and the classifier of a CNN are expanded halfway.
+"""A plain PyTorch loop: the convolution of a CNN is expanded halfway. Stopped, it resumes.
 
 Run: python examples/plain_loop.py
 """
+
+from pathlib import Path
 
 import torch
 from sklearn.datasets import load_digits
@@ -17,9 +19,19 @@ model = nn.Sequential(
     nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
     nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10),
 )  # fmt: skip
-optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 
-for epoch in range(10):
+weights, state = Path("cnn.safetensors"), Path("cnn-training.pt")
+first = 0
+if state.exists():  # resume: the file of the weights knows whether, and how, the model was expanded
+    model = fpe.load(weights, like=model)
+    stored = torch.load(state)
+    first = stored["epoch"] + 1
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+if first:
+    optimizer.load_state_dict(stored["optimizer"])
+    torch.set_rng_state(stored["random"])
+
+for epoch in range(first, 10):
     if epoch == 5:
         plan = fpe.expand_(model, optimizer, factor=2, example_inputs=X[:2])
         print(plan)
@@ -29,5 +41,6 @@ for epoch in range(10):
         loss.backward()
         optimizer.step()
     print(f"epoch {epoch}: loss {loss.item():.3f}, {fpe.count_nonzero(model):,} non-zeros")
-
-fpe.save(model, "cnn.safetensors")
+    fpe.save(model, weights)
+    random = torch.get_rng_state()
+    torch.save({"epoch": epoch, "optimizer": optimizer.state_dict(), "random": random}, state)

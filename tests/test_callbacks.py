@@ -8,7 +8,7 @@ from torch.utils.data import IterableDataset
 
 import fpe
 from fits import Module, data, lightning, transformers
-from fpe.errors import ArgumentError, ModelError
+from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.trainers import huggingface
 from fpe.trainers.lightning import Expand, Rewire
 from zoo import ZOO
@@ -211,3 +211,32 @@ def test_a_rewirer_that_does_not_resume_with_its_training_is_told(tmp_path):
     trainer = transformers(gpt2(), tmp_path / "c", huggingface.Expand(0), resuming, epochs=2)
     with pytest.warns(UserWarning, match="is not used"):
         trainer.train()
+
+
+@pytest.mark.parametrize("average", ["SWA", "EMA"])
+def test_averages_of_weights_grow_with_the_network_or_are_refused(average, tmp_path):
+    from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+
+    def made():
+        return StochasticWeightAveraging(1e-2, 1) if average == "SWA" else EMAWeightAveraging(decay=0.5)
+
+    for callbacks in ([Expand(1), made()], [made(), Expand(0)], [Expand(0), Rewire("set"), made()]):
+        module = Module()
+        trainer = lightning(tmp_path, *callbacks, epochs=3, enable_checkpointing=False)
+        with pytest.raises(ModelError, match="Averaging"):
+            trainer.fit(module, data())
+        assert module.losses == []
+    module = Module()
+    before = fpe.count_nonzero(module)
+    lightning(tmp_path, Expand(0), made(), epochs=3, enable_checkpointing=False).fit(module, data())
+    assert fpe.count_nonzero(module) == before
+    assert (module.network[0].weight[module.network[0].fpe_mask == 0] == 0).all()
+
+
+def test_what_has_no_shape_to_restore_is_told_and_an_expanded_one_without_is_refused(tmp_path):
+    gpt2().save_pretrained(tmp_path / "dense")
+    with pytest.warns(UserWarning, match="no shape to restore"):
+        assert not hasattr(huggingface.restore_shape(gpt2(), tmp_path / "dense"), "fpe_plan")
+    fpe.expand(gpt2(), 2).save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"no fpe\.json"):
+        huggingface.restore_shape(gpt2(), tmp_path / "wide")

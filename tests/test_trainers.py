@@ -37,6 +37,23 @@ def test_an_example_runs_and_keeps_the_count(name, tmp_path):
         assert len({line.split(", ")[1] for line in counts if line.startswith("epoch")}) == 1
 
 
+def test_the_plain_loop_resumes_before_and_after_the_expansion(tmp_path):
+    """Stopped before epochs 3 and 7, it prints what it prints in one run."""
+    text = (ROOT / "examples" / "plain_loop.py").read_text(encoding="utf-8")
+    printed = {}
+    for name, stops in (("whole", [10]), ("stopped", [3, 7, 10])):
+        folder = tmp_path / name
+        folder.mkdir()
+        lines = []
+        for stop in stops:
+            run = [sys.executable, "-c", text.replace("range(first, 10)", f"range(first, {stop})")]
+            done = subprocess.run(run, cwd=folder, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            lines += done.stdout.splitlines()
+        printed[name] = lines
+    assert printed["stopped"] == printed["whole"]
+
+
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_lightning_expands_at_the_epoch_and_trains_on(epoch, tmp_path):
     module = fitted(tmp_path, Expand(epoch, factor=2))

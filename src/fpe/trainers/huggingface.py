@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -18,6 +19,7 @@ from fpe.columns import Columns
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.files import write_atomically
 from fpe.inplace import check_moments, expand_, foresee
+from fpe.masked import MASK
 from fpe.prunes import as_prune
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.rewirer import Rewirer
@@ -263,11 +265,35 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     Raises
     ------
     CheckpointError
-        If there is no such folder, or its shapes are of another model.
+        If there is no such folder, or its shapes are of another model, or are missing beside the weights of
+        an expanded one.
+
+    Warns
+    -----
+    UserWarning
+        If there is nothing to restore.
     """
     if not Path(folder).is_dir():
         raise CheckpointError(f"there is no folder {folder}; give a checkpoint that the Trainer wrote.")
     path = Path(folder, FILE)
     if path.is_file():
         reshape_(model, json.loads(path.read_text(encoding="utf-8")))
+        return model
+    if _has_masks(Path(folder)):
+        raise CheckpointError(
+            f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; take one "
+            "that the Trainer wrote, or a file of fpe.save."
+        )
+    warnings.warn(
+        f"{folder} has no {FILE}: its model is not expanded, and there is no shape to restore.", stacklevel=2
+    )
     return model
+
+
+def _has_masks(folder: Path) -> bool:
+    """Tell whether the weights in a folder are those of an expanded model."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            if any(name.rpartition(".")[2] == MASK for name in file.keys()):  # noqa: SIM118
+                return True
+    return False

@@ -80,6 +80,7 @@ class Expand(Callback):
         """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
         network = network_of(pl_module, self.network, "Expand")
         if stage == "fit":
+            self._check_averages(trainer)
             self.shapes, self._warned = None, False
         if self.shapes is None:
             self._reshape_on_load(pl_module, network)
@@ -96,6 +97,18 @@ class Expand(Callback):
             )
         elif self.epoch == 0:
             self._expand(network, [])
+
+    def _check_averages(self, trainer: Trainer) -> None:
+        """Refuse averages of weights that are made of the dense network."""
+        for callback in _averaging(trainer):
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            before = callbacks.index(self) < callbacks.index(callback)
+            if self.epoch > 0 or not before:
+                raise ModelError(
+                    f"{type(callback).__name__} copies the network at the start, and its average would "
+                    "be of the dense one; give Expand(epoch=0), and put it before "
+                    f"{type(callback).__name__} in callbacks."
+                )
 
     def _reshape_on_load(self, pl_module: LightningModule, network: nn.Module) -> None:
         """Let the network take a checkpoint's shape: Lightning reads weights before callbacks' state."""
@@ -191,8 +204,14 @@ class Rewire(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Forget the network that was trained before."""
-        if stage == "fit":
-            self.rewirer = self._stored = None
+        if stage != "fit":
+            return
+        self.rewirer = self._stored = None
+        for callback in _averaging(trainer):
+            raise ModelError(
+                f"{type(callback).__name__} beside Rewire: an average over masks that move has more non-zero "
+                "weights than any of its networks. Leave one of the two callbacks out."
+            )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -254,6 +273,16 @@ def network_of(pl_module: LightningModule, name: str | None, callback: str) -> n
             f"{callback}(network='…')."
         )
     return pl_module.get_submodule(children[0])
+
+
+def _averaging(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks that average weights."""
+    return [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if {kind.__name__ for kind in type(callback).__mro__}
+        & {"StochasticWeightAveraging", "WeightAveraging"}
+    ]
 
 
 def _epochs(trainer: Trainer) -> float:
