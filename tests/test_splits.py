@@ -123,8 +123,12 @@ def test_co_activation_needs_data():
     )
     with pytest.raises(ArgumentError, match="needs data; give on\\(inputs\\) the layer's inputs first"):
         fpe.splits.CoActivation().assign(torch.zeros(2, 4), 2, np.random.default_rng(0))
-    with pytest.raises(ModelError, match="layer '0' has inputs on example_inputs that are NaN or infinite"):
+    with pytest.raises(ModelError, match="output of Sequential on example_inputs is NaN or infinite through"):
         fpe.expand(model, split=fpe.splits.CoActivation(), example_inputs=PAIRS * torch.inf)
+    one = PAIRS.clone()
+    one[0] = torch.inf
+    with pytest.raises(ModelError, match="layer '0' has inputs on example_inputs that are NaN or infinite"):
+        fpe.expand(model, split=fpe.splits.CoActivation(), example_inputs=one)
 
 
 def test_co_activation_of_a_convolution():

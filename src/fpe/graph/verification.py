@@ -222,10 +222,15 @@ def _running_copy(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
         try:
             fine = copied(model, dtype, device)
             arguments = tree_map(lambda value, to=(dtype, device): _moved(value, *to), call)
-            _run(fine, arguments, False, False)
+            outputs, _ = _run(fine, arguments, False, False)
         except Exception as error:  # the user's own code may fail in any way
             last = error
         else:
+            if outputs and not any(output.isfinite().any() for output in outputs):
+                raise ModelError(
+                    f"the output of {type(model).__name__} on example_inputs is NaN or infinite throughout, "
+                    "so that nothing can be verified; give a batch, and a model, of finite numbers."
+                )
             return fine, arguments
     if isinstance(last, ModelError):
         raise last
