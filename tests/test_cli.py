@@ -104,7 +104,8 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
             ["fit", "digts"],
             1,
             "Error: there is no data set and no file 'digts'; give one of digits, fashion-mnist, "
-            "banking77, or a file ending in .npz, .parquet, .csv. Did you mean 'digits'?",
+            "banking77, or a file ending in .npz, .csv, .tsv, .tab, .txt, .data, .dat, .parquet, .pq, "
+            ".jsonl, .ndjson, .json. Did you mean 'digits'?",
         ),
         (
             ["fit", "digits", "--factor", "0"],

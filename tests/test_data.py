@@ -165,7 +165,7 @@ class TestNpz:
         assert data.classes == ["no", "yes"]
         assert data.y_train.tolist() == Y.tolist()
         assert set(data.y_test) == {1}
-        assert load(npz(tmp_path, X=X, y=Y * 10 - 5.0)).classes == ["-5.0", "5.0"]
+        assert load(npz(tmp_path, X=X, y=Y * 10 - 5.0)).classes == ["-5", "5"]
         assert load(npz(tmp_path, X=X, y=Y == 1)).classes == ["False", "True"]
 
     def test_names_of_classes_may_be_given(self, tmp_path):
@@ -198,7 +198,7 @@ class TestNpz:
                 "training part has 3 features, the test part 2",
             ),
             ({"X": X, "y": Y * 0}, "only one class, '0'"),
-            ({"X": X, "y": np.r_[np.nan, Y[1:]]}, "not whole, or NaN"),
+            ({"X": X, "y": np.r_[np.nan, Y[1:]]}, "1 rows without a label, None or NaN"),
             ({"X": X, "y": Y + 0.5}, "not whole"),
             ({"X": X, "y": Y[:, None]}, r"y has shape \(20, 1\)"),
             ({"X": X[:, 0], "y": Y}, r"X has shape \(20,\)"),
@@ -219,7 +219,7 @@ class TestNpz:
             ({"X": X, "y": Y - 1, "classes": np.array(["a", "b"])}, r"out of range \(-1\)"),
             (
                 {"X_train": X, "y_train": Y, "X_test": X, "y_test": Y + 1},
-                r"y_test has 1 classes that y_train has not \(2\)",
+                r"test part of .* has 1 classes that the training part has not \(2\)",
             ),
             ({"X": X, "y": np.r_[5, Y[1:]]}, "1 classes have a single sample .'5'."),
             ({"X": X[:4], "y": Y[:4]}, "4 rows with 2 classes cannot be split"),
@@ -270,14 +270,14 @@ class TestTables:
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
-            ({"a": X[:, 0], "labels": Y}, "no column 'label'. Did you mean 'labels'.*--label"),
-            ({"a": X[:, 0], "name": ["x"] * 20, "label": Y}, r"no numbers: 'name' \(string\)"),
+            ({"a": X[:, 0], "lable": Y}, "no column 'label'.*--label"),
+            ({"a": X[:, 0], "name": ["x"] * 20, "label": Y}, r"no numbers: 'name' \(text\)"),
             ({"a": [[1.0], [2.0, 3.0]] * 10, "label": Y}, "no numbers: 'a'"),
             ({"a": [["x"]] * 20, "label": Y}, "no numbers: 'a'"),
             ({"label": Y}, "no columns but the labels"),
-            ({"a": X[:, 0], "label": [None, *Y[1:].tolist()]}, "1 rows without a label"),
-            ({"a": [None, *X[1:, 0]], "label": Y}, "1 values that are NaN"),
-            ({"a": [[None, 1.0], *X[1:, :2].tolist()], "label": Y}, "no numbers: 'a'|NaN"),
+            ({"a": X[:, 0], "label": [None] * 20}, "no labels at all"),
+            ({"a": [None, *X[1:, 0]], "label": Y}, "1 missing values"),
+            ({"a": [[None, 1.0], *X[1:, :2].tolist()], "label": Y}, "1 missing values"),
             (
                 {"a": pyarrow.array([], "float64"), "label": pyarrow.array([], "int64")},
                 "no rows",
@@ -295,7 +295,7 @@ class TestTables:
             load(file)
 
     def test_a_broken_csv_file_is_told(self, tmp_path):
-        with pytest.raises(DataError, match="not a whole table in CSV"):
+        with pytest.raises(DataError, match="not a whole table separated by commas: line 3 has 1 fields"):
             load(csv(tmp_path, "a,label\n1,0\n2\n"))
 
 
@@ -306,7 +306,7 @@ class TestSources:
 
     def test_an_unknown_kind_of_file_is_told(self, tmp_path):
         (tmp_path / "data.xlsx").write_text("x")
-        with pytest.raises(DataError, match=r"of no known kind; files can end in \.npz, \.parquet, \.csv"):
+        with pytest.raises(DataError, match=r"of no known kind; files can end in \.npz, \.csv, .*\.parquet"):
             load(tmp_path / "data.xlsx")
 
     def test_an_empty_file_is_told(self, tmp_path):

@@ -56,10 +56,10 @@ def embed(
       fpe embed questions.csv --label intent
       fpe fit embeddings/cifar100
     """  # noqa: D301
+    from fpe.data.shards import MANIFEST
     from fpe.embed.folders import listed
     from fpe.embed.run import EmbedConfig
     from fpe.embed.run import embed as run
-    from fpe.embed.shards import MANIFEST
     from fpe.progress import progress_bar
 
     folder = out or Path("embeddings", Path(source).resolve().stem)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fpe.commands.auto import check_auto, choose
-from fpe.commands.shared import ManyValues, check_jobs, expansion_options
+from fpe.commands.shared import ManyValues, check_jobs, data_options, expansion_options
 
 
 @click.command(cls=ManyValues, short_help="Train dense and expanded networks on data, and compare.")
@@ -64,10 +64,7 @@ from fpe.commands.shared import ManyValues, check_jobs, expansion_options
 )
 @click.option("--patience", type=int, help="Stop when the loss on these has not fallen for so many epochs.")
 @click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
-@click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
-@click.option(
-    "--test-fraction", default=0.2, show_default=True, help="Share held out where there is no test part."
-)
+@data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
 @click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
 @click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
@@ -77,8 +74,12 @@ def fit(
     context: click.Context,
     /,
     data: str,
-    label: str,
-    test_fraction: float,
+    label: str | None,
+    test: str | None,
+    split_column: str | None,
+    drop: tuple[str, ...],
+    features: tuple[str, ...],
+    test_fraction: float | None,
     out: Path | None,
     jobs: int,
     fresh: bool,
@@ -90,8 +91,8 @@ def fit(
 ) -> None:
     """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
 
-    DATA is digits, fashion-mnist, banking77, a .npz, .parquet or .csv file, or a folder that fpe embed
-    wrote. Run the same command again to go on
+    DATA is digits, fashion-mnist, banking77, a .npz file, a table (.csv, .tsv, .parquet, .jsonl, …), a folder
+    with tables train and test, or one that fpe embed wrote. Run the same command again to go on
     after Ctrl-C, or with more trials or widths to add them.
 
     \b
@@ -110,7 +111,16 @@ def fit(
     from fpe.progress import progress_bar
     from fpe.report.fit import fit_figure, fit_table
 
-    dataset = load(data, label=label, test_fraction=test_fraction, seed=settings["seed"])
+    dataset = load(
+        data,
+        label,
+        test_fraction,
+        settings["seed"],
+        test=test,
+        split_column=split_column,
+        drop=drop,
+        features=features,
+    )
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     found = None
     if auto:
@@ -127,6 +137,7 @@ def fit(
         click.echo(to_json(result))
         return
     click.echo(_heading(result))
+    click.echo("\n".join(dataset.lines()) + "\n")
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
     if found is not None:

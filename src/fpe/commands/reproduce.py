@@ -20,7 +20,7 @@ from fpe.files import to_json
     metavar="NAME|FILE|FOLDER",
     help="What to run on, as for fpe fit; may be given again.  [default: fashion-mnist and banking77]",
 )
-@click.option("--label", default="label", show_default=True, help="Column of labels of a table.")
+@click.option("--label", help="Column of labels of a table.  [default: found]")
 @click.option("--hidden", type=int, multiple=True, metavar="WIDTH…", help="Widths of the dense networks.")
 @click.option("--trials", type=int, help="Networks of each kind and width.  [default: the experiment's own]")
 @click.option(
@@ -39,7 +39,7 @@ def reproduce(
     name: str,
     quick: bool,
     data: tuple[str, ...],
-    label: str,
+    label: str | None,
     out: Path | None,
     jobs: int,
     engine: str,

@@ -88,3 +88,32 @@ def check_jobs(jobs: int) -> None:
     """Refuse numbers of processes that mean nothing."""
     if jobs != -1 and jobs < 1:
         raise ArgumentError(f"--jobs is {jobs}; give a number of processes, or -1 for one for each core.")
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say what of a table is what; `fpe.data.load` takes them."""
+    options = (
+        click.option(
+            "--label", help="Column of labels of a table.  [default: found by its name, or its text]"
+        ),
+        click.option("--test", metavar="FILE", help="A table, the test part."),
+        click.option("--split-column", metavar="NAME", help="Column that says train or test."),
+        click.option(
+            "--drop",
+            multiple=True,
+            metavar="NAME",
+            help="Name or pattern of columns that are no features; may be given again.",
+        ),
+        click.option(
+            "--features",
+            multiple=True,
+            metavar="NAME",
+            help="The only columns, or patterns, that are features.",
+        ),
+        click.option(
+            "--test-fraction", type=float, help="Share held out where there is no test part.  [default: 0.2]"
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command

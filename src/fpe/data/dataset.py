@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from fpe.data.arrays import read_npz
+from fpe.data.choosing import Columns, read_parts
+from fpe.data.features import merged_columns
+from fpe.data.labels import label_names, numbered, some
 from fpe.data.named import NAMED
-from fpe.data.tables import read_csv, read_npz, read_parquet
-from fpe.embed.shards import MANIFEST, read_embeddings
+from fpe.data.parts import TESTS, Raw
+from fpe.data.shards import MANIFEST, read_embeddings
+from fpe.data.tables import TABLES, is_table
 from fpe.errors import ArgumentError, DataError, did_you_mean
 from fpe.files import read_json
 
-_READERS = {".npz": read_npz, ".parquet": read_parquet, ".csv": read_csv}
-
-
-@dataclass(frozen=True)
-class Raw:
-    """Arrays as they were read, before they are checked; the test part may be absent."""
-
-    X: np.ndarray
-    y: np.ndarray
-    X_test: np.ndarray | None = None
-    y_test: np.ndarray | None = None
-    classes: np.ndarray | None = None
+#: The share held out where there is no test part.
+TEST_FRACTION = 0.2
+_KINDS = (".npz", *TABLES)
 
 
 @dataclass(frozen=True)
@@ -45,6 +42,12 @@ class Dataset:
         The classes' names, by number.
     fingerprint : str
         A hash of all arrays.
+    features : list of str
+        The features' names; empty if they have none.
+    label : str or None
+        The column of labels of a table.
+    notes : list of str
+        What was left out, guessed or held out, and why.
     """
 
     name: str
@@ -54,95 +57,173 @@ class Dataset:
     y_test: np.ndarray
     classes: list[str]
     fingerprint: str
+    features: list[str] = field(default_factory=list)
+    label: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def majority_accuracy(self) -> float:
+        """Test accuracy of always answering the most frequent class of the training part."""
+        return float((self.y_test == np.bincount(self.y_train).argmax()).mean())
+
+    def lines(self) -> list[str]:
+        """Return what was read, as lines of text: features, labels, rows, what was left out."""
+        count = self.X_train.shape[1]
+        names = f": {_ends(self.features)}" if self.features else ""
+        label = "" if self.label is None else f"{self.label!r}, "
+        return [
+            f"features  {count:,}{names}",
+            f"label     {label}{len(self.classes)} classes: {some(self.classes, 8)}",
+            f"rows      {len(self.X_train):,} to learn from, {len(self.X_test):,} to test on",
+            *(f"note      {note}" for note in self.notes),
+            f"majority  {self.majority_accuracy:.1%} of the test rows have the most frequent training class",
+        ]
 
 
 def load(
-    source: str | os.PathLike[str], label: str = "label", test_fraction: float = 0.2, seed: int = 0
+    source: str | os.PathLike[str],
+    label: str | None = None,
+    test_fraction: float | None = None,
+    seed: int = 0,
+    *,
+    test: str | os.PathLike[str] | None = None,
+    split_column: str | None = None,
+    drop: Sequence[str] = (),
+    features: Sequence[str] = (),
 ) -> Dataset:
-    """Load data by name, from a file or a folder of embeddings; check it; split it if it has no test part.
+    """Load data by name, from a file or a folder; check it; split it if it has no test part.
 
     Parameters
     ----------
     source : str or path-like
-        ``"digits"``, ``"fashion-mnist"``, or a file: ``.npz`` with ``X_train``, ``y_train``, ``X_test``,
-        ``y_test`` or with ``X``, ``y`` (and ``classes``, the names, in either); ``.parquet`` or ``.csv`` with
-        a column of labels, all other columns being features; or a folder that ``fpe embed`` wrote.
-    label : str, default "label"
-        Name of the column of labels.
+        ``"digits"``, ``"fashion-mnist"``, ``"banking77"``, or a file: ``.npz`` with ``X_train``, ``y_train``,
+        ``X_test``, ``y_test`` or with ``X``, ``y`` (and ``classes``, the names, in either); or a table, as
+        for `fpe.data.tables.read_table`; or a folder with tables ``train`` and ``test``, or one that ``fpe
+        embed`` wrote.
+    label : str, optional
+        Column of labels of a table; by default one called ``label``, ``class``, ``target`` or the like, or
+        the only one that is not made of numbers.
     test_fraction : float, default 0.2
         The share held out, with the classes in proportion, where there is no test part.
     seed : int, default 0
         Seed of that choice.
+    test : str or path-like, optional
+        A table, the test part.
+    split_column : str, optional
+        Column of a table that says ``train`` or ``test``.
+    drop, features : sequence of str
+        Columns of a table, or patterns of their names, that are no features; or that are the only ones.
 
     Returns
     -------
     Dataset
-        Features as float32, labels as numbers from 0.
+        Features as float32, labels as numbers from 0. Rows of tables without a label are left out and counted
+        in the notes.
 
     Raises
     ------
     ArgumentError
-        If the test fraction is not between 0 and 1.
+        If the test fraction is not between 0 and 1, or an argument does not apply to the source.
     DataError
         If the source is unknown, the file is missing, empty, broken or of another layout, features are
         not finite numbers, or labels do not fit.
     """
-    if not 0 < test_fraction < 1:
+    if test_fraction is not None and not 0 < test_fraction < 1:
         raise ArgumentError(f"test fraction is {test_fraction!r}; give a share between 0 and 1.")
-    name = str(source)
-    if name in NAMED:
-        raw = Raw(*NAMED[name]())
-    else:
-        path = Path(source)
-        raw = _read_folder(path) if path.is_dir() else _read_file(path, label)
-        name = path.resolve().name if path.is_dir() else path.stem
+    asked = Columns(label, split_column, tuple(drop), tuple(features))
+    raw, name = _read(source, asked, None if test is None else Path(test))
+    if raw.X_test is not None and test_fraction is not None:
+        raise ArgumentError(
+            f"the test fraction is {test_fraction}, but {source} has a test part; leave it out."
+        )
     X, X_test = _features(raw.X, "X"), None
     if raw.X_test is not None:
         X_test = _features(raw.X_test, "X_test")
         if X.shape[1] != X_test.shape[1]:
             raise DataError(f"the training part has {X.shape[1]} features, the test part {X_test.shape[1]}.")
-    y, y_test, classes = _labels(raw)
-    for part, features, labels in (("", X, y), ("the test part: ", X_test, y_test)):
-        if features is not None and labels is not None and len(features) != len(labels):
+    y, y_test, classes = _labels(raw, str(source))
+    for part, matrix, labels in (("", X, y), ("the test part: ", X_test, y_test)):
+        if matrix is not None and labels is not None and len(matrix) != len(labels):
             raise DataError(
-                f"{part}X has {len(features)} rows, y has {len(labels)} labels; give one label for each row."
+                f"{part}X has {len(matrix)} rows, y has {len(labels)} labels; give one label for each row."
             )
     if len(np.unique(y)) < 2:
         raise DataError(
             f"there is only one class, {classes[int(y[0])]!r}, in the training data; a classifier needs "
             "samples of at least two."
         )
+    if len(classes) == len(y) and len(y) > 20:
+        raise DataError(
+            f"each of the {len(y)} rows has a label of its own; name the column of labels with --label."
+        )
+    notes = list(raw.notes)
     if X_test is None or y_test is None:
-        X, X_test, y, y_test = _hold_out(X, y, test_fraction, seed, classes)
+        share = TEST_FRACTION if test_fraction is None else test_fraction
+        X, X_test, y, y_test = _hold_out(X, y, share, seed, classes)
+        notes.append(f"{share:.0%} are held out to test on, classes in proportion")
     arrays = (X, y, X_test, y_test)
-    return Dataset(name, X, y, X_test, y_test, classes, _hash(arrays))
+    constant = int((X[0] == X).all(axis=0).sum())
+    if constant and raw.features:
+        notes.append(f"{constant} of the features have one value in all training rows")
+    return Dataset(name, X, y, X_test, y_test, classes, _hash(arrays), raw.features, raw.label, notes)
 
 
-def _read_file(path: Path, label: str) -> Raw:
+def _read(source: str | os.PathLike[str], asked: Columns, test: Path | None) -> tuple[Raw, str]:
+    """Read any source; refuse what does not apply to it."""
+    path = Path(source)
+    if str(source) in NAMED:
+        _refuse(asked, test, f"the data set {source}")
+        return Raw(*NAMED[str(source)]()), str(source)
+    if path.is_dir():
+        name = path.resolve().name
+        manifest = read_json(path / MANIFEST)
+        if manifest is not None:
+            _refuse(asked, test, f"the embeddings in {path}")
+            return Raw(*read_embeddings(path, manifest)), name
+        found = {
+            part: sorted(f for f in path.iterdir() if is_table(f) and f.name.partition(".")[0] == part)
+            for part in ("train", *TESTS)
+        }
+        if len(found["train"]) != 1:
+            raise DataError(
+                f"the folder {path} holds no embeddings of fpe embed; for a folder of images, run fpe embed "
+                f"{path} first, and give the folder that it writes; of tables, one must be called train."
+            )
+        tests = [file for part in TESTS for file in found[part]]
+        if test is None and tests:
+            test = tests[0]
+        return read_parts(found["train"][0], test, asked), name
     if not path.exists():
         known = ", ".join(NAMED)
         raise DataError(
             f"there is no data set and no file {str(path)!r}; give one of {known}, or a file ending in "
-            f"{', '.join(_READERS)}.{did_you_mean(str(path), NAMED)}"
+            f"{', '.join(_KINDS)}.{did_you_mean(str(path), NAMED)}"
         )
-    if path.suffix.lower() not in _READERS:
+    if path.suffix.lower() == ".npz":
+        _refuse(asked, test, str(path))
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; give a file with data.")
+        return read_npz(path), path.stem
+    if not is_table(path):
         raise DataError(
-            f"{path} is of no known kind; files can end in {', '.join(_READERS)}. For images or text, embed "
+            f"{path} is of no known kind; files can end in {', '.join(_KINDS)}. For images or text, embed "
             "them first."
         )
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; give a file with data.")
-    return Raw(*_READERS[path.suffix.lower()](path, label))
+    raw = read_parts(path, test, asked)
+    return raw, path.name.partition(".")[0] or path.stem
 
 
-def _read_folder(path: Path) -> Raw:
-    manifest = read_json(path / MANIFEST)
-    if manifest is None:
-        raise DataError(
-            f"the folder {path} holds no embeddings of fpe embed; for a folder of images, run "
-            f"fpe embed {path} first, and give the folder that it writes."
+def _refuse(asked: Columns, test: Path | None, what: str) -> None:
+    given = asked.given() + ([] if test is None else ["--test"])
+    if given:
+        raise ArgumentError(
+            f"{', '.join(given)} can only be used with a table; {what} is none. Leave it out."
         )
-    return Raw(*read_embeddings(path, manifest))
+
+
+def _ends(names: list[str]) -> str:
+    shown = [repr(name) for name in names]
+    return ", ".join(shown if len(shown) <= 6 else [*shown[:3], "…", shown[-1]])
 
 
 def _features(X: np.ndarray, name: str) -> np.ndarray:
@@ -154,7 +235,14 @@ def _features(X: np.ndarray, name: str) -> np.ndarray:
         X.dtype, np.complexfloating
     ):
         raise DataError(f"{name} has type {X.dtype}; give real numbers.")
-    X = np.ascontiguousarray(X.reshape(len(X), -1), dtype=np.float32)
+    X = X.reshape(len(X), -1)
+    if X.dtype != np.float32 and X.dtype != np.float16 and (lost := merged_columns(X)):
+        raise DataError(
+            f"{name} has columns whose differences float32 cannot hold ({some(lost)}, from 0); subtract "
+            "their smallest values, or leave them out."
+        )
+    with np.errstate(over="ignore"):
+        X = np.ascontiguousarray(X, dtype=np.float32)
     bad = ~np.isfinite(X)
     if bad.any():
         row, column = (int(i[0]) for i in np.nonzero(bad))
@@ -165,53 +253,35 @@ def _features(X: np.ndarray, name: str) -> np.ndarray:
     return X
 
 
-def _labels(raw: Raw) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
+def _labels(raw: Raw, source: str) -> tuple[np.ndarray, np.ndarray | None, list[str]]:
     """Turn labels of any type into numbers from 0, and name the classes."""
     y = np.asarray(raw.y)
     y_test = None if raw.y_test is None else np.asarray(raw.y_test)
     for name, labels in (("y", y), ("y_test", y_test)):
-        if labels is None:
-            continue
-        if labels.ndim != 1 or labels.size == 0:
+        if labels is not None and (labels.ndim != 1 or labels.size == 0):
             raise DataError(f"{name} has shape {labels.shape}; give a flat list with one label for each row.")
-        if np.issubdtype(labels.dtype, np.floating) and not (labels == np.round(labels)).all():
-            raise DataError(f"{name} holds numbers that are not whole, or NaN; labels are classes.")
-        if labels.dtype == object and any(v is None for v in labels):
-            raise DataError(f"{name} has rows without a label; remove them.")
     if raw.classes is not None and np.issubdtype(y.dtype, np.integer):
-        return _checked_codes(y, "y", raw), _checked_codes(y_test, "y_test", raw), _names(raw.classes)
-    known, codes = np.unique(y, return_inverse=True)
-    if y_test is None:
-        return codes.astype(np.int64), None, _names(known)
-    strange = np.setdiff1d(y_test, known)
-    if len(strange):
-        raise DataError(
-            f"y_test has {len(strange)} classes that y_train has not ({_some(strange)}); no network can "
-            "learn them."
-        )
-    return codes.astype(np.int64), np.searchsorted(known, y_test).astype(np.int64), _names(known)
+        codes = _checked_codes(y, "y", raw.classes)
+        codes_test = None if y_test is None else _checked_codes(y_test, "y_test", raw.classes)
+        return codes, codes_test, [str(c) for c in raw.classes]
+    return numbered(_complete(y, "y"), None if y_test is None else _complete(y_test, "y_test"), source)
 
 
-def _checked_codes(codes: np.ndarray | None, name: str, raw: Raw) -> np.ndarray:
-    classes: np.ndarray | list[str] = raw.classes if raw.classes is not None else []
-    if codes is None:
-        return None  # type: ignore[return-value]
+def _complete(labels: np.ndarray, name: str) -> list[str]:
+    names = label_names(labels.tolist(), name)
+    if None in names:
+        raise DataError(f"{name} has {names.count(None)} rows without a label, None or NaN; remove them.")
+    return [each for each in names if each is not None]
+
+
+def _checked_codes(codes: np.ndarray, name: str, classes: np.ndarray) -> np.ndarray:
     outside = np.unique(codes[(codes < 0) | (codes >= len(classes))])
     if len(outside):
         raise DataError(
-            f"{name} has labels out of range ({_some(outside)}); with {len(classes)} classes, 0 to "
+            f"{name} has labels out of range ({some(outside)}); with {len(classes)} classes, 0 to "
             f"{len(classes) - 1} are allowed."
         )
     return codes.astype(np.int64)
-
-
-def _names(classes: np.ndarray) -> list[str]:
-    return [str(c) for c in classes]
-
-
-def _some(values: np.ndarray) -> str:
-    shown = ", ".join(str(v) for v in values[:5])
-    return shown + (", …" if len(values) > 5 else "")
 
 
 def _hold_out(
@@ -224,7 +294,7 @@ def _hold_out(
     if rare:
         raise DataError(
             f"{len(rare)} classes have a single sample ({', '.join(map(repr, rare[:5]))}), which cannot be "
-            "both learnt and tested; remove them, or give a .npz with a test part of your own."
+            "both learnt and tested; remove them, or give a test part of your own."
         )
     try:
         split = train_test_split(X, y, test_size=fraction, random_state=seed, stratify=y)

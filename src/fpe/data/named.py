@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fpe.data.tables import read_npz
+from fpe.data.arrays import read_npz
 from fpe.errors import DataError
 
 _FASHION = {
@@ -75,7 +75,8 @@ def banking77() -> tuple[Any, ...]:
             "sentence-transformers/all-MiniLM-L6-v2 --out banking77` and give that folder; or put "
             "banking77-minilm.npz into a folder banking77-minilm, and set FPE_DATA to the folder above."
         )
-    return read_npz(folder / "banking77-minilm.npz", "")
+    raw = read_npz(folder / "banking77-minilm.npz")
+    return raw.X, raw.y, raw.X_test, raw.y_test, raw.classes
 
 
 def find_folder(name: str) -> Path | None:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from fpe._version import __version__
+from fpe.data.shards import FORMATS, MANIFEST, shard_path, write_shard
 from fpe.embed.batches import Batch, embedded
 from fpe.embed.encoders import load_encoder
 from fpe.embed.items import Items, open_items
-from fpe.embed.shards import FORMATS, MANIFEST, shard_path, write_shard
 from fpe.errors import ArgumentError, DataError, raise_problems
 from fpe.files import read_json, write_json
 

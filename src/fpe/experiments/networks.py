@@ -48,13 +48,13 @@ class Source:
         A name or an absolute path, as for `fpe.data.load`.
     fingerprint : str
         Of what is to be found there.
-    label : str
+    label : str or None
         Column of the labels of a table.
     """
 
     source: str
     fingerprint: str
-    label: str = "label"
+    label: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ def reproduce(
     out: Path,
     request: Request | None = None,
     data: Sequence[str] = (),
-    label: str = "label",
+    label: str | None = None,
     engine: Engine | None = None,
     fresh: bool = False,
     on_task: Callable[[str], None] | None = None,
@@ -47,8 +47,8 @@ def reproduce(
         How; by default in full, as the catalogue says.
     data : sequence of str
         Names or files for the experiments on real data; by default each experiment's own.
-    label : str, default "label"
-        Column of the labels of a table.
+    label : str, optional
+        Column of the labels of a table; by default found.
     engine : Engine, optional
         What the tasks run on; by default one process for each core. Results do not depend on it.
     fresh : bool, default False
@@ -146,7 +146,7 @@ def _check_request(
 
 
 def _sources(
-    experiments: Sequence[Experiment], data: Sequence[str], label: str
+    experiments: Sequence[Experiment], data: Sequence[str], label: str | None
 ) -> dict[str, dict[str, Source]]:
     """Load each data set once; return for each experiment those that it runs on, by name."""
     loaded: dict[str, tuple[str, Source]] = {}
