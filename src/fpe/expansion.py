@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,9 +19,9 @@ from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError, raise_problems
 from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
+from fpe.graph.analysis import analysed, copied_call, deep_copy
 from fpe.graph.groups import Runs, neuron_of_columns
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
-from fpe.graph.running import evaluating
 from fpe.lineage import Lineage, blocks_of, family_of
 from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
@@ -345,17 +344,17 @@ def _check_copyable(model: nn.Module) -> None:
 def _copy_with(model: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
     """Copy a model with other layers in the place of some, whose weights are not copied first."""
     memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def answer_shapes(model: nn.Module, example_inputs: Any) -> list[torch.Size] | None:
-    """Run a model once in evaluation mode; return the shapes of its answer, None without inputs."""
+    """Run a copy of a model once in evaluation mode; return the shapes of its answer, None without inputs."""
     batch = inputs_for(model) if example_inputs is None else example_inputs
     if batch is None:
         return None
-    args, kwargs = as_call(batch)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return [t.shape for t in tensors_in(model(*args, **kwargs))]
+    args, kwargs = copied_call(as_call(batch))
+    with analysed(model) as own, torch.no_grad():
+        return [t.shape for t in tensors_in(own(*args, **kwargs))]
 
 
 def check_wide(wide: nn.Module, todo: Plan, shapes: list[torch.Size] | None, example_inputs: Any) -> None:

@@ -22,10 +22,12 @@ from torch.utils import _pytree as pytree
 from fpe.batch_axes import Axes, BatchAxis
 from fpe.errors import ArgumentError, ModelError
 from fpe.files import write_atomically
+from fpe.graph.analysis import WritesUndone, analysis_copy, copied_call
 from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
-from fpe.graph.running import evaluating
+from fpe.graph.outside import outside_kept
 from fpe.packed.separate import with_separate_blocks
 from fpe.packed.verify import cannot_run, difference, largest
+from fpe.randomness import seeded
 
 SUFFIXES = (".onnx", ".pt2")
 #: Largest difference that is allowed, relative to the largest entry of an output.
@@ -129,13 +131,13 @@ def export(
     _check(model, path)
     model = getattr(model, "_orig_mod", model)
     call = _call(model, example_inputs)
-    with _quiet(), evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        wrapped = _TensorsOnly(model, call, batch_axis)
+    with _quiet(), seeded(), outside_kept(model), torch.no_grad():
+        wrapped = _TensorsOnly(analysis_copy(model), call, batch_axis)
         _try(wrapped)
-        own = (
-            _TensorsOnly(with_separate_blocks(model), call, batch_axis) if path.suffix == ".onnx" else wrapped
-        )
-        program = _exported(own)
+        traced = analysis_copy(model).eval()
+        if path.suffix == ".onnx":
+            traced = with_separate_blocks(traced)
+        program = _exported(_TensorsOnly(traced, call, batch_axis))
         found = None
 
         def write(temporary: Path) -> None:
@@ -149,9 +151,10 @@ def export(
 
 def _try(wrapped: _TensorsOnly) -> None:
     """Refuse a batch that the model cannot be run on."""
-    args, kwargs = wrapped.call
+    args, kwargs = copied_call(wrapped.call)
     try:
-        wrapped(*args, **kwargs)
+        with WritesUndone(wrapped.model):
+            wrapped(*args, **kwargs)
     except Exception as error:  # of the model's own code
         raise cannot_run(wrapped.model, wrapped.call, error) from error
 
@@ -312,8 +315,9 @@ def _first_line(error: BaseException) -> str:
 
 def _output_names(wrapped: _TensorsOnly) -> list[str]:
     """Return the names of an output object's fields, if each is one tensor; else numbers."""
-    args, kwargs = wrapped.call
-    made = wrapped.answer(*args, **kwargs)
+    args, kwargs = copied_call(wrapped.call)
+    with WritesUndone(wrapped.model):
+        made = wrapped.answer(*args, **kwargs)
     tensors = tensors_in(made)
     if isinstance(made, Mapping) and all(isinstance(value, Tensor) for value in made.values()):
         return [str(name) for name in made]
@@ -327,7 +331,8 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
         *([wrapped.axes.resized(wrapped.call, 2)] if wrapped.axes.sizes(wrapped.call) else []),
     ]
     try:
-        answers = [wrapped(*args, **kwargs) for args, kwargs in calls]
+        with WritesUndone(wrapped.model):
+            answers = [wrapped(*args, **kwargs) for args, kwargs in map(copied_call, calls)]
     except Exception as error:  # of the model's own code
         raise ModelError(
             f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = path.parent / f".{path.stem}-{secrets.token_hex(8)}{path.suffix}"
+        temporary.open("xb").close()
+        rights = temporary.stat().st_mode  # those of any new file of this process; `write` may make another
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(rights)
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(
@@ -48,12 +48,6 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
 
 
 def finite(record: Any) -> Any:

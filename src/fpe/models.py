@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
 from fpe.masked import HoldsZeros
+from fpe.randomness import seeded
 
 
 class Standardize(nn.Module):
@@ -94,9 +96,7 @@ def mlp(
         raise ArgumentError(
             f"mlp: sizes are {inputs} inputs, {hidden} hidden, {outputs} outputs; each must be at least 1."
         )
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with nullcontext() if seed is None else seeded(seed):
         layers: list[nn.Module] = []
         for before, after in zip([inputs, *widths[:-1]], widths, strict=True):
             layers.append(nn.Linear(before, after, dtype=dtype))

@@ -12,9 +12,9 @@ from fpe.budget import Prune
 from fpe.columns import Columns
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.graph import Group
+from fpe.graph.analysis import analysed, copied_call
 from fpe.graph.inputs import as_call
 from fpe.graph.layers import is_linear, is_transposed, oriented_weight
-from fpe.graph.running import evaluating
 from fpe.partition import DataSplit, Split
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
@@ -168,26 +168,23 @@ def _thinned(x: Tensor) -> Tensor:
 def _watched(
     model: nn.Module, names: Sequence[str], example_inputs: Any, measure: Callable[[Tensor], Tensor]
 ) -> dict[str, list[Tensor]]:
-    """Run a model once; measure what some layers read, (samples, inputs), each time they are called."""
+    """Run a copy of a model once; measure what some layers read, (samples, inputs), at each call."""
     seen: dict[str, list[Tensor]] = {name: [] for name in names}
 
-    def watch(name: str, layer: nn.Module) -> Any:
+    def watch(name: str, layer: nn.Module) -> None:
         axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             x = (*args, *kwargs.values())[0].detach()
             seen[name].append(measure(x.movedim(axis, -1).flatten(0, -2)))
 
-        return layer.register_forward_pre_hook(hook, with_kwargs=True)
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
 
-    handles = [watch(name, model.get_submodule(name)) for name in seen]
-    args, kwargs = as_call(example_inputs)
-    try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    args, kwargs = copied_call(as_call(example_inputs))
+    with analysed(model) as own, torch.no_grad():
+        for name in seen:
+            watch(name, own.get_submodule(name))
+        own(*args, **kwargs)
     problems = [
         f"layer {name!r} is not called as a module on example_inputs, so that its inputs cannot be measured; "
         "leave it out of layers=…, or rank by something else."

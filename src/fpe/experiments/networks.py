@@ -29,6 +29,7 @@ from fpe.experiments.variant import Start, Variant, some_of
 from fpe.experiments.variants import VARIANTS, Dense, DroppingLinear
 from fpe.interference import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
+from fpe.randomness import seeded
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import Cosine, adam, fitting_batch_size, train
 
@@ -314,8 +315,7 @@ class _Run:
         plain = network.network[0]
         assert isinstance(plain, nn.Linear)
         network.network[0] = DroppingLinear(plain, network.variant.drops)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(network.trial.seed)
+        with seeded(network.trial.seed):
             how: dict[str, Any] = {"epochs": epochs, "optimizer": network.optimizer, "generator": generator}
             train(network.network, self.X, self.y, **how)
         network.network[0] = plain

@@ -13,6 +13,7 @@ from fpe.classifier_checks import as_tensor
 from fpe.data import Dataset
 from fpe.expansion import expand
 from fpe.experiments.networks import NetworksConfig
+from fpe.randomness import seeded
 from fpe.training import accuracy, adam, train
 
 
@@ -52,8 +53,7 @@ def run_plain_trial(
     arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
     X, y, X_test, y_test = (as_tensor(a) for a in arrays)
     seed = config.seed + number
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         dense = build(1 if len(dataset.classes) == 2 else len(dataset.classes))
     generator = torch.Generator().manual_seed(seed)
     optimizer = adam(dense, config.lr)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import types
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ModelError
+from fpe.graph.analysis import deep_copy, with_own_closures
 
 
 def copied(model: nn.Module, dtype: torch.dtype | None = None, device: Any = None) -> nn.Module:
@@ -49,39 +48,13 @@ def with_own_state(model: nn.Module) -> nn.Module:
 
 def _duplicate(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     try:
-        duplicate = copy.deepcopy(model, memo)
+        duplicate = deep_copy(model, memo)
     except Exception as error:  # the user's own code may fail in any way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}); fpe runs a copy, so that it "
             "leaves the model as it is. Take out of its attributes what copy.deepcopy does not copy."
         ) from error
-    for module in duplicate.modules():
-        forward = vars(module).get("forward")
-        if isinstance(forward, types.FunctionType):
-            module.forward = _rebound(forward, memo)
-    return duplicate
-
-
-def _rebound(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
-    """Let a function that was put on a module, and calls its old forward pass, call the copy's."""
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            value = cell.cell_contents
-        except ValueError:  # an empty cell
-            cells.append(cell)
-            continue
-        if isinstance(value, types.FunctionType):
-            value = _rebound(value, memo)
-        elif isinstance(value, types.MethodType | nn.Module):
-            value = copy.deepcopy(value, memo)
-        cells.append(types.CellType(value))
-    again = types.FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
-    )
-    again.__kwdefaults__ = function.__kwdefaults__
-    vars(again).update(vars(function))
-    return again
+    return with_own_closures(duplicate, memo)
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fpe.graph.analysis import analysis_copy
 from fpe.graph.axis import Flow
 from fpe.graph.groups import HEAD, Found, Group, Runs, Skipped, width_of_runs
 from fpe.graph.inputs import Call, tensors_in
@@ -28,7 +29,8 @@ from fpe.graph.layers import (
     width_problem,
 )
 from fpe.graph.operations import Flows, Refused, carry, name_of, shape_of
-from fpe.graph.running import evaluating
+from fpe.graph.outside import outside_kept
+from fpe.randomness import seeded
 
 _CALLS = {
     "linear": (0, 1),
@@ -51,14 +53,10 @@ class _TensorsOnly(nn.Module):
 
 
 def exported(model: nn.Module, call: Call) -> ExportedProgram:
-    """Export a model's forward pass on these arguments, in evaluation mode; the model is left as it was."""
+    """Export a model's forward pass on these arguments, in evaluation mode, from a copy."""
     args, kwargs = call
-    training = model.training
-    with evaluating(model), torch.random.fork_rng(devices=[]):
-        wrapped = _TensorsOnly(model).eval()
-        program = torch.export.export(wrapped, args, kwargs, strict=False)
-    assert model.training == training
-    return program
+    with seeded(), outside_kept(model):
+        return torch.export.export(_TensorsOnly(analysis_copy(model)).eval(), args, kwargs, strict=False)
 
 
 @dataclass

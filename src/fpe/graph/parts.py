@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from fpe.errors import ModelError
+from fpe.graph.analysis import analysed, copied_call
 from fpe.graph.follow import exported, follow
 from fpe.graph.groups import HEAD, Found, Group, Skipped
 from fpe.graph.inputs import Call
 from fpe.graph.layers import looks_like_layer
-from fpe.graph.running import evaluating
 
 
 def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
@@ -27,7 +27,7 @@ def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
     Parameters
     ----------
     model : nn.Module
-        Run once, in evaluation mode, without gradients; left as it was.
+        Not run: a copy is, in evaluation mode, without gradients.
     call : tuple
         Positional and keyword arguments for it.
     error : Exception
@@ -103,23 +103,21 @@ def _renamed(group: Group, prefix: str) -> Group:
 def _record(model: nn.Module, call: Call) -> dict[str, list[Call]]:
     """Run a model once, and return the arguments of every call of each of its modules."""
     calls: dict[str, list[Call]] = {}
-    handles = []
-    for name, module in model.named_modules():
-        if name:
+    args, kwargs = copied_call(call)
+    with analysed(model) as own, torch.no_grad():
+        for name, module in own.named_modules():
+            if name:
 
-            def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                calls.setdefault(name, []).append((args, kwargs))
+                def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                    calls.setdefault(name, []).append((args, kwargs))
 
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*call[0], **call[1])
-    except Exception as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot be run on example_inputs ({type(error).__name__}: {error}); give "
-            "one batch as the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            own(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot be run on example_inputs ({type(error).__name__}: "
+                f"{error}); give one batch as the model takes it: a tensor, a tuple of arguments, or a "
+                "dict of named ones."
+            ) from error
     return calls

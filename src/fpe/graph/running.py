@@ -2,69 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fpe.masked import mask_names
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode, and undo afterwards what a forward pass leaves behind in the modules.
-
-    No dropout is drawn and no running mean moves; attributes that a forward pass sets, and buffers that
-    it counts in, are put back.
-    """
-    modules = list(model.modules())
-    attributes = [dict(vars(m)) for m in modules]
-    buffers = [dict(m._buffers) for m in modules]
-    masks = mask_names(model)
-    values = [(b, b.clone()) for name, b in model.named_buffers() if name not in masks]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, own, tensors in zip(modules, attributes, buffers, strict=True):
-            vars(module).clear()
-            vars(module).update(own)
-            module._buffers.clear()
-            module._buffers.update(tensors)
-        for buffer, value in values:
-            if not torch.equal(buffer, value):
-                with torch.no_grad():
-                    buffer.copy_(value)
-
-
-@contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Start all global random number generators from one fixed state, and put them back afterwards.
-
-    Those of torch on the CPU and on each CUDA device in use, of Python and of NumPy. CUDA is not initialised.
-    """
-    generators = [torch.default_generator]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        generators += torch.cuda.default_generators
-    states = [generator.get_state() for generator in generators]
-    own, numpys = random.getstate(), np.random.get_state()
-    try:
-        for generator in generators:
-            generator.manual_seed(0)
-        random.seed(0)
-        np.random.seed(0)
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        random.setstate(own)
-        np.random.set_state(numpys)
+from fpe.graph.outside import outside_kept
+from fpe.randomness import seeded
 
 
 class WithoutDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -121,7 +69,8 @@ def repeatable(model: nn.Module, training: bool) -> Iterator[WithoutDropout]:
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
-        stack.enter_context(same_random_numbers())
+        stack.enter_context(seeded())
+        stack.enter_context(outside_kept(model))
         for device in sorted(devices):
             if torch.amp.is_autocast_available(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fpe.errors import ModelError
+from fpe.graph.analysis import analysed
 from fpe.graph.groups import HEAD, Found, Group, Skipped
 from fpe.graph.layers import (
     Names,
@@ -112,7 +113,8 @@ def find_symbolically(model: nn.Module) -> Found:
     ModelError
         If the forward pass cannot be followed.
     """
-    graph = _trace(model)
+    with analysed(model) as own:
+        graph = _trace(own)
     known = Names(model)
     modules = known.modules
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
