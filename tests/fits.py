@@ -46,7 +46,7 @@ def fitted(folder, *callbacks, epochs=4, ckpt_path=None):
     return module
 
 
-def transformers(model, folder, *callbacks, epochs=3, windows=None, **arguments):
+def transformers(model, folder, *callbacks, epochs=3, windows=None, held_out=None, **arguments):
     """Return a quiet Trainer of transformers; an epoch of the default windows has three steps."""
     from transformers import Trainer, TrainingArguments
 
@@ -57,7 +57,7 @@ def transformers(model, folder, *callbacks, epochs=3, windows=None, **arguments)
         "save_strategy": "epoch", "use_cpu": True, "disable_tqdm": True, "lr_scheduler_type": "constant",
     }  # fmt: skip
     settings = TrainingArguments(str(folder), **{**given, **arguments})
-    return Trainer(model, settings, train_dataset=windows, callbacks=list(callbacks))
+    return Trainer(model, settings, train_dataset=windows, eval_dataset=held_out, callbacks=list(callbacks))
 
 
 def trainer_for(model, folder, *others, epochs=3, **callback):

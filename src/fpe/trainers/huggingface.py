@@ -7,23 +7,25 @@ import math
 import os
 import warnings
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from fpe.checkpoint import reshape_, shapes_of
 from fpe.columns import Columns
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.files import write_atomically
 from fpe.inplace import check_moments, expand_, foresee
-from fpe.masked import MASK
+from fpe.plans import plans_in
 from fpe.prunes import as_prune
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
+from fpe.trainers.loading import dense_kept, holds_masks, loading_of
 from fpe.trainers.warn import (
     has_masks,
     warn_expanded_already,
@@ -34,6 +36,10 @@ from fpe.trainers.warn import (
 
 FILE = "fpe.json"
 REWIRER = "fpe-rewirer.pt"
+ADVICE = (
+    "Give the model the checkpoint's shape first, before the Trainer is made: "
+    "fpe.trainers.huggingface.restore_shape(model, folder)."
+)
 #: By how much the Trainer's epoch, a sum of floats, may be off.
 SLACK = 1e-6
 
@@ -41,9 +47,11 @@ SLACK = 1e-6
 class Expand(TrainerCallback):
     """Expand the model before an epoch, and let the trainer's optimizer and schedule go on.
 
-    Every checkpoint that is written after it gets a small file ``fpe.json`` with its shapes. To resume,
-    call `restore_shape` on the dense model before the Trainer is made. One callback serves any number of
-    Trainers, one after another.
+    Every checkpoint that is written after it gets a small file ``fpe.json`` with its shapes, and so does
+    every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes. To resume, call
+    `restore_shape` on the dense model before the Trainer is made. Weights from before the expansion, as of
+    ``load_best_model_at_end``, make the model dense again. One callback serves any number of Trainers, one
+    after another.
 
     Parameters
     ----------
@@ -61,7 +69,10 @@ class Expand(TrainerCallback):
     ArgumentError
         For a bad epoch or `moments`, or a ranking by gradient.
     ModelError, BudgetError
-        When training starts: if the model cannot be expanded as asked, or on several processes.
+        When training starts: if the model cannot be expanded as asked, or on several processes, or if the
+        Trainer has loaded dense weights into a model that its optimizer knows expanded.
+    CheckpointError
+        If weights of an expanded model are loaded into the dense one.
 
     Warns
     -----
@@ -83,12 +94,19 @@ class Expand(TrainerCallback):
         self.epoch, self.moments, self.how = epoch, moments, how
         self.done = self._warned = False
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Be there when the Trainer reads a checkpoint, which is before training begins."""
+        loading_of(kwargs["model"], ADVICE)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuse what cannot be done, before any step; take a model that has been expanded as it is."""
         model = kwargs["model"]
-        self.done, self._warned = hasattr(model, "fpe_plan"), False
+        self.done, self._warned = bool(plans_in(model)), False
+        _check_trained(model, kwargs.get("optimizer"))
         if self.done:
             if not state.global_step:  # not a checkpoint whose shape was restored
                 warn_expanded_already()
@@ -109,7 +127,10 @@ class Expand(TrainerCallback):
     ) -> None:
         """Expand when the epoch has come."""
         if not self.done and (state.epoch or 0) + SLACK >= self.epoch:
-            expand_(kwargs["model"], kwargs["optimizer"], self.moments, **self.how)
+            model = kwargs["model"]
+            with dense_kept(model, ADVICE):
+                expand_(model, kwargs["optimizer"], self.moments, **self.how)
+            _save_with_shapes(model)
             self.done = True
 
     def on_step_begin(
@@ -130,9 +151,7 @@ class Expand(TrainerCallback):
     ) -> None:
         """Write the shapes beside the checkpoint."""
         if self.done and args.should_save:
-            folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
-            text = json.dumps(shapes_of(kwargs["model"]))
-            write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            _write_shapes(kwargs["model"], Path(args.output_dir or ".", f"checkpoint-{state.global_step}"))
 
 
 class Rewire(TrainerCallback):
@@ -252,6 +271,55 @@ def _last_epoch(args: TrainingArguments, state: TrainerState, loader: Any) -> fl
     return epochs + min(1.0, steps * accumulated / max(1, batches))
 
 
+def _check_trained(model: nn.Module, optimizer: Any) -> None:
+    """Refuse an optimizer that still trains the layers of a model that has been made dense again."""
+    if optimizer is None or not loading_of(model, ADVICE).restored:
+        return
+    own = {id(parameter) for parameter in model.parameters()}
+    if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
+        raise ModelError(
+            "the model is dense again, since weights from before its expansion have been loaded, and the "
+            "optimizer of this Trainer trains the layers that it had; make a new Trainer."
+        )
+
+
+def save_pretrained(
+    model: PreTrainedModel,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    **settings: Any,
+) -> None:
+    """Save a model of transformers as its own ``save_pretrained`` does, with its shapes beside the weights.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        Expanded, so that `restore_shape` can give a dense model its shape, or dense.
+    save_directory : path-like
+        The folder; a file ``fpe.json`` of an expanded model that is overwritten by a dense one is removed.
+    is_main_process, **settings
+        As for ``save_pretrained``.
+    """
+    type(model).save_pretrained(model, save_directory, is_main_process, **settings)
+    if is_main_process:
+        _write_shapes(model, Path(save_directory))
+
+
+def _save_with_shapes(model: nn.Module) -> None:
+    """Let the model's own ``save_pretrained``, which ``trainer.save_model`` calls, write its shapes."""
+    if isinstance(model, PreTrainedModel):
+        model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
+
+
+def _write_shapes(model: nn.Module, folder: Path) -> None:
+    """Write the shapes of an expanded model beside its weights; a dense model has none."""
+    if plans_in(model):
+        text = json.dumps(shapes_of(model))
+        write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    else:
+        (folder / FILE).unlink(missing_ok=True)
+
+
 def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
     """Give a dense model, in place, the shape of a checkpoint of an expanded one, so that it can be loaded.
 
@@ -260,7 +328,8 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     model : nn.Module
         The dense model; its weights will be those of the checkpoint. It is changed, and returned.
     folder : path-like
-        A checkpoint of a Trainer with `Expand`; one that was written before the expansion changes nothing.
+        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote; one
+        that was written before the expansion changes nothing.
 
     Raises
     ------
@@ -277,12 +346,15 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         raise CheckpointError(f"there is no folder {folder}; give a checkpoint that the Trainer wrote.")
     path = Path(folder, FILE)
     if path.is_file():
-        reshape_(model, json.loads(path.read_text(encoding="utf-8")))
+        with dense_kept(model, ADVICE):
+            reshape_(model, json.loads(path.read_text(encoding="utf-8")))
+        _save_with_shapes(model)
         return model
     if _has_masks(Path(folder)):
         raise CheckpointError(
             f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; take one "
-            "that the Trainer wrote, or a file of fpe.save."
+            "that a Trainer with Expand wrote, or fpe.trainers.huggingface.save_pretrained, or a file of "
+            "fpe.save."
         )
     warnings.warn(
         f"{folder} has no {FILE}: its model is not expanded, and there is no shape to restore.", stacklevel=2
@@ -294,6 +366,6 @@ def _has_masks(folder: Path) -> bool:
     """Tell whether the weights in a folder are those of an expanded model."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            if any(name.rpartition(".")[2] == MASK for name in file.keys()):  # noqa: SIM118
+            if holds_masks(dict.fromkeys(file.keys())):
                 return True
     return False

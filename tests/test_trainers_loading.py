@@ -1,0 +1,110 @@
+"""What trainers load: weights from before and after the expansion of the model that they meet."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import fpe
+from fits import transformers
+from fpe.errors import CheckpointError, ModelError
+from fpe.plans import plans_in
+from fpe.trainers import huggingface
+from zoo import ZOO
+
+
+def gpt2():
+    return ZOO["GPT-2"]()[0]
+
+
+def hidden(model):
+    return model.transformer.h[0].mlp.c_fc
+
+
+def same(a, b):
+    """Tell whether two models have the same parameters and buffers, by name and value."""
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def choosing(model, folder, *callbacks, scores, **settings):
+    """Return a Trainer of transformers that loads the best of its epochs at the end; each gets a score."""
+    best = {"eval_strategy": "epoch", "load_best_model_at_end": True, "metric_for_best_model": "score"}
+    held_out = [{"input_ids": w, "labels": w} for w in torch.arange(3, 19).view(2, 8)]
+    trainer = transformers(model, folder, *callbacks, held_out=held_out, **best, **settings)
+    trainer.compute_metrics = lambda predictions: {"score": scores.pop(0)}
+    return trainer
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}])
+def test_the_best_model_is_restored_as_the_dense_one_that_it_was(settings, tmp_path):
+    model = gpt2()
+    trainer = choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[3, 1, 2], **settings)
+    trainer.train()
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    assert not plans_in(model)
+    assert type(hidden(model)) is type(hidden(gpt2()))
+    before = gpt2()
+    before.load_state_dict(load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False)
+    assert same(model, before)
+    assert hidden(model).weight.requires_grad
+    trainer.save_model(tmp_path / "best")
+    assert not (tmp_path / "best" / "fpe.json").exists()
+    with pytest.raises(ModelError, match="new Trainer"):
+        trainer.train()
+
+
+def test_the_best_model_is_the_expanded_one_if_that_is_best(tmp_path):
+    model = gpt2()
+    choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[1, 3, 2]).train()
+    wide = huggingface.restore_shape(gpt2(), tmp_path / "checkpoint-6")
+    wide.load_state_dict(load_file(tmp_path / "checkpoint-6" / "model.safetensors"), strict=False)
+    assert plans_in(model)
+    assert same(model, wide)
+
+
+def test_a_resumed_training_restores_a_best_model_from_before_the_expansion(tmp_path):
+    choosing(gpt2(), tmp_path, huggingface.Expand(1, factor=2), scores=[3, 1], epochs=2).train()
+    model = huggingface.restore_shape(gpt2(), tmp_path / "checkpoint-6")
+    trainer = choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[2], epochs=3)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
+    assert not plans_in(model)
+    assert hidden(model).weight.shape == hidden(gpt2()).weight.shape
+
+
+def test_a_model_that_a_trainer_expanded_is_copied_and_pickled_with_its_dense_shape(tmp_path):
+    model, dense = gpt2(), gpt2().state_dict()
+    transformers(model, tmp_path, huggingface.Expand(0), max_steps=1, save_strategy="no").train()
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert plans_in(copied)
+        assert same(copied, model)
+        copied.load_state_dict(dense)
+        assert not plans_in(copied)
+        assert same(copied, gpt2())
+    assert plans_in(model)
+
+
+def test_a_saved_model_has_its_shapes_beside_its_weights(tmp_path):
+    model = gpt2()
+    trainer = transformers(model, tmp_path, huggingface.Expand(0, factor=2), max_steps=1, save_strategy="no")
+    trainer.train()
+    trainer.save_model(tmp_path / "trainer")
+    model.save_pretrained(tmp_path / "model")
+    huggingface.save_pretrained(fpe.expand(gpt2(), 2), tmp_path / "function")
+    for folder in ("trainer", "model", "function"):
+        wide = huggingface.restore_shape(gpt2(), tmp_path / folder)
+        wide.load_state_dict(load_file(tmp_path / folder / "model.safetensors"), strict=False)
+        assert hidden(wide).out_features == 128
+        assert folder == "function" or same(wide, model)
+    huggingface.save_pretrained(gpt2(), tmp_path / "function")
+    assert not (tmp_path / "function" / "fpe.json").exists()
+
+
+def test_resuming_without_the_shape_says_what_to_do(tmp_path):
+    transformers(gpt2(), tmp_path, huggingface.Expand(0, factor=2), epochs=1).train()
+    trainer = transformers(gpt2(), tmp_path, huggingface.Expand(0, factor=2), epochs=2)
+    with pytest.raises(CheckpointError, match="restore_shape"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
