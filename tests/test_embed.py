@@ -288,13 +288,20 @@ def test_texts(sentences, tmp_path):
 
     texts = ["my card is lost", "where is the money", "refund please", "where is my card"] * 5
     intents = ["card", "money", "refund", "card"] * 5
-    lines = ["text,intent", *(f"{text},{intent}" for text, intent in zip(texts, intents, strict=True))]
-    (tmp_path / "questions.csv").write_text("\n".join(lines))
+    pairs = zip(texts, intents, strict=True)
+    lines = ["id,text,intent", *(f"q{i},{text},{intent}" for i, (text, intent) in enumerate(pairs))]
+    (tmp_path / "questions.csv").write_text("\n".join([*lines, "q20,where is it,", "q21,,card"]))
     made = run(
         *("embed", tmp_path / "questions.csv", "--encoder", sentences, "--out", tmp_path / "out"),
         *("--dtype", "float32", "--batch-size", 7),
     )
     assert made.exit_code == 0, made.output
+    assert "texts of column 'text', labels of 'intent'" in made.output
+    assert "1 of 22 rows of questions.csv have no label: left out (from 0: 20)" in made.output
+    assert "1 of 22 rows of questions.csv have no text: left out (from 0: 21)" in made.output
+    manifest = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert (manifest["column"], manifest["label"], manifest["items"]) == ("text", "intent", {"train": 20})
+    assert any("no label" in note for note in manifest["notes"])
     dataset = load(tmp_path / "out", test_fraction=0.25)
     assert dataset.classes == ["card", "money", "refund"]
     expected = SentenceTransformer(sentences, device="cpu").encode(texts, normalize_embeddings=True)
@@ -453,7 +460,7 @@ def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
             "no column of labels that is known; name one with --label: .* topic",
         ),
         ("texts.csv", {"label": "topci"}, ArgumentError, "no column 'topci'.*Did you mean 'topic'"),
-        ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'; there are text"),
+        ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'.* there are text"),
         ("empty", {}, DataError, "empty has no folders of images"),
         ("nothing.csv", {}, DataError, "no file or folder .*nothing.csv"),
     ):

@@ -19,7 +19,8 @@ from fpe.files import to_json
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: embeddings/SOURCE]")
 @click.option("--label", help="Column of labels.  [default: found by its name]")
-@click.option("--column", help="Column of images or texts.  [default: found by its type]")
+@click.option("--column", help="Column of images or texts.  [default: images, or the longest texts]")
+@click.option("--test", metavar="FILE", help="A table, the test part of another one.")
 @click.option("--classes", type=int, help="Take so many classes only, chosen at random.")
 @click.option("--seed", default=0, show_default=True, help="Of that choice.")
 @click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale each to length 1.")
@@ -45,9 +46,10 @@ def embed(
 ) -> None:
     """Embed SOURCE once, into a folder that fpe fit and fpe reproduce read.
 
-    SOURCE is a folder with a folder of images for each class (also below train and test), a .parquet or
-    .csv file with images or texts, or a data set of the Hugging Face hub as OWNER/NAME. You can interrupt
-    a run; the same command resumes it, and makes shards again whose files have changed.
+    SOURCE is a folder with a folder of images for each class (also below train and test), a table with
+    images or texts (.csv, .tsv, .parquet, .jsonl, also compressed), a folder with tables train and test, or
+    a data set of the Hugging Face hub as OWNER/NAME. You can interrupt a run; the same command resumes it,
+    and makes shards again whose files have changed.
 
     \b
     Example:
@@ -75,8 +77,12 @@ def embed(
         return
     for part, count in manifest["items"].items():
         click.echo(f"{part:<6} {count:>9,} embeddings in {manifest['shards'][part]} shards")
+    if manifest["column"] is not None:
+        click.echo(f"{manifest['kind']}s of column {manifest['column']!r}, labels of {manifest['label']!r}")
     click.echo(f"{len(manifest['classes'])} classes, encoder {manifest['encoder']}")
     for name, why in (pair for own in manifest["broken"].values() for pair in own.items()):
         click.echo(f"left out: {name}, which cannot be read ({why})")
     click.echo(listed(manifest["left_out"]), nl=False)
+    for note in manifest["notes"]:
+        click.echo(f"note: {note}")
     click.echo(f"embeddings  {folder / MANIFEST}\n  next: fpe fit {folder}")

@@ -26,11 +26,16 @@ def _endings() -> frozenset[str]:
     )
 
 
+def is_image_name(name: str) -> bool:
+    """Say whether a name has the ending of an image that Pillow reads."""
+    return Path(name).suffix.lower() in _endings()
+
+
 def is_image(path: Path) -> bool:
     """Say whether a file is an image that Pillow reads: by its ending, or else by its content."""
     from PIL import Image
 
-    if path.suffix.lower() in _endings():
+    if is_image_name(path.name):
         return True
     try:
         with Image.open(path) as image:

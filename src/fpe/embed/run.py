@@ -48,6 +48,8 @@ class EmbedConfig:
         Images or texts that go through the encoder at a time.
     label, column : str or None
         Columns of labels and of images or texts; None to find them.
+    test : str or None
+        A table, the test part of another one.
     classes : int or None
         So many classes only, chosen at random.
     seed : int
@@ -63,6 +65,7 @@ class EmbedConfig:
     batch_size: int = 64
     label: str | None = None
     column: str | None = None
+    test: str | None = None
     classes: int | None = None
     seed: int = 0
 
@@ -134,9 +137,10 @@ def embed(
     if workers is not None and workers < 0:
         raise ArgumentError(f"workers is {workers}; give a number of processes, or 0 for none.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    items = open_items(source, config.label, config.column, config.classes, config.seed)
+    items = open_items(source, config.label, config.column, config.classes, config.seed, config.test)
     name = config.encoder or (IMAGES if items.kind == "image" else TEXTS)
-    config = dataclasses.replace(config, encoder=name)
+    test = None if config.test is None else Path(config.test).name
+    config = dataclasses.replace(config, encoder=name, label=items.label, column=items.column, test=test)
     manifest = _manifest(source, config, items)
     old: dict[str, Any] | None = read_json(out / MANIFEST)
     kept = set() if old is None or fresh else _unchanged(out, old, manifest)
@@ -197,6 +201,7 @@ def _manifest(source: str, config: EmbedConfig, items: Items) -> dict[str, Any]:
         },
         "classes": items.classes,
         "left_out": dict(items.left_out),
+        "notes": items.notes,
         "broken": {},
     }
 
@@ -212,7 +217,7 @@ def _digest(items: Items, config: EmbedConfig, part: str, number: int) -> str:
 
 def _unchanged(out: Path, old: dict[str, Any], manifest: dict[str, Any]) -> set[str]:
     """Return the files of the shards whose content is still the same; refuse a folder of other embeddings."""
-    content = ("items", "shards", "digests", "classes", "left_out", "broken", "place")
+    content = ("items", "shards", "digests", "classes", "left_out", "notes", "broken", "place")
     differing = [key for key in manifest if key not in content and old.get(key) != manifest[key]]
     what = [f"{key} {old.get(key)!r}, now {manifest[key]!r}" for key in differing]
     if "digests" not in old:
