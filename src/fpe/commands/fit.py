@@ -123,6 +123,8 @@ def fit(
     )
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     found = None
+    if not as_json:
+        click.echo("\n".join(dataset.lines()) + "\n")
     if auto:
         found, config = choose(dataset, config, budget, out, fresh, not as_json)
         if not as_json:
@@ -137,7 +139,6 @@ def fit(
         click.echo(to_json(result))
         return
     click.echo(_heading(result))
-    click.echo("\n".join(dataset.lines()) + "\n")
     click.echo(fit_table(result))
     click.echo(f"\nresults     {folder / 'results.json'}")
     if found is not None:
@@ -167,12 +168,10 @@ def _moving(rewire: bool | str) -> str:
 
 
 def _heading(result: dict[str, Any]) -> str:
-    data, config = result["data"], result["config"]
+    held_out = result["data"]["validation_samples"]
     return (
-        f"{data['name']}: {data['training_samples']:,} samples to learn from, {data['test_samples']:,} to "
-        f"test on, {data['features']:,} features, {len(data['classes'])} classes\n"
-        f"{_training(config)}\n"
-        f"{data['validation_samples']:,} of the samples to learn from are held out to choose the best model\n"
+        f"{_training(result['config'])}\n"
+        f"{held_out:,} of the samples to learn from are held out to choose the best model\n"
     )
 
 

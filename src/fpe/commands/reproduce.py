@@ -67,6 +67,7 @@ def reproduce(
 
         click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
         return
+    from fpe.data import Dataset
     from fpe.experiments.engine import Engine
     from fpe.experiments.experiment import Request
     from fpe.experiments.reproduce import count_tasks
@@ -79,8 +80,13 @@ def reproduce(
     folder = out or Path("fpe-out", "reproduce-quick" if quick else "reproduce")
     request = Request(quick=quick, **{**settings, "hidden": settings["hidden"] or None})
     runs_on = Engine(engine, jobs, address)
+
+    def told(dataset: Dataset) -> None:
+        if not as_json:
+            click.echo("\n".join(dataset.lines()) + "\n")
+
     with progress_bar(name, count_tasks(name, request, data), not as_json) as advance:
-        results = run(name, folder, request, data, label, runs_on, fresh, advance)
+        results = run(name, folder, request, data, label, runs_on, fresh, advance, told)
     for result in results.values():
         draw(result, folder / result["name"] / "figure.png")
     page = write_page(folder)

@@ -67,14 +67,15 @@ class Dataset:
         return float((self.y_test == np.bincount(self.y_train).argmax()).mean())
 
     def lines(self) -> list[str]:
-        """Return what was read, as lines of text: features, labels, rows, what was left out."""
+        """Return what was read, as lines of text: rows, features, labels, what was left out."""
         count = self.X_train.shape[1]
         names = f": {_ends(self.features)}" if self.features else ""
         label = "" if self.label is None else f"{self.label!r}, "
         return [
+            f"{self.name}: {len(self.X_train):,} samples to learn from, {len(self.X_test):,} to test on, "
+            f"{count:,} features, {len(self.classes)} classes",
             f"features  {count:,}{names}",
             f"label     {label}{len(self.classes)} classes: {some(self.classes, 8)}",
-            f"rows      {len(self.X_train):,} to learn from, {len(self.X_test):,} to test on",
             *(f"note      {note}" for note in self.notes),
             f"majority  {self.majority_accuracy:.1%} of the test rows have the most frequent training class",
         ]

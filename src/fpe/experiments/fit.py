@@ -137,6 +137,7 @@ def _description(dataset: Dataset) -> dict[str, Any]:
         "test_samples": len(dataset.X_test),
         "features": dataset.X_train.shape[1],
         "classes": dataset.classes,
+        "majority_accuracy": dataset.majority_accuracy,
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fpe._version import __version__
-from fpe.data import load
+from fpe.data import Dataset, load
 from fpe.data.named import NAMED
 from fpe.errors import ArgumentError
 from fpe.experiments.catalogue import chosen
@@ -31,6 +31,7 @@ def reproduce(
     engine: Engine | None = None,
     fresh: bool = False,
     on_task: Callable[[str], None] | None = None,
+    on_data: Callable[[Dataset], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run one experiment of the paper, or a group of them, and store what they show.
 
@@ -55,6 +56,8 @@ def reproduce(
         Throw away the trials of an earlier run.
     on_task : callable, optional
         Gets a short text after each task.
+    on_data : callable, optional
+        Gets each data set when it is read.
 
     Returns
     -------
@@ -73,7 +76,7 @@ def reproduce(
     request = request or Request()
     experiments = chosen(name)
     _check_request(name, experiments, request, data)
-    tasks = _tasks(experiments, request, _sources(experiments, data, label))
+    tasks = _tasks(experiments, request, _sources(experiments, data, label, on_data))
     groups: dict[str, list[Task]] = {}
     for each in tasks.values():
         for task in each:
@@ -146,7 +149,10 @@ def _check_request(
 
 
 def _sources(
-    experiments: Sequence[Experiment], data: Sequence[str], label: str | None
+    experiments: Sequence[Experiment],
+    data: Sequence[str],
+    label: str | None,
+    on_data: Callable[[Dataset], None] | None,
 ) -> dict[str, dict[str, Source]]:
     """Load each data set once; return for each experiment those that it runs on, by name."""
     loaded: dict[str, tuple[str, Source]] = {}
@@ -155,6 +161,8 @@ def _sources(
             if source not in loaded:
                 place = source if source in NAMED else str(Path(source).resolve())
                 dataset = load(place, label=label)
+                if on_data is not None:
+                    on_data(dataset)
                 loaded[source] = dataset.name, Source(place, dataset.fingerprint, label)
     names = [name for name, _ in loaded.values()]
     twice = sorted({name for name in names if names.count(name) > 1})

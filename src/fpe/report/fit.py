@@ -45,6 +45,7 @@ def fit_table(result: dict[str, Any]) -> str:
     lines += [
         "",
         f"test accuracy, {over}; gain in points, pairwise; each arrow is dense → {_wide(result)}",
+        f"always answering the most frequent class gives {result['data']['majority_accuracy']:.1%}",
         "capacity: total feature capacity of the first layer; cosine: mean cosine similarity of its neurons",
     ]
     if doubled:
