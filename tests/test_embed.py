@@ -302,6 +302,15 @@ def test_texts(sentences, tmp_path):
     manifest = json.loads((tmp_path / "out" / "embeddings.json").read_text())
     assert (manifest["column"], manifest["label"], manifest["items"]) == ("text", "intent", {"train": 20})
     assert any("no label" in note for note in manifest["notes"])
+    with (tmp_path / "questions.csv").open("a") as table:
+        table.write("\nq22,where is my money,\n")
+    embed(
+        str(tmp_path / "questions.csv"),
+        tmp_path / "out",
+        EmbedConfig(sentences, dtype="float32", batch_size=7),
+    )
+    manifest = json.loads((tmp_path / "out" / "embeddings.json").read_text())
+    assert any("2 of 23 rows of questions.csv have no label" in note for note in manifest["notes"])
     dataset = load(tmp_path / "out", test_fraction=0.25)
     assert dataset.classes == ["card", "money", "refund"]
     expected = SentenceTransformer(sentences, device="cpu").encode(texts, normalize_embeddings=True)
@@ -366,6 +375,7 @@ def test_broken_images_are_left_out_and_listed(broken, clip, tmp_path):
     assert manifest["items"] == {"train": 57}
     again = run("embed", broken, *options, "--skip-broken")
     assert "left out: dog/0016.png" in again.output
+    assert "57 embeddings in 4 shards" in again.output
     for name in ("15", "16", "18"):
         (broken / "dog" / f"00{name}.png").unlink()
     embed(str(broken), tmp_path / "removed", EmbedConfig(clip, dtype="float32"))

@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pandas
@@ -12,6 +13,7 @@ import pytest
 
 pytest.importorskip("PIL")
 
+from fpe.embed import images
 from fpe.embed.items import open_items
 from fpe.errors import ArgumentError, DataError
 
@@ -139,15 +141,25 @@ def test_names_of_classes_that_datasets_stores_in_parquet(tmp_path):
     made = datasets.Dataset.from_dict(values, features=datasets.Features(features))
     made.to_parquet(str(tmp_path / "q.parquet"))
     made.save_to_disk(str(tmp_path / "saved"))
-    for source in ("q.parquet", "saved"):
+    (tmp_path / "folder").mkdir()
+    made.to_parquet(str(tmp_path / "folder" / "train-00000-of-00001.parquet"))
+    for source in ("q.parquet", "saved", "folder"):
         items = open_items(str(tmp_path / source))
         assert items.classes == ["z", "a", "m"]
         assert taken(items) == [(TEXTS[0], "z"), (TEXTS[1], "a")]
 
 
+def test_pillow_is_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "q.csv").write_text(CSV)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    images._endings.cache_clear()
+    with pytest.raises(ArgumentError, match="needs Pillow"):
+        open_items(str(tmp_path / "q.csv"))
+
+
 def test_rows_without_an_image_are_left_out(tmp_path):
-    images = [{"bytes": b"1", "path": None}, None, {"bytes": b"2", "path": None}]
-    columns = {"img": images, "name": ["a b", "c d", "e f"], "label": ["x", "x", "y"]}
+    pictures = [{"bytes": b"1", "path": None}, None, {"bytes": b"2", "path": None}]
+    columns = {"img": pictures, "name": ["a b", "c d", "e f"], "label": ["x", "x", "y"]}
     pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "q.parquet")
     items = open_items(str(tmp_path / "q.parquet"))
     assert (items.kind, items.column, items.rows["train"].tolist()) == ("image", "img", [0, 2])
@@ -171,6 +183,7 @@ REFUSED = {
     "other texts": ({"train.csv": CSV, "test.csv": "body,label\na b,card\n"}, ".", {}, DataError, "test.csv has no column 'text'"),
     "two trains": ({"train.csv": CSV, "train.tsv": CSV}, ".", {}, DataError, "leave one"),
     "no train": ({"a.csv": CSV, "b.csv": CSV}, ".", {}, DataError, "called train"),
+    "notes beside images": ({"cat/a.heic": "", "dog/b.heic": "", "notes.txt": "a b"}, ".", {}, DataError, "Convert them to JPEG"),
     "test of a folder": ({"train.csv": CSV}, ".", {"test": "q.csv"}, ArgumentError, "--test"),
 }  # fmt: skip
 
@@ -179,6 +192,7 @@ REFUSED = {
 def test_tables_that_are_refused(case, tmp_path):
     files, source, options, error, words = REFUSED[case]
     for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     with pytest.raises(error, match=words):
         open_items(str(tmp_path / source), **options)

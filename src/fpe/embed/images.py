@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from fpe.errors import ArgumentError
+
 #: Kinds that Pillow recognises but cannot read on every machine, or at all.
 _RECOGNISED_ONLY = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 #: Images that Pillow cannot read; a class folder that holds nothing else is an error.
@@ -18,8 +20,12 @@ UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".cr2", ".nef", ".arw", ".dng", 
 @functools.cache
 def _endings() -> frozenset[str]:
     """Return the file name endings of what Pillow reads."""
-    from PIL import Image
-
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ArgumentError(
+            f"fpe embed needs Pillow ({error}): pip install 'fixed-parameter-expansion[embed]'"
+        ) from error
     kinds = Image.registered_extensions()
     return frozenset(
         end for end, kind in kinds.items() if kind in Image.OPEN and kind not in _RECOGNISED_ONLY
@@ -33,10 +39,10 @@ def is_image_name(name: str) -> bool:
 
 def is_image(path: Path) -> bool:
     """Say whether a file is an image that Pillow reads: by its ending, or else by its content."""
-    from PIL import Image
-
     if is_image_name(path.name):
         return True
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             return image.format not in _RECOGNISED_ONLY

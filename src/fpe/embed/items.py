@@ -149,6 +149,8 @@ def _table_source(path: Path, source: str) -> str:
         return "folder"
     if any(file.suffix.lower() == ".parquet" for file in files):
         return "hub"
+    if any(inner.is_dir() for inner in path.iterdir()):
+        return "images"  # of kinds that cannot be read, beside notes
     raise DataError(
         f"{path} holds tables ({', '.join(file.name for file in files[:5])}), but none called train, such as "
         "train.csv; rename it, or give the file itself."
@@ -158,9 +160,5 @@ def _table_source(path: Path, source: str) -> str:
 def _read_folder(folder: Path) -> ImageFolder:
     try:
         return read_folder(folder)
-    except ImportError as error:
-        raise ArgumentError(
-            f"fpe embed needs Pillow for images ({error}): pip install 'fixed-parameter-expansion[embed]'"
-        ) from error
     except OSError as error:  # a folder that may not be read
         raise DataError(f"{folder} cannot be read: {error}.") from error

@@ -178,6 +178,8 @@ def embed(
                 f"stopped. {made} of {len(shards)} shards are finished and kept in {out}; "
                 "run the same command again to go on from there."
             ) from None
+    else:  # the files beside those that are embedded may have changed
+        _store(out, manifest, items)
     _check_classes(manifest, items)
     return manifest
 
