@@ -70,6 +70,27 @@ def test_a_network_that_is_expanded_already_is_left_with_a_warning(train, tmp_pa
         assert hidden(model).out_features == 128
 
 
+@pytest.mark.parametrize("train", ["lightning", "transformers"])
+def test_an_expanded_part_counts_as_expanded(train, tmp_path):
+    """A plan that only a part of the network has is seen, and the shapes of the part are stored."""
+    if train == "lightning":
+        module = Module()
+        module.network = torch.nn.Sequential(fpe.expand(module.network, 2))
+        trainer = lightning(tmp_path, Expand(0, factor=2), epochs=1, enable_checkpointing=False)
+        with pytest.warns(UserWarning, match="expanded already"):
+            trainer.fit(module, data())
+        assert module.network[0][0].out_features == 8
+    else:
+        model = gpt2()
+        model.transformer = fpe.expand(model.transformer, 2)
+        trainer = transformers(model, tmp_path, huggingface.Expand(0, factor=2), max_steps=1)
+        with pytest.warns(UserWarning, match="expanded already"):
+            trainer.train()
+        assert hidden(model).out_features == 128
+        restored = huggingface.restore_shape(gpt2(), tmp_path / "checkpoint-1")
+        assert hidden(restored).out_features == 128
+
+
 class Stop(huggingface.TrainerCallback):
     """Stops a training at its first step."""
 

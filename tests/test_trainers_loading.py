@@ -5,13 +5,15 @@ import pickle
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 
 import fpe
-from fits import transformers
+from fits import Module, data, fitted, lightning, transformers
 from fpe.errors import CheckpointError, ModelError
 from fpe.plans import plans_in
 from fpe.trainers import huggingface
+from fpe.trainers.lightning import Expand, restore_shape
 from zoo import ZOO
 
 
@@ -25,7 +27,11 @@ def hidden(model):
 
 def same(a, b):
     """Tell whether two models have the same parameters and buffers, by name and value."""
-    a, b = a.state_dict(), b.state_dict()
+    return equal(a.state_dict(), b.state_dict())
+
+
+def equal(a, b):
+    """Tell whether two state dicts have the same names and values."""
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -108,3 +114,74 @@ def test_resuming_without_the_shape_says_what_to_do(tmp_path):
     trainer = transformers(gpt2(), tmp_path, huggingface.Expand(0, factor=2), epochs=2)
     with pytest.raises(CheckpointError, match="restore_shape"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+
+
+class Scored(Module):
+    """Logs a score for each epoch."""
+
+    def __init__(self, *scores):
+        super().__init__()
+        self.scores = scores
+
+    def on_train_epoch_end(self):
+        self.log("score", float(self.scores[self.current_epoch]))
+
+    def test_step(self, batch):
+        self.network(batch[0])
+
+
+class Restoring(Module):
+    """Restores the shape of a checkpoint by itself."""
+
+    def on_load_checkpoint(self, checkpoint):
+        restore_shape(self, checkpoint)
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_lightnings_best_checkpoint_is_loaded_as_what_it_was(epoch, tmp_path):
+    """The best is that of epoch 1: before an expansion at 2, after one at 1. Then another is loaded."""
+    module = Scored(1, 3, 2)
+    keeping = ModelCheckpoint(tmp_path, "{epoch}", monitor="score", mode="max", save_top_k=-1)
+    trainer = lightning(tmp_path, Expand(epoch, factor=2), keeping, epochs=3)
+    trainer.fit(module, data())
+    best = torch.load(keeping.best_model_path)
+    for path, wide in [("best", epoch == 1), (tmp_path / "epoch=2.ckpt", True), ("best", epoch == 1)]:
+        trainer.test(module, data(), ckpt_path=path, verbose=False)
+        assert module.network[0].out_features == (8 if wide else 4)
+        assert bool(plans_in(module)) == wide
+        trainer.save_checkpoint(tmp_path / "again.ckpt")
+        again = torch.load(tmp_path / "again.ckpt")
+        assert (again["callbacks"]["fpe.Expand()"]["shapes"] is not None) == wide
+    assert equal(again["state_dict"], best["state_dict"])
+
+
+def test_lightning_expands_a_dense_checkpoint_that_is_resumed_with_epoch_0(tmp_path):
+    fitted(tmp_path, epochs=1)
+    module = fitted(tmp_path, Expand(0, factor=2), epochs=2, ckpt_path=tmp_path / "after-1.ckpt")
+    assert module.network[0].out_features == 8
+    before = Module()
+    before.load_state_dict(torch.load(tmp_path / "after-1.ckpt")["state_dict"])
+    assert fpe.count_nonzero(module) == fpe.count_nonzero(before)
+
+
+def test_lightning_modules_load_an_expanded_checkpoint_by_restoring_its_shape(tmp_path):
+    module = fitted(tmp_path, Expand(0, factor=2), epochs=1)
+    wide = Restoring.load_from_checkpoint(tmp_path / "after-1.ckpt")
+    assert plans_in(wide)
+    assert same(wide, module)
+    resumed = Restoring()
+    trainer = lightning(tmp_path, Expand(0, factor=2), epochs=2, enable_checkpointing=False)
+    trainer.fit(resumed, data(), ckpt_path=tmp_path / "after-1.ckpt")
+    assert len(resumed.losses) == 4
+
+
+def test_expanded_weights_without_a_shape_are_refused_in_words(tmp_path):
+    module = Module()
+    trainer = lightning(tmp_path, Expand(0, factor=2), epochs=1, enable_checkpointing=False)
+    trainer.fit(module, data())
+    trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    with pytest.raises(CheckpointError, match="restore_shape"):
+        Restoring.load_from_checkpoint(tmp_path / "weights.ckpt")
+    dense = Scored()
+    with pytest.raises(CheckpointError, match="restore_shape"):
+        lightning(tmp_path, Expand(1), epochs=1).test(dense, data(), ckpt_path=tmp_path / "weights.ckpt")

@@ -10,11 +10,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fpe.checkpoint import reshape_, shapes_of
-from fpe.errors import ArgumentError, ModelError
+from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.inplace import check_moments, expand_, foresee
+from fpe.plans import plans_in
 from fpe.rewiring.policies import Policy, as_policy
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import Schedule
+from fpe.trainers.loading import dense_kept, holds_masks, loading_of
 from fpe.trainers.warn import (
     has_masks,
     warn_expanded_already,
@@ -23,13 +25,21 @@ from fpe.trainers.warn import (
     warn_unless_moving,
 )
 
+ADVICE = (
+    "Load it by a Trainer with the Expand callback, or call fpe.trainers.lightning.restore_shape(self, "
+    "checkpoint) in the LightningModule's on_load_checkpoint; weights without the callbacks' state "
+    "(save_weights_only) have no shape to restore."
+)
+_PREFIX = "fpe.Expand("
+
 
 class Expand(Callback):
     """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
 
     Checkpoints that are written after it can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same
-    script: the network is given their shape before its weights are read. One callback serves any number of
-    fits, one after another.
+    script: the network is given their shape before its weights are read. ``load_from_checkpoint`` knows no
+    callbacks; it needs `restore_shape`. A checkpoint from before the expansion, as ``ckpt_path="best"`` may
+    be, makes the network dense again. One callback serves any number of fits, one after another.
 
     Parameters
     ----------
@@ -51,6 +61,8 @@ class Expand(Callback):
     ModelError, BudgetError
         When training starts: if the network is not found, cannot be expanded as asked, or has to be expanded
         while it is wrapped.
+    CheckpointError
+        If weights of an expanded network are loaded into the dense one, and no shape is beside them.
 
     Warns
     -----
@@ -74,7 +86,7 @@ class Expand(Callback):
     @property
     def state_key(self) -> str:
         """One such callback for each network."""
-        return f"fpe.Expand({self.network or ''})"
+        return f"{_PREFIX}{self.network or ''})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
@@ -82,11 +94,11 @@ class Expand(Callback):
         if stage == "fit":
             self._check_averages(trainer)
             self.shapes, self._warned = None, False
-        if self.shapes is None:
-            self._reshape_on_load(pl_module, network)
+        loading_of(network, ADVICE)
+        self._reshape_on_load(pl_module)
         if stage != "fit":
             return
-        if hasattr(network, "fpe_plan"):
+        if plans_in(network):
             warn_expanded_already()
             self.shapes = shapes_of(network)
         elif trainer.world_size > 1 and self.epoch > 0:
@@ -110,14 +122,14 @@ class Expand(Callback):
                     f"{type(callback).__name__} in callbacks."
                 )
 
-    def _reshape_on_load(self, pl_module: LightningModule, network: nn.Module) -> None:
+    def _reshape_on_load(self, pl_module: LightningModule) -> None:
         """Let the network take a checkpoint's shape: Lightning reads weights before callbacks' state."""
         original = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            restore_shape(pl_module, checkpoint)
             stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("shapes")
-            if stored is not None and self.shapes is None:
-                reshape_(network, stored)
+            if stored is not None or not holds_masks(checkpoint["state_dict"]):
                 self.shapes = stored
             original(checkpoint)
 
@@ -148,7 +160,8 @@ class Expand(Callback):
             self._expand(network_of(pl_module, self.network, "Expand"), trainer.optimizers)
 
     def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
-        expand_(network, _owners(network, optimizers), self.moments, **self.how)
+        with dense_kept(network, ADVICE):
+            expand_(network, _owners(network, optimizers), self.moments, **self.how)
         self.shapes = shapes_of(network)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,6 +266,44 @@ class Rewire(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where a checkpoint was, as soon as there are masks."""
         self._stored = state_dict["rewirer"]
+
+
+def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Give the networks of a LightningModule, in place, the shape of a checkpoint, so that it can be loaded.
+
+    For ``load_from_checkpoint``, which knows no callbacks; a Trainer with `Expand` needs no call.
+
+    Parameters
+    ----------
+    pl_module : LightningModule
+        Dense, or of the checkpoint's shape already.
+    checkpoint : dict
+        What Lightning wrote while an `Expand` was among the callbacks. One that was written before the
+        expansion changes nothing.
+
+    Raises
+    ------
+    CheckpointError
+        If the shapes are of another architecture, or are missing beside the weights of an expanded network.
+
+    Examples
+    --------
+    In the LightningModule::
+
+        def on_load_checkpoint(self, checkpoint):
+            fpe.trainers.lightning.restore_shape(self, checkpoint)
+    """
+    restored = False
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith(_PREFIX) and state.get("shapes") is not None:
+            network = network_of(pl_module, key.removeprefix(_PREFIX).removesuffix(")") or None, "Expand")
+            with dense_kept(network, ADVICE):
+                reshape_(network, state["shapes"])
+            restored = True
+    if holds_masks(checkpoint["state_dict"]) and not restored and not has_masks(pl_module):
+        raise CheckpointError(
+            f"the weights are those of an expanded network, and its shapes are missing. {ADVICE}"
+        )
 
 
 def network_of(pl_module: LightningModule, name: str | None, callback: str) -> nn.Module:

@@ -52,12 +52,13 @@ class Loading:
 
     def _restore(self, network: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
         """Put the dense layers back if the state holds all their values."""
-        names = [(name, key) for name, layer in self.dense.items() for key in layer.state_dict()]
-        shapes = {
-            (name, key): getattr(state.get(f"{prefix}{name}.{key}"), "shape", None) for name, key in names
+        needed = {
+            f"{prefix}{name}.{key}": tensor.shape
+            for name, layer in self.dense.items()
+            for key, tensor in layer.state_dict().items()
         }
-        if any(shape != self.dense[name].state_dict()[key].shape for (name, key), shape in shapes.items()):
-            return
+        if any(getattr(state.get(key), "shape", None) != shape for key, shape in needed.items()):
+            return  # of another model, which torch names
         for name, layer in self.dense.items():
             now = network.get_submodule(name)
             like = next(itertools.chain(now.parameters(), now.buffers()))
