@@ -93,6 +93,18 @@ def test_a_model_that_a_trainer_expanded_is_copied_and_pickled_with_its_dense_sh
     assert plans_in(model)
 
 
+def test_only_all_of_the_dense_weights_make_the_model_dense(tmp_path):
+    """As one file of several holds a part of them; a part that fits the expanded model is loaded into it."""
+    model, dense = gpt2(), gpt2().state_dict()
+    transformers(model, tmp_path, huggingface.Expand(0), max_steps=1, save_strategy="no").train()
+    name = "transformer.h.0.mlp.c_proj.bias"
+    model.load_state_dict({name: dense[name]}, strict=False)
+    assert torch.equal(model.state_dict()[name], dense[name])
+    with pytest.raises(CheckpointError, match="all files"):
+        model.load_state_dict({k: v for k, v in dense.items() if k != name}, strict=False)
+    assert plans_in(model)
+
+
 def test_a_saved_model_has_its_shapes_beside_its_weights(tmp_path):
     model = gpt2()
     trainer = transformers(model, tmp_path, huggingface.Expand(0, factor=2), max_steps=1, save_strategy="no")

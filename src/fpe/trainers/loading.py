@@ -51,14 +51,24 @@ class Loading:
             self._restore(network, state, prefix)
 
     def _restore(self, network: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
-        """Put the dense layers back if the state holds all their values."""
+        """Put the dense layers back if the state holds all their values; refuse a part of these."""
         needed = {
             f"{prefix}{name}.{key}": tensor.shape
             for name, layer in self.dense.items()
             for key, tensor in layer.state_dict().items()
         }
-        if any(getattr(state.get(key), "shape", None) != shape for key, shape in needed.items()):
+        given = {key: state[key].shape for key in needed if key in state}
+        if any(needed[key] != shape for key, shape in given.items()):
             return  # of another model, which torch names
+        if len(given) < len(needed):
+            own = network.state_dict(prefix=prefix)
+            if all(key in own and own[key].shape == shape for key, shape in given.items()):
+                return  # a part that fits as it is
+            raise CheckpointError(
+                f"the weights are those of the dense {type(network).__name__}, and have only {len(given)} "
+                f"of the {len(needed)} tensors of the layers that were expanded, as one file of several has. "
+                "Load all files into a new dense model."
+            )
         for name, layer in self.dense.items():
             now = network.get_submodule(name)
             like = next(itertools.chain(now.parameters(), now.buffers()))
