@@ -14,6 +14,7 @@ from fpe.errors import CheckpointError, ModelError
 from fpe.plans import plans_in
 from fpe.trainers import huggingface
 from fpe.trainers.lightning import Expand, restore_shape
+from fpe.trainers.loading import dense_kept
 from zoo import ZOO
 
 
@@ -103,6 +104,21 @@ def test_only_all_of_the_dense_weights_make_the_model_dense(tmp_path):
     with pytest.raises(CheckpointError, match="all files"):
         model.load_state_dict({k: v for k, v in dense.items() if k != name}, strict=False)
     assert plans_in(model)
+
+
+def test_norms_without_any_tensor_become_as_narrow_as_they_were():
+    def made():
+        norm = torch.nn.BatchNorm1d(4, affine=False, track_running_stats=False)
+        return torch.nn.Sequential(torch.nn.Linear(8, 4), norm, torch.nn.ReLU(), torch.nn.Linear(4, 2))
+
+    model, dense = made(), made()
+    with dense_kept(model, ""):
+        fpe.expand_(model, factor=2)
+    assert model[1].num_features == 8
+    model.load_state_dict(dense.state_dict())
+    x = torch.randn(5, 8)
+    assert model[1].num_features == 4
+    assert torch.equal(model(x), dense(x))
 
 
 def test_a_saved_model_has_its_shapes_beside_its_weights(tmp_path):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fpe.adoption import adopt
 from fpe.errors import CheckpointError
 from fpe.masked import MASK, MaskedLayer
+from fpe.packed.layers import PackedLayer
 from fpe.plans import Plan
 from fpe.wrappers import uncompiled
 
@@ -40,6 +41,8 @@ class Loading:
         self, network: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
     ) -> None:
         """Look at a state dict before it is read."""
+        if any(isinstance(module, PackedLayer) for module in network.modules()):
+            return
         masks = holds_masks(state, prefix)
         expanded = [name for name, m in network.named_modules() if isinstance(m, MaskedLayer)]
         if masks and not expanded:
@@ -71,8 +74,9 @@ class Loading:
             )
         for name, layer in self.dense.items():
             now = network.get_submodule(name)
-            like = next(itertools.chain(now.parameters(), now.buffers()))
-            layer.to_empty(device=like.device).to(like.dtype).train(now.training)
+            layer.train(now.training)
+            for like in itertools.islice(itertools.chain(now.parameters(), now.buffers()), 1):
+                layer.to_empty(device=like.device).to(like.dtype)
         adopt(network, self.dense)
         for module in network.modules():
             if isinstance(vars(module).get("fpe_plan"), Plan):
