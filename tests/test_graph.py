@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import Group, find_groups, verify
+from fpe.graph import Group, find_groups, operations, verify
 from models import MODELS, assert_unchanged, snapshot
 
 HEAD = "it is a head: its neurons are outputs of the network"
@@ -81,6 +81,75 @@ def test_what_is_found_is_verified_by_permutation(name):
 )
 def test_what_may_mix_neurons_is_refused_with_the_reason(follow, reason):
     assert reasons(Net(follow))["a"].startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "follow",
+    [
+        lambda net, h, x: net.head(torch.max(h, torch.zeros(()))),
+        lambda net, h, x: net.head(torch.max(torch.zeros(()), h)),
+        lambda net, h, x: net.head(torch.min(h, other=torch.ones(()))),
+        lambda net, h, x: net.head(h.clamp(min=torch.zeros(()), max=torch.ones(4, 1))),
+        lambda net, h, x: net.head(torch.where(h > 1, h, torch.zeros(()))),
+        lambda net, h, x: net.head(torch.where(x[:, :1] > 0, h, -h)),
+        lambda net, h, x: net.head(h[:, None].max(1).values + h[:, None].amin(dim=1)),
+        lambda net, h, x: net.head((h[:, None] * torch.arange(3.0)[:, None]).std(1, unbiased=False)),
+        lambda net, h, x: net.head(h.split([1, 3])[1]),
+        lambda net, h, x: net.head(h.tensor_split((2,))[0]),
+        lambda net, h, x: net.head(h.swapaxes(0, 1).swapdims(0, 1)),
+        lambda net, h, x: net.head(torch.cat(tensors=[h, h], dim=0)),
+    ],
+)
+def test_the_overloads_of_an_operation_are_told_apart(follow):
+    model, x = Net(follow), torch.randn(4, 8)
+    assert find_groups(model, x).groups == (Group("a", ("head",)),)
+    verify(model, Group("a", ("head",)), x * 3)
+
+
+class Branch(nn.Module):
+    """Something is done to the neurons of `a`; those of `b` are expandable in any case."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.b, self.c, self.head = (nn.Linear(*n) for n in ((8, 8), (8, 8), (8, 6), (6, 2)))
+        self.between = between
+
+    def forward(self, x):
+        h = F.relu(self.a(x))
+        return self.head(F.relu(self.c(self.b(h + self.between(h, x)))))
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda h, x: torch.max(h, x),
+        lambda h, x: h.var(True),
+        lambda h, x: h.max(),
+        lambda h, x: h.norm(dim=-1, keepdim=True),
+        lambda h, x: torch.where(h > 0)[0].sum(),
+        lambda h, x: h[x > 0].sum(),
+        lambda h, x: h[x[:, 0] > 0].sum(),
+        lambda h, x: torch.clamp(h, max=h[:, :1]),
+    ],
+)
+def test_an_operation_that_is_not_understood_costs_only_the_neurons_in_it(between):
+    model, x = Branch(between), torch.randn(4, 8)
+    plan = fpe.plan(model, example_inputs=x)
+    assert "b" in {layer.group.name for layer in plan.layers}
+    reason = {skipped.name: skipped.reason for skipped in plan.skipped}["a"]
+    assert "neurons" in reason
+    assert "cannot be followed" not in reason
+
+
+def test_an_operation_that_no_rule_foresees_is_named_and_costs_only_its_neurons(monkeypatch):
+    def fails(*given):
+        raise TypeError("'Node' object is not iterable")
+
+    monkeypatch.setitem(operations._RULES, "squeeze", fails)
+    plan = fpe.plan(Branch(lambda h, x: h.squeeze(1)), example_inputs=torch.randn(4, 8))
+    assert "b" in {layer.group.name for layer in plan.layers}
+    reason = {skipped.name: skipped.reason for skipped in plan.skipped}["a"]
+    assert "'squeeze' in a way that fpe does not understand (TypeError" in reason
 
 
 def test_scalar_arithmetic_and_known_activations_are_followed():

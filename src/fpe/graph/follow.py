@@ -13,6 +13,7 @@ from torch.export.graph_signature import InputKind
 
 from fpe.graph.analysis import analysis_copy
 from fpe.graph.axis import Flow
+from fpe.graph.copies import first_line
 from fpe.graph.groups import HEAD, Found, Group, Runs, Skipped, width_of_runs
 from fpe.graph.inputs import Call, tensors_in
 from fpe.graph.layers import (
@@ -100,7 +101,14 @@ class _Walk:
             if node.op == "output":
                 self.refuse(self.touched(node), HEAD)
             elif node.op == "call_function":
-                self.visit(node)
+                try:
+                    self.visit(node)
+                except Exception as error:  # an overload that no rule foresees costs its neurons, not all
+                    self.refuse(
+                        self.touched(node),
+                        f"its neurons are read by {name_of(node)!r} in a way that fpe does not understand "
+                        f"({first_line(error)})",
+                    )
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons that come in, and which go out."""

@@ -99,7 +99,7 @@ def carry(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     source = next((n for n in node.all_input_nodes if n in flows), None)
     if source is None:
         return ()
-    if name in ELEMENTWISE:
+    if name in ELEMENTWISE or (name in ("max", "min") and _argument(node, "other") is not None):
         return _elementwise(node, flows)
     if name == "cat":
         return _cat(node, flows)
@@ -116,6 +116,8 @@ def carry(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
 
 def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     """All inputs have the same neurons in the same places, or are the same for every neuron."""
+    if name_of(node) == "where" and len(node.args) == 1:
+        raise Refused("its neurons are picked out by 'where'")
     dims = len(shape_of(node))
     seen: Flows | None = None
     for source in (n for n in node.all_input_nodes if n in flows):
@@ -143,7 +145,7 @@ def _described(node: fx.Node) -> str:
 def _cat(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
     dims = len(shape_of(node))
-    axis = int(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % dims  # type: ignore[arg-type]
+    axis = int(_argument(node, "dim", 0)) % dims
     roots = dict.fromkeys(flow.root for part in parts for flow in flows.get(part, ()))
     result = []
     for root in roots:
@@ -160,8 +162,12 @@ def _cat(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     return tuple(result)
 
 
-def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
+    """Return an argument by its name: overloads have others in the same position."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    return given.get(name, default)
 
 
 def _reshape(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -179,7 +185,7 @@ def _spatial(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 def _reduce(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     dims = len(shape_of(source))
-    over = _argument(node, 1, "dim")
+    over = _argument(node, "dim")
     axes = {a % dims for a in ([over] if isinstance(over, int) else over or range(dims))}
     if flow.axis in axes:
         raise Refused(f"its neurons are added up or compared by {name_of(node)!r}")
@@ -192,30 +198,31 @@ def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     dims = len(shape_of(source))
     order = list(range(dims))
     if name_of(node) == "permute":
-        order = [d % dims for d in _argument(node, 1, "dims")]
+        order = [d % dims for d in _argument(node, "dims")]
     else:
-        a, b = (0, 1) if name_of(node) == "t" else (_argument(node, 1, "dim0"), _argument(node, 2, "dim1"))
+        kind = "axis" if name_of(node) == "swapaxes" else "dim"
+        a, b = (_argument(node, f"{kind}{n}", n) for n in (0, 1))
         a, b = a % dims, b % dims
         order[a], order[b] = order[b], order[a]
     return flow.at(order.index(flow.axis))
 
 
 def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _argument(node, 1, "dim", 0) % len(shape_of(source))
+    axis = _argument(node, "dim", 0) % len(shape_of(source))
     if axis == flow.axis and shape_of(node) != shape_of(source):
         raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
     return flow
 
 
 def _select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _argument(node, 1, "dim", 0) % len(shape_of(source))
+    axis = _argument(node, "dim", 0) % len(shape_of(source))
     if axis == flow.axis:
         raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
     return flow.at(flow.axis - (axis < flow.axis))
 
 
 def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    indices = list(_argument(node, 1, "indices"))
+    indices = list(_argument(node, "indices"))
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or places[0] == flow.axis:
         raise Refused(f"its neurons are picked out by {name_of(node)!r}")
@@ -224,7 +231,7 @@ def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 
 def _index_select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    if _argument(node, 1, "dim") % len(shape_of(source)) == flow.axis:
+    if _argument(node, "dim") % len(shape_of(source)) == flow.axis:
         raise Refused(f"its neurons are picked out by {name_of(node)!r}")
     return flow
 
@@ -243,10 +250,9 @@ def _pad(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 
 def _split(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    position = 1 if name_of(node) == "unbind" else 2
-    if _argument(node, position, "dim", 0) % len(shape_of(source)) == flow.axis:
+    axis = _argument(node, "dim", 0) % len(shape_of(source))
+    if axis == flow.axis:
         raise Refused(f"its neurons are parted by {name_of(node)!r}")
-    axis = _argument(node, position, "dim", 0) % len(shape_of(source))
     return flow.at(flow.axis - (name_of(node) == "unbind" and axis < flow.axis))
 
 

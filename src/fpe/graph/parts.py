@@ -65,10 +65,11 @@ def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
                 visit(child, full, reason if container else "it is not reached by example_inputs")
                 continue
             try:
-                found = follow(child, exported(child, seen[0]))
+                program = exported(child, seen[0])
             except Exception as problem:  # the user's own code may fail in any way
                 visit(child, full, _not_followed(child, problem))
                 continue
+            found = follow(child, program)
             groups.extend(_renamed(group, full) for group in found.groups)
             for skip in found.skipped:
                 inner = f"{full}.{skip.name}" if skip.name else full

@@ -51,12 +51,12 @@ def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
     try:
         with _quiet():
             program = exported(model, call)
-        return follow(model, program)
     except ModelError:
         raise
     except Exception as error:  # the user's own code may fail in any way
         with _quiet():
             return follow_parts(model, call, error)
+    return follow(model, program)
 
 
 @contextmanager
