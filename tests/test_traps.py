@@ -331,3 +331,72 @@ def test_norms_over_neurons_see_each_family_where_its_parent_stood(norm, factor)
         wide[0].bias.copy_(dense[0].bias.repeat_interleave(factor))
         wide[3].weight.copy_(dense[3].weight.repeat_interleave(factor, 1) / factor)
     torch.testing.assert_close(wide(x), dense(x))
+
+
+class Written(nn.Module):
+    """Two pairs of layers; between those of the first pair, `fixed` has the width written down."""
+
+    def __init__(self, fixed):
+        super().__init__()
+        self.a, self.a_out = nn.Linear(24, 6), nn.Linear(6, 8)
+        self.norm, self.b, self.b_out = nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.fixed = fixed
+
+    def forward(self, x):
+        h = self.norm(self.a_out(F.relu(self.fixed(self, self.a(x)))))
+        return self.b_out(F.relu(self.b(h)))
+
+
+#: Forward passes in which the number of neurons of `a` is written down.
+WIDTHS = {
+    "view": lambda t, h: h.view(-1, 6),
+    "view in training": lambda t, h: h.view(-1, 6) if t.training else h,
+    "slice": lambda t, h: h[:, :6],
+    "check": lambda t, h: h if h.shape[1] == 6 else h[:, :1],
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_a_width_written_down_is_named_in_the_plan_and_the_rest_expanded(name):
+    model, x = Written(WIDTHS[name]), torch.randn(4, 24)
+    plan = fpe.plan(model, example_inputs=x)
+    wide = fpe.expand(model, example_inputs=x)
+    wide.train()(x)
+    assert wide.eval()(x).shape == (4, 2)
+    assert [layer.group for layer in wide.fpe_plan.layers] == [layer.group for layer in plan.layers]
+    names = [n for layer in plan.layers for n in layer.group.producers]
+    assert "b" in names
+    assert "a" not in names
+    assert "a" in {skip.name for skip in plan.skipped}
+    with pytest.raises(ModelError, match="'a'"):
+        fpe.plan(model, layers=["a"], example_inputs=x)
+
+
+def test_several_widths_written_down_are_all_found():
+    torch.manual_seed(0)
+    parts = [Written(WIDTHS["view"] if n in (0, 3) else lambda t, h: h) for n in range(4)]
+    for part in parts:
+        part.b_out = nn.Linear(8, 24)
+    plan = fpe.plan(nn.Sequential(*parts), example_inputs=torch.randn(4, 24))
+    reasons = {skip.name: skip.reason for skip in plan.skipped if "written down" in skip.reason}
+    assert set(reasons) == {"0.a", "3.a"}
+    assert {"1.a", "2.a", "0.b", "3.b"} <= {layer.group.name for layer in plan.layers}
+
+
+def test_a_reader_of_a_layer_that_is_left_out_is_not_said_to_read_an_expanded_one():
+    class Chain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x):
+            h = F.relu(self.b(F.relu(self.a(x)).view(-1, 8)))
+            return self.head(F.relu(self.d(F.relu(self.c(h)))))
+
+    plan = fpe.plan(Chain(), example_inputs=torch.randn(4, 8))
+    assert [layer.group.name for layer in plan.layers] == ["c"]
+    reasons = {skip.name: skip.reason for skip in plan.skipped}
+    assert "written down" in reasons["a"]
+    assert "was to be expanded" in reasons["b"]
+    assert "which is expanded" in reasons["d"]

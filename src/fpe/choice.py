@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -22,7 +23,7 @@ from fpe.graph.layers import (
     size_of,
     width_problem,
 )
-from fpe.graph.verification import refusal, unverified
+from fpe.graph.verification import refusal
 
 #: What may be asked for: names, patterns and groups; or a factor for each of them.
 Layers = Sequence["str | Group"] | Mapping["str | Group", int] | Mapping[str, int]
@@ -121,21 +122,23 @@ def _contradictions(factors: Mapping[str | Group, int]) -> list[str]:
     return problems
 
 
-def only_verified(
+def without(
     model: nn.Module,
     chosen: Chosen,
     skipped: tuple[Skipped, ...],
     layers: str | Group | Layers | None,
-    example_inputs: Any,
+    reasons: Mapping[str, str],
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Verify the chosen groups; leave out those that fpe chose by itself, or by a pattern, and that fail.
+    """Leave out groups that have turned out not to be expandable, if fpe chose them itself or by a pattern.
 
     Parameters
     ----------
-    model, layers, example_inputs
+    model, layers
         As for `choose`.
     chosen, skipped
         What `choose` returned.
+    reasons : mapping of str to str
+        Why, in a clause, by the name of the group.
 
     Returns
     -------
@@ -145,9 +148,8 @@ def only_verified(
     Raises
     ------
     ModelError
-        If a layer that was named fails, or nothing is left.
+        If one is of a layer that was named, or nothing is left.
     """
-    reasons = unverified(model, [group for group, _ in chosen], example_inputs)
     asked = [layers] if isinstance(layers, str | Group) else list(layers or ())
     named = {entry.name if isinstance(entry, Group) else entry for entry in asked}
     failed = [group for group, _ in chosen if group.name in reasons]
@@ -157,6 +159,10 @@ def only_verified(
         "the layers to expand",
     )
     more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
+    free = {
+        _reads(g.name): f"{_reads(g.name, 'was to be')}; name it in layers=… to expand it" for g in failed
+    }
+    skipped = tuple(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped)
     left = [(group, factor) for group, factor in chosen if group.name not in reasons]
     if not left:
         raise ModelError(_nothing(model, (*more, *skipped)))
@@ -182,13 +188,17 @@ def by_default(model: nn.Module, found: Found) -> tuple[list[Group], tuple[Skipp
         elif found.attention and set(group.consumers) <= heads:
             reason = "it belongs to the head of a transformer; name it in layers=… to expand it"
         elif read is not None:
-            reason = f"it reads {read!r}, which is expanded (every second hidden layer is)"
+            reason = _reads(read)
         else:
             groups.append(group)
             readers |= dict.fromkeys(group.consumers, group.name)
             continue
         skipped += [Skipped(name, reason) for name in group.producers]
     return groups, (*skipped, *found.skipped)
+
+
+def _reads(name: str, expanded: str = "is") -> str:
+    return f"it reads {name!r}, which {expanded} expanded (every second hidden layer is)"
 
 
 def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:

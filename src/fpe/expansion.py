@@ -19,9 +19,9 @@ from fpe.choice import Layers
 from fpe.errors import BudgetError, ModelError, raise_problems
 from fpe.foreseen import parameters_per_neuron
 from fpe.graph import Group
-from fpe.graph.analysis import analysed, copied_call, deep_copy
+from fpe.graph.analysis import deep_copy
 from fpe.graph.groups import Runs, neuron_of_columns
-from fpe.graph.inputs import as_call, inputs_for, tensors_in
+from fpe.graph.inputs import inputs_for
 from fpe.lineage import Lineage, blocks_of, family_of
 from fpe.partition import DataSplit, Split, as_split
 from fpe.planning import plan
@@ -29,6 +29,7 @@ from fpe.plans import LayerPlan, Plan
 from fpe.procedure import Weights
 from fpe.prunes import as_prune
 from fpe.ranking import layer_inputs, scales_of
+from fpe.widths import shapes_of
 
 
 def expand(
@@ -350,11 +351,7 @@ def _copy_with(model: nn.Module, replaced: dict[str, nn.Module]) -> nn.Module:
 def answer_shapes(model: nn.Module, example_inputs: Any) -> list[torch.Size] | None:
     """Run a copy of a model once in evaluation mode; return the shapes of its answer, None without inputs."""
     batch = inputs_for(model) if example_inputs is None else example_inputs
-    if batch is None:
-        return None
-    args, kwargs = copied_call(as_call(batch))
-    with analysed(model) as own, torch.no_grad():
-        return [t.shape for t in tensors_in(own(*args, **kwargs))]
+    return None if batch is None else shapes_of(model, batch)
 
 
 def check_wide(wide: nn.Module, todo: Plan, shapes: list[torch.Size] | None, example_inputs: Any) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from fpe.adoption import hook_problems
 from fpe.budget import Prune, count_nonzero
 from fpe.children import Children
-from fpe.choice import Chosen, Layers, choose, only_verified
+from fpe.choice import Chosen, Layers, choose, without
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
 from fpe.foreseen import free_by_neuron, free_weights, layer_plans
 from fpe.graph import Group
@@ -21,12 +21,14 @@ from fpe.graph.layers import (
     memory_problem,
     oriented_weight,
 )
+from fpe.graph.verification import unverified
 from fpe.holding import check_held
 from fpe.partition import DataSplit, Split, as_split
 from fpe.plans import LayerPlan, Plan
 from fpe.prunes import as_prune
 from fpe.ranking import example_problem, scales_of, split_problem
 from fpe.target import TARGETS, most_polysemantic
+from fpe.widths import written_down
 
 BUDGETS = ("group", "network")
 CONVOLUTIONS = ("channels", "taps")
@@ -148,9 +150,12 @@ def plan(
     planned = planned_for(chosen)
     batch = inputs_for(model) if example_inputs is None else example_inputs
     if batch is not None:
-        verified, left = only_verified(model, chosen, skipped, layers, batch)
-        if verified != chosen:
-            chosen, skipped = verified, left
+        # Only what has been verified is worth widening.
+        if reasons := unverified(model, [group for group, _ in chosen], batch):
+            chosen, skipped = without(model, chosen, skipped, layers, reasons)
+            planned = planned_for(chosen)
+        if reasons := written_down(model, planned, batch):
+            chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
     scales_of(model, [group for group, _ in chosen], prune, example_inputs)  # or say that it cannot be done
     earlier = vars(model).get("fpe_plan")
