@@ -134,7 +134,7 @@ def test_a_sharded_model_is_not_expanded(tmp_path):
         "    print(error, flush=True)\n"
         "dist.destroy_process_group()\n"
     )
-    assert "is sharded already; expand the model first, and shard it then" in torchrun(2, script)
+    assert "model is a FSDPModule; expand the model first, and wrap it then." in torchrun(2, script)
 
 
 #: Trains and rewires on each rank with data of its own; the ranks must agree on masks all the same.
