@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError, ModelError
@@ -273,3 +274,77 @@ def test_several_problems_of_a_group_by_hand_are_reported_at_once():
     )
     group = fpe.Group("0", ("3",), ("2",))
     assert_refused(model, ModelError, message, layers=[group], example_inputs=torch.ones(1, 8))
+
+
+def four_layers(spoil=lambda layer: None):
+    model = nn.Sequential(*(m for n in (8, 8, 8) for m in (nn.Linear(8, n), nn.ReLU())), nn.Linear(8, 2))
+    spoil(model[0])
+    return model
+
+
+CALLS = [fpe.plan, fpe.expand, lambda model, **how: fpe.expand_(model, None, **how)]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("batch", [None, torch.ones(3, 8)])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("script", [torch.jit.script, lambda model: torch.jit.trace(model, torch.ones(3, 8))])
+def test_a_scripted_model_is_refused_as_such(script, batch, call):
+    with pytest.raises(ArgumentError, match=r"torch\.jit\.script"):
+        call(script(four_layers()), example_inputs=batch)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_part_is_named():
+    model = nn.Sequential(torch.jit.script(four_layers()), nn.Sequential(nn.Linear(2, 8), nn.Linear(8, 2)))
+    with pytest.raises(ArgumentError, match=r"'0' in the model is a ScriptModule"):
+        fpe.plan(model, example_inputs=torch.randn(3, 8))
+
+
+@pytest.mark.parametrize("batch", [None, torch.linspace(-1, 1, 24).view(3, 8)])
+def test_of_a_compiled_model_the_model_in_it_is_expanded(batch):
+    model = four_layers()
+    compiled = torch.compile(model)
+    assert fpe.plan(compiled, example_inputs=batch) == fpe.plan(model, example_inputs=batch)
+    wide, expected = (fpe.expand(m, example_inputs=batch) for m in (compiled, model))
+    assert type(wide) is nn.Sequential
+    assert all(torch.equal(a, b) for a, b in zip(wide.parameters(), expected.parameters(), strict=True))
+    assert compiled._orig_mod is model
+
+
+class Quantised(torch.Tensor):
+    """A tensor of its own kind, as those of quantised layers are."""
+
+
+def quantised(layer):
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+
+
+@pytest.mark.parametrize("batch", [None, torch.linspace(-1, 1, 24).view(3, 8)])
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (nn.utils.weight_norm, "computed by hooks"),
+        (nn.utils.spectral_norm, "computed by hooks"),
+        (lambda layer: prune.l1_unstructured(layer, "weight", 0.2), "computed by hooks"),
+        (nn.utils.parametrizations.weight_norm, "arametriz"),
+        (nn.utils.parametrizations.spectral_norm, "arametriz"),
+        (nn.utils.parametrizations.orthogonal, "arametriz"),
+        (quantised, "Quantised"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_a_layer_whose_weight_is_computed_is_left_out_by_name(spoil, reason, batch):
+    plan = fpe.plan(four_layers(spoil), example_inputs=batch)
+    assert [layer.group.name for layer in plan.layers] == ["2"]
+    assert reason in {skip.name: skip.reason for skip in plan.skipped}["0"]
+    with pytest.raises(ModelError, match="'0'"):
+        fpe.plan(four_layers(spoil), layers=["0"], example_inputs=batch)
+
+
+@pytest.mark.parametrize("batch", [None, torch.ones(3, 8)])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_layer_alone_is_called_the_model_itself(call, batch):
+    with pytest.raises(ModelError, match="the model itself: it is a head") as error:
+        call(nn.Linear(8, 2), example_inputs=batch)
+    assert "''" not in str(error.value)

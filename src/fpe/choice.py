@@ -202,7 +202,8 @@ def _reads(name: str, expanded: str = "is") -> str:
 
 
 def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
-    first = "; ".join(f"{s.name!r}: {s.reason}" for s in skipped[:8]) or "it has no linear layer"
+    named = (f"{repr(s.name) if s.name else 'the model itself'}: {s.reason}" for s in skipped[:8])
+    first = "; ".join(named) or "it has no linear layer"
     more = f"; and {len(skipped) - 8} more" if len(skipped) > 8 else ""
     return (
         f"there is nothing to expand in this {type(model).__name__}: {first}{more}. Expandable are "

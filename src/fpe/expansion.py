@@ -30,6 +30,7 @@ from fpe.procedure import Weights
 from fpe.prunes import as_prune
 from fpe.ranking import layer_inputs, scales_of
 from fpe.widths import shapes_of
+from fpe.wrappers import uncompiled
 
 
 def expand(
@@ -64,7 +65,7 @@ def expand(
     nn.Module
         A copy of `model` of the same class, on the same device, in which the layers concerned are
         `MaskedLinear` or masked convolutions, and the norms between them wider. ``fpe_plan`` holds its
-        `Plan`.
+        `Plan`. Of a compiled model it is a copy of the model in it, to be compiled again.
 
     Raises
     ------
@@ -80,6 +81,7 @@ def expand(
     >>> wide[0].fpe_mask.sum().item() + wide[2].fpe_mask.sum().item() + 8 + 2
     46.0
     """
+    model = uncompiled(model)
     how = (layers, example_inputs, seed, budget, convolutions, target_fraction, target)
     todo = plan(model, factor, split, prune, *how)
     _check_copyable(model)

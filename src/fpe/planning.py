@@ -29,6 +29,7 @@ from fpe.prunes import as_prune
 from fpe.ranking import example_problem, scales_of, split_problem
 from fpe.target import TARGETS, most_polysemantic
 from fpe.widths import written_down
+from fpe.wrappers import uncompiled
 
 BUDGETS = ("group", "network")
 CONVOLUTIONS = ("channels", "taps")
@@ -54,7 +55,8 @@ def plan(
     Parameters
     ----------
     model : nn.Module
-        Any module; it is not changed. Without `example_inputs`, the linear layers of an ``nn.Sequential``
+        Any module; it is not changed. Of a compiled one the model in it is taken. Without
+        `example_inputs`, the linear layers of an ``nn.Sequential``
         or of a module that can be traced symbolically are found; for a model of transformers a batch is
         made up from its configuration.
     factor : int, default 2
@@ -122,6 +124,7 @@ def plan(
       2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
+    model = uncompiled(model)
     split, prune = check_arguments(
         model,
         factor,
@@ -235,11 +238,16 @@ def check_arguments(
 
 
 def wrapped_problem(model: nn.Module) -> str | None:
-    """Say that a model, or a part of it, is wrapped for several processes already, or return None."""
+    """Say that a model, or a part of it, is scripted or wrapped for several processes, or return None."""
     for name, module in model.named_modules():
+        where = f"{name!r} in the model" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            return (
+                f"{where} is a ScriptModule, made by torch.jit.script or torch.jit.trace, which cannot be "
+                "followed; expand the model first, and script it then."
+            )
         found = {kind.__name__ for kind in type(module).__mro__} & set(WRAPPERS)
         if found:
-            where = f"{name!r} in the model" if name else "model"
             return f"{where} is a {found.pop()}; expand the model first, and wrap it then."
     return None
 

@@ -334,11 +334,15 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
 def unreached(model: nn.Module, reached: set[str]) -> list[Skipped]:
     """Give the reason for each module with weights that was not reached as a layer."""
     skipped = []
+    known = Names(model)
     for name, module in model.named_modules():
-        if name in reached or not any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        matrix = any(p.dim() > 1 for p in module.parameters(recurse=False))
+        if name in reached or not (matrix or looks_like_layer(module)):
             continue
         if is_depthwise(module):
             reason = "it is a depthwise convolution, which makes no neurons of its own"
+        elif looks_like_layer(module) and (problem := layer_problem(known, name)):
+            reason = f"{name!r} {problem}" if name else f"it {problem}"
         elif is_layer(module):
             reason = "it is not called as a layer where the forward pass could be followed"
         else:

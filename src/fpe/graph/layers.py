@@ -11,6 +11,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
@@ -135,6 +136,8 @@ def layer_problem(known: Names, name: str) -> str | None:
         return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
         return "has a parametrization, which a masked layer would lose"
+    if problem := tensor_problem(module):
+        return problem
     if hasattr(module, "weight_orig") or hasattr(module, "weight_g"):
         return "has its weight computed by hooks (pruning or weight norm); make that permanent first"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -145,6 +148,19 @@ def layer_problem(known: Names, name: str) -> str | None:
     if tied := known.sharing(module):
         return f"shares its parameters with {', '.join(tied)}"
     return None
+
+
+def tensor_problem(module: nn.Module) -> str | None:
+    """Say that a module's weight is no ordinary tensor, as that of a quantised layer, or return None."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or is_lazy(weight):
+        return None
+    kind = type(weight.data)
+    if kind in (Tensor, nn.Parameter) or kind.__name__ == "DTensor":
+        return None
+    return (
+        f"has weights of type {kind.__name__}, as if quantised; expand the model first, and quantise it then"
+    )
 
 
 def kind_problem(module: nn.Module) -> str | None:

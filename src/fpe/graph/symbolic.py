@@ -132,7 +132,9 @@ def find_symbolically(model: nn.Module) -> Found:
         except _Refused as reason:
             skipped.append(Skipped(name, str(reason)))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name not in reached:
+        if isinstance(module, nn.Linear) and not name:
+            skipped.append(Skipped(name, HEAD))
+        elif isinstance(module, nn.Linear) and name not in reached:
             skipped.append(
                 Skipped(name, "it is not called as a layer where the forward pass could be followed")
             )
