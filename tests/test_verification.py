@@ -223,3 +223,29 @@ def test_a_plan_leaves_a_group_out_by_name_that_cannot_be_verified_unless_it_was
     with pytest.raises(ModelError, match="the neurons of 'a' cannot be expanded"):
         fpe.plan(Two(), layers=["a"], example_inputs=X)
     assert [layer.group.name for layer in fpe.plan(Two(), layers="?", example_inputs=X).layers] == ["c"]
+
+
+class Slots:
+    __slots__ = ("mixed",)
+
+    def __init__(self, mixed):
+        self.mixed = mixed
+
+
+@pytest.mark.parametrize(
+    "held", [lambda t: (t,), Slots, lambda t: lambda: t], ids=["tuple", "slots", "closure"]
+)
+def test_what_only_training_returns_is_seen_in_objects_and_closures(held):
+    """The sum over neurons runs at any width, so that only the verification can notice it."""
+
+    class Mixes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.c = nn.Linear(8, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            hidden = torch.relu(self.a(x))
+            return (self.c(hidden), held(hidden.cumsum(-1))) if self.training else self.c(hidden)
+
+    with pytest.raises(ModelError, match="in training mode"):
+        fpe.expand(Mixes(), 2, example_inputs=torch.randn(4, 8))

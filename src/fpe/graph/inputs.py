@@ -84,4 +84,9 @@ def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
         children = list(value)
     else:
         children = list(getattr(value, "__dict__", {}).values())
+        slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+        names = [name for held in slots for name in ((held,) if isinstance(held, str) else held)]
+        children += [getattr(value, name) for name in names if hasattr(value, name)]
+        cells = getattr(value, "__closure__", None) or ()
+        children += [cell.cell_contents for cell in cells if hasattr(cell, "cell_contents")]
     return [tensor for child in children for tensor in tensors_in(child, depth - 1)]
