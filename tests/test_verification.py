@@ -1,7 +1,9 @@
 """A wrong group is never taken for a right one, whatever the weights, in whichever mode it is wrong."""
 
+import functools
 import itertools
 import random
+from collections import deque
 
 import numpy as np
 import pytest
@@ -233,7 +235,19 @@ class Slots:
 
 
 @pytest.mark.parametrize(
-    "held", [lambda t: (t,), Slots, lambda t: lambda: t], ids=["tuple", "slots", "closure"]
+    "held",
+    [
+        lambda t: (t,),
+        Slots,
+        lambda t: lambda: t,
+        lambda t: (row for row in t),
+        lambda t: functools.partial(torch.add, t),
+        lambda t: deque([t]),
+        lambda t: t.detach().numpy(),
+        lambda t: t.std().item(),
+        lambda t: functools.reduce(lambda held, _: [held], range(30), t),
+    ],
+    ids=["tuple", "slots", "closure", "iterator", "partial", "deque", "array", "number", "deep"],
 )
 def test_what_only_training_returns_is_seen_in_objects_and_closures(held):
     """The sum over neurons runs at any width, so that only the verification can notice it."""

@@ -27,6 +27,7 @@ from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
 from fpe.graph.outside import outside_kept
 from fpe.packed.separate import with_separate_blocks
 from fpe.packed.verify import cannot_run, difference, largest
+from fpe.quiet import silenced
 from fpe.randomness import seeded
 
 SUFFIXES = (".onnx", ".pt2")
@@ -388,14 +389,7 @@ def _run_archive(path: Path, calls: list[Call]) -> list[list[Tensor]]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Let exporters not report their steps: what they cannot do is raised."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    exporters = silenced("torch.onnx", "torch.export", "onnxscript", "onnx_ir", above=logging.WARNING)
+    with exporters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from itertools import islice
+from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+#: What is not looked through for tensors.
+_HOLDS_NOTHING = (type(None), str, bytes, bytearray, range, int, float, complex, type, ModuleType, nn.Module)
+#: So many items of an iterator are looked at.
+_LONGEST = 10_000
 
 
 def as_call(example_inputs: Any) -> Call:
@@ -72,21 +81,44 @@ def _moved(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
 
 
-def tensors_in(value: Any, depth: int = 6) -> list[Tensor]:
-    """Return the tensors in anything that a model may return, caches and other objects included."""
-    if isinstance(value, Tensor):
-        return [value]
-    if depth == 0 or value is None or isinstance(value, str | bytes | int | float | bool | type | nn.Module):
-        return []
+def tensors_in(value: Any, consume: bool = False) -> list[Tensor]:
+    """Return the tensors in anything that a model may return, caches and other objects included.
+
+    Parameters
+    ----------
+    value : object
+        Also looked through: containers, attributes, slots, what functions have captured, but not modules.
+    consume : bool, default False
+        Whether to run through iterators, which nobody can do after that, and to take NumPy's arrays and
+        Python's floating-point numbers for tensors.
+    """
+    found: list[Tensor] = []
+    left, seen = [value], {}
+    while left:
+        part = left.pop()
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif consume and isinstance(part, float | np.ndarray | np.floating):
+            with suppress(TypeError):  # an array of objects
+                found.append(torch.as_tensor(part))
+        elif not isinstance(part, _HOLDS_NOTHING) and id(part) not in seen:
+            seen[id(part)] = part  # kept alive, so that no other object gets its identity
+            left += reversed(_parts(part, consume))
+    return found
+
+
+def _parts(value: Any, consume: bool) -> list[Any]:
     if isinstance(value, Mapping):
-        children = list(value.values())
-    elif isinstance(value, list | tuple | set | frozenset):
-        children = list(value)
-    else:
-        children = list(getattr(value, "__dict__", {}).values())
-        slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
-        names = [name for held in slots for name in ((held,) if isinstance(held, str) else held)]
-        children += [getattr(value, name) for name in names if hasattr(value, name)]
-        cells = getattr(value, "__closure__", None) or ()
-        children += [cell.cell_contents for cell in cells if hasattr(cell, "cell_contents")]
-    return [tensor for child in children for tensor in tensors_in(child, depth - 1)]
+        return list(value.values())
+    if isinstance(value, Iterator):
+        return list(islice(value, _LONGEST)) if consume else []
+    if isinstance(value, Collection):
+        return list(value)
+    if isinstance(value, functools.partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    parts = list(getattr(value, "__dict__", {}).values())
+    slots = [vars(kind).get("__slots__", ()) for kind in type(value).__mro__]
+    names = [name for held in slots for name in ((held,) if isinstance(held, str) else held)]
+    parts += [getattr(value, name) for name in names if hasattr(value, name)]
+    cells = getattr(value, "__closure__", None) or ()
+    return parts + [cell.cell_contents for cell in cells if hasattr(cell, "cell_contents")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -15,6 +14,7 @@ from fpe.errors import ModelError
 from fpe.graph.groups import Found
 from fpe.graph.inputs import as_call, inputs_for
 from fpe.graph.symbolic import find_symbolically
+from fpe.quiet import silenced
 
 
 def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
@@ -62,12 +62,7 @@ def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch's remarks about exporting to itself; what matters is said by the reasons."""
-    level = logging.root.manager.disable
-    logging.disable(logging.ERROR)
     nowhere = io.StringIO()
-    try:
-        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere), silenced("torch"):
+        warnings.simplefilter("ignore")
+        yield

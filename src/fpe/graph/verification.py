@@ -258,7 +258,8 @@ def _run(
         layer.register_forward_hook(cast(Any, hook))
     args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
     with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
-        found = [t for t in tensors_in(own(*args, **kwargs)) if t.is_floating_point() and t.numel()]
+        outputs = tensors_in(own(*args, **kwargs), consume=True)
+        found = [t for t in outputs if t.is_floating_point() and t.numel()]
         return [t.clone() for t in found], mode.eps
 
 

@@ -19,6 +19,7 @@ from fpe.packed.holes import free_of, pack_holes
 from fpe.packed.layers import PackedLayer, Shape
 from fpe.packed.slabs import slabs_of
 from fpe.packed.summary import packed_names
+from fpe.quiet import silenced
 
 
 @torch.no_grad()
@@ -89,9 +90,7 @@ def _as_linears(layer: nn.Module) -> Int8Blocks:
 
 
 def _quantise_(model: nn.Module, activations: bool) -> None:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # torchao reports each of its GPU libraries that this machine lacks
-    try:
+    with silenced("torchao", above=logging.WARNING):  # it reports GPU libraries that this machine lacks
         from torchao.quantization import (
             Int8DynamicActivationInt8WeightConfig,
             Int8WeightOnlyConfig,
@@ -99,8 +98,6 @@ def _quantise_(model: nn.Module, activations: bool) -> None:
         )
 
         quantize_(model, Int8DynamicActivationInt8WeightConfig() if activations else Int8WeightOnlyConfig())
-    finally:
-        logging.disable(before)
 
 
 class _BlockOfLinear(nn.Linear, HoldsZeros):
