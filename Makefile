@@ -15,9 +15,9 @@ help:  ## List the targets.
 
 setup: $(READY)  ## Make .venv and install fpe in it, with what its tests need.
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml reproduction/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable ./reproduction
 	@touch $(READY)
 
 demo: setup  ## Train dense and expanded networks on handwritten digits, and compare them.
@@ -30,29 +30,30 @@ lint: setup  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax
-	$(BIN)/python benchmarks/expand.py
-	$(BIN)/python benchmarks/bert.py
-	$(BIN)/python benchmarks/ensemble.py
-	$(BIN)/python benchmarks/rewiring.py
-	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python reproduction/benchmarks/expand.py
+	$(BIN)/python reproduction/benchmarks/bert.py
+	$(BIN)/python reproduction/benchmarks/ensemble.py
+	$(BIN)/python reproduction/benchmarks/rewiring.py
+	$(BIN)/python reproduction/benchmarks/embed.py
 	$(BIN)/fpe bench
 
 results: setup  ## Make the tables and figures of docs/results again (about five hours).
-	$(BIN)/python docs/results/fit.py
-	$(BIN)/python docs/results/settings.py
-	$(BIN)/python docs/results/boolean.py
-	$(BIN)/python docs/results/vision.py
-	$(BIN)/python docs/results/splits.py
-	$(BIN)/python docs/results/rewiring_trained.py
-	$(BIN)/python docs/results/rewiring.py
-	$(BIN)/python docs/results/models.py
-	$(BIN)/python docs/results/speed.py
-	$(BIN)/python docs/results/charlm.py
-	$(BIN)/python docs/results/cnn.py
-	$(BIN)/python docs/images/expansion.py
+	$(BIN)/python reproduction/pages/fit.py
+	$(BIN)/python reproduction/pages/settings.py
+	$(BIN)/python reproduction/pages/boolean.py
+	$(BIN)/python reproduction/pages/vision.py
+	$(BIN)/python reproduction/pages/splits.py
+	$(BIN)/python reproduction/pages/rewiring_trained.py
+	$(BIN)/python reproduction/pages/rewiring.py
+	$(BIN)/python reproduction/pages/models.py
+	$(BIN)/python reproduction/pages/speed.py
+	$(BIN)/python reproduction/pages/charlm.py
+	$(BIN)/python reproduction/pages/cnn.py
+	$(BIN)/python reproduction/pages/expansion_picture.py
 
 clean:  ## Remove .venv and caches; results stay.
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info reproduction/src/*.egg-info

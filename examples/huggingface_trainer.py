@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import fpe
-from fpe.trainers.huggingface import Expand  # the first line
+from fpe.integrations.huggingface import Expand  # the first line
 
 TEXT = "a neuron that serves two features serves neither well; give each of them a child. " * 40
 characters = sorted(set(TEXT))

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fpe
-from fpe.trainers.lightning import Expand  # the first line
+from fpe.integrations.lightning import Expand  # the first line
 
 
 class Classifier(L.LightningModule):

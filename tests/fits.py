@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import fpe
-from fpe.trainers import huggingface
+from fpe.integrations import huggingface
 
 
 class Module(L.LightningModule):

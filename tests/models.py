@@ -16,7 +16,7 @@ Built = tuple[nn.Module, Tensor]
 
 MODELS: dict[str, Callable[[], Built]] = {}
 
-#: Labels for `fpe.Groups` that fit each expanded layer of the table.
+#: Labels for `fpe.LabelSplit` that fit each expanded layer of the table.
 LABELS = [0, 0, 1, 1, 2, 2, 3, 3]
 
 

@@ -5,19 +5,19 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.budget import Magnitude, Prune, count_free
-from fpe.columns import Columns
 from fpe.errors import ArgumentError, BudgetError
-from fpe.prunes import PRUNES, as_prune
+from fpe.expansion.columns import InputPruning
+from fpe.expansion.prunes import PRUNES, as_pruning
+from fpe.expansion.pruning import MagnitudePruning, Pruning, count_free
 from models import MODELS
 
 
-def pay(method, weights, count, masks=None, factor=2):
+def prune_(method, weights, count, masks=None, factor=2):
     """Let float weights pay; return the masks as nested lists."""
     weights = [torch.tensor(w, dtype=torch.float32) for w in weights]
     free = [torch.ones_like(w) if masks is None else torch.tensor(masks[i]) for i, w in enumerate(weights)]
     before = [w.clone() for w in weights]
-    method.pay(weights, free, count, factor)
+    method.prune_(weights, free, count, factor)
     assert all(torch.equal(w, b) for w, b in zip(weights, before, strict=True))
     return [mask.int().tolist() for mask in free]
 
@@ -38,20 +38,20 @@ LAYERS = [[[1.0, -2.0], [3.0, 0.5]], [[2.0, -0.5]]]
     ],
 )
 def test_the_smallest_magnitudes_of_all_layers_pay_and_ties_go_by_index(count, masks):
-    assert pay(Magnitude(), LAYERS, count) == masks
+    assert prune_(MagnitudePruning(), LAYERS, count) == masks
 
 
 def test_among_equal_weights_the_first_pay_row_by_row_and_layer_by_layer():
     weights = [[[1.0, 1.0], [-1.0, 1.0]], [[-1.0, 1.0]], [[1.0]]]
-    assert pay(Magnitude(), weights, 5) == [[[0, 0], [0, 0]], [[0, 1]], [[1]]]
+    assert prune_(MagnitudePruning(), weights, 5) == [[[0, 0], [0, 0]], [[0, 1]], [[1]]]
 
 
 def test_masked_zeros_cannot_pay_but_free_zeros_can():
     weights = [[[0.0, 0.0, 5.0]], [[-0.0, 1.0]]]
     masks = [[[0.0, 1.0, 1.0]], [[1.0, 1.0]]]
-    assert pay(Magnitude(), weights, 1, masks) == [[[0, 0, 1]], [[1, 1]]]
-    assert pay(Magnitude(), weights, 2, masks) == [[[0, 0, 1]], [[0, 1]]]
-    assert pay(Magnitude(), weights, 3, masks) == [[[0, 0, 1]], [[0, 0]]]
+    assert prune_(MagnitudePruning(), weights, 1, masks) == [[[0, 0, 1]], [[1, 1]]]
+    assert prune_(MagnitudePruning(), weights, 2, masks) == [[[0, 0, 1]], [[0, 1]]]
+    assert prune_(MagnitudePruning(), weights, 3, masks) == [[[0, 0, 1]], [[0, 0]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -59,7 +59,7 @@ def test_ties_are_exact_in_every_type_and_across_pieces_of_a_large_layer(dtype):
     size = (1 << 18) + 10
     weights = [torch.full((1, size), 0.3, dtype=dtype), torch.full((1, 4), -0.3, dtype=dtype)]
     masks = [torch.ones_like(w) for w in weights]
-    Magnitude().pay(weights, masks, size + 2, 2)
+    MagnitudePruning().prune_(weights, masks, size + 2, 2)
     assert count_free(masks[0]) == 0
     assert masks[1].tolist() == [[0, 0, 1, 1]]
 
@@ -68,7 +68,7 @@ def test_magnitude_that_cannot_pay_says_so_and_changes_no_mask():
     masks = [torch.ones(2, 2), torch.tensor([[1.0, 0.0]])]
     before = [m.clone() for m in masks]
     with pytest.raises(BudgetError) as error:
-        Magnitude().pay([torch.ones(2, 2), torch.ones(1, 2)], masks, 6, 2)
+        MagnitudePruning().prune_([torch.ones(2, 2), torch.ones(1, 2)], masks, 6, 2)
     assert str(error.value) == "6 weights are to be held at zero, but only 5 are free."
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
 
@@ -96,13 +96,13 @@ FREE = [[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
 )
 def test_whole_columns_of_smallest_norm_leave(count, first, reader):
     masks = [FREE, [[1.0, 1, 1, 1]]]
-    assert pay(Columns(), [BLOCKS, READER], count, masks) == [first, [reader]]
+    assert prune_(InputPruning(), [BLOCKS, READER], count, masks) == [first, [reader]]
 
 
 def test_what_no_whole_column_can_pay_goes_by_magnitude():
     """Three: column 2 of child 0 (two weights), then the smallest weight that is left, a free zero."""
     masks = [FREE, [[1.0, 1, 1, 1]]]
-    first, reader = pay(Columns(), [BLOCKS, READER], 3, masks)
+    first, reader = prune_(InputPruning(), [BLOCKS, READER], 3, masks)
     assert first == [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
     assert reader == [[1, 1, 1, 1]]
 
@@ -111,7 +111,7 @@ def test_the_remainder_may_come_from_the_reader():
     """One: less than a column, so the smallest weight of all; the free zero is now 5."""
     blocks = [list(row) for row in BLOCKS]
     blocks[3][3] = 5.0
-    first, reader = pay(Columns(), [blocks, READER], 1, [FREE, [[1.0, 1, 1, 1]]])
+    first, reader = prune_(InputPruning(), [blocks, READER], 1, [FREE, [[1.0, 1, 1, 1]]])
     assert first == FREE
     assert reader == [[0, 1, 1, 1]]
 
@@ -119,7 +119,7 @@ def test_the_remainder_may_come_from_the_reader():
 def test_equal_columns_leave_by_index_and_the_first_stays_as_the_last_input():
     blocks = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     free = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
-    assert pay(Columns(), [blocks, [[1.0, 1]]], 3, [free, [[1.0, 1]]]) == [
+    assert prune_(InputPruning(), [blocks, [[1.0, 1]]], 3, [free, [[1.0, 1]]]) == [
         [[1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 1]],
         [[1, 1]],
     ]
@@ -129,14 +129,17 @@ def test_no_block_loses_its_last_input_though_its_column_is_the_smallest():
     """Child 0 has one input of norm 0.1, which stays; child 1 pays."""
     blocks = [[0.1, 0.0, 0.0], [0.0, 5.0, 6.0]]
     free = [[1.0, 0, 0], [0, 1, 1]]
-    assert pay(Columns(), [blocks, [[7.0, 7]]], 1, [free, [[1.0, 1]]]) == [[[1, 0, 0], [0, 0, 1]], [[1, 1]]]
+    assert prune_(InputPruning(), [blocks, [[7.0, 7]]], 1, [free, [[1.0, 1]]]) == [
+        [[1, 0, 0], [0, 0, 1]],
+        [[1, 1]],
+    ]
 
 
 def test_no_block_loses_its_last_input_to_the_remainder():
     """Child 0 has one weight in all; two weights pay, fewer than a column of child 1 (three neurons)."""
     blocks = torch.tensor([[0.1, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6]])
     masks = [(blocks != 0).float(), torch.ones(1, 6)]
-    Columns().pay([blocks, torch.full((1, 6), 7.0)], masks, 2, 2)
+    InputPruning().prune_([blocks, torch.full((1, 6), 7.0)], masks, 2, 2)
     assert masks[0].view(3, 2, 3).sum((0, 2)).tolist() == [1, 4]
 
 
@@ -153,7 +156,7 @@ def test_blocks_of_groups_pay_so_that_all_are_of_one_size(count, first):
     blocks = torch.tensor(BLOCKS)
     blocks[0, 2] = 9
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
-    Columns().pay([blocks, torch.tensor(READER)], masks, count, 2, blocks=torch.arange(4))
+    InputPruning().prune_([blocks, torch.tensor(READER)], masks, count, 2, blocks=torch.arange(4))
     assert masks[0].tolist() == first
     assert masks[1].tolist() == [[1, 1, 1, 1]]
 
@@ -162,7 +165,7 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
     before = [m.clone() for m in masks]
     with pytest.raises(BudgetError) as error:
-        Columns().pay([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
+        InputPruning().prune_([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
     assert str(error.value) == (
         "prune='columns': 7 weights are to be held at zero, but the columns that may leave hold only 6; "
         "use prune='children' or 'magnitude', or a smaller factor."
@@ -175,7 +178,7 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
 def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
     """All rows of a block read the same; 8 × 6 copies are whole columns, whatever the size of a block."""
     model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.Shared(groups), Columns(by), example_inputs=X, seed=2)
+    wide = fpe.expand(model, 2, fpe.SharedSplit(groups), InputPruning(by), example_inputs=X, seed=2)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert bool(wide[2].fpe_mask.all())
     blocks = wide[0].fpe_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
@@ -253,21 +256,21 @@ ALLOWED = "'magnitude', 'balanced', 'columns' and 'children'"
             f"prune is 2; give one of {ALLOWED}.",
         ),
         (
-            Magnitude,
-            f"prune is <class 'fpe.budget.Magnitude'>; give one of {ALLOWED}.",
+            MagnitudePruning,
+            f"prune is <class 'fpe.expansion.pruning.Magnitude'>; give one of {ALLOWED}.",
         ),
     ],
 )
 def test_as_prune_says_what_is_allowed(prune, message):
     with pytest.raises(ArgumentError) as error:
-        as_prune(prune)
+        as_pruning(prune)
     assert str(error.value) == message
 
 
 @pytest.mark.parametrize("name", PRUNES)
 def test_as_prune_knows_each_name_and_passes_objects_through(name):
-    assert as_prune(name) is PRUNES[name]
-    assert as_prune(PRUNES[name]) is PRUNES[name]
+    assert as_pruning(name) is PRUNES[name]
+    assert as_pruning(PRUNES[name]) is PRUNES[name]
 
 
 class Largest:
@@ -281,13 +284,13 @@ class Largest:
     def __repr__(self):
         return "Largest()"
 
-    def pay(self, weights, masks, count, factor):
+    def prune_(self, weights, masks, count, factor):
         order = weights[0].abs().flatten().argsort(descending=True)
         masks[0].view(-1)[order[: count - self.short]] = 0
 
 
 def test_a_way_of_paying_of_the_users_own_is_used():
-    assert isinstance(Largest(), Prune)
+    assert isinstance(Largest(), Pruning)
     model, _ = MODELS["mlp"]()
     wide = fpe.expand(model, prune=Largest())
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
@@ -303,17 +306,17 @@ class Whole(Largest):
 class InBlocks(Whole):
     """As `Whole`, for a method that asks for the blocks."""
 
-    def pay(self, weights, masks, count, factor, blocks=None):
+    def prune_(self, weights, masks, count, factor, blocks=None):
         self.blocks = blocks
-        super().pay(weights, masks, count, factor)
+        super().prune_(weights, masks, count, factor)
 
 
 class Anything(Whole):
     """As `Whole`, for a method that takes whatever there is."""
 
-    def pay(self, weights, masks, count, factor, **more):
+    def prune_(self, weights, masks, count, factor, **more):
         self.blocks = more["blocks"]
-        super().pay(weights, masks, count, factor)
+        super().prune_(weights, masks, count, factor)
 
 
 @pytest.mark.parametrize(
@@ -342,7 +345,7 @@ def test_the_sampled_threshold_is_the_sorted_one(count):
     """In layers too large to be sorted whole, the smallest weights pay, as in small ones."""
     weights = [torch.randn(500, 400), torch.randn(200, 500)]
     masks = [torch.ones_like(w) for w in weights]
-    Magnitude().pay(weights, masks, count, 2)
+    MagnitudePruning().prune_(weights, masks, count, 2)
     size = torch.cat([w.abs().flatten() for w in weights])
     kept = torch.cat([m.flatten() for m in masks]) > 0
     assert int((~kept).sum()) == count
@@ -353,7 +356,7 @@ def test_readers_keep_at_most_their_share():
     """Half of the six weights that stay are the readers', the largest; the expanded layer pays the rest."""
     own, reader = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    Magnitude(readers=0.5).pay([own, reader], masks, 6, 2)
+    MagnitudePruning(readers=0.5).prune_([own, reader], masks, 6, 2)
     assert masks[0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
     assert masks[1].tolist() == [[1, 0, 1, 1]]
 
@@ -364,13 +367,13 @@ def test_readers_keep_at_most_their_share():
 def test_what_readers_or_the_layer_cannot_use_the_others_keep(readers, count, kept):
     """Readers never keep more than they have, and the layer never more than it has."""
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    Magnitude(readers=readers).pay([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
+    MagnitudePruning(readers=readers).prune_([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
     assert tuple(int(m.sum()) for m in masks) == kept
 
 
 @pytest.mark.parametrize("readers", [0, 1, 1.5, "half", True])
 def test_a_share_of_readers_that_is_none_is_refused(readers):
     with pytest.raises(ArgumentError) as caught:
-        Magnitude(readers=readers)
+        MagnitudePruning(readers=readers)
     message = f"Magnitude: readers is {readers!r}; give a number above 0 and below 1, or None."
     assert str(caught.value) == message

@@ -9,11 +9,11 @@ from torch.utils.data import IterableDataset
 import fpe
 from fits import Module, data, lightning, transformers
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.trainers import huggingface
-from fpe.trainers.lightning import Expand, Rewire
+from fpe.integrations import huggingface
+from fpe.integrations.lightning import Expand, Rewire
 from zoo import ZOO
 
-SCHEDULE = fpe.Schedule(every=2)
+SCHEDULE = fpe.RewiringSchedule(every=2)
 
 
 def gpt2():
@@ -174,7 +174,7 @@ def test_lightning_expands_between_epochs_only():
 
 def test_the_trainer_keeps_no_gradients_to_rank_by():
     with pytest.raises(ArgumentError, match="clears the gradients"):
-        huggingface.Expand(1, split="shared", prune=fpe.Columns(by="gradient"))
+        huggingface.Expand(1, split="shared", prune=fpe.InputPruning(by="gradient"))
 
 
 def test_what_cannot_be_expanded_is_refused_when_training_begins(tmp_path):
@@ -203,7 +203,7 @@ def test_the_trainer_expands_in_mixed_precision(tmp_path):
 
 @pytest.mark.parametrize("train", ["lightning", "transformers"])
 def test_masks_that_do_not_move_are_told(train, tmp_path):
-    rare = fpe.Schedule(every=100)
+    rare = fpe.RewiringSchedule(every=100)
 
     def run(*callbacks):
         if train == "lightning":

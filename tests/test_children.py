@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.children import Children, leaving
 from fpe.errors import ArgumentError, BudgetError, ModelError
-from fpe.lineage import family_of
+from fpe.expansion.children import ChildPruning, leaving
+from fpe.expansion.lineage import family_of
 from fpe.rewiring.policies import POLICIES
 from fpe.rewiring.sites import find_sites
 
@@ -111,12 +111,14 @@ def test_where_single_weights_pay_the_plan_foresees_it_and_all_say_so(sizes, fac
     )
     for shown in (foreseen, wide.fpe_plan, fpe.summary(model, wide)):
         assert ("single weights" in str(shown)) is bool(layer.notes)
-    assert fpe.plans.Plan.from_dict(json.loads(json.dumps(wide.fpe_plan.to_dict()))) == wide.fpe_plan
+    assert fpe.expansion.plan.Plan.from_dict(json.loads(json.dumps(wide.fpe_plan.to_dict()))) == wide.fpe_plan
 
 
 def test_columns_alone_do_not_fall_back():
     with pytest.raises(BudgetError):
-        Children().pay([torch.ones(2, 2), torch.ones(3, 2)], [torch.ones(2, 2), torch.ones(3, 2)], 5, 2)
+        ChildPruning().prune_(
+            [torch.ones(2, 2), torch.ones(3, 2)], [torch.ones(2, 2), torch.ones(3, 2)], 5, 2
+        )
 
 
 @pytest.mark.parametrize("split", ["shared", "shared-4"])
@@ -199,7 +201,7 @@ def test_who_has_left_goes_through_a_file(tmp_path):
     fpe.save(wide, tmp_path / "wide")
     again = fpe.load(tmp_path / "wide", large_reader(seed=5))
     assert again.fpe_plan == wide.fpe_plan
-    assert again.fpe_plan.prune == "Children()"
+    assert again.fpe_plan.prune == "ChildPruning()"
     assert torch.equal(again[0].weight, wide[0].weight)
     fpe.save(fpe.pack(wide), tmp_path / "packed")
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
@@ -226,7 +228,7 @@ def test_masks_move_at_a_constant_count(policy):
     wide = fpe.expand(fpe.mlp(24, 32, 30, seed=1), 2, "shared", "children", seed=2)
     before, mask = fpe.count_nonzero(wide), wide[0].fpe_mask.clone()
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
-    rewirer = fpe.Rewirer(wide, optimizer, policy=policy, steps=10, schedule=fpe.Schedule(every=2))
+    rewirer = fpe.Rewirer(wide, optimizer, policy=policy, steps=10, schedule=fpe.RewiringSchedule(every=2))
     generator = torch.Generator().manual_seed(0)
     for _ in range(10):
         optimizer.zero_grad()
@@ -253,8 +255,8 @@ def test_a_classifier_takes_it():
     [
         (
             {"split": "random"},
-            "prune='children' needs one partition for all neurons of a layer, which split Random() does not "
-            "give; use split='shared' or fpe.Groups(labels, shared=True), or prune='magnitude'.",
+            "prune='children' needs one partition for all neurons of a layer, which split RandomSplit() does not "
+            "give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'.",
         ),
         (
             {"split": "shared", "budget": "network"},
@@ -287,4 +289,4 @@ def test_what_cannot_be_paid_at_all_is_refused():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.PReLU(3), nn.Linear(3, 1))
     with pytest.raises(BudgetError, match="factor 2 makes 15 copies, and only 12 weights could pay"):
         fpe.plan(model, 2, "shared", "children")
-    assert fpe.Children() == Children()
+    assert fpe.ChildPruning() == ChildPruning()

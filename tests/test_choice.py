@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fpe
-from fpe import Group
+from fpe import NeuronGroup
 from fpe.errors import ArgumentError, ModelError
 
 
@@ -24,7 +24,7 @@ class Net(nn.Module):
 
 
 X = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
-B = Group("b", "c")
+B = NeuronGroup("b", "c")
 
 
 def planned(layers, **more):
@@ -35,14 +35,14 @@ def planned(layers, **more):
 @pytest.mark.parametrize("layers", [["*", B], [B, "*"], ["b", B], [B, "b", "?"]])
 def test_a_group_given_by_hand_is_taken_instead_of_what_a_pattern_finds(layers):
     """It has columns, so that it can be told from the group that is found."""
-    by_hand = Group("b", "c", columns=((1,),))
+    by_hand = NeuronGroup("b", "c", columns=((1,),))
     chosen, _ = planned([by_hand if entry is B else entry for entry in layers])
     assert [group for group in chosen if group.producers == ("b",)] == [by_hand]
 
 
 def test_a_wrong_group_given_by_hand_is_refused_even_if_a_pattern_finds_the_right_one():
     with pytest.raises(ModelError, match="the neurons of 'a' cannot be expanded"):
-        planned(["*", Group("a", "c")])
+        planned(["*", NeuronGroup("a", "c")])
 
 
 def test_groups_stay_in_the_order_of_the_forward_pass():
@@ -57,18 +57,18 @@ def test_a_mapping_gives_each_group_a_factor_of_its_own():
 
 
 def test_a_gated_pair_given_by_hand_replaces_the_pair_and_a_part_of_it_is_not_completed():
-    pair = Group(("up", "gate"), "head")
+    pair = NeuronGroup(("up", "gate"), "head")
     assert planned({"gate": 3, pair: 3})[0] == {pair: 3}
     with pytest.raises(ModelError, match="the neurons of 'gate' cannot be expanded"):
-        planned(["up", Group("gate", "head")])
+        planned(["up", NeuronGroup("gate", "head")])
 
 
 @pytest.mark.parametrize(
     ("layers", "both"),
     [
-        ([B, Group("b", "c", columns=((1,),))], ["Group(producers=('b',)", "columns=((1,),)"]),
+        ([B, NeuronGroup("b", "c", columns=((1,),))], ["NeuronGroup(producers=('b',)", "columns=((1,),)"]),
         ({B: 2, "b": 3}, ["factor 3 by its name", "2 by the group of 'b'"]),
-        ({Group(("gate", "up"), "head"): 2, "up": 3}, ["'up' has factor 3", "the group of 'gate'"]),
+        ({NeuronGroup(("gate", "up"), "head"): 2, "up": 3}, ["'up' has factor 3", "the group of 'gate'"]),
     ],
 )
 def test_contradictions_are_refused_by_the_names_of_both(layers, both):
@@ -88,7 +88,7 @@ def test_a_layer_that_cannot_be_followed_may_be_named_beside_the_group_that_give
             h = F.relu(self.c(F.relu(self.b(F.relu(self.a(x))))))
             return self.head(F.silu(self.gate(h)) * self.up(h)) if h.sum() > -1 else h
 
-    model, given = Hidden(), Group("a", "b")
+    model, given = Hidden(), NeuronGroup("a", "b")
     plan = fpe.plan(model, layers=["a", given], example_inputs=X)
     assert [layer.group for layer in plan.layers] == [given]
     assert "a" not in {skip.name for skip in plan.skipped}

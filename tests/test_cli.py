@@ -14,14 +14,14 @@ import pytest
 from click.testing import CliRunner
 
 import fpe
-from fpe.cli import main
-from fpe.commands import shared
-from fpe.experiments.config import FitConfig
-from fpe.plans import Plan
+from fpe.cli import shared
+from fpe.cli.main import main
+from fpe.compare.config import FitConfig
+from fpe.expansion.plan import Plan
 from fpe.rewiring.policies import POLICIES
 from zoo import ZOO
 
-FPE = [sys.executable, "-c", "from fpe.cli import main; main()"]
+FPE = [sys.executable, "-c", "from fpe.cli.main import main; main()"]
 QUICK = ["--trials", "2", "--warmup-epochs", "2", "--epochs", "2", "--jobs", "1"]
 
 
@@ -84,7 +84,7 @@ def test_the_commands_defaults_are_the_configurations(monkeypatch):
         asked.append(config)
         raise fpe.FPEError("far enough")
 
-    monkeypatch.setattr("fpe.experiments.fit.run_fit", stop)
+    monkeypatch.setattr("fpe.compare.fit.run_fit", stop)
     assert run("fit", "digits").exit_code == 1
     assert asked == [FitConfig()]
 
@@ -116,13 +116,13 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
             ["fit", "digits", "--split", "randm"],
             2,
             "Error: unknown split 'randm'; allowed are 'random', 'shared', 'gram', '2:4' and "
-            "fpe.Groups(labels). Did you mean 'random'?",
+            "fpe.LabelSplit(labels). Did you mean 'random'?",
         ),
         (
             ["fit", "digits", "--rewire", "rigel"],
             2,
             "Error: unknown policy 'rigel'; allowed are 'paper', 'set', 'rigl', 'accumulated', 'momentum', "
-            "'columns', and an fpe.Policy. Did you mean 'rigl'?",
+            "'columns', and an fpe.RewiringPolicy. Did you mean 'rigl'?",
         ),
         (
             ["fit", "digits", "--factor", "65"],
@@ -252,7 +252,7 @@ def test_auto_chooses_says_so_and_trains_the_choice(data, tmp_path):
 
 def test_an_interrupted_choice_is_kept_and_goes_on(data, tmp_path, monkeypatch):
     """Ctrl-C while the second of two budgets is tried: the first is not tried again."""
-    module = importlib.import_module("fpe.recommending.recommend")  # the package has a function of this name
+    module = importlib.import_module("fpe.budget.recommend")  # the package has a function of this name
     tried, halve = [], module.halve
 
     def stopping(candidates, *arguments):
@@ -362,7 +362,10 @@ def test_plan_shows_what_would_be_done(tmp_path):
 
     shown = plan("nets:make", "--factor", "2")
     assert shown.returncode == 0, shown.stderr
-    assert shown.stdout.splitlines()[0] == "Expansion by 2: split Random(), prune Magnitude(), seed 0"
+    assert (
+        shown.stdout.splitlines()[0]
+        == "Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0"
+    )
     assert "2: it is a head: its neurons are outputs of the network" in shown.stdout
     as_json = json.loads(plan("nets:with_batch", "--json", "--layers", "0").stdout)
     assert as_json["layers"][0]["neurons_after"] == 8

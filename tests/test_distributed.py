@@ -35,7 +35,7 @@ else:
     else:
         model = DistributedDataParallel(wide)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    fpe.hold_masks(optimizer, model)
+    fpe.enforce_masks_(optimizer, model)
     generator = torch.Generator().manual_seed(rank)
     for _ in range(5):
         loss = model(torch.randn(16, 64, generator=generator)).square().mean()
@@ -156,7 +156,7 @@ if way == "fsdp":
 else:
     model = DistributedDataParallel(wide) if way == "ddp" else wide
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-schedule = fpe.Schedule(every=3, until=1.0)
+schedule = fpe.RewiringSchedule(every=3, until=1.0)
 rewirer = fpe.Rewirer(model, optimizer, policy, steps=10, schedule=schedule)
 x = torch.randn(2, 10, 16, 64, generator=torch.Generator().manual_seed(0))
 parts = x.chunk(world)[rank].flatten(0, 0)

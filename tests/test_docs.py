@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import fpe
-from fpe.experiments.findings import verdict
+from fpe_reproduction.experiments.findings import verdict
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

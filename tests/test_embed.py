@@ -18,11 +18,11 @@ pytest.importorskip("transformers")
 
 from PIL import Image
 
-from fpe.cli import main
+from fpe.cli.main import main
 from fpe.data import load
-from fpe.embed.encoders import load_encoder
-from fpe.embed.items import open_items
-from fpe.embed.run import EmbedConfig, embed
+from fpe.data.embed.encoders import load_encoder
+from fpe.data.embed.items import open_items
+from fpe.data.embed.run import EmbedConfig, embed
 from fpe.errors import ArgumentError, DataError
 
 
@@ -121,7 +121,7 @@ def test_two_thousand_images_interrupted_and_resumed(clip, tmp_path):
     command = [
         sys.executable,
         "-c",
-        "from fpe.cli import main; main()",
+        "from fpe.cli.main import main; main()",
         "embed",
         *arguments,
         "--out",

@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("PIL")
 
-from fpe.embed import images
-from fpe.embed.items import open_items
+from fpe.data.embed import images
+from fpe.data.embed.items import open_items
 from fpe.errors import ArgumentError, DataError
 
 TEXTS = ["my card is lost", "where is the café", "refund please", "where is my card"]

@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 import fpe
-from fpe import ensemble
-from fpe.ensemble import batch as batch_module
-from fpe.ensemble.batches import batches
-from fpe.ensemble.program import _Compiled
-from fpe.ensemble.stack import Stack, forward
 from fpe.errors import ArgumentError, ModelError
-from fpe.training import Cosine, EarlyStopping, accuracy, adam, predict_logits, train
+from fpe.training import ensemble
+from fpe.training.ensemble import batch as batch_module
+from fpe.training.ensemble.batches import batches
+from fpe.training.ensemble.program import _Compiled
+from fpe.training.ensemble.stack import Stack, forward
+from fpe.training.loop import Cosine, EarlyStopping, accuracy, adam, predict_logits, train
 
 X = torch.rand(430, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 Y = (X[:, :3].sum(dim=1) + 2 * X[:, 3] * X[:, 4] > 2).long()
@@ -317,7 +317,7 @@ def test_an_epoch_whose_gradients_overflow_is_taken_back_whole(rewired):
     order = [torch.Generator().manual_seed(0) for _ in start]
     rewirers = None
     if rewired:
-        when = fpe.Schedule(every=2)
+        when = fpe.RewiringSchedule(every=2)
         rewirers = [
             fpe.Rewirer(n, o, "set", steps=200, schedule=when) for n, o in zip(start, optimizers, strict=True)
         ]
@@ -391,7 +391,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained():
     check_refused(two, "its weights torch.float64 on cpu; they must agree", X=X.float())
     check_refused(
         two,
-        r"its optimizer is SGD; give fpe.training.adam\(network\)",
+        r"its optimizer is SGD; give fpe.training.loop.adam\(network\)",
         optimizers=[torch.optim.SGD(n.parameters()) for n in two],
     )
     check_refused(two, "its optimizer is not over its parameters", optimizers=[adam(two[0])] * 2)

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 import fpe
-from fpe import ensemble
 from fpe.errors import ArgumentError
 from fpe.rewiring import POLICIES
-from fpe.training import EarlyStopping, adam, train
+from fpe.training import ensemble
+from fpe.training.loop import EarlyStopping, adam, train
 from test_ensemble import THREE, X, assert_same
 from test_rewiring import EVERY_POLICY, masked
 
-SCHEDULE = fpe.Schedule(every=7, share=0.4, until=0.75)  # five steps are an epoch
+SCHEDULE = fpe.RewiringSchedule(every=7, share=0.4, until=0.75)  # five steps are an epoch
 
 
 def networks(policy, widths, split="shared"):
@@ -79,8 +79,8 @@ def test_together_is_as_alone(policy):
 @pytest.mark.parametrize("widths", [(6, 6, 6), (4, 6, 8, 4)])
 def test_blocks_of_groups_move_together_as_alone(widths):
     """Also where networks differ in width, and so in which rows are a block."""
-    alone, own = run(False, POLICIES["columns"], widths, split=fpe.Shared(groups=2))
-    both, others = run(True, POLICIES["columns"], widths, split=fpe.Shared(groups=2))
+    alone, own = run(False, POLICIES["columns"], widths, split=fpe.SharedSplit(groups=2))
+    both, others = run(True, POLICIES["columns"], widths, split=fpe.SharedSplit(groups=2))
     assert_same(alone, both)
     assert_same_rewirers(own, others)
     assert all(sum(r.moved.values()) > 0 for r in own)
@@ -134,7 +134,7 @@ def test_some_networks_may_move_and_others_not():
 
 
 def test_ctrl_c_leaves_the_masks_of_the_last_finished_epoch(monkeypatch):
-    from fpe.ensemble.rewiring import StackRewiring
+    from fpe.training.ensemble.rewiring import StackRewiring
 
     reference, _ = run(True, POLICIES["accumulated"], epochs=(2,))
     real, calls = StackRewiring.after, []

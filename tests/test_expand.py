@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.plans import Plan
+from fpe.expansion.plan import Plan
 from models import LABELS, MODELS, assert_unchanged, same_bits, same_state, snapshot
 
-SPLITS = ["random", "shared", "gram", "2:4", fpe.Groups(LABELS), fpe.Groups(LABELS, shared=True)]
+SPLITS = ["random", "shared", "gram", "2:4", fpe.LabelSplit(LABELS), fpe.LabelSplit(LABELS, shared=True)]
 #: Models with one small head, so that the columns of the hidden layer can pay.
 COLUMNS = ["mlp", "without_biases", "dropout", "functional", "nested", "prelu"]
 CASES = [
@@ -90,7 +90,7 @@ def test_the_same_seed_gives_the_same_model_and_another_one_another(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("split", ["random", "shared", fpe.Groups(LABELS)], ids=str)
+@pytest.mark.parametrize("split", ["random", "shared", fpe.LabelSplit(LABELS)], ids=str)
 def test_an_expanded_model_can_be_expanded_again(name, split):
     """Doubled twice: four children for each first neuron, still disjoint, still at the count."""
     model, x = MODELS[name]()
@@ -148,7 +148,7 @@ def test_only_the_layers_asked_for_are_expanded(layers, widths):
 def test_groups_that_fit_each_layer_fit_them_also_when_they_follow_each_other():
     """Two layers of eight inputs each, the second of which reads the first."""
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    labels = fpe.Groups(LABELS)
+    labels = fpe.LabelSplit(LABELS)
     try:
         planned = fpe.plan(model, split=labels, layers=["0", "2"])
     except fpe.FPEError:
@@ -197,14 +197,14 @@ def test_weights_stored_column_by_column_expand_like_any_others():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_survives_json_and_foretells_the_expansion(name):
     model, x = MODELS[name]()
-    planned = fpe.plan(model, 2, fpe.Groups(LABELS), example_inputs=x, seed=3)
+    planned = fpe.plan(model, 2, fpe.LabelSplit(LABELS), example_inputs=x, seed=3)
     assert Plan.from_dict(json.loads(json.dumps(planned.to_dict()))) == planned
-    assert fpe.expand(model, 2, fpe.Groups(LABELS), example_inputs=x, seed=3).fpe_plan == planned
+    assert fpe.expand(model, 2, fpe.LabelSplit(LABELS), example_inputs=x, seed=3).fpe_plan == planned
 
 
 def test_a_plan_prints_what_will_be_done_and_what_is_left_alone():
     expected = """\
-Expansion by 2: split Random(), prune Magnitude(), seed 0
+Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0
 layer  read by  with  shares out  neurons  after  non-zeros  copies to pay for
 -----  -------  ----  ----------  -------  -----  ---------  -----------------
 0      3        1       8 inputs        4      8         54                 20

@@ -55,13 +55,13 @@ def test_a_factor_larger_than_the_inputs():
     [
         (
             {"split": "clause"},
-            f"unknown split 'clause'; allowed are {SPLITS} and fpe.Groups(labels).",
+            f"unknown split 'clause'; allowed are {SPLITS} and fpe.LabelSplit(labels).",
         ),
         (
             {"split": "ramdom"},
-            f"unknown split 'ramdom'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'random'?",
+            f"unknown split 'ramdom'; allowed are {SPLITS} and fpe.LabelSplit(labels). Did you mean 'random'?",
         ),
-        ({"split": 2}, f"split is 2; give a name ({SPLITS}) or an object such as fpe.Groups(labels)."),
+        ({"split": 2}, f"split is 2; give a name ({SPLITS}) or an object such as fpe.LabelSplit(labels)."),
         (
             {"prune": "column"},
             f"unknown prune 'column'; allowed are {PRUNES}. Did you mean 'columns'?",
@@ -69,13 +69,13 @@ def test_a_factor_larger_than_the_inputs():
         ({"prune": None}, f"prune is None; give one of {PRUNES}."),
         (
             {"prune": "columns"},
-            "prune='columns' needs one partition for all neurons of a layer, which split Random() does not "
-            "give; use split='shared' or fpe.Groups(labels, shared=True), or prune='magnitude'.",
+            "prune='columns' needs one partition for all neurons of a layer, which split RandomSplit() does not "
+            "give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'.",
         ),
         (
-            {"prune": "columns", "split": fpe.Groups([0, 0, 1, 1, 2, 2, 3, 3])},
-            "prune='columns' needs one partition for all neurons of a layer, which split Groups(4 groups "
-            "of 8 inputs) does not give; use split='shared' or fpe.Groups(labels, shared=True), or "
+            {"prune": "columns", "split": fpe.LabelSplit([0, 0, 1, 1, 2, 2, 3, 3])},
+            "prune='columns' needs one partition for all neurons of a layer, which split LabelSplit(4 groups "
+            "of 8 inputs) does not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or "
             "prune='magnitude'.",
         ),
     ],
@@ -88,17 +88,17 @@ def test_an_unknown_split_or_way_of_paying(arguments, message):
     ("arguments", "message"),
     [
         (
-            {"split": fpe.Groups([0, 1, 2])},
+            {"split": fpe.LabelSplit([0, 1, 2])},
             "layer '0': Groups has 3 labels, but the layer has 8 inputs; give one label for each input.",
         ),
         (
-            {"split": fpe.Groups([0, 0, 0, 0, 1, 1, 1, 1]), "factor": 3},
+            {"split": fpe.LabelSplit([0, 0, 0, 0, 1, 1, 1, 1]), "factor": 3},
             "layer '0': Groups has 2 groups, too few for 3 children; give at least 3 groups or a factor of "
             "at most 2.",
         ),
         ({"split": "2:4", "factor": 3}, "layer '0': split '2:4' needs factor 2, not 3."),
         (
-            {"split": fpe.Gram(clusters=9)},
+            {"split": fpe.GramSplit(clusters=9)},
             "layer '0': Gram asks for 9 clusters; allowed are 2 (one for each child) to 8 (one for each "
             "input).",
         ),
@@ -222,7 +222,7 @@ def test_several_bad_arguments_are_reported_at_once():
         "4 problems with the arguments:\n"
         "  - factor is 0; give an integer of at least 1 (2 doubles the neurons).\n"
         "  - seed is -1; give an integer of at least 0.\n"
-        f"  - unknown split 'share'; allowed are {SPLITS} and fpe.Groups(labels). Did you mean 'shared'?\n"
+        f"  - unknown split 'share'; allowed are {SPLITS} and fpe.LabelSplit(labels). Did you mean 'shared'?\n"
         f"  - unknown prune 'x'; allowed are {PRUNES}."
     )
     assert_refused(MODELS["mlp"]()[0], ArgumentError, message, factor=0, split="share", prune="x", seed=-1)
@@ -238,24 +238,27 @@ def test_several_layers_with_problems_are_reported_at_once():
         "  - layer '0': Groups has 2 labels, but the layer has 8 inputs; give one label for each input.\n"
         "  - layer '4': Groups has 2 labels, but the layer has 8 inputs; give one label for each input."
     )
-    assert_refused(model, ModelError, message, split=fpe.Groups([0, 1]))
+    assert_refused(model, ModelError, message, split=fpe.LabelSplit([0, 1]))
 
 
 def test_a_group_by_hand_without_a_batch_to_prove_it_on():
     message = (
         "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be verified."
     )
-    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.Group("0", ("2",))])
+    assert_refused(MODELS["mlp"]()[0], ArgumentError, message, layers=[fpe.NeuronGroup("0", ("2",))])
 
 
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (fpe.Group("hiden", ("last",)), "the model has no layer 'hiden'. Did you mean 'hidden'?"),
-        (fpe.Group("hidden", ()), "the group of 'hidden' has no consumers; name the layers that read it."),
-        (fpe.Group("first", ("last",)), "'last' has 4 inputs, but 'first' has 6 neurons."),
+        (fpe.NeuronGroup("hiden", ("last",)), "the model has no layer 'hiden'. Did you mean 'hidden'?"),
         (
-            fpe.Group("hidden", ("last",), ("short",)),
+            fpe.NeuronGroup("hidden", ()),
+            "the group of 'hidden' has no consumers; name the layers that read it.",
+        ),
+        (fpe.NeuronGroup("first", ("last",)), "'last' has 4 inputs, but 'first' has 6 neurons."),
+        (
+            fpe.NeuronGroup("hidden", ("last",), ("short",)),
             "'short' is a Linear; between can stand norms, PReLU and depthwise convolutions.",
         ),
     ],
@@ -272,7 +275,7 @@ def test_several_problems_of_a_group_by_hand_are_reported_at_once():
         "  - '3' has 5 inputs, but '0' has 4 neurons.\n"
         "  - '2': LayerNorm is over (3,), not over the 4 neurons."
     )
-    group = fpe.Group("0", ("3",), ("2",))
+    group = fpe.NeuronGroup("0", ("3",), ("2",))
     assert_refused(model, ModelError, message, layers=[group], example_inputs=torch.ones(1, 8))
 
 
@@ -316,7 +319,7 @@ class Quantised(torch.Tensor):
     """A tensor of its own kind, as those of quantised layers are."""
 
 
-def quantised(layer):
+def quantized(layer):
     layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
 
 
@@ -330,7 +333,7 @@ def quantised(layer):
         (nn.utils.parametrizations.weight_norm, "arametriz"),
         (nn.utils.parametrizations.spectral_norm, "arametriz"),
         (nn.utils.parametrizations.orthogonal, "arametriz"),
-        (quantised, "Quantised"),
+        (quantized, "Quantised"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

@@ -12,12 +12,12 @@ from click.testing import CliRunner
 from torch import nn
 
 import fpe
-from fpe.cli import main
+from fpe.cli.main import main
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.inputs import as_call, tensors_in
-from fpe.packed.blocks import BlockLinear
-from fpe.packed.pack import bytes_of
-from fpe.packed.separate import SeparateBlocks, with_separate_blocks
+from fpe.packing.blocks import BlockLinear
+from fpe.packing.pack import bytes_of
+from fpe.packing.separate import SeparateBlocks, with_separate_blocks
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
 

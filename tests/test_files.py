@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import fpe
+from fpe._util.files import read_json, write_atomically, write_json
+from fpe.compare.store import provenance
 from fpe.errors import DataError, WriteError
-from fpe.experiments.store import provenance
-from fpe.files import read_json, write_atomically, write_json
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):
@@ -130,7 +130,7 @@ def test_an_installed_copy_has_no_commit(tmp_path):
     site = tmp_path / "site"
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     shutil.copytree(Path(fpe.__file__).parent, site / "fpe")
-    code = "import fpe, fpe.experiments.store as s; print(fpe.__file__, s.provenance()['commit'])"
+    code = "import fpe, fpe.compare.store as s; print(fpe.__file__, s.provenance()['commit'])"
     environment = {**os.environ, "PYTHONPATH": str(site)}
     printed = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True

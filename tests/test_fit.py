@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import fpe
+from fpe.compare.config import FitConfig
+from fpe.compare.engine import Engine
+from fpe.compare.fit import run_fit
+from fpe.compare.report import fit_figure, fit_table
+from fpe.compare.runner import run_tasks
+from fpe.compare.store import _imported, code_digest, commits, depends
+from fpe.compare.trial import _scaling, run_trial
 from fpe.data import load
 from fpe.errors import ArgumentError, BudgetError, DataError
-from fpe.experiments.config import FitConfig
-from fpe.experiments.engine import Engine
-from fpe.experiments.fit import run_fit
-from fpe.experiments.runner import run_tasks
-from fpe.experiments.store import _imported, code_digest, commits, depends
-from fpe.experiments.trial import _scaling, run_trial
-from fpe.report.fit import fit_figure, fit_table
-from fpe.training import accuracy, adam, train
+from fpe.training.loop import accuracy, adam, train
 
 
 def blobs(path, classes=3, features=12, scale=1.0):
@@ -332,14 +332,16 @@ def test_code_counts_without_comments_and_with_what_it_imports(tmp_path):
         path.write_text(text)
         return code_digest(str(path))
 
-    one = digest("from fpe.losses import loss_of\ndef f(x):\n    return 1\n", "one")
+    one = digest("from fpe.training.losses import loss_of\ndef f(x):\n    return 1\n", "one")
     assert one == digest(
-        'from fpe.losses import loss_of\n# a\ndef f(x):\n    """Do."""\n    return 1\n', "two"
+        'from fpe.training.losses import loss_of\n# a\ndef f(x):\n    """Do."""\n    return 1\n', "two"
     )
-    assert one != digest("from fpe.losses import loss_of\ndef f(x):\n    return 2\n", "three")
-    assert digest("import fpe.theory\n", "four") != digest("import fpe.losses\n", "five")
+    assert one != digest("from fpe.training.losses import loss_of\ndef f(x):\n    return 2\n", "three")
+    assert digest("import fpe_reproduction.theory\n", "four") != digest(
+        "import fpe.training.losses\n", "five"
+    )
     everything = {str(path) for path in _imported(ast.parse("import fpe"))}
-    assert {str(path) for path in _imported(ast.parse("from fpe.losses import x"))} < everything
+    assert {str(path) for path in _imported(ast.parse("from fpe.training.losses import x"))} < everything
 
 
 def test_arguments_count_by_what_they_say(dataset, tmp_path):

@@ -8,7 +8,7 @@ from torch.nn.utils import parametrizations
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import Group, find_groups, operations, verify
+from fpe.graph import NeuronGroup, find_groups, operations, verify
 from models import MODELS, assert_unchanged, snapshot
 
 HEAD = "it is a head: its neurons are outputs of the network"
@@ -34,13 +34,13 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("name", "groups"),
     [
-        ("mlp", [Group("0", ("2",))]),
-        ("layer_norm", [Group("0", ("3",), ("1",))]),
-        ("prelu", [Group("0", ("2",), ("1",))]),
-        ("two_hidden", [Group("0", ("2",)), Group("2", ("4",))]),
-        ("functional", [Group("hidden", ("head",))]),
-        ("skip", [Group("first", ("hidden", "short")), Group("hidden", ("last",))]),
-        ("nested", [Group("0.0", ("2",))]),
+        ("mlp", [NeuronGroup("0", ("2",))]),
+        ("layer_norm", [NeuronGroup("0", ("3",), ("1",))]),
+        ("prelu", [NeuronGroup("0", ("2",), ("1",))]),
+        ("two_hidden", [NeuronGroup("0", ("2",)), NeuronGroup("2", ("4",))]),
+        ("functional", [NeuronGroup("hidden", ("head",))]),
+        ("skip", [NeuronGroup("first", ("hidden", "short")), NeuronGroup("hidden", ("last",))]),
+        ("nested", [NeuronGroup("0.0", ("2",))]),
     ],
 )
 def test_neurons_are_followed_to_all_that_read_them(name, groups):
@@ -102,8 +102,8 @@ def test_what_may_mix_neurons_is_refused_with_the_reason(follow, reason):
 )
 def test_the_overloads_of_an_operation_are_told_apart(follow):
     model, x = Net(follow), torch.randn(4, 8)
-    assert find_groups(model, x).groups == (Group("a", ("head",)),)
-    verify(model, Group("a", ("head",)), x * 3)
+    assert find_groups(model, x).groups == (NeuronGroup("a", ("head",)),)
+    verify(model, NeuronGroup("a", ("head",)), x * 3)
 
 
 class Branch(nn.Module):
@@ -154,7 +154,7 @@ def test_an_operation_that_no_rule_foresees_is_named_and_costs_only_its_neurons(
 
 def test_scalar_arithmetic_and_known_activations_are_followed():
     net = Net(lambda net, h, x: net.head(torch.tanh(2 * h - 1).sigmoid() / 3))
-    assert find_groups(net).groups == (Group("a", ("head",)),)
+    assert find_groups(net).groups == (NeuronGroup("a", ("head",)),)
 
 
 def test_a_norm_over_another_width_is_refused():
@@ -233,7 +233,7 @@ def test_a_group_by_hand_of_such_layers_is_refused_too(spoil):
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     spoil(model)
     with pytest.raises(ModelError, match=r"'2' (has hooks|has a parametrization|is a Scaled)"):
-        fpe.expand(model, layers=[Group("0", ("2",))], example_inputs=torch.ones(2, 4))
+        fpe.expand(model, layers=[NeuronGroup("0", ("2",))], example_inputs=torch.ones(2, 4))
 
 
 def test_a_weight_that_forward_also_reads_by_itself_is_not_widened():
@@ -253,7 +253,7 @@ def test_what_tracing_cannot_reach_is_listed():
     out_of_reach = "it is not called as a layer where the forward pass could be followed"
     assert found["3.linear1"] == found["3.linear2"] == found["3.self_attn.out_proj"] == out_of_reach
     assert found["2"].startswith("its neurons are read by '3' (TransformerEncoderLayer)")
-    assert find_groups(model).groups == (Group("0", ("2",)),)
+    assert find_groups(model).groups == (NeuronGroup("0", ("2",)),)
 
 
 class Branching(nn.Module):
@@ -281,13 +281,13 @@ def test_data_dependent_control_flow_asks_for_a_batch():
 
 def test_a_child_that_cannot_be_traced_leaves_the_rest_expandable():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 8), Branching())
-    assert find_groups(model).groups == (Group("0", ("2",)),)
+    assert find_groups(model).groups == (NeuronGroup("0", ("2",)),)
 
 
 def test_a_group_by_hand_is_verified_and_expanded():
     model, x = Branching(), torch.ones(3, 8)
     before = snapshot(model)
-    wide = fpe.expand(model, layers=[Group("a", ("b",), ("norm",))], example_inputs=x)
+    wide = fpe.expand(model, layers=[NeuronGroup("a", ("b",), ("norm",))], example_inputs=x)
     assert_unchanged(model, before)
     assert wide.a.out_features == 8
     assert wide.norm.normalized_shape == (8,)
@@ -297,9 +297,9 @@ def test_a_group_by_hand_is_verified_and_expanded():
 
 @pytest.mark.parametrize("example", [(torch.ones(3, 8),), {"x": torch.ones(3, 8)}])
 def test_a_batch_can_be_positional_or_named(example):
-    verify(Branching(), Group("a", ("b",), ("norm",)), example)
+    verify(Branching(), NeuronGroup("a", ("b",), ("norm",)), example)
     with pytest.raises(ModelError, match="the output moves by"):
-        verify(Branching(), Group("a", ("b",)), example)
+        verify(Branching(), NeuronGroup("a", ("b",)), example)
 
 
 class Scale(nn.Module):
@@ -317,10 +317,10 @@ class Scale(nn.Module):
 @pytest.mark.parametrize(
     ("model", "group"),
     [
-        (Scale(), Group("a", ("b",))),
-        (Net(lambda net, h, x: net.head(h) + net.head(net.b(h))), Group("a", ("head",))),
-        (Net(lambda net, h, x: net.head(torch.cumsum(h, 1))), Group("a", ("head",))),
-        (MODELS["batch_norm"]()[0], Group("0", ("3",))),
+        (Scale(), NeuronGroup("a", ("b",))),
+        (Net(lambda net, h, x: net.head(h) + net.head(net.b(h))), NeuronGroup("a", ("head",))),
+        (Net(lambda net, h, x: net.head(torch.cumsum(h, 1))), NeuronGroup("a", ("head",))),
+        (MODELS["batch_norm"]()[0], NeuronGroup("0", ("3",))),
     ],
     ids=["hidden norm", "missed reader", "cumsum", "forgotten norm"],
 )
@@ -348,14 +348,14 @@ def test_a_forgotten_norm_is_noticed_even_if_it_treats_all_neurons_alike(model, 
     """Untrained, its entries are all equal, so that no order of the neurons shows it."""
     nn.init.constant_(model[0].bias, bias)
     with pytest.raises(ModelError):
-        fpe.expand(model, layers=[Group("0", ("2",))], example_inputs=torch.ones(3, 8))
+        fpe.expand(model, layers=[NeuronGroup("0", ("2",))], example_inputs=torch.ones(3, 8))
 
 
 def test_a_verification_needs_an_output_that_could_move():
     """Class numbers hide that `b` was missed."""
     net = Net(lambda net, h, x: (net.head(h) + net.head(net.b(h))).argmax(1))
     with pytest.raises(ModelError):
-        verify(net, Group("a", ("head",)), torch.ones(3, 8))
+        verify(net, NeuronGroup("a", ("head",)), torch.ones(3, 8))
 
 
 @pytest.mark.parametrize("name", ["dropout", "batch_norm"])

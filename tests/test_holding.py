@@ -31,7 +31,7 @@ def train(model, optimizer, steps=3, after=lambda: None):
 def averaged_while_masks_move():
     wide = expanded()
     optimizer = torch.optim.SGD(wide.parameters(), lr=0.1)
-    schedule = fpe.Schedule(every=2, share=0.5, until=1.0)
+    schedule = fpe.RewiringSchedule(every=2, share=0.5, until=1.0)
     rewirer = fpe.Rewirer(wide, optimizer, "set", steps=6, schedule=schedule)
     average = AveragedModel(wide, multi_avg_fn=get_ema_multi_avg_fn(0.9))
 

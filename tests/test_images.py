@@ -13,8 +13,8 @@ pytest.importorskip("datasets")
 
 from PIL import Image
 
-from fpe.embed.images import read_image
-from fpe.embed.items import open_items
+from fpe.data.embed.images import read_image
+from fpe.data.embed.items import open_items
 from fpe.errors import ArgumentError, DataError
 
 GREY = Image.new("RGB", (4, 4), (90, 90, 90))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fpe.errors import ArgumentError
-from fpe.interference import (
+from fpe.metrics import (
     feature_capacity,
     fold_change,
     gram_matrix,

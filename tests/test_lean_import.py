@@ -43,9 +43,7 @@ def test_expanding_loads_torch_alone():
 
 
 def test_the_commands_help_loads_no_torch():
-    code = (
-        "from click.testing import CliRunner; from fpe.cli import main; CliRunner().invoke(main, ['--help'])"
-    )
+    code = "from click.testing import CliRunner; from fpe.cli.main import main; CliRunner().invoke(main, ['--help'])"
     assert loaded_after(code) == ["click"]
 
 
@@ -57,8 +55,8 @@ def test_every_public_name_is_there_and_listed():
 
 def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
     """In a fresh process: `fpe.sklearn.FPEClassifier`, as ``fpe fit --auto`` prints it, and the rest."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src/fpe/commands").glob("*.py")]
-    pages.append(ROOT / "src/fpe/recommending/recommendation.py")
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src/fpe/cli").glob("*.py")]
+    pages.append(ROOT / "src/fpe/budget/recommendation.py")
     named = {
         name for page in pages for name in re.findall(r"(?<![\w/.-])fpe(?:\.[A-Za-z_]\w*)+", page.read_text())
     }
@@ -66,7 +64,7 @@ def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
         name for page in pages for name in re.findall(r"(?:from|import) (fpe[\w.]+)", page.read_text())
     }
     left = sorted(named - imported)
-    assert {"fpe.sklearn.FPEClassifier", "fpe.trainers.lightning.Rewire"} <= {*left}
+    assert {"fpe.sklearn.FPEClassifier", "fpe.integrations.lightning.Rewire"} <= {*left}
     code = f"import fpe\nfor name in {left}: eval(name)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -82,7 +82,7 @@ def test_muon_holds_with_hold_masks_and_does_not_without():
         model, x = widened("without_biases")
         optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
         if hold:
-            fpe.hold_masks(optimizer, model)
+            fpe.enforce_masks_(optimizer, model)
         train(model, optimizer, x, steps=5)
         return model
 
@@ -94,7 +94,7 @@ def test_muon_holds_with_hold_masks_and_does_not_without():
 def test_hold_masks_ends_with_its_handle():
     model, x = widened()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    handle = fpe.hold_masks(optimizer, model)
+    handle = fpe.enforce_masks_(optimizer, model)
 
     def noise():
         with torch.no_grad():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.plans import plans_in
+from fpe.expansion.plan import plans_in
 
 SHARED = {"split": "shared", "prune": "columns"}
 
@@ -60,7 +60,9 @@ def test_a_part_keeps_its_plan_in_files_summaries_and_scopes(tmp_path):
     for model in (wide, loaded):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         names = [site.name for site in fpe.Rewirer(model, optimizer, "set", steps=10).sites]
-        scopes = fpe.Rewirer(model, optimizer, fpe.Policy(scope="group", grow="random"), steps=10).scopes
+        scopes = fpe.Rewirer(
+            model, optimizer, fpe.RewiringPolicy(scope="group", grow="random"), steps=10
+        ).scopes
         assert [[names[i] for i in scope] for scope in scopes] == [["1.0", "1.3"]]
         assert len(fpe.Rewirer(model, optimizer, "columns", steps=10).scopes) == 1
 

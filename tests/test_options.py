@@ -6,7 +6,7 @@ from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError, ModelError
-from fpe.interference import crowding, participation_ratio
+from fpe.metrics import crowding, participation_ratio
 from models import MODELS, assert_unchanged, snapshot
 from zoo import ZOO
 

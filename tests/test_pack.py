@@ -9,15 +9,15 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError, ModelError
 from fpe.masked import MaskedLayer
-from fpe.packed import kernels
-from fpe.packed.bits import pack_bits, unpack_bits
-from fpe.packed.blocks import BlockConv2d, BlockLinear
-from fpe.packed.choice import Structure, choose_format
-from fpe.packed.compressed import BitmaskLayer, CodedLinear
-from fpe.packed.dense import DenseLayer
-from fpe.packed.holes import free_of, pack_holes
-from fpe.packed.layers import PackedLayer
-from fpe.packed.slabs import MOST, Slab, filled_up, slabs_of
+from fpe.packing import kernels
+from fpe.packing.bits import pack_bits, unpack_bits
+from fpe.packing.blocks import BlockConv2d, BlockLinear
+from fpe.packing.choice import Structure, choose_format
+from fpe.packing.compressed import BitmaskLayer, CodedLinear
+from fpe.packing.dense import DenseLayer
+from fpe.packing.holes import free_of, pack_holes
+from fpe.packing.layers import PackedLayer
+from fpe.packing.slabs import MOST, Slab, filled_up, slabs_of
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
 
@@ -401,7 +401,7 @@ def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
     """8 neurons, two children each: twice as many blocks as groups, each with one index for each input."""
-    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.Shared(groups), prune, seed=1)
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.SharedSplit(groups), prune, seed=1)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLinear)
     assert [neurons for neurons, _ in packed[0].sizes] == [8 // groups] * (2 * groups)
@@ -417,8 +417,8 @@ def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
 
 
 def test_groups_are_saved_with_the_plan(tmp_path):
-    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.Shared(groups=4), "columns", seed=1)
-    assert "split Shared(groups=4)" in str(wide.fpe_plan)
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.SharedSplit(groups=4), "columns", seed=1)
+    assert "split SharedSplit(groups=4)" in str(wide.fpe_plan)
     fpe.save(wide, tmp_path / "wide.safetensors")
     again = fpe.load(tmp_path / "wide.safetensors")
     assert again.fpe_plan == wide.fpe_plan
@@ -429,7 +429,7 @@ def test_groups_are_saved_with_the_plan(tmp_path):
 def test_a_plan_saved_without_groups_has_one():
     record = fpe.plan(fpe.mlp(8, 4, 2)).to_dict()
     del record["layers"][0]["groups"]
-    assert fpe.plans.Plan.from_dict(record).layers[0].groups == 1
+    assert fpe.expansion.plan.Plan.from_dict(record).layers[0].groups == 1
 
 
 def test_neurons_expanded_in_part_are_blocks_too():
@@ -646,7 +646,7 @@ def test_held_weights_of_packed_layers_are_projected():
     held = [m for m in packed.modules() if isinstance(m, PackedLayer)]
     assert held
     optimizer = torch.optim.SGD(packed.parameters(), lr=0.1)
-    fpe.hold_masks(optimizer, packed)
+    fpe.enforce_masks_(optimizer, packed)
     for parameter in packed.parameters():
         parameter.data.add_(1)
         parameter.grad = torch.zeros_like(parameter)

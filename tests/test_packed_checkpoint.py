@@ -11,7 +11,7 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError, BudgetError, CheckpointError
 from fpe.models import mlp_sizes
-from fpe.packed.pack import bytes_of
+from fpe.packing.pack import bytes_of
 from models import same_state
 from zoo import ZOO, answer
 

@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 import fpe
 from fpe.errors import ArgumentError, ModelError
-from fpe.packed.blocks import BlockLayer, BlockLinear
-from fpe.packed.layers import PackedLayer, Shape
+from fpe.packing.blocks import BlockLayer, BlockLinear
+from fpe.packing.layers import PackedLayer, Shape
 from models import assert_unchanged, same_state, snapshot
 from zoo import ZOO, answer
 
@@ -144,7 +144,7 @@ def test_the_weight_of_int8_is_the_rounded_one():
     pytest.importorskip("torchao")
     wide = fpe.expand(fpe.mlp(40, 8, 3), 2, "shared", seed=1)
     del wide.fpe_plan
-    layer = fpe.quantise(fpe.pack(wide))[0]
+    layer = fpe.quantize(fpe.pack(wide))[0]
     assert layer.restore is not None
     x = torch.randn(4, 40)
     close(F.linear(x, layer.weight, layer.bias), layer(x))

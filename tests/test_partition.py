@@ -8,9 +8,18 @@ import torch
 from torch import nn
 
 import fpe
-from fpe import procedure
 from fpe.errors import ArgumentError
-from fpe.partition import SPLITS, Gram, Groups, Random, Shared, Split, TwoFour, as_split
+from fpe.expansion import steps as procedure
+from fpe.expansion.splits import (
+    SPLITS,
+    GramSplit,
+    LabelSplit,
+    RandomSplit,
+    SharedSplit,
+    Split,
+    TwoFourSplit,
+    as_split,
+)
 
 NAMES = "'random', 'shared', 'gram', '2:4'"
 
@@ -38,7 +47,7 @@ def chi_square(children, allowed):
     return sum((n - expected) ** 2 for n in counts.values()) / expected
 
 
-@pytest.mark.parametrize("split", [Random(), Shared()], ids=repr)
+@pytest.mark.parametrize("split", [RandomSplit(), SharedSplit()], ids=repr)
 @pytest.mark.parametrize(("inputs", "factor"), [(2, 2), (7, 2), (8, 3), (9, 3), (5, 5), (11, 4), (300, 290)])
 def test_sizes_of_children_differ_by_at_most_one_and_none_is_empty(split, inputs, factor):
     children = assign(split, 20, inputs, factor)
@@ -57,47 +66,47 @@ def test_sizes_of_children_differ_by_at_most_one_and_none_is_empty(split, inputs
     ],
 )
 def test_random_draws_all_balanced_partitions_equally_often(inputs, allowed):
-    children = assign(Random(), 6000, inputs, 2)
+    children = assign(RandomSplit(), 6000, inputs, 2)
     bound = {6: 20.5, 10: 27.9}[len(allowed)]  # 0.1 % of the chi-square law with 5 and 9 degrees of freedom
     assert chi_square(children, allowed) < bound
 
 
 def test_random_with_one_input_for_each_child_draws_all_orders_equally_often():
-    children = assign(Random(), 6000, 3, 3)
+    children = assign(RandomSplit(), 6000, 3, 3)
     assert chi_square(children, list(itertools.permutations(range(3)))) < 20.5
 
 
 def test_random_neurons_draw_their_own_partitions():
-    assert len(assign(Random(), 50, 12, 2).unique(dim=0)) > 25
+    assert len(assign(RandomSplit(), 50, 12, 2).unique(dim=0)) > 25
 
 
 def test_shared_rows_are_all_equal():
-    children = assign(Shared(), 50, 12, 3)
+    children = assign(SharedSplit(), 50, 12, 3)
     assert len(children.unique(dim=0)) == 1
 
 
 def test_each_group_of_a_shared_split_draws_its_own_partition():
     """Six neurons in three groups: two rows of each are equal, and each is balanced."""
-    children = assign(Shared(groups=3), 6, 40, 4)
+    children = assign(SharedSplit(groups=3), 6, 40, 4)
     assert torch.equal(children[::2], children[1::2])
     assert len(children.unique(dim=0)) == 3
     assert (sizes(children, 4) == 10).all()
 
 
 def test_in_a_layer_of_fewer_neurons_each_is_a_group():
-    children = assign(Shared(groups=8), 3, 40, 4)
+    children = assign(SharedSplit(groups=8), 3, 40, 4)
     assert len(children.unique(dim=0)) == 3
-    assert torch.equal(children, assign(Shared(groups=3), 3, 40, 4))
+    assert torch.equal(children, assign(SharedSplit(groups=3), 3, 40, 4))
 
 
 def test_one_group_is_the_shared_split():
-    assert Shared(groups=1) == Shared() == SPLITS["shared"]
-    assert torch.equal(assign(Shared(groups=1), 5, 12, 3), assign(Shared(), 5, 12, 3))
-    assert [repr(Shared()), repr(Shared(groups=4))] == ["Shared()", "Shared(groups=4)"]
+    assert SharedSplit(groups=1) == SharedSplit() == SPLITS["shared"]
+    assert torch.equal(assign(SharedSplit(groups=1), 5, 12, 3), assign(SharedSplit(), 5, 12, 3))
+    assert [repr(SharedSplit()), repr(SharedSplit(groups=4))] == ["SharedSplit()", "SharedSplit(groups=4)"]
 
 
 def test_groups_are_named():
-    assert as_split("shared-8") == Shared(groups=8)
+    assert as_split("shared-8") == SharedSplit(groups=8)
     with pytest.raises(ArgumentError, match="groups is 0"):
         as_split("shared-0")
     with pytest.raises(ArgumentError, match=r"unknown split 'shared-'.*Did you mean 'shared'"):
@@ -107,7 +116,7 @@ def test_groups_are_named():
 @pytest.mark.parametrize("groups", [0, -1, 2.0, True, "4", None])
 def test_groups_are_a_number(groups):
     with pytest.raises(ArgumentError) as error:
-        Shared(groups=groups)
+        SharedSplit(groups=groups)
     assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
 
 
@@ -116,27 +125,27 @@ def test_groups_are_a_number(groups):
 )
 def test_groups_are_of_one_size(neurons, groups, cut):
     """The largest number that divides the neurons, and no more than asked for; the plan says which."""
-    assert len(assign(Shared(groups), neurons, 40, 4).unique(dim=0)) == cut
-    plan = fpe.plan(fpe.mlp(40, neurons, 2), split=Shared(groups))
+    assert len(assign(SharedSplit(groups), neurons, 40, 4).unique(dim=0)) == cut
+    plan = fpe.plan(fpe.mlp(40, neurons, 2), split=SharedSplit(groups))
     assert plan.layers[0].groups == cut
     assert (f"40 inputs, {cut} groups" in str(plan)) == (cut > 1)
 
 
 def test_shared_draws_all_balanced_partitions_equally_often():
     rng = np.random.default_rng(0)
-    rows = torch.cat([Shared().assign(torch.zeros(1, 4), 2, rng) for _ in range(3000)])
+    rows = torch.cat([SharedSplit().assign(torch.zeros(1, 4), 2, rng) for _ in range(3000)])
     allowed = [row for row in itertools.product((0, 1), repeat=4) if sum(row) == 2]
     assert chi_square(rows, allowed) < 20.5
 
 
 def test_two_groups_for_two_children_leave_only_one_partition():
-    children = assign(Groups([7, 7, -1, 7, -1, -1]), 9, 6, 2)
+    children = assign(LabelSplit([7, 7, -1, 7, -1, -1]), 9, 6, 2)
     assert from_child_0(children).tolist() == [[0, 0, 1, 0, 1, 1]] * 9
 
 
 def test_the_largest_group_stands_alone_when_the_rest_balance_it():
     """Groups of 3, 1, 1 and 1 for two children: whoever comes first, no child has more than 4 inputs."""
-    children = assign(Groups([0, 0, 0, 1, 2, 3]), 200, 6, 2)
+    children = assign(LabelSplit([0, 0, 0, 1, 2, 3]), 200, 6, 2)
     assert (children[:, :3] == children[:, :1]).all()
     count = sizes(children, 2)
     assert ((count[:, 0] - count[:, 1]).abs() <= 3).all()
@@ -146,7 +155,7 @@ def test_the_largest_group_stands_alone_when_the_rest_balance_it():
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_groups_keep_labels_together_and_spread_equal_groups_evenly(factor):
     labels = [5, 1, 5, 2, 1, 2, 3, 4, 3, 4, 9, 9]  # six groups of two
-    children = assign(Groups(labels), 40, 12, factor)
+    children = assign(LabelSplit(labels), 40, 12, factor)
     for label in set(labels):
         members = children[:, [i for i, other in enumerate(labels) if other == label]]
         assert (members == members[:, :1]).all()
@@ -158,23 +167,23 @@ def test_groups_keep_labels_together_and_spread_equal_groups_evenly(factor):
 
 def test_groups_draw_all_balanced_deals_equally_often():
     allowed = [row for row in itertools.product((0, 1), repeat=4) if sum(row) == 2]
-    assert chi_square(assign(Groups([0, 1, 2, 3]), 6000, 4, 2), allowed) < 20.5
+    assert chi_square(assign(LabelSplit([0, 1, 2, 3]), 6000, 4, 2), allowed) < 20.5
 
 
 def test_groups_shared_give_all_neurons_one_partition():
-    split = Groups([0, 0, 1, 1, 2, 2, 3, 3], shared=True)
+    split = LabelSplit([0, 0, 1, 1, 2, 2, 3, 3], shared=True)
     assert split.shared
     assert len(assign(split, 30, 8, 2).unique(dim=0)) == 1
 
 
 @pytest.mark.parametrize("make", [list, np.array, torch.tensor, tuple])
 def test_groups_take_labels_of_any_kind_and_compare_by_value(make):
-    assert Groups(make([0, 1, 1])) == Groups([0, 1, 1])
-    assert repr(Groups(make([0, 1, 1]))) == "Groups(2 groups of 3 inputs)"
-    assert repr(Groups([0, 1, 1], shared=True)) == "Groups(2 groups of 3 inputs, shared=True)"
+    assert LabelSplit(make([0, 1, 1])) == LabelSplit([0, 1, 1])
+    assert repr(LabelSplit(make([0, 1, 1]))) == "LabelSplit(2 groups of 3 inputs)"
+    assert repr(LabelSplit([0, 1, 1], shared=True)) == "LabelSplit(2 groups of 3 inputs, shared=True)"
 
 
-@pytest.mark.parametrize("split", [Gram(clusters=2), Gram(clusters=2, shared=True)], ids=repr)
+@pytest.mark.parametrize("split", [GramSplit(clusters=2), GramSplit(clusters=2, shared=True)], ids=repr)
 def test_gram_keeps_obvious_clusters_together(split):
     """Inputs 0, 2, 4 use neuron 0, inputs 1, 3, 5 neuron 1: their Gram rows are two clusters."""
     weight = torch.tensor([[2.0, 0.0, 2.0, 0.1, 2.0, 0.0], [0.0, 3.0, 0.1, 3.0, 0.0, 3.0]])
@@ -186,14 +195,14 @@ def test_gram_balances_four_clusters_over_two_children():
     weight = torch.zeros(4, 8)
     for neuron in range(4):
         weight[neuron, 2 * neuron : 2 * neuron + 2] = neuron + 1.0
-    children = Gram(clusters=4).assign(weight, 2, np.random.default_rng(1))
+    children = GramSplit(clusters=4).assign(weight, 2, np.random.default_rng(1))
     assert (children[:, 0::2] == children[:, 1::2]).all()
     assert (sizes(children, 2) == 4).all()
 
 
 def test_gram_of_a_constant_layer_still_gives_each_child_inputs():
     with pytest.warns(UserWarning, match="1 cluster of inputs, too few for 3") as told:
-        children = Gram().assign(torch.ones(4, 9), 3, np.random.default_rng(0))
+        children = GramSplit().assign(torch.ones(4, 9), 3, np.random.default_rng(0))
     assert len(told) == 1
     assert (sizes(children, 3) == 3).all()
 
@@ -211,7 +220,7 @@ def test_the_plan_and_the_summary_say_where_gram_found_no_clusters():
 
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4, 7, 8, 14])
 def test_two_four_gives_two_of_each_four_to_each_child(inputs):
-    children = assign(TwoFour(), 60, inputs, 2)
+    children = assign(TwoFourSplit(), 60, inputs, 2)
     fours = children[:, : inputs // 4 * 4].reshape(60, -1, 4)
     assert (fours.sum(2) == 2).all()
     rest = sizes(children[:, inputs // 4 * 4 :], 2)
@@ -220,10 +229,10 @@ def test_two_four_gives_two_of_each_four_to_each_child(inputs):
 
 def test_two_four_draws_the_six_ways_equally_often():
     allowed = [row for row in itertools.product((0, 1), repeat=4) if sum(row) == 2]
-    assert chi_square(assign(TwoFour(), 6000, 4, 2), allowed) < 20.5
+    assert chi_square(assign(TwoFourSplit(), 6000, 4, 2), allowed) < 20.5
 
 
-@pytest.mark.parametrize("split", [*SPLITS.values(), Groups([0, 1, 2, 3] * 4)], ids=repr)
+@pytest.mark.parametrize("split", [*SPLITS.values(), LabelSplit([0, 1, 2, 3] * 4)], ids=repr)
 def test_the_same_seed_gives_the_same_partition_and_another_one_another(split):
     weight = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
     first, again, other = (split.assign(weight, 2, np.random.default_rng(seed)) for seed in (3, 3, 4))
@@ -305,19 +314,19 @@ def test_as_split_knows_each_name_and_passes_objects_through(name):
     [
         (
             "randm",
-            f"unknown split 'randm'; allowed are {NAMES} and fpe.Groups(labels). Did you mean 'random'?",
+            f"unknown split 'randm'; allowed are {NAMES} and fpe.LabelSplit(labels). Did you mean 'random'?",
         ),
         (
             "Shard",
-            f"unknown split 'Shard'; allowed are {NAMES} and fpe.Groups(labels). Did you mean 'shared'?",
+            f"unknown split 'Shard'; allowed are {NAMES} and fpe.LabelSplit(labels). Did you mean 'shared'?",
         ),
-        ("zzz", f"unknown split 'zzz'; allowed are {NAMES} and fpe.Groups(labels)."),
-        (3, f"split is 3; give a name ({NAMES}) or an object such as fpe.Groups(labels)."),
-        (None, f"split is None; give a name ({NAMES}) or an object such as fpe.Groups(labels)."),
+        ("zzz", f"unknown split 'zzz'; allowed are {NAMES} and fpe.LabelSplit(labels)."),
+        (3, f"split is 3; give a name ({NAMES}) or an object such as fpe.LabelSplit(labels)."),
+        (None, f"split is None; give a name ({NAMES}) or an object such as fpe.LabelSplit(labels)."),
         (
-            Random,
-            f"split is <class 'fpe.partition.Random'>; give a name ({NAMES}) or an object such as "
-            "fpe.Groups(labels).",
+            RandomSplit,
+            f"split is <class 'fpe.expansion.splits.Random'>; give a name ({NAMES}) or an object such as "
+            "fpe.LabelSplit(labels).",
         ),
     ],
 )
@@ -339,7 +348,7 @@ def test_as_split_says_what_is_allowed(split, message):
 )
 def test_groups_refuse_labels_that_are_no_flat_list_of_integers(labels, what):
     with pytest.raises(ArgumentError) as error:
-        Groups(labels)
+        LabelSplit(labels)
     expected = (
         f"Groups: labels have {what}; give a flat sequence of integers, one for each input of the layer."
     )
@@ -349,33 +358,33 @@ def test_groups_refuse_labels_that_are_no_flat_list_of_integers(labels, what):
 @pytest.mark.parametrize(
     ("split", "inputs", "factor", "problem"),
     [
-        (Random(), 2, 2, None),
-        (Shared(), 2, 2, None),
-        (TwoFour(), 3, 2, None),
-        (TwoFour(), 8, 3, "split '2:4' needs factor 2, not 3"),
-        (Groups([0, 1]), 2, 2, None),
+        (RandomSplit(), 2, 2, None),
+        (SharedSplit(), 2, 2, None),
+        (TwoFourSplit(), 3, 2, None),
+        (TwoFourSplit(), 8, 3, "split '2:4' needs factor 2, not 3"),
+        (LabelSplit([0, 1]), 2, 2, None),
         (
-            Groups([0, 1, 2]),
+            LabelSplit([0, 1, 2]),
             4,
             2,
             "Groups has 3 labels, but the layer has 4 inputs; give one label for each input",
         ),
         (
-            Groups([0, 0, 1, 1]),
+            LabelSplit([0, 0, 1, 1]),
             4,
             3,
             "Groups has 2 groups, too few for 3 children; give at least 3 groups or a factor of at most 2",
         ),
-        (Gram(), 4, 4, None),
-        (Gram(clusters=3), 4, 3, None),
+        (GramSplit(), 4, 4, None),
+        (GramSplit(clusters=3), 4, 3, None),
         (
-            Gram(clusters=5),
+            GramSplit(clusters=5),
             4,
             2,
             "Gram asks for 5 clusters; allowed are 2 (one for each child) to 4 (one for each input)",
         ),
         (
-            Gram(clusters=2),
+            GramSplit(clusters=2),
             8,
             3,
             "Gram asks for 2 clusters; allowed are 3 (one for each child) to 8 (one for each input)",

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from fpe import MaskedLinear
-from fpe.budget import Magnitude
-from fpe.partition import SPLITS, Groups
-from fpe.procedure import Weights, duplicate, mask, partition, prune, widen
+from fpe.expansion.pruning import MagnitudePruning
+from fpe.expansion.splits import SPLITS, LabelSplit
+from fpe.expansion.steps import Weights, duplicate, mask, partition, prune, widen
 from models import assert_unchanged, same_bits, snapshot
 
 CHILDREN = torch.tensor([[0, 1, 0], [1, 0, 1]])
@@ -31,7 +31,7 @@ def test_a_factor_of_one_gives_every_input_to_the_only_child():
 
 def test_partition_asks_the_split_and_draws_from_the_generator():
     weight = torch.arange(12.0).view(2, 6)
-    for split in (*SPLITS.values(), Groups([0, 0, 1, 1, 2, 2])):
+    for split in (*SPLITS.values(), LabelSplit([0, 0, 1, 1, 2, 2])):
         asked = split.assign(weight, 2, np.random.default_rng(5))
         assert torch.equal(partition(weight, 2, split, np.random.default_rng(5)), asked)
 
@@ -105,7 +105,7 @@ def test_with_identity_activation_only_the_copied_bias_moves_the_output(factor):
 def test_the_smallest_weights_of_all_layers_pay_for_the_copies():
     """Two weights and two biases were copied: 1, 1 and 1 pay, then the first 2."""
     wide = duplicate(producer(), [weights([[1.0, 2.0]], [9.0])], CHILDREN, 2)
-    prune(wide, 4, Magnitude(), 2)
+    prune(wide, 4, MagnitudePruning(), 2)
     assert wide[0].mask.tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
     assert wide[0].weight.tolist() == [[0, 0, 3], [0, 0, 0], [0, 5, 0], [4, 0, 6]]
     assert wide[1].mask.tolist() == [[0, 0, 1, 1]]

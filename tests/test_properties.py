@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import fpe
-from fpe import procedure
 from fpe.errors import BudgetError
-from fpe.partition import SPLITS
+from fpe.expansion import steps as procedure
+from fpe.expansion.splits import SPLITS
 from test_masked import OPTIMIZERS
 
 NORMS = {"none": None, "layer": nn.LayerNorm, "rms": nn.RMSNorm, "batch": nn.BatchNorm1d, "prelu": nn.PReLU}
@@ -40,15 +40,15 @@ def expansions(draw):
     name = draw(st.sampled_from(sorted(SPLITS)))
     if name == "2:4":
         factor = min(factor, 2)
-    split = fpe.Groups([0, 1, 2, 3, 4, 5, 6, 7]) if draw(st.integers(0, 9)) == 0 else name
+    split = fpe.LabelSplit([0, 1, 2, 3, 4, 5, 6, 7]) if draw(st.integers(0, 9)) == 0 else name
     prune = "columns" if name == "shared" and split == name and draw(st.booleans()) else "magnitude"
     return {"factor": factor, "split": split, "prune": prune, "seed": draw(st.integers(0, 99))}
 
 
 def expanded(model, how):
     """Expand the first hidden layer; None if that is refused before anything is done."""
-    if isinstance(how["split"], fpe.Groups) and model[0].in_features != 8:
-        how = {**how, "split": fpe.Groups(range(model[0].in_features))}
+    if isinstance(how["split"], fpe.LabelSplit) and model[0].in_features != 8:
+        how = {**how, "split": fpe.LabelSplit(range(model[0].in_features))}
     try:
         return fpe.expand(model, layers=["0"], **how)
     except BudgetError:

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import fpe
-from fpe.cli import main
+from fpe.cli.main import main
 from fpe.errors import ArgumentError, ModelError
 from models import assert_unchanged, snapshot
 from zoo import ZOO, answer
@@ -36,18 +36,18 @@ def packed(request):
 @pytest.mark.parametrize("activations", [False, True])
 def test_a_quantised_copy_is_near_and_the_packed_model_left_alone(packed, activations):
     before = snapshot(packed)
-    quantised = fpe.quantise(packed, activations)
+    quantized = fpe.quantize(packed, activations)
     assert_unchanged(packed, before)
     x = torch.randn(6, 64)
-    error = (quantised(x) - packed(x)).abs().max() / packed(x).abs().max()
+    error = (quantized(x) - packed(x)).abs().max() / packed(x).abs().max()
     assert 0 < error < 0.03
-    assert not quantised.training
-    assert not any(parameter.requires_grad for parameter in quantised.parameters())
+    assert not quantized.training
+    assert not any(parameter.requires_grad for parameter in quantized.parameters())
 
 
 @needs_torchao
 def test_zeros_stay_exactly_zero_and_other_weights_are_within_half_a_step(packed):
-    wide, rounded = fpe.unpack(packed), fpe.unpack(fpe.quantise(packed))
+    wide, rounded = fpe.unpack(packed), fpe.unpack(fpe.quantize(packed))
     for layer, own in zip(wide, rounded, strict=True):
         if not isinstance(layer, fpe.MaskedLayer):
             continue
@@ -56,13 +56,13 @@ def test_zeros_stay_exactly_zero_and_other_weights_are_within_half_a_step(packed
         step = layer.weight.abs().amax(1, keepdim=True) / 127
         assert ((layer.weight - own.weight).abs() <= 0.51 * step).all()
         assert torch.equal(layer.bias, own.bias)
-    assert fpe.count_nonzero(fpe.quantise(packed)) == fpe.count_nonzero(packed)
+    assert fpe.count_nonzero(fpe.quantize(packed)) == fpe.count_nonzero(packed)
 
 
 @needs_torchao
 def test_blocks_take_a_quarter_of_their_bytes():
     packed = fpe.pack(fpe.expand(fpe.mlp(512, 128, 10), 2, "shared", prune="columns"))
-    assert fpe.quantise(packed)[0].nbytes < 0.27 * packed[0].nbytes
+    assert fpe.quantize(packed)[0].nbytes < 0.27 * packed[0].nbytes
 
 
 @needs_torchao
@@ -70,23 +70,23 @@ def test_blocks_take_a_quarter_of_their_bytes():
 def test_models_of_other_kinds_are_quantised(name):
     model, batch = ZOO[name]()
     packed = fpe.pack(fpe.expand(model, 2, "shared", example_inputs=batch)).eval()
-    quantised = fpe.quantise(packed)
-    assert 0 < (answer(quantised, batch) - answer(packed, batch)).abs().max() < 0.03
-    unpacked = fpe.unpack(quantised)
-    torch.testing.assert_close(answer(unpacked, batch), answer(quantised, batch), rtol=1e-3, atol=1e-4)
+    quantized = fpe.quantize(packed)
+    assert 0 < (answer(quantized, batch) - answer(packed, batch)).abs().max() < 0.03
+    unpacked = fpe.unpack(quantized)
+    torch.testing.assert_close(answer(unpacked, batch), answer(quantized, batch), rtol=1e-3, atol=1e-4)
 
 
 @needs_torchao
 def test_quantised_models_are_exported_and_not_saved(packed, tmp_path):
-    quantised = fpe.quantise(packed)
-    written = fpe.export(quantised, tmp_path / "m.onnx", torch.randn(3, 64))
+    quantized = fpe.quantize(packed)
+    written = fpe.export(quantized, tmp_path / "m.onnx", torch.randn(3, 64))
     assert written.difference < 1e-4
-    both = fpe.quantise(packed, activations=True)
+    both = fpe.quantize(packed, activations=True)
     assert fpe.export(both, tmp_path / "m.pt2", torch.randn(3, 64)).difference < 1e-4
     with pytest.raises(ModelError, match=r"cannot write this Sequential as ONNX: .*_int_mm.*\.pt2 may do"):
         fpe.export(both, tmp_path / "n.onnx", torch.randn(3, 64))
     with pytest.raises(ArgumentError) as error:
-        fpe.save(quantised, tmp_path / "m.safetensors")
+        fpe.save(quantized, tmp_path / "m.safetensors")
     assert str(error.value) == (
         "the state '0.blocks.0.weight' is a Int8Tensor, which this format cannot hold; save the model before "
         "it is quantised, and quantise it again after fpe.load."
@@ -149,7 +149,7 @@ def test_the_command_says_what_int8_changes_to_the_model_before_it(folded, tmp_p
     [
         (
             fpe.expand(fpe.mlp(8, 4, 2)),
-            "layer '0' is masked; pack first: fpe.quantise(fpe.pack(wide)).",
+            "layer '0' is masked; pack first: fpe.quantize(fpe.pack(wide)).",
         ),
         (
             nn.Conv1d(8, 4, 1),
@@ -159,12 +159,12 @@ def test_the_command_says_what_int8_changes_to_the_model_before_it(folded, tmp_p
 )
 def test_what_cannot_be_quantised_is_said(model, message):
     with pytest.raises(ModelError) as error:
-        fpe.quantise(model)
+        fpe.quantize(model)
     assert str(error.value) == message
 
 
 def test_a_missing_torchao_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ArgumentError) as error:
-        fpe.quantise(fpe.mlp(8, 4, 2))
+        fpe.quantize(fpe.mlp(8, 4, 2))
     assert str(error.value) == "int8 needs torchao: pip install 'fixed-parameter-expansion[int8]'"

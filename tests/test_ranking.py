@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.columns import Columns
 from fpe.errors import ArgumentError, ModelError
+from fpe.expansion.columns import InputPruning
 from models import MODELS, assert_unchanged, same_state, snapshot
 
 # Two neurons, five inputs: child 0 has inputs 0, 1, 2 and child 1 has inputs 3, 4; rows are
@@ -28,40 +28,40 @@ def leaving(method, count, scale=None, blocks=BLOCKS):
     inputs = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]).repeat(2, 1)
     masks = [inputs.clone(), torch.ones(1, 4)]
     if scale is None:
-        method.pay([blocks, torch.tensor(READER)], masks, count, 2)
+        method.prune_([blocks, torch.tensor(READER)], masks, count, 2)
     else:
-        method.pay([blocks, torch.tensor(READER)], masks, count, 2, torch.tensor(scale))
+        method.prune_([blocks, torch.tensor(READER)], masks, count, 2, torch.tensor(scale))
     assert int(inputs.sum() + 4 - masks[0].sum() - masks[1].sum()) == count
     return [i for i in range(5) if inputs[:, i].any() and not masks[0][:, i].any()]
 
 
 def test_by_norm():
     """Norms 5, √2, 2, 2, 5: the tie of 2 and 3 goes by index; 0 and 4 stay as the last of their blocks."""
-    assert leaving(Columns(), 2) == [1]
-    assert leaving(Columns(), 4) == [1, 2]
-    assert leaving(Columns(), 6) == [1, 2, 3]
+    assert leaving(InputPruning(), 2) == [1]
+    assert leaving(InputPruning(), 4) == [1, 2]
+    assert leaving(InputPruning(), 6) == [1, 2, 3]
 
 
 def test_by_activation():
     """Norms 5, √2, 2, 2, 5 times 0.1, 3, 1, 2.5, 1: input 0, of the largest norm, leaves first."""
     scale = [[0.1, 3.0, 1.0, 2.5, 1.0]] * 2
-    assert leaving(Columns("activation"), 2, scale) == [0]
-    assert leaving(Columns("activation"), 4, scale) == [0, 2]
-    assert leaving(Columns("activation"), 6, scale) == [0, 2, 4]  # 3 and 4 are equal: the first stays
+    assert leaving(InputPruning("activation"), 2, scale) == [0]
+    assert leaving(InputPruning("activation"), 4, scale) == [0, 2]
+    assert leaving(InputPruning("activation"), 6, scale) == [0, 2, 4]  # 3 and 4 are equal: the first stays
 
 
 def test_by_gradient():
     """|w·g| over the columns adds up to 3 + 4, 5 + 1, 2 + 0, 0, 4 + 3, though the gradients cancel."""
     scale = [[1.0, -5.0, 1.0, 0.0, 1.0], [-1.0, 1.0, 9.0, 7.0, -1.0]]
-    assert leaving(Columns("gradient"), 2, scale) == [3]
-    assert leaving(Columns("gradient"), 4, scale) == [2, 3]
-    assert leaving(Columns("gradient"), 6, scale) == [1, 2, 3]
+    assert leaving(InputPruning("gradient"), 2, scale) == [3]
+    assert leaving(InputPruning("gradient"), 4, scale) == [2, 3]
+    assert leaving(InputPruning("gradient"), 6, scale) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("by", ["activation", "gradient"])
 def test_inputs_that_count_nothing_leave_by_index_and_the_first_of_a_block_stays(by):
-    assert leaving(Columns(by), 4, [[0.0] * 5] * 2) == [1, 2]
-    assert leaving(Columns(by), 6, [[0.0] * 5] * 2) == [1, 2, 4]
+    assert leaving(InputPruning(by), 4, [[0.0] * 5] * 2) == [1, 2]
+    assert leaving(InputPruning(by), 6, [[0.0] * 5] * 2) == [1, 2, 4]
 
 
 def test_taps_of_a_channel_count_together():
@@ -69,17 +69,17 @@ def test_taps_of_a_channel_count_together():
     weight = torch.tensor([[[3.0, 0.0], [2.0, 2.0], [9.0, 9.0]]])
     for by, gone in (("activation", 1), ("gradient", 0)):
         masks = [torch.ones(1, 3, 2), torch.ones(1, 1)]
-        Columns(by).pay([weight, torch.ones(1, 1)], masks, 2, 1, torch.ones(1, 3, 2))
+        InputPruning(by).prune_([weight, torch.ones(1, 1)], masks, 2, 1, torch.ones(1, 3, 2))
         assert [c for c in range(3) if not masks[0][0, c].any()] == [gone]
 
 
 def test_a_ranking_is_printed_only_if_it_is_not_the_usual_one():
-    assert repr(Columns()) == repr(fpe.Columns(by="norm")) == "Columns()"
-    assert repr(Columns("activation")) == "Columns(by='activation')"
+    assert repr(InputPruning()) == repr(fpe.InputPruning(by="norm")) == "InputPruning()"
+    assert repr(InputPruning("activation")) == "InputPruning(by='activation')"
     model, x = MODELS["mlp"]()
-    plan = fpe.plan(model, split="shared", prune=Columns(by="activation"), example_inputs=x)
-    assert plan.prune == "Columns(by='activation')"
-    assert "split Shared(), prune Columns(by='activation'), seed 0" in str(plan)
+    plan = fpe.plan(model, split="shared", prune=InputPruning(by="activation"), example_inputs=x)
+    assert plan.prune == "InputPruning(by='activation')"
+    assert "split SharedSplit(), prune InputPruning(by='activation'), seed 0" in str(plan)
 
 
 @pytest.mark.parametrize(
@@ -95,25 +95,25 @@ def test_a_ranking_is_printed_only_if_it_is_not_the_usual_one():
 )
 def test_an_unknown_ranking_is_refused(by, message):
     with pytest.raises(ArgumentError) as error:
-        Columns(by=by)
+        InputPruning(by=by)
     assert str(error.value) == message
 
 
 def test_what_must_be_measured_is_asked_for():
     with pytest.raises(ArgumentError) as error:
-        leaving(Columns("gradient"), 2)
+        leaving(InputPruning("gradient"), 2)
     assert str(error.value) == (
-        "Columns(by='gradient') ranks by what was measured of the layer; give scale=…, or call fpe.expand, "
+        "InputPruning(by='gradient') ranks by what was measured of the layer; give scale=…, or call fpe.expand, "
         "which measures it."
     )
 
 
 NEEDS_DATA = (
-    "prune=Columns(by='activation') measures the inputs of each layer on data; give example_inputs=…, a "
+    "prune=InputPruning(by='activation') measures the inputs of each layer on data; give example_inputs=…, a "
     "batch of them."
 )
 NEEDS_GRADIENT = (
-    "layer '0' has no gradient, which prune=Columns(by='gradient') ranks by; call loss.backward() on a batch "
+    "layer '0' has no gradient, which prune=InputPruning(by='gradient') ranks by; call loss.backward() on a batch "
     "first, and expand before the gradients are cleared."
 )
 
@@ -127,7 +127,7 @@ def test_what_is_missing_is_told_before_anything_is_changed(call, by, kind, mess
     model, _ = MODELS["mlp"]()
     before = snapshot(model)
     with pytest.raises(kind) as error:
-        call(model, factor=2, split="shared", prune=Columns(by=by))
+        call(model, factor=2, split="shared", prune=InputPruning(by=by))
     assert str(error.value) == message
     assert_unchanged(model, before)
 
@@ -135,7 +135,7 @@ def test_what_is_missing_is_told_before_anything_is_changed(call, by, kind, mess
 def test_all_layers_without_a_gradient_are_named():
     model = fpe.mlp(30, [6, 4], 1)
     with pytest.raises(ModelError, match=r"2 problems with the gradients:\n  - layer '0' .*\n  - layer '3' "):
-        fpe.plan(model, layers={"0": 2, "3": 2}, split="shared", prune=Columns("gradient"))
+        fpe.plan(model, layers={"0": 2, "3": 2}, split="shared", prune=InputPruning("gradient"))
 
 
 @pytest.mark.parametrize("by", ["activation", "gradient"])
@@ -146,7 +146,7 @@ def test_what_is_not_finite_is_refused(by):
     model[0].weight.grad[0, 0] = torch.inf
     what = "gradients" if by == "gradient" else "inputs on example_inputs"
     with pytest.raises(ModelError) as error:
-        fpe.expand(model, split="shared", prune=Columns(by), example_inputs=x)
+        fpe.expand(model, split="shared", prune=InputPruning(by), example_inputs=x)
     assert str(error.value) == (
         f"layer '0' has {what} that are NaN or infinite, which cannot be ranked; repair them first."
     )
@@ -196,7 +196,7 @@ def test_the_count_is_exact_and_the_model_stays_as_it_was(name, by):
     model, batch = WITH_ROOM[name]()
     with_gradients(model, batch).train()
     before, state = snapshot(model), torch.get_rng_state()
-    how = {"factor": 2, "split": "shared", "prune": Columns(by), "example_inputs": batch, "seed": 3}
+    how = {"factor": 2, "split": "shared", "prune": InputPruning(by), "example_inputs": batch, "seed": 3}
     wide = fpe.expand(model, **how)
     assert torch.equal(torch.get_rng_state(), state)
     assert_unchanged(model, before)
@@ -216,7 +216,7 @@ def test_an_input_that_is_always_zero_leaves_first():
     x[:, 5] = 0
     with torch.no_grad():
         model[0].weight[:, 5] = 100
-    for prune, stays in ((Columns(), True), (Columns("activation"), False)):
+    for prune, stays in ((InputPruning(), True), (InputPruning("activation"), False)):
         wide = fpe.expand(model, split="shared", prune=prune, example_inputs=x)
         assert bool(wide[0].fpe_mask[:, 5].any()) == stays
 
@@ -226,7 +226,7 @@ def test_a_channel_that_is_always_zero_leaves_first():
     x[:, 2] = 0
     with torch.no_grad():
         model[0].weight[:, 2] = 100
-    wide = fpe.expand(model, split="shared", prune=Columns("activation"), example_inputs=x)
+    wide = fpe.expand(model, split="shared", prune=InputPruning("activation"), example_inputs=x)
     assert not wide[0].fpe_mask[:, 2].any()
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
 
@@ -238,7 +238,7 @@ def test_taps_that_are_shared_out_are_ranked_one_by_one():
     model[0].weight.grad[:, 5, 1, 2] = 0
     how = {"split": "shared", "example_inputs": x, "convolutions": "taps"}
     for by in ("activation", "gradient"):
-        wide = fpe.expand(model, prune=Columns(by), **how)
+        wide = fpe.expand(model, prune=InputPruning(by), **how)
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert not wide[0].fpe_mask[:, 5, 1, 2].any()
     assert wide[0].fpe_mask[:, 5].any()
@@ -256,9 +256,9 @@ class Bypassed(nn.Module):
 
 
 def test_a_layer_that_is_not_called_cannot_be_measured():
-    how = {"layers": fpe.Group("hidden", "head"), "example_inputs": torch.rand(2, 8)}
+    how = {"layers": fpe.NeuronGroup("hidden", "head"), "example_inputs": torch.rand(2, 8)}
     with pytest.raises(ModelError) as error:
-        fpe.plan(Bypassed(), split="shared", prune=Columns("activation"), **how)
+        fpe.plan(Bypassed(), split="shared", prune=InputPruning("activation"), **how)
     assert str(error.value) == (
         "layer 'hidden' is not called as a module on example_inputs, so that its inputs cannot be measured; "
         "leave it out of layers=…, or rank by something else."
@@ -275,7 +275,7 @@ def test_gate_and_up_lose_the_same_inputs(by):
             layer.weight[:, 3] = value
     for layer in (model.gate, model.up):
         layer.weight.grad = torch.ones(4, 8)
-    wide = fpe.expand(model, split="shared", prune=Columns(by), example_inputs=x)
+    wide = fpe.expand(model, split="shared", prune=InputPruning(by), example_inputs=x)
     read = [layer.fpe_mask.any(dim=0) for layer in (wide.gate, wide.up)]
     assert torch.equal(*read)
     assert read[0].tolist() == [False, *[True] * 7]
@@ -295,7 +295,7 @@ def test_copies_of_an_input_count_as_it_does_in_the_dense_model(by):
     second.weight.grad[:, 1] = 1e-3
     first.weight.grad = torch.ones(5, 20)
     how = {"layers": ["0", "2"], "split": "shared", "example_inputs": torch.ones(2, 20)}
-    wide = fpe.expand(model, prune=Columns(by), **how)
+    wide = fpe.expand(model, prune=InputPruning(by), **how)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert wide[2].weight.shape == (12, 10)
     assert not wide[2].fpe_mask[:, 2:4].any()
@@ -305,8 +305,10 @@ def test_a_classifier_says_that_it_ranks_by_norm():
     from fpe.sklearn import FPEClassifier
 
     with pytest.raises(ArgumentError) as error:
-        FPEClassifier(split="shared", prune=Columns("gradient")).fit(torch.rand(20, 4).numpy(), [0, 1] * 10)
+        FPEClassifier(split="shared", prune=InputPruning("gradient")).fit(
+            torch.rand(20, 4).numpy(), [0, 1] * 10
+        )
     assert str(error.value) == (
-        "prune is Columns(by='gradient'); FPEClassifier ranks columns by 'norm': give prune='columns', or "
+        "prune is InputPruning(by='gradient'); FPEClassifier ranks columns by 'norm': give prune='columns', or "
         "call fpe.expand in a loop of your own."
     )

@@ -11,17 +11,17 @@ import torch
 from sklearn.datasets import load_digits
 
 import fpe
+from fpe.compare.config import FitConfig
 from fpe.data import load
-from fpe.experiments.config import FitConfig
-from fpe.recipes import Recipe
 from fpe.rewiring.policies import POLICIES
 from fpe.sklearn import FPEClassifier
-from fpe.training import Cosine
+from fpe.training.loop import Cosine
+from fpe.training.recipe import Recipe
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 OPEN = dict.fromkeys(("factor", "split", "prune", "warmup_epochs", "epochs", "lr", "decay"))
-FREE = fpe.Policy(grow="accumulated")
-COLUMNS = fpe.Policy(grow="accumulated", drop="movement", unit="column")
+FREE = fpe.RewiringPolicy(grow="accumulated")
+COLUMNS = fpe.RewiringPolicy(grow="accumulated", drop="movement", unit="column")
 
 
 def recipe(rewire=False, **given):
@@ -88,7 +88,7 @@ def test_the_rate_falls_over_all_epochs():
 
 def test_a_drawn_expansion_is_the_expansion_drawn_anew():
     dense = fpe.mlp(8, 4, 3, seed=0)
-    by_hand = fpe.redraw_(fpe.expand(dense, 2, prune="balanced", seed=5), 5)
+    by_hand = fpe.reinitialize_(fpe.expand(dense, 2, prune="balanced", seed=5), 5)
     made = recipe(True, factor=2).expand(dense, 5)
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), by_hand.parameters(), strict=True))
 
@@ -133,6 +133,6 @@ def test_a_configuration_stores_what_was_filled_in():
     ("steps", "every", "rewirings"), [(20, 1, 17), (87, 2, 39), (1200, 35, 30), (9000, 100, 80)]
 )
 def test_short_trainings_rewire_often_enough(steps, every, rewirings):
-    schedule = fpe.Schedule.fitting(steps)
+    schedule = fpe.RewiringSchedule.fitting(steps)
     assert schedule.every == every
     assert sum(schedule.rewires(step, steps) for step in range(1, steps + 1)) == rewirings

@@ -9,11 +9,11 @@ import torch
 from sklearn.datasets import load_digits
 
 import fpe
+from fpe.budget.candidates import CANDIDATES, dense_count, widest
+from fpe.budget.recommend import hold_out
 from fpe.errors import ArgumentError, DataError
-from fpe.recommending.candidates import CANDIDATES, dense_count, widest
-from fpe.recommending.recommend import hold_out
-from fpe.training import accuracy
-from fpe.trials import start_trial, train_trials
+from fpe.training.loop import accuracy
+from fpe.training.trials import start_trial, train_trials
 
 X, y = load_digits(return_X_y=True)
 X, y = (X[:300] / 16).astype(np.float32), y[:300]

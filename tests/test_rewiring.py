@@ -16,7 +16,7 @@ from fpe.rewiring.select import exchange, largest, smallest, undivided
 from models import MODELS, same_bits, same_state
 from zoo import ZOO
 
-EVERY_2 = fpe.Schedule(every=2, share=0.5, until=1.0, decay="constant")
+EVERY_2 = fpe.RewiringSchedule(every=2, share=0.5, until=1.0, decay="constant")
 
 
 def masked(model):
@@ -106,8 +106,10 @@ def test_how_weights_lie_in_memory_does_not_change_what_moves(grow, partition, d
 
     layers = [layer(8, 5, torch.arange(8).view(4, 2)), layer(3, 8, None)]
     for scope in (layers, layers[:1], layers[1:]):
-        new = new_masks(fpe.Policy(grow, drop, partition=partition), scope, 0.4)
-        again = new_masks(fpe.Policy(grow, drop, partition=partition), [turned(own) for own in scope], 0.4)
+        new = new_masks(fpe.RewiringPolicy(grow, drop, partition=partition), scope, 0.4)
+        again = new_masks(
+            fpe.RewiringPolicy(grow, drop, partition=partition), [turned(own) for own in scope], 0.4
+        )
         assert any((mask != own.mask).any() for mask, own in zip(new, scope, strict=True))
         for one, other in zip(new, again, strict=True):
             assert torch.equal(one, other)
@@ -137,7 +139,9 @@ def test_rigl_by_hand():
     (new,) = new_masks(POLICIES["rigl"], [Tensors(weight, mask, gradient)], 0.34)
     assert new.tolist() == [[[1, 0, 0], [1, 1, 0]]]
     (new,) = new_masks(
-        fpe.Policy(drop="movement"), [Tensors(weight, mask, gradient / weight.abs().clamp_min(1) ** 3)], 0.34
+        fpe.RewiringPolicy(drop="movement"),
+        [Tensors(weight, mask, gradient / weight.abs().clamp_min(1) ** 3)],
+        0.34,
     )
     assert new.tolist() == [[[0, 1, 0], [1, 1, 0]]]
 
@@ -146,12 +150,12 @@ def test_a_scope_of_two_layers_lets_the_count_move_between_them():
     first, second = torch.tensor([[[1.0, 2, 0, 0]]]), torch.tensor([[[3.0, 4, 0, 0]]])
     gradients = torch.tensor([[[0.0, 0, 1, 2]]]), torch.tensor([[[0.0, 0, 3, 4]]])
     layers = [Tensors(w, (w != 0).float(), g) for w, g in zip((first, second), gradients, strict=True)]
-    assert [m.tolist() for m in new_masks(fpe.Policy(scope="group"), layers, 0.5)] == [
+    assert [m.tolist() for m in new_masks(fpe.RewiringPolicy(scope="group"), layers, 0.5)] == [
         [[[0, 0, 0, 0]]],
         [[[1, 1, 1, 1]]],
     ]
     for layer in layers:
-        (new,) = new_masks(fpe.Policy(), [layer], 0.5)
+        (new,) = new_masks(fpe.RewiringPolicy(), [layer], 0.5)
         assert new.tolist() == [[[0, 1, 0, 1]]]
 
 
@@ -163,7 +167,7 @@ def test_columns_by_hand():
     gradient[0, 1, 3], gradient[0, 2, 3] = 2, 1
     children = torch.tensor([[0, 1], [2, 3]])
     layer = Tensors(weight, mask, gradient, children=children)
-    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 1.0)
+    (new,) = new_masks(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 1.0)
     assert new.tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]]]
 
 
@@ -174,9 +178,9 @@ def test_columns_of_two_groups_by_hand():
     gradient = torch.tensor([[[0.0, 0, 1, 2], [2, 1, 0, 0], [0, 9, 0, 8], [2, 0, 1, 0]]])
     children, blocks = torch.tensor([[0, 1], [2, 3]]), torch.arange(4).view(4, 1)
     layer = Tensors(weight, mask, gradient, children=children, blocks=blocks)
-    (new,) = new_masks(fpe.Policy("accumulated", unit="column"), [layer], 0.5)
+    (new,) = new_masks(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 0.5)
     assert new.tolist() == [[[1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]]
-    apart = fpe.Policy("accumulated", partition="kept", unit="column")
+    apart = fpe.RewiringPolicy("accumulated", partition="kept", unit="column")
     (new,) = new_masks(apart, [layer], 0.5)  # input 3 goes to row 0, input 1 to row 1, 3 to row 2, 2 to row 3
     assert new.tolist() == [[[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]]
 
@@ -185,12 +189,12 @@ def test_columns_of_two_groups_by_hand():
 
 EVERY_POLICY = {
     **POLICIES,
-    **{f"{grow} {drop} {scope} {partition}": fpe.Policy(grow, drop, scope, partition)
+    **{f"{grow} {drop} {scope} {partition}": fpe.RewiringPolicy(grow, drop, scope, partition)
        for grow, drop, scope, partition in [
            ("gradient", "movement", "group", "kept"), ("random", "movement", "network", "kept"),
            ("accumulated", "magnitude", "network", "free"), ("momentum", "magnitude", "group", "kept"),
            ("random", "magnitude", "layer", "kept")]},
-    "columns apart": fpe.Policy("accumulated", "movement", partition="kept", unit="column"),
+    "columns apart": fpe.RewiringPolicy("accumulated", "movement", partition="kept", unit="column"),
 }  # fmt: skip
 
 
@@ -237,7 +241,7 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
 def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
     """The count is exact, all rows of a block read the same, and packed and masked answer the same."""
     model = fpe.mlp(40, 8, 3, seed=1)
-    wide = fpe.redraw_(fpe.expand(model, 3, fpe.Shared(groups), "columns", seed=2), 2)
+    wide = fpe.reinitialize_(fpe.expand(model, 3, fpe.SharedSplit(groups), "columns", seed=2), 2)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=20, schedule=EVERY_2)
     x = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
@@ -262,9 +266,9 @@ def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
 def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
     """Whatever moves: no input has two owners, holes included, and about half of the parent's places stay."""
     model = fpe.mlp(60, 8, 30, seed=1)
-    wide = fpe.redraw_(fpe.expand(model, 4, prune="balanced", seed=2), 2)
+    wide = fpe.reinitialize_(fpe.expand(model, 4, prune="balanced", seed=2), 2)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
-    policy = fpe.Policy("accumulated", partition="kept")
+    policy = fpe.RewiringPolicy("accumulated", partition="kept")
     rewirer = fpe.Rewirer(wide, optimizer, policy, steps=12, schedule=EVERY_2)
     x = torch.randn(30, 60, generator=torch.Generator().manual_seed(0))
     before = wide[0].fpe_mask.clone()
@@ -286,7 +290,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
 def test_groups_of_convolutions_move_whole_channels():
     model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     x = torch.randn(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.Shared(groups=2), "columns", example_inputs=x, seed=1)
+    wide = fpe.expand(model, 2, fpe.SharedSplit(groups=2), "columns", example_inputs=x, seed=1)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
@@ -308,7 +312,7 @@ class Gated(nn.Module):
 
 def test_groups_of_gated_pairs_move_the_same_inputs_in_both():
     model, x = Gated(), torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.Shared(groups=3), "columns", example_inputs=x, seed=1)
+    wide = fpe.expand(model, 2, fpe.SharedSplit(groups=3), "columns", example_inputs=x, seed=1)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
@@ -386,7 +390,7 @@ def test_any_optimizer_forgets_what_has_moved(make):
 
 
 def test_the_gradient_is_looked_at_in_the_step_of_the_rewiring_only():
-    wide, x, rewirer, optimizer = start(schedule=fpe.Schedule(every=4, until=0.7))
+    wide, x, rewirer, optimizer = start(schedule=fpe.RewiringSchedule(every=4, until=0.7))
     watched = []
 
     def check(step):
@@ -408,7 +412,9 @@ def test_what_is_gathered_is_the_sum_of_whole_gradients(policy, weights, monkeyp
     monkeypatch.setattr(
         "fpe.rewiring.rewirer.new_masks", lambda p, t, share: seen.extend(t) or [s.mask for s in t]
     )
-    rewirer = fpe.Rewirer(wide, optimizer, fpe.Policy(policy), steps=9, schedule=fpe.Schedule(every=3))
+    rewirer = fpe.Rewirer(
+        wide, optimizer, fpe.RewiringPolicy(policy), steps=9, schedule=fpe.RewiringSchedule(every=3)
+    )
     expected = torch.zeros_like(wide[0].weight)
     for weight in weights:
         optimizer.zero_grad()
@@ -436,7 +442,7 @@ def test_a_compiled_model_moves_the_same_weights():
 
 @pytest.mark.parametrize("policy", ["set", "columns"])
 def test_the_seed_decides(policy):
-    policy = fpe.Policy("random", unit="column" if policy == "columns" else "weight")
+    policy = fpe.RewiringPolicy("random", unit="column" if policy == "columns" else "weight")
     runs = []
     for seed in (0, 0, 1):
         wide, x, rewirer, optimizer = start("mlp", policy, seed=seed)
@@ -450,11 +456,11 @@ def test_the_seed_decides(policy):
 @pytest.mark.parametrize("at", [3, 4, 5])
 def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(policy, at):
     """Bit for bit: masks, weights, moments and the rewirer's own state."""
-    wide, x, rewirer, optimizer = start("mlp", policy, fpe.Schedule(every=4, until=0.75), 16)
+    wide, x, rewirer, optimizer = start("mlp", policy, fpe.RewiringSchedule(every=4, until=0.75), 16)
     train(wide, x, rewirer, optimizer, at)
     saved = copy.deepcopy((wide.state_dict(), optimizer.state_dict(), rewirer.state_dict()))
     train(wide, x, rewirer, optimizer, 16 - at, at)
-    again, x, resumed, other = start("mlp", policy, fpe.Schedule(every=4, until=0.75), 16, seed=5)
+    again, x, resumed, other = start("mlp", policy, fpe.RewiringSchedule(every=4, until=0.75), 16, seed=5)
     for thing, state in zip((again, other, resumed), saved, strict=True):
         thing.load_state_dict(state)
     train(again, x, resumed, other, 16 - at, at)
@@ -546,7 +552,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
         "  - steps is 0; give the number of all steps of the optimizer, at least 1.\n"
         "  - seed is -1; give an integer of at least 0.\n"
         "  - unknown policy 'rigel'; allowed are 'paper', 'set', 'rigl', 'accumulated', 'momentum', "
-        "'columns', and an fpe.Policy. Did you mean 'rigl'?",
+        "'columns', and an fpe.RewiringPolicy. Did you mean 'rigl'?",
         wide, optimizer, "rigel", steps=0, seed=-1,
     )  # fmt: skip
     packed = fpe.pack(fpe.expand(dense, 2, "shared"), "blocks")
@@ -561,7 +567,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
 
 def test_values_are_checked_all_at_once():
     with pytest.raises(ArgumentError) as caught:
-        fpe.Schedule(every=0, share=1.5, until=0, decay="step")
+        fpe.RewiringSchedule(every=0, share=1.5, until=0, decay="step")
     assert str(caught.value) == (
         "4 problems with the schedule:\n"
         "  - every is 0; give an integer of at least 1, in steps.\n"
@@ -570,7 +576,7 @@ def test_values_are_checked_all_at_once():
         "  - decay is 'step'; give 'cosine', 'linear', 'constant'."
     )
     with pytest.raises(ArgumentError) as caught:
-        fpe.Policy(grow="gradiant", scope="network", unit="column")
+        fpe.RewiringPolicy(grow="gradiant", scope="network", unit="column")
     assert str(caught.value) == (
         "2 problems with the policy:\n"
         "  - grow is 'gradiant'; give 'random' or 'gradient' or 'accumulated' or 'momentum'. Did you "
@@ -581,11 +587,11 @@ def test_values_are_checked_all_at_once():
 
 
 def test_the_share_falls_as_a_cosine():
-    schedule = fpe.Schedule(every=10, share=0.4, until=0.5)
+    schedule = fpe.RewiringSchedule(every=10, share=0.4, until=0.5)
     assert [schedule.share_at(step, 100) for step in (0, 25, 50)] == pytest.approx([0.4, 0.2, 0])
     assert [s for s in range(100) if schedule.rewires(s, 100)] == [10, 20, 30, 40]
-    assert fpe.Schedule(decay="linear", until=1.0).share_at(50, 100) == pytest.approx(0.15)
-    assert fpe.Schedule(decay="constant").share_at(50, 100) == 0.3
+    assert fpe.RewiringSchedule(decay="linear", until=1.0).share_at(50, 100) == pytest.approx(0.15)
+    assert fpe.RewiringSchedule(decay="constant").share_at(50, 100) == 0.3
 
 
 def test_a_rewirer_says_so_when_its_layers_are_packed_away():
@@ -611,7 +617,7 @@ def test_a_rewirer_says_so_when_another_model_is_trained(policy):
 
 def test_a_state_of_another_rewirer_is_refused():
     _, _, rewirer, _ = start()
-    _, _, other, _ = start("three_hidden", "set", fpe.Schedule(), 99)
+    _, _, other, _ = start("three_hidden", "set", fpe.RewiringSchedule(), 99)
     with pytest.raises(CheckpointError, match="4 problems with the rewirer's state") as caught:
         rewirer.load_state_dict(other.state_dict())
     assert "  - steps is 99 in the state, and 12 here." in str(caught.value)

@@ -13,7 +13,7 @@ def run(policy, steps=12, scale=None, overflows=(), every=4):
     wide = fpe.expand(fpe.mlp(12, 8, 4, seed=0), 2, seed=1)
     optimizer = torch.optim.SGD(wide.parameters(), lr=0.5, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
-    schedule = fpe.Schedule(every=every, share=0.4, until=1.0)
+    schedule = fpe.RewiringSchedule(every=every, share=0.4, until=1.0)
     rewirer = fpe.Rewirer(wide, optimizer, policy, steps=steps, schedule=schedule)
     generator = torch.Generator().manual_seed(0)
     seen = []

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 import fpe
 from fpe.errors import ArgumentError, BudgetError, DataError
 from fpe.sklearn import FPEClassifier
-from fpe.training import EarlyStopping, adam, train
+from fpe.training.loop import EarlyStopping, adam, train
 from models import same_state
 
 RNG = np.random.default_rng(0)
@@ -410,7 +410,7 @@ class TestInScikitLearn:
         pipeline = make_pipeline(StandardScaler(), quick(epochs=10))
         grid = {
             "fpeclassifier__factor": [1, 2],
-            "fpeclassifier__split": ["random", "shared", fpe.Groups(range(8))],
+            "fpeclassifier__split": ["random", "shared", fpe.LabelSplit(range(8))],
         }
         search = GridSearchCV(pipeline, grid, cv=2).fit(X, CODES)
         assert len(search.cv_results_["params"]) == 6
@@ -501,7 +501,7 @@ def test_trials_must_be_a_positive_integer():
     [
         (True, {}),
         ("set", {}),
-        (fpe.Policy(scope="group"), {}),
+        (fpe.RewiringPolicy(scope="group"), {}),
         (True, {"split": "shared", "prune": "columns"}),
     ],
 )

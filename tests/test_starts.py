@@ -19,7 +19,7 @@ def expanded():
 def test_each_neuron_is_drawn_for_the_inputs_that_it_reads(wide):
     """Its weights fill ±1/√n, its bias is a dense layer's, and what is held stays zero."""
     before = fpe.count_nonzero(wide)
-    assert fpe.redraw_(wide, seed=3) is wide
+    assert fpe.reinitialize_(wide, seed=3) is wide
     assert fpe.count_nonzero(wide) == before
     for layer in wide.modules():
         if hasattr(layer, "fpe_mask"):
@@ -34,16 +34,16 @@ def test_each_neuron_is_drawn_for_the_inputs_that_it_reads(wide):
 
 def test_the_same_seed_draws_the_same():
     wide = fpe.expand(fpe.mlp(16, 4, 3), 2)
-    one, same, other = (fpe.redraw_(copy.deepcopy(wide), seed)[0].weight for seed in (1, 1, 2))
+    one, same, other = (fpe.reinitialize_(copy.deepcopy(wide), seed)[0].weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ModelError) as caught:
-        fpe.redraw_(fpe.mlp(4, 2, 2))
+        fpe.reinitialize_(fpe.mlp(4, 2, 2))
     message = "there is no masked layer whose weights could be drawn anew; call fpe.expand first."
     assert str(caught.value) == message
     with pytest.raises(ArgumentError) as refused:
-        fpe.redraw_(expanded(), seed=-1)
+        fpe.reinitialize_(expanded(), seed=-1)
     assert str(refused.value) == "seed is -1; give an integer of at least 0."

@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - tables, a line for each
 """Awkward tables: the features, classes and rows that come out of each, or what the error names."""
 
 import bz2

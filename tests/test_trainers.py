@@ -12,8 +12,8 @@ import torch
 import fpe
 from fits import Module, data, fitted, trainer_for
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.trainers import huggingface
-from fpe.trainers.lightning import Expand, Rewire
+from fpe.integrations import huggingface
+from fpe.integrations.lightning import Expand, Rewire
 from models import same_state
 from zoo import ZOO
 
@@ -77,7 +77,9 @@ def test_lightning_lets_masks_move_and_resumes(policy, tmp_path):
     """Four epochs of four steps, two before the expansion; stopped in between or not."""
 
     def callbacks():
-        return Expand(1, factor=2), Rewire(policy, schedule=fpe.Schedule(every=3, until=0.75), steps=12)
+        return Expand(1, factor=2), Rewire(
+            policy, schedule=fpe.RewiringSchedule(every=3, until=0.75), steps=12
+        )
 
     expanding, rewiring = callbacks()
     whole = fitted(tmp_path, expanding, rewiring)
@@ -150,7 +152,7 @@ def test_the_trainer_of_transformers_lets_masks_move_and_resumes(policy, tmp_pat
     """Three steps an epoch, expanded after one; resumed before the expansion, and after a rewiring."""
     whole, _ = ZOO["GPT-2"]()
     before = fpe.count_nonzero(whole)
-    schedule = fpe.Schedule(every=2, until=0.75)
+    schedule = fpe.RewiringSchedule(every=2, until=0.75)
     rewiring = huggingface.Rewire(policy, schedule)
     trainer_for(whole, tmp_path / "a", rewiring, epochs=4).train()
     assert (rewiring.rewirer.taken, rewiring.rewirer.rewirings) == (9, 3)

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 import fpe
 from fits import Module, data, fitted, lightning, transformers
 from fpe.errors import CheckpointError, ModelError
-from fpe.plans import plans_in
-from fpe.trainers import huggingface
-from fpe.trainers.lightning import Expand, restore_shape
-from fpe.trainers.loading import dense_kept
+from fpe.expansion.plan import plans_in
+from fpe.integrations import huggingface
+from fpe.integrations.lightning import Expand, restore_shape
+from fpe.integrations.loading import dense_kept
 from zoo import ZOO
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError
-from fpe.training import (
+from fpe.training.loop import (
     Cosine,
     EarlyStopping,
     accuracy,
@@ -198,7 +198,9 @@ def test_an_epoch_that_fails_is_taken_back_whole(error, rewired):
     optimizer, generator = adam(network, 1e-2), torch.Generator().manual_seed(0)
     rewirer = None
     if rewired:
-        rewirer = fpe.Rewirer(network, optimizer, "accumulated", steps=30, schedule=fpe.Schedule(every=2))
+        rewirer = fpe.Rewirer(
+            network, optimizer, "accumulated", steps=30, schedule=fpe.RewiringSchedule(every=2)
+        )
     how = {"optimizer": optimizer, "generator": generator, "rewirer": rewirer, "decay": Cosine(9)}
     kept = []
 

@@ -13,11 +13,11 @@ from torch.nn import functional as F
 
 import fpe
 from fpe.errors import ModelError
-from fpe.graph import Group, verify
+from fpe.graph import NeuronGroup, verify
 from models import assert_unchanged, snapshot
 
-GATED = Group(("gate", "up"), ("head", "second"))
-PLAIN = Group("up", ("head", "second"))
+GATED = NeuronGroup(("gate", "up"), ("head", "second"))
+PLAIN = NeuronGroup("up", ("head", "second"))
 
 
 class Block(nn.Module):
@@ -93,7 +93,7 @@ def test_a_wrong_group_is_refused_in_all_precisions_and_at_all_scales(form):
 def test_a_missing_consumer_is_noticed_however_little_it_weighs(missing, dtype):
     consumer = "second" if missing == "head" else "head"
     for form, weak, output in itertools.product(("right", "gated"), (1.0, 0.05, 0.0), (1.0, 1e-3, 0.0)):
-        group = Group(group_of(form).producers, (consumer,))
+        group = NeuronGroup(group_of(form).producers, (consumer,))
         with pytest.raises(ModelError, match="the output moves by"):
             verify(Block(form, weak, output, dtype), group, X.to(dtype))
 
@@ -122,7 +122,7 @@ class Mixture(nn.Module):
 
 
 def test_every_wrong_group_among_right_ones_is_named():
-    groups = [Group(f"up.{i}", f"down.{i}") for i in range(8)]
+    groups = [NeuronGroup(f"up.{i}", f"down.{i}") for i in range(8)]
     with pytest.raises(ModelError) as error:
         verify(Mixture({2, 5}), groups, X)
     assert [f"'up.{i}'" in str(error.value) for i in range(8)] == [i in (2, 5) for i in range(8)]
@@ -143,9 +143,9 @@ class Unread(nn.Module):
 
 def test_what_does_not_move_the_output_cannot_be_verified():
     with pytest.raises(ModelError, match="does not depend on the order of the neurons in 'c'"):
-        verify(Unread(), Group("a", ("b", "c")), X)
+        verify(Unread(), NeuronGroup("a", ("b", "c")), X)
     with pytest.raises(ModelError, match="has one neuron only"):
-        verify(nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 2)), Group("0", "2"), X)
+        verify(nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 2)), NeuronGroup("0", "2"), X)
 
 
 def test_a_model_that_computes_coarsely_whatever_it_is_given_cannot_be_verified():
@@ -155,7 +155,7 @@ def test_a_model_that_computes_coarsely_whatever_it_is_given_cannot_be_verified(
 
     model = Coarse(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     with pytest.raises(ModelError, match="precision"):
-        verify(model, Group("0", "2"), X)
+        verify(model, NeuronGroup("0", "2"), X)
 
 
 def test_a_model_that_does_not_run_in_training_is_verified_in_evaluation_with_a_warning():
@@ -197,7 +197,7 @@ def test_neither_the_model_nor_any_generator_of_random_numbers_is_moved():
     before = snapshot(model)
     states = [g.get_state() for g in (torch.default_generator, GENERATOR, model.own)]
     python, numpys = random.getstate(), np.random.get_state()[1].copy()
-    verify(model, Group("a", "b"), X)
+    verify(model, NeuronGroup("a", "b"), X)
     assert_unchanged(model, before)
     assert model.kept == {}
     assert model.seen == []

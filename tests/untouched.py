@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpe._util.modules import seeded
 from fpe.graph.inputs import as_call, tensors_in
-from fpe.randomness import seeded
 
 #: Values that cannot change.
 FIXED = (int, float, complex, bool, str, bytes, type(None), type, torch.dtype, torch.device, types.ModuleType)

@@ -8,7 +8,7 @@
 >>> fpe.count_nonzero(model) == fpe.count_nonzero(wide)
 True
 
-Names are loaded when they are first used, so that ``import fpe`` costs nothing.
+Names are loaded when they are first used, so that ``import fpe`` takes milliseconds.
 """
 
 from __future__ import annotations
@@ -16,131 +16,82 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fpe._version import __version__
-from fpe.errors import FPEError
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from fpe import splits
-    from fpe.budget import Magnitude, count_nonzero
-    from fpe.checkpoint import load, save
-    from fpe.children import Children
-    from fpe.columns import Columns
-    from fpe.expansion import expand
-    from fpe.exporting import export
-    from fpe.graph import Group
-    from fpe.holding import hold_masks, project_
-    from fpe.inplace import expand_
+    from fpe.budget.recommend import recommend
+    from fpe.errors import FPEError
+    from fpe.expansion.children import ChildPruning
+    from fpe.expansion.coactivation import CorrelationSplit
+    from fpe.expansion.columns import InputPruning
+    from fpe.expansion.expand import expand
+    from fpe.expansion.given import FixedSplit
+    from fpe.expansion.init import reinitialize_
+    from fpe.expansion.inplace import expand_
+    from fpe.expansion.plan import LayerPlan, Plan
+    from fpe.expansion.planner import plan
+    from fpe.expansion.pruning import MagnitudePruning, count_nonzero
+    from fpe.expansion.splits import GramSplit, LabelSplit, RandomSplit, SharedSplit, TwoFourSplit
+    from fpe.expansion.summary import summary
+    from fpe.graph.groups import NeuronGroup
+    from fpe.holding import enforce_masks_, project_
+    from fpe.io.checkpoint import load, save
+    from fpe.io.exporting import export
     from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear
     from fpe.models import mlp
-    from fpe.packed.pack import pack, unpack
-    from fpe.packed.quantised import quantise
-    from fpe.partition import Gram, Groups, Random, Shared, TwoFour
-    from fpe.planning import plan
-    from fpe.recommending.recommend import recommend
-    from fpe.rewiring import Policy, Rewirer, Schedule
-    from fpe.starts import redraw_
-    from fpe.summaries import summary
+    from fpe.packing.pack import pack, unpack
+    from fpe.packing.quantized import quantize
+    from fpe.rewiring.policies import RewiringPolicy
+    from fpe.rewiring.rewirer import Rewirer
+    from fpe.rewiring.schedule import RewiringSchedule
+    from fpe.sklearn import FPEClassifier
 
-_HOME = {
-    "Children": "children",
-    "Columns": "columns",
-    "Gram": "partition",
-    "Group": "graph",
-    "Groups": "partition",
-    "Magnitude": "budget",
-    "MaskedConv1d": "masked",
-    "MaskedConv2d": "masked",
-    "MaskedConv3d": "masked",
-    "MaskedLayer": "masked",
-    "MaskedLinear": "masked",
-    "Policy": "rewiring.policies",
-    "Random": "partition",
-    "Rewirer": "rewiring.rewirer",
-    "Schedule": "rewiring.schedule",
-    "Shared": "partition",
-    "TwoFour": "partition",
-    "count_nonzero": "budget",
-    "expand": "expansion",
-    "expand_": "inplace",
-    "export": "exporting",
-    "hold_masks": "holding",
-    "load": "checkpoint",
-    "mlp": "models",
-    "pack": "packed.pack",
-    "plan": "planning",
-    "project_": "holding",
-    "quantise": "packed.quantised",
-    "recommend": "recommending.recommend",
-    "redraw_": "starts",
-    "save": "checkpoint",
-    "summary": "summaries",
-    "unpack": "packed.pack",
+#: The module of each public name.
+_MODULES = {
+    "budget.recommend": ("recommend",),
+    "errors": ("FPEError",),
+    "expansion.children": ("ChildPruning",),
+    "expansion.coactivation": ("CorrelationSplit",),
+    "expansion.columns": ("InputPruning",),
+    "expansion.expand": ("expand",),
+    "expansion.given": ("FixedSplit",),
+    "expansion.init": ("reinitialize_",),
+    "expansion.inplace": ("expand_",),
+    "expansion.plan": ("LayerPlan", "Plan"),
+    "expansion.planner": ("plan",),
+    "expansion.pruning": ("MagnitudePruning", "count_nonzero"),
+    "expansion.splits": ("GramSplit", "LabelSplit", "RandomSplit", "SharedSplit", "TwoFourSplit"),
+    "expansion.summary": ("summary",),
+    "graph.groups": ("NeuronGroup",),
+    "holding": ("enforce_masks_", "project_"),
+    "io.checkpoint": ("load", "save"),
+    "io.exporting": ("export",),
+    "masked": ("MaskedConv1d", "MaskedConv2d", "MaskedConv3d", "MaskedLayer", "MaskedLinear"),
+    "models": ("mlp",),
+    "packing.pack": ("pack", "unpack"),
+    "packing.quantized": ("quantize",),
+    "rewiring.policies": ("RewiringPolicy",),
+    "rewiring.rewirer": ("Rewirer",),
+    "rewiring.schedule": ("RewiringSchedule",),
+    "sklearn": ("FPEClassifier",),
 }
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+#: Subpackages and modules that are attributes, too. They are not in `__all__`: a star import would hide
+#: scikit-learn behind `fpe.sklearn`.
+_PUBLIC_MODULES = ("data", "errors", "graph", "integrations", "metrics", "rewiring", "sklearn", "training")
 
-#: Submodules that are attributes, loaded when they are first used. They are not in `__all__`: a star import
-#: would hide scikit-learn behind `fpe.sklearn`.
-_MODULES = (
-    "data",
-    "ensemble",
-    "errors",
-    "interference",
-    "rewiring",
-    "sklearn",
-    "splits",
-    "theory",
-    "trainers",
-    "training",
-)
-
-__all__ = [
-    "Children",
-    "Columns",
-    "FPEError",
-    "Gram",
-    "Group",
-    "Groups",
-    "Magnitude",
-    "MaskedConv1d",
-    "MaskedConv2d",
-    "MaskedConv3d",
-    "MaskedLayer",
-    "MaskedLinear",
-    "Policy",
-    "Random",
-    "Rewirer",
-    "Schedule",
-    "Shared",
-    "TwoFour",
-    "__version__",
-    "count_nonzero",
-    "expand",
-    "expand_",
-    "export",
-    "hold_masks",
-    "load",
-    "mlp",
-    "pack",
-    "plan",
-    "project_",
-    "quantise",
-    "recommend",
-    "redraw_",
-    "save",
-    "splits",
-    "summary",
-    "unpack",
-]
+__all__ = ["__version__", *sorted(_MODULE_OF)]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _PUBLIC_MODULES:
         return importlib.import_module(f"fpe.{name}")
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fpe' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"fpe.{_HOME[name]}"), name)
+    value = getattr(importlib.import_module(f"fpe.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_MODULES})
+    return sorted({*__all__, *_PUBLIC_MODULES})

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.masked import HoldsZeros, MaskedLayer, past_mask
+from fpe.masked import HasMasks, MaskedLayer, past_mask
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def project_(model: nn.Module) -> int:
     return sum(past.values())
 
 
-def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+def enforce_masks_(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
     """Set masked weights back to zero after each step of `optimizer`.
 
     Needed only for what moves a weight whose gradient is zero: Muon, noise added to weights, an
@@ -73,7 +73,7 @@ def hold_masks(optimizer: Optimizer, model: nn.Module) -> torch.utils.hooks.Remo
     RemovableHandle
         Its ``remove()`` ends the service.
     """
-    layers = [m for m in model.modules() if isinstance(m, HoldsZeros)]
+    layers = [m for m in model.modules() if isinstance(m, HasMasks)]
 
     def project(*_: Any) -> None:
         for layer in layers:
@@ -104,20 +104,20 @@ def check_held(model: nn.Module, what: str) -> None:
         raise ModelError(
             f"weights are not zero where their masks hold zero: {layers}. Something has written past the "
             "masks, such as an average of weights, merged LoRA weights, an initialiser, or an optimizer "
-            f"without fpe.hold_masks. Call fpe.project_(model), which sets them to zero, before {what}."
+            f"without fpe.enforce_masks_. Call fpe.project_(model), which sets them to zero, before {what}."
         )
 
 
-def _past(model: nn.Module) -> Iterator[tuple[str, HoldsZeros, int]]:
+def _past(model: nn.Module) -> Iterator[tuple[str, HasMasks, int]]:
     """Yield the layers with weights past their masks, and how many each has."""
     for name, layer in model.named_modules():
-        if isinstance(layer, HoldsZeros):
+        if isinstance(layer, HasMasks):
             count = sum(past_mask(p, mask) for p, mask in _held(layer))
             if count:
                 yield name, layer, count
 
 
-def _held(layer: HoldsZeros) -> Iterator[tuple[Tensor, Tensor]]:
+def _held(layer: HasMasks) -> Iterator[tuple[Tensor, Tensor]]:
     for name, parameter in layer.named_parameters(recurse=False):
         mask = layer.free(name)
         if mask is not None and not parameter.is_meta:

@@ -60,7 +60,7 @@ MASK = "fpe_mask"
 _OLD_MASK = "weight_mask"
 
 
-class HoldsZeros(nn.Module):
+class HasMasks(nn.Module):
     """A layer that holds some of the entries of its parameters at zero."""
 
     def free(self, name: str) -> Tensor | None:
@@ -76,7 +76,7 @@ class HoldsZeros(nn.Module):
                 parameter.masked_fill_(placed_like(mask, parameter) == 0, 0)
 
 
-class MaskedLayer(HoldsZeros):
+class MaskedLayer(HasMasks):
     """What the masked layers have in common: a weight that is zero, and stays zero, where its mask is."""
 
     if TYPE_CHECKING:
@@ -217,7 +217,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     Notes
     -----
     Loading a state dict sets the weights that the loaded mask holds back to zero, with a warning. Optimizers
-    that move a weight whose gradient is zero need `fpe.hold_masks`.
+    that move a weight whose gradient is zero need `fpe.enforce_masks_`.
     """
 
     def __init__(

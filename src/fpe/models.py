@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe._util.modules import seeded
 from fpe.errors import ArgumentError
-from fpe.masked import HoldsZeros
-from fpe.randomness import seeded
+from fpe.masked import HasMasks
 
 
 class Standardize(nn.Module):
@@ -126,7 +126,7 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     """
     if type(model) is not nn.Sequential:
         return None
-    linear = [m for m in model if type(m) is nn.Linear or isinstance(m, HoldsZeros)]
+    linear = [m for m in model if type(m) is nn.Linear or isinstance(m, HasMasks)]
     sizes = [(getattr(m, "in_features", 0), getattr(m, "out_features", 0)) for m in linear]
     if len(sizes) < 2 or not all(before and after for before, after in sizes):
         return None

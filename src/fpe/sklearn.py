@@ -15,8 +15,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from fpe.budget import Prune, count_nonzero
-from fpe.classifier_checks import (
+from fpe._util.terminal import progress_bar
+from fpe.errors import ArgumentError, DataError
+from fpe.expansion.planner import plan
+from fpe.expansion.pruning import Pruning, count_nonzero
+from fpe.expansion.splits import Split
+from fpe.models import mlp
+from fpe.rewiring.policies import RewiringPolicy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.training.classifier_checks import (
     as_inputs,
     checked_labels,
     checked_recipe,
@@ -24,15 +31,8 @@ from fpe.classifier_checks import (
     finite_logits,
     refuse_sparse,
 )
-from fpe.errors import ArgumentError, DataError
-from fpe.models import mlp
-from fpe.partition import Split
-from fpe.planning import plan
-from fpe.progress import progress_bar
-from fpe.recipes import Recipe
-from fpe.rewiring.policies import Policy
-from fpe.rewiring.rewirer import Rewirer
-from fpe.training import Cosine, EarlyStopping, Record, adam, predict_logits, train
+from fpe.training.loop import Cosine, EarlyStopping, Record, adam, predict_logits, train
+from fpe.training.recipe import Recipe
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -55,12 +55,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Which weights pay for the copies, as for `fpe.expand`. By default ``"magnitude"``; where masks move
         ``"balanced"``, and where whole columns do ``"columns"``.
     rewire : bool, str or Policy, default False
-        Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.Policy`,
+        Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.RewiringPolicy`,
         or True for ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise. All that is
         left open is then what was chosen in this project's experiments (docs/results/rewiring.md).
     warmup_epochs : int, optional
         Passes over the data before the expansion (section 3.3). By default 25, or 0 where masks move: the
-        weights of the expanded network are then drawn anew (`fpe.redraw_`).
+        weights of the expanded network are then drawn anew (`fpe.reinitialize_`).
     epochs : int, optional
         Passes after it. By default 25, or 50 where masks move and there is no warm-up.
     lr : float, optional
@@ -119,8 +119,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         factor: int | None = None,
         split: str | Split | None = None,
-        prune: str | Prune | None = None,
-        rewire: bool | str | Policy = False,
+        prune: str | Pruning | None = None,
+        rewire: bool | str | RewiringPolicy = False,
         warmup_epochs: int | None = None,
         epochs: int | None = None,
         lr: float | None = None,
@@ -361,7 +361,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _train_trials(self, recipe: Recipe, X: Tensor, *data: Any, **options: Any) -> None:
         """Train networks from several seeds at once, and keep the best."""
-        from fpe.trials import best_of, start_trial, train_trials
+        from fpe.training.trials import best_of, start_trial, train_trials
 
         seeds = [self._seed + trial for trial in range(self.trials)]
         trials = [

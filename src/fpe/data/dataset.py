@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fpe._util.files import read_json
 from fpe.data.arrays import read_npz
 from fpe.data.choosing import Columns, read_parts
 from fpe.data.features import merged_columns
@@ -19,7 +20,6 @@ from fpe.data.parts import TESTS, Raw
 from fpe.data.shards import MANIFEST, read_embeddings
 from fpe.data.tables import TABLES, is_table
 from fpe.errors import ArgumentError, DataError, did_you_mean
-from fpe.files import read_json
 
 #: The share held out where there is no test part.
 TEST_FRACTION = 0.2

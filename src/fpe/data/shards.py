@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from fpe._util.files import write_atomically
 from fpe.errors import DataError
-from fpe.files import write_atomically
 
 #: The file that says what the shards are.
 MANIFEST = "embeddings.json"

@@ -5,8 +5,8 @@ there are. `verify` checks numerically, by permuting its neurons, that a group i
 Nothing is taken for element-wise because its name is unknown.
 """
 
-from fpe.graph.groups import Found, Group, Skipped
+from fpe.graph.groups import Found, NeuronGroup, Skipped
 from fpe.graph.search import find_groups
 from fpe.graph.verification import verify
 
-__all__ = ["Found", "Group", "Skipped", "find_groups", "verify"]
+__all__ = ["Found", "NeuronGroup", "Skipped", "find_groups", "verify"]

@@ -15,10 +15,10 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from fpe._util.modules import seeded
 from fpe.graph.inputs import Call
 from fpe.graph.outside import outside_kept
 from fpe.masked import MaskedLayer
-from fpe.randomness import seeded
 
 
 def deep_copy(model: nn.Module, memo: dict[Any, Any] | None = None) -> nn.Module:

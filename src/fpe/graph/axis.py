@@ -20,7 +20,7 @@ class Flow:
     axis : int
         The tensor's axis along which they stand, from 0.
     runs : tuple of int
-        The layout of that axis, as in `Group.columns`.
+        The layout of that axis, as in `NeuronGroup.columns`.
     """
 
     root: str

@@ -11,10 +11,11 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fpe._util.modules import seeded
 from fpe.graph.analysis import analysis_copy
 from fpe.graph.axis import Flow
 from fpe.graph.copies import first_line
-from fpe.graph.groups import HEAD, Found, Group, Runs, Skipped, width_of_runs
+from fpe.graph.groups import HEAD, Found, NeuronGroup, Runs, Skipped, width_of_runs
 from fpe.graph.inputs import Call, tensors_in
 from fpe.graph.layers import (
     PER_NEURON,
@@ -31,7 +32,6 @@ from fpe.graph.layers import (
 )
 from fpe.graph.operations import Flows, Refused, carry, name_of, shape_of
 from fpe.graph.outside import outside_kept
-from fpe.randomness import seeded
 
 _CALLS = {
     "linear": (0, 1),
@@ -321,7 +321,9 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
             if all(runs == (1,) for runs in columns):
                 columns = ()
             groups.append(
-                Group(tuple(growing.producers), tuple(growing.consumers), tuple(growing.between), columns)
+                NeuronGroup(
+                    tuple(growing.producers), tuple(growing.consumers), tuple(growing.between), columns
+                )
             )
         else:
             skipped += [Skipped(name, reason) for name in growing.producers]

@@ -17,7 +17,7 @@ HEAD = "it is a head: its neurons are outputs of the network"
 
 
 @dataclass(frozen=True)
-class Group:
+class NeuronGroup:
     """Neurons that can be expanded together, by the names of the modules concerned.
 
     Parameters
@@ -53,9 +53,9 @@ class Group:
         return self.producers[0]
 
     @staticmethod
-    def from_dict(record: dict[str, Any]) -> Group:
+    def from_dict(record: dict[str, Any]) -> NeuronGroup:
         """Make the group again from its fields as JSON keeps them."""
-        return Group(**record)
+        return NeuronGroup(**record)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Found:
         Whether the model has attention, which is to say that it is a transformer.
     """
 
-    groups: tuple[Group, ...]
+    groups: tuple[NeuronGroup, ...]
     skipped: tuple[Skipped, ...]
     attention: bool = False
 

@@ -16,7 +16,7 @@ from torch import nn
 from fpe.errors import ModelError
 from fpe.graph.analysis import analysed, copied_call
 from fpe.graph.follow import exported, follow
-from fpe.graph.groups import HEAD, Found, Group, Skipped
+from fpe.graph.groups import HEAD, Found, NeuronGroup, Skipped
 from fpe.graph.inputs import Call
 from fpe.graph.layers import looks_like_layer
 
@@ -44,7 +44,7 @@ def follow_parts(model: nn.Module, call: Call, error: Exception) -> Found:
         If the model cannot be run on these arguments.
     """
     calls = _record(model, call)
-    groups: list[Group] = []
+    groups: list[NeuronGroup] = []
     skipped: list[Skipped] = []
     attention = False
 
@@ -92,7 +92,7 @@ def _leaving(reason: str, part: str) -> str:
     return reason
 
 
-def _renamed(group: Group, prefix: str) -> Group:
+def _renamed(group: NeuronGroup, prefix: str) -> NeuronGroup:
     def full(names: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"{prefix}.{name}" for name in names)
 

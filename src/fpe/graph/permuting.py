@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fpe.graph.groups import Group, columns_of_runs, default_runs, neuron_of_columns
+from fpe.graph.groups import NeuronGroup, columns_of_runs, default_runs, neuron_of_columns
 from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, size_of
 from fpe.masked import MaskedLayer
 
@@ -16,7 +16,7 @@ from fpe.masked import MaskedLayer
 Change = dict[Tensor, Tensor]
 
 
-def draw(model: nn.Module, groups: Sequence[Group], everywhere: bool) -> None:
+def draw(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool) -> None:
     """Give weights a healthy scale, so that all neurons of the groups matter to the output.
 
     A neuron cannot be seen behind a head of zeros, a forgotten norm whose entries are all alike does not
@@ -106,7 +106,7 @@ _AFFINE: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
-def halved(model: nn.Module, groups: Sequence[Group], odd: int, permuted: bool = False) -> Change:
+def halved(model: nn.Module, groups: Sequence[NeuronGroup], odd: int, permuted: bool = False) -> Change:
     """Take the outgoing weights from half of the neurons; what else they are is then of no account.
 
     Parameters
@@ -158,7 +158,7 @@ def halved(model: nn.Module, groups: Sequence[Group], odd: int, permuted: bool =
     return change
 
 
-def alone(model: nn.Module, group: Group, name: str) -> Change:
+def alone(model: nn.Module, group: NeuronGroup, name: str) -> Change:
     """Permute a single producer or consumer of a group, and leave all else as it is."""
     neurons, _ = size_of(model, group.name)
     order = _order(neurons)
@@ -189,7 +189,7 @@ def _rows(layer: nn.Module) -> list[tuple[Tensor, int]]:
     return [(weight, 1 if is_transposed(layer) else 0), *([] if bias is None else [(bias, 0)])]
 
 
-def _columns(model: nn.Module, group: Group) -> Iterator[tuple[Tensor, int, tuple[int, ...]]]:
+def _columns(model: nn.Module, group: NeuronGroup) -> Iterator[tuple[Tensor, int, tuple[int, ...]]]:
     """Yield the weight of each consumer, the axis of its inputs, and how they are laid out."""
     neurons, _ = size_of(model, group.name)
     for position, name in enumerate(group.consumers):

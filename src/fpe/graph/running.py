@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fpe._util.modules import seeded
 from fpe.graph.outside import outside_kept
-from fpe.randomness import seeded
 
 
 class WithoutDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from fpe._util.terminal import silenced
 from fpe.errors import ModelError
 from fpe.graph.groups import Found
 from fpe.graph.inputs import as_call, inputs_for
 from fpe.graph.symbolic import find_symbolically
-from fpe.quiet import silenced
 
 
 def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from fpe.errors import ModelError
 from fpe.graph.analysis import analysed
-from fpe.graph.groups import HEAD, Found, Group, Skipped
+from fpe.graph.groups import HEAD, Found, NeuronGroup, Skipped
 from fpe.graph.layers import (
     Names,
     a_kind,
@@ -146,7 +146,7 @@ def find_symbolically(model: nn.Module) -> Found:
     return Found(tuple(groups), tuple(skipped))
 
 
-def _follow(model: nn.Module, start: fx.Node, known: Names, calls: Counter[str]) -> Group:
+def _follow(model: nn.Module, start: fx.Node, known: Names, calls: Counter[str]) -> NeuronGroup:
     """Walk from one linear layer to its readers."""
     producer = str(start.target)
     _check_layer(producer, known, calls)
@@ -183,7 +183,7 @@ def _follow(model: nn.Module, start: fx.Node, known: Names, calls: Counter[str])
             frontier.append(user)
     if not consumers:
         raise _Refused("no layer reads its neurons")
-    return Group((producer,), tuple(consumers), tuple(between))
+    return NeuronGroup((producer,), tuple(consumers), tuple(between))
 
 
 def _check_layer(name: str, known: Names, calls: Counter[str]) -> None:

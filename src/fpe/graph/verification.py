@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 
 from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import copied, first_line, with_own_state
-from fpe.graph.groups import Group
+from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, tensors_in
 from fpe.graph.layers import is_layer, size_of
 from fpe.graph.permuting import alone, changed, draw, halved
@@ -41,7 +41,7 @@ _POWER = 20
 _LARGE = 1 << 28
 
 
-def verify(model: nn.Module, groups: Group | Sequence[Group], example_inputs: Any) -> None:
+def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], example_inputs: Any) -> None:
     """Check numerically that groups can be expanded, by permuting their neurons.
 
     Parameters
@@ -61,7 +61,7 @@ def verify(model: nn.Module, groups: Group | Sequence[Group], example_inputs: An
         If expanding a group would make a wrong network, or the output does not depend on it, so that this
         cannot be judged; or if the model cannot be copied, or run on `example_inputs`.
     """
-    groups = [groups] if isinstance(groups, Group) else list(groups)
+    groups = [groups] if isinstance(groups, NeuronGroup) else list(groups)
     problems = [refusal(name, reason) for name, reason in unverified(model, groups, example_inputs).items()]
     raise_problems(problems, ModelError, "the groups of neurons")
 
@@ -71,7 +71,7 @@ def refusal(name: str, reason: str) -> str:
     return f"the neurons of {name!r} cannot be expanded: {reason}."
 
 
-def unverified(model: nn.Module, groups: Sequence[Group], example_inputs: Any) -> dict[str, str]:
+def unverified(model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any) -> dict[str, str]:
     """Return the groups that `verify` refuses: the reason, in a clause, by the name of the group."""
     single = "it has one neuron only, so that no permutation can show what happens to it"
     reasons = {group.name: single for group in groups if size_of(model, group.name)[0] == 1}
@@ -97,7 +97,7 @@ class _Trial:
         Whether all weights are drawn anew, or only those of the producers.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], call: Call, drawn: bool) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, drawn: bool) -> None:
         self.kind = type(model).__name__
         self.copy, self.call = _running_copy(model, call)
         self.modes = [False, True]
@@ -127,7 +127,7 @@ class _Trial:
         """How far rounding may move an output of size 1."""
         return next((moved for eps, moved in _ROUNDING.items() if self.eps <= eps), float("inf"))
 
-    def moving(self, groups: Sequence[Group]) -> dict[str, str]:
+    def moving(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
         """Return the groups whose permutation moves the output, with the reason; found by halving."""
         if not groups:
             return {}
@@ -147,14 +147,14 @@ class _Trial:
             "something between them mixes neurons, or another module reads them"
         }
 
-    def _moved(self, groups: Sequence[Group], training: bool, odd: int) -> float:
+    def _moved(self, groups: Sequence[NeuronGroup], training: bool, odd: int) -> float:
         with changed(halved(self.copy, groups, odd)):
             old = self.outputs(training)
         with changed(halved(self.copy, groups, odd, permuted=True)):
             new = self.outputs(training)
         return _distance(old, new)
 
-    def without_power(self, groups: Sequence[Group]) -> dict[str, str]:
+    def without_power(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
 
         Backward passes show it for all layers at once; only one through which none goes is permuted.
@@ -177,7 +177,7 @@ class _Trial:
         }
 
     def _slopes(
-        self, groups: Sequence[Group], names: Sequence[str], training: bool, odd: int
+        self, groups: Sequence[NeuronGroup], names: Sequence[str], training: bool, odd: int
     ) -> dict[str, float | None]:
         """Return by how much the output begins to move when each layer begins to be permuted."""
         with changed(halved(self.copy, groups, odd)):
@@ -201,7 +201,7 @@ class _Trial:
                 slopes[name] = abs(float(sum(parts))) if parts else None
             return slopes
 
-    def _moves_alone(self, groups: Sequence[Group], group: Group, name: str) -> bool:
+    def _moves_alone(self, groups: Sequence[NeuronGroup], group: NeuronGroup, name: str) -> bool:
         for training, odd in product(self.modes, (0, 1)):
             with changed(halved(self.copy, groups, odd)):
                 old = self.outputs(training)

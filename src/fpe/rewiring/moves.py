@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fpe.rewiring.policies import Policy
+from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.scores import DROP, GROW
 from fpe.rewiring.select import at_most, exchange, numbers, totals, undivided
 
@@ -64,7 +64,7 @@ class Tensors:
 
 
 @torch.no_grad()
-def new_masks(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+def new_masks(policy: RewiringPolicy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
     """Return the masks of the layers of one scope after a rewiring; nothing is changed.
 
     Parameters
@@ -85,7 +85,7 @@ def new_masks(policy: Policy, layers: Sequence[Tensors], share: float) -> list[T
     return move(policy, layers, share)
 
 
-def _scores(policy: Policy, layer: Tensors) -> tuple[Tensor, Tensor]:
+def _scores(policy: RewiringPolicy, layer: Tensors) -> tuple[Tensor, Tensor]:
     return DROP[policy.drop](layer.weight, layer.gradient), GROW[policy.grow](layer.gradient, layer.noise)
 
 
@@ -117,7 +117,7 @@ def _counts(share: float, free: Tensor) -> list[int]:
     return [int(share * count) for count in totals(free)]
 
 
-def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+def _move_weights(policy: RewiringPolicy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
     sizes = [layer.mask.shape[1:].numel() for layer in layers]
     scores = [_scores(policy, layer) for layer in layers]
     free = _flat([layer.mask.bool() for layer in layers], layers)
@@ -148,7 +148,7 @@ def _move_weights(policy: Policy, layers: Sequence[Tensors], share: float) -> li
     return [numbers(mask, layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
 
 
-def _move_columns(policy: Policy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
+def _move_columns(policy: RewiringPolicy, layers: Sequence[Tensors], share: float) -> list[Tensor]:
     """Let columns enter in exchange for others, whose mask each takes over, its holes included.
 
     With blocks for several groups of parents each block keeps its number of columns.

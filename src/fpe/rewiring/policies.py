@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from fpe.budget import Prune
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
-from fpe.prunes import as_prune
+from fpe.expansion.prunes import as_pruning
+from fpe.expansion.pruning import Pruning
 
 #: Each part of a policy, with what is allowed.
 ALLOWED = {
@@ -25,7 +25,7 @@ MOMENTUM_STEPS = 20
 
 
 @dataclass(frozen=True)
-class Policy:
+class RewiringPolicy:
     """Which weights leave, which enter, and among which of them.
 
     Parameters
@@ -87,17 +87,17 @@ class Policy:
 
 
 #: The policies that have a name.
-POLICIES: dict[str, Policy] = {
-    "paper": Policy(grow="random", scope="group"),
-    "set": Policy(grow="random"),
-    "rigl": Policy(),
-    "accumulated": Policy(grow="accumulated"),
-    "momentum": Policy(grow="momentum"),
-    "columns": Policy(grow="accumulated", drop="movement", unit="column"),
+POLICIES: dict[str, RewiringPolicy] = {
+    "paper": RewiringPolicy(grow="random", scope="group"),
+    "set": RewiringPolicy(grow="random"),
+    "rigl": RewiringPolicy(),
+    "accumulated": RewiringPolicy(grow="accumulated"),
+    "momentum": RewiringPolicy(grow="momentum"),
+    "columns": RewiringPolicy(grow="accumulated", drop="movement", unit="column"),
 }
 
 
-def as_policy(policy: Any) -> Policy:
+def as_policy(policy: Any) -> RewiringPolicy:
     """Turn a name into its policy; a policy passes through.
 
     Raises
@@ -105,18 +105,20 @@ def as_policy(policy: Any) -> Policy:
     ArgumentError
         For an unknown name, or for what is no policy.
     """
-    if isinstance(policy, Policy):
+    if isinstance(policy, RewiringPolicy):
         return policy
     names = ", ".join(map(repr, POLICIES))
     if not isinstance(policy, str):
-        raise ArgumentError(f"policy is {policy!r}; give {names}, or an fpe.Policy.")
+        raise ArgumentError(f"policy is {policy!r}; give {names}, or an fpe.RewiringPolicy.")
     if policy not in POLICIES:
         hint = did_you_mean(policy, POLICIES)
-        raise ArgumentError(f"unknown policy {policy!r}; allowed are {names}, and an fpe.Policy.{hint}")
+        raise ArgumentError(
+            f"unknown policy {policy!r}; allowed are {names}, and an fpe.RewiringPolicy.{hint}"
+        )
     return POLICIES[policy]
 
 
-def chosen_policy(rewire: Any, prune: Prune | str | None) -> Policy | None:
+def chosen_policy(rewire: Any, prune: Pruning | str | None) -> RewiringPolicy | None:
     """Return what `rewire` means beside a way of paying: False is None, True what suits, or a policy.
 
     True is the policy that was chosen in this project's experiments (docs/results/rewiring.md). A way
@@ -129,7 +131,7 @@ def chosen_policy(rewire: Any, prune: Prune | str | None) -> Policy | None:
     """
     if rewire is None or rewire is False:
         return None
-    columns = prune is not None and as_prune(prune).needs_shared
+    columns = prune is not None and as_pruning(prune).needs_shared
     if rewire is True:
         return POLICIES["columns" if columns else "accumulated"]
     policy = as_policy(rewire)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe.adoption import unwrapped
+from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
+from fpe.expansion.plan import text_table
 from fpe.holding import check_held
-from fpe.plans import text_table
 from fpe.rewiring.gathering import average, local, put, whole
 from fpe.rewiring.moves import Tensors, new_masks
-from fpe.rewiring.policies import Policy, as_policy
-from fpe.rewiring.schedule import Schedule
+from fpe.rewiring.policies import RewiringPolicy, as_policy
+from fpe.rewiring.schedule import RewiringSchedule
 from fpe.rewiring.sites import find_sites
 
 #: Steps without finite gradients after which a rewirer warns; a gradient scaler skips fewer in a row.
@@ -42,11 +42,11 @@ class Rewirer:
     policy : str or Policy, default "rigl"
         What counts: ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``,
         ``"momentum"``, ``"columns"`` (whole inputs of the blocks of a shared split, which stay packable), or
-        an `fpe.Policy`.
+        an `fpe.RewiringPolicy`.
     steps : int
         How many steps of the optimizer lie ahead in all, to which the schedule refers.
     schedule : Schedule, optional
-        When, and how much; by default ``Schedule()``, with a shorter interval for fewer than 3400 steps.
+        When, and how much; by default ``RewiringSchedule()``, with a shorter interval for fewer than 3400 steps.
     seed : int, default 0
         Of random growth; the same on all processes.
 
@@ -81,7 +81,7 @@ class Rewirer:
     >>> import torch, fpe
     >>> wide = fpe.expand(fpe.mlp(8, 4, 2), factor=2)
     >>> optimizer = torch.optim.Adam(wide.parameters())
-    >>> rewirer = fpe.Rewirer(wide, optimizer, "rigl", steps=100, schedule=fpe.Schedule(every=10))
+    >>> rewirer = fpe.Rewirer(wide, optimizer, "rigl", steps=100, schedule=fpe.RewiringSchedule(every=10))
     >>> for _ in range(100):
     ...     optimizer.zero_grad()
     ...     wide(torch.randn(16, 8)).square().mean().backward()
@@ -95,10 +95,10 @@ class Rewirer:
         self,
         model: nn.Module,
         optimizer: Optimizer | Sequence[Optimizer],
-        policy: str | Policy = "rigl",
+        policy: str | RewiringPolicy = "rigl",
         *,
         steps: int,
-        schedule: Schedule | None = None,
+        schedule: RewiringSchedule | None = None,
         seed: int = 0,
     ) -> None:
         problems = []
@@ -106,14 +106,14 @@ class Rewirer:
             problems.append(f"steps is {steps!r}; give the number of all steps of the optimizer, at least 1.")
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-        if not isinstance(schedule, Schedule | None):
-            problems.append(f"schedule is {schedule!r}; give an fpe.Schedule(every=…, share=…).")
+        if not isinstance(schedule, RewiringSchedule | None):
+            problems.append(f"schedule is {schedule!r}; give an fpe.RewiringSchedule(every=…, share=…).")
         try:
             self.policy = as_policy(policy)
         except ArgumentError as error:
             problems.append(str(error))
         raise_problems(problems, ArgumentError, "the rewirer")
-        self.steps, self.schedule = steps, schedule or Schedule.fitting(steps)
+        self.steps, self.schedule = steps, schedule or RewiringSchedule.fitting(steps)
         self.model = unwrapped(model)
         check_held(self.model, "the masks move")
         self.sites, self.scopes = find_sites(self.model, self.policy)

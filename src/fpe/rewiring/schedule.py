@@ -17,7 +17,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 
 @dataclass(frozen=True)
-class Schedule:
+class RewiringSchedule:
     """When masks move, and which share of the free weights does.
 
     Parameters
@@ -61,9 +61,9 @@ class Schedule:
         raise_problems(problems, ArgumentError, "the schedule")
 
     @staticmethod
-    def fitting(steps: int) -> Schedule:
+    def fitting(steps: int) -> RewiringSchedule:
         """Return the usual schedule for so many steps: every 100, or some 30 times where they are few."""
-        return Schedule(every=max(1, min(100, steps // 34)))
+        return RewiringSchedule(every=max(1, min(100, steps // 34)))
 
     def rewires(self, step: int, steps: int) -> bool:
         """Tell whether masks move after step `step` (from 1) of `steps`."""

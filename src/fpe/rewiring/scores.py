@@ -11,13 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-#: By ``Policy.drop``: from the weight and the gradient, or a sum of several; None where none is needed.
+#: By ``RewiringPolicy.drop``: from the weight and the gradient, or a sum of several; None where none is needed.
 DROP: dict[str, Callable[[Any, Any], Tensor]] = {
     "magnitude": lambda weight, gradient: weight.abs(),
     "movement": lambda weight, gradient: weight.mul(gradient).abs_(),
 }
 
-#: By ``Policy.grow``: from the gradient, or a sum of several, and uniform noise; None what is not needed.
+#: By ``RewiringPolicy.grow``: from the gradient, or a sum of several, and uniform noise; None what is not needed.
 GROW: dict[str, Callable[[Any, Any], Tensor]] = {
     "random": lambda gradient, noise: noise,
     **dict.fromkeys(("gradient", "accumulated", "momentum"), lambda gradient, noise: gradient.abs()),

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.lineage import blocks_of, family_of
+from fpe.expansion.lineage import blocks_of, family_of
+from fpe.expansion.plan import LayerPlan, plans_in
 from fpe.masked import MaskedLayer
-from fpe.packed.layers import PackedLayer
-from fpe.plans import LayerPlan, plans_in
+from fpe.packing.layers import PackedLayer
 from fpe.rewiring.moves import by_block
-from fpe.rewiring.policies import Policy
+from fpe.rewiring.policies import RewiringPolicy
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Site:
     blocks: Tensor | None = None
 
 
-def find_sites(model: Any, policy: Policy) -> tuple[list[Site], list[list[int]]]:
+def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[list[int]]]:
     """Return the masked layers that may move, and the scopes of the policy as their numbers.
 
     Raises

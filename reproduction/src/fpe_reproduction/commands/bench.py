@@ -1,0 +1,93 @@
+"""``fpe bench``: packed layers against rivals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fpe._util.files import to_json
+from fpe.cli.shared import ManySizes
+from fpe.errors import ArgumentError
+
+
+@click.command(cls=ManySizes, short_help="Measure packed layers against the dense parent and rivals.")
+@click.option(
+    "--sizes",
+    multiple=True,
+    metavar="INPUTSxNEURONS…",
+    help="Linear layers.  [default: four, up to 4096x11008]",
+)
+@click.option(
+    "--factor", type=int, multiple=True, metavar="FACTOR…", help="Expansion factors.  [default: 2 4]"
+)
+@click.option(
+    "--batches", type=int, multiple=True, metavar="SAMPLES…", help="Batch sizes.  [default: 1 8 64 512]"
+)
+@click.option("--models/--no-models", default=True, show_default=True, help="Measure whole models too.")
+@click.option("--rounds", type=int, help="Samples of each time.  [default: 25]")
+@click.option("--threads", type=int, help="Of PyTorch and onnxruntime.  [default: PyTorch's]")
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), help="[default: the CPU, and a GPU if there is one]"
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of everything.")
+@click.option("--quick", is_flag=True, help="One small layer and model, in half a minute: does it all work?")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: fpe-out/bench]")
+@click.option("--fresh", is_flag=True, help="Throw away the cases of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def bench(
+    sizes: tuple[str, ...],
+    factor: tuple[int, ...],
+    batches: tuple[int, ...],
+    models: bool,
+    device: str | None,
+    quick: bool,
+    out: Path | None,
+    fresh: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Measure time and memory of packed layers, by turns with the dense parent and named alternatives.
+
+    The full run takes about a quarter of an hour on two cores, which nothing else should use meanwhile.
+    Each time is a median with its 95 % interval, each ratio that of the samples of one round. Run the same
+    command again to go on after Ctrl-C; cases that are measured already, by the same settings, code and
+    versions, are not measured again.
+
+    \b
+    Example:
+      fpe bench --quick
+      fpe bench --sizes 512x512 4096x11008 --factor 2 4 --batches 1 64
+    """  # noqa: D301
+    from dataclasses import replace
+
+    from fpe._util.terminal import progress_bar
+    from fpe_reproduction.bench.case import steps_of
+    from fpe_reproduction.bench.config import BenchConfig
+    from fpe_reproduction.bench.run import devices, failed, run_bench
+    from fpe_reproduction.report.bench import bench_figure, bench_text
+
+    asked = {"sizes": sizes, "factors": factor, "batches": batches, **settings}
+    given = {key: value for key, value in asked.items() if value not in (None, ())}
+    if not models:
+        given["models"] = ()
+    config = replace(BenchConfig.quick() if quick else BenchConfig(), **given)
+    folder = out or Path("fpe-out", "bench-quick" if quick else "bench")
+    there = devices()
+    if device is not None and device not in there:
+        raise ArgumentError(
+            f"--device {device}: PyTorch finds no such device here; there is {', '.join(there)}."
+        )
+    on = there if device is None else (device,)
+    with progress_bar("bench", len(config.cases(on)) * steps_of(config), not as_json) as advance:
+        result = run_bench(config, folder, on, advance, fresh)
+    bench_figure(result, folder / "figure.png")
+    if as_json:
+        click.echo(to_json(result))
+    else:
+        click.echo(bench_text(result))
+        click.echo(f"\nresults  {folder / 'results.json'}\nfigure   {folder / 'figure.png'}")
+    failure = failed(result)
+    if failure is not None:
+        raise failure

@@ -1,0 +1,99 @@
+"""``fpe reproduce``: the paper's figures and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fpe._util.files import to_json
+from fpe.cli.shared import ManyValues, check_jobs
+
+
+@click.command(cls=ManyValues, short_help="Make a figure or table of the paper again.")
+@click.argument("name")
+@click.option("--quick", is_flag=True, help="Fewer networks, trained for a shorter time: does it all work?")
+@click.option(
+    "--data",
+    multiple=True,
+    metavar="NAME|FILE|FOLDER",
+    help="What to run on, as for fpe fit; may be given again.  [default: fashion-mnist and banking77]",
+)
+@click.option("--label", help="Column of labels of a table.  [default: found]")
+@click.option("--hidden", type=int, multiple=True, metavar="WIDTH…", help="Widths of the dense networks.")
+@click.option("--trials", type=int, help="Networks of each kind and width.  [default: the experiment's own]")
+@click.option(
+    "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: what suits the data]"
+)
+@click.option("--epochs", type=int, help="Epochs after it.  [default: what suits the data]")
+@click.option("--lr", type=float, help="Adam's learning rate.  [default: what suits the data]")
+@click.option("--seed", default=0, show_default=True, help="Seed of everything.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: fpe-out/reproduce…]")
+@click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
+@click.option("--engine", default="loky", show_default=True, help="What runs them: loky (here) or dask.")
+@click.option("--address", help="The Dask scheduler's, such as tcp://10.0.0.1:8786.")
+@click.option("--fresh", is_flag=True, help="Throw away the networks of an earlier run.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def reproduce(
+    name: str,
+    quick: bool,
+    data: tuple[str, ...],
+    label: str | None,
+    out: Path | None,
+    jobs: int,
+    engine: str,
+    address: str | None,
+    fresh: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Make NAME, a figure or table of the paper, again, and say how it compares.
+
+    NAME is an experiment, or boolean, real, moving or all; "list" says what there is. Run the same command
+    again to go on after Ctrl-C; networks that are trained already are not trained again, and experiments
+    share them. Experiments on real data take any --data, such as the embeddings that fpe embed writes.
+
+    \b
+    Example:
+      fpe reproduce list
+      fpe reproduce case-study
+      fpe reproduce vision --data embeddings/cifar100
+      fpe reproduce real --engine dask --address tcp://10.0.0.1:8786
+    """  # noqa: D301
+    check_jobs(jobs)
+    if name == "list":
+        from fpe_reproduction.report.text import catalogue_json, catalogue_text
+
+        click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
+        return
+    from fpe._util.terminal import progress_bar
+    from fpe.compare.engine import Engine
+    from fpe.data import Dataset
+    from fpe_reproduction.experiments.experiment import Request
+    from fpe_reproduction.experiments.reproduce import count_tasks
+    from fpe_reproduction.experiments.reproduce import reproduce as run
+    from fpe_reproduction.report.figures import draw
+    from fpe_reproduction.report.page import write_page
+    from fpe_reproduction.report.text import findings_text
+
+    folder = out or Path("fpe-out", "reproduce-quick" if quick else "reproduce")
+    request = Request(quick=quick, **{**settings, "hidden": settings["hidden"] or None})
+    runs_on = Engine(engine, jobs, address)
+
+    def told(dataset: Dataset) -> None:
+        if not as_json:
+            click.echo("\n".join(dataset.lines()) + "\n")
+
+    with progress_bar(name, count_tasks(name, request, data), not as_json) as advance:
+        results = run(name, folder, request, data, label, runs_on, fresh, advance, told)
+    for result in results.values():
+        draw(result, folder / result["name"] / "figure.png")
+    page = write_page(folder)
+    if as_json:
+        click.echo(to_json(results))
+        return
+    for result in results.values():
+        click.echo(findings_text(result))
+        click.echo(f"figure  {folder / result['name'] / 'figure.png'}\n")
+    click.echo(f"page    {page}")

@@ -1,0 +1,209 @@
+"""The paper's Boolean setting (3.1 and 3.2): networks that learn one formula, dense and expanded.
+
+A *row* is a number of clauses with several numbers of dense neurons. Each of its trials has its own data,
+which its networks of all widths read in the same order. After the warm-up each dense network goes on
+as it is, expanded by clauses, expanded at random, and expanded by other splits that are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fpe.compare.threads import one_thread
+from fpe.data import dnf
+from fpe.expansion.expand import expand
+from fpe.expansion.pruning import count_nonzero
+from fpe.expansion.splits import LabelSplit, Split
+from fpe.masked import MaskedLinear
+from fpe.metrics import mean_cosine_similarity, total_capacity
+from fpe.models import mlp
+from fpe.training import ensemble
+from fpe.training.loop import adam
+from fpe_reproduction.experiments.tried import TRIED, tried
+from fpe_reproduction.experiments.tried.sight import Sight
+
+#: The networks that are compared, in the paper's order.
+KINDS = ("dense", "clause", "random")
+
+
+@dataclass(frozen=True)
+class BooleanConfig:
+    """How the networks are made and trained; the defaults come nearest to the paper's case study.
+
+    Attributes
+    ----------
+    literals : int
+        Variables of each clause (2.2.1).
+    samples, test_samples : int
+        Samples to learn from and to test on, of each trial.
+    factor : int
+        Children of each neuron (3.1).
+    warmup_epochs, epochs : int
+        Before and after the expansion (A.3.1); the dense network trains for both.
+    batch_size : int
+        Samples in a mini-batch (A.3.1).
+    lr, l2 : float
+        Learning rate of Adam and weight of the squared norm; the text of the paper lost both.
+    seed : int
+        Trial t draws its data, networks and partitions from ``seed + t``.
+    """
+
+    literals: int = 4
+    samples: int = 4000
+    test_samples: int = 2000
+    factor: int = 2
+    warmup_epochs: int = 1000
+    epochs: int = 1000
+    batch_size: int = 500
+    lr: float = 1e-2
+    l2: float = 3e-4
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes."""
+        return dataclasses.asdict(self)
+
+
+@dataclass
+class _Trial:
+    """What the networks of one trial learn from, and the order in which they do."""
+
+    number: int
+    seed: int
+    X: Tensor
+    y: Tensor
+    X_test: Tensor
+    y_test: Tensor
+    generator: torch.Generator
+
+
+@dataclass
+class _Network:
+    """A network of a trial; `neurons` is the dense network's number of them."""
+
+    kind: str
+    trial: _Trial
+    neurons: int
+    network: nn.Module
+    optimizer: torch.optim.Adam
+
+
+def run_row(
+    config: BooleanConfig,
+    clauses: int,
+    neurons: Sequence[int],
+    first_trial: int,
+    trials: int,
+    others: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Train the networks of a row, all at once, and measure them. On one thread.
+
+    Parameters
+    ----------
+    config : BooleanConfig
+        How.
+    clauses : int
+        Clauses of the formula.
+    neurons : sequence of int
+        Numbers of hidden neurons of the dense networks.
+    first_trial, trials : int
+        Number of the first trial, and how many.
+    others : sequence of str
+        More splits: ``"gram"``, or of `fpe_reproduction.experiments.tried`.
+
+    Returns
+    -------
+    dict
+        ``networks``: one record for each trial, number of neurons and kind, with its accuracy on test
+        and training data, non-zeros, interference, coverage of the clauses, and first weight.
+    """
+    with one_thread():
+        every = [_make_trial(config, clauses, first_trial + t) for t in range(trials)]
+        groups = LabelSplit(np.repeat(np.arange(clauses), config.literals))
+        dense = [_start(config, clauses, trial, h) for trial in every for h in neurons]
+        _train(dense, config.warmup_epochs, config)
+        networks = dense + [
+            _expanded(config, parent, kind, groups if kind == "clause" else kind)
+            for kind in ("clause", "random", *others)
+            for parent in dense
+        ]
+        _train(networks, config.epochs, config)
+        return {"networks": _measure(networks, clauses, config.literals)}
+
+
+def _make_trial(config: BooleanConfig, clauses: int, number: int) -> _Trial:
+    seed = config.seed + number
+    train = dnf(clauses, config.literals, config.samples, seed=2 * seed)
+    test = dnf(clauses, config.literals, config.test_samples, seed=2 * seed + 1)
+    X, y, X_test, y_test = (torch.from_numpy(a) for a in (train.X, train.y, test.X, test.y))
+    return _Trial(number, seed, X, y, X_test, y_test, torch.Generator().manual_seed(seed))
+
+
+def _start(config: BooleanConfig, clauses: int, trial: _Trial, neurons: int) -> _Network:
+    network = mlp(clauses * config.literals, neurons, 1, seed=trial.seed)
+    return _Network("dense", trial, neurons, network, adam(network, config.lr, config.l2))
+
+
+def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Split) -> _Network:
+    if kind in TRIED:
+        assert isinstance(parent.network, nn.Sequential)
+        sight = Sight(parent.network, parent.trial.X, parent.trial.y, config.lr)
+        split = tried(kind, sight, config.factor, parent.trial.seed)
+    network = expand(parent.network, config.factor, split, seed=parent.trial.seed)
+    return _Network(kind, parent.trial, parent.neurons, network, adam(network, config.lr, config.l2))
+
+
+def _train(networks: Sequence[_Network], epochs: int, config: BooleanConfig) -> None:
+    ensemble.train(
+        [n.network for n in networks],
+        [n.trial.X for n in networks],
+        [n.trial.y for n in networks],
+        epochs=epochs,
+        optimizers=[n.optimizer for n in networks],
+        generators=[n.trial.generator for n in networks],
+        batch_size=config.batch_size,
+    )
+
+
+def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[dict[str, Any]]:
+    models = [n.network for n in networks]
+    test = ensemble.accuracies(models, [n.trial.X_test for n in networks], [n.trial.y_test for n in networks])
+    train = ensemble.accuracies(models, [n.trial.X for n in networks], [n.trial.y for n in networks])
+    return [
+        {
+            "clauses": clauses,
+            "neurons": n.neurons,
+            "trial": n.trial.number,
+            "seed": n.trial.seed,
+            "kind": n.kind,
+            "nonzero": count_nonzero(n.network),
+            "accuracy": test_accuracy,
+            "train_accuracy": train_accuracy,
+            **_interference(n.network.get_submodule("0"), literals),
+        }
+        for n, test_accuracy, train_accuracy in zip(networks, test, train, strict=True)
+    ]
+
+
+def _interference(layer: nn.Module, literals: int) -> dict[str, Any]:
+    """Measure the first layer: its weight, and which clauses its neurons can see whole (A.5)."""
+    weight = layer.weight.detach()  # type: ignore[operator]
+    mask = layer.fpe_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
+    covered = mask.bool().view(len(mask), -1, literals).all(dim=2)
+    seen = covered.sum(dim=1)
+    return {
+        "capacity": total_capacity(weight),
+        "clause_capacity": total_capacity(weight.view(len(weight), -1, literals).sum(dim=2)),
+        "cosine": mean_cosine_similarity(weight),
+        "covering": float(covered.double().mean()),
+        "covered_clauses": int(covered.any(dim=0).sum()),
+        "collisions": int((seen * (seen - 1) // 2).sum()),
+        "weight": [[round(v, 4) for v in row] for row in weight.tolist()],
+    }

@@ -1,0 +1,120 @@
+"""The experiments on masks that move: what is compared is at one count, and what is claimed was computed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import fpe
+from fpe.cli.main import main
+from fpe.compare.statistics import ratio_of_sums
+from fpe.data import load
+from fpe_reproduction.experiments.comparisons import Cells
+from fpe_reproduction.experiments.moving import MOVING, STARTS
+from fpe_reproduction.experiments.networks import NetworksConfig, Source, run_networks
+from fpe_reproduction.experiments.rewiring_catalogue import REWIRING
+from fpe_reproduction.experiments.rewiring_findings import gap_closed
+from fpe_reproduction.experiments.variant import Start
+
+
+@pytest.mark.parametrize("kind", MOVING)
+def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
+    parent = fpe.mlp(100, 6, 12, seed=1)
+    network = MOVING[kind].make(Start(parent, 3))
+    assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
+    assert len(network[0].weight) == 6 * MOVING[kind].factor
+    for layer in (network[0], network[-1]):
+        mask = getattr(layer, "fpe_mask", None)
+        assert mask is None or torch.all(layer.weight[mask == 0] == 0)
+    same = MOVING[kind].make(Start(parent, 3))
+    assert torch.equal(network[0].weight, same[0].weight)
+
+
+def test_what_columns_cannot_pay_for_is_left_out():
+    """Six children of neurons with 77 outputs cost more inputs than there are."""
+    assert MOVING["moved-columns"].possible(384, 77)
+    assert not MOVING["moved-columns-x6"].possible(384, 77)
+    assert MOVING["moved-x8"].possible(384, 77)
+
+
+def test_erk_gives_a_small_layer_the_greater_density():
+    """Densities are as (inputs + outputs) / (inputs × outputs), up to rounding."""
+    uniform, erk = (MOVING[kind].make(Start(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
+    density = [[float(layer.fpe_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
+    assert density[0][0] == pytest.approx(density[0][1], rel=0.1)
+    assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
+
+
+def test_a_corrected_start_is_nearer_to_the_parent():
+    """Least squares leave no more of the difference than any other outgoing weights do; the count stays."""
+    parent, X = fpe.mlp(30, 6, 5, seed=1), torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
+    off = {}
+    for kind in STARTS:
+        network = STARTS[kind].make(Start(parent, 3, X=X))
+        assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
+        off[kind] = float((network(X) - parent(X)).square().mean())
+    assert off["start-corrected"] < off["start-copied"]
+    assert off["start-corrected"] < off["start-divided"]
+
+
+def test_networks_are_measured_on_held_out_training_data():
+    """A fifth of the training data takes the place of the test data."""
+    dataset = load("digits")
+    config = NetworksConfig(4, 4, 1e-2, decay=True, validated=True)
+    source = Source("digits", dataset.fingerprint)
+    kinds = ["dense", "dense-x2", "steady", "moved", "moved-at-50", "still"]
+    networks = run_networks(source, config, [3], kinds, range(2))["networks"]
+    assert [n["kind"] for n in networks].count("moved") == 2
+    assert {n["nonzero"] for n in networks if n["kind"] != "dense-x2"} == {3 * (64 + 1 + 10) + 10}
+    by_kind = {n["kind"]: n["accuracy"] for n in networks if n["trial"] == 0}
+    assert by_kind["moved"] != by_kind["still"]
+    held = len(dataset.X_train) // 5
+    assert by_kind["dense"] * held == pytest.approx(round(by_kind["dense"] * held), abs=1e-3)
+
+
+def test_a_setting_that_is_off_leaves_results_of_before_as_they_were():
+    assert NetworksConfig().to_dict() == {"warmup_epochs": 25, "epochs": 25, "lr": 3e-3, "seed": 0}
+    assert NetworksConfig(decay=True).to_dict()["decay"] is True
+
+
+def test_the_gap_closed_is_a_ratio_of_mean_differences():
+    """Trials of 1 and 3 points of gaps of 2 and 6 are half of it each way; 2 of 2 is all of it."""
+    each, overall = ratio_of_sums(np.array([[1.0, 2], [3, 2]]), np.array([[2.0, 2], [6, 2]]))
+    assert [i.value for i in each] == [0.5, 1.0]
+    assert (each[0].low, each[0].high, overall.value) == (0.5, 0.5, 0.75)
+    one, _ = ratio_of_sums(np.array([[1.0]]), np.array([[2.0]]))
+    assert one[0].value == 0.5
+    assert np.isnan(one[0].low)
+
+
+def test_the_gap_is_between_networks_of_one_trial():
+    made = [
+        {"hidden": 4, "kind": kind, "trial": trial, "accuracy": accuracy + trial / 10}
+        for kind, accuracy in (("dense", 0.5), ("moved", 0.65), ("dense-x2", 0.7))
+        for trial in range(3)
+    ]
+    each, overall = gap_closed(Cells.of("x", made), "moved")
+    assert each[4].value == pytest.approx(0.75)
+    assert overall.low == pytest.approx(0.75)
+
+
+def test_both_experiments_run_and_say_what_they_found(tmp_path):
+    result = CliRunner().invoke(
+        main,
+        [
+            *("reproduce", "moving", "--quick", "--data", "digits", "--hidden", "3", "4", "--trials", "2"),
+            *("--warmup-epochs", "1", "--epochs", "1", "--out", str(tmp_path), "--json"),
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    results = json.loads(result.stdout)
+    assert list(results) == [experiment.name for experiment in REWIRING]
+    for name, found in results.items():
+        assert found["claims"], name
+        assert all(table["rows"] for table in found["tables"]), name
+        assert all(figure["lines"] for figure in found["figures"]), name
+        assert (tmp_path / name / "figure.png").stat().st_size > 1000
+    assert {n["data"] for n in results["rewiring"]["values"]} == {"digits-cosine"}
+    assert {n["data"] for n in results["rewiring-choices"]["values"]} == {"digits-validation"}

@@ -1,0 +1,221 @@
+"""`fpe reproduce`: from trained networks to claims, tables, figures, and back after a kill."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from fpe.cli.main import main
+from fpe.compare.engine import Engine
+from fpe.compare.statistics import Interval, mean, slope, slope_over_trials
+from fpe_reproduction.experiments import boolean_findings as findings
+from fpe_reproduction.experiments import catalogue
+from fpe_reproduction.experiments.boolean import KINDS, BooleanConfig, run_row
+from fpe_reproduction.experiments.experiment import Request
+from fpe_reproduction.experiments.findings import sign_claim, verdict
+from fpe_reproduction.experiments.reproduce import reproduce
+
+# The smallest thing that has all parts: few epochs, few samples, in a process of its own.
+SCRIPT = """
+import sys
+from pathlib import Path
+from fpe_reproduction.experiments import boolean_catalogue as module
+from fpe_reproduction.experiments.boolean import BooleanConfig
+from fpe.compare.engine import Engine
+from fpe_reproduction.experiments.experiment import Request
+from fpe_reproduction.experiments.reproduce import reproduce
+
+def config_of(quick, seed):
+    return BooleanConfig(warmup_epochs=8, epochs=8, samples=1000, test_samples=400, seed=seed)
+
+module.config_of = config_of
+if __name__ == "__main__":
+    reproduce("clauses", Path(sys.argv[1]), Request(quick=True), engine=Engine(jobs=1))
+"""
+
+
+def start(script, out):
+    command = [sys.executable, str(script), str(out)]
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
+    """SIGKILL to the process and its workers; what was finished is not trained again."""
+    script = tmp_path / "tiny.py"
+    script.write_text(SCRIPT)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(script, whole).wait(timeout=300) == 0
+
+    process = start(script, killed)
+    deadline = time.monotonic() + 300
+    while not list((killed / "trials").glob("*.json")):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    finished = {f: f.stat().st_mtime_ns for f in (killed / "trials").glob("*.json")}
+    assert 0 < len(finished) < 4
+    assert not (killed / "clauses" / "results.json").exists()
+
+    assert start(script, killed).wait(timeout=300) == 0
+    assert {f: f.stat().st_mtime_ns for f in finished} == finished
+    one, other = (json.loads((f / "clauses" / "results.json").read_text()) for f in (whole, killed))
+    for key in ("claims", "tables", "figures", "values"):
+        assert one[key] == other[key]
+
+
+def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
+    small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
+    monkeypatch.setattr("fpe_reproduction.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
+    results = [
+        reproduce("clauses", tmp_path / str(jobs), Request(quick=True), engine=Engine(jobs=jobs))
+        for jobs in (1, 2)
+    ]
+    assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
+
+
+def test_a_row_trains_every_kind_at_one_count_with_masks_held():
+    config = BooleanConfig(warmup_epochs=3, epochs=2, samples=200, test_samples=100)
+    record = run_row(config, 4, (3, 5), first_trial=2, trials=2)
+    networks = record["networks"]
+    assert len(networks) == 2 * 2 * len(KINDS)
+    assert {n["trial"] for n in networks} == {2, 3}
+    for kinds in findings.by_trial(networks).values():
+        assert len({n["nonzero"] for n in kinds.values()}) == 1
+        assert kinds["dense"]["covering"] == 1.0
+        assert kinds["clause"]["covering"] <= 0.5
+        clause = np.array(kinds["clause"]["weight"]).reshape(kinds["dense"]["neurons"], 2, 4, 4)
+        both = (clause != 0).any(axis=3).all(axis=1)
+        assert not both.any(), "two children of one parent read the same clause"
+    assert run_row(config, 4, (3, 5), first_trial=2, trials=2) == record
+
+
+def networks_with(accuracy, axis="neurons", values=(4, 8, 16), trials=6):
+    """Make records in which relative improvement is what `accuracy` says; with a little noise."""
+    rng = np.random.default_rng(0)
+    made = []
+    for value in values:
+        for trial in range(trials):
+            place = {"clauses": 8, "neurons": 8, axis: value}
+            for kind in KINDS:
+                extra = {"capacity": 2.0 + accuracy(kind, value) * 4, "cosine": -accuracy(kind, value)}
+                noise = rng.normal(0, 1e-3)
+                made.append(
+                    {
+                        **place,
+                        "trial": trial,
+                        "kind": kind,
+                        "accuracy": accuracy(kind, value) + noise,
+                        **extra,
+                    }
+                )
+    return made
+
+
+def verdicts(found):
+    return [claim.agrees for claim in found.claims]
+
+
+def test_a_size_that_its_interval_excludes_agrees_in_sign_only():
+    up = Interval(6.1, 3.0, 9.2)
+    claims = (
+        sign_claim("up", "difference", up, True, 1, ""),
+        sign_claim("up by 5", "difference", up, True, 1, "", size=5.0),
+        sign_claim("up by 10", "difference", up, True, 1, "", size=10.0),
+        sign_claim("down by 5", "difference", up, False, 1, "", size=5.0),
+    )
+    said = [verdict(dataclasses.asdict(claim)) for claim in claims]
+    assert said == ["agrees", "agrees", "in sign only", "not shown"]
+
+
+def test_lower_in_all_settings_but_one_needs_just_that():
+    def accuracy(exceptions):  # the cosine of `networks_with` is its negative
+        return lambda kind, h: 0.5 + (0 if kind == "dense" else -0.1 if h in exceptions else 0.1)
+
+    for exceptions, holds in (((), True), ((4,), True), ((4, 8), False)):
+        found = findings.orthogonality(networks_with(accuracy(exceptions)))
+        assert verdicts(found)[:2] == [holds, holds]
+
+
+def test_claims_agree_where_the_data_say_so_and_not_where_they_do_not():
+    """The same judge sees data made as the paper says, and data made the other way round."""
+
+    def shrinking(kind, h):
+        return 0.6 + {"dense": 0, "random": 0.4 / h, "clause": 0.8 / h}[kind]
+
+    def growing(kind, h):
+        return 0.6 + {"dense": 0, "random": 0.02 * h, "clause": 0.01 * h}[kind]
+
+    assert verdicts(findings.neurons(networks_with(shrinking))) == [True, True, True]
+    assert verdicts(findings.neurons(networks_with(growing))) == [False, False, False]
+    assert verdicts(findings.regression(networks_with(shrinking))) == [True] * 4
+    assert all(verdicts(findings.capacity(networks_with(shrinking))))
+    assert all(verdicts(findings.orthogonality(networks_with(shrinking))))
+
+    def peaked(kind, c):
+        height = 0.3 - 0.05 * abs(np.log2(c) - 3)
+        return 0.6 + {"dense": 0, "random": height / 2, "clause": height}[kind]
+
+    counts = (2, 4, 8, 16, 32)
+    assert verdicts(findings.clauses(networks_with(peaked, "clauses", counts))) == [True] * 4
+    rising = networks_with(growing, "clauses", counts)
+    assert verdicts(findings.clauses(rising)) == [True, False, True, False]
+
+
+def test_means_and_slopes_have_their_intervals():
+    """By hand: mean 2 of 1, 2, 3 with s = 1, t(2) = 4.3027; a line through two points."""
+    interval = mean([1, 2, 3])
+    assert interval.low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert mean([5]).text() == "+5.0"
+    assert Interval(1.25, 0.5, 2).text(digits=2) == "+1.25 [+0.50, +2.00]"
+    assert slope([1, 3], [2, 8]) == 3
+    same = [([0, 1, 2], [0, 2, 4])] * 3
+    assert (slope_over_trials(same).low, slope_over_trials(same).high) == pytest.approx((2, 2))
+    rng = np.random.default_rng(1)
+    noisy = [(x, 3 * x + rng.normal(0, 1, 20)) for x in rng.random((15, 20))]
+    found = slope_over_trials(noisy)
+    assert found.low < 3 < found.high
+    assert 0.5 < found.high - found.low < 2
+
+
+def test_the_list_names_every_experiment_with_the_papers_words():
+    run = CliRunner().invoke(main, ["reproduce", "list"])
+    assert run.exit_code == 0
+    for experiment in catalogue.EXPERIMENTS:
+        assert experiment.name in run.output
+        assert experiment.paper in run.output
+    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 30
+
+
+def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
+    run = CliRunner().invoke(main, ["reproduce", "case-stdy", "--out", str(tmp_path)])
+    assert run.exit_code == 2
+    assert "there is no experiment 'case-stdy'; allowed are list, boolean, real, moving, all" in run.output
+    assert "Did you mean 'case-study'?" in run.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
+    small = BooleanConfig(warmup_epochs=1, epochs=1, samples=100, test_samples=100)
+    monkeypatch.setattr("fpe_reproduction.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
+    arguments = ["reproduce", "theory", "--quick", "--out", str(tmp_path), "--jobs", "1"]
+    first = CliRunner().invoke(main, arguments)
+    assert first.exit_code == 0, first.output
+    assert "simulated ± s.e." in first.output
+    assert (tmp_path / "theory" / "figure.png").stat().st_size > 10_000
+    assert "A.5" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    monkeypatch.setattr(
+        "fpe_reproduction.experiments.boolean_catalogue.config_of",
+        lambda quick, seed: BooleanConfig(samples=102, seed=seed),
+    )
+    second = CliRunner().invoke(main, arguments)
+    assert second.exit_code == 2
+    assert "samples 100, now 102" in second.output

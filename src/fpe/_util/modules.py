@@ -1,0 +1,109 @@
+"""Replace modules, look through wrappers around a model, and seed random number generators for a while."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+#: Hooks of a parameter, by the attribute that holds them, and what registers them.
+HOOKS = {
+    "_backward_hooks": "register_hook",
+    "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook, as for optimizers that step in the "
+    "backward pass",
+}
+
+
+def replace_modules_(model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Put modules in the places of a model's own of these names, in place."""
+    for name, module in modules.items():
+        parent, _, last = name.rpartition(".")
+        setattr(model.get_submodule(parent), last, module)
+
+
+def unwrapped(model: Any) -> Any:
+    """Return the model in what torch.compile, DistributedDataParallel and AveragedModel put around it."""
+    while True:
+        inner = getattr(model, "_orig_mod", model)
+        if isinstance(inner, nn.parallel.DistributedDataParallel | AveragedModel):
+            inner = inner.module
+        if inner is model:
+            return model
+        model = inner
+
+
+def hook_problems(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
+    """Name the parameters that have hooks, which a parameter in their place would not have."""
+    return [
+        f"parameter {name!r} has a hook ({how}), which would be lost, since expanding makes a new parameter; "
+        "remove the hook, and register it on the expanded model."
+        for name, parameter in named_parameters
+        for attribute, how in HOOKS.items()
+        if getattr(parameter, attribute, None)
+    ]
+
+
+def uncompiled(model: Any) -> nn.Module:
+    """Return the model inside what ``torch.compile`` returned; any other model as it is."""
+    return cast(nn.Module, getattr(model, "_orig_mod", model))
+
+
+@contextmanager
+def own_forward(model: nn.Module) -> Iterator[None]:
+    """Let a model run by its own forward pass while accelerate's stands in front of it.
+
+    ``Accelerator.prepare`` sets ``model.forward`` to a function that casts inputs and outputs, which
+    ``torch.export`` and symbolic tracing cannot follow, and keeps the old one as ``_original_forward``.
+    """
+    wrapped = {
+        module: vars(module)["forward"]
+        for module in model.modules()
+        if "forward" in vars(module) and "_original_forward" in vars(module)
+    }
+    for module in wrapped:
+        original = vars(module)["_original_forward"]
+        # A method of the class needs no attribute; prepared twice, the original is a wrapper, too.
+        if getattr(original, "__func__", None) is type(module).forward or hasattr(original, "__wrapped__"):
+            del module.forward
+        else:
+            module.forward = original
+    try:
+        yield
+    finally:
+        for module, forward in wrapped.items():
+            module.forward = forward
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Seed all global random number generators, and put them back afterwards.
+
+    Those of torch on the CPU and on each CUDA device, of Python and of NumPy. CUDA is not initialised for it.
+
+    Parameters
+    ----------
+    seed : int, default 0
+        Where each of them starts.
+    """
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        generators += torch.cuda.default_generators
+    states = [generator.get_state() for generator in generators]
+    pythons, numpys = random.getstate(), np.random.get_state()
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % (1 << 32))
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        random.setstate(pythons)
+        np.random.set_state(numpys)

@@ -1,0 +1,144 @@
+"""What the main job is asked to do, as a value that is checked, stored and compared."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fpe import __version__
+from fpe.budget.recommend import hold_out
+from fpe.data import Dataset
+from fpe.errors import ArgumentError, DataError, raise_problems
+from fpe.expansion.planner import plan
+from fpe.models import mlp
+from fpe.training.loop import recipe_problems
+from fpe.training.recipe import Recipe
+
+#: Passes over the data before and after the expansion, where they are left open.
+EPOCHS = (100, 100)
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """What `run_fit` does; the defaults of ``fpe fit``.
+
+    Attributes
+    ----------
+    hidden : tuple of int
+        Widths of the dense network's hidden layer, each tried.
+    factor, split, prune, rewire
+        As for `fpe.sklearn.FPEClassifier`; None for what suits, also of the four below.
+    trials : int
+        Networks for each width; trial t has seed ``seed + t``.
+    warmup_epochs, epochs : int or None
+        Passes over the data before and after the expansion; by default 100 and 100, or 0 and 200 where masks
+        move.
+    lr, decay, batch_size, l2, patience
+        As for `fpe.sklearn.FPEClassifier`.
+    validation_fraction : float
+        Share of the training samples that is held out: the best model is the one of the highest accuracy
+        there, and `patience` looks at the loss there.
+    standardize : bool
+        Train on features of mean 0 and standard deviation 1. What is saved begins with a layer that does
+        this, and so reads the features as they are in the data.
+    seed : int
+        Seed of everything.
+    """
+
+    hidden: tuple[int, ...] = (4, 8, 16)
+    factor: int | None = None
+    split: str | None = None
+    prune: str | None = None
+    rewire: bool | str = False
+    trials: int = 5
+    warmup_epochs: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    decay: bool | None = None
+    batch_size: int | None = None
+    l2: float = 0.0
+    patience: int | None = None
+    validation_fraction: float = 0.1
+    standardize: bool = False
+    seed: int = 0
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks are expanded and trained; what was left open is filled in.
+
+        Raises
+        ------
+        ArgumentError
+            As `Recipe.of`.
+        """
+        return Recipe.of(self, EPOCHS)
+
+    def filled(self) -> dict[str, Any]:
+        """Return all settings by name; what was left open is filled in."""
+        recipe = self.recipe
+        return {k: getattr(recipe, k, v) for k, v in dataclasses.asdict(self).items()}
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise if this cannot be done with this data, before anything is trained or written.
+
+        Raises
+        ------
+        ArgumentError, DataError, ModelError, BudgetError
+            For what is wrong with the numbers, or with the expansion of one of the networks.
+        """
+        problems = recipe_problems(self)
+        if self.trials < 1:
+            problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
+        fraction = self.validation_fraction
+        if not 0 < fraction < 1:
+            problems.append(f"validation_fraction is {fraction!r}; give a share between 0 and 1.")
+        raise_problems(problems, ArgumentError, "the configuration")
+        if not len(self.held_out(dataset)[1]):
+            raise DataError(
+                f"{dataset.name} has {len(dataset.y_train)} training samples, no two of one class, so that "
+                "none can be held out to choose the best model; give more samples."
+            )
+        recipe = self.recipe
+        for hidden in self.hidden:
+            dense = dense_network(dataset, hidden, self.seed)
+            plan(dense, recipe.factor, recipe.split, recipe.prune, seed=self.seed)
+
+    def held_out(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers of the training samples that are trained on, and of those held out.
+
+        The same share of each class, at least one sample of each that has two; drawn with ``seed``, the same
+        for all widths and trials.
+        """
+        return hold_out(dataset.y_train, self.validation_fraction, self.seed)
+
+    def identity(self, dataset: Dataset) -> dict[str, Any]:
+        """Return what a trial's result depends on, its width and number aside."""
+        own = {k: v for k, v in self.filled().items() if k not in ("hidden", "trials")}
+        for later in ("rewire", "decay"):  # results from before there was either are those without it
+            if not own[later]:
+                del own[later]
+        return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
+
+    def digest(self, dataset: Dataset) -> str:
+        """Return a hash of the identity."""
+        text = json.dumps(self.identity(dataset), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def folder(self, dataset: Dataset) -> Path:
+        """Return the folder where results go by default, named by data, split and configuration."""
+        recipe, short = self.recipe, self.digest(dataset)[:6]
+        split = str(recipe.split).replace(":", "-")
+        return Path("fpe-out", f"{dataset.name}-{split}-x{recipe.factor}-{short}")
+
+
+def dense_network(dataset: Dataset, hidden: int, seed: int) -> nn.Sequential:
+    """Make the untrained dense network for this data: one logit for two classes."""
+    classes = len(dataset.classes)
+    return mlp(dataset.X_train.shape[1], hidden, 1 if classes == 2 else classes, seed=seed)

@@ -1,0 +1,164 @@
+"""The main job: dense against expanded, at the same number of non-zero parameters, on given data."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fpe._util.files import finite, read_json, write_atomically, write_json
+from fpe.compare.config import FitConfig
+from fpe.compare.engine import Engine
+from fpe.compare.runner import claim_folder, run_tasks
+from fpe.compare.store import commits, provenance
+from fpe.compare.trial import model_name, run_trial
+from fpe.data import Dataset
+from fpe.metrics import relative_improvement
+
+
+def run_fit(
+    dataset: Dataset,
+    config: FitConfig,
+    out: Path,
+    jobs: int = -1,
+    fresh: bool = False,
+    on_trial: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Train dense and expanded networks over widths and trials, and store everything in a folder.
+
+    Each trial is stored as soon as it ends. Those that the folder has already are not run again, so that a
+    run can be stopped and resumed, and widths and trials added.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        What to learn and to test on.
+    config : FitConfig
+        How.
+    out : Path
+        Gets ``trials/`` (JSON records, and the expanded model of each trial), ``results.json``, and
+        ``best.safetensors``: the expanded model of the highest accuracy on the validation part, which is
+        held out of the training samples. A model of an earlier run that is better on the same validation
+        part stays.
+    jobs : int, default −1
+        Processes at a time; −1 means one for each core. Results do not depend on it.
+    fresh : bool, default False
+        Throw away the trials of an earlier run.
+    on_trial : callable, optional
+        Gets a short text after each trial.
+
+    Returns
+    -------
+    dict
+        What ``results.json`` holds: configuration, data, provenance, one row for each width, all
+        trials, the best one. In ``best``, ``kept`` tells whether it is of an earlier run, and ``replaced``
+        whether it took the place of one that could not be compared.
+
+    Raises
+    ------
+    ArgumentError, ModelError, BudgetError
+        As `FitConfig.check`, or if `out` holds results of another configuration.
+    WriteError
+        If a file cannot be written.
+    KeyboardInterrupt
+        After Ctrl-C, with a message that says how to resume.
+    """
+    config.check(dataset)
+    claim_folder(out, config.identity(dataset), fresh)
+    tasks = {
+        f"h{hidden}-t{trial}": {
+            "dataset": dataset,
+            "config": dataclasses.replace(config, hidden=(hidden,), trials=1),
+            "hidden": hidden,
+            "trial": trial,
+            "models": out / "trials",
+        }
+        for hidden in config.hidden
+        for trial in range(config.trials)
+    }
+
+    def finished(_: str, trial: dict[str, Any]) -> None:
+        if on_trial is not None:
+            text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
+            on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
+
+    digest = config.digest(dataset)
+    records = run_tasks(run_trial, tasks, out / "trials", digest, Engine(jobs=jobs), finished)
+    trials = list(records.values())
+    result = {
+        "config": {**config.filled(), "hidden": list(config.hidden)},
+        "data": {**_description(dataset), "validation_samples": len(config.held_out(dataset)[1])},
+        "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
+        "best": _keep_best(trials, dataset, config, out),
+        "trials": trials,
+        "commits": commits(trials),
+        "provenance": provenance(),
+    }
+    write_json(out / "results.json", result)
+    stored: dict[str, Any] = finite(result)
+    return stored
+
+
+def _keep_best(
+    trials: list[dict[str, Any]], dataset: Dataset, config: FitConfig, out: Path
+) -> dict[str, Any]:
+    """Put the best expanded model of these trials into the folder, if there is none that is better."""
+    best = max(trials, key=_merit)
+    judged_on = {
+        "fingerprint": dataset.fingerprint,
+        "validation_fraction": config.validation_fraction,
+        "seed": config.seed,
+    }
+    file = out / "best.safetensors"
+    earlier = (read_json(out / "results.json") or {}).get("best", {})
+    comparable = file.exists() and earlier.get("judged_on") == judged_on
+    if comparable and _merit(earlier) > _merit(best):
+        return {**earlier, "kept": True, "replaced": False}
+    model = out / "trials" / model_name(best["hidden"], best["trial"])
+    replaced = file.exists() and not comparable
+    write_atomically(file, lambda temporary: shutil.copyfile(model, temporary))
+    own = {key: best[key] for key in ("hidden", "trial", "expanded")}
+    return {"file": file.name, **own, "judged_on": judged_on, "kept": False, "replaced": replaced}
+
+
+def _merit(trial: dict[str, Any]) -> tuple[float, float]:
+    """Return what the best trial has most of: validation accuracy, then a low validation loss."""
+    return trial["expanded"]["validation_accuracy"], -trial["expanded"]["validation_loss"]
+
+
+def _description(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "training_samples": len(dataset.X_train),
+        "test_samples": len(dataset.X_test),
+        "features": dataset.X_train.shape[1],
+        "classes": dataset.classes,
+        "majority_accuracy": dataset.majority_accuracy,
+    }
+
+
+def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """Sum the trials of one width up: means, and standard deviations over the trials."""
+    row: dict[str, Any] = {"hidden": trials[0]["hidden"], "trials": len(trials)}
+    kinds = [kind for kind in ("dense", "expanded", "double") if kind in trials[0]]
+    for kind in kinds:
+        row[kind] = {key: trials[0][kind][key] for key in ("neurons", "nonzero")}
+        for key in ("accuracy", "train_accuracy", "capacity", "cosine"):
+            values = [t[kind][key] for t in trials]
+            row[kind][key] = None if None in values else statistics.fmean(values)
+            row[kind][f"{key}_sd"] = None if None in values else _spread(values)
+    gains = [t["expanded"]["accuracy"] - t["dense"]["accuracy"] for t in trials]
+    row["gain"], row["gain_sd"] = statistics.fmean(gains), _spread(gains)
+    if "double" in kinds:
+        gap = row["double"]["accuracy"] - row["dense"]["accuracy"]
+        row["gap_closed"] = row["gain"] / gap if gap > 0 else None
+    row["relative_improvement"] = relative_improvement(row["expanded"]["accuracy"], row["dense"]["accuracy"])
+    return row
+
+
+def _spread(values: list[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

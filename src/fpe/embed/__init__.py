@@ -1,1 +1,0 @@
-"""Images and texts to embeddings, by frozen encoders: what ``fpe embed`` does; see `fpe.embed.run`."""

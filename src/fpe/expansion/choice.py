@@ -1,0 +1,281 @@
+"""Which groups of a model are expanded: those asked for, or the paper's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe.graph import Found, NeuronGroup, Skipped, find_groups
+from fpe.graph.groups import HEAD, default_runs, width_of_runs
+from fpe.graph.layers import (
+    PER_NEURON,
+    Names,
+    a_kind,
+    is_frozen,
+    is_layer,
+    kind_problem,
+    layer_problem,
+    size_of,
+    width_problem,
+)
+from fpe.graph.verification import refusal
+
+#: What may be asked for: names, patterns and groups; or a factor for each of them.
+Layers = Sequence["str | NeuronGroup"] | Mapping["str | NeuronGroup", int] | Mapping[str, int]
+#: Groups in the order in which they are expanded, each with its factor.
+Chosen = list[tuple[NeuronGroup, int]]
+
+
+def choose(
+    model: nn.Module, layers: str | NeuronGroup | Layers | None, factor: int, example_inputs: Any
+) -> tuple[Chosen, tuple[Skipped, ...]]:
+    """Choose the groups to expand: those asked for, or every second hidden layer (A.7).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not changed.
+    layers : str, Group, sequence or mapping, optional
+        Names or patterns of producers, groups given by hand, or a factor for each of them. A group given by
+        hand is taken instead of one that was found for a producer of it, with its own factor.
+    factor : int
+        For all that have none of their own.
+    example_inputs : Tensor, tuple or dict, optional
+        One batch.
+
+    Returns
+    -------
+    list of (Group, int), tuple of Skipped
+        The groups in the order of the forward pass, and every other layer with the reason.
+
+    Raises
+    ------
+    ArgumentError
+        If a group is given by hand without a batch to verify it on, or contradicts another or a name.
+    ModelError
+        If there is nothing to expand, or something asked for is not there or cannot be expanded.
+    """
+    if isinstance(layers, str | NeuronGroup):
+        layers = [layers]
+    if layers is None:
+        found = find_groups(model, example_inputs)
+        groups, skipped = by_default(model, found)
+        if not groups:
+            raise ModelError(_nothing(model, skipped))
+        return [(group, factor) for group in groups], skipped
+    factors: dict[str | NeuronGroup, int] = dict.fromkeys(layers, factor)
+    if isinstance(layers, Mapping):
+        factors.update(layers.items())
+    given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
+    names = [entry for entry in factors if not isinstance(entry, NeuronGroup)]
+    if given and example_inputs is None:
+        raise ArgumentError(
+            f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
+            "which it can be verified."
+        )
+    raise_problems(_contradictions(factors), ArgumentError, "layers")
+    found = find_groups(model, example_inputs) if names else Found((), ())
+    by_hand = {name: group for group in given for name in group.producers}
+    problems = [p for name in names if (p := _name_problem(model, name, found, by_hand))]
+    problems += [p for group in given for p in _given_problems(model, group)]
+    if not layers:
+        problems.append("layers is empty; name at least one layer, or leave it out.")
+    raise_problems(problems, ModelError, "the layers to expand")
+    chosen: dict[NeuronGroup, int] = {}
+    left = []
+    for group in found.groups:
+        instead = [by_hand[name] for name in group.producers if name in by_hand]
+        patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
+        if instead:
+            chosen |= {own: factors[own] for own in instead}
+            reason = f"the group of {instead[0].name!r} is given by hand without it"
+            left += [Skipped(name, reason) for name in group.producers if name not in by_hand]
+        elif patterns:
+            chosen[group] = factors[patterns[-1]]
+        else:
+            left += [Skipped(name, "it was not asked for") for name in group.producers]
+    chosen |= {group: factors[group] for group in given}
+    return list(chosen.items()), (*left, *(skip for skip in found.skipped if skip.name not in by_hand))
+
+
+def _contradictions(factors: Mapping[str | NeuronGroup, int]) -> list[str]:
+    """Say which groups given by hand contradict each other, or a name with another factor."""
+    given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
+    problems = []
+    for position, group in enumerate(given):
+        for other in given[:position]:
+            if both := [name for name in group.producers if name in other.producers]:
+                problems.append(
+                    f"{both[0]!r} is a producer of two groups given by hand: {other} and {group}; give one."
+                )
+        for name in group.producers:
+            if factors.get(name, factors[group]) != factors[group]:
+                problems.append(
+                    f"{name!r} has factor {factors[name]} by its name, and {factors[group]} by the group of "
+                    f"{group.name!r} that is given by hand; give one of them."
+                )
+    return problems
+
+
+def without(
+    model: nn.Module,
+    chosen: Chosen,
+    skipped: tuple[Skipped, ...],
+    layers: str | NeuronGroup | Layers | None,
+    reasons: Mapping[str, str],
+) -> tuple[Chosen, tuple[Skipped, ...]]:
+    """Leave out groups that have turned out not to be expandable, if fpe chose them itself or by a pattern.
+
+    Parameters
+    ----------
+    model, layers
+        As for `choose`.
+    chosen, skipped
+        What `choose` returned.
+    reasons : mapping of str to str
+        Why, in a clause, by the name of the group.
+
+    Returns
+    -------
+    list of (Group, int), tuple of Skipped
+        As `choose` returns them.
+
+    Raises
+    ------
+    ModelError
+        If one is of a layer that was named, or nothing is left.
+    """
+    asked = [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
+    named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in asked}
+    failed = [group for group, _ in chosen if group.name in reasons]
+    raise_problems(
+        [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)],
+        ModelError,
+        "the layers to expand",
+    )
+    more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
+    free = {
+        _reads(g.name): f"{_reads(g.name, 'was to be')}; name it in layers=… to expand it" for g in failed
+    }
+    skipped = tuple(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped)
+    left = [(group, factor) for group, factor in chosen if group.name not in reasons]
+    if not left:
+        raise ModelError(_nothing(model, (*more, *skipped)))
+    return left, (*more, *skipped)
+
+
+def by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
+    """Take hidden layers 1, 3, 5 …: none that already reads an expanded one (A.7).
+
+    In a transformer these are its MLPs; the layers of its head, and what is frozen, are left alone.
+    """
+    groups: list[NeuronGroup] = []
+    skipped: list[Skipped] = []
+    readers: dict[str, str] = {}
+    heads = {s.name for s in found.skipped if s.reason == HEAD}
+    for group in found.groups:
+        read = next((readers[name] for name in group.producers if name in readers), None)
+        if is_frozen(model, (*group.producers, *group.consumers)):
+            reason = (
+                "it is frozen, so that no training could make up for pruned weights; name it in layers=… to "
+                "expand it all the same"
+            )
+        elif found.attention and set(group.consumers) <= heads:
+            reason = "it belongs to the head of a transformer; name it in layers=… to expand it"
+        elif read is not None:
+            reason = _reads(read)
+        else:
+            groups.append(group)
+            readers |= dict.fromkeys(group.consumers, group.name)
+            continue
+        skipped += [Skipped(name, reason) for name in group.producers]
+    return groups, (*skipped, *found.skipped)
+
+
+def _reads(name: str, expanded: str = "is") -> str:
+    return f"it reads {name!r}, which {expanded} expanded (every second hidden layer is)"
+
+
+def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
+    named = (f"{repr(s.name) if s.name else 'the model itself'}: {s.reason}" for s in skipped[:8])
+    first = "; ".join(named) or "it has no linear layer"
+    more = f"; and {len(skipped) - 8} more" if len(skipped) > 8 else ""
+    return (
+        f"there is nothing to expand in this {type(model).__name__}: {first}{more}. Expandable are "
+        "neurons that a linear layer or convolution makes and another reads, with activations, norms and "
+        "dropout between."
+    )
+
+
+def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[str]) -> str | None:
+    expandable = [*(n for group in found.groups for n in group.producers), *by_hand]
+    if any(fnmatchcase(n, name) for n in expandable):
+        return None
+    for skip in found.skipped:
+        if skip.name == name:
+            return f"layer {name!r} cannot be expanded: {skip.reason}."
+    names = [n for n, _ in model.named_modules() if n]
+    shown = ", ".join(map(repr, expandable[:12])) or "none"
+    allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
+    if name in names:
+        kind = a_kind(model.get_submodule(name)).removeprefix("it is ")
+        return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
+    if any(character in name for character in "*?["):
+        return f"no layer that can be expanded matches {name!r}. {allowed}"
+    return f"the model has no layer {name!r}.{did_you_mean(str(name), names)} {allowed}"
+
+
+def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
+    """Check a group that the user gave by hand."""
+    known = Names(model)
+    modules = known.modules
+    names = [*group.producers, *group.consumers, *group.between]
+    missing = [n for n in names if n not in modules]
+    if missing:
+        return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
+    problems = [f"{n!r} {p}." for n in names if (p := layer_problem(known, n))]
+    for n in (*group.producers, *group.consumers):
+        if not is_layer(modules[n]):
+            kind = a_kind(modules[n]).removeprefix("it is ")
+            problems.append(
+                f"{n!r} is {kind}; producers and consumers are linear layers and convolutions that fpe knows."
+            )
+        elif problem := kind_problem(modules[n]):
+            problems.append(f"{n!r} {problem}.")
+    if not group.producers or not group.consumers:
+        owner = f"of {group.name!r} " if group.producers else ""
+        problems.append(f"the group {owner}has no consumers; name the layers that read it.")
+    if group.columns and len(group.columns) != len(group.consumers):
+        problems.append(
+            f"the group of {group.name!r} has {len(group.consumers)} consumers and columns for "
+            f"{len(group.columns)}; give columns for each, or for none."
+        )
+    return problems or _width_problems(model, group)
+
+
+def _width_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
+    modules = dict(model.named_modules())
+    neurons = size_of(model, group.name)[0]
+    problems = [
+        f"{n!r} has weights of shape {tuple(modules[n].weight.shape)}, {group.name!r} of "
+        f"{tuple(modules[group.name].weight.shape)}; producers of one group are alike."
+        for n in group.producers[1:]
+        if modules[n].weight.shape != modules[group.name].weight.shape
+    ]
+    for position, n in enumerate(group.consumers):
+        inputs = size_of(model, n)[1]
+        runs = group.columns[position] if group.columns else default_runs(neurons, inputs)
+        if width_of_runs(runs, neurons) != inputs:
+            problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
+    for n in group.between:
+        if type(modules[n]) not in PER_NEURON:
+            kind = a_kind(modules[n]).removeprefix("it is ")
+            problems.append(f"{n!r} is {kind}; between can stand norms, PReLU and depthwise convolutions.")
+        elif problem := width_problem(modules[n], neurons):
+            problems.append(f"{n!r}: {problem}.")
+    return problems

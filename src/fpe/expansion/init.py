@@ -1,0 +1,67 @@
+"""What an expanded network starts from, where that is not its parent's weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from fpe.errors import ArgumentError, ModelError
+from fpe.masked import MaskedLayer
+
+
+@torch.no_grad()
+def reinitialize_(wide: nn.Module, seed: int = 0) -> nn.Module:
+    """Draw the free weights and the biases of all masked layers anew, in place; the masks stay.
+
+    For a network that is expanded before it has been trained. Children of an untrained parent read a part of
+    its inputs through weights that were drawn for all of them, and have the same outgoing weights. This draws
+    each neuron's weights as PyTorch draws those of a layer with as many inputs as the neuron really reads:
+    uniformly within ``±1 / √n`` (Evci et al., 2022, on why sparse networks need that). What it reads then
+    varies as what a dense neuron reads, so that its bias is drawn as a dense one's: within ``±1 / √m``, for
+    a layer of m inputs. Larger ones leave neurons that no sample, or every sample, switches on.
+
+    Parameters
+    ----------
+    wide : nn.Module
+        What `fpe.expand` returned. Its masked layers' weights and biases change.
+    seed : int, default 0
+        Of the draws.
+
+    Returns
+    -------
+    nn.Module
+        The same model.
+
+    Raises
+    ------
+    ModelError
+        If there is no masked layer.
+    ArgumentError
+        If the seed is no integer of at least 0.
+
+    Examples
+    --------
+    >>> import fpe
+    >>> wide = fpe.reinitialize_(fpe.expand(fpe.mlp(8, 4, 2), factor=2, prune="balanced"), seed=1)
+    >>> fpe.count_nonzero(wide) == fpe.count_nonzero(fpe.mlp(8, 4, 2))
+    True
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ArgumentError(f"seed is {seed!r}; give an integer of at least 0.")
+    layers = [module for module in wide.modules() if isinstance(module, MaskedLayer)]
+    if not layers:
+        raise ModelError("there is no masked layer whose weights could be drawn anew; call fpe.expand first.")
+    generator = torch.Generator().manual_seed(seed)
+    for layer in layers:
+        weight, mask = layer.weight, layer.fpe_mask
+        reads = mask.flatten(1).sum(dim=1).clamp_min(1)
+        bound = reads.rsqrt().view(-1, *[1] * (weight.dim() - 1))
+        weight.copy_(_uniform(weight, generator) * bound * mask)
+        if layer.bias is not None:
+            layer.bias.copy_(_uniform(layer.bias, generator) * weight[0].numel() ** -0.5)
+    return wide
+
+
+def _uniform(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw between -1 and 1, on the CPU, so that a seed means the same everywhere."""
+    return (2 * torch.rand(like.shape, generator=generator) - 1).to(like)

@@ -1,0 +1,351 @@
+"""Callbacks for Lightning: two lines more in a script, and a network is expanded at an epoch, or rewired."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from torch.optim import Optimizer
+
+from fpe.errors import ArgumentError, CheckpointError, ModelError
+from fpe.expansion.inplace import check_moments, expand_, foresee
+from fpe.expansion.plan import plans_in
+from fpe.integrations.loading import dense_kept, holds_masks, loading_of
+from fpe.integrations.warn import (
+    has_masks,
+    warn_expanded_already,
+    warn_no_masks,
+    warn_too_late,
+    warn_unless_moving,
+)
+from fpe.io.checkpoint import reshape_, shapes_of
+from fpe.rewiring.policies import RewiringPolicy, as_policy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.schedule import RewiringSchedule
+
+ADVICE = (
+    "Load it by a Trainer with the Expand callback, or call fpe.integrations.lightning.restore_shape(self, "
+    "checkpoint) in the LightningModule's on_load_checkpoint; weights without the callbacks' state "
+    "(save_weights_only) have no shape to restore."
+)
+_PREFIX = "fpe.Expand("
+
+
+class Expand(Callback):
+    """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
+
+    Checkpoints that are written after it can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same
+    script: the network is given their shape before its weights are read. ``load_from_checkpoint`` knows no
+    callbacks; it needs `restore_shape`. A checkpoint from before the expansion, as ``ckpt_path="best"`` may
+    be, makes the network dense again. One callback serves any number of fits, one after another.
+
+    Parameters
+    ----------
+    epoch : int, default 0
+        Counted from 0. Training on several processes wraps the network when it starts, so that with
+        them only 0 is possible.
+    network : str, optional
+        Name of the attribute of the LightningModule that holds the network; by default its only child
+        with parameters.
+    moments : str, default "fresh"
+        As for `fpe.expand_`.
+    **how
+        All other arguments of `fpe.expand`.
+
+    Raises
+    ------
+    ArgumentError
+        For a bad epoch or `moments`.
+    ModelError, BudgetError
+        When training starts: if the network is not found, cannot be expanded as asked, or has to be expanded
+        while it is wrapped.
+    CheckpointError
+        If weights of an expanded network are loaded into the dense one, and no shape is beside them.
+
+    Warns
+    -----
+    UserWarning
+        If training ends before the epoch (at the start where the length of the data is known, else at the
+        end), or if a network that is expanded already is left as it is.
+    """
+
+    def __init__(
+        self, epoch: int = 0, network: str | None = None, moments: str = "fresh", **how: Any
+    ) -> None:
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise ArgumentError(
+                f"epoch is {epoch!r}; give an integer of at least 0: networks are expanded between epochs."
+            )
+        check_moments(moments)
+        self.epoch, self.network, self.moments, self.how = epoch, network, moments, how
+        self.shapes: dict[str, Any] | None = None
+        self._warned = False
+
+    @property
+    def state_key(self) -> str:
+        """One such callback for each network."""
+        return f"{_PREFIX}{self.network or ''})"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
+        network = network_of(pl_module, self.network, "Expand")
+        if stage == "fit":
+            self._check_averages(trainer)
+            self.shapes, self._warned = None, False
+        loading_of(network, ADVICE)
+        self._reshape_on_load(pl_module)
+        if stage != "fit":
+            return
+        if plans_in(network):
+            warn_expanded_already()
+            self.shapes = shapes_of(network)
+        elif trainer.world_size > 1 and self.epoch > 0:
+            raise ModelError(
+                f"Expand(epoch={self.epoch}) on {trainer.world_size} processes: the network is wrapped for "
+                "them when training starts, and cannot be expanded later. Train it in one run, and expand it "
+                "at epoch 0 of another."
+            )
+        elif self.epoch == 0:
+            self._expand(network, [])
+
+    def _check_averages(self, trainer: Trainer) -> None:
+        """Refuse averages of weights that are made of the dense network."""
+        for callback in _averaging(trainer):
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            before = callbacks.index(self) < callbacks.index(callback)
+            if self.epoch > 0 or not before:
+                raise ModelError(
+                    f"{type(callback).__name__} copies the network at the start, and its average would "
+                    "be of the dense one; give Expand(epoch=0), and put it before "
+                    f"{type(callback).__name__} in callbacks."
+                )
+
+    def _reshape_on_load(self, pl_module: LightningModule) -> None:
+        """Let the network take a checkpoint's shape: Lightning reads weights before callbacks' state."""
+        original = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            restore_shape(pl_module, checkpoint)
+            stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("shapes")
+            if stored is not None or not holds_masks(checkpoint["state_dict"]):
+                self.shapes = stored
+            original(checkpoint)
+
+        pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module's own hook as it was."""
+        vars(pl_module).pop("on_load_checkpoint", None)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse what cannot be done before any step, and say if training ends too early."""
+        if self.shapes is not None:
+            return
+        foresee(network_of(pl_module, self.network, "Expand"), self.how)
+        epochs = _epochs(trainer)
+        if self.epoch >= epochs:
+            self._warned = True
+            warn_too_late(self.epoch, f"it ends after {epochs:g} epochs")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if the epoch has not come."""
+        if self.shapes is None and not self._warned:
+            warn_too_late(self.epoch, f"it ended in epoch {trainer.current_epoch:,}")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Expand when the epoch has come."""
+        if self.shapes is None and trainer.current_epoch >= self.epoch:
+            self._expand(network_of(pl_module, self.network, "Expand"), trainer.optimizers)
+
+    def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
+        with dense_kept(network, ADVICE):
+            expand_(network, _owners(network, optimizers), self.moments, **self.how)
+        self.shapes = shapes_of(network)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must know to be read again."""
+        return {"shapes": self.shapes}
+
+
+class Rewire(Callback):
+    """Let the masks of an expanded network of a LightningModule move while it is trained.
+
+    For a network that `Expand`, which must stand before it, or `fpe.expand` has expanded. Checkpoints
+    hold what is needed to resume. One callback serves any number of fits, one after another.
+
+    Parameters
+    ----------
+    policy, schedule, seed
+        As for `fpe.Rewirer`.
+    network : str, optional
+        As for `Expand`.
+    steps : int, optional
+        Steps of the optimizer to which the schedule refers, from the expansion on; by default those that the
+        trainer says are left.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown policy; when it begins, if the trainer does not know how many steps are left.
+
+    Warns
+    -----
+    UserWarning
+        If no mask will move, or has moved.
+    """
+
+    def __init__(
+        self,
+        policy: str | RewiringPolicy = "rigl",
+        network: str | None = None,
+        schedule: RewiringSchedule | None = None,
+        seed: int = 0,
+        steps: int | None = None,
+    ) -> None:
+        self.policy, self.network, self.steps = as_policy(policy), network, steps
+        self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
+        self.rewirer: Rewirer | None = None
+        self._stored: dict[str, Any] | None = None
+        self._last = 0
+
+    @property
+    def state_key(self) -> str:
+        """One such callback for each network."""
+        return f"fpe.Rewire({self.network or ''})"
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget the network that was trained before."""
+        if stage != "fit":
+            return
+        self.rewirer = self._stored = None
+        for callback in _averaging(trainer):
+            raise ModelError(
+                f"{type(callback).__name__} beside Rewire: an average over masks that move has more non-zero "
+                "weights than any of its networks. Leave one of the two callbacks out."
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin when there are masks."""
+        if self.rewirer is not None:
+            return
+        network = network_of(pl_module, self.network, "Rewire")
+        if not has_masks(network):
+            return
+        left = trainer.estimated_stepping_batches - trainer.global_step
+        steps = self._stored["steps"] if self._stored else self.steps or left
+        if steps == float("inf"):
+            raise ArgumentError("the trainer does not know how many steps are left; give Rewire(steps=…).")
+        owners = _owners(network, trainer.optimizers)
+        self.rewirer = Rewirer(network, owners, self.policy, steps=int(steps), **self.how)
+        if self._stored is not None:
+            self.rewirer.load_state_dict(self._stored)
+        warn_unless_moving(self.rewirer)
+        self._last = trainer.global_step
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say if there were no masks."""
+        if self.rewirer is None:
+            warn_no_masks()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count a step, if this batch has completed one."""
+        if self.rewirer is not None and trainer.global_step > self._last:
+            self._last = trainer.global_step
+            self.rewirer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint must know to go on."""
+        return {"rewirer": self._stored if self.rewirer is None else self.rewirer.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was, as soon as there are masks."""
+        self._stored = state_dict["rewirer"]
+
+
+def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    """Give the networks of a LightningModule, in place, the shape of a checkpoint, so that it can be loaded.
+
+    For ``load_from_checkpoint``, which knows no callbacks; a Trainer with `Expand` needs no call.
+
+    Parameters
+    ----------
+    pl_module : LightningModule
+        Dense, or of the checkpoint's shape already.
+    checkpoint : dict
+        What Lightning wrote while an `Expand` was among the callbacks. One that was written before the
+        expansion changes nothing.
+
+    Raises
+    ------
+    CheckpointError
+        If the shapes are of another architecture, or are missing beside the weights of an expanded network.
+
+    Examples
+    --------
+    In the LightningModule::
+
+        def on_load_checkpoint(self, checkpoint):
+            fpe.integrations.lightning.restore_shape(self, checkpoint)
+    """
+    restored = False
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key.startswith(_PREFIX) and state.get("shapes") is not None:
+            network = network_of(pl_module, key.removeprefix(_PREFIX).removesuffix(")") or None, "Expand")
+            with dense_kept(network, ADVICE):
+                reshape_(network, state["shapes"])
+            restored = True
+    if holds_masks(checkpoint["state_dict"]) and not restored and not has_masks(pl_module):
+        raise CheckpointError(
+            f"the weights are those of an expanded network, and its shapes are missing. {ADVICE}"
+        )
+
+
+def network_of(pl_module: LightningModule, name: str | None, callback: str) -> nn.Module:
+    """Return the network that a callback is for: by name, or the only child with parameters.
+
+    Raises
+    ------
+    ModelError
+        If none is named and there is not exactly one.
+    """
+    if name is not None:
+        return pl_module.get_submodule(name)
+    children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
+    if len(children) != 1:
+        raise ModelError(
+            f"{type(pl_module).__name__} has {len(children)} children with parameters "
+            f"({', '.join(map(repr, children)) or 'none'}); say which one is the network: "
+            f"{callback}(network='…')."
+        )
+    return pl_module.get_submodule(children[0])
+
+
+def _averaging(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks that average weights."""
+    return [
+        callback
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if {kind.__name__ for kind in type(callback).__mro__}
+        & {"StochasticWeightAveraging", "WeightAveraging"}
+    ]
+
+
+def _epochs(trainer: Trainer) -> float:
+    """Return how many epochs training begins, infinity where that is not known."""
+    epochs = [math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)]
+    if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
+        per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
+        epochs.append(float(math.ceil(trainer.max_steps / max(1, per_epoch))))
+    return min(epochs)
+
+
+def _owners(network: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
+    """Return the optimizers that train the network."""
+    mine = {id(p) for p in network.parameters()}
+    return [o for o in optimizers if any(id(p) in mine for g in o.param_groups for p in g["params"])]

@@ -1,0 +1,320 @@
+"""Save and load an expanded or packed model: safetensors, with a JSON manifest in the file's own metadata.
+
+The file holds every tensor of the state dict, masks as booleans, and a manifest (format version,
+plan, shapes of the layers that differ from the dense model's). No code is stored and none is run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe import __version__
+from fpe._util.files import write_atomically
+from fpe._util.modules import replace_modules_, unwrapped
+from fpe.errors import ArgumentError, CheckpointError, ModelError
+from fpe.expansion.plan import Plan
+from fpe.holding import check_held
+from fpe.io.shapes import layer_shapes, rebuilt
+from fpe.masked import MASK, mask_names, named_as_now
+from fpe.models import mlp, mlp_sizes
+from fpe.packing.summary import Packing
+
+#: Of files of masked models, and of packed ones. In files of format 2 masks have another name.
+MASKED_FORMAT, PACKED_FORMAT = 4, 3
+FORMATS = (2, PACKED_FORMAT, MASKED_FORMAT)
+_KEY = "fpe"
+
+
+def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write an expanded model's weights, masks and plan; a failure leaves the old file.
+
+    Parameters
+    ----------
+    wide : nn.Module
+        What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile``,
+        ``DistributedDataParallel`` or ``AveragedModel``, or sharded by ``fully_shard``. It is not changed.
+        Every process that calls this writes its file, as with ``torch.save``. If the model is sharded all of
+        them must call it, and the first of those that give the same path writes.
+    path : path-like
+        The file, ``.safetensors`` by custom. Missing parent folders are made.
+
+    Raises
+    ------
+    ArgumentError
+        If the model holds state that this format cannot hold: no tensor, or one that is packed as 2:4 or
+        quantised. The message names what to save instead.
+    ModelError
+        If a weight is not zero where its mask is (see `fpe.project_`), or is computed by torch's pruning or a
+        parametrization.
+    WriteError
+        If the file cannot be written; what stood there before still stands.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    wide = unwrapped(wide)
+    writes = _checked_everywhere(wide, path)
+    tensors, tied = _storable(wide)
+    if not writes:
+        return
+    kind, sizes = type(wide).__name__, mlp_sizes(wide)
+    manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(wide), "tied": tied}
+    metadata = {"format": "pt", _KEY: json.dumps(manifest)}
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(tensors, temporary, metadata=metadata)
+        except SafetensorError as error:  # its form of an error of the file system
+            raise OSError(str(error)) from error
+
+    write_atomically(path, write)
+
+
+def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Module:
+    """Read an expanded or packed model back; the dense model gives the architecture and is not changed.
+
+    Parameters
+    ----------
+    path : path-like
+        What `fpe.save` wrote.
+    like : nn.Module, optional
+        A model of the dense architecture; its weights do not matter. The new model is on its device. What
+        `fpe.mlp` built (so does ``fpe fit``) needs none.
+
+    Returns
+    -------
+    nn.Module
+        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``.
+
+    Raises
+    ------
+    ArgumentError
+        If `like` is not given and the file does not say how its model is built.
+    CheckpointError
+        If the file is missing, truncated, not one of fpe's, of a later format, or of another
+        architecture.
+    """
+    tensors, manifest = _read(Path(path))
+    like = _built(path, manifest) if like is None else like
+    try:
+        modules = _modules(like, manifest)
+        wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
+        for alias, name in manifest["tied"].items():
+            tensors[alias] = tensors[name]
+        for old, new in named_as_now(set(tensors), mask_names(wide)).items():
+            tensors[new] = tensors.pop(old)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path} was saved from another architecture than this {type(like).__name__}: {error}. "
+            "Give like=… the dense model that was expanded."
+        ) from error
+    _check_shapes(wide, tensors, path, like)
+    own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
+    masks = mask_names(wide)
+    for name, tensor in own.items():
+        like_what = (
+            name.removesuffix(MASK) + "weight" if name in masks else name
+        )  # masks are stored as booleans
+        if like_what in tensors:
+            tensor.data = tensor.data.to(tensors[like_what].dtype)
+    wide.load_state_dict(tensors)
+    _note(wide, manifest)
+    return wide
+
+
+def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
+    """Build the model that a file says it holds, its weights yet to be loaded."""
+    sizes = manifest.get("mlp")
+    if sizes is None:
+        raise ArgumentError(
+            f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp do; "
+            "give like=… a model of the dense architecture."
+        )
+    return mlp(**sizes, seed=0)
+
+
+def shapes_of(wide: nn.Module) -> dict[str, Any]:
+    """Return the plans and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
+    shapes: dict[str, Any] = {"plan": None, **_known_of(wide), "modules": layer_shapes(wide)}
+    parts = {name: _known_of(part) for name, part in wide.named_modules() if name}
+    shapes["parts"] = {name: known for name, known in parts.items() if known}
+    is_packed = any(entry["kind"] == "packed" for entry in shapes["modules"].values())
+    packings = "packing" in shapes or any("packing" in known for known in shapes["parts"].values())
+    return {"format": PACKED_FORMAT if is_packed or packings else MASKED_FORMAT, **shapes}
+
+
+def _known_of(module: nn.Module) -> dict[str, Any]:
+    """Return what a module knows of how it was expanded and packed."""
+    plan, packing = (vars(module).get(name) for name in ("fpe_plan", "fpe_packing"))
+    known = {"plan": plan.to_dict()} if isinstance(plan, Plan) else {}
+    return {**known, "packing": packing.to_dict()} if isinstance(packing, Packing) else known
+
+
+def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
+    """Give a dense model, in place, the shape of an expanded one, for a state dict to be loaded into it.
+
+    Parameters
+    ----------
+    like : nn.Module
+        Changed: its layers concerned are replaced by masked ones with weights that mean nothing yet.
+    shapes : dict
+        What `shapes_of` returned, or its JSON.
+
+    Raises
+    ------
+    CheckpointError
+        If the shapes are of another architecture; the model is then as it was.
+    """
+    try:
+        modules = _modules(like, shapes)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the checkpoint is of another architecture than this {type(like).__name__}: {error}. Give the "
+            "dense model that was expanded."
+        ) from error
+    replace_modules_(like, modules)
+    _note(like, shapes)
+
+
+def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
+    made = {name: rebuilt(like, name, entry) for name, entry in shapes["modules"].items()}
+    return {name: module for name, module in made.items() if module is not None}
+
+
+def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
+    """Let a model and its parts know how they were expanded and packed."""
+    for name, known in {"": shapes, **shapes.get("parts", {})}.items():
+        part = model.get_submodule(name)
+        if known.get("plan"):
+            part.fpe_plan = Plan.from_dict(known["plan"])  # type: ignore[assignment]
+        if known.get("packing"):
+            part.fpe_packing = Packing.from_dict(known["packing"])  # type: ignore[assignment]
+
+
+def _sharded() -> Any:
+    """Return the type of a tensor that several processes hold in pieces."""
+    if not torch.distributed.is_available():
+        return ()
+    from torch.distributed.tensor import DTensor
+
+    return DTensor
+
+
+def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
+    """Refuse weights past their masks, on all processes that hold a piece; tell whether this one writes."""
+    refused: ModelError | None = None
+    try:
+        check_held(model, "saving")
+    except ModelError as error:
+        refused = error
+    writes = True
+    if any(isinstance(parameter, _sharded()) for parameter in model.parameters()):
+        said: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(said, (os.path.abspath(path), refused))
+        first = [given for given, _ in said].index(os.path.abspath(path))
+        writes = first == torch.distributed.get_rank()
+        refused = next((error for _, error in said if error is not None), None)
+    if refused is not None:
+        raise refused
+    return writes
+
+
+def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the state's tensors, each stored once, and which names mean which other's tensor."""
+    tensors: dict[str, Tensor] = {}
+    tied: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    masks = mask_names(model)
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor) or tensor.is_meta:
+            what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise ArgumentError(f"the state {name!r} is {what}; only tensors with values can be saved.")
+        tensor = tensor.detach()
+        _check_kind(name, tensor)
+        own = tensor.to_local() if isinstance(tensor, _sharded()) else tensor
+        place = (own.device, own.data_ptr(), tensor.shape, own.stride())
+        if own.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first[place] = name
+        whole = tensor.full_tensor() if isinstance(tensor, _sharded()) else tensor
+        stored = whole.bool() if name in masks else whole
+        stored = stored.cpu().contiguous()
+        shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
+        tensors[name] = stored.clone() if shares_storage else stored
+    return tensors, tied
+
+
+def _check_kind(name: str, tensor: Tensor) -> None:
+    """Refuse tensors that hold something else than their values in a row."""
+    if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):
+        raise ArgumentError(
+            f"the state {name!r} is packed as 2:4, which is for the GPU that it was made on; save the masked "
+            "model, and pack it again after fpe.load."
+        )
+    if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
+        raise ArgumentError(
+            f"the state {name!r} is a {type(tensor).__name__}, which this format cannot hold; save the model "
+            "before it is quantised, and quantise it again after fpe.load."
+        )
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors and manifest, or say what is wrong with the file."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}; give the path of a file that fpe.save wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}); it may be truncated. Save the model again, "
+            "or take another copy."
+        ) from error
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of fpe's: its metadata has no {_KEY!r} manifest. "
+            "Give a file that fpe.save wrote."
+        )
+    try:
+        manifest = json.loads(metadata[_KEY])
+        version = manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has a broken manifest ({error}); save the model again.") from error
+    if version not in FORMATS:
+        known = ", ".join(map(str, FORMATS))
+        raise CheckpointError(
+            f"{path} has format {version}, this fpe {__version__} reads formats {known}; "
+            f"it was written by fpe {manifest.get('fpe')}: use that version."
+        )
+    return tensors, manifest
+
+
+def _check_shapes(
+    wide: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str], like: nn.Module
+) -> None:
+    """Refuse tensors that do not fit, before any is copied, and name all that do not."""
+    own = wide.state_dict()
+    problems = [f"{name} is missing in the file" for name in own if name not in tensors]
+    problems += [f"{name} is not in the model" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(
+            f"{path} was saved from another architecture than this {type(like).__name__}: "
+            f"{'; '.join(problems[:5])}{more}. Give like=… the dense model that was expanded."
+        )

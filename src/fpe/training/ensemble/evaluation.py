@@ -1,0 +1,125 @@
+"""What many networks answer, computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fpe.errors import ArgumentError
+from fpe.training.ensemble.batches import batches
+from fpe.training.ensemble.program import losses_of
+from fpe.training.ensemble.stack import Stack, architecture, forward
+from fpe.training.loop import predicted
+
+#: Samples that go through all networks of a batch at a time.
+_SAMPLES = 512
+
+
+def per_network(values: Tensor | Sequence[Tensor], networks: int, name: str) -> list[Tensor]:
+    """Give each network its own tensor: one for all, or one of as many as there are networks.
+
+    Raises
+    ------
+    ArgumentError
+        If there are more or fewer.
+    """
+    if isinstance(values, Tensor):
+        return [values] * networks
+    if len(values) != networks:
+        raise ArgumentError(
+            f"{name} has {len(values)} tensors for {networks} networks; give one for each, or one for all."
+        )
+    return list(values)
+
+
+@torch.no_grad()
+def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Return the logits of each network for all its samples.
+
+    Parameters
+    ----------
+    networks : sequence of nn.Module
+        ``nn.Sequential``, as for `train`; unchanged.
+    X : Tensor or sequence of Tensor
+        Inputs, (samples, features), the same for all networks or one tensor for each.
+
+    Returns
+    -------
+    list of Tensor
+        One for each network, (samples, outputs).
+
+    Raises
+    ------
+    ArgumentError, ModelError
+        If the number of inputs is not that of the networks, or a network cannot be stacked.
+    """
+    inputs = per_network(X, len(networks), "X")
+    logits: list[Tensor] = [torch.empty(0)] * len(networks)
+    for batch, stack in _stacks(networks, inputs):
+        for i, result in zip(batch, stack_logits(stack, [inputs[i] for i in batch]), strict=True):
+            logits[i] = result
+    return logits
+
+
+def _stacks(networks: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], Stack]]:
+    """Stack the networks that fit together; yield their numbers and the stack."""
+    keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
+    for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
+        yield batch, Stack.of([networks[i] for i in batch])
+
+
+def stack_logits(stack: Stack, inputs: Sequence[Tensor]) -> Tensor:
+    """Return the logits of a stack for samples of its networks, (M, samples, outputs)."""
+    return torch.cat([_forward_rows(stack, inputs, rows) for rows in _slices(len(inputs[0]))], 1)
+
+
+def _slices(samples: int) -> list[slice]:
+    return [slice(start, start + _SAMPLES) for start in range(0, samples, _SAMPLES)]
+
+
+def _forward_rows(stack: Stack, inputs: Sequence[Tensor], rows: slice) -> Tensor:
+    if len({id(x) for x in inputs}) == 1:  # all read the same
+        x, readers = inputs[0][rows].unsqueeze(0), len(inputs)
+    else:
+        x, readers = torch.stack([x[rows] for x in inputs]), 1
+    return forward(stack.layers, stack.parameters, stack.masks, x, readers)
+
+
+def validation_losses(
+    stack: Stack, inputs: Sequence[Tensor], labels: Sequence[Tensor], weights: Sequence[Tensor | None]
+) -> list[float]:
+    """Return each network's mean loss on its held-out samples, weighted where there are weights."""
+    losses = losses_of(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
+    means = []
+    for loss, weight in zip(losses, weights, strict=True):
+        total = None if weight is None else weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+        means.append(float(loss.mean() if total is None else (loss * weight).sum() / total))
+    return means
+
+
+@torch.no_grad()
+def accuracies(
+    networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor], y: Tensor | Sequence[Tensor]
+) -> list[float]:
+    """Return the share of samples, 0 to 1, whose class each network predicts.
+
+    Parameters
+    ----------
+    networks, X
+        As for `predict_logits`.
+    y : Tensor or sequence of Tensor
+        Class numbers, (samples,).
+    """
+    inputs, labels = per_network(X, len(networks), "X"), per_network(y, len(networks), "y")
+    shares = [0.0] * len(networks)
+    for batch, stack in _stacks(networks, inputs):
+        hits = torch.zeros(len(batch), dtype=torch.long, device=inputs[batch[0]].device)
+        for rows in _slices(len(inputs[batch[0]])):  # all logits at once may be too many to hold
+            logits = _forward_rows(stack, [inputs[i] for i in batch], rows)
+            right = predicted(logits) == torch.stack([labels[i][rows] for i in batch])
+            hits += right.sum(dim=1)
+        for i, hit in zip(batch, hits.tolist(), strict=True):
+            shares[i] = hit / len(inputs[i])
+    return shares

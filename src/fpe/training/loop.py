@@ -1,0 +1,392 @@
+"""One plain training loop, for a dense network and for an expanded one.
+
+The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it,
+`train` the wide one. The dense baseline is trained for as long in total.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from fpe.errors import ArgumentError
+from fpe.masked import mask_names
+from fpe.rewiring.rewirer import Rewirer
+from fpe.training.losses import loss_of
+
+#: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
+Record = dict[str, Any]
+
+
+def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
+    """Make the optimizer of the paper (A.3.1): Adam, with the squared norm of all parameters as penalty.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its parameters are trained.
+    lr : float, default 1e-3
+        Learning rate.
+    l2 : float, default 0
+        Weight of the penalty ``l2 / 2 · Σ w²``.
+    """
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
+
+
+def recipe_problems(recipe: object) -> list[str]:
+    """Say what is wrong with the numbers of a training recipe.
+
+    Parameters
+    ----------
+    recipe : object
+        Has the attributes ``hidden`` (an integer or a sequence of such) and ``l2``, and ``warmup_epochs``,
+        ``epochs``, ``lr``, ``decay``, ``batch_size`` and ``patience``, which may be None.
+
+    Returns
+    -------
+    list of str
+        One sentence for each problem, empty if there is none.
+    """
+    problems = []
+    hidden = recipe.hidden  # type: ignore[attr-defined]
+    sizes = hidden if isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str) else [hidden]
+    if len(sizes) == 0 or not all(_is_integer(size) and size > 0 for size in sizes):
+        problems.append(f"hidden is {hidden!r}; give an integer of at least 1, or a list of such.")
+    for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
+        value = getattr(recipe, name)
+        if value is not None and (not _is_integer(value) or value < least):
+            problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
+    for name, allowed in (("lr", "above"), ("l2", "of at least")):
+        value = getattr(recipe, name)
+        if value is None and name == "lr":
+            continue
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not number or not np.isfinite(value) or value < 0 or (value == 0 and name == "lr"):
+            problems.append(f"{name} is {value!r}; give a number {allowed} 0.")
+    decay = recipe.decay  # type: ignore[attr-defined]
+    if decay is not None and not isinstance(decay, bool | np.bool_):
+        problems.append(f"decay is {decay!r}; give True or False.")
+    return problems
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def fitting_batch_size(samples: int) -> int:
+    """Return the usual size of a mini-batch for so many samples: a thirtieth, but 64 at least, 500 at most.
+
+    500 is the paper's (A.3.1). On small data an epoch of such mini-batches would be few steps.
+    """
+    return min(500, max(64, samples // 30))
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """A learning rate that falls to 0 as half a cosine (Loshchilov and Hutter, 2017).
+
+    Attributes
+    ----------
+    epochs : int
+        Over how many it falls, in all.
+    begin : int, default 0
+        How many of them lie behind.
+    """
+
+    epochs: int
+    begin: int = 0
+
+    def factor(self, epochs: float) -> float:
+        """Return the share of the learning rate that is left after so many epochs more."""
+        return (1 + math.cos(math.pi * min(1.0, (self.begin + epochs) / self.epochs))) / 2
+
+
+def run_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    X: Tensor,
+    y: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    sample_weight: Tensor | None = None,
+    rewirer: Rewirer | None = None,
+    decay: Cosine | None = None,
+) -> float:
+    """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
+
+    Learning rates and training modes are afterwards as they were, also after an error.
+
+    Parameters
+    ----------
+    model, optimizer
+        What is trained, and by what.
+    X, y : Tensor
+        Inputs, (samples, features), and class numbers, (samples,).
+    batch_size : int
+        Samples in a mini-batch; the last one of an epoch may be smaller.
+    generator : torch.Generator
+        Source of the order.
+    sample_weight : Tensor, optional
+        Weight of each sample, shape (samples,).
+    rewirer : Rewirer, optional
+        Lets masks move.
+    decay : Cosine, optional
+        How the learning rate falls, step by step; afterwards it is as before.
+
+    Returns
+    -------
+    float
+        The mean loss over the samples, each as it was when its mini-batch came.
+    """
+    order = torch.randperm(len(X), generator=generator).to(X.device)
+    total = torch.zeros((), dtype=torch.float64, device=X.device)
+    batches = torch.split(order, batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        with _mode(model, training=True):
+            for number, batch in enumerate(batches):
+                if decay is not None:
+                    left = decay.factor(number / len(batches))
+                    _set_rates(optimizer, [left * rate for rate in rates])
+                weight = None if sample_weight is None else sample_weight[batch]
+                optimizer.zero_grad()
+                loss = loss_of(model(X[batch]), y[batch], weight)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if rewirer is not None:
+                    rewirer.step()
+                total += loss.detach() * len(batch)
+    finally:
+        _set_rates(optimizer, rates)
+    return float(total) / len(X)
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put all modules into training or evaluation mode while the block runs; then each has its own again."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when the loss on held-out data has not fallen for a while, and go back to where it was lowest.
+
+    Attributes
+    ----------
+    X, y : Tensor
+        Held-out inputs and class numbers.
+    patience : int
+        Epochs without a new minimum after which training stops.
+    weight : Tensor, optional
+        Weight of each held-out sample in that loss.
+    """
+
+    X: Tensor
+    y: Tensor
+    patience: int
+    weight: Tensor | None = None
+
+
+def train(
+    model: nn.Module,
+    X: Tensor,
+    y: Tensor,
+    *,
+    epochs: int,
+    optimizer: Optimizer,
+    generator: torch.Generator,
+    batch_size: int | None = None,
+    sample_weight: Tensor | None = None,
+    early_stopping: EarlyStopping | None = None,
+    rewirer: Rewirer | None = None,
+    decay: Cosine | None = None,
+    on_epoch: Callable[[Record], None] | None = None,
+) -> list[Record]:
+    """Train a model in place for some epochs.
+
+    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
+    Training modes and learning rates are afterwards as they were.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Maps (batch, features) to logits. Changed.
+    X, y : Tensor
+        Inputs, (samples, features), and class numbers, (samples,).
+    epochs : int
+        Passes over the data.
+    optimizer : Optimizer
+        Over the model's parameters. Changed.
+    generator : torch.Generator
+        Source of the mini-batches' order; the same state gives the same result on the same machine.
+    batch_size : int, optional
+        Samples in a mini-batch; by default as `fitting_batch_size` says.
+    sample_weight : Tensor, optional
+        Weight of each sample, shape (samples,).
+    early_stopping : EarlyStopping, optional
+        Off by default.
+    rewirer : Rewirer, optional
+        Lets masks move while it trains. Changed.
+    decay : Cosine, optional
+        How the learning rate falls, step by step; afterwards the optimizer has its own again. By default it
+        stays as it is.
+    on_epoch : callable, optional
+        Gets the record of each finished epoch.
+
+    Returns
+    -------
+    list of dict
+        One record for each finished epoch.
+
+    Raises
+    ------
+    ArgumentError
+        If training diverges: the loss, a parameter or a number that the optimizer keeps of it becomes NaN
+        or infinite. Everything is then as after the last finished epoch.
+    """
+    history: list[Record] = []
+    batch_size = batch_size or fitting_batch_size(len(X))
+    best, lowest, best_epoch = _state(model, rewirer), float("inf"), 0
+    finished = _Snapshot(model, optimizer, generator, rewirer)
+    for epoch in range(1, epochs + 1):
+        now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
+        try:
+            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now)
+            record: Record = {"epoch": epoch, "loss": loss}
+            if early_stopping is not None:
+                held_out = early_stopping.X, early_stopping.y, early_stopping.weight
+                record["validation_loss"] = evaluate_loss(model, *held_out)
+            problem = divergence(record, [*model.parameters(), *_moments(optimizer)])
+            if problem is not None:
+                raise ArgumentError(f"{problem} in epoch {epoch}; {DIVERGED}")
+        except BaseException:
+            finished.restore()
+            raise
+        finished = _Snapshot(model, optimizer, generator, rewirer)
+        if early_stopping is not None and record["validation_loss"] < lowest:
+            lowest, best, best_epoch = record["validation_loss"], finished.model_state, epoch
+        history.append(record)
+        if on_epoch is not None:
+            on_epoch(record)
+        if early_stopping is not None and epoch - best_epoch >= early_stopping.patience:
+            break
+    if early_stopping is not None:
+        _restore(model, best, rewirer)
+    return history
+
+
+#: What to do about training that diverges.
+DIVERGED = "use a smaller learning rate, or scale the inputs."
+
+
+def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
+    """Say what became NaN or infinite in an epoch; None if nothing did.
+
+    Parameters
+    ----------
+    record : dict
+        The record of the epoch, whose losses are looked at.
+    trained : iterable of Tensor
+        The parameters, and what the optimizer keeps: a gradient that overflows leaves a finite loss and
+        infinite moments, after which a weight never changes again.
+    """
+    for name in ("loss", "validation_loss"):
+        if not record.get(name, 0.0) < float("inf"):
+            return f"the {name.replace('_', ' ')} became {record[name]}"
+    if not all(finite(tensor) for tensor in trained):
+        return "a gradient became NaN or infinite"
+    return None
+
+
+def finite(tensor: Tensor) -> bool:
+    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _moments(optimizer: Optimizer) -> list[Tensor]:
+    """Return the tensors that an optimizer keeps of each parameter."""
+    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+
+
+def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tensor:
+    """Return the logits of all samples, shape (samples, outputs), in evaluation mode.
+
+    Training modes are afterwards as they were.
+    """
+    with _mode(model, training=False), torch.no_grad():
+        return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
+
+
+def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor, weight: Tensor | None = None) -> float:
+    """Return the mean loss over all samples, weighted if there are weights, in evaluation mode."""
+    return float(loss_of(predict_logits(model, X), y, weight))
+
+
+def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
+    """Return the share of samples whose class is predicted, 0 to 1, in evaluation mode."""
+    return accuracy_of(predict_logits(model, X), y)
+
+
+def accuracy_of(logits: Tensor, y: Tensor) -> float:
+    """Return the share of samples, 0 to 1, whose logits, (samples, outputs), say their class."""
+    return float((predicted(logits) == y).double().mean())
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class that logits, (…, outputs), say; one logit says class 1 where it is positive."""
+    return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
+
+
+def _state(model: nn.Module, rewirer: Rewirer | None = None) -> dict[str, Tensor]:
+    """Copy what training changes: all but the masks, unless they move."""
+    state = model.state_dict()
+    moves, masks = rewirer is not None, mask_names(model)
+    return {n: copy.deepcopy(value) for n, value in state.items() if moves or n not in masks}
+
+
+def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None = None) -> None:
+    model.load_state_dict(state, strict=False)
+    if rewirer is not None:
+        rewirer.hold()
+
+
+class _Snapshot:
+    """All that training changes, as it is now, to go back to."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
+    ) -> None:
+        self._live = model, optimizer, generator, rewirer
+        self.model_state = _state(model, rewirer)
+        self._optimizer = copy.deepcopy(optimizer.state_dict())
+        self._order = generator.get_state()
+        self._rewirer = None if rewirer is None else rewirer.state_dict()
+
+    def restore(self) -> None:
+        model, optimizer, generator, rewirer = self._live
+        model.load_state_dict(self.model_state, strict=False)
+        optimizer.load_state_dict(self._optimizer)
+        generator.set_state(self._order)
+        if rewirer is not None and self._rewirer is not None:
+            rewirer.load_state_dict(self._rewirer)

@@ -1,0 +1,47 @@
+"""Activations as functions, and the losses of classifiers (section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Element-wise layers without parameters, by what they do to a batch of any shape.
+ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
+    nn.ReLU: F.relu,
+    nn.GELU: F.gelu,
+    nn.SiLU: F.silu,
+    nn.Tanh: torch.tanh,
+    nn.Sigmoid: torch.sigmoid,
+    nn.Identity: lambda x: x,
+}
+
+
+def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return the mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
+
+    Parameters
+    ----------
+    logits : Tensor
+        Shape (batch, 1) or (batch, classes).
+    y : Tensor
+        Class numbers from 0, shape (batch,), integers; with several logits also probabilities of the
+        classes, (batch, classes).
+    weight : Tensor, optional
+        Weight of each sample, shape (batch,); the mean is weighted.
+
+    Returns
+    -------
+    Tensor
+        A scalar.
+    """
+    reduction = "mean" if weight is None else "none"
+    if logits.shape[1] == 1:
+        loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
+    else:
+        loss = F.cross_entropy(logits, y, reduction=reduction)
+    if weight is None:
+        return loss
+    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
