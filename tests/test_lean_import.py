@@ -64,7 +64,7 @@ def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
         name for page in pages for name in re.findall(r"(?:from|import) (fpe[\w.]+)", page.read_text())
     }
     left = sorted(named - imported)
-    assert {"fpe.sklearn.FPEClassifier", "fpe.integrations.lightning.Rewire"} <= {*left}
+    assert {"fpe.sklearn.FPEClassifier", "fpe.integrations.lightning.Expand"} <= {*left}
     code = f"import fpe\nfor name in {left}: eval(name)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
