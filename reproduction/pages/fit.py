@@ -1,4 +1,4 @@
-"""Run the comparisons of docs/results/fit.md; write that page, its data and figures, and the README's table.
+"""Run the comparisons of docs/results/fit.md; write that page, its data and figures, and the table of overview.md.
 
 Usage: python reproduction/pages/fit.py        (``make results`` does it, and the picture of the README)
 
@@ -19,7 +19,7 @@ from fpe.compare.report import fit_table
 from fpe.data.named import find_folder
 
 HERE = Path(__file__).parents[2] / "docs" / "results"
-README = HERE.parent.parent / "README.md"
+OVERVIEW = HERE / "overview.md"
 OUT = Path("fpe-out", "results")
 BANKING = "--hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
 FASHION = "--hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
@@ -121,7 +121,7 @@ def section(name: str, heading: str, data: str, options: str) -> str:
 
 
 def readme_table(stored: list[tuple[str, str, str, str]]) -> str:
-    """Write the README's table from the stored data."""
+    """Write the table of overview.md from the stored data."""
     lines = ["| | neurons | non-zeros | dense | expanded |", "| --- | --- | --- | --- | --- |"]
     for name, heading, _, _ in stored:
         result = read_json(HERE / "fit" / f"{name}.json")
@@ -148,10 +148,10 @@ def main() -> int:
     page = INTRODUCTION + "".join(section(*each) for each in stored)
     write_atomically(HERE / "fit.md", lambda file: file.write_text(page, encoding="utf-8"))
     marks = r"(<!-- made by reproduction/pages/fit.py -->\n).*(<!-- end -->)"
-    before = README.read_text(encoding="utf-8")
+    before = OVERVIEW.read_text(encoding="utf-8")
     after = re.sub(marks, rf"\1{readme_table(stored)}\n\2", before, flags=re.DOTALL)
-    write_atomically(README, lambda file: file.write_text(after, encoding="utf-8"))
-    print(f"\nwrote {HERE / 'fit.md'} and the table in {README.name}")
+    write_atomically(OVERVIEW, lambda file: file.write_text(after, encoding="utf-8"))
+    print(f"\nwrote {HERE / 'fit.md'} and the table in {OVERVIEW.name}")
     if missing:
         print(f"not run again: {'; '.join(missing)}", file=sys.stderr)
     return 1 if missing else 0

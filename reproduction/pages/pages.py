@@ -66,9 +66,9 @@ def write_networks(results: Sequence[dict[str, Any]], path: Path, order: Callabl
 
 
 def put_into_readme(mark: str, table: dict[str, Any]) -> None:
-    """Put a table into the README, between the comments of this name."""
+    """Put a table into overview.md, between the comments of this name."""
     lines = "\n".join(markdown_table(table["columns"], table["rows"]))
-    put_between(mark, f"{lines}\n", HERE.parent.parent / "README.md")
+    put_between(mark, f"{lines}\n", HERE / "overview.md")
 
 
 def put_between(mark: str, text: str, page: Path) -> None:
