@@ -63,7 +63,7 @@ def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
     imported = {
         name for page in pages for name in re.findall(r"(?:from|import) (fpe[\w.]+)", page.read_text())
     }
-    left = sorted(named - imported)
+    left = sorted(named - imported - {"fpe.commands"})  # that is a group of entry points
     assert {"fpe.sklearn.FPEClassifier", "fpe.integrations.lightning.Expand"} <= {*left}
     code = f"import fpe\nfor name in {left}: eval(name)"
     subprocess.run([sys.executable, "-c", code], check=True)

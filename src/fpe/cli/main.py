@@ -1,4 +1,4 @@
-"""The command ``fpe``. Each subcommand is a file of `fpe.cli`."""
+"""The command ``fpe``. Each subcommand is a file of this folder."""
 
 from __future__ import annotations
 
