@@ -80,7 +80,7 @@ def test_the_commands_defaults_are_the_configurations(monkeypatch):
     """What `FitConfig` documents is what the command does."""
     asked = []
 
-    def stop(dataset, config, *rest):
+    def stop(dataset, config, *rest, **how):
         asked.append(config)
         raise fpe.FPEError("far enough")
 

@@ -20,10 +20,9 @@ from torch import nn
 
 import fpe
 from fpe._util.files import write_atomically, write_json
-from fpe.compare.runner import run_tasks
+from fpe.compare.runner import one_thread, run_tasks
 from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
-from fpe.compare.threads import one_thread
 from fpe_reproduction.report.text import markdown_table
 
 HERE = Path(__file__).parents[2] / "docs" / "results"

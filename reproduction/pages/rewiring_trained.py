@@ -22,10 +22,8 @@ from pages import commits, put_between
 from sklearn.model_selection import train_test_split
 
 from fpe._util.files import write_json
-from fpe.compare.engine import Engine
-from fpe.compare.runner import run_tasks
+from fpe.compare.runner import one_thread, run_tasks
 from fpe.compare.statistics import mean
-from fpe.compare.threads import one_thread
 from fpe.data import load
 from fpe.data.named import find_folder
 from fpe.errors import BudgetError
@@ -207,7 +205,7 @@ def main() -> None:
     def show(name: str, record: dict[str, Any]) -> None:
         print(name, [round(100 * a, 1) for a in record.get("accuracies", [])], flush=True)
 
-    records = run_tasks(measure, wanted, OUT, "rewiring-trained", Engine(jobs=1), show)
+    records = run_tasks(measure, wanted, OUT, "rewiring-trained", jobs=1, on_finished=show)
     results = [
         {**wanted[name], **{k: v for k, v in r.items() if k != "identity"}} for name, r in records.items()
     ]

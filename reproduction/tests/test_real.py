@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli.main import main
-from fpe.compare.engine import Engine
+from fpe.compare.runner import parallel_backend
 from fpe.errors import ArgumentError, DataError
 from fpe_reproduction.experiments.blocks_findings import close_claim
 from fpe_reproduction.experiments.catalogue import chosen
@@ -92,7 +92,7 @@ def test_a_lost_worker_changes_nothing(tmp_path):
     """Three workers of a Dask cluster, one killed when the first task is done: the table of loky."""
     distributed = pytest.importorskip("dask.distributed")
     request = Request(quick=True, hidden=(3, 4, 5, 6), trials=2, warmup_epochs=4, epochs=4)
-    here = reproduce("timing", tmp_path / "here", request, ["digits"], engine=Engine(jobs=2))
+    here = reproduce("timing", tmp_path / "here", request, ["digits"], jobs=2)
     killed = []
     with distributed.LocalCluster(
         n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None
@@ -104,8 +104,8 @@ def test_a_lost_worker_changes_nothing(tmp_path):
                 os.kill(pids[0], signal.SIGKILL)
                 killed.append(pids[0])
 
-        engine = Engine("dask", address=cluster.scheduler_address)
-        there = reproduce("timing", tmp_path / "there", request, ["digits"], engine=engine, on_task=kill_one)
+        with parallel_backend("dask", cluster.scheduler_address):
+            there = reproduce("timing", tmp_path / "there", request, ["digits"], on_task=kill_one)
         assert killed
         assert killed[0] not in [worker.pid for worker in cluster.workers.values()]
     for key in ("claims", "tables", "figures", "values"):
@@ -116,16 +116,19 @@ def test_a_lost_worker_changes_nothing(tmp_path):
     assert files[0] == files[1]
 
 
-def test_a_cluster_that_cannot_be_used_is_refused(tmp_path):
-    with pytest.raises(ArgumentError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
-        reproduce("vision", tmp_path, TINY, ["digits"], engine=Engine("dask", address="tcp://127.0.0.1:9"))
+def test_a_cluster_that_cannot_be_used_is_refused():
+    refused = pytest.raises(ArgumentError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9")
+    with refused, parallel_backend("dask", "tcp://127.0.0.1:9"):
+        pass
     distributed = pytest.importorskip("dask.distributed")
     few = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "dashboard_address": None}
-    with distributed.LocalCluster(**few) as cluster:
-        engine = Engine("dask", address=cluster.scheduler_address)
-        with pytest.raises(ArgumentError, match=r"have \[2\] threads; .* --nthreads 1"):
-            reproduce("vision", tmp_path, TINY, ["digits"], engine=engine)
-    assert not list(tmp_path.glob("**/trials/*.json"))
+    refused = pytest.raises(ArgumentError, match=r"have \[2\] threads; .* --nthreads 1")
+    with (
+        distributed.LocalCluster(**few) as cluster,
+        refused,
+        parallel_backend("dask", cluster.scheduler_address),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -163,7 +166,7 @@ def test_two_data_sets_of_one_name_are_refused(tmp_path):
 def test_cnns_need_images(tmp_path):
     np.savez(tmp_path / "flat.npz", X=np.random.rand(40, 65), y=np.arange(40) % 2)
     with pytest.raises(DataError, match="flat has 65 features, which are no square images"):
-        reproduce("cnn", tmp_path / "out", TINY, [str(tmp_path / "flat.npz")], engine=Engine(jobs=1))
+        reproduce("cnn", tmp_path / "out", TINY, [str(tmp_path / "flat.npz")], jobs=1)
 
 
 def test_missing_banking77_says_how_to_make_it(tmp_path, monkeypatch):

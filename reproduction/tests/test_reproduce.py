@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli.main import main
-from fpe.compare.engine import Engine
 from fpe.compare.statistics import Interval, mean, slope, slope_over_trials
 from fpe_reproduction.experiments import boolean_findings as findings
 from fpe_reproduction.experiments import catalogue
@@ -28,7 +27,6 @@ import sys
 from pathlib import Path
 from fpe_reproduction.experiments import boolean_catalogue as module
 from fpe_reproduction.experiments.boolean import BooleanConfig
-from fpe.compare.engine import Engine
 from fpe_reproduction.experiments.experiment import Request
 from fpe_reproduction.experiments.reproduce import reproduce
 
@@ -37,7 +35,7 @@ def config_of(quick, seed):
 
 module.config_of = config_of
 if __name__ == "__main__":
-    reproduce("clauses", Path(sys.argv[1]), Request(quick=True), engine=Engine(jobs=1))
+    reproduce("clauses", Path(sys.argv[1]), Request(quick=True), jobs=1)
 """
 
 
@@ -75,10 +73,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
 def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
     monkeypatch.setattr("fpe_reproduction.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
-    results = [
-        reproduce("clauses", tmp_path / str(jobs), Request(quick=True), engine=Engine(jobs=jobs))
-        for jobs in (1, 2)
-    ]
+    results = [reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs) for jobs in (1, 2)]
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
 
 

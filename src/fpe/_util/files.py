@@ -1,11 +1,10 @@
-"""Write files so that a crash, a full disk or Ctrl-C leaves the old one; read and write JSON."""
+"""Write files so that a crash, a full disk or Ctrl-C keeps the old one; read and write JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,31 +13,22 @@ from fpe.errors import DataError, WriteError
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Let `write` fill a new file beside `path`, then put it in the place of `path` in one step.
+    """Let `write` fill a temporary file beside `path`, of the same suffix, and rename it to `path`.
 
-    Parameters
-    ----------
-    path : path-like
-        Where the file is to be. Missing parent folders are made.
-    write : callable
-        Gets the path of an empty temporary file in the same folder, of the same ending.
-
-    Raises
-    ------
-    WriteError
-        If the file cannot be written; what stood at `path` still stands, nothing else is left behind.
+    Missing parent folders are made. If the file cannot be written, `WriteError` is raised, `path` is as it
+    was and the temporary file is removed.
     """
     path = Path(path)
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".{path.stem}-{secrets.token_hex(8)}{path.suffix}"
+        temporary = path.parent / f".{path.stem}-{os.urandom(8).hex()}{path.suffix}"
         temporary.open("xb").close()
-        rights = temporary.stat().st_mode  # those of any new file of this process; `write` may make another
+        mode = temporary.stat().st_mode  # that of any new file of this process; `write` may make another
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(rights)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except OSError as error:
         raise WriteError(
@@ -51,7 +41,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def finite(record: Any) -> Any:
-    """Return a record with None in the place of NaN and infinite numbers, which JSON does not have."""
+    """Return a record with None in place of NaN and infinite numbers, which JSON does not have."""
     if isinstance(record, float):
         return record if math.isfinite(record) else None
     if isinstance(record, dict):
@@ -62,24 +52,18 @@ def finite(record: Any) -> Any:
 
 
 def to_json(record: Any, indent: int | None = None) -> str:
-    """Return a record as JSON, with null in the place of NaN and infinite numbers."""
+    """Return a record as JSON, with null in place of NaN and infinite numbers."""
     return json.dumps(finite(record), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a record as JSON (see `to_json`); a crash leaves the old file."""
+    """Write a record as JSON (see `to_json`), atomically."""
     text = to_json(record, indent=1) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Read a record, or return None if there is no such file.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read, or holds no JSON object.
-    """
+    """Read a JSON object; None if there is no such file, `DataError` if it cannot be read."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (FileNotFoundError, NotADirectoryError):

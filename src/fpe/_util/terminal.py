@@ -1,4 +1,4 @@
-"""Show progress on a terminal, and keep other libraries' remarks out of the output."""
+"""Show progress on a terminal, and silence the loggers of other libraries."""
 
 from __future__ import annotations
 
@@ -9,22 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a bar on standard error while the block runs, if that is a terminal.
+    """Show a progress bar on standard error while the block runs, if that is a terminal.
 
-    Parameters
-    ----------
-    label : str
-        Stands before the bar.
-    total : int
-        Steps to come.
-    visible : bool, default True
-        False shows nothing anywhere.
-
-    Yields
-    ------
-    callable
-        Call it after each step with a short text, which stands behind the bar; or with a text, how many
-        steps are done, and of how many.
+    Yields a function to call after each step with a short text, which is shown behind the bar; or with a
+    text, the number of finished steps and the total.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -33,13 +21,8 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
     if not (visible and console.is_terminal):
         yield lambda text, done=None, total=None: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
+    described, texts = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
+    columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts)
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=total, text="")
 
@@ -54,11 +37,10 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
 
 @contextmanager
 def silenced(*names: str, above: int = logging.ERROR) -> Iterator[None]:
-    """Let the loggers of these names, and those below them, report nothing that is not worse than `above`."""
-    known = [
-        name for name in logging.root.manager.loggerDict if name.startswith(tuple(f"{n}." for n in names))
-    ]
-    loggers = [logging.getLogger(name) for name in (*names, *known)]
+    """Let the loggers of these names, and those below them, report only what is worse than `above`."""
+    prefixes = tuple(f"{name}." for name in names)
+    below = [name for name in logging.root.manager.loggerDict if name.startswith(prefixes)]
+    loggers = [logging.getLogger(name) for name in (*names, *below)]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(max(logger.level, above + 1))

@@ -131,7 +131,7 @@ def fit(
             click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
-        result = run_fit(dataset, config, folder, jobs, fresh, advance)
+        result = run_fit(dataset, config, folder, jobs=jobs, fresh=fresh, on_trial=advance)
     fit_figure(result, folder / "accuracy.png")
     if found is not None:
         write_json(folder / "recommendation.json", found.to_dict())

@@ -1,4 +1,4 @@
-"""What the main job is asked to do, as a value that is checked, stored and compared."""
+"""The configuration of ``fpe fit``: a value that is checked, stored and compared with earlier ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fpe.models import mlp
 from fpe.training.loop import recipe_problems
 from fpe.training.recipe import Recipe
 
-#: Passes over the data before and after the expansion, where they are left open.
+#: Default epochs before and after the expansion.
 EPOCHS = (100, 100)
 
 
@@ -33,21 +33,17 @@ class FitConfig:
     ----------
     hidden : tuple of int
         Widths of the dense network's hidden layer, each tried.
-    factor, split, prune, rewire
-        As for `fpe.sklearn.FPEClassifier`; None for what suits, also of the four below.
+    factor, split, prune, rewire, lr, decay, batch_size, l2, patience
+        As for `fpe.sklearn.FPEClassifier`; None for its defaults.
     trials : int
-        Networks for each width; trial t has seed ``seed + t``.
+        Networks of each width; trial t has seed ``seed + t``.
     warmup_epochs, epochs : int or None
-        Passes over the data before and after the expansion; by default 100 and 100, or 0 and 200 where masks
-        move.
-    lr, decay, batch_size, l2, patience
-        As for `fpe.sklearn.FPEClassifier`.
+        Epochs before and after the expansion; by default 100 and 100, or 0 and 200 with rewiring.
     validation_fraction : float
-        Share of the training samples that is held out: the best model is the one of the highest accuracy
-        there, and `patience` looks at the loss there.
+        Share of the training samples that is held out, by which the best model is chosen; `patience` looks
+        at the loss there.
     standardize : bool
-        Train on features of mean 0 and standard deviation 1. What is saved begins with a layer that does
-        this, and so reads the features as they are in the data.
+        Train on features of mean 0 and standard deviation 1. The saved model does this itself.
     seed : int
         Seed of everything.
     """
@@ -71,17 +67,11 @@ class FitConfig:
 
     @property
     def recipe(self) -> Recipe:
-        """How networks are expanded and trained; what was left open is filled in.
-
-        Raises
-        ------
-        ArgumentError
-            As `Recipe.of`.
-        """
+        """How networks are expanded and trained, with all defaults filled in."""
         return Recipe.of(self, EPOCHS)
 
     def filled(self) -> dict[str, Any]:
-        """Return all settings by name; what was left open is filled in."""
+        """Return all settings by name, with all defaults filled in."""
         recipe = self.recipe
         return {k: getattr(recipe, k, v) for k, v in dataclasses.asdict(self).items()}
 
@@ -91,7 +81,7 @@ class FitConfig:
         Raises
         ------
         ArgumentError, DataError, ModelError, BudgetError
-            For what is wrong with the numbers, or with the expansion of one of the networks.
+            For wrong settings, all at once, or if one of the networks cannot be expanded.
         """
         problems = recipe_problems(self)
         if self.trials < 1:
@@ -111,19 +101,12 @@ class FitConfig:
             plan(dense, recipe.factor, recipe.split, recipe.prune, seed=self.seed)
 
     def held_out(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """Return the numbers of the training samples that are trained on, and of those held out.
-
-        The same share of each class, at least one sample of each that has two; drawn with ``seed``, the same
-        for all widths and trials.
-        """
+        """Return the indices of the samples to train on and of the held-out ones; see `hold_out`."""
         return hold_out(dataset.y_train, self.validation_fraction, self.seed)
 
     def identity(self, dataset: Dataset) -> dict[str, Any]:
-        """Return what a trial's result depends on, its width and number aside."""
+        """Return what a trial's result depends on, beside its width and number."""
         own = {k: v for k, v in self.filled().items() if k not in ("hidden", "trials")}
-        for later in ("rewire", "decay"):  # results from before there was either are those without it
-            if not own[later]:
-                del own[later]
         return {"data": dataset.name, "fingerprint": dataset.fingerprint, "fpe": __version__, **own}
 
     def digest(self, dataset: Dataset) -> str:
@@ -132,10 +115,10 @@ class FitConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def folder(self, dataset: Dataset) -> Path:
-        """Return the folder where results go by default, named by data, split and configuration."""
-        recipe, short = self.recipe, self.digest(dataset)[:6]
+        """Return the default folder of the results, named by data, split and configuration."""
+        recipe = self.recipe
         split = str(recipe.split).replace(":", "-")
-        return Path("fpe-out", f"{dataset.name}-{split}-x{recipe.factor}-{short}")
+        return Path("fpe-out", f"{dataset.name}-{split}-x{recipe.factor}-{self.digest(dataset)[:6]}")
 
 
 def dense_network(dataset: Dataset, hidden: int, seed: int) -> nn.Sequential:

@@ -1,17 +1,17 @@
-"""The main job: dense against expanded, at the same number of non-zero parameters, on given data."""
+"""Compare dense and expanded networks of the same number of non-zero parameters on given data."""
 
 from __future__ import annotations
 
 import dataclasses
 import shutil
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from fpe._util.files import finite, read_json, write_atomically, write_json
 from fpe.compare.config import FitConfig
-from fpe.compare.engine import Engine
 from fpe.compare.runner import claim_folder, run_tasks
 from fpe.compare.store import commits, provenance
 from fpe.compare.trial import model_name, run_trial
@@ -23,14 +23,15 @@ def run_fit(
     dataset: Dataset,
     config: FitConfig,
     out: Path,
+    *,
     jobs: int = -1,
     fresh: bool = False,
     on_trial: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train dense and expanded networks over widths and trials, and store everything in a folder.
 
-    Each trial is stored as soon as it ends. Those that the folder has already are not run again, so that a
-    run can be stopped and resumed, and widths and trials added.
+    Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and
+    resumed, and widths and trials added.
 
     Parameters
     ----------
@@ -39,27 +40,26 @@ def run_fit(
     config : FitConfig
         How.
     out : Path
-        Gets ``trials/`` (JSON records, and the expanded model of each trial), ``results.json``, and
-        ``best.safetensors``: the expanded model of the highest accuracy on the validation part, which is
-        held out of the training samples. A model of an earlier run that is better on the same validation
-        part stays.
+        Gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, and
+        ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A
+        model of an earlier run that is better on the same samples stays.
     jobs : int, default −1
-        Processes at a time; −1 means one for each core. Results do not depend on it.
+        Processes; −1 means one for each core. Results do not depend on it.
     fresh : bool, default False
-        Throw away the trials of an earlier run.
+        Remove the trials of an earlier run.
     on_trial : callable, optional
         Gets a short text after each trial.
 
     Returns
     -------
     dict
-        What ``results.json`` holds: configuration, data, provenance, one row for each width, all
-        trials, the best one. In ``best``, ``kept`` tells whether it is of an earlier run, and ``replaced``
-        whether it took the place of one that could not be compared.
+        What ``results.json`` holds: configuration, data, provenance, one row for each width, all trials,
+        the best one. In ``best``, ``kept`` tells whether it is of an earlier run, and ``replaced`` whether it
+        replaced a model that could not be compared.
 
     Raises
     ------
-    ArgumentError, ModelError, BudgetError
+    ArgumentError, DataError, ModelError, BudgetError
         As `FitConfig.check`, or if `out` holds results of another configuration.
     WriteError
         If a file cannot be written.
@@ -85,8 +85,9 @@ def run_fit(
             text = f"{trial['dense']['accuracy']:.1%} → {trial['expanded']['accuracy']:.1%}"
             on_trial(f"width {trial['hidden']}, trial {trial['trial']}: {text}")
 
-    digest = config.digest(dataset)
-    records = run_tasks(run_trial, tasks, out / "trials", digest, Engine(jobs=jobs), finished)
+    records = run_tasks(
+        run_trial, tasks, out / "trials", config.digest(dataset), jobs=jobs, on_finished=finished
+    )
     trials = list(records.values())
     result = {
         "config": {**config.filled(), "hidden": list(config.hidden)},
@@ -105,7 +106,7 @@ def run_fit(
 def _keep_best(
     trials: list[dict[str, Any]], dataset: Dataset, config: FitConfig, out: Path
 ) -> dict[str, Any]:
-    """Put the best expanded model of these trials into the folder, if there is none that is better."""
+    """Copy the best expanded model of these trials to ``best.safetensors``, unless a better one is there."""
     best = max(trials, key=_merit)
     judged_on = {
         "fingerprint": dataset.fingerprint,
@@ -125,7 +126,6 @@ def _keep_best(
 
 
 def _merit(trial: dict[str, Any]) -> tuple[float, float]:
-    """Return what the best trial has most of: validation accuracy, then a low validation loss."""
     return trial["expanded"]["validation_accuracy"], -trial["expanded"]["validation_loss"]
 
 
@@ -142,23 +142,20 @@ def _description(dataset: Dataset) -> dict[str, Any]:
 
 
 def _row(trials: list[dict[str, Any]]) -> dict[str, Any]:
-    """Sum the trials of one width up: means, and standard deviations over the trials."""
+    """Return means and standard deviations (``_sd``) over the trials of one width."""
     row: dict[str, Any] = {"hidden": trials[0]["hidden"], "trials": len(trials)}
-    kinds = [kind for kind in ("dense", "expanded", "double") if kind in trials[0]]
-    for kind in kinds:
-        row[kind] = {key: trials[0][kind][key] for key in ("neurons", "nonzero")}
-        for key in ("accuracy", "train_accuracy", "capacity", "cosine"):
-            values = [t[kind][key] for t in trials]
-            row[kind][key] = None if None in values else statistics.fmean(values)
-            row[kind][f"{key}_sd"] = None if None in values else _spread(values)
-    gains = [t["expanded"]["accuracy"] - t["dense"]["accuracy"] for t in trials]
-    row["gain"], row["gain_sd"] = statistics.fmean(gains), _spread(gains)
-    if "double" in kinds:
+    measured = ["accuracy", "train_accuracy", "capacity", "cosine"]
+    for kind in ("dense", "expanded", "double"):
+        if kind in trials[0]:
+            frame = pd.DataFrame([trial[kind] for trial in trials])[measured].astype(float)
+            row[kind] = {key: trials[0][kind][key] for key in ("neurons", "nonzero")}
+            row[kind] |= (
+                frame.mean(skipna=False).to_dict() | frame.std(skipna=False).add_suffix("_sd").to_dict()
+            )
+    gains = pd.Series([t["expanded"]["accuracy"] - t["dense"]["accuracy"] for t in trials])
+    row["gain"], row["gain_sd"] = gains.mean(), gains.std()
+    if "double" in row:
         gap = row["double"]["accuracy"] - row["dense"]["accuracy"]
         row["gap_closed"] = row["gain"] / gap if gap > 0 else None
     row["relative_improvement"] = relative_improvement(row["expanded"]["accuracy"], row["dense"]["accuracy"])
     return row
-
-
-def _spread(values: list[float]) -> float | None:
-    return statistics.stdev(values) if len(values) > 1 else None

@@ -6,17 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
+
+NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and its 95 % interval; without an interval (one value only) the bounds are NaN.
-
-    Attributes
-    ----------
-    value, low, high : float
-        Estimate and bounds.
-    """
+    """An estimate and the bounds of its 95 % interval, which are NaN for a single value."""
 
     value: float
     low: float
@@ -33,7 +30,7 @@ class Interval:
         return self.high < 0
 
     def includes(self, value: float) -> bool:
-        """Whether the interval holds a value."""
+        """Whether the interval includes a value."""
         return self.low <= value <= self.high
 
     def text(self, scale: float = 1, digits: int = 1, sign: bool = True) -> str:
@@ -44,32 +41,26 @@ class Interval:
 
 
 def mean(values: Sequence[float]) -> Interval:
-    """Return the mean and its interval by Student's t.
-
-    For paired differences, give the differences.
-    """
-    from scipy.stats import t
-
+    """Return the mean and its interval by Student's t. For paired data, give the differences."""
     array = np.asarray(values, dtype=float)
     center = float(array.mean())
     if len(array) < 2:
-        return Interval(center, float("nan"), float("nan"))
-    half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / len(array) ** 0.5)
+        return Interval(center, NAN, NAN)
+    half = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array))
     return Interval(center, center - half, center + half)
 
 
 def ratio_of_sums(
     parts: np.ndarray, wholes: np.ndarray, draws: int = 10_000, seed: int = 0
 ) -> tuple[list[Interval], Interval]:
-    """Return how much of a difference another one is, and the mean of that, by drawing trials again.
+    """Return the ratio of two mean differences, with intervals by a bootstrap over trials.
 
     Parameters
     ----------
-    parts, wholes : ndarray
-        Differences of each trial, (trials, cases). In each case the ratio is that of the means over trials,
-        since a single trial's whole may be near 0.
+    parts, wholes : ndarray of shape (trials, cases)
+        The ratio of a case is that of the means over trials, since a single trial's whole may be near 0.
     draws : int, default 10 000
-        Times that as many trials are drawn, with replacement, the same in all cases.
+        Bootstrap samples; each draws the same trials for all cases.
     seed : int, default 0
         Of the draws.
 
@@ -79,58 +70,43 @@ def ratio_of_sums(
         For each case, and for the mean over the cases.
     """
     trials = len(parts)
-    picked = np.random.default_rng(seed).integers(0, trials, (draws, trials))
+    drawn = np.random.default_rng(seed).integers(0, trials, (draws, trials))
     with np.errstate(invalid="ignore", divide="ignore"):
         center = parts.mean(axis=0) / wholes.mean(axis=0)
-        drawn = parts[picked].mean(axis=1) / wholes[picked].mean(axis=1)
-    estimates = [*center, center.mean()]
-    columns = [*drawn.T, drawn.mean(axis=1)]
-    made = []
-    for value, column in zip(estimates, columns, strict=True):
-        low, high = np.nanquantile(column, [0.025, 0.975]) if trials > 1 else (np.nan, np.nan)
-        made.append(Interval(float(value), float(low), float(high)))
-    return made[:-1], made[-1]
+        ratios = parts[drawn].mean(axis=1) / wholes[drawn].mean(axis=1)
+    pairs = zip([*center, center.mean()], [*ratios.T, ratios.mean(axis=1)], strict=True)
+    *each, overall = (_bootstrapped(float(value), column, trials) for value, column in pairs)
+    return each, overall
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """Return the slope of the least-squares line; NaN where all x are the same."""
     dx = np.asarray(x, dtype=float) - np.mean(x)
     total = float(dx @ dx)
-    return float(dx @ np.asarray(y, dtype=float)) / total if total > 0 else float("nan")
+    return float(dx @ np.asarray(y, dtype=float)) / total if total > 0 else NAN
 
 
 def slope_over_trials(
     trials: Sequence[tuple[Sequence[float], Sequence[float]]], draws: int = 4000, seed: int = 0
 ) -> Interval:
-    """Return the slope through the points of all trials, and its interval by drawing trials again.
+    """Return the slope through the points (x, y) of all trials, with an interval by a bootstrap over trials.
 
     Points of one trial depend on each other; trials do not.
-
-    Parameters
-    ----------
-    trials : sequence of (x, y)
-        The points of each trial.
-    draws : int, default 4000
-        Times that as many trials are drawn, with replacement.
-    seed : int, default 0
-        Of the draws.
     """
-    # A slope is a ratio of sums, so that a trial enters by its sums alone.
-    sums = np.array(
-        [
-            [len(x), np.sum(x), np.sum(y), np.dot(x, x), np.dot(x, y)]
-            for x, y in ((np.asarray(x, float), np.asarray(y, float)) for x, y in trials)
-        ]
-    )
-    center = float(_slope_of_sums(sums.sum(axis=0)))
-    if len(trials) < 2:
-        return Interval(center, float("nan"), float("nan"))
-    picked = np.random.default_rng(seed).integers(0, len(trials), (draws, len(trials)))
-    low, high = np.nanquantile(_slope_of_sums(sums[picked].sum(axis=1)), [0.025, 0.975])
-    return Interval(center, float(low), float(high))
+    arrays = [(np.asarray(x, float), np.asarray(y, float)) for x, y in trials]
+    # A slope is a ratio of sums, so that a trial counts by its sums alone.
+    sums = np.array([[len(x), x.sum(), y.sum(), x @ x, x @ y] for x, y in arrays])
+    drawn = np.random.default_rng(seed).integers(0, len(trials), (draws, len(trials)))
+    value = float(_slope_of_sums(sums.sum(axis=0)))
+    return _bootstrapped(value, _slope_of_sums(sums[drawn].sum(axis=1)), len(trials))
 
 
 def _slope_of_sums(sums: np.ndarray) -> np.ndarray:
     n, x, y, xx, xy = np.moveaxis(sums, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray((n * xy - x * y) / (n * xx - x * x))
+
+
+def _bootstrapped(value: float, drawn: np.ndarray, trials: int) -> Interval:
+    low, high = np.nanquantile(drawn, [0.025, 0.975]) if trials > 1 else (NAN, NAN)
+    return Interval(value, float(low), float(high))

@@ -1,4 +1,4 @@
-"""What made a stored result, and what it depends on."""
+"""What a stored result depends on, and what made it."""
 
 from __future__ import annotations
 
@@ -13,81 +13,81 @@ import inspect
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fpe import __version__
 
 #: Libraries whose versions are recorded.
-_LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors")
-_PACKAGE = Path(__file__).resolve().parent.parent
+LIBRARIES = ("torch", "numpy", "scikit-learn", "safetensors")
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, Any]:
-    """Say what made a result: versions, commit, kind of machine, time. No name of host or user."""
+    """Return what made a result: versions, commit, kind of machine, time; not the host's or user's name."""
     return {
         "fpe": __version__,
         "commit": _commit(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        **_versions(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "written": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _commit() -> str | None:
-    """Return the commit of the checkout that this package runs from, with ``+`` if its code was changed."""
-    here = Path(__file__).resolve().parent.parent
-    ask = ["git", "-C", str(here)]
-    try:
-        tracked = subprocess.run([*ask, "ls-files", "--error-unmatch", __file__], capture_output=True)
-        if tracked.returncode:
-            return None
-        commit = subprocess.run([*ask, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*ask, "status", "--porcelain", "."], capture_output=True, text=True)
-    except OSError:
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
-
-
-def depends(work: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, str]:
-    """Return what the result of a task depends on: arguments, code, and versions of libraries.
-
-    Parameters
-    ----------
-    work : callable
-        A function of a module.
-    arguments : mapping
-        What it gets. Data stand for themselves by their fingerprint; paths play no part.
-
-    Returns
-    -------
-    dict
-        Hashes of the arguments and of the code that the modules of `work`, and of functions among the
-        arguments, import; versions.
-    """
-    functions: list[Any] = [work, *(value for value in arguments.values() if inspect.isfunction(value))]
-    files = sorted({str(Path(inspect.getfile(function)).resolve()) for function in functions})
+def _versions() -> dict[str, str]:
     return {
-        "arguments": hashlib.sha256(repr(_plain(arguments)).encode()).hexdigest()[:16],
-        "code": code_digest(*files),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        **{name: importlib.metadata.version(name) for name in LIBRARIES},
     }
 
 
+def _commit() -> str | None:
+    """Return the commit of the checkout that fpe runs from, with ``+`` if its code was changed since."""
+
+    def git(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(PACKAGE), *command], capture_output=True, text=True)
+
+    try:
+        if git("ls-files", "--error-unmatch", __file__).returncode:
+            return None
+        commit = git("rev-parse", "--short=12", "HEAD").stdout.strip()
+        return commit + ("+" if git("status", "--porcelain", ".").stdout.strip() else "")
+    except OSError:
+        return None
+
+
+def commits(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the commits that made stored runs, or results made of such, each once."""
+    made: list[str] = []
+    for run in runs:
+        made += run.get("commits") or [run["provenance"].get("commit") or "no known commit"]
+    return list(dict.fromkeys(made))
+
+
+def depends(work: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the result of a task depends on: hashes of its arguments and code, and versions.
+
+    Data count by their fingerprint, and paths not at all. The code is that of the modules of `work` and of
+    functions among the arguments, and of all modules that these import.
+    """
+    functions: list[Any] = [work, *(value for value in arguments.values() if inspect.isfunction(value))]
+    files = sorted({str(Path(inspect.getfile(function)).resolve()) for function in functions})
+    hashed = hashlib.sha256(repr(_plain(arguments)).encode()).hexdigest()[:16]
+    return {"arguments": hashed, "code": code_digest(*files), **_versions()}
+
+
 def _plain(value: Any) -> Any:
-    """Return what an argument says, the same in every process."""
+    """Return an argument as plain data, the same in every process."""
     if isinstance(value, Path):
-        return None  # where something lies is not what it is
+        return None
     if hasattr(value, "fingerprint"):
         return value.fingerprint
     if inspect.isfunction(value):
         return value.__qualname__
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-        return type(value).__name__, _plain(own)
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return type(value).__name__, _plain(fields)
     if isinstance(value, Mapping):
         return sorted((str(key), _plain(each)) for key, each in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -97,27 +97,23 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def code_digest(*files: str) -> str:
-    """Return what stands for code, comments and docstrings aside.
+    """Return a hash of the code of modules and of all fpe modules they import, without comments or docstrings.
 
-    Parameters
-    ----------
-    *files : str
-        Paths of modules; the modules of fpe that they import, at whatever depth, count too. Without any, all
-        modules of fpe do.
+    Without any file, of all modules of fpe.
     """
-    left = [Path(file) for file in files] or sorted(_PACKAGE.rglob("*.py"))
+    queue = [Path(file) for file in files] or sorted(PACKAGE.rglob("*.py"))
     seen: dict[Path, tuple[str, str]] = {}
-    while left:
-        path = left.pop()
+    while queue:
+        path = queue.pop()
         if path not in seen:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            left += _imported(tree)
+            queue += _imported(tree)
             seen[path] = path.name, _bare(tree)
     return hashlib.sha256(repr(sorted(seen.values())).encode()).hexdigest()[:16]
 
 
-def _imported(tree: ast.AST) -> Iterable[Path]:
-    """Yield the files of the modules of fpe that a module names in imports, those within functions too."""
+def _imported(tree: ast.AST) -> Iterator[Path]:
+    """Yield the files of the fpe modules that a module imports, also within functions."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -125,18 +121,13 @@ def _imported(tree: ast.AST) -> Iterable[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for first, *rest in (name.split(".") for name in names):
-            if first != "fpe" and not first.startswith("fpe_"):
-                continue
-            package = _folder(first)
-            file = _module_file(package, rest)
-            if file is not None:
-                yield file
-            elif rest != ["__version__"]:  # a name of the package itself: any module may be meant
-                yield from sorted(package.rglob("*.py"))
-
-
-def _folder(package: str) -> Path:
-    return Path(str(importlib.import_module(package).__file__)).parent
+            if first == "fpe" or first.startswith("fpe_"):
+                package = Path(str(importlib.import_module(first).__file__)).parent
+                file = _module_file(package, rest)
+                if file is not None:
+                    yield file
+                elif rest != ["__version__"]:  # a name of the package itself, which may be of any module
+                    yield from sorted(package.rglob("*.py"))
 
 
 def _module_file(package: Path, parts: list[str]) -> Path | None:
@@ -156,11 +147,3 @@ def _bare(tree: ast.Module) -> str:
         ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
-
-
-def commits(runs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the commits that stored runs, or results made of such, were made with, each once."""
-    made: list[str] = []
-    for run in runs:
-        made += run.get("commits") or [run["provenance"].get("commit") or "no known commit"]
-    return list(dict.fromkeys(made))

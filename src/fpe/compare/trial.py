@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.compare.config import FitConfig, dense_network
-from fpe.compare.threads import one_thread
+from fpe.compare.runner import one_thread
 from fpe.data import Dataset
 from fpe.errors import ArgumentError
 from fpe.expansion.pruning import count_nonzero

@@ -68,7 +68,7 @@ def reproduce(
         click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
         return
     from fpe._util.terminal import progress_bar
-    from fpe.compare.engine import Engine
+    from fpe.compare.runner import parallel_backend
     from fpe.data import Dataset
     from fpe_reproduction.experiments.experiment import Request
     from fpe_reproduction.experiments.reproduce import count_tasks
@@ -79,14 +79,14 @@ def reproduce(
 
     folder = out or Path("fpe-out", "reproduce-quick" if quick else "reproduce")
     request = Request(quick=quick, **{**settings, "hidden": settings["hidden"] or None})
-    runs_on = Engine(engine, jobs, address)
 
     def told(dataset: Dataset) -> None:
         if not as_json:
             click.echo("\n".join(dataset.lines()) + "\n")
 
-    with progress_bar(name, count_tasks(name, request, data), not as_json) as advance:
-        results = run(name, folder, request, data, label, runs_on, fresh, advance, told)
+    total = count_tasks(name, request, data)
+    with parallel_backend(engine, address, jobs), progress_bar(name, total, not as_json) as advance:
+        results = run(name, folder, request, data, label, jobs, fresh, advance, told)
     for result in results.values():
         draw(result, folder / result["name"] / "figure.png")
     page = write_page(folder)

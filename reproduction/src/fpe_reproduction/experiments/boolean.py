@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe.compare.threads import one_thread
+from fpe.compare.runner import one_thread
 from fpe.data import dnf
 from fpe.expansion.expand import expand
 from fpe.expansion.pruning import count_nonzero

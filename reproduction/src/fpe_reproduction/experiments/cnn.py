@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe.compare.threads import one_thread
+from fpe.compare.runner import one_thread
 from fpe.data import Dataset
 from fpe.errors import DataError
 from fpe_reproduction.experiments.networks import NetworksConfig, Source, data_of

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.compare.threads import one_thread
+from fpe.compare.runner import one_thread
 from fpe.expansion.columns import InputPruning
 from fpe.training.classifier_checks import as_tensor
 from fpe_reproduction.experiments.networks import NetworksConfig, Source, data_of

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe._util.modules import seeded
-from fpe.compare.threads import one_thread
+from fpe.compare.runner import one_thread
 from fpe.data import Dataset, load
 from fpe.errors import DataError
 from fpe.expansion.pruning import count_nonzero

@@ -11,7 +11,6 @@ from typing import Any
 
 from fpe import __version__
 from fpe._util.files import finite, write_json
-from fpe.compare.engine import Engine
 from fpe.compare.runner import call, claim_folder, run_tasks
 from fpe.compare.store import commits, provenance
 from fpe.data import Dataset, load
@@ -28,7 +27,7 @@ def reproduce(
     request: Request | None = None,
     data: Sequence[str] = (),
     label: str | None = None,
-    engine: Engine | None = None,
+    jobs: int = -1,
     fresh: bool = False,
     on_task: Callable[[str], None] | None = None,
     on_data: Callable[[Dataset], None] | None = None,
@@ -50,8 +49,8 @@ def reproduce(
         Names or files for the experiments on real data; by default each experiment's own.
     label : str, optional
         Column of the labels of a table; by default found.
-    engine : Engine, optional
-        What the tasks run on; by default one process for each core. Results do not depend on it.
+    jobs : int, default −1
+        Processes; −1 means one for each core. Results do not depend on it.
     fresh : bool, default False
         Throw away the trials of an earlier run.
     on_task : callable, optional
@@ -98,8 +97,8 @@ def reproduce(
             {key: {"work": task.work, "arguments": task.arguments} for key, task in works.items()},
             out / group / "trials",
             digest,
-            engine,
-            finished,
+            jobs=jobs,
+            on_finished=finished,
         )
         records |= {(group, key): record for key, record in made.items()}
     results = {}
