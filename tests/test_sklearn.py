@@ -237,7 +237,7 @@ class TestBadInput:
 
     def test_what_cannot_be_expanded_is_told_before_the_warm_up(self):
         clf = quick(split="shared", prune="columns", factor=8, warmup_epochs=10**6)
-        with pytest.raises(BudgetError, match="could pay for them; give a smaller factor"):
+        with pytest.raises(BudgetError, match="give a smaller factor"):
             clf.fit(X, CODES)
 
     @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from fpe.compare.statistics import mean
 from fpe.data import load
 from fpe.data.named import find_folder
 from fpe.errors import BudgetError
-from fpe.expansion.pruning import count_nonzero
+from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
 from fpe.training.loop import Cosine

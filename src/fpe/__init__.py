@@ -21,23 +21,35 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from fpe.budget.recommend import recommend
     from fpe.errors import FPEError
-    from fpe.expansion.children import ChildPruning
-    from fpe.expansion.coactivation import CorrelationSplit
-    from fpe.expansion.columns import InputPruning
     from fpe.expansion.expand import expand
-    from fpe.expansion.given import FixedSplit
     from fpe.expansion.init import reinitialize_
     from fpe.expansion.inplace import expand_
     from fpe.expansion.plan import LayerPlan, Plan
     from fpe.expansion.planner import plan
-    from fpe.expansion.pruning import MagnitudePruning, count_nonzero
-    from fpe.expansion.splits import GramSplit, LabelSplit, RandomSplit, SharedSplit, TwoFourSplit
+    from fpe.expansion.pruning import ChildPruning, InputPruning, MagnitudePruning
+    from fpe.expansion.splits import (
+        CorrelationSplit,
+        FixedSplit,
+        GramSplit,
+        LabelSplit,
+        RandomSplit,
+        SharedSplit,
+        TwoFourSplit,
+    )
     from fpe.expansion.summary import summary
     from fpe.graph.groups import NeuronGroup
-    from fpe.holding import enforce_masks_, project_
     from fpe.io.checkpoint import load, save
     from fpe.io.exporting import export
-    from fpe.masked import MaskedConv1d, MaskedConv2d, MaskedConv3d, MaskedLayer, MaskedLinear
+    from fpe.masked import (
+        MaskedConv1d,
+        MaskedConv2d,
+        MaskedConv3d,
+        MaskedLayer,
+        MaskedLinear,
+        count_nonzero,
+        enforce_masks_,
+        project_,
+    )
     from fpe.models import mlp
     from fpe.packing.pack import pack, unpack
     from fpe.packing.quantized import quantize
@@ -46,36 +58,31 @@ if TYPE_CHECKING:
     from fpe.rewiring.schedule import RewiringSchedule
     from fpe.sklearn import FPEClassifier
 
-#: The module of each public name.
+#: The public names of each module.
 _MODULES = {
-    "budget.recommend": ("recommend",),
-    "errors": ("FPEError",),
-    "expansion.children": ("ChildPruning",),
-    "expansion.coactivation": ("CorrelationSplit",),
-    "expansion.columns": ("InputPruning",),
-    "expansion.expand": ("expand",),
-    "expansion.given": ("FixedSplit",),
-    "expansion.init": ("reinitialize_",),
-    "expansion.inplace": ("expand_",),
-    "expansion.plan": ("LayerPlan", "Plan"),
-    "expansion.planner": ("plan",),
-    "expansion.pruning": ("MagnitudePruning", "count_nonzero"),
-    "expansion.splits": ("GramSplit", "LabelSplit", "RandomSplit", "SharedSplit", "TwoFourSplit"),
-    "expansion.summary": ("summary",),
-    "graph.groups": ("NeuronGroup",),
-    "holding": ("enforce_masks_", "project_"),
-    "io.checkpoint": ("load", "save"),
-    "io.exporting": ("export",),
-    "masked": ("MaskedConv1d", "MaskedConv2d", "MaskedConv3d", "MaskedLayer", "MaskedLinear"),
-    "models": ("mlp",),
-    "packing.pack": ("pack", "unpack"),
-    "packing.quantized": ("quantize",),
-    "rewiring.policies": ("RewiringPolicy",),
-    "rewiring.rewirer": ("Rewirer",),
-    "rewiring.schedule": ("RewiringSchedule",),
-    "sklearn": ("FPEClassifier",),
+    "budget.recommend": "recommend",
+    "errors": "FPEError",
+    "expansion.expand": "expand",
+    "expansion.init": "reinitialize_",
+    "expansion.inplace": "expand_",
+    "expansion.plan": "LayerPlan Plan",
+    "expansion.planner": "plan",
+    "expansion.pruning": "ChildPruning InputPruning MagnitudePruning",
+    "expansion.splits": "CorrelationSplit FixedSplit GramSplit LabelSplit RandomSplit SharedSplit TwoFourSplit",
+    "expansion.summary": "summary",
+    "graph.groups": "NeuronGroup",
+    "io.checkpoint": "load save",
+    "io.exporting": "export",
+    "masked": "MaskedConv1d MaskedConv2d MaskedConv3d MaskedLayer MaskedLinear count_nonzero enforce_masks_ project_",
+    "models": "mlp",
+    "packing.pack": "pack unpack",
+    "packing.quantized": "quantize",
+    "rewiring.policies": "RewiringPolicy",
+    "rewiring.rewirer": "Rewirer",
+    "rewiring.schedule": "RewiringSchedule",
+    "sklearn": "FPEClassifier",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 #: Subpackages and modules that are attributes, too. They are not in `__all__`: a star import would hide
 #: scikit-learn behind `fpe.sklearn`.
 _PUBLIC_MODULES = ("data", "errors", "graph", "integrations", "metrics", "rewiring", "sklearn", "training")

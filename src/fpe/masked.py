@@ -1,19 +1,23 @@
-"""Layers whose masked weights stay exactly zero, whatever trains them.
+"""Layers whose masked weights stay exactly zero, whatever trains them; what counts as non-zero.
 
 The mask acts on the gradient: the forward pass is the plain layer's, and masked entries, zero at
 the start, receive a zero gradient. An optimizer that steps by the gradient alone then never moves
 them. Being part of the layer's forward, this survives copying, pickling, loading and compiling.
-A weight that is computed or handed in from elsewhere is multiplied by the mask instead.
+A weight that is computed, or given from elsewhere, is multiplied by the mask instead. Whatever writes
+to a weight directly can bypass the mask: `project_` repairs that, `check_masks` refuses it.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from fpe.errors import ArgumentError, ModelError, raise_problems
 
 
 class _MaskGradient(torch.autograd.Function):
@@ -26,7 +30,7 @@ class _MaskGradient(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
@@ -35,21 +39,15 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None
 
 
-class _ShowGradient(torch.autograd.Function):
+class _ShowGradient(_MaskGradient):
     """As `_MaskGradient`, with the whole gradient for a probe."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor, probe: Tensor) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, probe: Tensor) -> Tensor:  # type: ignore[override]
         return weight.view_as(weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
         (mask,) = ctx.saved_tensors
         return grad * mask, None, grad
 
@@ -58,10 +56,12 @@ class _ShowGradient(torch.autograd.Function):
 MASK = "fpe_mask"
 #: What the buffer was called in files of earlier versions.
 _OLD_MASK = "weight_mask"
+#: Entries of a mask that are summed at a time: few enough for the cache, and for an exact sum in float32.
+_CHUNK = 1 << 18
 
 
 class HasMasks(nn.Module):
-    """A layer that holds some of the entries of its parameters at zero."""
+    """A layer that masks some of the entries of its parameters."""
 
     def free(self, name: str) -> Tensor | None:
         """Return a mask over the parameter `name`, not 0 where an entry is free; None if all are."""
@@ -69,27 +69,33 @@ class HasMasks(nn.Module):
 
     @torch.no_grad()
     def project(self) -> None:
-        """Set the held entries to exactly zero, in place, whatever they hold: NaN too."""
-        for name, parameter in self.named_parameters(recurse=False):
-            mask = self.free(name)
-            if mask is not None:
-                parameter.masked_fill_(placed_like(mask, parameter) == 0, 0)
+        """Set the masked entries to exactly zero, in place, NaN too."""
+        for parameter, mask in self._masked():
+            parameter.masked_fill_(placed_like(mask, parameter) == 0, 0)
+
+    def _masked(self) -> list[tuple[Any, Any]]:
+        pairs = [(p, self.free(name)) for name, p in self.named_parameters(recurse=False)]
+        return [(parameter, mask) for parameter, mask in pairs if mask is not None]
+
+    def _nonzero_masked(self) -> int:
+        """Count the masked entries that are not zero; 0 where there are no values."""
+        return sum(0 if p.is_meta or m.is_meta else past_mask(p, m) for p, m in self._masked())
 
 
 class MaskedLayer(HasMasks):
-    """What the masked layers have in common: a weight that is zero, and stays zero, where its mask is."""
+    """The base of the masked layers, whose weight is zero, and stays zero, where the mask is."""
 
     if TYPE_CHECKING:
         weight: Any
         bias: Any
         fpe_mask: Tensor
 
-    #: A leaf of the weight's shape, which plays no part but that its ``grad`` gathers, over any number of
-    #: backward passes, the gradient that the weight would have without its mask. Set by a rewirer, for the
-    #: steps in which it needs that; otherwise nothing is spent on it.
+    #: A leaf of the weight's shape whose ``grad`` gathers, over any number of backward passes, the gradient
+    #: that the weight would have without its mask. A rewirer sets it for the steps in which it needs that.
     _probe: Tensor | None = None
 
-    def _start_free(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.register_buffer(MASK, torch.ones_like(self.weight, requires_grad=False))
 
     def _free_weight(self) -> Tensor:
@@ -97,7 +103,7 @@ class MaskedLayer(HasMasks):
         weight = self.weight
         if not isinstance(weight, nn.Parameter):
             # Given by torch.func.functional_call, or computed by a parametrization or by torch's pruning:
-            # nothing says that it is zero where the mask is. The product has all derivatives, forward too.
+            # it need not be zero where the mask is. The product has all derivatives, forward too.
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
@@ -107,23 +113,23 @@ class MaskedLayer(HasMasks):
         return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the probe out: a copy is not what a rewirer watches."""
+        """Leave the probe out: a rewirer watches this layer, not its copies."""
         return {name: value for name, value in vars(self).items() if name != "_probe"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a layer pickled by an earlier version, whose mask had another name."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        # A layer pickled by an earlier version has its mask under another name.
         if MASK not in self._buffers and _OLD_MASK in self._buffers:
             self._buffers[MASK] = self._buffers.pop(_OLD_MASK)
 
-    def _keep(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
+    def _set(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         self.weight = nn.Parameter(weight)
         if bias is not None:
             self.bias = nn.Parameter(bias)
         self.fpe_mask = mask
 
     def free(self, name: str) -> Tensor | None:
-        """Return the mask of the weight, also where torch's pruning keeps it under another name."""
+        """Return the mask of the weight, also where torch's pruning gives it another name."""
         return self.fpe_mask if name in ("weight", "weight_orig") else None
 
     def extra_repr(self) -> str:
@@ -138,20 +144,18 @@ class MaskedLayer(HasMasks):
         if prefix + MASK not in state_dict and prefix + _OLD_MASK in state_dict:
             state_dict[prefix + MASK] = state_dict.pop(prefix + _OLD_MASK)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        held = {name: p for name, p in self.named_parameters(recurse=False) if self.free(name) is not None}
-        past = sum(
-            0 if p.is_meta or self.fpe_mask.is_meta else past_mask(p, self.fpe_mask) for p in held.values()
-        )
-        if not past:
+        count = self._nonzero_masked()
+        if not count:
             return
         if local_metadata.get("assign_to_params_buffers"):
-            # The weight is now the caller's own tensor, which must stay as it is.
-            for name, parameter in held.items():
-                setattr(self, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
+            # The weight is now the caller's own tensor, which must not change.
+            for name, parameter in list(self.named_parameters(recurse=False)):
+                if self.free(name) is not None:
+                    setattr(self, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
         self.project()
         warnings.warn(
-            f"the loaded state has {past:,} weights in {prefix.rstrip('.') or 'a layer'!r} that are not zero "
-            "where the loaded mask holds zero; they have been set to 0, so the outputs differ from those of "
+            f"the loaded state has {count:,} weights in {prefix.rstrip('.') or 'a layer'!r} that are not zero "
+            "where the loaded mask is; they have been set to 0, so the outputs differ from those of "
             "the model that was saved. Call fpe.project_(model) before saving.",
             stacklevel=2,
         )
@@ -173,10 +177,7 @@ def named_as_now(names: set[str], masks: set[str]) -> dict[str, str]:
 
 
 def past_mask(weight: Tensor, mask: Tensor) -> int:
-    """Count the entries that are not zero where their mask is.
-
-    Of a weight that is sharded over processes, those of this process's piece.
-    """
+    """Count the entries that are not zero where their mask is; of a sharded weight, in this process's piece."""
     mask = placed_like(mask, weight)
     if hasattr(weight, "qdata"):  # rounded by torchao, whose tensors cannot be compared
         weight = cast(Any, weight).dequantize()
@@ -212,25 +213,23 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     ----------
     fpe_mask : Tensor
         A buffer of the weight's shape (out_features, in_features) and type: 1 where the weight is free,
-        0 where it is held at zero. All ones at the start.
+        0 where it is masked. All ones in a new layer.
 
     Notes
     -----
-    Loading a state dict sets the weights that the loaded mask holds back to zero, with a warning. Optimizers
-    that move a weight whose gradient is zero need `fpe.enforce_masks_`.
+    Loading a state dict sets masked weights to zero, with a warning.
     """
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._start_free()
 
     @classmethod
     def from_arrays(cls, weight: Tensor, bias: Tensor | None, mask: Tensor) -> MaskedLinear:
         """Make a layer around these tensors, which it keeps; `weight` must be zero where `mask` is."""
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, device="meta", dtype=weight.dtype)
-        layer._keep(weight, bias, mask)
+        layer._set(weight, bias, mask)
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
@@ -239,12 +238,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
 
 
 class _MaskedConvolution(MaskedLayer):
-    """The part of the masked convolutions that is the same for one, two and three dimensions."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._start_free()
-
     @classmethod
     def from_arrays(
         cls, like: nn.modules.conv._ConvNd, weight: Tensor, bias: Tensor | None, mask: Tensor
@@ -253,19 +246,12 @@ class _MaskedConvolution(MaskedLayer):
 
         `weight`, of shape (out_channels, in_channels, *kernel), must be zero where `mask` is.
         """
-        layer = cls(
-            weight.shape[1],
-            weight.shape[0],
-            like.kernel_size,
-            like.stride,
-            like.padding,
-            like.dilation,
-            bias=bias is not None,
-            padding_mode=like.padding_mode,
-            device="meta",
-            dtype=weight.dtype,
-        )
-        layer._keep(weight, bias, mask)
+        copied = {
+            n: getattr(like, n) for n in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        }
+        sizes = weight.shape[1], weight.shape[0]
+        layer = cls(*sizes, **copied, bias=bias is not None, device="meta", dtype=weight.dtype)
+        layer._set(weight, bias, mask)
         return layer
 
     def forward(self, input: Tensor) -> Tensor:
@@ -292,3 +278,138 @@ MASKED: dict[type[MaskedLayer], type[nn.Module]] = {
     MaskedConv2d: nn.Conv2d,
     MaskedConv3d: nn.Conv3d,
 }
+
+
+def count_nonzero(model: nn.Module) -> int:
+    """Count the parameters that are free or not zero: weights, biases, norm parameters.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Dense or expanded; not changed. A Parameter used twice counts once.
+
+    Returns
+    -------
+    int
+        The number of entries that are not masked, and of those that are not zero although they are masked
+        (see `fpe.project_`). Of a sharded model, the latter in the piece of this process.
+    """
+    return sum(count for _, _, count in counted_parameters(model))
+
+
+def counted_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+    """Yield each distinct Parameter with its name and the number of its entries that count."""
+    for name, parameter in module.named_parameters():
+        prefix, _, own = name.rpartition(".")
+        owner = module.get_submodule(prefix)
+        mask = owner.free(own) if isinstance(owner, HasMasks) else None
+        masked = 0 if mask is None else parameter.numel() - int(mask.count_nonzero())
+        yield (
+            name,
+            parameter,
+            parameter.numel() - masked + (0 if mask is None else past_mask(parameter, mask)),
+        )
+
+
+def count_free(mask: Tensor) -> int:
+    """Count the ones of a mask of zeros and ones, several times as fast as ``Tensor.count_nonzero``."""
+    return sum(int(part.sum(dtype=torch.float32)) for part in torch.split(mask.reshape(-1), _CHUNK))
+
+
+def project_(model: nn.Module) -> int:
+    """Set every masked weight to exactly zero, in place.
+
+    Needed after something has written to weights directly: an average of weights whose masks have changed,
+    merged LoRA weights, an initializer. The outputs change with the weights that are set to zero.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Expanded or packed. Of a sharded one, each process sets and counts its own piece.
+
+    Returns
+    -------
+    int
+        How many entries were not zero, NaN included; 0 when called again.
+
+    Raises
+    ------
+    ModelError
+        If a mask holds more than zeros and ones; nothing is changed then.
+
+    Examples
+    --------
+    >>> import torch, fpe
+    >>> wide = fpe.expand(fpe.mlp(8, 4, 2, seed=0), factor=2, seed=1)
+    >>> _ = torch.nn.init.xavier_uniform_(wide[0].weight)
+    >>> fpe.project_(wide), fpe.project_(wide)
+    (40, 0)
+    """
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
+    raise_problems(_mask_problems(model, computed=False), ModelError, "the masks")
+    counts = {layer: layer._nonzero_masked() for layer in model.modules() if isinstance(layer, HasMasks)}
+    for layer, count in counts.items():
+        if count:
+            layer.project()
+    return sum(counts.values())
+
+
+def enforce_masks_(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    """Set masked weights back to zero after each step of `optimizer`.
+
+    Needed only where a weight with a zero gradient changes: Muon, noise added to weights, averages.
+
+    Parameters
+    ----------
+    optimizer : torch.optim.Optimizer
+        Gets a hook after its step; otherwise unchanged.
+    model : nn.Module
+        The expanded model.
+
+    Returns
+    -------
+    RemovableHandle
+        Its ``remove()`` removes the hook.
+    """
+    layers = [m for m in model.modules() if isinstance(m, HasMasks)]
+
+    def project(*_: Any) -> None:
+        for layer in layers:
+            layer.project()
+
+    return optimizer.register_step_post_hook(project)
+
+
+def check_masks(model: nn.Module, what: str) -> None:
+    """Raise ModelError if a masked weight is not zero; name all layers, and say to repair them before `what`."""
+    raise_problems(_mask_problems(model), ModelError, "the masks")
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, HasMasks)]
+    counts = [f"{count:,} in {name!r}" for name, layer in layers if (count := layer._nonzero_masked())]
+    if counts:
+        raise ModelError(
+            f"masked weights are not zero: {', '.join(counts)}. Something has written past the masks, such "
+            "as an average of weights, merged LoRA weights, an initializer, or an optimizer without "
+            f"fpe.enforce_masks_. Call fpe.project_(model), which sets them to zero, before {what}."
+        )
+
+
+def _mask_problems(model: nn.Module, computed: bool = True) -> list[str]:
+    """Say which masks are not zeros and ones, and, if asked, which masked weights are no parameters."""
+    problems = []
+    for name, layer in model.named_modules():
+        if not isinstance(layer, MaskedLayer):
+            continue
+        mask: Any = layer.fpe_mask
+        if not mask.is_meta and (mask.requires_grad or not bool(((mask == 0) | (mask == 1)).all())):
+            problems.append(
+                f"the mask of layer {name!r} holds more than zeros and ones: it is trained, or masks "
+                "have been averaged (give AveragedModel use_buffers=False). Set it to zeros and ones."
+            )
+        if computed and "weight" not in layer._parameters:
+            problems.append(
+                f"the weight of layer {name!r} is computed by torch's pruning or a parametrization; make "
+                "that permanent first, with torch.nn.utils.prune.remove or "
+                "torch.nn.utils.parametrize.remove_parametrizations."
+            )
+    return problems

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from fpe._util.terminal import progress_bar
 from fpe.errors import ArgumentError, DataError
 from fpe.expansion.planner import plan
-from fpe.expansion.pruning import Pruning, count_nonzero
+from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
+from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.rewirer import Rewirer

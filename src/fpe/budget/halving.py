@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fpe.budget.candidates import Settings
 from fpe.errors import BudgetError, ModelError
 from fpe.expansion.planner import plan
-from fpe.expansion.pruning import count_nonzero
+from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
 from fpe.training.loop import Cosine

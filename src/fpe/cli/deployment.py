@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from fpe.cli.named_models import named_model
 from fpe.errors import ArgumentError
-from fpe.expansion.pruning import counted_parameters
 from fpe.graph.inputs import as_call, inputs_for, tensors_in
 from fpe.io.batch_axes import BatchAxis
 from fpe.io.checkpoint import load
 from fpe.io.exporting import Export, export
-from fpe.masked import MaskedLayer
+from fpe.masked import MaskedLayer, counted_parameters
 from fpe.models import Standardize, mlp_sizes
 from fpe.packing.layers import PackedLayer
 from fpe.packing.pack import pack, unpack

@@ -15,8 +15,8 @@ from fpe.compare.config import FitConfig, dense_network
 from fpe.compare.runner import one_thread
 from fpe.data import Dataset
 from fpe.errors import ArgumentError
-from fpe.expansion.pruning import count_nonzero
 from fpe.io.checkpoint import save
+from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import standardized
 from fpe.rewiring.rewirer import Rewirer

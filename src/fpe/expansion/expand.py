@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,22 +15,21 @@ from torch import Tensor, nn
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import BudgetError, ModelError, raise_problems
 from fpe.expansion import steps as procedure
-from fpe.expansion.children import SINGLE_WEIGHTS, ChildPruning, leaving
 from fpe.expansion.choice import Layers
 from fpe.expansion.foreseen import parameters_per_neuron
 from fpe.expansion.lineage import Lineage, blocks_of, family_of
 from fpe.expansion.plan import LayerPlan, Plan
 from fpe.expansion.planner import plan
-from fpe.expansion.prunes import as_pruning
-from fpe.expansion.pruning import MagnitudePruning, Pruning, count_free, count_nonzero
+from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.ranking import layer_inputs, scales_of
-from fpe.expansion.splits import DataSplit, Split, as_split
+from fpe.expansion.splits import Split, as_split
 from fpe.expansion.steps import Weights
 from fpe.expansion.widths import shapes_of
 from fpe.graph import NeuronGroup
 from fpe.graph.analysis import deep_copy
 from fpe.graph.groups import Runs, neuron_of_columns
 from fpe.graph.inputs import inputs_for
+from fpe.masked import count_free, count_nonzero
 
 
 def expand(
@@ -123,7 +123,7 @@ def wide_modules(
     groups = [layer.group for layer in todo.layers]
     scales = scales_of(model, groups, method, example_inputs)
     reads = {}
-    if isinstance(split, DataSplit):
+    if split.needs_inputs:
         reads = layer_inputs(model, [group.name for group in groups], example_inputs)
     with torch.no_grad():
         return _Expansion(model, todo, split, method, scales, reads).run()
@@ -166,16 +166,12 @@ class _Expansion:
         columns = self.lineage.layouts(layer)
 
         split = self.split_of(layer)
-        with warnings.catch_warnings(record=True) as told:  # what a split does otherwise than its name says
-            warnings.simplefilter("always")
+        notes: list[str] = []
+        with _notes(notes):
             children = procedure.partition(
                 _shared_out([w.weight for w in producers], layer.shares), factor, split, rng
             )
-        notes = [str(one.message) for one in told if one.category is UserWarning]
-        for one in told:
-            if one.category is not UserWarning:
-                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-        if isinstance(self.method, ChildPruning):
+        if self.method.drops_children:
             layer = self.leave(layer, producers, consumers, columns, children)
         family = family_of(layer)
         first, *readers = procedure.duplicate(producers[0], consumers, children, factor, columns, family)
@@ -187,8 +183,8 @@ class _Expansion:
             self.between[name] = procedure.widen(module, layer.neurons, factor, family)
         copies = self._count_copies(layer, [*producers, *consumers], [*wide, *readers])
         if self.todo.budget == "group":
-            wide, in_columns = _prune(wide, readers, copies, self.method, layer, self.scale(layer))
-            notes += [] if in_columns else [SINGLE_WEIGHTS]
+            with _notes(notes):
+                wide = _prune(wide, readers, copies, self.method, layer, self.scale(layer))
         self.copies += copies
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *readers), strict=True))
@@ -218,7 +214,7 @@ class _Expansion:
         own_squares, read_squares = count(lambda w: w.weight.float().square())
         own_entries, read_entries = count(lambda w: w.mask.float())
         copied = read_entries + parameters_per_neuron(self.model, layer.group)
-        left = leaving(
+        left = self.method.dropped_children(
             (own_squares + read_squares.unsqueeze(1)).flatten(),
             (own_entries + copied.unsqueeze(1)).long().flatten(),
             blocks_of(layer).to(children.device),
@@ -236,7 +232,7 @@ class _Expansion:
 
         An input that an earlier group has copied is as in the dense model, once for each copy.
         """
-        if not isinstance(self.split, DataSplit):
+        if not self.split.needs_inputs:
             return self.split
         inputs = self.reads[layer.group.name]
         columns = self.lineage.columns.get(layer.group.name)
@@ -270,36 +266,32 @@ def _prune(
     method: Pruning,
     layer: LayerPlan,
     scale: Tensor | None,
-) -> tuple[list[Weights], bool]:
-    """Prune a group; the producers of a gated pair pay as one layer, one below the other.
-
-    Returns
-    -------
-    wide : list of Weights
-        The producers.
-    as_asked : bool
-        False if `ChildPruning` found no columns to pay with, and single weights paid.
-    """
+) -> list[Weights]:
+    """Prune a group, the producers of a gated pair as one layer, one below the other; return the producers."""
     shape = wide[0].weight.shape
     depth = shape[2:].numel() if layer.shares != "taps" else 1
     flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
     joint = wide[0] if len(wide) == 1 else _stacked(wide)
     paying = Weights(joint.weight.view(flat), None, joint.mask.view(flat))
-    in_blocks = isinstance(method, ChildPruning) or (layer.groups > 1 and method.needs_shared)
-    blocks = blocks_of(layer).repeat(len(wide)) if in_blocks else None
-    as_asked = True
-    try:
-        procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
-    except BudgetError:
-        if not isinstance(method, ChildPruning):
-            raise
-        as_asked = False
-        procedure.prune([paying, *readers], copies, MagnitudePruning(), layer.factor)
+    blocks = blocks_of(layer).repeat(len(wide)) if method.needs_shared else None
+    procedure.prune([paying, *readers], copies, method, layer.factor, scale, blocks)
     if len(wide) == 1:
-        return wide, as_asked
+        return wide
     weights, masks = (torch.split(t, shape[0]) for t in (joint.weight, joint.mask))
     parts = zip(weights, masks, wide, strict=True)
-    return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in parts], as_asked
+    return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in parts]
+
+
+@contextmanager
+def _notes(notes: list[str]) -> Iterator[None]:
+    """Turn the warnings of splits and prunings, on what they do otherwise than asked, into notes."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    notes += [str(one.message) for one in caught if one.category is UserWarning]
+    for one in caught:
+        if one.category is not UserWarning:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
 
 
 def _shared_out(tensors: list[Tensor], shares: str) -> Tensor:

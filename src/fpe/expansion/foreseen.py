@@ -8,14 +8,14 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from fpe.expansion.children import SINGLE_WEIGHTS, ChildPruning
 from fpe.expansion.choice import Chosen
 from fpe.expansion.plan import LayerPlan
-from fpe.expansion.pruning import Pruning, count_free
-from fpe.expansion.splits import Split, groups_of
+from fpe.expansion.pruning import Pruning
+from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup
 from fpe.graph.groups import default_runs, neuron_of_columns
 from fpe.graph.layers import bias_of, mask_of, neuron_tensors, oriented_weight, size_of
+from fpe.masked import count_free
 
 
 def layer_plans(
@@ -38,32 +38,16 @@ def layer_plans(
         if shares == "taps" or (shares == "channels" and inputs < factor):
             shares, inputs = "taps", inputs * taps
         layer = _layer_plan(model, group, factor, inputs, shares, after, some)
-        layer = replace(layer, groups=groups_of(split, neurons))
-        if isinstance(prune, ChildPruning):
-            layer = _with_children(layer, after, taps if shares == "channels" else 1)
+        layer = replace(layer, groups=split.num_groups(neurons))
+        entries = len(group.producers) * (taps if shares == "channels" else 1)
+        left, note = prune.expected_dropped(neurons, layer.groups, factor, inputs, entries, layer.copies)
+        layer = replace(layer, neurons_after=after - left, notes=(note,) if note else ())
         for name in group.consumers:
             own = size_of(model, name)[1]
             shared = own if not group.columns else neurons * _own_columns(group, name)
             grown[name] = grown.get(name, 0) + (layer.neurons_after - neurons) * (shared // neurons)
         planned.append(layer)
     return planned
-
-
-def _with_children(layer: LayerPlan, after: int, depth: int) -> LayerPlan:
-    """Foresee how many whole children pay, and how the rest is paid, if no weight of the group is masked yet.
-
-    Of each block equally many leave, and one child of each block together have all inputs.
-    """
-    if layer.factor == 1:
-        return layer
-    copied = layer.copies // (layer.factor - 1) // layer.neurons
-    entries = len(layer.group.producers) * depth  # that a neuron has for each input
-    pays = (entries * layer.inputs + layer.factor * copied) * layer.groups
-    times = layer.copies // pays
-    stay = layer.neurons - times * layer.groups  # in each block times groups; one column of each stays
-    by_columns = layer.copies - times * pays <= entries * stay * (layer.inputs - layer.factor)
-    left = times * layer.groups * layer.factor
-    return replace(layer, neurons_after=after - left, notes=() if by_columns else (SINGLE_WEIGHTS,))
 
 
 def _own_columns(group: NeuronGroup, consumer: str) -> int:

@@ -12,12 +12,11 @@ from torch.optim import Optimizer
 
 from fpe._util.modules import own_forward, replace_modules_, uncompiled
 from fpe.errors import ArgumentError, raise_problems
-from fpe.expansion.columns import InputPruning
 from fpe.expansion.expand import answer_shapes, check_wide, wide_modules
 from fpe.expansion.lineage import Lineage
 from fpe.expansion.plan import Plan
 from fpe.expansion.planner import plan
-from fpe.expansion.prunes import as_pruning
+from fpe.expansion.pruning import InputPruning, as_pruning
 from fpe.expansion.splits import as_split
 from fpe.masked import MaskedLayer
 
@@ -94,7 +93,7 @@ def foresee(model: nn.Module, how: dict[str, Any]) -> Plan:
     """
     model = uncompiled(model)
     prune = as_pruning(how.get("prune", "magnitude"))
-    if isinstance(prune, InputPruning) and prune.by == "gradient":  # there are gradients only when it expands
+    if prune.needs_scores == "gradients":  # there are gradients only when it expands
         how = {**how, "prune": InputPruning()}
     with own_forward(model):
         return plan(model, **how)

@@ -10,14 +10,12 @@ from torch import nn
 
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
-from fpe.expansion.children import ChildPruning
 from fpe.expansion.choice import Chosen, Layers, choose, without
 from fpe.expansion.foreseen import free_by_neuron, free_weights, layer_plans
 from fpe.expansion.plan import LayerPlan, Plan
-from fpe.expansion.prunes import as_pruning
-from fpe.expansion.pruning import Pruning, count_nonzero
+from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.ranking import example_problem, scales_of, split_problem
-from fpe.expansion.splits import DataSplit, Split, as_split
+from fpe.expansion.splits import Split, as_split
 from fpe.expansion.target import TARGETS, most_polysemantic
 from fpe.expansion.widths import written_down
 from fpe.graph import NeuronGroup
@@ -28,7 +26,7 @@ from fpe.graph.layers import (
     oriented_weight,
 )
 from fpe.graph.verification import unverified
-from fpe.holding import check_held
+from fpe.masked import check_masks, count_nonzero
 
 BUDGETS = ("group", "network")
 CONVOLUTIONS = ("channels", "taps")
@@ -137,7 +135,7 @@ def plan(
         target,
         example_inputs,
     )
-    check_held(model, "expanding")
+    check_masks(model, "expanding")
     chosen, skipped = choose(model, layers, factor, example_inputs)
 
     def planned_for(chosen: Chosen) -> list[LayerPlan]:
@@ -215,7 +213,7 @@ def check_arguments(
         except FPEError as error:
             problems.append(str(error))
     if len(resolved) == 2 and resolved[1].needs_shared:
-        name = "children" if isinstance(resolved[1], ChildPruning) else "columns"
+        name = resolved[1]
         if not resolved[0].shared:
             problems.append(
                 f"prune={name!r} needs one partition for all neurons of a layer, which split "
@@ -289,7 +287,7 @@ def _split_problems(
                 f"factor {factor} is larger than the {shared_out} {layer.shares} of layer {name!r}, so that "
                 f"some child would have none; give a factor from 1 to {shared_out}."
             )
-        elif isinstance(split, DataSplit) and layer.shares == "taps":
+        elif split.needs_inputs and layer.shares == "taps":
             problems.append(
                 f"layer {name!r} shares out taps, of which split {split!r} knows nothing; give "
                 "convolutions='channels' and no more children than channels, or another split."
@@ -304,7 +302,7 @@ def _split_problems(
                     "count the expanded ones more often than the others; leave target_fraction out for this "
                     "layer."
                 )
-            if isinstance(prune, ChildPruning) and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
+            if prune.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
                 problems.append(
                     f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} "
                     "equal pieces, of which prune='children' would take unequal parts; give "
@@ -331,15 +329,13 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Pruning
         per_neuron = layer.copies - (layer.factor - 1) * sum(read)
         weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
         can_pay = weights + layer.copies - per_neuron
-        what, instead = "weights", ""
-        if prune.needs_shared and not isinstance(prune, ChildPruning):
-            shape = oriented_weight(model.get_submodule(group.name)).shape
-            taps = shape[2:].numel() if layer.shares != "taps" else 1
-            can_pay = len(group.producers) * layer.neurons * taps * (layer.inputs - layer.factor)
-            what, instead = "weights in the columns that may leave", ", prune='children' or prune='magnitude'"
+        shape = oriented_weight(model.get_submodule(group.name)).shape
+        taps = shape[2:].numel() if layer.shares != "taps" else 1
+        entries = len(group.producers) * layer.neurons * taps
+        can_pay = prune.capacity(can_pay, entries, layer.inputs, layer.factor)
         if layer.copies > can_pay:
             problems.append(
-                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and only "
-                f"{can_pay} {what} could pay for them; give a smaller factor{instead}."
+                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and prune={prune!r} "
+                f"can prune only {can_pay} weights; give a smaller factor, or another prune."
             )
     raise_problems(problems, BudgetError, "the budget")

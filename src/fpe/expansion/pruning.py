@@ -1,197 +1,430 @@
-"""What counts as non-zero, and which weights pay for the copies.
+"""Which weights are pruned to keep the count: by magnitude, whole inputs of blocks, whole children.
 
-A network's non-zero parameters are the entries of its Parameters that no mask holds at zero; an
-entry that happens to be 0 while it is free counts. A way of paying is a small value that answers
-``prune_(weights, masks, count, factor)`` with new masks that hold exactly `count` fewer entries.
-``weights[0]`` is the expanded layer (or the layers of a gated pair, one below the other), the rest are
-the layers that read it.
+A pruning is a value whose ``prune_(weights, masks, count, factor)`` masks exactly `count` weights.
+``weights[0]`` is the expanded layer (or the layers of a gated pair, one below the other); the rest are its
+consumers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fpe.errors import ArgumentError, BudgetError
-from fpe.masked import HasMasks, past_mask
+from fpe.errors import ArgumentError, BudgetError, did_you_mean
+from fpe.masked import count_free
 
-#: Entries worked on at a time: few enough for the cache, and for an exact sum of ones in float32.
+Tensors = Sequence[Tensor]
+Given = Tensor | None
+
+#: Entries worked on at a time: few enough for the cache.
 _CHUNK = 1 << 18
-#: Entries drawn to find out where a quantile lies.
+#: Entries that are sampled to estimate a quantile.
 _SAMPLE = 1 << 16
+#: How `InputPruning` may rank inputs, and what must be measured for it.
+RANKINGS = {"norm": "", "activation": "inputs", "gradient": "gradients"}
+#: The note on a layer whose columns cannot make up for what whole children leave over.
+SINGLE_WEIGHTS = (
+    "the inputs of its blocks are too few for all that remains to be pruned after whole children: the smallest "
+    "single weights of all layers of the group are pruned, those of its consumers too"
+)
 
 
-def counted_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
-    """Yield each distinct Parameter with its name and the number of its entries that count."""
-    seen: set[int] = set()
-    for prefix, child in module.named_modules():
-        for name, parameter in child.named_parameters(prefix=prefix, recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                mask = child.free(name.rpartition(".")[2]) if isinstance(child, HasMasks) else None
-                free = parameter.numel() if mask is None else int(mask.count_nonzero())
-                yield name, parameter, free if mask is None else free + past_mask(parameter, mask)
+class Pruning:
+    """The base of all prunings; a user's own may derive from it, or only have `needs_shared` and `prune_`.
 
-
-def count_nonzero(model: nn.Module) -> int:
-    """Count the parameters that are free or not zero: weights, biases, norm parameters.
-
-    Parameters
+    Attributes
     ----------
-    model : nn.Module
-        Dense or expanded. It is not changed. A Parameter used twice counts once.
-
-    Returns
-    -------
-    int
-        The number of entries that no mask holds at zero, and of those that are not zero although one
-        should (see `fpe.project_`). Of a sharded model, the latter in the piece of this process.
-    """
-    return sum(count for _, _, count in counted_parameters(model))
-
-
-def count_free(mask: Tensor) -> int:
-    """Count the ones of a mask of zeros and ones, several times as fast as ``Tensor.count_nonzero``."""
-    return sum(int(part.sum(dtype=torch.float32)) for part in torch.split(mask.reshape(-1), _CHUNK))
-
-
-@runtime_checkable
-class Pruning(Protocol):
-    """Anything that can choose the weights that pay.
+    needs_shared : bool
+        Whether all neurons of a layer, or of a group of neurons, must have one partition.
+    needs_scores : str
+        What must be measured of each layer first: ``"inputs"`` on a batch, ``"gradients"``, or nothing.
+    drops_children : bool
+        Whether some children are not created.
 
     Examples
     --------
-    The last weights of each layer go first:
+    Prune the last weights of each layer first:
 
     >>> import torch, fpe
     >>> class Last:
     ...     needs_shared = False
     ...
-    ...     def pay(self, weights, masks, count, factor):
+    ...     def prune_(self, weights, masks, count, factor):
     ...         for mask in reversed(masks):
     ...             free = mask.flatten().nonzero().flatten()
-    ...             gone = free[len(free) - min(count, len(free)) :]
-    ...             mask.view(-1)[gone] = 0
-    ...             count -= len(gone)
+    ...             last = free[len(free) - min(count, len(free)) :]
+    ...             mask.view(-1)[last] = 0
+    ...             count -= len(last)
     >>> model = fpe.mlp(8, 4, 2)
     >>> fpe.count_nonzero(fpe.expand(model, prune=Last())) == fpe.count_nonzero(model)
     True
     """
 
-    @property
-    def needs_shared(self) -> bool:
-        """Whether all neurons must have one partition."""
-        ...
+    needs_shared: bool = False
+    needs_scores: str = ""
+    drops_children: bool = False
 
-    def prune_(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
-        """Set `count` ones of the masks to zero, in place.
-
-        Arguments and shapes are those of `MagnitudePruning.pay`. A method may take ``blocks`` too, a tensor of the
-        block of each neuron of ``weights[0]``: it is given where `needs_shared` is true and the split makes
-        several groups of neurons (`fpe.SharedSplit(groups=…)`).
-        """
-        ...
-
-
-@dataclass(frozen=True)
-class MagnitudePruning:
-    """The paper's: the smallest weights of all layers together (section 2.3).
-
-    Parameters
-    ----------
-    readers : float, optional
-        The largest share of the free weights, when all is paid, that the layers that read the new neurons
-        keep; within them and within the expanded layer the smallest weights go. By default there is no such
-        limit. A network that was not trained before its expansion has outgoing weights that are large only
-        because their layer has few inputs: magnitudes then do not tell the layers' worth.
-
-    Raises
-    ------
-    ArgumentError
-        If `readers` is not above 0 and below 1.
-    """
-
-    readers: float | None = None
-
-    needs_shared = False
-
-    def __post_init__(self) -> None:
-        if self.readers is not None and not (
-            isinstance(self.readers, int | float)
-            and not isinstance(self.readers, bool)
-            and 0 < self.readers < 1
-        ):
-            raise ArgumentError(
-                f"Magnitude: readers is {self.readers!r}; give a number above 0 and below 1, or None."
-            )
-
-    def __repr__(self) -> str:
-        return "MagnitudePruning()" if self.readers is None else f"MagnitudePruning(readers={self.readers})"
-
-    def prune_(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int, factor: int) -> None:
-        """Mask, in place, the `count` free weights of smallest magnitude.
-
-        Among equal magnitudes the earlier entry goes first, in the order of `weights` and row by row.
+    def prune_(
+        self,
+        weights: Tensors,
+        masks: Tensors,
+        count: int,
+        factor: int,
+        *,
+        blocks: Given = None,
+        scores: Given = None,
+    ) -> None:
+        """Mask `count` free weights, in place.
 
         Parameters
         ----------
         weights : sequence of Tensor
-            Contiguous, zero where masked. Not changed.
+            Contiguous, zero where masked; not changed. ``weights[0]`` has shape (neurons × factor, inputs) or
+            (neurons × factor, inputs, taps), the children of one neuron in adjacent rows.
         masks : sequence of Tensor
             Contiguous, of the weights' shapes, 1 where a weight is free. Changed in place.
         count : int
-            How many free weights are to be held at zero.
+            How many free weights to mask.
         factor : int
-            The expansion factor, not used here.
+            The expansion factor.
+        blocks : Tensor, optional
+            For a shared split, the block of each neuron, integers from 0, shape (neurons × factor,). A user's
+            own pruning gets it if it has an attribute ``needs_blocks`` that is true.
+        scores : Tensor, optional
+            What was measured of the parents' weights, shape (neurons, inputs) or (neurons, inputs, taps), for
+            a pruning with `needs_scores`.
 
         Raises
         ------
         BudgetError
-            If fewer weights are free; the masks are then unchanged.
+            If fewer weights can be pruned; the masks are then unchanged.
         """
-        free = sum(count_free(m) for m in masks)
+        raise NotImplementedError
+
+    def capacity(self, free: int, entries: int, inputs: int, factor: int) -> int:
+        """Return how many weights can be pruned: of `free` in the group, `entries` for each of the `inputs`."""
+        return free
+
+    def expected_dropped(
+        self, neurons: int, groups: int, factor: int, inputs: int, entries: int, copies: int
+    ) -> tuple[int, str]:
+        """Return how many children of a dense layer will be dropped, and a note; see `dropped_children`."""
+        return 0, ""
+
+    def dropped_children(self, squares: Tensor, entries: Tensor, blocks: Tensor, count: int) -> Tensor:
+        """Return the numbers of the children that are not created, in ascending order.
+
+        Of each child: the sum of the `squares` of all weights into and out of it, its non-zero parameters
+        (`entries`), and its block; at most `count` parameters are pruned with those dropped.
+        """
+        return blocks.new_empty(0)
+
+
+class _OwnPruning(Pruning):
+    """A user's object that has no more than ``needs_shared`` and ``prune_``; what it prunes is checked."""
+
+    def __init__(self, own: Any) -> None:
+        self.own, self.needs_shared = own, bool(own.needs_shared)
+
+    def __repr__(self) -> str:
+        return repr(self.own)
+
+    def prune_(self, weights: Tensors, masks: Tensors, count: int, factor: int, **given: Given) -> None:
+        free = sum(map(count_free, masks))
+        more = {"blocks": given.get("blocks")} if getattr(self.own, "needs_blocks", False) else {}
+        self.own.prune_(weights, masks, count, factor, **more)
+        pruned = free - sum(map(count_free, masks))
+        if pruned != count:
+            raise BudgetError(f"prune {self!r} masked {pruned} weights instead of {count}.")
+
+
+@dataclass(frozen=True)
+class MagnitudePruning(Pruning):
+    """Prune the smallest weights of all layers together, as in the paper (section 2.3).
+
+    Parameters
+    ----------
+    consumers : float, optional
+        The largest share of the remaining free weights that the consumers of the new neurons may have; within
+        them, and within the expanded layer, the smallest weights are pruned. By default there is no limit. In
+        a network that was not trained before its expansion outgoing weights are large only because their
+        layer has few inputs, so that magnitudes do not compare layers.
+
+    Raises
+    ------
+    ArgumentError
+        If `consumers` is not above 0 and below 1.
+    """
+
+    consumers: float | None = None
+
+    def __post_init__(self) -> None:
+        share = self.consumers
+        number = isinstance(share, int | float) and not isinstance(share, bool)
+        if share is not None and not (number and 0 < share < 1):
+            raise ArgumentError(
+                f"MagnitudePruning: consumers is {share!r}; give a number above 0 and below 1, or None."
+            )
+
+    def __repr__(self) -> str:
+        return f"MagnitudePruning({'' if self.consumers is None else f'consumers={self.consumers}'})"
+
+    def prune_(self, weights: Tensors, masks: Tensors, count: int, factor: int, **given: Given) -> None:
+        """Mask the `count` free weights of smallest magnitude; see `Pruning.prune_`.
+
+        Of equal magnitudes the earlier is pruned first, in the order of `weights` and row by row.
+        """
+        free = sum(map(count_free, masks))
         if count > free:
-            raise BudgetError(f"{count} weights are to be held at zero, but only {free} are free.")
-        if self.readers is None:
-            self._prune_together(weights, masks, count)
+            raise BudgetError(f"{count} weights are to be pruned, but only {free} are free.")
+        if self.consumers is None:
+            _prune_smallest(weights, masks, count)
             return
         own = count_free(masks[0])
-        kept = max(min(free - own, int(self.readers * (free - count))), free - count - own)
-        self._prune_together(weights[1:], masks[1:], free - own - kept)
-        self._prune_together(weights[:1], masks[:1], own - (free - count - kept))
+        kept = max(min(free - own, int(self.consumers * (free - count))), free - count - own)
+        _prune_smallest(weights[1:], masks[1:], free - own - kept)
+        _prune_smallest(weights[:1], masks[:1], own - (free - count - kept))
 
-    def _prune_together(self, weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> None:
-        if count == 0:
-            return
-        free = sum(count_free(m) for m in masks)
-        masked = sum(m.numel() for m in masks) - free
-        # Masked weights are zero, so they come first in order and only shift the rank.
-        threshold = _nth_smallest_magnitude(weights, masked + count)
-        for w, m in zip(weights, masks, strict=True):
-            for part, keep in _chunks(w, m):
-                size = part.abs()
-                keep.mul_(torch.ge(size, threshold, out=size))
-        unpaid = count - (free - sum(count_free(m) for m in masks))
-        for w, m in zip(weights, masks, strict=True):
-            for part, keep in _chunks(w, m):
-                if unpaid == 0:
-                    return
-                ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:unpaid]
-                keep[ties] = 0
-                unpaid -= len(ties)
+
+@dataclass(frozen=True)
+class InputPruning(Pruning):
+    """Prune whole inputs of the blocks of a shared split, those of the lowest rank first.
+
+    The layer stays dense blocks: `factor` for each group of the split, and with several groups all of as many
+    inputs, or one more, so that one batched product can compute them. What is less than a whole column is
+    pruned by magnitude. No block loses its last input.
+
+    Parameters
+    ----------
+    by : str, default "norm"
+        How an input is ranked. ``"norm"``: by the norm of its column of weights. ``"activation"``: by that
+        norm times the root mean square of the input on `example_inputs`, as Wanda ranks single weights (Sun
+        et al., 2024). ``"gradient"``: by the sum over its column of ``|weight × gradient|``, to first order
+        the change of the loss, as SNIP ranks single weights (Lee et al., 2019); the gradient is that which
+        ``loss.backward()`` left in the layer.
+
+    Raises
+    ------
+    ArgumentError
+        For an unknown ranking.
+    """
+
+    by: str = "norm"
+
+    needs_shared = True
+
+    def __post_init__(self) -> None:
+        if self.by not in RANKINGS:
+            raise ArgumentError(
+                f"InputPruning: by is {self.by!r}; give {' or '.join(map(repr, RANKINGS))}."
+                + (did_you_mean(self.by, RANKINGS) if isinstance(self.by, str) else "")
+            )
+
+    def __repr__(self) -> str:
+        return "InputPruning()" if self.by == "norm" else f"InputPruning(by={self.by!r})"
+
+    @property
+    def needs_scores(self) -> str:  # type: ignore[override]
+        """What must be measured for the ranking."""
+        return RANKINGS[self.by]
+
+    def capacity(self, free: int, entries: int, inputs: int, factor: int) -> int:
+        """Return how many weights the columns have, without the last one of each block."""
+        return entries * (inputs - factor)
+
+    def prune_(
+        self,
+        weights: Tensors,
+        masks: Tensors,
+        count: int,
+        factor: int,
+        *,
+        blocks: Given = None,
+        scores: Given = None,
+    ) -> None:
+        """Mask whole columns of ``weights[0]``, `count` entries in all; see `Pruning.prune_`.
+
+        Of columns of equal rank the earlier is pruned first, in the order of the blocks and of the inputs of
+        each. By default all first children make one block, all second ones another, and any column may be
+        pruned; with more blocks, all keep as many inputs, or one more.
+        """
+        if blocks is None:
+            blocks = torch.arange(len(weights[0])) % factor
+        even = int(blocks.max()) >= factor
+        scaled = weights[0].detach().float()
+        if self.by != "norm":
+            if scores is None:
+                raise ArgumentError(
+                    f"{self!r} ranks by what was measured of the layer; give scores=…, or call fpe.expand, "
+                    "which measures it."
+                )
+            parents = scaled.view(-1, factor, *scaled.shape[1:])
+            each = scores.detach().float().reshape(len(parents), 1, *scaled.shape[1:])
+            scaled = (parents * each).view(scaled.shape)
+        gradient = self.by == "gradient"
+        rank = _per_block(scaled, blocks, lambda w: w.abs().sum((0, 2)) if gradient else w.norm(dim=(0, 2)))
+        _prune_columns(weights, masks, count, blocks, rank, even)
+
+
+@dataclass(frozen=True)
+class ChildPruning(Pruning):
+    """Drop whole children of a shared split, those of the smallest weights first; the layer is narrower.
+
+    With a child its incoming weights, the copies of its parent's outgoing weights and its bias are pruned.
+    Children are ranked by the mean square of these weights. Each block loses equally many, so that one
+    batched product can compute them all, and the consumers stay dense. What is less than a child of each
+    block is pruned as with `InputPruning`; where these columns are too few, as in the smallest of networks,
+    the smallest weights of all layers of the group are pruned, which the plan, the summary and a warning say.
+
+    It is for consumers as large as the layer itself, as in the MLPs of a transformer: there the copies are
+    more than the inputs of the layer alone could make up for. A network with a small head drops few, or none.
+    """
+
+    needs_shared = True
+    drops_children = True
+
+    def prune_(
+        self,
+        weights: Tensors,
+        masks: Tensors,
+        count: int,
+        factor: int,
+        *,
+        blocks: Given = None,
+        scores: Given = None,
+    ) -> None:
+        """Mask what remains after whole children were dropped: whole columns, or else single weights."""
+        if blocks is None:
+            blocks = torch.arange(len(weights[0])) % factor
+        rank = _per_block(weights[0].detach().float(), blocks, lambda w: w.norm(dim=(0, 2)))
+        try:
+            _prune_columns(weights[:1], masks[:1], count, blocks, rank, even=True)
+        except BudgetError:
+            MagnitudePruning().prune_(weights, masks, count, factor)
+            warnings.warn(SINGLE_WEIGHTS, stacklevel=2)
+
+    def expected_dropped(
+        self, neurons: int, groups: int, factor: int, inputs: int, entries: int, copies: int
+    ) -> tuple[int, str]:
+        """Return how many children are dropped if no weight of the group is masked yet, and a note."""
+        if factor == 1:
+            return 0, ""
+        copied = copies // (factor - 1) // neurons
+        rounds = copies // ((entries * inputs + factor * copied) * groups)  # one child of each block in each
+        rest = copies - rounds * (entries * inputs + factor * copied) * groups
+        columns = entries * (neurons - rounds * groups) * (inputs - factor)
+        return rounds * groups * factor, "" if rest <= columns else SINGLE_WEIGHTS
+
+    def dropped_children(self, squares: Tensor, entries: Tensor, blocks: Tensor, count: int) -> Tensor:
+        """Return the children of the smallest mean square, equally many of each block."""
+        rank = torch.empty_like(blocks)
+        mean = squares / entries.clamp(min=1)
+        for block in range(int(blocks.max()) + 1):
+            own = (blocks == block).nonzero().flatten()
+            rank[own[mean[own].argsort(stable=True)]] = torch.arange(len(own), device=own.device)
+        pruned = torch.zeros(int(rank.max()) + 1, dtype=torch.long, device=rank.device)
+        pruned = pruned.index_add_(0, rank, entries.long()).cumsum(0)
+        return (rank < int((pruned <= count).sum())).nonzero().flatten()
+
+
+PRUNINGS: dict[str, Pruning] = {
+    "magnitude": MagnitudePruning(),
+    "balanced": MagnitudePruning(consumers=0.5),
+    "columns": InputPruning(),
+    "children": ChildPruning(),
+}
+
+
+def as_pruning(prune: Any) -> Pruning:
+    """Turn a name, or a user's own object, into a pruning; raise ArgumentError for anything else."""
+    if isinstance(prune, Pruning):
+        return prune
+    names = ", ".join(map(repr, PRUNINGS))
+    if isinstance(prune, str):
+        if prune in PRUNINGS:
+            return PRUNINGS[prune]
+        raise ArgumentError(f"unknown prune {prune!r}; allowed are {names}.{did_you_mean(prune, PRUNINGS)}")
+    if isinstance(prune, type) or not all(hasattr(prune, name) for name in ("needs_shared", "prune_")):
+        raise ArgumentError(f"prune is {prune!r}; give one of {names}, or an object such as InputPruning().")
+    return _OwnPruning(prune)
+
+
+def _prune_columns(
+    weights: Tensors, masks: Tensors, count: int, blocks: Tensor, rank: Tensor, even: bool
+) -> None:
+    """Mask the columns of lowest rank, (blocks, inputs), and by magnitude what is less than a column."""
+    blocks = blocks.to(masks[0].device)
+    entries = _per_block(masks[0], blocks, lambda own: own.count_nonzero(dim=(0, 2)))
+    rank[entries == 0] = -1
+    last = rank.argmax(1, keepdim=True)
+    entries.scatter_(1, last, 0)  # the last input stays
+    if count > int(entries.sum()):
+        raise BudgetError(
+            f"{count} weights are to be pruned in whole columns, but the columns that can be pruned have only "
+            f"{int(entries.sum())}; use prune='children' or 'magnitude', or a smaller factor."
+        )
+    order = rank.flatten().argsort(stable=True)
+    if even:  # the lowest column of the blocks with the most remaining inputs
+        remaining = -rank.argsort(dim=1, stable=True).argsort(dim=1).flatten()
+        order = order[remaining[order].argsort(descending=True, stable=True)]
+    order = order[entries.flatten()[order] > 0]
+    sums = entries.flatten()[order].cumsum(0)
+    pruned = order[sums <= count]
+    keeps = torch.ones_like(rank, dtype=masks[0].dtype)
+    keeps.view(-1)[pruned] = 0
+
+    def as_rows(columns: Tensor) -> Tensor:
+        return columns.index_select(0, blocks).view(*masks[0].shape[:2], *[1] * (masks[0].dim() - 2))
+
+    masks[0].mul_(as_rows(keeps))
+    rest = count - (int(sums[len(pruned) - 1]) if len(pruned) else 0)
+    if rest:
+        pinned = torch.zeros_like(rank, dtype=torch.bool).scatter_(1, last, True)
+        kept = weights[0].detach() * masks[0]  # of these, those of last inputs are pruned last
+        kept.masked_fill_(as_rows(pinned) & (masks[0] > 0), torch.inf)
+        _prune_smallest([kept, *weights[1:]], masks, rest)
+
+
+def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
+    """Measure the columns of each block, given as (neurons, inputs, taps); return (blocks, inputs)."""
+    parts, blocks = tensor.view(*tensor.shape[:2], -1), blocks.to(tensor.device)
+    owners = [(blocks == block).nonzero().flatten() for block in range(int(blocks.max()) + 1)]
+    return torch.stack([measure(parts.index_select(0, rows)) for rows in owners])
+
+
+def _prune_smallest(weights: Tensors, masks: Tensors, count: int) -> None:
+    if count == 0:
+        return
+    free = sum(map(count_free, masks))
+    masked = sum(m.numel() for m in masks) - free
+    # Masked weights are zero, so they are first in order and only shift the rank.
+    threshold = _nth_smallest_magnitude(weights, masked + count)
+    for w, m in zip(weights, masks, strict=True):
+        for part, keep in _chunks(w, m):
+            size = part.abs()
+            keep.mul_(torch.ge(size, threshold, out=size))
+    rest = count - (free - sum(map(count_free, masks)))
+    for w, m in zip(weights, masks, strict=True):
+        for part, keep in _chunks(w, m):
+            if rest == 0:
+                return
+            ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:rest]
+            keep[ties] = 0
+            rest -= len(ties)
 
 
 def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk over two contiguous tensors in flat pieces that fit the processor's cache."""
+    """Iterate over two contiguous tensors in flat pieces that fit the processor's cache."""
     return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
 
 
-def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:
+def _nth_smallest_magnitude(weights: Tensors, n: int) -> float:
     """Return the n-th smallest (from 1) magnitude of all entries.
 
     A sample says between which two magnitudes it lies; one pass then counts the entries below them and
@@ -200,30 +433,27 @@ def _nth_smallest_magnitude(weights: Sequence[Tensor], n: int) -> float:
     total = sum(w.numel() for w in weights)
     low, high = _bracket(weights, n / total) if total > _SAMPLE else (0.0, torch.inf)
     below, between = 0, []
-    for w in weights:
-        for part in torch.split(w.detach().view(-1), _CHUNK):
-            size = part.abs()
-            under = size < low
-            below += int(under.count_nonzero())
-            between.append(size[(size <= high) & ~under])
+    for part in (part for w in weights for part in torch.split(w.detach().view(-1), _CHUNK)):
+        size = part.abs()
+        under = size < low
+        below += int(under.count_nonzero())
+        between.append(size[(size <= high) & ~under])
     gathered = torch.cat(between)
     if not below < n <= below + len(gathered):
         below, gathered = 0, torch.cat([w.detach().reshape(-1).abs() for w in weights])
     return float(gathered.kthvalue(n - below).values)
 
 
-def _bracket(weights: Sequence[Tensor], quantile: float) -> tuple[float, float]:
-    """Return two magnitudes that the given quantile of all magnitudes lies between, almost surely."""
+def _bracket(weights: Tensors, quantile: float) -> tuple[float, float]:
+    """Return two magnitudes between which the given quantile of all magnitudes lies, almost surely."""
     generator = torch.Generator().manual_seed(0)
     total = sum(w.numel() for w in weights)
-    drawn = []
-    for w in weights:
-        picked = torch.randint(w.numel(), (1 + _SAMPLE * w.numel() // total,), generator=generator)
-        drawn.append(w.detach().view(-1)[picked.to(w.device)].abs())
+    sizes = [1 + _SAMPLE * w.numel() // total for w in weights]
+    picked = [
+        torch.randint(w.numel(), (k,), generator=generator) for w, k in zip(weights, sizes, strict=True)
+    ]
+    drawn = [w.detach().view(-1)[i.to(w.device)].abs() for w, i in zip(weights, picked, strict=True)]
     sample = torch.cat(drawn).sort().values
     spread = 5 * math.sqrt(quantile * (1 - quantile) / len(sample)) + 5 / len(sample)
     low, high = (round((quantile + side * spread) * len(sample)) for side in (-1, 1))
-    return (
-        float(sample[low]) if low >= 0 else 0.0,
-        float(sample[high]) if high < len(sample) else torch.inf,
-    )
+    return float(sample[low]) if low >= 0 else 0.0, float(sample[high]) if high < len(sample) else torch.inf

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.expansion.columns import InputPruning
 from fpe.expansion.pruning import Pruning
-from fpe.expansion.splits import DataSplit, Split
+from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup
 from fpe.graph.analysis import analysed, copied_call
 from fpe.graph.inputs import as_call
@@ -23,7 +22,7 @@ LOOKED_AT = 4096
 
 def split_problem(split: Split, example_inputs: Any) -> str | None:
     """Say that a split needs data that were not given, or return None."""
-    if isinstance(split, DataSplit) and example_inputs is None:
+    if split.needs_inputs and example_inputs is None:
         what = f"split={split!r} looks at the inputs of each layer on data"
         return f"{what}; give example_inputs=…, a batch of them."
     return None
@@ -31,7 +30,7 @@ def split_problem(split: Split, example_inputs: Any) -> str | None:
 
 def example_problem(prune: Pruning, example_inputs: Any) -> str | None:
     """Say that a ranking needs data that were not given, or return None."""
-    if isinstance(prune, InputPruning) and prune.by == "activation" and example_inputs is None:
+    if prune.needs_scores == "inputs" and example_inputs is None:
         what = f"prune={prune!r} measures the inputs of each layer on data"
         return f"{what}; give example_inputs=…, a batch of them."
     return None
@@ -65,12 +64,12 @@ def scales_of(
     ModelError
         If a layer has no gradient, is not called on the batch, or what is measured is not finite.
     """
-    if not isinstance(prune, InputPruning) or prune.by == "norm":
+    if not prune.needs_scores:
         return {}
     if problem := example_problem(prune, example_inputs):
         raise ArgumentError(problem)
     names = [name for group in groups for name in group.producers]
-    if prune.by == "gradient":
+    if prune.needs_scores == "gradients":
         scales = _gradients(model, names, prune)
     else:
         scales = {}
@@ -78,7 +77,7 @@ def scales_of(
             weight = oriented_weight(model.get_submodule(name))
             shape = (1, -1, *[1] * (weight.dim() - 2))
             scales[name] = each.view(shape).expand(weight.shape)
-    what = "gradients" if prune.by == "gradient" else "inputs on example_inputs"
+    what = "gradients" if prune.needs_scores == "gradients" else "inputs on example_inputs"
     problems = [
         f"layer {name!r} has {what} that are NaN or infinite, which cannot be ranked; repair them first."
         for name, scale in scales.items()
@@ -88,7 +87,7 @@ def scales_of(
     return scales
 
 
-def _gradients(model: nn.Module, names: Sequence[str], prune: InputPruning) -> dict[str, Tensor]:
+def _gradients(model: nn.Module, names: Sequence[str], prune: Pruning) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     problems = []
     for name in names:

@@ -8,7 +8,6 @@ over the neurons is made to fit by `widen`.
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -216,11 +215,7 @@ def prune(
         `InputPruning.pay`. Both go only to a method whose `prune_` has an argument of that name.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
-    taken = inspect.signature(method.prune_).parameters
-    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values())
-    given = {"scale": scale, "blocks": blocks}
-    more = {n: t for n, t in given.items() if t is not None and (any_name or n in taken)}
-    cast(Any, method).prune_(weights, masks, copies, factor, **more)
+    method.prune_(weights, masks, copies, factor, blocks=blocks, scores=scale)
     for w in wide:
         w.weight.mul_(w.mask)
 

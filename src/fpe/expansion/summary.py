@@ -10,9 +10,8 @@ from torch import nn
 from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError
 from fpe.expansion.plan import LayerPlan, noted_lines, plans_in, skipped_lines, text_table
-from fpe.expansion.pruning import counted_parameters
 from fpe.graph import Skipped
-from fpe.holding import check_held
+from fpe.masked import check_masks, counted_parameters
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     """
     model, wide = unwrapped(model), unwrapped(wide)
     for one in (model, wide):
-        check_held(one, "its summary")
+        check_masks(one, "its summary")
     before, after = _measure(model), _measure(wide)
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())

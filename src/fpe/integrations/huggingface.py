@@ -17,10 +17,9 @@ from transformers import PreTrainedModel, TrainerCallback, TrainerControl, Train
 
 from fpe._util.files import write_atomically
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.expansion.columns import InputPruning
 from fpe.expansion.inplace import check_moments, expand_, foresee
 from fpe.expansion.plan import plans_in
-from fpe.expansion.prunes import as_pruning
+from fpe.expansion.pruning import InputPruning, as_pruning
 from fpe.integrations.loading import dense_kept, holds_masks, loading_of
 from fpe.integrations.warn import (
     has_masks,

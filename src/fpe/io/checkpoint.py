@@ -20,9 +20,8 @@ from fpe._util.files import write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
-from fpe.holding import check_held
 from fpe.io.shapes import layer_shapes, rebuilt
-from fpe.masked import MASK, mask_names, named_as_now
+from fpe.masked import MASK, check_masks, mask_names, named_as_now
 from fpe.models import mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
@@ -211,7 +210,7 @@ def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
     """Refuse weights past their masks, on all processes that hold a piece; tell whether this one writes."""
     refused: ModelError | None = None
     try:
-        check_held(model, "saving")
+        check_masks(model, "saving")
     except ModelError as error:
         refused = error
     writes = True

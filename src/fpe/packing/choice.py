@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fpe.expansion.pruning import count_free
+from fpe.masked import count_free
 from fpe.packing.blocks import Block
 from fpe.packing.slabs import filled_up
 

@@ -14,10 +14,8 @@ from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.lineage import blocks_of, family_of
 from fpe.expansion.plan import Plan, plans_in
-from fpe.expansion.pruning import count_free
 from fpe.expansion.steps import Weights
-from fpe.holding import check_held
-from fpe.masked import MASKED, MaskedLayer
+from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.choice import FORMATS, Choice, Structure, block_of, choose_format, reads
 from fpe.packing.compressed import BitmaskLayer, CodedLayer
@@ -181,7 +179,7 @@ def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
             "no layer of this model is masked, so that there is nothing to pack; give what fpe.expand or "
             "fpe.load returned."
         )
-    check_held(wide, "packing")
+    check_masks(wide, "packing")
     problems = []
     owners: dict[int, list[str]] = {}  # of each parameter, and of all modules that have it
     for name, module in wide.named_modules():

@@ -6,8 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
-from fpe.expansion.prunes import as_pruning
-from fpe.expansion.pruning import Pruning
+from fpe.expansion.pruning import Pruning, as_pruning
 
 #: Each part of a policy, with what is allowed.
 ALLOWED = {

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
 from fpe.expansion.plan import text_table
-from fpe.holding import check_held
+from fpe.masked import check_masks
 from fpe.rewiring.gathering import average, local, put, whole
 from fpe.rewiring.moves import Tensors, new_masks
 from fpe.rewiring.policies import RewiringPolicy, as_policy
@@ -115,7 +115,7 @@ class Rewirer:
         raise_problems(problems, ArgumentError, "the rewirer")
         self.steps, self.schedule = steps, schedule or RewiringSchedule.fitting(steps)
         self.model = unwrapped(model)
-        check_held(self.model, "the masks move")
+        check_masks(self.model, "the masks move")
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_optimizers()

@@ -12,8 +12,8 @@ from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, DataError, raise_problems
-from fpe.expansion.columns import InputPruning
 from fpe.expansion.planner import check_arguments
+from fpe.expansion.pruning import InputPruning
 from fpe.training.loop import finite, recipe_problems
 from fpe.training.recipe import Recipe
 

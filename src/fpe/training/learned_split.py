@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.expansion.given import FixedSplit
+from fpe.expansion.splits import FixedSplit
 from fpe.training.losses import ACTIVATIONS, loss_of
 
 #: Rate of the logits of the assignment, their first spread, and the lowest temperature of their softmax.

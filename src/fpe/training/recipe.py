@@ -10,8 +10,7 @@ from torch import nn
 
 from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
-from fpe.expansion.prunes import as_pruning
-from fpe.expansion.pruning import Pruning
+from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.splits import Split
 from fpe.rewiring.policies import RewiringPolicy, chosen_policy
 from fpe.rewiring.rewirer import Rewirer

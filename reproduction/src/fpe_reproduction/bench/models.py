@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fpe.errors import BudgetError
 from fpe.expansion.expand import expand
-from fpe.expansion.pruning import count_free, count_nonzero
+from fpe.masked import count_free, count_nonzero
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.pack import pack
 from fpe_reproduction.bench import onnx

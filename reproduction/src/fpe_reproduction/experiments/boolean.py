@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from fpe.compare.runner import one_thread
 from fpe.data import dnf
 from fpe.expansion.expand import expand
-from fpe.expansion.pruning import count_nonzero
 from fpe.expansion.splits import LabelSplit, Split
-from fpe.masked import MaskedLinear
+from fpe.masked import MaskedLinear, count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
 from fpe.training import ensemble

@@ -20,7 +20,7 @@ from fpe._util.modules import seeded
 from fpe.compare.runner import one_thread
 from fpe.data import Dataset, load
 from fpe.errors import DataError
-from fpe.expansion.pruning import count_nonzero
+from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
 from fpe.rewiring.rewirer import Rewirer

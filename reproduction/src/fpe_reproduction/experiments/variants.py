@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.expansion.columns import InputPruning
 from fpe.expansion.expand import expand
-from fpe.expansion.pruning import MagnitudePruning
+from fpe.expansion.pruning import InputPruning, MagnitudePruning
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
 from fpe.training.losses import loss_of

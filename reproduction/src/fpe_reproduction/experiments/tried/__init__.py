@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fpe.expansion.given import FixedSplit
+from fpe.expansion.splits import FixedSplit
 from fpe_reproduction.experiments.tried import errors, inputs, learned, simple
 from fpe_reproduction.experiments.tried.sight import Sight
 

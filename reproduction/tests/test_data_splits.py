@@ -142,7 +142,7 @@ def test_co_activation_of_a_convolution():
     wide = fpe.expand(cnn, split=fpe.CorrelationSplit(), example_inputs=batch)
     child = wide[0].fpe_mask.amax(dim=(2, 3)).view(3, 2, 4).argmax(dim=1)
     assert (child[:, ::2] == child[:, 1::2]).all()
-    with pytest.raises(ModelError, match="layer '0' shares out taps, of which split CoActivation"):
+    with pytest.raises(ModelError, match="layer '0' shares out taps, of which split CorrelationSplit"):
         fpe.expand(cnn, 8, split=fpe.CorrelationSplit(), example_inputs=batch)
 
 
@@ -159,11 +159,11 @@ def test_given_children_are_taken():
 @pytest.mark.parametrize(
     ("children", "factor", "message"),
     [
-        ([[0.5, 1.0]], 2, "Given: children have shape (1, 2) and type float64; give integers from 0"),
-        ([[-1, 0]], 2, "Given: children have shape (1, 2) and type int64; give integers from 0"),
-        ([0, 1], 2, "layer '0': Given has children for 2 inputs, but the layer has 3."),
-        ([0, 1, 2], 2, "layer '0': Given names child 2, but factor 2 ends at child 1."),
-        ([[0, 1, 1]], 2, "Given has children for 1 neurons, but the layer has 2; give a row for each neuron"),
+        ([[0.5, 1.0]], 2, "children have shape (1, 2) and type float64; give integers from 0"),
+        ([[-1, 0]], 2, "children have shape (1, 2) and type int64; give integers from 0"),
+        ([0, 1], 2, "layer '0': FixedSplit has children for 2 inputs, but the layer has 3."),
+        ([0, 1, 2], 2, "layer '0': FixedSplit names child 2, but factor 2 ends at child 1."),
+        ([[0, 1, 1]], 2, "children for 1 neurons, but the layer has 2; give a row for each neuron"),
     ],
 )
 def test_children_that_do_not_fit_are_refused(children, factor, message):

@@ -6,9 +6,8 @@ from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError
-from fpe.expansion.columns import InputPruning
-from fpe.expansion.prunes import PRUNES, as_pruning
-from fpe.expansion.pruning import MagnitudePruning, Pruning, count_free
+from fpe.expansion.pruning import PRUNINGS, InputPruning, MagnitudePruning, Pruning, as_pruning
+from fpe.masked import count_free
 from models import MODELS
 
 
@@ -67,9 +66,8 @@ def test_ties_are_exact_in_every_type_and_across_pieces_of_a_large_layer(dtype):
 def test_magnitude_that_cannot_pay_says_so_and_changes_no_mask():
     masks = [torch.ones(2, 2), torch.tensor([[1.0, 0.0]])]
     before = [m.clone() for m in masks]
-    with pytest.raises(BudgetError) as error:
+    with pytest.raises(BudgetError, match=r"6 weights .* only 5 are free"):
         MagnitudePruning().prune_([torch.ones(2, 2), torch.ones(1, 2)], masks, 6, 2)
-    assert str(error.value) == "6 weights are to be held at zero, but only 5 are free."
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
 
 
@@ -164,12 +162,8 @@ def test_blocks_of_groups_pay_so_that_all_are_of_one_size(count, first):
 def test_columns_that_cannot_pay_say_so_and_change_no_mask():
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
     before = [m.clone() for m in masks]
-    with pytest.raises(BudgetError) as error:
+    with pytest.raises(BudgetError, match=r"7 weights .* columns .* only 6; use prune='children'"):
         InputPruning().prune_([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
-    assert str(error.value) == (
-        "prune='columns': 7 weights are to be held at zero, but the columns that may leave hold only 6; "
-        "use prune='children' or 'magnitude', or a smaller factor."
-    )
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
 
 
@@ -237,40 +231,24 @@ def test_count_free_is_exact_in_types_that_cannot_hold_the_sum(dtype):
     assert count_free(mask) == 300_000
 
 
-ALLOWED = "'magnitude', 'balanced', 'columns' and 'children'"
-
-
 @pytest.mark.parametrize(
     ("prune", "message"),
     [
-        (
-            "magnitud",
-            f"unknown prune 'magnitud'; allowed are {ALLOWED}. Did you mean 'magnitude'?",
-        ),
-        (
-            "zzz",
-            f"unknown prune 'zzz'; allowed are {ALLOWED}.",
-        ),
-        (
-            2,
-            f"prune is 2; give one of {ALLOWED}.",
-        ),
-        (
-            MagnitudePruning,
-            f"prune is <class 'fpe.expansion.pruning.Magnitude'>; give one of {ALLOWED}.",
-        ),
+        ("magnitud", "unknown prune 'magnitud'.*'balanced'.*Did you mean 'magnitude'"),
+        ("zzz", "unknown prune 'zzz'.*'magnitude', 'balanced', 'columns', 'children'.$"),
+        (2, "prune is 2; give one of 'magnitude'"),
+        (MagnitudePruning, "prune is <class .*MagnitudePruning'>; give one of"),
     ],
 )
-def test_as_prune_says_what_is_allowed(prune, message):
-    with pytest.raises(ArgumentError) as error:
+def test_as_pruning_says_what_is_allowed(prune, message):
+    with pytest.raises(ArgumentError, match=message):
         as_pruning(prune)
-    assert str(error.value) == message
 
 
-@pytest.mark.parametrize("name", PRUNES)
+@pytest.mark.parametrize("name", PRUNINGS)
 def test_as_prune_knows_each_name_and_passes_objects_through(name):
-    assert as_pruning(name) is PRUNES[name]
-    assert as_pruning(PRUNES[name]) is PRUNES[name]
+    assert as_pruning(name) is PRUNINGS[name]
+    assert as_pruning(PRUNINGS[name]) is PRUNINGS[name]
 
 
 class Largest:
@@ -290,7 +268,6 @@ class Largest:
 
 
 def test_a_way_of_paying_of_the_users_own_is_used():
-    assert isinstance(Largest(), Pruning)
     model, _ = MODELS["mlp"]()
     wide = fpe.expand(model, prune=Largest())
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
@@ -306,38 +283,38 @@ class Whole(Largest):
 class InBlocks(Whole):
     """As `Whole`, for a method that asks for the blocks."""
 
-    def prune_(self, weights, masks, count, factor, blocks=None):
+    needs_blocks = True
+
+    def prune_(self, weights, masks, count, factor, blocks):
         self.blocks = blocks
         super().prune_(weights, masks, count, factor)
 
 
-class Anything(Whole):
-    """As `Whole`, for a method that takes whatever there is."""
+class Derived(Pruning):
+    """A pruning of the user's own with the library's base class."""
 
-    def prune_(self, weights, masks, count, factor, **more):
-        self.blocks = more["blocks"]
-        super().prune_(weights, masks, count, factor)
+    needs_shared = True
+
+    def prune_(self, weights, masks, count, factor, *, blocks=None, scores=None):
+        self.blocks = blocks
+        Largest().prune_(weights, masks, count, factor)
 
 
 @pytest.mark.parametrize(
-    "method", [Largest(), Whole(), InBlocks(), Anything()], ids=lambda m: type(m).__name__
+    "method", [Largest(), Whole(), InBlocks(), Derived()], ids=lambda m: type(m).__name__
 )
-def test_a_way_of_paying_is_given_what_it_has_arguments_for(method):
+def test_a_pruning_of_the_users_own_is_given_what_it_asks_for(method):
     model = fpe.mlp(12, 4, 2)
     wide = fpe.expand(model, 2, "shared-2", method)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    if isinstance(method, InBlocks | Anything):
+    if isinstance(method, InBlocks | Derived):
         assert method.blocks.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]
 
 
-def test_a_way_of_paying_that_pays_too_little_is_refused():
+def test_a_pruning_of_the_users_own_that_prunes_too_little_is_refused():
     model, _ = MODELS["mlp"]()
-    with pytest.raises(BudgetError) as error:
+    with pytest.raises(BudgetError, match=r"Largest\(\) masked 11 weights instead of 12"):
         fpe.expand(model, prune=Largest(short=1))
-    assert str(error.value) == (
-        "the expanded model would have 47 non-zero parameters instead of 46; prune Largest() did not pay "
-        "exactly for the copies."
-    )
 
 
 @pytest.mark.parametrize("count", [1, 70_000, 150_000, 299_999])
@@ -352,11 +329,11 @@ def test_the_sampled_threshold_is_the_sorted_one(count):
     assert size[~kept].max() <= size[kept].min()
 
 
-def test_readers_keep_at_most_their_share():
+def test_consumers_keep_at_most_their_share():
     """Half of the six weights that stay are the readers', the largest; the expanded layer pays the rest."""
     own, reader = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    MagnitudePruning(readers=0.5).prune_([own, reader], masks, 6, 2)
+    MagnitudePruning(consumers=0.5).prune_([own, reader], masks, 6, 2)
     assert masks[0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
     assert masks[1].tolist() == [[1, 0, 1, 1]]
 
@@ -367,13 +344,11 @@ def test_readers_keep_at_most_their_share():
 def test_what_readers_or_the_layer_cannot_use_the_others_keep(readers, count, kept):
     """Readers never keep more than they have, and the layer never more than it has."""
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    MagnitudePruning(readers=readers).prune_([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
+    MagnitudePruning(consumers=readers).prune_([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
     assert tuple(int(m.sum()) for m in masks) == kept
 
 
-@pytest.mark.parametrize("readers", [0, 1, 1.5, "half", True])
-def test_a_share_of_readers_that_is_none_is_refused(readers):
-    with pytest.raises(ArgumentError) as caught:
-        MagnitudePruning(readers=readers)
-    message = f"Magnitude: readers is {readers!r}; give a number above 0 and below 1, or None."
-    assert str(caught.value) == message
+@pytest.mark.parametrize("consumers", [0, 1, 1.5, "half", True])
+def test_a_share_of_consumers_that_is_none_is_refused(consumers):
+    with pytest.raises(ArgumentError, match=rf"consumers is {consumers!r}"):
+        MagnitudePruning(consumers=consumers)

@@ -103,7 +103,7 @@ def test_weights_past_the_mask_are_counted_refused_and_projected(written, tmp_pa
         refusals += [lambda: fpe.pack(model), lambda: fpe.plan(model)]
         refusals += [lambda: fpe.Rewirer(model, optimizer, steps=10)]
     for refused in refusals:
-        with pytest.raises(ModelError, match=r"not zero where .* in '[02]'.*Call fpe.project_\(model\)"):
+        with pytest.raises(ModelError, match=r"not zero: .* in '[02]'.*Call fpe.project_\(model\)"):
             refused()
     assert not (tmp_path / "wide.safetensors").exists()
     after = model.state_dict()

