@@ -67,7 +67,7 @@ def test_a_factor_larger_than_the_inputs():
             {"prune": "column"},
             f"unknown prune 'column'; allowed are {PRUNES}. Did you mean 'columns'?",
         ),
-        ({"prune": None}, f"prune is None; give one of {PRUNES}."),
+        ({"prune": None}, f"prune is None; give one of {PRUNES}"),
         (
             {"prune": "columns"},
             "needs one partition for all neurons of a layer, which split RandomSplit() does not give",
@@ -202,7 +202,7 @@ def test_columns_that_are_gone_already_cannot_pay_again():
     """What the plan cannot foresee fails later, and still leaves the model as it was."""
     once = fpe.expand(MODELS["mlp"]()[0], split="shared", prune="columns")
     before = snapshot(once)
-    with pytest.raises(BudgetError, match="whole columns"):
+    with pytest.raises(BudgetError, match="only"):
         fpe.expand(once, 4, split="shared", prune="columns")
     assert_unchanged(once, before)
 
