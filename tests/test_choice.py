@@ -34,8 +34,8 @@ def planned(layers, **more):
 
 @pytest.mark.parametrize("layers", [["*", B], [B, "*"], ["b", B], [B, "b", "?"]])
 def test_a_group_given_by_hand_is_taken_instead_of_what_a_pattern_finds(layers):
-    """It has columns, so that it can be told from the group that is found."""
-    by_hand = NeuronGroup("b", "c", columns=((1,),))
+    """It has layouts, so that it can be told from the group that is found."""
+    by_hand = NeuronGroup("b", "c", input_layouts=((1,),))
     chosen, _ = planned([by_hand if entry is B else entry for entry in layers])
     assert [group for group in chosen if group.producers == ("b",)] == [by_hand]
 
@@ -66,7 +66,10 @@ def test_a_gated_pair_given_by_hand_replaces_the_pair_and_a_part_of_it_is_not_co
 @pytest.mark.parametrize(
     ("layers", "both"),
     [
-        ([B, NeuronGroup("b", "c", columns=((1,),))], ["NeuronGroup(producers=('b',)", "columns=((1,),)"]),
+        (
+            [B, NeuronGroup("b", "c", input_layouts=((1,),))],
+            ["NeuronGroup(producers=('b',)", "input_layouts=((1,),)"],
+        ),
         ({B: 2, "b": 3}, ["factor 3 by its name", "2 by the group of 'b'"]),
         ({NeuronGroup(("gate", "up"), "head"): 2, "up": 3}, ["'up' has factor 3", "the group of 'gate'"]),
     ],

@@ -120,7 +120,7 @@ def test_what_is_no_module():
         (nn.Sequential(nn.ReLU()), "Sequential: it has no linear layer"),
         (
             nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2)),
-            "Sequential: '0': its neurons are read by '1' (Softmax), which is not known to treat each neuron "
+            "Sequential: '0': its neurons are passed to '1' (Softmax), which is not known to treat each neuron "
             "alone; '2': it is a head: its neurons are outputs of the network",
         ),
         (

@@ -16,7 +16,7 @@ from zoo import ZOO, answer
 def test_whole_copies_of_all_neurons_compute_what_the_dense_network_does(name):
     model, batch = ZOO[name]()
     groups = [layer.group for layer in fpe.plan(model, 2, example_inputs=batch).layers]
-    assert all(len(set(runs)) == 1 for group in groups for runs in group.columns)
+    assert all(len(set(runs)) == 1 for group in groups for runs in group.input_layouts)
     named = [vars(group) for group in groups]
     model, batch = double(without_chance(model), batch)
     for factor in (2, 3):

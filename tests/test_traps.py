@@ -94,7 +94,7 @@ REFUSED = {
         "added up or compared by 'mean'",
     ),
     "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'glu'"),
-    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "parted by 'chunk'"),
+    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "split up by 'chunk'"),
     "some neurons": (lambda t, x, act: act(t.a(x))[:, :3] @ t.free[:3], VECTOR, "only some of its neurons"),
     "another order": (lambda t, x, act: t.head(act(t.a(x))[:, [1, 0, 3, 2, 5, 4]]), VECTOR, "picked out"),
     "flipped": (
@@ -131,11 +131,11 @@ REFUSED = {
     ),
     "buffer added": (lambda t, x, act: t.head(act(t.a(x) + t.shift)), VECTOR, "'shift', which has an entry"),
     "buffer added in place": (in_place, VECTOR, "'shift', which has an entry"),
-    "functional weight": (lambda t, x, act: F.linear(act(t.a(x)), t.head.weight), VECTOR, "read by itself"),
+    "functional weight": (lambda t, x, act: F.linear(act(t.a(x)), t.head.weight), VECTOR, "used directly"),
     "functional producer": (
         lambda t, x, act: t.head(act(F.linear(x, t.a.weight, t.a.bias))),
         VECTOR,
-        "by itself",
+        "used directly",
     ),
     "weight read again": (
         lambda t, x, act: t.head(act(t.a(x))) + t.head.weight.sum(),

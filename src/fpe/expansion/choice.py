@@ -11,16 +11,16 @@ from torch import nn
 
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
-from fpe.graph.groups import HEAD, default_runs, width_of_runs
+from fpe.graph.groups import HEAD, default_layout, layout_width
 from fpe.graph.layers import (
     PER_NEURON,
     Names,
-    a_kind,
     is_frozen,
     is_layer,
     kind_problem,
     layer_problem,
     size_of,
+    what_it_is,
     width_problem,
 )
 from fpe.graph.verification import refusal
@@ -223,7 +223,7 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
     shown = ", ".join(map(repr, expandable[:12])) or "none"
     allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
     if name in names:
-        kind = a_kind(model.get_submodule(name)).removeprefix("it is ")
+        kind = what_it_is(model.get_submodule(name)).removeprefix("it is ")
         return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
     if any(character in name for character in "*?["):
         return f"no layer that can be expanded matches {name!r}. {allowed}"
@@ -241,7 +241,7 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     problems = [f"{n!r} {p}." for n in names if (p := layer_problem(known, n))]
     for n in (*group.producers, *group.consumers):
         if not is_layer(modules[n]):
-            kind = a_kind(modules[n]).removeprefix("it is ")
+            kind = what_it_is(modules[n]).removeprefix("it is ")
             problems.append(
                 f"{n!r} is {kind}; producers and consumers are linear layers and convolutions that fpe knows."
             )
@@ -250,10 +250,10 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     if not group.producers or not group.consumers:
         owner = f"of {group.name!r} " if group.producers else ""
         problems.append(f"the group {owner}has no consumers; name the layers that read it.")
-    if group.columns and len(group.columns) != len(group.consumers):
+    if group.input_layouts and len(group.input_layouts) != len(group.consumers):
         problems.append(
-            f"the group of {group.name!r} has {len(group.consumers)} consumers and columns for "
-            f"{len(group.columns)}; give columns for each, or for none."
+            f"the group of {group.name!r} has {len(group.consumers)} consumers and input_layouts for "
+            f"{len(group.input_layouts)}; give a layout for each, or for none."
         )
     return problems or _width_problems(model, group)
 
@@ -269,12 +269,12 @@ def _width_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     ]
     for position, n in enumerate(group.consumers):
         inputs = size_of(model, n)[1]
-        runs = group.columns[position] if group.columns else default_runs(neurons, inputs)
-        if width_of_runs(runs, neurons) != inputs:
+        runs = group.input_layouts[position] if group.input_layouts else default_layout(neurons, inputs)
+        if layout_width(runs, neurons) != inputs:
             problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
         if type(modules[n]) not in PER_NEURON:
-            kind = a_kind(modules[n]).removeprefix("it is ")
+            kind = what_it_is(modules[n]).removeprefix("it is ")
             problems.append(f"{n!r} is {kind}; between can stand norms, PReLU and depthwise convolutions.")
         elif problem := width_problem(modules[n], neurons):
             problems.append(f"{n!r}: {problem}.")

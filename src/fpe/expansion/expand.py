@@ -26,8 +26,8 @@ from fpe.expansion.splits import Split, as_split
 from fpe.expansion.steps import Weights
 from fpe.expansion.widths import shapes_of
 from fpe.graph import NeuronGroup
-from fpe.graph.analysis import deep_copy
-from fpe.graph.groups import Runs, neuron_of_columns
+from fpe.graph.copies import deep_copy
+from fpe.graph.groups import Layout, layout_neurons
 from fpe.graph.inputs import inputs_for
 from fpe.masked import count_free, count_nonzero
 
@@ -198,7 +198,7 @@ class _Expansion:
         layer: LayerPlan,
         producers: list[Weights],
         consumers: list[Weights],
-        columns: Sequence[Runs],
+        columns: Sequence[Layout],
         children: Tensor,
     ) -> LayerPlan:
         """Choose the children that are not born, because whole ones pay; return the plan with them."""
@@ -311,9 +311,9 @@ def _per_child(values: Tensor, children: Tensor, factor: int) -> Tensor:
     return sums.new_zeros(len(sums), factor).scatter_add_(1, children.long(), sums)
 
 
-def _per_neuron(values: Tensor, runs: Runs, neurons: int) -> Tensor:
+def _per_neuron(values: Tensor, runs: Layout, neurons: int) -> Tensor:
     """Sum a reader's tensor over all that reads each neuron: (neurons,)."""
-    neuron = neuron_of_columns(runs, neurons).to(values.device)
+    neuron = layout_neurons(runs, neurons).to(values.device)
     sums = values.transpose(0, 1).flatten(1).sum(1)
     return sums.new_zeros(neurons).index_add_(0, neuron[neuron >= 0], sums[neuron >= 0])
 

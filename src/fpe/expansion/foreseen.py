@@ -13,7 +13,7 @@ from fpe.expansion.plan import LayerPlan
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup
-from fpe.graph.groups import default_runs, neuron_of_columns
+from fpe.graph.groups import default_layout, layout_neurons
 from fpe.graph.layers import bias_of, mask_of, neuron_tensors, oriented_weight, size_of
 from fpe.masked import count_free
 
@@ -44,7 +44,7 @@ def layer_plans(
         layer = replace(layer, neurons_after=after - left, notes=(note,) if note else ())
         for name in group.consumers:
             own = size_of(model, name)[1]
-            shared = own if not group.columns else neurons * _own_columns(group, name)
+            shared = own if not group.input_layouts else neurons * _own_columns(group, name)
             grown[name] = grown.get(name, 0) + (layer.neurons_after - neurons) * (shared // neurons)
         planned.append(layer)
     return planned
@@ -52,7 +52,7 @@ def layer_plans(
 
 def _own_columns(group: NeuronGroup, consumer: str) -> int:
     """Return how many inputs of a consumer each neuron has."""
-    return sum(k for k in group.columns[group.consumers.index(consumer)] if k > 0)
+    return sum(k for k in group.input_layouts[group.consumers.index(consumer)] if k > 0)
 
 
 def _layer_plan(
@@ -112,11 +112,15 @@ def free_by_neuron(
     name = group.consumers[position]
     total = free_weights(model, name)
     neurons, _ = size_of(model, group.name)
-    if len(expanded) == neurons and (not group.columns or min(group.columns[position]) > 0):
+    if len(expanded) == neurons and (not group.input_layouts or min(group.input_layouts[position]) > 0):
         return total, 0
     layer = model.get_submodule(name)
-    runs = group.columns[position] if group.columns else default_runs(neurons, size_of(model, name)[1])
-    mine = torch.isin(neuron_of_columns(runs, neurons), torch.tensor(list(expanded)))
+    runs = (
+        group.input_layouts[position]
+        if group.input_layouts
+        else default_layout(neurons, size_of(model, name)[1])
+    )
+    mine = torch.isin(layout_neurons(runs, neurons), torch.tensor(list(expanded)))
     mask = mask_of(layer)
     if mask is None:
         return (own := int(mine.sum()) * (total // len(mine))), total - own

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fpe.expansion.plan import LayerPlan, Plan
 from fpe.expansion.steps import Family
-from fpe.graph.groups import Runs, columns_of_runs, default_runs, neuron_of_columns, runs_of_columns
+from fpe.graph.groups import Layout, default_layout, layout_neurons, layout_of, layout_sources
 from fpe.graph.layers import is_transposed, size_of
 
 
@@ -70,16 +70,16 @@ class Lineage:
         """Return how many inputs a layer of the dense model has."""
         return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
 
-    def layouts(self, layer: LayerPlan) -> list[Runs]:
+    def layouts(self, layer: LayerPlan) -> list[Layout]:
         """Return the present layouts of a group's consumers: other groups may have widened them."""
         layouts = []
         for position, name in enumerate(layer.group.consumers):
-            given = layer.group.columns
+            given = layer.group.input_layouts
             inputs = self.inputs_of(name)
-            runs = given[position] if given else default_runs(layer.neurons, inputs)
+            runs = given[position] if given else default_layout(layer.neurons, inputs)
             if name in self.columns:
-                neuron = neuron_of_columns(runs, layer.neurons)[self.columns[name]]
-                runs = runs_of_columns(neuron, layer.neurons)
+                neuron = layout_neurons(runs, layer.neurons)[self.columns[name]]
+                runs = layout_of(neuron, layer.neurons)
             layouts.append(runs)
         return layouts
 
@@ -91,7 +91,7 @@ class Lineage:
             self.rows[name] = parent
         for name, runs in zip(layer.group.consumers, layouts, strict=True):
             before = self.columns.get(name, torch.arange(self.inputs_of(name)))
-            self.columns[name] = before[columns_of_runs(runs, parent, layer.neurons)]
+            self.columns[name] = before[layout_sources(runs, parent, layer.neurons)]
 
     def names(self) -> list[str]:
         """Return the modules concerned."""

@@ -125,7 +125,7 @@ class Plan:
         for layer in record["layers"]:
             chosen = layer["chosen"]
             again = {
-                "group": NeuronGroup(**layer["group"]),
+                "group": NeuronGroup.from_dict(layer["group"]),
                 "chosen": None if chosen is None else tuple(chosen),
             }
             again |= {name: tuple(layer.get(name, ())) for name in ("left", "notes")}
@@ -146,7 +146,7 @@ class Plan:
         for layer in self.layers:
             own = layer.group
             producers, consumers, between = map(longer, (own.producers, own.consumers, own.between))
-            group = NeuronGroup(producers, consumers, between, own.columns)
+            group = NeuronGroup(producers, consumers, between, own.input_layouts)
             layers.append(dataclasses.replace(layer, group=group))
         skipped = tuple(Skipped(f"{name}.{one.name}", one.reason) for one in self.skipped)
         return dataclasses.replace(self, layers=tuple(layers), skipped=skipped)

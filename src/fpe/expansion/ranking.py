@@ -12,8 +12,8 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup
-from fpe.graph.analysis import analysed, copied_call
-from fpe.graph.inputs import as_call
+from fpe.graph.copies import analyzed
+from fpe.graph.inputs import as_call, copied_call
 from fpe.graph.layers import is_linear, is_transposed, oriented_weight
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
@@ -180,7 +180,7 @@ def _watched(
         layer.register_forward_pre_hook(hook, with_kwargs=True)
 
     args, kwargs = copied_call(as_call(example_inputs))
-    with analysed(model) as own, torch.no_grad():
+    with analyzed(model) as own, torch.no_grad():
         for name in seen:
             watch(name, own.get_submodule(name))
         own(*args, **kwargs)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fpe.errors import ArgumentError
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
-from fpe.graph.groups import Runs, columns_of_runs
+from fpe.graph.groups import Layout, layout_sources
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
@@ -126,7 +126,7 @@ def duplicate(
     consumers: Sequence[Weights],
     children: Tensor,
     factor: int,
-    columns: Sequence[Runs] | None = None,
+    columns: Sequence[Layout] | None = None,
     family: Family | None = None,
 ) -> list[Weights]:
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
@@ -146,7 +146,7 @@ def duplicate(
     factor : int
         Children of each neuron.
     columns : sequence of tuple of int, optional
-        For each consumer the layout of its inputs, as in `NeuronGroup.columns`; by default they are the neurons.
+        For each consumer the layout of its inputs, as in `NeuronGroup.input_layouts`; by default they are the neurons.
     family : Family, optional
         Who is born; by default all children of all neurons.
 
@@ -160,7 +160,7 @@ def duplicate(
     wide = [_children_of(producer, children, factor, family)]
     for position, reader in enumerate(consumers):
         runs = columns[position] if columns is not None else (1,)
-        source = columns_of_runs(runs, family.parent, neurons).to(reader.weight.device)
+        source = layout_sources(runs, family.parent, neurons).to(reader.weight.device)
         copied = None if reader.bias is None else reader.bias.clone()
         weight = reader.weight.index_select(1, source).contiguous()
         wide.append(Weights(weight, copied, reader.mask.index_select(1, source).contiguous()))

@@ -14,9 +14,8 @@ from fpe.expansion import steps as procedure
 from fpe.expansion.lineage import Lineage, family_of
 from fpe.expansion.plan import LayerPlan
 from fpe.expansion.steps import Weights
-from fpe.graph.analysis import analysed, copied_call
-from fpe.graph.copies import first_line
-from fpe.graph.inputs import as_call, tensors_in
+from fpe.graph.copies import analyzed, first_line
+from fpe.graph.inputs import as_call, copied_call, tensors_in
 from fpe.graph.layers import bias_of
 
 _WRITTEN_DOWN = "the forward pass has the number of neurons written down, in a view or a constant"
@@ -73,7 +72,7 @@ def shapes_of(
 ) -> list[torch.Size]:
     """Run a copy of a model, with other modules in the places of some; return the shapes of its answer."""
     args, kwargs = copied_call(as_call(example_inputs))
-    with analysed(model) as own, torch.no_grad():
+    with analyzed(model) as own, torch.no_grad():
         replace_modules_(own, instead or {})
         return [t.shape for t in tensors_in(own.train(training)(*args, **kwargs))]
 

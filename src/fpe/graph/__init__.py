@@ -1,8 +1,6 @@
-"""Which neurons can be expanded, and who reads them.
+"""Which neurons can be expanded, and which layers consume them.
 
-`find_groups` follows the forward pass: symbolically where there are no inputs, by ``torch.export`` where
-there are. `verify` checks numerically, by permuting its neurons, that a group is what it is taken for.
-Nothing is taken for element-wise because its name is unknown.
+`find_groups` follows the forward pass by an allow-list of operations; `verify` checks groups numerically.
 """
 
 from fpe.graph.groups import Found, NeuronGroup, Skipped

@@ -1,63 +1,121 @@
-"""Follow the neurons through the exported forward pass, from the layers that make them to their readers."""
+"""Follow neurons through the exported forward pass, from the layers that produce them to their consumers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fpe._util.modules import seeded
-from fpe.graph.analysis import analysis_copy
-from fpe.graph.axis import Flow
-from fpe.graph.copies import first_line
-from fpe.graph.groups import HEAD, Found, NeuronGroup, Runs, Skipped, width_of_runs
-from fpe.graph.inputs import Call, tensors_in
+from fpe.errors import ModelError
+from fpe.graph.copies import analysis_copy, analyzed, first_line, outside_kept
+from fpe.graph.groups import (
+    HEAD,
+    NOT_CALLED,
+    NOT_CONSUMED,
+    Found,
+    Layout,
+    NeuronGroup,
+    Skipped,
+    layout_width,
+    merged,
+)
+from fpe.graph.inputs import Call, copied_call, tensors_in
 from fpe.graph.layers import (
     PER_NEURON,
     Names,
-    a_kind,
+    channel_axis,
     is_convolution,
     is_depthwise,
-    is_layer,
     kind_problem,
     layer_problem,
     looks_like_layer,
     size_of,
+    skip_reason,
     width_problem,
 )
-from fpe.graph.operations import Flows, Refused, carry, name_of, shape_of
-from fpe.graph.outside import outside_kept
+from fpe.graph.operations import Flow, Flows, Refused, name_of, propagate, shape_of
 
+#: Products and convolutions, with the positions of their input and of their weight.
 _CALLS = {
-    "linear": (0, 1),
-    "addmm": (1, 2),
-    **{f"conv{n}d": (0, 1) for n in (1, 2, 3)},
-    "convolution": (0, 1),
-}
+    "linear": (0, 1), "addmm": (1, 2), "convolution": (0, 1), "conv1d": (0, 1), "conv2d": (0, 1), "conv3d": (0, 1)
+}  # fmt: skip
 _NORMS = frozenset(["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu"])
 
 
 class _TensorsOnly(nn.Module):
-    """Returns nothing but the tensors of what a model returns: caches cannot be exported."""
+    """Returns only the tensors that a model returns: caches cannot be exported."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
         return tensors_in(self.model(*args, **kwargs))
 
 
-def exported(model: nn.Module, call: Call) -> ExportedProgram:
-    """Export a model's forward pass on these arguments, in evaluation mode, from a copy."""
+def exported(model: nn.Module, call: Call, training: bool = False) -> ExportedProgram:
+    """Export the forward pass of a copy of a model on these arguments."""
     args, kwargs = call
     with seeded(), outside_kept(model):
-        return torch.export.export(_TensorsOnly(analysis_copy(model)).eval(), args, kwargs, strict=False)
+        own = _TensorsOnly(analysis_copy(model)).train(training)
+        return torch.export.export(own, args, kwargs, strict=False)
+
+
+def follow_model(model: nn.Module, call: Call) -> Found:
+    """Find the groups of a model; of its parts where its whole forward pass cannot be exported.
+
+    What Python decides by looking at data cannot be exported, and a trace of one run would not show the other
+    branches. Such a forward pass is not looked into. Instead each module that it calls once is exported with the
+    arguments of one run.
+    """
+    try:
+        return _follow_both_modes(model, call)
+    except ModelError:
+        raise
+    except Exception as error:  # the user's own code may fail in any way
+        parts = _Parts(_record(model, call))
+        parts.visit(model, "", _not_followed(model, error))
+        return Found(tuple(parts.groups), tuple(parts.skipped), parts.attention)
+
+
+def _follow_both_modes(model: nn.Module, call: Call) -> Found:
+    """Follow a model in evaluation mode, and in training mode if evaluation does not call all layers."""
+    found = follow(model, exported(model, call))
+    if any(skip.reason == NOT_CALLED for skip in found.skipped):
+        with suppress(Exception):  # then evaluation mode has to do, and the verification judges both modes
+            return merged(found, follow(model, exported(model, call, training=True)))
+    return found
+
+
+def follow(model: nn.Module, program: ExportedProgram) -> Found:
+    """Find the groups of a model in its exported forward pass; all other layers get a reason."""
+    walk = _Walk(model, program)
+    walk.run()
+    groups, skipped = [], []
+    for growing in walk.groups.values():
+        reason = growing.reason or (None if growing.consumers else NOT_CONSUMED)
+        if reason is None:
+            layouts = tuple(growing.consumers.values())
+            layouts = () if set(layouts) == {(1,)} else layouts
+            producers, consumers, between = map(
+                tuple, (growing.producers, growing.consumers, growing.between)
+            )
+            groups.append(NeuronGroup(producers, consumers, between, layouts))
+        else:
+            skipped += [Skipped(name, reason) for name in growing.producers]
+    reached = {name for growing in walk.groups.values() for name in growing.producers}
+    reached |= {name for group in groups for name in group.between}
+    for name, _ in model.named_modules():
+        if name not in reached and (reason := skip_reason(walk.known, name)):
+            skipped.append(Skipped(name, reason))
+    return Found(tuple(groups), tuple(skipped), walk.attention)
 
 
 @dataclass
@@ -67,9 +125,9 @@ class _Growing:
     producers: list[str]
     node: fx.Node
     source: fx.Node
-    consumers: dict[str, Runs] = field(default_factory=dict)
+    reason: str | None
+    consumers: dict[str, Layout] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
-    reason: str | None = None
 
 
 class _Walk:
@@ -81,15 +139,13 @@ class _Walk:
         self.modules = self.known.modules
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, _Growing] = {}
-        self.skipped: dict[str, str] = {}
         self.attention = False
         self.graph = program.graph
         self.owned: dict[fx.Node, str] = {}
-        kinds = (InputKind.PARAMETER, InputKind.BUFFER)
         names = {
             spec.arg.name: spec.target.removeprefix("model.")
             for spec in program.graph_signature.input_specs
-            if spec.kind in kinds and spec.target
+            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target
         }
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name in names:
@@ -103,43 +159,34 @@ class _Walk:
             elif node.op == "call_function":
                 try:
                     self.visit(node)
-                except Exception as error:  # an overload that no rule foresees costs its neurons, not all
-                    self.refuse(
-                        self.touched(node),
-                        f"its neurons are read by {name_of(node)!r} in a way that fpe does not understand "
-                        f"({first_line(error)})",
-                    )
+                except Exception as error:  # an overload that no rule expects costs its neurons, not all
+                    reason = f"{name_of(node)!r} in a way that fpe does not understand ({first_line(error)})"
+                    self.refuse(self.touched(node), f"its neurons are passed to {reason}")
 
     def visit(self, node: fx.Node) -> None:
-        """Find out what a node does to the neurons that come in, and which go out."""
+        """Find out what a node does to the neurons in its inputs, and where they are in its output."""
         self.attention |= _is_attention(node)
-        name = name_of(node)
-        layer = self.layer_called(node)
-        if layer is not None:
+        if (layer := self.layer_called(node)) is not None:
             self.call(node, layer)
-            return
-        touched = self.touched(node)
-        if not touched:
-            return
-        try:
-            if name in _NORMS or self.depthwise_called(node):
-                self.pass_through(node)
-                return
-            if name == "mul":
-                self.merge(node)
-            self.flows[node] = carry(node, self.flows)
-        except Refused as refused:
-            self.refuse(touched, str(refused))
+        elif touched := self.touched(node):
+            try:
+                if name_of(node) in _NORMS or self.depthwise_called(node):
+                    self.flows[node] = self.pass_through(node)
+                    return
+                if name_of(node) == "mul":
+                    self.merge(node)
+                self.flows[node] = propagate(node, self.flows)
+            except Refused as refused:
+                self.refuse(touched, str(refused))
 
     def touched(self, node: fx.Node) -> list[str]:
-        """Return the roots of all neurons that a node gets."""
+        """Return the roots of all neurons in a node's inputs."""
         return list(dict.fromkeys(f.root for n in node.all_input_nodes for f in self.flows.get(n, ())))
 
     def refuse(self, roots: Iterable[str], reason: str) -> None:
-        """Give up the groups of these roots; the first reason stands."""
+        """Refuse the groups of these roots; the first reason stands."""
         for root in roots:
-            if self.groups[root].reason is None:
-                self.groups[root].reason = reason
+            self.groups[root].reason = self.groups[root].reason or reason
 
     def module_of(self, node: fx.Node) -> str:
         """Return the name of the module in whose forward pass a node stands."""
@@ -147,20 +194,20 @@ class _Walk:
         path = str(list(stack.values())[-1][0])
         return path.partition("@")[0].removeprefix("model").removeprefix(".")
 
-    def parameter(self, node: Any) -> tuple[str, fx.Node] | None:
-        """Return the parameter that a node is, looking through the masked layers' view of it."""
+    def parameter(self, node: Any) -> fx.Node | None:
+        """Return the parameter that a node is, also through the view of it that masked layers take."""
         while isinstance(node, fx.Node) and node.op == "call_function" and name_of(node) == "view_as":
             node = node.args[0]
-        return (self.owned[node], node) if isinstance(node, fx.Node) and node in self.owned else None
+        return node if isinstance(node, fx.Node) and node in self.owned else None
 
     def layer_called(self, node: fx.Node) -> str | None:
-        """Return the layer that a node is the product or convolution of, if it is one."""
+        """Return the layer whose product or convolution a node is, if it is one."""
         if name_of(node) not in _CALLS:
             return None
-        owner = self.parameter(node.args[_CALLS[name_of(node)][1]])
-        if owner is None or not owner[0].endswith("weight"):
+        weight = self.parameter(node.args[_CALLS[name_of(node)][1]])
+        if weight is None or not self.owned[weight].endswith("weight"):
             return None
-        layer = owner[0].rpartition(".")[0]
+        layer = self.owned[weight].rpartition(".")[0]
         module = self.modules[layer]
         return layer if looks_like_layer(module) and not is_depthwise(module) else None
 
@@ -170,118 +217,106 @@ class _Walk:
         return name_of(node) in _CALLS and module is not None and is_depthwise(module)
 
     def call(self, node: fx.Node, layer: str) -> None:
-        """A layer reads the neurons that come in, if any, and makes its own."""
-        name = name_of(node)
-        position, weight_position = _CALLS[name]
+        """Let a layer consume the neurons in its input, if any, and produce its own."""
+        position, weight_position = _CALLS[name_of(node)]
         source = cast(fx.Node, node.args[position])
         problem = self.call_problem(node, layer, weight_position)
-        elsewhere = [n for n in node.all_input_nodes if n is not source and n in self.flows]
-        for other in elsewhere:
-            self.refuse((f.root for f in self.flows[other]), f"its neurons are the weights of {layer!r}")
+        for other in node.all_input_nodes:
+            if other is not source:
+                roots = (f.root for f in self.flows.get(other, ()))
+                self.refuse(roots, f"its neurons are the weights of {layer!r}")
         for flow in self.flows.get(source, ()):
-            reason = f"{layer!r} {problem}" if problem else self.reader_problem(source, layer, flow)
-            if reason:
+            if reason := problem or self.consumer_problem(source, layer, flow):
                 self.refuse([flow.root], reason)
             else:
-                self.groups[flow.root].consumers[layer] = flow.runs
+                self.groups[flow.root].consumers[layer] = flow.layout
         if layer in self.groups:
             self.refuse([layer], f"{layer!r} is used several times in one forward pass")
             return
-        self.groups[layer] = _Growing(
-            [layer], node, source, reason=f"{layer!r} {problem}" if problem else None
-        )
-        self.flows[node] = (Flow(layer, _channel_axis(self.modules[layer], len(shape_of(node)))),)
+        self.groups[layer] = _Growing([layer], node, source, problem)
+        self.flows[node] = (Flow(layer, channel_axis(self.modules[layer], len(shape_of(node)))),)
 
     def call_problem(self, node: fx.Node, layer: str, weight_position: int) -> str | None:
-        """Say why a call of a layer is not one that a wider layer could answer, or return None."""
-        module = self.modules[layer]
-        owner = self.parameter(node.args[weight_position])
-        assert owner is not None
-        if problem := kind_problem(module) or layer_problem(self.known, layer):
-            return problem
-        uses = len(owner[1].users)
-        if uses > 1:
-            return f"is used {uses} times in one forward pass"
+        """Say why a wider layer could not take the place of this one in a call, or return None."""
+        weight = self.parameter(node.args[weight_position])
+        assert weight is not None
+        if problem := kind_problem(self.modules[layer]) or layer_problem(self.known, layer):
+            return f"{layer!r} {problem}"
+        if len(weight.users) > 1:
+            return f"{layer!r} is used {len(weight.users)} times in one forward pass"
         if self.module_of(node) != layer:
-            return "is not called as a layer: its weight is read by itself"
+            return f"{layer!r} is not called as a layer: its weight is used directly"
         return None
 
-    def reader_problem(self, source: fx.Node, layer: str, flow: Flow) -> str | None:
-        """Say why a layer cannot read these neurons, or return None."""
-        module = self.modules[layer]
-        if flow.axis != _channel_axis(module, len(shape_of(source))):
+    def consumer_problem(self, source: fx.Node, layer: str, flow: Flow) -> str | None:
+        """Say why a layer cannot consume these neurons, or return None."""
+        if flow.axis != channel_axis(self.modules[layer], len(shape_of(source))):
             return f"its neurons are not the inputs of {layer!r}, which works along another axis"
         neurons, inputs = size_of(self.model, flow.root)[0], size_of(self.model, layer)[1]
-        if width_of_runs(flow.runs, neurons) != inputs:
-            return f"its reader {layer!r} has {inputs} inputs, not one for each of {neurons} neurons"
+        if layout_width(flow.layout, neurons) != inputs:
+            return f"its consumer {layer!r} has {inputs} inputs, not one for each of {neurons} neurons"
         if layer in self.groups[flow.root].consumers:
             return f"{layer!r} is used several times in one forward pass"
         return None
 
-    def pass_through(self, node: fx.Node) -> None:
-        """Neurons pass a norm, a PReLU or a depthwise convolution that has an entry for each of them."""
+    def pass_through(self, node: fx.Node) -> Flows:
+        """Pass neurons through a norm, PReLU or depthwise convolution that has an entry for each of them."""
         source = cast(fx.Node, node.args[0])
         flows = self.flows.get(source, ())
         name, operation = self.module_of(node), name_of(node)
-        module = self.modules[name]
         if operation == "prelu" and flows and shape_of(node.args[1]) in ((), (1,)):
-            self.flows[node] = flows
-            return
-        if len(flows) != len(self.touched(node)) or type(module) not in PER_NEURON:
-            raise Refused(f"its neurons are read by {operation!r}, which is not a norm that can widen")
+            return flows
+        if len(flows) != len(self.touched(node)) or type(self.modules[name]) not in PER_NEURON:
+            raise Refused(f"its neurons are passed to {operation!r}, which is not a norm that can widen")
         for flow in flows:
-            neurons, _ = size_of(self.model, flow.root)
-            if problem := self._norm_problem(node, name, flow, neurons):
+            if problem := self.norm_problem(node, name, flow):
                 raise Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")
             if name in self.groups[flow.root].between:
                 raise Refused(f"{name!r} is used several times in one forward pass")
             self.groups[flow.root].between.append(name)
-        self.flows[node] = flows
+        return flows
 
-    def _norm_problem(self, node: fx.Node, name: str, flow: Flow, neurons: int) -> str | None:
-        module = self.modules[name]
-        dims = len(shape_of(node))
-        if len(self.flows[cast(fx.Node, node.args[0])]) > 1 or not flow.plain:
+    def norm_problem(self, node: fx.Node, name: str, flow: Flow) -> str | None:
+        """Say why a norm cannot widen with these neurons, or return None."""
+        module, dims = self.modules[name], len(shape_of(node))
+        if len(self.flows[cast(fx.Node, node.args[0])]) > 1 or flow.layout != (1,):
             return f"{type(module).__name__} is over other values too"
-        last = isinstance(module, nn.LayerNorm | nn.RMSNorm)
-        axis = dims - 1 if last else (_channel_axis(module, dims) if is_convolution(module) else 1)
-        if flow.axis != axis:
+        axis = channel_axis(module, dims) if is_convolution(module) else 1
+        if flow.axis != (dims - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else axis):
             return f"{type(module).__name__} works along another axis"
         uses = [len(n.users) for n in node.all_input_nodes if self.owned.get(n) == f"{name}.weight"]
         if uses and uses != [1]:
             return f"it is used {uses[0]} times in one forward pass"
         problem = layer_problem(self.known, name)
-        return f"it {problem}" if problem else width_problem(module, neurons)
+        return f"it {problem}" if problem else width_problem(module, size_of(self.model, flow.root)[0])
 
     def merge(self, node: fx.Node) -> None:
-        """Two layers that read the same tensor and meet in a product become one group."""
+        """Make one group of two layers that consume the same tensor and meet in a product."""
         sources = [n for n in node.all_input_nodes if n in self.flows]
         if len(sources) != 2 or any(len(self.flows[n]) != 1 for n in sources):
             return
         first, second = (self.flows[n][0] for n in sources)
-        if first.root == second.root or first.at(0).runs != second.at(0).runs:
-            return
         a, b = self.groups[first.root], self.groups[second.root]
-        if a.reason or b.reason or shape_of(sources[0]) != shape_of(sources[1]):
+        if (
+            a is b
+            or a.reason
+            or b.reason
+            or a.source is not b.source
+            or first != replace(second, root=first.root)
+        ):
             return
         shapes = {self.modules[n].weight.shape for n in (*a.producers, *b.producers)}
-        if a.source is not b.source or first.axis != second.axis or len(shapes) > 1:
+        if shape_of(sources[0]) != shape_of(sources[1]) or len(shapes) > 1:
             return
         a.producers += b.producers
         a.consumers |= b.consumers
         a.between += b.between
         del self.groups[second.root]
-        gone, root = second.root, first.root
         for n in reversed(self.flows):
-            self.flows[n] = tuple(Flow(root, f.axis, f.runs) if f.root == gone else f for f in self.flows[n])
+            flows = self.flows[n]
+            self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
             if n is b.node:
                 break
-
-
-def _channel_axis(module: nn.Module, dims: int) -> int:
-    """Return the axis along which a layer's inputs, and its neurons, stand in a tensor of so many axes."""
-    spatial = len(cast(Any, module).kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
-    return dims - 1 - spatial
 
 
 def _is_attention(node: fx.Node) -> bool:
@@ -296,58 +331,71 @@ def _is_attention(node: fx.Node) -> bool:
     return any(name_of(n) in ("softmax", "_softmax") for n in recent if n.op == "call_function")
 
 
-def follow(model: nn.Module, program: ExportedProgram) -> Found:
-    """Find the groups of a model in its exported forward pass.
+class _Parts:
+    """The groups in those parts of a model that can be exported."""
 
-    Parameters
-    ----------
-    model : nn.Module
-        Not changed.
-    program : ExportedProgram
-        What `exported` made of it.
+    def __init__(self, calls: dict[str, list[Call]]) -> None:
+        self.calls = calls
+        self.groups: list[NeuronGroup] = []
+        self.skipped: list[Skipped] = []
+        self.attention = False
 
-    Returns
-    -------
-    Found
-        Groups in the order of the forward pass; every other layer with its reason.
-    """
-    walk = _Walk(model, program)
-    walk.run()
-    groups, skipped = [], []
-    for growing in walk.groups.values():
-        reason = growing.reason or (None if growing.consumers else "no layer reads its neurons")
-        if reason is None:
-            columns = tuple(growing.consumers.values())
-            if all(runs == (1,) for runs in columns):
-                columns = ()
-            groups.append(
-                NeuronGroup(
-                    tuple(growing.producers), tuple(growing.consumers), tuple(growing.between), columns
-                )
-            )
-        else:
-            skipped += [Skipped(name, reason) for name in growing.producers]
-    reached = {name for growing in walk.groups.values() for name in growing.producers}
-    passed = {name for group in groups for name in group.between}
-    skipped += unreached(model, reached | passed)
-    return Found(tuple(groups), tuple(skipped), walk.attention)
+    def visit(self, module: nn.Module, name: str, reason: str) -> None:
+        """Follow each child; where that fails, its own children. Skip single layers with this reason."""
+        for child_name, child in module.named_children():
+            full = f"{name}.{child_name}" if name else child_name
+            calls = self.calls.get(full, [])
+            if looks_like_layer(child):
+                self.skipped.append(Skipped(full, reason))
+            elif len(calls) > 1:
+                why = f"{full!r}, in which it stands, is used {len(calls)} times in one forward pass"
+                self.visit(child, full, why)
+            elif not calls:
+                container = isinstance(child, nn.ModuleList | nn.ModuleDict)
+                self.visit(child, full, reason if container else "it is not reached by example_inputs")
+            else:
+                try:
+                    self.add(_follow_both_modes(child, calls[0]), full)
+                except Exception as problem:  # the user's own code may fail in any way
+                    self.visit(child, full, _not_followed(child, problem))
+
+    def add(self, found: Found, part: str) -> None:
+        """Add what was found in a part, in the names of the whole; its outputs go where nothing is known."""
+
+        def longer(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(f"{part}.{name}" for name in names)
+
+        for group in found.groups:
+            producers, consumers, between = map(longer, (group.producers, group.consumers, group.between))
+            self.groups.append(NeuronGroup(producers, consumers, between, group.input_layouts))
+        leaving = f"its neurons leave {part!r}, beyond which the forward pass cannot be followed"
+        for skip in found.skipped:
+            full = f"{part}.{skip.name}" if skip.name else part
+            self.skipped.append(Skipped(full, leaving if skip.reason == HEAD else skip.reason))
+        self.attention |= found.attention
 
 
-def unreached(model: nn.Module, reached: set[str]) -> list[Skipped]:
-    """Give the reason for each module with weights that was not reached as a layer."""
-    skipped = []
-    known = Names(model)
-    for name, module in model.named_modules():
-        matrix = any(p.dim() > 1 for p in module.parameters(recurse=False))
-        if name in reached or not (matrix or looks_like_layer(module)):
-            continue
-        if is_depthwise(module):
-            reason = "it is a depthwise convolution, which makes no neurons of its own"
-        elif looks_like_layer(module) and (problem := layer_problem(known, name)):
-            reason = f"{name!r} {problem}" if name else f"it {problem}"
-        elif is_layer(module):
-            reason = "it is not called as a layer where the forward pass could be followed"
-        else:
-            reason = f"{a_kind(module)}; only linear layers and convolutions are expanded"
-        skipped.append(Skipped(name, reason))
-    return skipped
+def _not_followed(module: nn.Module, error: Exception) -> str:
+    return f"the forward pass of {type(module).__name__}, which calls it, cannot be followed ({first_line(error)})"
+
+
+def _record(model: nn.Module, call: Call) -> dict[str, list[Call]]:
+    """Run a copy of a model once, and return the arguments of every call of each of its modules."""
+    calls: dict[str, list[Call]] = {}
+    args, kwargs = copied_call(call)
+    with analyzed(model) as own, torch.no_grad():
+        for name, module in own.named_modules():
+            if name:
+
+                def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+                    calls.setdefault(name, []).append((args, kwargs))
+
+                module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            own(*args, **kwargs)
+        except Exception as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot be run on example_inputs ({first_line(error)}); give one batch "
+                "as the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
+            ) from error
+    return calls

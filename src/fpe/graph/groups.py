@@ -1,4 +1,4 @@
-"""The group: neurons that multiply together, with all that must change when they do."""
+"""Groups of neurons that can be expanded together, and how the inputs of their consumers are laid out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: How the inputs of a consumer are laid out: a positive run k is one cycle through all neurons with k
-#: adjacent inputs each, a negative run −k is k inputs of others.
-Runs = tuple[int, ...]
+#: The inputs of a consumer in order: a positive number k is one cycle through all neurons with k adjacent
+#: inputs each, a negative number −k is k inputs that are not these neurons.
+Layout = tuple[int, ...]
 
-#: The reason for which a network's last layer is left alone.
+#: Why the last layer of a network is not expanded.
 HEAD = "it is a head: its neurons are outputs of the network"
+#: Why a layer is not expanded that the analyzed forward pass does not call.
+NOT_CALLED = "it is not called as a layer where the forward pass could be followed"
+#: Why a layer is not expanded whose neurons nothing depends on.
+NOT_CONSUMED = "no layer consumes its neurons"
 
 
 @dataclass(frozen=True)
@@ -23,29 +27,29 @@ class NeuronGroup:
     Parameters
     ----------
     producers : tuple of str
-        The layers whose outputs are the neurons: one, or several that read the same input and meet in
+        The layers whose outputs are the neurons: one, or several that consume the same tensor and meet in
         a product, as gate and up of a gated MLP. One name may be given as a plain string.
     consumers : tuple of str
-        The layers that read them.
+        The layers whose inputs are the neurons.
     between : tuple of str, default ()
         Norms, PReLU and depthwise convolutions over the neurons.
-    columns : tuple of tuple of int, optional
-        For each consumer which of its inputs are whose: a positive number k is a cycle through all
+    input_layouts : tuple of tuple of int, optional
+        For each consumer, which of its inputs are which neurons: a positive number k is a cycle through all
         neurons with k adjacent inputs each (16 after a 4 × 4 map was flattened), a negative number −k
-        is k inputs of something else (in a concatenation). By default the inputs of a consumer are
-        shared out evenly in one cycle.
+        is k other inputs (in a concatenation). By default the inputs of a consumer are divided evenly
+        among the neurons in one cycle.
     """
 
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     between: tuple[str, ...] = ()
-    columns: tuple[Runs, ...] = ()
+    input_layouts: tuple[Layout, ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("producers", "consumers", "between"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "columns", tuple(tuple(runs) for runs in self.columns))
+        object.__setattr__(self, "input_layouts", tuple(tuple(layout) for layout in self.input_layouts))
 
     @property
     def name(self) -> str:
@@ -54,13 +58,13 @@ class NeuronGroup:
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> NeuronGroup:
-        """Make the group again from its fields as JSON keeps them."""
-        return NeuronGroup(**record)
+        """Make a group from its fields as stored in JSON, also by version 0.1."""
+        return NeuronGroup(**{"input_layouts" if k == "columns" else k: v for k, v in record.items()})
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer that is left alone, and why, in a clause that can stand alone."""
+    """A layer that is not expanded, and the reason as a clause that can stand alone."""
 
     name: str
     reason: str
@@ -68,16 +72,16 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found in a model.
+    """The neurons of a model that can be expanded.
 
     Attributes
     ----------
-    groups : tuple of Group
+    groups : tuple of NeuronGroup
         In the order of the forward pass.
     skipped : tuple of Skipped
         Every other layer, with the reason.
     attention : bool
-        Whether the model has attention, which is to say that it is a transformer.
+        Whether the model has attention, as a transformer does.
     """
 
     groups: tuple[NeuronGroup, ...]
@@ -85,57 +89,62 @@ class Found:
     attention: bool = False
 
 
-def default_runs(neurons: int, inputs: int) -> Runs:
-    """Return the layout of a consumer in which each neuron has as many adjacent inputs as the others."""
+def merged(found: Found, training: Found) -> Found:
+    """Combine what evaluation and training mode show: a group has the consumers of both."""
+    matches = {group.name: group for group in training.groups}
+    reasons = {skip.name: skip.reason for skip in training.skipped}
+    groups, skipped = [], list(found.skipped)
+    for group in found.groups:
+        match, reason = matches.get(group.name), reasons.get(group.name)
+        if match and match.producers == group.producers:
+            own, other = (
+                dict(zip(g.consumers, g.input_layouts or ((1,),) * len(g.consumers), strict=True))
+                for g in (group, match)
+            )
+            between = dict.fromkeys((*group.between, *match.between))
+            both = own | other
+            layouts = tuple(both.values()) if set(both.values()) != {(1,)} else ()
+            groups.append(NeuronGroup(group.producers, tuple(both), tuple(between), layouts))
+        elif reason in (NOT_CALLED, NOT_CONSUMED):
+            groups.append(group)
+        else:
+            why = f"in training mode {reason or 'its neurons meet others in a product'}"
+            skipped += [Skipped(name, why) for name in group.producers]
+    return Found(tuple(groups), tuple(skipped), found.attention)
+
+
+def default_layout(neurons: int, inputs: int) -> Layout:
+    """Return the layout in which every neuron has equally many adjacent inputs."""
     return (max(1, inputs // neurons),)
 
 
-def width_of_runs(runs: Runs, neurons: int) -> int:
+def layout_width(layout: Layout, neurons: int) -> int:
     """Return how many inputs a layout covers."""
-    return sum(k * neurons if k > 0 else -k for k in runs)
+    return sum(k * neurons if k > 0 else -k for k in layout)
 
 
-def columns_of_runs(runs: Runs, parent: Tensor, neurons: int) -> Tensor:
-    """Return for each input of the wide consumer the input of the old one that it comes from.
+def layout_neurons(layout: Layout, neurons: int) -> Tensor:
+    """Return the neuron of each input of a consumer, −1 for other inputs."""
+    cycle = torch.arange(neurons)
+    return torch.cat([cycle.repeat_interleave(k) if k > 0 else torch.full((-k,), -1) for k in layout])
 
-    Parameters
-    ----------
-    runs : tuple of int
-        The layout of the old consumer.
-    parent : Tensor
-        The neuron from which each wide neuron comes, in the order in which the wide ones stand; also
-        any order of the neurons.
-    neurons : int
-        How many there were.
 
-    Returns
-    -------
-    Tensor
-        Indices into the old inputs.
-    """
+def layout_of(neuron: Tensor, neurons: int) -> Layout:
+    """Return the layout in which inputs belong to these neurons; inverts `layout_neurons`."""
+    values, lengths = torch.unique_consecutive(neuron, return_counts=True)
+    layout, position = [], 0
+    while position < len(values):
+        length, own = int(lengths[position]), int(values[position]) >= 0
+        layout.append(length if own else -length)
+        position += neurons if own else 1
+    return tuple(layout)
+
+
+def layout_sources(layout: Layout, parent: Tensor, neurons: int) -> Tensor:
+    """Return the old input from which each input of a wider consumer is copied, given each child's parent."""
     pieces, start = [], 0
-    for k in runs:
-        if k > 0:
-            pieces.append((start + parent[:, None] * k + torch.arange(k)).flatten())
-        else:
-            pieces.append(start + torch.arange(-k))
+    for k in layout:
+        piece = (parent[:, None] * k + torch.arange(k)).flatten() if k > 0 else torch.arange(-k)
+        pieces.append(start + piece)
         start += k * neurons if k > 0 else -k
     return torch.cat(pieces)
-
-
-def neuron_of_columns(runs: Runs, neurons: int) -> Tensor:
-    """Return for each input of a consumer its neuron, −1 for an input of something else."""
-    cycle = torch.arange(neurons)
-    return torch.cat([cycle.repeat_interleave(k) if k > 0 else torch.full((-k,), -1) for k in runs])
-
-
-def runs_of_columns(neuron: Tensor, neurons: int) -> Runs:
-    """Return the layout in which inputs have these neurons: the inverse of `neuron_of_columns`."""
-    values, lengths = torch.unique_consecutive(neuron, return_counts=True)
-    runs, position = [], 0
-    while position < len(values):
-        length = int(lengths[position])
-        own = int(values[position]) >= 0
-        runs.append(length if own else -length)
-        position += neurons if own else 1
-    return tuple(runs)

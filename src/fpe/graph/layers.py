@@ -1,8 +1,7 @@
-"""The layers that fpe knows to the last line, and what each says of its neurons.
+"""The layers that can be expanded, the modules between them, and why a module cannot be replaced.
 
-A producer makes neurons and a consumer reads them: ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the
-``Conv1D`` of transformers, masked or not. A per-neuron module stands between them and has one entry, or
-one small kernel, for each neuron.
+Producers and consumers are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the ``Conv1D`` of transformers, masked
+or not. A per-neuron module between them has one entry, or one small kernel, for each neuron.
 """
 
 from __future__ import annotations
@@ -14,29 +13,22 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from fpe.graph.groups import NOT_CALLED
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-#: Modules with parameters or buffers for each neuron, which widen with their layer, and the
-#: attributes that hold their width.
+#: Modules with an entry for each neuron, which widen with their layer, and the attributes with their width.
 PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.LayerNorm: ("normalized_shape",),
-    nn.RMSNorm: ("normalized_shape",),
-    nn.BatchNorm1d: ("num_features",),
-    nn.BatchNorm2d: ("num_features",),
-    nn.BatchNorm3d: ("num_features",),
-    nn.InstanceNorm1d: ("num_features",),
-    nn.InstanceNorm2d: ("num_features",),
-    nn.InstanceNorm3d: ("num_features",),
+    **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
-    nn.Conv1d: ("in_channels", "out_channels", "groups"),
-    nn.Conv2d: ("in_channels", "out_channels", "groups"),
-    nn.Conv3d: ("in_channels", "out_channels", "groups"),
+    **dict.fromkeys(CONVOLUTIONS, ("in_channels", "out_channels", "groups")),
 }
 
-#: Norms that take a mean over the neurons, in which a neuron counts as often as it stands there.
+#: Norms that take a mean over the neurons.
 OVER_NEURONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
@@ -57,11 +49,11 @@ def is_convolution(module: nn.Module) -> bool:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Tell whether a module can make neurons or read them, its shape and state aside."""
+    """Tell whether a module can produce neurons or consume them, its shape and state aside."""
     return is_linear(module) or is_convolution(module)
 
 
-def a_kind(module: nn.Module) -> str:
+def what_it_is(module: nn.Module) -> str:
     """Say what a module is: 'it is an Embedding'."""
     kind = type(module).__name__
     vowels = "AEFHILMNORSX" if kind.isupper() else "AEIOU"
@@ -81,8 +73,17 @@ def is_depthwise(module: nn.Module) -> bool:
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
 
 
+def channel_axis(module: nn.Module, dims: int) -> int:
+    """Return the axis of a layer's inputs, and of its neurons, in a tensor of `dims` axes."""
+    return (
+        dims
+        - 1
+        - (len(cast(nn.Conv2d, module).kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0)
+    )
+
+
 def oriented_weight(layer: nn.Module) -> Tensor:
-    """Return a layer's weight as (neurons, inputs, *taps)."""
+    """Return a layer's weight in shape (neurons, inputs, *taps)."""
     weight = cast(Tensor, layer.weight)
     return weight.t() if is_transposed(layer) else weight
 
@@ -104,13 +105,7 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
 
 
 class Names:
-    """The names of a model's modules, and of those that have each parameter, taken down in one pass.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Only read.
-    """
+    """The names of a model's modules, and the modules that own each parameter."""
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
@@ -151,16 +146,14 @@ def layer_problem(known: Names, name: str) -> str | None:
 
 
 def tensor_problem(module: nn.Module) -> str | None:
-    """Say that a module's weight is no ordinary tensor, as that of a quantised layer, or return None."""
+    """Say that a module's weight is no ordinary tensor, as that of a quantized layer, or return None."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, Tensor) or is_lazy(weight):
         return None
     kind = type(weight.data)
     if kind in (Tensor, nn.Parameter) or kind.__name__ == "DTensor":
         return None
-    return (
-        f"has weights of type {kind.__name__}, as if quantised; expand the model first, and quantise it then"
-    )
+    return f"has weights of type {kind.__name__}, as if quantized; expand the model first, then quantize it"
 
 
 def kind_problem(module: nn.Module) -> str | None:
@@ -172,12 +165,12 @@ def kind_problem(module: nn.Module) -> str | None:
             else f"is a {type(module).__name__}, which is not a linear layer or a convolution that fpe knows"
         )
     if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
-        return f"is a convolution in {module.groups} groups, whose neurons do not read all inputs"
+        return f"is a convolution in {module.groups} groups, whose neurons do not consume all inputs"
     return None
 
 
 def width_problem(module: nn.Module, neurons: int) -> str | None:
-    """Say why a per-neuron module does not stand over so many neurons, or return None."""
+    """Say why a per-neuron module does not fit these neurons, or return None."""
     if type(module) in CONVOLUTIONS and not is_depthwise(module):
         return f"{type(module).__name__} is not depthwise: it mixes neurons"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
@@ -203,14 +196,31 @@ def is_frozen(model: nn.Module, names: tuple[str, ...]) -> bool:
 
 
 def memory_problem(layer: nn.Module, name: str) -> str | None:
-    """Say why a layer's weight cannot be split where it is and as it is, or return None."""
+    """Say why a layer's weight cannot be split as it is, or return None."""
     weight = cast(Tensor, layer.weight)
     if weight.is_meta:
         return f"layer {name!r} is on the meta device; load its weights first."
     if type(weight.data).__name__ == "DTensor":
-        return f"layer {name!r} is sharded already; expand the model first, and shard it then."
+        return f"layer {name!r} is sharded already; expand the model first, then shard it."
     if not weight.is_floating_point():
         return f"layer {name!r} has {weight.dtype} weights; floating point is allowed."
     if not all(bool(end.isfinite()) for end in torch.aminmax(weight.detach())):
         return f"the weight of layer {name!r} has NaN or infinite entries; repair it first."
     return None
+
+
+def skip_reason(known: Names, name: str) -> str | None:
+    """Say why a module with weights is not expanded that no followed call has reached, or return None."""
+    module = known.modules[name]
+    matrix = any(p.dim() > 1 for p in module.parameters(recurse=False))
+    if not (matrix or looks_like_layer(module)):
+        return None
+    if is_depthwise(module):
+        return "it is a depthwise convolution, which makes no neurons of its own"
+    if looks_like_layer(module) and (problem := layer_problem(known, name)):
+        return f"{name!r} {problem}" if name else f"it {problem}"
+    return (
+        NOT_CALLED
+        if is_layer(module)
+        else f"{what_it_is(module)}; only linear layers and convolutions are expanded"
+    )

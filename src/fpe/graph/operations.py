@@ -1,27 +1,48 @@
 """What each ATen operation does to the neurons in its input: the allow-list.
 
-A rule gets the node and the flows of its input, and returns the flows of its output or raises `Refused`.
-An operation without a rule is refused. Names are those of the operation's packet: ``relu`` stands for
-``aten.relu.default`` and ``aten.relu_.default``.
+A rule takes a node, its source and where the neurons are in the source; it returns where they are in the output, or
+raises `Refused`. An operation without a rule is refused. ``relu`` stands for ``aten.relu.default`` and
+``aten.relu_.default``.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
 
-from fpe.graph.axis import Flow, joined, reshaped
+from fpe.graph.groups import Layout
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Where the neurons of the producer `root` are in a tensor: the axis, and the layout along it."""
+
+    root: str
+    axis: int
+    layout: Layout = (1,)
+
+    def at(self, axis: int) -> Flow:
+        """Return the flow with its neurons along another axis."""
+        return replace(self, axis=axis)
+
 
 Flows = tuple[Flow, ...]
 
 
 class Refused(Exception):
-    """Carries the reason for which neurons cannot be expanded."""
+    """Carries the reason why neurons cannot be expanded."""
 
 
-#: Operations on each entry alone; their tensor arguments are broadcast against each other.
+def unknown(operation: str) -> Refused:
+    """Refuse an operation that is not on the allow-list."""
+    return Refused(f"its neurons are passed to {operation}, which is not known to treat each neuron alone")
+
+
+#: Operations on each entry alone; their tensor arguments are broadcast.
 ELEMENTWISE = frozenset(
     {
         "relu", "relu6", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
@@ -36,12 +57,8 @@ ELEMENTWISE = frozenset(
     }
 )  # fmt: skip
 
-#: Give the entries of the first argument another type or value; of others only facts are read.
-RETYPING = frozenset(
-    {
-        "to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like",
-    }
-)  # fmt: skip
+#: Give the entries of the first argument another type or value; others are used for their type or shape.
+RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
 
 #: Change the shape and leave the order of the entries as it is.
 RESHAPING = frozenset(
@@ -51,8 +68,8 @@ RESHAPING = frozenset(
     }
 )  # fmt: skip
 
-#: Work on the last axes, here by their number, each channel alone; the channels stand before these.
-SPATIAL: dict[str, int] = {
+#: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
+SPATIAL = {
     "upsample_linear1d": 1,
     "upsample_bilinear2d": 2,
     "upsample_bicubic2d": 2,
@@ -65,39 +82,29 @@ for _n in (1, 2, 3):
     SPATIAL[f"_adaptive_avg_pool{_n}d"] = _n
 
 #: Sum up over some axes.
-REDUCING = frozenset(
-    {
-        "mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod",
-    }
-)  # fmt: skip
+REDUCING = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod"})
 
 
 def name_of(node: fx.Node) -> str:
-    """Return the name of a node's operation, without overload and the mark of an in-place form."""
+    """Return the name of a node's operation, without overload and without the mark of an in-place form."""
     packet = getattr(node.target, "overloadpacket", None)
     name = getattr(packet, "__name__", None) or getattr(node.target, "__name__", str(node.target))
     return str(name).rstrip("_") if not str(name).startswith("__") else str(name)
 
 
 def shape_of(node: Any) -> tuple[int, ...]:
-    """Return the shape of a node's (first) tensor as integers; of a plain number, ()."""
+    """Return the shape of a node's (first) tensor; of a plain number, ()."""
     value = node.meta.get("val") if isinstance(node, fx.Node) else None
     if isinstance(value, list | tuple):
         value = value[0]
     return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
 
 
-def carry(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
-    """Return the flows of a node's output, given those of its inputs.
-
-    Raises
-    ------
-    Refused
-        If the operation is not known to treat each neuron alone.
-    """
+def propagate(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
+    """Return the flows of a node's output, given those of its inputs; raise `Refused` if they are mixed."""
     name = name_of(node)
-    source = next((n for n in node.all_input_nodes if n in flows), None)
-    if source is None:
+    sources = [n for n in node.all_input_nodes if flows.get(n)]
+    if not sources:
         return ()
     if name in ELEMENTWISE or (name in ("max", "min") and _argument(node, "other") is not None):
         return _elementwise(node, flows)
@@ -105,60 +112,54 @@ def carry(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
         return _cat(node, flows)
     if name in RETYPING:
         return flows.get(node.args[0], ())  # type: ignore[arg-type]
-    others = [n for n in node.all_input_nodes if n is not source and n in flows]
-    if others or not node.args or node.args[0] is not source:
-        raise Refused(f"its neurons are read by {name!r}, which is not known to treat each neuron alone")
     rule = _RULES.get(name)
-    if rule is None:
-        raise Refused(f"its neurons are read by {name!r}, which is not known to treat each neuron alone")
-    return tuple(rule(node, source, flow) for flow in flows[source])
+    if rule is None or len(sources) > 1 or not node.args or node.args[0] is not sources[0]:
+        raise unknown(repr(name))
+    return tuple(rule(node, sources[0], flow) for flow in flows[sources[0]])
 
 
 def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
-    """All inputs have the same neurons in the same places, or are the same for every neuron."""
-    if name_of(node) == "where" and len(node.args) == 1:
+    """All inputs have the same neurons in the same places, or one value for all neurons."""
+    name = name_of(node)
+    if name == "where" and len(node.args) == 1:
         raise Refused("its neurons are picked out by 'where'")
     dims = len(shape_of(node))
-    seen: Flows | None = None
-    for source in (n for n in node.all_input_nodes if n in flows):
-        aligned = tuple(flow.at(flow.axis + dims - len(shape_of(source))) for flow in flows[source])
-        if seen is not None and aligned != seen:
-            raise Refused(f"its neurons meet other neurons in {name_of(node)!r}")
-        seen = aligned
-    assert seen is not None
-    axis = seen[0].axis
+    aligned = {
+        tuple(flow.at(flow.axis + dims - len(shape_of(source))) for flow in flows[source])
+        for source in node.all_input_nodes
+        if flows.get(source)
+    }
+    if len(aligned) > 1:
+        raise Refused(f"its neurons meet other neurons in {name!r}")
+    (seen,) = aligned
     for other in node.all_input_nodes:
-        if other in flows:
-            continue
-        place = axis - dims + len(shape_of(other))
-        if place >= 0 and shape_of(other)[place] != 1:
-            raise Refused(f"its neurons meet {_described(other)} in {name_of(node)!r}")
+        place = seen[0].axis - dims + len(shape_of(other))
+        if not flows.get(other) and place >= 0 and shape_of(other)[place] != 1:
+            label = other.meta.get("fpe_name")
+            what = f"{label!r}, which has an entry for each of them," if label else "another tensor"
+            raise Refused(f"its neurons meet {what} in {name!r}")
     return seen
-
-
-def _described(node: fx.Node) -> str:
-    """Name a tensor that is not the neurons' own, as a user would."""
-    label = node.meta.get("fpe_name")
-    return f"{label!r}, which has an entry for each of them," if label else "another tensor"
 
 
 def _cat(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
-    dims = len(shape_of(node))
-    axis = int(_argument(node, "dim", 0)) % dims
-    roots = dict.fromkeys(flow.root for part in parts for flow in flows.get(part, ()))
+    axis = _axis(node, node)
     result = []
-    for root in roots:
+    for root in dict.fromkeys(flow.root for part in parts for flow in flows.get(part, ())):
         own = [next((f for f in flows.get(part, ()) if f.root == root), None) for part in parts]
-        places = {f.axis for f in own if f is not None}
-        if places == {axis}:
-            sizes = [shape_of(part)[axis] for part in parts]
-            laid = [(n, f.runs if f else None) for n, f in zip(sizes, own, strict=True)]
-            result.append(joined(root, axis, laid))
+        if {f.axis for f in own if f is not None} == {axis}:
+            layout: list[int] = []
+            for part, flow in zip(parts, own, strict=True):
+                for k in flow.layout if flow else (-shape_of(part)[axis],):
+                    if layout and layout[-1] < 0 and k < 0:
+                        layout[-1] += k
+                    else:
+                        layout.append(k)
+            result.append(Flow(root, axis, tuple(layout)))
         elif len({*own}) == 1 and own[0] is not None:
             result.append(own[0])
         else:
-            raise Refused("its neurons are put beside other values in 'cat'")
+            raise Refused("its neurons are concatenated with other values in 'cat'")
     return tuple(result)
 
 
@@ -170,11 +171,21 @@ def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
     return given.get(name, default)
 
 
+def _axis(node: fx.Node, source: fx.Node) -> int:
+    """Return the argument ``dim`` as an axis of the source, from 0."""
+    return int(_argument(node, "dim", 0)) % len(shape_of(source))
+
+
 def _reshape(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    after = reshaped(flow, shape_of(source), shape_of(node))
-    if after is None:
-        raise Refused(f"its neurons are split by {name_of(node)!r}, as the heads of attention are")
-    return after
+    """Follow the neurons' axis where it is merged with its neighbors; whatever splits it fixes their number."""
+    before, after = shape_of(source), shape_of(node)
+    outer, inner = math.prod(before[: flow.axis]), math.prod(before[flow.axis + 1 :])
+    for axis, size in enumerate(after if before[flow.axis] > 1 else ()):  # a single neuron can be anywhere
+        new_outer, new_inner = math.prod(after[:axis]), math.prod(after[axis + 1 :])
+        if size > 1 and new_outer and new_inner and outer % new_outer == 0 and inner % new_inner == 0:
+            merged = tuple(k * (inner // new_inner) for k in flow.layout)
+            return Flow(flow.root, axis, merged * (outer // new_outer))
+    raise Refused(f"its neurons are split by {name_of(node)!r}, as the heads of attention are")
 
 
 def _spatial(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -189,33 +200,26 @@ def _reduce(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     axes = {a % dims for a in ([over] if isinstance(over, int) else over or range(dims))}
     if flow.axis in axes:
         raise Refused(f"its neurons are added up or compared by {name_of(node)!r}")
-    if len(shape_of(node)) == dims:
-        return flow
-    return flow.at(flow.axis - sum(a < flow.axis for a in axes))
+    return flow if len(shape_of(node)) == dims else flow.at(flow.axis - sum(a < flow.axis for a in axes))
 
 
 def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     dims = len(shape_of(source))
-    order = list(range(dims))
     if name_of(node) == "permute":
-        order = [d % dims for d in _argument(node, "dims")]
-    else:
-        kind = "axis" if name_of(node) == "swapaxes" else "dim"
-        a, b = (_argument(node, f"{kind}{n}", n) for n in (0, 1))
-        a, b = a % dims, b % dims
-        order[a], order[b] = order[b], order[a]
-    return flow.at(order.index(flow.axis))
+        return flow.at([d % dims for d in _argument(node, "dims")].index(flow.axis))
+    kind = "axis" if name_of(node) == "swapaxes" else "dim"
+    a, b = (_argument(node, f"{kind}{n}", n) % dims for n in (0, 1))
+    return flow.at({a: b, b: a}.get(flow.axis, flow.axis))
 
 
 def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _argument(node, "dim", 0) % len(shape_of(source))
-    if axis == flow.axis and shape_of(node) != shape_of(source):
+    if _axis(node, source) == flow.axis and shape_of(node) != shape_of(source):
         raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
     return flow
 
 
 def _select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _argument(node, "dim", 0) % len(shape_of(source))
+    axis = _axis(node, source)
     if axis == flow.axis:
         raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
     return flow.at(flow.axis - (axis < flow.axis))
@@ -226,12 +230,12 @@ def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or places[0] == flow.axis:
         raise Refused(f"its neurons are picked out by {name_of(node)!r}")
-    grown = len(shape_of(indices[places[0]])) - 1
-    return flow.at(flow.axis + (grown if places[0] < flow.axis else 0))
+    added = len(shape_of(indices[places[0]])) - 1
+    return flow.at(flow.axis + (added if places[0] < flow.axis else 0))
 
 
 def _index_select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    if _argument(node, "dim") % len(shape_of(source)) == flow.axis:
+    if _axis(node, source) == flow.axis:
         raise Refused(f"its neurons are picked out by {name_of(node)!r}")
     return flow
 
@@ -245,19 +249,15 @@ def _expand(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 def _pad(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     if shape_of(node)[flow.axis] != shape_of(source)[flow.axis]:
-        raise Refused(f"places are added to its neurons by {name_of(node)!r}")
+        raise Refused(f"its neurons are padded by {name_of(node)!r}")
     return flow
 
 
 def _split(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _argument(node, "dim", 0) % len(shape_of(source))
+    axis = _axis(node, source)
     if axis == flow.axis:
-        raise Refused(f"its neurons are parted by {name_of(node)!r}")
+        raise Refused(f"its neurons are split up by {name_of(node)!r}")
     return flow.at(flow.axis - (name_of(node) == "unbind" and axis < flow.axis))
-
-
-def _same(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    return flow
 
 
 _Rule = Callable[[fx.Node, fx.Node, Flow], Flow]
@@ -267,14 +267,11 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(REDUCING, _reduce),
     **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims"), _permute),
     **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "tensor_split"), _split),
-    "getitem": _same,
-    "slice": _slice,
-    "narrow": _slice,
+    **dict.fromkeys(("slice", "narrow"), _slice),
+    **dict.fromkeys(("expand", "expand_as"), _expand),
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    "getitem": lambda node, source, flow: flow,
     "select": _select,
     "index": _index,
     "index_select": _index_select,
-    "expand": _expand,
-    "expand_as": _expand,
-    "pad": _pad,
-    "constant_pad_nd": _pad,
 }

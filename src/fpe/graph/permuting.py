@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fpe.graph.groups import NeuronGroup, columns_of_runs, default_runs, neuron_of_columns
+from fpe.graph.groups import NeuronGroup, default_layout, layout_neurons, layout_sources
 from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, size_of
 from fpe.masked import MaskedLayer
 
@@ -141,7 +141,7 @@ def halved(model: nn.Module, groups: Sequence[NeuronGroup], odd: int, permuted: 
     for group in groups:
         neurons, _ = size_of(model, group.name)
         for weight, axis, runs in _columns(model, group):
-            neuron = neuron_of_columns(runs, neurons).to(weight.device)
+            neuron = layout_neurons(runs, neurons).to(weight.device)
             silent = (neuron >= 0) & (neuron % 2 == odd)
             change[weight] = now(weight).index_fill(axis, silent.nonzero().flatten(), 0)
     for group in groups if permuted else ():
@@ -153,7 +153,7 @@ def halved(model: nn.Module, groups: Sequence[NeuronGroup], odd: int, permuted: 
         for tensor, axis in rows:
             change[tensor] = now(tensor).index_select(axis, order.to(tensor.device))
         for weight, axis, runs in _columns(model, group):
-            columns = columns_of_runs(runs, order, neurons).to(weight.device)
+            columns = layout_sources(runs, order, neurons).to(weight.device)
             change[weight] = now(weight).index_select(axis, columns)
     return change
 
@@ -166,7 +166,7 @@ def alone(model: nn.Module, group: NeuronGroup, name: str) -> Change:
         rows = _rows(model.get_submodule(name))
         return {t: t.data.index_select(axis, order.to(t.device)) for t, axis in rows}
     weight, axis, runs = list(_columns(model, group))[group.consumers.index(name)]
-    columns = columns_of_runs(runs, order, neurons).to(weight.device)
+    columns = layout_sources(runs, order, neurons).to(weight.device)
     return {weight: weight.data.index_select(axis, columns)}
 
 
@@ -194,11 +194,11 @@ def _columns(model: nn.Module, group: NeuronGroup) -> Iterator[tuple[Tensor, int
     neurons, _ = size_of(model, group.name)
     for position, name in enumerate(group.consumers):
         layer = model.get_submodule(name)
-        runs = default_runs(neurons, size_of(model, name)[1])
+        runs = default_layout(neurons, size_of(model, name)[1])
         yield (
             layer.get_parameter("weight"),
             0 if is_transposed(layer) else 1,
-            group.columns[position] if group.columns else runs,
+            group.input_layouts[position] if group.input_layouts else runs,
         )
 
 

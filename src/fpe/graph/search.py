@@ -1,20 +1,18 @@
-"""Find the groups of a model: symbolically without inputs, by export with them, in parts where that fails."""
+"""Find the groups of a model: by export with a batch, symbolically without."""
 
 from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from torch import nn
 
 from fpe._util.terminal import silenced
-from fpe.errors import ModelError
 from fpe.graph.groups import Found
 from fpe.graph.inputs import as_call, inputs_for
-from fpe.graph.symbolic import find_symbolically
+from fpe.graph.symbolic import follow_symbolically
 
 
 def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
@@ -25,15 +23,15 @@ def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
     model : nn.Module
         Any module. It is not changed.
     example_inputs : Tensor, tuple or dict, optional
-        One small batch: the model's input, its positional arguments, or its keyword arguments. Without
-        it, linear layers of an ``nn.Sequential`` or of a module that ``torch.fx`` can trace are followed;
-        for a model of transformers a batch is made up. With it, any model that ``torch.export`` can
-        follow is, convolutions and gated pairs included, and parts of others.
+        One small batch: the model's input, its positional arguments, or its keyword arguments. With it fpe
+        follows any model that ``torch.export`` can export, convolutions and gated pairs included, and
+        parts of other models. Without it, it follows the linear layers of a module that ``torch.fx`` can
+        trace, such as an ``nn.Sequential``; for a model of transformers it makes a batch.
 
     Returns
     -------
     Found
-        Groups in the order of the forward pass; every other layer with the reason why it is left alone.
+        Groups in the order of the forward pass; every other layer with the reason why it is not expanded.
 
     Raises
     ------
@@ -43,26 +41,10 @@ def find_groups(model: nn.Module, example_inputs: Any = None) -> Found:
     if example_inputs is None:
         example_inputs = inputs_for(model)
     if example_inputs is None:
-        return find_symbolically(model)
-    from fpe.graph.follow import exported, follow  # torch.export takes a second to load
-    from fpe.graph.parts import follow_parts
+        return follow_symbolically(model)
+    from fpe.graph.follow import follow_model  # torch.export takes a second to load
 
-    call = as_call(example_inputs)
-    try:
-        with _quiet():
-            program = exported(model, call)
-    except ModelError:
-        raise
-    except Exception as error:  # the user's own code may fail in any way
-        with _quiet():
-            return follow_parts(model, call, error)
-    return follow(model, program)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch's remarks about exporting to itself; what matters is said by the reasons."""
-    nowhere = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere), silenced("torch"):
+    output = io.StringIO()  # torch's remarks about exporting
+    with warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output), silenced("torch"):
         warnings.simplefilter("ignore")
-        yield
+        return follow_model(model, as_call(example_inputs))

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from fpe.errors import ModelError, raise_problems
-from fpe.graph.copies import copied, first_line, with_own_state
+from fpe.graph.copies import copied, first_line, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, tensors_in
 from fpe.graph.layers import is_layer, size_of
 from fpe.graph.permuting import alone, changed, draw, halved
-from fpe.graph.running import repeatable
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 

@@ -23,9 +23,8 @@ from fpe._util.files import write_atomically
 from fpe._util.modules import seeded
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
-from fpe.graph.analysis import WritesUndone, analysis_copy, copied_call
-from fpe.graph.inputs import Call, as_call, inputs_for, tensors_in
-from fpe.graph.outside import outside_kept
+from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
+from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis
 from fpe.packing.separate import with_separate_blocks
 from fpe.packing.verify import cannot_run, difference, largest

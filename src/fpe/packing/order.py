@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fpe.expansion.lineage import Lineage
 from fpe.expansion.plan import LayerPlan, Plan
-from fpe.graph.groups import Runs, columns_of_runs, default_runs, width_of_runs
+from fpe.graph.groups import Layout, default_layout, layout_sources, layout_width
 from fpe.graph.layers import neuron_tensors, oriented_weight
 from fpe.packing.layers import PackedLayer
 
@@ -78,7 +78,7 @@ def reordered_columns(model: nn.Module, plan: Plan, layer: LayerPlan, order: Ten
     columns = {}
     for position, name in enumerate(layer.group.consumers):
         runs = _wide_runs(lineage, layer, position, name)
-        columns[name] = columns_of_runs(runs, order, layer.neurons_after)
+        columns[name] = layout_sources(runs, order, layer.neurons_after)
     return columns
 
 
@@ -101,18 +101,18 @@ def _dense_inputs(model: nn.Module, plan: Plan) -> dict[str, int]:
     inputs: dict[str, int] = {}
     for layer in plan.layers:
         for position, name in enumerate(layer.group.consumers):
-            given = layer.group.columns
+            given = layer.group.input_layouts
             if given:
-                inputs[name] = width_of_runs(given[position], layer.neurons)
+                inputs[name] = layout_width(given[position], layer.neurons)
             else:  # the group is its only reader
                 inputs[name] = inputs_of(model.get_submodule(name)) // layer.neurons_after * layer.neurons
     return inputs
 
 
-def _wide_runs(lineage: Lineage, layer: LayerPlan, position: int, name: str) -> Runs:
+def _wide_runs(lineage: Lineage, layer: LayerPlan, position: int, name: str) -> Layout:
     """Return the layout of a reader's inputs after the expansion, over the wide neurons."""
-    given = layer.group.columns
-    dense = given[position] if given else default_runs(layer.neurons, lineage.inputs_of(name))
+    given = layer.group.input_layouts
+    dense = given[position] if given else default_layout(layer.neurons, lineage.inputs_of(name))
     origin = lineage.columns[name]
     runs, start = [], 0
     for k in dense:
