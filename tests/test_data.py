@@ -98,12 +98,12 @@ class TestNamed:
             raise OSError("no route to host")
 
         monkeypatch.setattr("sklearn.datasets.fetch_openml", fail)
-        with pytest.raises(DataError, match=r"cannot be downloaded \(no route to host\).*set FPE_DATA"):
+        with pytest.raises(DataError, match=r"no route to host.*FPE_DATA"):
             load("fashion-mnist")
 
     def test_a_wrong_fpe_data_is_told(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FPE_DATA", str(tmp_path / "nowhere"))
-        with pytest.raises(DataError, match=r"FPE_DATA is .*nowhere.*, which is no folder"):
+        with pytest.raises(DataError, match=r"FPE_DATA is .*nowhere.* no folder"):
             load("fashion-mnist")
 
     @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ class TestNamed:
             (b"plain text", "not gzipped"),
             (gzip.compress(b"plain text"), "not an IDX file"),
             (gzip.compress(bytes([0, 0, 8, 3, 0, 0, 0, 30, 0, 0, 0, 28])), "not an IDX file"),
-            (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 30, 1, 2, 3])), r"names \(30,\), but holds 3 bytes"),
+            (gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 30, 1, 2, 3])), r"30.* 3 bytes"),
             (gzip.compress(bytes(100_000))[:50], "truncated"),
             (None, "is missing"),
         ],
@@ -122,7 +122,7 @@ class TestNamed:
     def test_a_broken_file_is_told(self, fashion, content, message):
         path = fashion / "train-images-idx3-ubyte.gz"
         path.unlink() if content is None else path.write_bytes(content)
-        with pytest.raises(DataError, match=rf"train-images-idx3-ubyte.gz .*{message}.*; fetch it again"):
+        with pytest.raises(DataError, match=rf"train-images-idx3-ubyte.gz .*{message}"):
             load("fashion-mnist")
 
 
@@ -187,25 +187,25 @@ class TestNpz:
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
-            ({"Z": X}, "holds Z; give X_train and y_train"),
-            ({"X": X, "y": Y[:-1]}, "X has 20 rows, y has 19 labels; give one label for each row"),
+            ({"Z": X}, "Z.*X_train"),
+            ({"X": X, "y": Y[:-1]}, "20 rows, y has 19 labels"),
             (
                 {"X_train": X, "y_train": Y, "X_test": X, "y_test": Y[:5]},
-                "the test part: X has 20 rows, y has 5",
+                "test part: X has 20 rows, y has 5",
             ),
             (
                 {"X_train": X, "y_train": Y, "X_test": X[:, :2], "y_test": Y},
-                "training part has 3 features, the test part 2",
+                "3 features, the test part 2",
             ),
             ({"X": X, "y": Y * 0}, "only one class, '0'"),
-            ({"X": X, "y": np.r_[np.nan, Y[1:]]}, "1 rows without a label, None or NaN"),
+            ({"X": X, "y": np.r_[np.nan, Y[1:]]}, "1 rows without a label"),
             ({"X": X, "y": Y + 0.5}, "not whole"),
             ({"X": X, "y": Y[:, None]}, r"y has shape \(20, 1\)"),
             ({"X": X[:, 0], "y": Y}, r"X has shape \(20,\)"),
             ({"X": X[:0], "y": Y[:0]}, r"X has shape \(0, 3\)"),
             ({"X": X[:, :0], "y": Y}, r"X has shape \(20, 0\)"),
-            ({"X": X.astype(str), "y": Y}, "type <U.*; give real numbers"),
-            ({"X": X * 1j, "y": Y}, "type complex128; give real numbers"),
+            ({"X": X.astype(str), "y": Y}, "type <U.* real"),
+            ({"X": X * 1j, "y": Y}, "type complex128.* real"),
             (
                 {"X": np.where(X == 10, np.nan, X), "y": Y},
                 r"1 values that are NaN.*row 3, column 1",
@@ -214,14 +214,14 @@ class TestNpz:
             ({"X": X * 1e40, "y": Y}, "too large for float32"),
             (
                 {"X": X, "y": Y + 1, "classes": np.array(["a", "b"])},
-                r"range \(2\); with 2 classes, 0 to 1",
+                r"range \(2\).* 0 to 1",
             ),
             ({"X": X, "y": Y - 1, "classes": np.array(["a", "b"])}, r"out of range \(-1\)"),
             (
                 {"X_train": X, "y_train": Y, "X_test": X, "y_test": Y + 1},
-                r"test part of .* has 1 classes that the training part has not \(2\)",
+                r"test part of .* 1 classes .*\(2\)",
             ),
-            ({"X": X, "y": np.r_[5, Y[1:]]}, "1 classes have a single sample .'5'."),
+            ({"X": X, "y": np.r_[5, Y[1:]]}, "single sample .'5'."),
             ({"X": X[:4], "y": Y[:4]}, "4 rows with 2 classes cannot be split"),
         ],
     )
@@ -232,14 +232,14 @@ class TestNpz:
 
     def test_python_objects_are_not_loaded(self, tmp_path):
         """They would be pickles, which run what they please."""
-        with pytest.raises(DataError, match=r"Python objects.*fixed-length strings"):
+        with pytest.raises(DataError, match=r"Python objects.*strings"):
             load(npz(tmp_path, X=X, y=np.array(["a", None] * 10, dtype=object)))
 
     @pytest.mark.parametrize("size", [1, 40, 400])
     def test_a_truncated_file_is_told(self, tmp_path, size):
         file = npz(tmp_path, X=X, y=Y)
         file.write_bytes(file.read_bytes()[:size])
-        with pytest.raises(DataError, match=r"not a whole \.npz file"):
+        with pytest.raises(DataError, match=r"not a whole \.npz"):
             load(file)
 
 
@@ -291,37 +291,37 @@ class TestTables:
     def test_a_broken_parquet_file_is_told(self, tmp_path):
         file = parquet(tmp_path, a=X[:, 0], label=Y)
         file.write_bytes(file.read_bytes()[:100])
-        with pytest.raises(DataError, match="not a whole parquet file"):
+        with pytest.raises(DataError, match="not a whole parquet"):
             load(file)
 
     def test_a_broken_csv_file_is_told(self, tmp_path):
-        with pytest.raises(DataError, match="not a whole table separated by commas: line 3 has 1 fields"):
+        with pytest.raises(DataError, match="commas: line 3 has 1 fields"):
             load(csv(tmp_path, "a,label\n1,0\n2\n"))
 
 
 class TestSources:
     def test_a_misspelt_name_gets_a_suggestion(self):
-        with pytest.raises(DataError, match=r"no data set and no file 'digit'; .*Did you mean 'digits'"):
+        with pytest.raises(DataError, match=r"no file 'digit'.*Did you mean 'digits'"):
             load("digit")
 
     def test_an_unknown_kind_of_file_is_told(self, tmp_path):
         (tmp_path / "data.xlsx").write_text("x")
-        with pytest.raises(DataError, match=r"of no known kind; files can end in \.npz, \.csv, .*\.parquet"):
+        with pytest.raises(DataError, match=r"known kind.*\.npz, \.csv, .*\.parquet"):
             load(tmp_path / "data.xlsx")
 
     def test_an_empty_file_is_told(self, tmp_path):
         (tmp_path / "data.npz").write_bytes(b"")
-        with pytest.raises(DataError, match="is empty; give a file with data"):
+        with pytest.raises(DataError, match="empty"):
             load(tmp_path / "data.npz")
 
     def test_a_folder_is_told(self, tmp_path):
         (tmp_path / "data.csv").mkdir()
-        with pytest.raises(DataError, match=r"the folder .*data\.csv holds no embeddings of fpe embed"):
+        with pytest.raises(DataError, match=r"folder .*data\.csv .*fpe embed"):
             load(tmp_path / "data.csv")
 
     @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
     def test_a_test_fraction_lies_between_0_and_1(self, fraction):
-        with pytest.raises(ArgumentError, match="give a share between 0 and 1"):
+        with pytest.raises(ArgumentError, match="between 0 and 1"):
             load("digits", test_fraction=fraction)
 
     def test_nothing_heavy_is_loaded_before_it_is_needed(self):

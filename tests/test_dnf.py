@@ -14,7 +14,7 @@ def on(X):
 
 @pytest.mark.parametrize(("clauses", "literals"), [(2, 4), (3, 4), (8, 4), (32, 4), (5, 3), (10, 2)])
 def test_half_of_the_samples_satisfy_the_formula_and_labels_say_so(clauses, literals):
-    X, y, labels = dnf(clauses, literals, samples=1000, seed=3)
+    X, y, labels = dnf(clauses, literals=literals, samples=1000, seed=3)
     assert X.shape == (1000, clauses * literals)
     assert y.sum() == 500
     assert np.array_equal(satisfied(on(X), literals).any(axis=1), y == 1)

@@ -22,7 +22,7 @@ from fpe.cli.main import main
 from fpe.data import load
 from fpe.data.embed.encoders import load_encoder
 from fpe.data.embed.items import open_items
-from fpe.data.embed.run import EmbedConfig, embed
+from fpe.data.embed.run import embed
 from fpe.errors import ArgumentError, DataError
 
 
@@ -100,8 +100,8 @@ def test_embeddings_are_the_encoders_own(images, clip, tmp_path):
     """What transformers gives, one image at a time, without our batches and workers."""
     from transformers import AutoImageProcessor, CLIPModel
 
-    config = EmbedConfig(clip, normalize=False, dtype="float32", shard_size=50, batch_size=16)
-    embed(str(images), tmp_path, config)
+    config = {"encoder": clip, "normalize": False, "dtype": "float32", "shard_size": 50, "batch_size": 16}
+    embed(str(images), tmp_path, **config)
     model, processor = CLIPModel.from_pretrained(clip).eval(), AutoImageProcessor.from_pretrained(clip)
     found = load(tmp_path)
     for row, file in ((0, "train/cat/0000.png"), (59, "train/cat/0059.png"), (119, "train/dog/0059.png")):
@@ -137,11 +137,11 @@ def test_two_thousand_images_interrupted_and_resumed(clip, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "shards are finished and kept in" in errors
+    assert "finished and kept in" in errors
     assert "Traceback" not in errors
     finished = shards(stopped)
     assert 4 <= sum(name.startswith("train") for name in finished) < 20
-    with pytest.raises(DataError, match=r"is not finished: \d+ of 20 shards of the train part are missing"):
+    with pytest.raises(DataError, match=r"not finished: \d+ of 20 shards"):
         load(stopped)
     assert run("embed", *arguments, "--out", stopped).exit_code == 0
     assert shards(stopped) == shards(tmp_path / "whole")
@@ -149,11 +149,11 @@ def test_two_thousand_images_interrupted_and_resumed(clip, tmp_path):
 
 
 def test_nothing_is_done_twice(images, clip, tmp_path):
-    config = EmbedConfig(clip, shard_size=50)
-    embed(str(images), tmp_path, config)
+    config = {"encoder": clip, "shard_size": 50}
+    embed(str(images), tmp_path, **config)
     times = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.safetensors")}
     (tmp_path / "train-00001.safetensors").unlink()
-    embed(str(images), tmp_path, config)
+    embed(str(images), tmp_path, **config)
     again = {f: f.stat().st_mtime_ns for f in tmp_path.glob("*.safetensors")}
     assert [f.name for f in times if again[f] != times[f]] == ["train-00001.safetensors"]
 
@@ -161,8 +161,8 @@ def test_nothing_is_done_twice(images, clip, tmp_path):
 @pytest.mark.parametrize("format", ["safetensors", "parquet"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_formats_hold_the_same(images, clip, tmp_path, format, dtype):
-    embed(str(images), tmp_path / "one", EmbedConfig(clip, format=format, dtype=dtype, shard_size=70))
-    embed(str(images), tmp_path / "other", EmbedConfig(clip, dtype="float32"))
+    embed(str(images), tmp_path / "one", encoder=clip, format=format, dtype=dtype, shard_size=70)
+    embed(str(images), tmp_path / "other", encoder=clip, dtype="float32")
     one, other = load(tmp_path / "one"), load(tmp_path / "other")
     np.testing.assert_allclose(one.X_train, other.X_train, atol=1e-3 if dtype == "float16" else 1e-6)
     assert (one.y_train == other.y_train).all()
@@ -185,7 +185,7 @@ def test_parquet_with_images_as_the_hub_stores_them(clip, tmp_path):
                 {"img": {"bytes": file.getvalue(), "path": None}, "fine_label": number, "coarse_label": 0}
             )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "cifar.parquet")
-    embed(str(tmp_path / "cifar.parquet"), tmp_path / "out", EmbedConfig(clip))
+    embed(str(tmp_path / "cifar.parquet"), tmp_path / "out", encoder=clip)
     dataset = load(tmp_path / "out")
     assert dataset.classes == ["0", "1"]
     assert len(dataset.X_train) + len(dataset.X_test) == 20
@@ -206,7 +206,7 @@ def test_a_saved_data_set_whose_test_part_has_no_labels(clip, tmp_path):
 
     parts = {"train": part([0, 1, 2] * 4), "validation": part([2, 1]), "test": part([-1, -1, -1])}
     datasets.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    embed(str(tmp_path / "saved"), tmp_path / "out", EmbedConfig(clip))
+    embed(str(tmp_path / "saved"), tmp_path / "out", encoder=clip)
     dataset = load(tmp_path / "out")
     assert dataset.y_test.tolist() == [2, 1]
     assert dataset.classes == ["cat", "dog", "eel"]
@@ -219,7 +219,7 @@ def test_a_choice_of_classes_is_seeded(tmp_path):
     assert chosen[0].labels["train"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     (first,) = chosen[0].parts["train"].take(chosen[0].rows["train"][3:4])
     assert first == tmp_path / "many" / chosen[0].classes[1] / "0000.png"
-    with pytest.raises(ArgumentError, match=r"classes is 9; .* has 8, give 2 to 8"):
+    with pytest.raises(ArgumentError, match=r"classes is 9.* 2 to 8"):
         open_items(str(tmp_path / "many"), classes=9)
 
 
@@ -233,8 +233,8 @@ def test_dinov2_gives_its_pooled_output(images, tmp_path):
     square = {"height": 28, "width": 28}
     processor = BitImageProcessor(size={"shortest_edge": 28}, crop_size=square)
     processor.save_pretrained(tmp_path / "dino")
-    config = EmbedConfig(str(tmp_path / "dino"), normalize=False, dtype="float32")
-    embed(str(images), tmp_path / "out", config, workers=0)
+    config = {"encoder": str(tmp_path / "dino"), "normalize": False, "dtype": "float32"}
+    embed(str(images), tmp_path / "out", **config, workers=0)
     pixels = processor(Image.open(images / "train/cat/0000.png"), return_tensors="pt")["pixel_values"]
     with torch.no_grad():
         expected = model(pixel_values=pixels).pooler_output[0]
@@ -242,8 +242,8 @@ def test_dinov2_gives_its_pooled_output(images, tmp_path):
 
 
 def test_half_precision_stays_near(images, clip, tmp_path):
-    embed(str(images), tmp_path / "half", EmbedConfig(clip, half=True))
-    embed(str(images), tmp_path / "full", EmbedConfig(clip))
+    embed(str(images), tmp_path / "half", encoder=clip, half=True)
+    embed(str(images), tmp_path / "full", encoder=clip)
     half, full = load(tmp_path / "half").X_train, load(tmp_path / "full").X_train
     assert (half != full).any()
     assert (half * full).sum(axis=1).min() > 0.99
@@ -307,7 +307,9 @@ def test_texts(sentences, tmp_path):
     embed(
         str(tmp_path / "questions.csv"),
         tmp_path / "out",
-        EmbedConfig(sentences, dtype="float32", batch_size=7),
+        encoder=sentences,
+        dtype="float32",
+        batch_size=7,
     )
     manifest = json.loads((tmp_path / "out" / "embeddings.json").read_text())
     assert any("2 of 23 rows of questions.csv have no label" in note for note in manifest["notes"])
@@ -320,18 +322,18 @@ def test_texts(sentences, tmp_path):
 
 
 def test_an_encoder_is_frozen_and_in_evaluation_mode(clip):
-    encoder = load_encoder(clip, "image", "cpu")
+    encoder = load_encoder(clip, "image", device="cpu")
     assert not encoder.model.training
     assert not any(p.requires_grad for p in encoder.model.parameters())
 
 
 def test_other_embeddings_are_not_mixed_in(images, clip, tmp_path):
-    embed(str(images), tmp_path, EmbedConfig(clip))
+    embed(str(images), tmp_path, encoder=clip)
     before = shards(tmp_path)
-    with pytest.raises(ArgumentError, match=r"holds other embeddings .*normalize True, now False"):
-        embed(str(images), tmp_path, EmbedConfig(clip, normalize=False))
+    with pytest.raises(ArgumentError, match=r"other embeddings .*normalize True, now False"):
+        embed(str(images), tmp_path, encoder=clip, normalize=False)
     assert shards(tmp_path) == before
-    embed(str(images), tmp_path, EmbedConfig(clip, normalize=False), fresh=True)
+    embed(str(images), tmp_path, encoder=clip, normalize=False, fresh=True)
     assert shards(tmp_path) != before
 
 
@@ -352,9 +354,9 @@ def names(folder):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_all_broken_images_are_named_and_other_shards_stay(broken, clip, tmp_path, workers):
-    config = EmbedConfig(clip, shard_size=15, batch_size=5)
+    config = {"encoder": clip, "shard_size": 15, "batch_size": 5}
     with pytest.raises(DataError, match=r"3 of 60 images .*--skip-broken") as error:
-        embed(str(broken), tmp_path / "out", config, workers=workers)
+        embed(str(broken), tmp_path / "out", **config, workers=workers)
     assert [line.split(":")[0].strip() for line in str(error.value).splitlines()[1:]] == [
         f"dog/00{n}.png" for n in (15, 16, 18)
     ]
@@ -378,7 +380,7 @@ def test_broken_images_are_left_out_and_listed(broken, clip, tmp_path):
     assert "57 embeddings in 4 shards" in again.output
     for name in ("15", "16", "18"):
         (broken / "dog" / f"00{name}.png").unlink()
-    embed(str(broken), tmp_path / "removed", EmbedConfig(clip, dtype="float32"))
+    embed(str(broken), tmp_path / "removed", encoder=clip, dtype="float32")
     one, other = (load(tmp_path / name, test_fraction=0.2) for name in ("out", "removed"))
     assert (one.y_train == other.y_train).all()
     np.testing.assert_allclose(one.X_train, other.X_train, atol=1e-6)
@@ -390,7 +392,7 @@ def test_a_class_without_a_whole_image_is_an_error(clip, tmp_path):
         (tmp_path / "images" / "dog" / f"000{i}.png").write_bytes(b"no")
     for _ in range(2):
         with pytest.raises(DataError, match="none of the training images of dog"):
-            embed(str(tmp_path / "images"), tmp_path / "out", EmbedConfig(clip), skip_broken=True)
+            embed(str(tmp_path / "images"), tmp_path / "out", encoder=clip, skip_broken=True)
 
 
 def test_only_shards_of_what_has_changed_are_made_again(clip, tmp_path):
@@ -400,18 +402,18 @@ def test_only_shards_of_what_has_changed_are_made_again(clip, tmp_path):
     (tmp_path / "images" / "train").mkdir()
     for name in ("cat", "dog"):
         (tmp_path / "images" / name).rename(tmp_path / "images" / "train" / name)
-    config, train = EmbedConfig(clip, shard_size=10), tmp_path / "images" / "train"
+    config, train = {"encoder": clip, "shard_size": 10}, tmp_path / "images" / "train"
 
     def made_again():
         before = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*.safetensors")}
         with pytest.warns(UserWarning, match="has changed"):
-            embed(str(tmp_path / "images"), tmp_path / "out", config, workers=0)
-        embed(str(tmp_path / "images"), tmp_path / "new", config, workers=0, fresh=True)
+            embed(str(tmp_path / "images"), tmp_path / "out", **config, workers=0)
+        embed(str(tmp_path / "images"), tmp_path / "new", **config, workers=0, fresh=True)
         assert shards(tmp_path / "out") == shards(tmp_path / "new")
         after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").glob("*.safetensors")}
         return sorted(name[:11] for name in after if after[name] != before.get(name))
 
-    embed(str(tmp_path / "images"), tmp_path / "out", config, workers=0)
+    embed(str(tmp_path / "images"), tmp_path / "out", **config, workers=0)
     pictures(9, 1, True)[0].save(train / "cat" / "0012.png")
     assert made_again() == ["train-00001"]
     (train / "dog" / "0015.png").unlink()
@@ -427,21 +429,21 @@ def test_only_shards_of_what_has_changed_are_made_again(clip, tmp_path):
 def test_another_folder_of_the_same_name_is_refused(clip, tmp_path):
     for place in ("a", "b"):
         write_images(tmp_path / place / "pets", 3)
-    embed(str(tmp_path / "a" / "pets"), tmp_path / "out", EmbedConfig(clip))
+    embed(str(tmp_path / "a" / "pets"), tmp_path / "out", encoder=clip)
     before = shards(tmp_path / "out")
     with pytest.raises(ArgumentError, match="made from another pets"):
-        embed(str(tmp_path / "b" / "pets"), tmp_path / "out", EmbedConfig(clip))
+        embed(str(tmp_path / "b" / "pets"), tmp_path / "out", encoder=clip)
     assert shards(tmp_path / "out") == before
     (tmp_path / "a").rename(tmp_path / "c")  # the same files elsewhere are the same
-    embed(str(tmp_path / "c" / "pets"), tmp_path / "out", EmbedConfig(clip))
+    embed(str(tmp_path / "c" / "pets"), tmp_path / "out", encoder=clip)
 
 
 def test_shards_without_their_manifest_are_not_taken(images, clip, tmp_path):
     """Nothing says what they hold."""
-    embed(str(images), tmp_path, EmbedConfig(clip, normalize=False))
+    embed(str(images), tmp_path, encoder=clip, normalize=False)
     (tmp_path / "embeddings.json").unlink()
     with pytest.warns(UserWarning, match="outdated"):
-        embed(str(images), tmp_path, EmbedConfig(clip))
+        embed(str(images), tmp_path, encoder=clip)
     assert np.linalg.norm(load(tmp_path).X_train, axis=1) == pytest.approx(1, abs=1e-3)
 
 
@@ -453,7 +455,7 @@ def test_the_smallest_and_the_thinnest_images(clip, tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         picture = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / f"{i}.png")
-    embed(str(tmp_path / "images"), tmp_path / "out", EmbedConfig(clip), workers=0)
+    embed(str(tmp_path / "images"), tmp_path / "out", encoder=clip, workers=0)
     assert len(load(tmp_path / "out").X_train) == 8
 
 
@@ -462,28 +464,26 @@ def test_what_cannot_be_embedded_is_refused(images, clip, sentences, tmp_path):
     (tmp_path / "texts.csv").write_text("text,topic\nhello,x\nthere,y\n")
     (tmp_path / "empty").mkdir()
     for source, options, error, message in (
-        ("numbers.csv", {}, DataError, "no column of images or texts beside 'label'; there are a "),
+        ("numbers.csv", {}, DataError, "images or texts.* a "),
         (
             "texts.csv",
             {},
-            ArgumentError,
-            "no column of labels that is known; name one with --label: .* topic",
+            DataError,
+            "no column 'label'.*--label.* 'topic'",
         ),
         ("texts.csv", {"label": "topci"}, ArgumentError, "no column 'topci'.*Did you mean 'topic'"),
-        ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'.* there are text"),
-        ("empty", {}, DataError, "empty has no folders of images"),
-        ("nothing.csv", {}, DataError, "no file or folder .*nothing.csv"),
+        ("texts.csv", {"label": "topic", "column": "txt"}, ArgumentError, "no column 'txt'.* 'text'"),
+        ("empty", {}, DataError, "no folders of images"),
+        ("nothing.csv", {}, DataError, "no file or folder"),
     ):
         with pytest.raises(error, match=message):
-            embed(str(tmp_path / source), tmp_path / "out", EmbedConfig(sentences, **options))
-    with pytest.raises(ArgumentError, match=r"the image encoder .*nowhere could not be loaded"):
-        embed(str(images), tmp_path / "out2", EmbedConfig(str(tmp_path / "nowhere")))
-    with pytest.raises(ArgumentError, match="dtype is 'int8'; allowed are float16 and float32"):
-        embed(str(images), tmp_path / "out3", EmbedConfig(clip, dtype="int8", batch_size=0))
-    with pytest.raises(ArgumentError, match="workers is -1; give a number of processes, or 0"):
-        embed(str(images), tmp_path / "out4", EmbedConfig(clip), workers=-1)
+            embed(str(tmp_path / source), tmp_path / "out", encoder=sentences, **options)
+    with pytest.raises(ArgumentError, match=r"image encoder .*nowhere"):
+        embed(str(images), tmp_path / "out2", encoder=str(tmp_path / "nowhere"))
+    with pytest.raises(ArgumentError, match=r"(?s)int8.*float32.*batch_size is 0"):
+        embed(str(images), tmp_path / "out3", encoder=clip, dtype="int8", batch_size=0)
+    with pytest.raises(ArgumentError, match="workers is -1"):
+        embed(str(images), tmp_path / "out4", encoder=clip, workers=-1)
     assert not list(tmp_path.glob("out*"))
-    with pytest.raises(
-        DataError, match="holds no embeddings of fpe embed; for a folder of images, run fpe embed"
-    ):
+    with pytest.raises(DataError, match="for a folder of images, run fpe embed"):
         load(images)

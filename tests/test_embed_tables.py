@@ -153,7 +153,7 @@ def test_pillow_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "q.csv").write_text(CSV)
     monkeypatch.setitem(sys.modules, "PIL", None)
     images._endings.cache_clear()
-    with pytest.raises(ArgumentError, match="needs Pillow"):
+    with pytest.raises(ArgumentError, match=r"needs PIL.*\[embed\]"):
         open_items(str(tmp_path / "q.csv"))
 
 
@@ -168,7 +168,7 @@ def test_rows_without_an_image_are_left_out(tmp_path):
 
 
 REFUSED = {
-    "two labels": ({"q.csv": "text,label,class\na b,x,1\nc d,y,2\n"}, "q.csv", {}, ArgumentError, "several"),
+    "two labels": ({"q.csv": "text,label,class\na b,x,1\nc d,y,2\n"}, "q.csv", {}, DataError, "several"),
     "regression": ({"q.csv": "text,label\na b,1.5\nc d,2\n"}, "q.csv", {}, DataError, "whole"),
     "one class": ({"q.csv": "text,label\na b,x\nc d,x\n"}, "q.csv", {}, DataError, "one class"),
     "no labels": ({"q.csv": "text,label\na b,\nc d,\n"}, "q.csv", {}, DataError, "no rows"),
@@ -181,7 +181,7 @@ REFUSED = {
     "kind": ({"q.xlsx": "PK"}, "q.xlsx", {}, DataError, "known kind"),
     "strange": ({"train.csv": CSV, "test.csv": "text,label\na b,new\n"}, ".", {}, DataError, "new"),
     "other texts": ({"train.csv": CSV, "test.csv": "body,label\na b,card\n"}, ".", {}, DataError, "test.csv has no column 'text'"),
-    "two trains": ({"train.csv": CSV, "train.tsv": CSV}, ".", {}, DataError, "leave one"),
+    "two trains": ({"train.csv": CSV, "train.tsv": CSV}, ".", {}, DataError, "remove one"),
     "no train": ({"a.csv": CSV, "b.csv": CSV}, ".", {}, DataError, "called train"),
     "notes beside images": ({"cat/a.heic": "", "dog/b.heic": "", "notes.txt": "a b"}, ".", {}, DataError, "Convert them to JPEG"),
     "test of a folder": ({"train.csv": CSV}, ".", {"test": "q.csv"}, ArgumentError, "--test"),

@@ -221,7 +221,7 @@ REFUSED = {
     "classes beside a test part": (
         [*PAIR, "test/cat/x.png"],
         (),
-        "test, which holds folders of the same names .cat.",
+        "test.* same names .cat.",
     ),
     "train with classes beside classes": (
         ["train/steam/x.png", "plane/x.png"],

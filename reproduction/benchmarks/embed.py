@@ -24,7 +24,7 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from fpe._util.files import write_json
 from fpe.compare.store import provenance
 from fpe.data.embed.encoders import load_encoder
-from fpe.data.embed.run import EmbedConfig, embed
+from fpe.data.embed.run import embed
 
 SIDE, BATCH = 224, 64
 
@@ -65,7 +65,8 @@ def whole(source: Path, encoder: Path, out: Path, images: int, workers: int) -> 
     embed(
         str(source),
         out,
-        EmbedConfig(str(encoder), batch_size=BATCH),
+        encoder=str(encoder),
+        batch_size=BATCH,
         workers=workers,
         on_batch=lambda done, _: times.append((time.perf_counter(), done)),
     )
@@ -83,7 +84,7 @@ def main() -> None:
         folder = Path(name)
         write_images(folder / "images", arguments.images)
         write_encoder(folder / "clip")
-        encoder = load_encoder(str(folder / "clip"), "image", "cpu")
+        encoder = load_encoder(str(folder / "clip"), "image", device="cpu")
         rounds = []
         for number in range(arguments.rounds):
             row = {"bare": bare(encoder, arguments.images)}

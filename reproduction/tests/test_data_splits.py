@@ -194,7 +194,7 @@ def test_a_learnt_split_keeps_more_clauses_whole_than_chance():
     """Four clauses of four literals: chance keeps one whole with 2 · C(12, 4) / C(16, 8)."""
     whole = []
     for seed in range(4):
-        X, y = (torch.from_numpy(a) for a in dnf(4, 4, 2000, seed=seed)[:2])
+        X, y = (torch.from_numpy(a) for a in dnf(4, samples=2000, seed=seed)[:2])
         model = fpe.mlp(16, 4, 1, seed=seed)
         order = torch.Generator().manual_seed(seed)
         train(model, X, y, epochs=40, optimizer=adam(model, 1e-2), batch_size=250, generator=order)

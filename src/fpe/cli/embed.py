@@ -59,18 +59,20 @@ def embed(
       fpe fit embeddings/cifar100
     """  # noqa: D301
     from fpe._util.terminal import progress_bar
-    from fpe.data.embed.folders import listed
-    from fpe.data.embed.run import EmbedConfig
+    from fpe.data.embed.images import listed
     from fpe.data.embed.run import embed as run
-    from fpe.data.shards import MANIFEST
+    from fpe.data.embed.shards import MANIFEST
 
     folder = out or Path("embeddings", Path(source).resolve().stem)
-    config = EmbedConfig(**settings)
     with progress_bar(folder.name, 0, not as_json) as advance:
         manifest = run(
-            *(source, folder, config, device, workers, fresh),
-            lambda done, of: advance("", done, of),
-            skip_broken,
+            *(source, folder),
+            device=device,
+            workers=workers,
+            fresh=fresh,
+            skip_broken=skip_broken,
+            on_batch=lambda done, of: advance("", done, of),
+            **settings,
         )
     if as_json:
         click.echo(to_json(manifest))

@@ -113,13 +113,13 @@ def fit(
 
     dataset = load(
         data,
-        label,
-        test_fraction,
-        settings["seed"],
+        label=label,
         test=test,
         split_column=split_column,
         drop=drop,
         features=features,
+        test_fraction=test_fraction,
+        seed=settings["seed"],
     )
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     found = None

@@ -26,7 +26,7 @@ class DNF(NamedTuple):
     y : ndarray
         1 where the formula is satisfied and 0 elsewhere, (samples,), int64; half of each.
     labels : ndarray
-        The clause of each input, (clauses × literals,), as `fpe.Groups` takes it.
+        The clause of each input, (clauses × literals,), as `fpe.LabelSplit` takes it.
     """
 
     X: np.ndarray
@@ -36,20 +36,20 @@ class DNF(NamedTuple):
 
 def dnf(
     clauses: int,
+    *,
     literals: int = 4,
     samples: int = 4000,
     seed: int = 0,
-    *,
     active: tuple[float, float] = (0.25, 0.5),
     true: tuple[float, float] = (0.9, 1.0),
     false: tuple[float, float] = (0.0, 0.1),
 ) -> DNF:
     """Draw samples of a monotone read-once DNF formula, exactly half of them satisfied (A.2.1).
 
-    A positive sample has all literals of a random clause on, then further ones until as many are on as
-    were drawn for it between the bounds. Half of the negative samples are drawn in the same way and
-    then lose one literal in each satisfied clause; the other half are drawn without a clause, and
-    drawn again while they satisfy one. Samples are in random order.
+    A positive sample has all literals of a random clause on, and further ones until its count of active variables,
+    drawn between the bounds, is reached. Half of the negative samples are drawn in the same way, and then one
+    literal in each satisfied clause is turned off; the other half are drawn without a clause, again and again
+    until none is satisfied. Samples are in random order.
 
     Parameters
     ----------
@@ -58,12 +58,12 @@ def dnf(
     literals : int, default 4
         Variables of each clause.
     samples : int, default 4000
-        How many, an even number.
+        Number of samples, even.
     seed : int, default 0
         The same seed gives the same samples.
     active : (float, float), default (0.25, 0.5)
-        Least and greatest share of the variables that are on before literals are flipped. The text of
-        the paper lost the bounds; these are ours, as are the ranges below.
+        Least and greatest share of the variables that are on before literals are turned off. The paper's text
+        does not give the bounds; these are ours, as are the ranges below.
     true, false : (float, float), default (0.9, 1) and (0, 0.1)
         Range from which the value of a variable that is on, or off, is drawn.
 
@@ -84,49 +84,10 @@ def dnf(
     >>> X.shape, int(y.sum()), labels[:5].tolist()
     ((1000, 32), 500, [0, 0, 0, 0, 1])
     """
-    least, most = _bounds(clauses, literals, samples, active, true, false)
-    rng = np.random.default_rng(seed)
-    positives = samples // 2
-    flipped = (samples - positives) // 2
-    on = np.concatenate(
-        [
-            _satisfying(positives, clauses, literals, least, most, rng),
-            _flip(_satisfying(flipped, clauses, literals, least, most, rng), literals, rng),
-            _rejected(samples - positives - flipped, clauses, literals, least, most, rng),
-        ]
-    )
-    y = np.zeros(samples, dtype=np.int64)
-    y[:positives] = 1
-    order = rng.permutation(samples)
-    on, y = on[order], y[order]
-    X = rng.random(on.shape, dtype=np.float32)
-    bit = on.view(np.uint8)
-    X *= np.array([false[1] - false[0], true[1] - true[0]], dtype=np.float32)[bit]
-    X += np.array([false[0], true[0]], dtype=np.float32)[bit]
-    return DNF(X, y, np.repeat(np.arange(clauses), literals))
-
-
-def satisfied(on: np.ndarray, literals: int) -> np.ndarray:
-    """Return which clauses have all their literals on: (samples, variables) to (samples, clauses)."""
-    return np.asarray(np.all(on.reshape(len(on), -1, literals), axis=2))
-
-
-def _bounds(
-    clauses: int,
-    literals: int,
-    samples: int,
-    active: tuple[float, float],
-    true: tuple[float, float],
-    false: tuple[float, float],
-) -> tuple[int, int]:
-    """Check the arguments; return least and greatest number of variables that are on."""
+    integers = {"clauses": (clauses, 1), "literals": (literals, 1), "samples": (samples, 4)}
     problems = [
         f"{name} is {value!r}; give an integer of at least {least}."
-        for name, value, least in (
-            ("clauses", clauses, 1),
-            ("literals", literals, 1),
-            ("samples", samples, 4),
-        )
+        for name, (value, least) in integers.items()
         if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least
     ]
     for name, bounds in (("active", active), ("true", true), ("false", false)):
@@ -137,10 +98,11 @@ def _bounds(
         problems.append(f"samples is {samples}; give an even number, of which half are satisfied.")
     if false[1] >= true[0]:
         problems.append(f"false ends at {false[1]} and true begins at {true[0]}; they must not overlap.")
-    variables = clauses * literals
+    variables, largest = (
+        clauses * literals,
+        clauses * (literals - 1),
+    )  # without a clause, one literal of each is off
     least, most = int(np.ceil(active[0] * variables)), int(np.floor(active[1] * variables))
-    # A clause must fit below the upper bound; without one, a literal of each clause must be off.
-    largest = clauses * (literals - 1)
     if most < literals:
         problems.append(
             f"at most {most} of {variables} variables may be on (active {active}), too few for a clause of "
@@ -154,21 +116,40 @@ def _bounds(
             f"most without a satisfied clause; lower the lower bound to {largest / variables:.3g} or less."
         )
     raise_problems(problems, ArgumentError, "dnf")
-    return least, most
+    rng = np.random.default_rng(seed)
+    positives = samples // 2
+    flipped = (samples - positives) // 2
+    shape, counts = (clauses, literals), (least, most)
+    on = np.concatenate(
+        [
+            _satisfying(positives, shape, counts, rng),
+            _turn_one_off(_satisfying(flipped, shape, counts, rng), literals, rng),
+            _unsatisfying(samples - positives - flipped, shape, counts, rng),
+        ]
+    )
+    order = rng.permutation(samples)
+    on, y = on[order], (order < positives).astype(np.int64)
+    X = rng.random(on.shape, dtype=np.float32)
+    bit = on.view(np.uint8)
+    X *= np.array([false[1] - false[0], true[1] - true[0]], dtype=np.float32)[bit]
+    X += np.array([false[0], true[0]], dtype=np.float32)[bit]
+    return DNF(X, y, np.repeat(np.arange(clauses), literals))
+
+
+def satisfied(on: np.ndarray, literals: int) -> np.ndarray:
+    """Return which clauses have all their literals on: (samples, variables) to (samples, clauses)."""
+    return np.asarray(np.all(on.reshape(len(on), -1, literals), axis=2))
 
 
 def _turn_on(
     counts: np.ndarray, variables: int, rng: np.random.Generator, first: np.ndarray | None = None
 ) -> np.ndarray:
-    """Turn so many variables on in each row, those of `first`, (rows, few), before all others."""
+    """Turn `counts` variables on in each row, those of `first`, (rows, few), before all others."""
     keys = rng.integers(2**31, 2**32, (len(counts), variables), dtype=np.uint32)
     if first is not None:
-        rows = np.arange(len(counts))[:, None]
-        keys[rows, first] -= np.uint32(2**31)
-    ranked = np.sort(keys, axis=1)
-    every = np.arange(len(counts))
-    on = np.asarray(keys <= ranked[every, np.maximum(counts, 1) - 1][:, None])
-    on[counts == 0] = False
+        np.put_along_axis(keys, first, np.take_along_axis(keys, first, 1) - np.uint32(2**31), 1)
+    threshold = np.take_along_axis(np.sort(keys, axis=1), np.maximum(counts, 1)[:, None] - 1, 1)
+    on = np.asarray((keys <= threshold) & (counts > 0)[:, None])
     tied = np.flatnonzero(on.sum(axis=1) != counts)  # two equal keys, in one of ten million rows
     if tied.size:
         on[tied] = _turn_on(counts[tied], variables, rng, None if first is None else first[tied])
@@ -176,37 +157,38 @@ def _turn_on(
 
 
 def _satisfying(
-    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
+    count: int, shape: tuple[int, int], active: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
     """Draw assignments that satisfy a random clause, (count, variables)."""
+    (clauses, literals), (least, most) = shape, active
     chosen = rng.integers(0, clauses, count)[:, None] * literals + np.arange(literals)
     counts = rng.integers(max(least, literals), most + 1, count)
     return _turn_on(counts, clauses * literals, rng, first=chosen)
 
 
-def _flip(on: np.ndarray, literals: int, rng: np.random.Generator) -> np.ndarray:
+def _turn_one_off(on: np.ndarray, literals: int, rng: np.random.Generator) -> np.ndarray:
     """Turn one literal off, in place, in each satisfied clause."""
     sample, clause = np.nonzero(satisfied(on, literals))
     on[sample, clause * literals + rng.integers(0, literals, len(sample))] = False
     return on
 
 
-def _rejected(
-    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
+def _unsatisfying(
+    count: int, shape: tuple[int, int], active: tuple[int, int], rng: np.random.Generator
 ) -> np.ndarray:
     """Draw assignments, again and again, until none satisfies a clause, (count, variables)."""
+    (clauses, literals), (least, most) = shape, active
     on = np.empty((count, clauses * literals), dtype=bool)
-    left = np.arange(count)
+    rest = np.arange(count)
     counts = rng.integers(least, most + 1, count)
     for _ in range(_TRIES):
-        if not left.size:
+        if not rest.size:
             return on
-        drawn = _turn_on(counts[left], on.shape[1], rng)
-        on[left] = drawn
-        unlucky = satisfied(drawn, literals).any(axis=1)
-        left = left[unlucky]
-        counts[left] = rng.integers(least, most + 1, left.size)
+        drawn = _turn_on(counts[rest], clauses * literals, rng)
+        on[rest] = drawn
+        rest = rest[satisfied(drawn, literals).any(axis=1)]
+        counts[rest] = rng.integers(least, most + 1, rest.size)
     raise ArgumentError(
-        f"{left.size} of {count} samples satisfied a clause in each of {_TRIES} draws; lower the bounds of "
-        "active, or give clauses more literals."
+        f"{rest.size} of {count} samples satisfied a clause in each of {_TRIES} draws; lower the bounds of active, or "
+        "give clauses more literals."
     )

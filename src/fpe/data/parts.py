@@ -1,42 +1,112 @@
-"""Training and test parts as they were read, before they are checked."""
+"""Training and test parts before they are checked: their names, and their labels as class numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-#: What a test part is called, in files, columns and data sets; the first that is there. ImageNet's test part
-#: has no labels.
-TESTS = ("test", "validation", "valid", "val", "dev")
+from fpe.errors import DataError
+
+#: Names of a test part in files, columns and data sets, the preferred one first.
+TESTS = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 TRAINS = ("train", "training")
+#: Names of the column of labels where none is given.
+LABELS = ("label", "fine_label", "labels", "intent", "class", "target")
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Arrays of a training part, and of a test part if there is one.
-
-    Attributes
-    ----------
-    X, X_test : ndarray
-        Features, (samples, …).
-    y, y_test : ndarray
-        Labels of any type, (samples,).
-    classes : ndarray or None
-        Names of the classes, where labels are numbers from 0.
-    features : list of str
-        The features' names; empty if they have none.
-    label : str or None
-        Name of the column of labels.
-    notes : list of str
-        What was left out or guessed.
-    """
+    """Unchecked arrays of a training part and, where there is one, of a test part."""
 
     X: np.ndarray
     y: np.ndarray
     X_test: np.ndarray | None = None
     y_test: np.ndarray | None = None
+    #: Names of the classes, where labels are numbers from 0.
     classes: np.ndarray | None = None
     features: list[str] = field(default_factory=list)
     label: str | None = None
     notes: list[str] = field(default_factory=list)
+
+
+def label_names(values: Iterable[Any], what: str) -> list[str | None]:
+    """Return the class's name of each label: None for None, NaN and blanks; ``"NA"`` and the like are names.
+
+    Whole numbers have the same name as integers and as floats, which they become beside missing ones.
+    """
+    values = list(values)
+    try:
+        names = {key: _name(key[1], what) for key in dict.fromkeys((type(value), value) for value in values)}
+    except TypeError as error:  # a list has no hash
+        raise DataError(f"{what} holds lists ({error}); give one name or one number for each row.") from error
+    return [names[type(value), value] for value in values]
+
+
+def _name(value: Any, what: str) -> str | None:
+    if value is None or value != value or type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
+    if isinstance(value, float | np.floating):
+        if not np.isfinite(value) or value != int(value):
+            raise DataError(
+                f"{what} holds numbers that are not whole, such as {value}; labels are classes. fpe does no "
+                "regression."
+            )
+        value = int(value)
+    return str(value).strip() or None
+
+
+def number_classes(
+    names: Mapping[str, Sequence[str | None]], source: str, classes: list[str] | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Number the classes of all parts alike, from 0; −1 where a name is None.
+
+    `classes` are in the order of their numbers; by default those of ``names["train"]``, in the order of numbers
+    if all are whole numbers, else of the alphabet. A class of the test part alone is an error.
+    """
+    known = {part: set(own) - {None} for part, own in names.items()}
+    strange = sorted(map(str, known.get("test", set()) - known["train"]))
+    if strange:
+        raise DataError(
+            f"the test part of {source} has {len(strange)} classes that the training part does not have "
+            f"({some(strange)}); no network can learn them. Remove those rows, or write the names alike."
+        )
+    if classes is None:
+        classes = sorted(map(str, known["train"]))
+        try:
+            classes.sort(key=int)
+        except ValueError:  # not all are numbers
+            classes.sort()
+    number = {name: i for i, name in enumerate(classes)}
+    codes = {
+        part: np.array([-1 if name is None else number[name] for name in own], dtype=np.int64)
+        for part, own in names.items()
+    }
+    return codes, classes
+
+
+def some(values: Iterable[Any], most: int = 5) -> str:
+    """Return the first few values as text."""
+    every = list(values)
+    return ", ".join(str(v) for v in every[:most]) + (", …" if len(every) > most else "")
+
+
+def quoted(names: Iterable[str], most: int = 8) -> str:
+    """Return the first few names as text, in quotes."""
+    return some(map(repr, names), most)
+
+
+def merged_columns(X: np.ndarray) -> list[int]:
+    """Return the columns whose values float32 rounds by more than a thousandth of their standard deviation."""
+    values = X.astype(np.float64, copy=False)
+    if not np.isfinite(values).all():
+        return []
+    with np.errstate(over="ignore", invalid="ignore"):
+        spread = values.std(axis=0)
+        largest = np.maximum(-values.min(axis=0), values.max(axis=0))
+        lost = np.isfinite(spread) & (spread > 1e-12 * largest) & (largest * 2.0**-24 > 1e-3 * spread)
+    return [int(i) for i in np.flatnonzero(lost)]

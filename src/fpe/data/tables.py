@@ -2,51 +2,50 @@
 
 from __future__ import annotations
 
+import bz2
+import codecs
+import csv
+import gzip
 import io
 import json
+import lzma
 import re
-from dataclasses import dataclass
+import sys
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from statistics import mode
 from typing import TYPE_CHECKING, Any
 
-from fpe.data.content import as_utf8, read_bytes
-from fpe.data.separated import MISSING, SEPARATORS, Layout, layout_of
+from fpe._util.extras import need
+from fpe.data.parts import TESTS, quoted, some
 from fpe.errors import DataError
 
 if TYPE_CHECKING:
     import pandas
 
 #: Endings of the files that are read as tables, before an ending such as .gz.
-SEPARATED = (".csv", ".tsv", ".tab", ".txt", ".data", ".dat")
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
-TABLES = (*SEPARATED, *PARQUET, *JSON)
-#: Names that pandas gave to columns without one, written once more.
-_LEFT_OVER = re.compile(r"Unnamed: \d+")
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as it was read.
-
-    Attributes
-    ----------
-    frame : pandas.DataFrame
-        Its columns, without its index; rows are numbered from 0.
-    named : bool
-        Whether the columns' names are the file's; False where it has no line of names.
-    notes : list of str
-        What was done that the file does not say: an index that was left out, an encoding that was guessed.
-    """
-
-    frame: pandas.DataFrame
-    named: bool
-    notes: list[str]
-
-
-def is_table(path: Path) -> bool:
-    """Return whether a file's name is a table's."""
-    return kind_of(path) in TABLES
+TABLES = (".csv", ".tsv", ".tab", ".txt", ".data", ".dat", *PARQUET, *JSON)
+#: Separators; where several fit equally well, the first. A blank stands for any run of blanks.
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "blanks"}
+#: What stands for a missing number in a column whose other values are numbers.
+MISSING = frozenset(
+    ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", ".")
+)
+#: Rows that are looked at to find the separator and the line of names.
+_SAMPLE = 100
+#: Byte order marks; of two with the same beginning, the longer one first.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def kind_of(path: Path) -> str:
@@ -57,163 +56,177 @@ def kind_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def read_frame(path: str | Path) -> pandas.DataFrame:
-    """Read a table into a pandas frame, without its index.
-
-    Parameters
-    ----------
-    path : str or Path
-        As for `read_table`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        Numbers as numbers; text as text, also ``"NA"`` and ``"None"``; columns of lists as pandas' Arrow
-        type. Rows are numbered from 0.
-
-    Raises
-    ------
-    DataError
-        As `read_table`.
-    """
-    return read_table(path).frame
+def is_table(path: Path) -> bool:
+    """Return whether a file's name is a table's."""
+    return kind_of(path) in TABLES
 
 
-def read_table(path: str | Path) -> Table:
-    """Read a table, and say what was done that its file does not say.
+def table_parts(folder: Path) -> dict[str, Path]:
+    """Return the tables directly in a folder that are called train, test, validation …, by that name."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        name = path.name.partition(".")[0].lower()
+        if is_table(path) and name in ("train", *TESTS):
+            if name in found:
+                raise DataError(f"{folder} has {found[name].name} and {path.name}; remove one of them.")
+            found[name] = path
+    return found
 
-    What pandas stored as its index, in parquet, and the unnamed first column that ``DataFrame.to_csv``
-    writes, are left out. An empty field is a missing value. ``NA``, ``nan``, ``null`` and the like are, too,
-    where all other values of a column are numbers; in a column of text they are text.
 
-    Parameters
-    ----------
-    path : str or Path
-        A file whose name ends in ``.csv``, ``.tsv``, ``.tab``, ``.txt``, ``.data`` or ``.dat`` (the separator
-        is found: comma, semicolon, tab, bar or blanks; so are the encoding and whether there is a line of
-        names), ``.parquet`` or ``.pq``, ``.jsonl``, ``.ndjson`` or ``.json`` (objects line by line, or a list
-        of objects); each also compressed by gzip, bzip2, xz or zip.
+def read_table(path: Path) -> tuple[pandas.DataFrame, list[str]]:
+    """Read a table; return it without its index, and notes on what the file does not say.
 
-    Returns
-    -------
-    Table
+    Separators, encoding, decimal commas and the line of names are found; compression too. What pandas stored as
+    its index is dropped, also the unnamed first columns that ``to_csv`` writes. An empty field is a missing
+    value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers, elsewhere
+    they are text. Columns of lists in parquet stay in Arrow's arrays, since Python's lists take many times the
+    memory.
 
     Raises
     ------
     DataError
         If the file is missing, empty, broken, or of another kind, has no rows, or two columns of one name.
     """
-    path = Path(path)
-    kind = kind_of(path)
+    kind, notes = kind_of(path), list[str]()
     if kind not in TABLES:
         raise DataError(f"{path} is no table of a known kind; files can end in {', '.join(TABLES)}.")
-    data = read_bytes(path)
     if kind in PARQUET:
-        table = _read_parquet(data, path)
+        frame = _read_parquet(path, notes)
     else:
-        text, guessed = as_utf8(data, path)
-        table = _read_json(text, path) if kind in JSON else _read_separated(text, path)
-        if guessed is not None:
-            table.notes.append(f"read as {guessed}, for it is not UTF-8")
-    if table.frame.empty and not len(table.frame):
+        text = _as_utf8(_read_bytes(path), path, notes)
+        frame = _read_json(text, path) if kind in JSON else _read_separated(text, path, notes)
+    if not len(frame):
         raise DataError(f"{path} has column names but no rows.")
-    left_over = [name for name in table.frame.columns if _LEFT_OVER.fullmatch(name)]
-    if left_over:
-        table.notes.append(
-            f"{', '.join(map(repr, left_over))}, an index that was written as a column, is no feature"
-        )
-    frame = table.frame.drop(columns=left_over)
-    if kind not in PARQUET:
-        frame = frame.apply(_numbers_where_all_are)
-    return Table(frame, table.named, table.notes)
+    # Names that pandas gave to columns without one, written once more.
+    indices = [name for name in frame.columns if re.fullmatch(r"Unnamed: \d+", name)]
+    if indices:
+        notes.append(f"{quoted(indices)}, an index that was written as a column, is no feature")
+    return frame.drop(columns=indices), notes
 
 
-def _read_parquet(data: bytes, path: Path) -> Table:
-    import pandas
-    import pyarrow
-    import pyarrow.parquet
-
+def _read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file, decompressed if its first bytes say so."""
     try:
-        arrow = pyarrow.parquet.read_table(pyarrow.BufferReader(data))
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is not a whole parquet file ({error}); write it again.") from error
-    _refuse_equal_names(arrow.column_names, path)
-    of_lists = (pyarrow.types.is_list, pyarrow.types.is_large_list, pyarrow.types.is_fixed_size_list)
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
+    try:
+        for mark, decompress in _COMPRESSED.items():
+            if data.startswith(mark):
+                data = decompress(data)
+                break
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+        zlib.error,
+        lzma.LZMAError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise DataError(
+            f"{path} cannot be decompressed ({error}); it may be truncated or broken. Fetch it again, or give "
+            "the table itself."
+        ) from error
+    if not data.strip():
+        raise DataError(f"{path} is empty; give a file with data.")
+    return data
 
-    def kept(kind: Any) -> Any:
-        """Leave lists in Arrow's arrays: as Python's lists they take many times the memory."""
+
+def _only_member(data: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
+        if len(names) != 1:
+            raise ValueError(f"it holds {len(names)} files: {some(names)}")
+        return archive.read(names[0])
+
+
+#: First bytes of a compressed file, and what decompresses it.
+_COMPRESSED = {
+    b"\x1f\x8b": gzip.decompress,
+    b"BZh": bz2.decompress,
+    b"\xfd7zXZ\x00": lzma.decompress,
+    b"PK\x03\x04": _only_member,
+}
+
+
+def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:
+    """Return text as UTF-8: a byte order mark says its encoding, or else it is guessed."""
+    marked = [encoding for mark, encoding in _MARKS.items() if data.startswith(mark)][:1]
+    if marked or b"\0" not in data:
+        candidates = marked or ["utf-8", "windows-1252", "latin-1"]
+    else:  # UTF-16 of mostly ASCII characters
+        little = data[1:2001:2].count(0) > data[0:2000:2].count(0)
+        candidates = ["utf-16-le" if little else "utf-16-be"]
+    for encoding in candidates:
+        try:
+            text = data.decode(encoding).encode()
+        except UnicodeError:
+            continue
+        if not marked and encoding != "utf-8":
+            notes.append(f"read as {encoding}, since it is not UTF-8")
+        return text
+    raise DataError(f"{path} is no text in {candidates[0]}; write it as UTF-8.")
+
+
+def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
+    pyarrow, parquet = need("pyarrow", "parquet"), need("pyarrow.parquet", "parquet")
+    import pandas
+
+    types = pyarrow.types
+    of_lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+
+    def in_arrow(kind: Any) -> Any:
         return pandas.ArrowDtype(kind) if any(is_of(kind) for is_of in of_lists) else None
 
     try:
-        frame = arrow.to_pandas(types_mapper=kept, split_blocks=True, self_destruct=True)
-    except (pyarrow.ArrowException, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} cannot be read by pandas ({error}).") from error
-    notes = []
+        compressed = path.open("rb").read(4) != b"PAR1"
+        arrow = parquet.read_table(pyarrow.BufferReader(_read_bytes(path)) if compressed else str(path))
+        _refuse_equal_names(arrow.column_names, path)
+        frame = arrow.to_pandas(types_mapper=in_arrow, split_blocks=True, self_destruct=True)
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path} is not a whole parquet file of a table ({error}); write it again."
+        ) from error
     if not isinstance(frame.index, pandas.RangeIndex):
-        stored = ", ".join(repr(str(name)) for name in frame.index.names if name is not None)
-        notes.append(f"pandas' index{f' ({stored})' if stored else ''} is no feature")
+        names = [str(name) for name in frame.index.names if name is not None]
+        notes.append(f"pandas' index{f' ({quoted(names)})' if names else ''} is no feature")
     frame.columns = frame.columns.map(str)
-    return Table(frame.reset_index(drop=True), True, notes)
+    categories = [name for name in frame if isinstance(frame[name].dtype, pandas.CategoricalDtype)]
+    return frame.reset_index(drop=True).astype(dict.fromkeys(categories, object))
 
 
-def _read_json(text: bytes, path: Path) -> Table:
+def _read_json(text: bytes, path: Path) -> pandas.DataFrame:
     import pandas
 
     try:
-        if text.lstrip().startswith(b"["):
-            records = json.loads(text)
-        else:
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
+        lines = [line for line in text.splitlines() if line.strip()]
+        records = json.loads(text) if text.lstrip().startswith(b"[") else [json.loads(line) for line in lines]
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("a row is no object")
-        frame = pandas.DataFrame.from_records(records)
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise DataError(
             f"{path} is neither JSON lines nor a list of objects ({error}); write one object for each row."
         ) from error
+    frame = pandas.DataFrame.from_records(records)
     frame.columns = frame.columns.map(str)
-    return Table(frame.reset_index(drop=True), True, [])
+    return frame.apply(_as_numbers)
 
 
-def _read_separated(text: bytes, path: Path) -> Table:
+def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFrame:
     import pandas
 
-    layout, notes = layout_of(text, path), []
-    names = layout.names
+    separator, names, above = _layout(text, path)
     if names is not None:
         _refuse_equal_names([name for name in names if name], path)
-    frame = _parsed(text, layout, ".", path)
-    if layout.separator != "," and _has_decimal_commas(frame):
-        frame = _parsed(text, layout, ",", path)
-        notes.append("commas in its numbers are decimal commas")
-    if names is None:
-        notes.append("its first line holds no names: columns are numbered from 0")
-        frame.columns = pandas.Index([str(i) for i in range(frame.shape[1])])
-        return Table(frame, False, notes)
-    unnamed = next((i for i, name in enumerate(names) if name), len(names))
-    if unnamed:
-        notes.append(
-            f"the first {'column' if unnamed == 1 else f'{unnamed} columns'}, without a name, is no feature"
-        )
-    kept = [i for i, name in enumerate(names) if i >= unnamed and (name or not frame.iloc[:, i].isna().all())]
-    if not all(names[i] for i in kept):
-        places = ", ".join(str(i + 1) for i in kept if not names[i])
-        raise DataError(f"{path} has values in a column without a name (number {places}); give it one.")
-    frame = frame.iloc[:, kept]
-    frame.columns = pandas.Index([names[i] for i in kept])
-    return Table(frame, True, notes)
-
-
-def _parsed(text: bytes, layout: Layout, decimal: str, path: Path) -> pandas.DataFrame:
-    import pandas
-
     try:
-        return pandas.read_csv(
+        frame = pandas.read_csv(
             io.BytesIO(text),
-            sep=r"\s+" if layout.separator == " " else layout.separator,
+            sep=r"\s+" if separator == " " else separator,
             header=None,
-            skiprows=layout.skipped,
-            decimal=decimal,
+            skiprows=above,
             keep_default_na=False,
             na_values=[""],
             skipinitialspace=True,
@@ -222,47 +235,137 @@ def _parsed(text: bytes, layout: Layout, decimal: str, path: Path) -> pandas.Dat
     except pandas.errors.EmptyDataError as error:
         raise DataError(f"{path} has column names but no rows.") from error
     except (ValueError, OSError) as error:
-        reason = str(error).strip().removeprefix("Error tokenizing data. C error: ")
         raise DataError(
-            f"{path} is not a whole table separated by {SEPARATORS[layout.separator]} ({reason})."
+            f"{path} is not a whole table separated by {SEPARATORS[separator]} ({error})."
         ) from error
+    if separator != ",":
+        with_points = frame.apply(_without_decimal_commas)
+        if not with_points.equals(frame):
+            notes.append("commas in its numbers are decimal commas")
+            frame = with_points
+    frame = frame.apply(_as_numbers)
+    if names is None:
+        notes.append("its first line holds no names: columns are numbered from 0")
+        return frame.set_axis([str(i) for i in range(frame.shape[1])], axis=1)
+    unnamed = next((i for i, name in enumerate(names) if name), len(names))
+    if unnamed:
+        columns = "column" if unnamed == 1 else f"{unnamed} columns"
+        notes.append(f"the first {columns}, without a name, is no feature")
+    kept = [i for i, name in enumerate(names) if i >= unnamed and (name or not frame[i].isna().all())]
+    if not all(names[i] for i in kept):
+        places = some(i + 1 for i in kept if not names[i])
+        raise DataError(f"{path} has values in a column without a name (number {places}); give it one.")
+    return frame[kept].set_axis([names[i] for i in kept], axis=1)
 
 
-def _numbers_where_all_are(column: pandas.Series[Any]) -> pandas.Series[Any]:
-    """Turn a column of text into numbers if all its values are, but for those that stand for missing ones."""
+def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
+    """Find the separator, the columns' names and the number of lines above the values; refuse uneven rows."""
+    limit = csv.field_size_limit(sys.maxsize)  # one of the whole process
+    separator = ","
+    try:
+        samples = {separator: list(islice(_rows(text, separator), _SAMPLE)) for separator in SEPARATORS}
+        separator = max(SEPARATORS, key=lambda s: _fit([len(fields) for fields, _ in samples[s]]))
+        sample = [fields for fields, _ in samples[separator]]
+        names = [name.strip() for name in sample[0]] if _has_names(sample) else None
+        width = mode(len(fields) for fields in sample[1:] or sample)
+        # Rows can end with a separator, or begin with a name that has no title, as R writes them.
+        extra = names is not None and len(names) == width - 1
+        rows = islice(_rows(text, separator), int(extra), None)
+        uneven = next(((line, len(fields)) for fields, line in rows if len(fields) != width), None)
+        if uneven is not None:
+            raise csv.Error(f"line {uneven[0]} has {uneven[1]} fields, other rows {width}")
+    except csv.Error as error:
+        raise DataError(
+            f"{path} is not a whole table of values separated by {SEPARATORS[separator]}: {error}; give each row "
+            "as many fields."
+        ) from error
+    finally:
+        csv.field_size_limit(limit)
+    if names is not None and extra:
+        names = [*names, ""] if all(fields[-1] == "" for fields in sample[1:]) else ["", *names]
+    return separator, names, 0 if names is None else samples[separator][0][1]
+
+
+def _rows(text: bytes, separator: str) -> Iterator[tuple[list[str], int]]:
+    """Yield the fields of each row that is not blank, and the number of its last line."""
+    lines: Iterable[str] = io.TextIOWrapper(io.BytesIO(text), "utf-8", newline="")
+    if separator == " ":
+        lines = (line.replace("\t", " ").strip() for line in lines)
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
+    for fields in reader:
+        if len(fields) > 1 or (fields and fields[0].strip()):
+            yield fields, reader.line_num
+
+
+def _fit(lengths: list[int]) -> tuple[bool, bool]:
+    """Return what a separator is judged by: rows of one length, the first of more than one field."""
+    rows = set(lengths[1:] or lengths)
+    return len(rows) == 1 and rows.pop() - lengths[0] in (0, 1) and lengths[0] > 1, lengths[0] > 1
+
+
+def _has_names(rows: list[list[str]]) -> bool:
+    """Return whether the first of some rows names the columns.
+
+    It does if it has a word above a column of numbers, or an empty field before words, or if no column is
+    made of numbers. Numbers above all columns of numbers are names only if they count from 0 or 1, as those
+    do that pandas and many archives write, and what stands above a column of words is not one of its words.
+    """
+    first, *rest = ([field.strip() for field in row] for row in rows)
+    columns = [list(column) for column in zip(*(row[: len(first)] for row in rest), strict=False)]
+    numbers = [i for i, column in enumerate(columns) if _all_numbers(column)]
+    if not numbers or any(not _is_number(first[i]) and first[i] not in MISSING for i in numbers):
+        return True
+    if first[0] == "" and "" not in columns[0]:
+        return True
+    above = [first[i] for i in numbers if first[i]]
+    if len(above) < 3 or above not in ([str(k + start) for k in range(len(above))] for start in (0, 1)):
+        return False
+    return all(first[i] not in column for i, column in enumerate(columns) if i not in numbers)
+
+
+def _all_numbers(column: list[str]) -> bool:
+    return any(map(_is_number, column)) and all(_is_number(f) or f in MISSING for f in column)
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field.replace(",", "."))
+    except ValueError:
+        return False
+    return "_" not in field and field.lower().lstrip("+-") not in ("nan", "inf", "infinity")
+
+
+def _given_text(column: pandas.Series[Any]) -> pandas.Series[Any] | None:
+    """Return the values of a column of text that do not stand for missing numbers; None if it is none."""
+    given = column.dropna()
+    if column.dtype.kind != "O" or not given.map(lambda value: isinstance(value, str)).all():
+        return None
+    given = given.str.strip()
+    given = given[~given.isin(MISSING)]
+    return given if len(given) else None
+
+
+def _without_decimal_commas(column: pandas.Series[Any]) -> pandas.Series[Any]:
+    given = _given_text(column)
+    if given is None or not given.str.fullmatch(r"[+-]?\d*(,\d+)?([eE][+-]?\d+)?").all():
+        return column
+    return column.str.replace(",", ".")
+
+
+def _as_numbers(column: pandas.Series[Any]) -> pandas.Series[Any]:
+    """Turn a column of text into numbers if all values are, except those that stand for missing numbers."""
     import pandas
 
-    if not pandas.api.types.is_string_dtype(column.dtype) and column.dtype != object:
-        return column
-    given = column.dropna()
-    if not given.map(lambda value: isinstance(value, str)).all():
-        return column
-    given = given.str.strip()
-    told = given[~given.isin(MISSING)]
-    if told.empty or told.str.contains("_").any():
+    given = _given_text(column)
+    if given is None or given.str.contains("_").any():
         return column
     try:
-        numbers = pandas.to_numeric(told)
+        return pandas.to_numeric(given).reindex(column.index)
     except (ValueError, TypeError):
         return column
-    return numbers.reindex(column.index)
-
-
-def _has_decimal_commas(frame: pandas.DataFrame) -> bool:
-    """Return whether some column's values are all numbers if a comma is a point, and not all without."""
-    for name in frame.columns:
-        column = frame[name].dropna()
-        if column.empty or not column.map(lambda value: isinstance(value, str)).all():
-            continue
-        given = column[~column.str.strip().isin(MISSING)]
-        if len(given) and given.str.fullmatch(r"\s*[+-]?\d*(,\d+)?([eE][+-]?\d+)?\s*").all():
-            return True
-    return False
 
 
 def _refuse_equal_names(names: list[str], path: Path) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise DataError(
-            f"{path} has several columns of one name: {', '.join(map(repr, twice[:5]))}; rename all but one."
-        )
+        raise DataError(f"{path} has several columns of one name: {quoted(twice)}; rename all but one.")

@@ -139,8 +139,8 @@ def run_row(
 
 def _make_trial(config: BooleanConfig, clauses: int, number: int) -> _Trial:
     seed = config.seed + number
-    train = dnf(clauses, config.literals, config.samples, seed=2 * seed)
-    test = dnf(clauses, config.literals, config.test_samples, seed=2 * seed + 1)
+    train = dnf(clauses, literals=config.literals, samples=config.samples, seed=2 * seed)
+    test = dnf(clauses, literals=config.literals, samples=config.test_samples, seed=2 * seed + 1)
     X, y, X_test, y_test = (torch.from_numpy(a) for a in (train.X, train.y, test.X, test.y))
     return _Trial(number, seed, X, y, X_test, y_test, torch.Generator().manual_seed(seed))
 

@@ -1,1 +1,1 @@
-"""Images and texts to embeddings, by frozen encoders: what ``fpe embed`` does; see `fpe.data.embed.run`."""
+"""Turn images and texts into embeddings by frozen encoders: what ``fpe embed`` does; see `fpe.data.embed.run`."""

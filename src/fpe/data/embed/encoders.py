@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,56 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe._util.extras import need
 from fpe.errors import ArgumentError
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A frozen encoder.
-
-    Attributes
-    ----------
-    model : nn.Module
-        In evaluation mode, on its device.
-    prepare : callable
-        Turns a list of images or texts into the tensors of a batch; runs in other processes.
-    forward : callable
-        Turns such tensors, on the device, into embeddings, (batch, features).
-    """
+    """A frozen encoder, in evaluation mode and on its device."""
 
     model: nn.Module
+    #: Turns images or texts into the tensors of a batch; runs in other processes.
     prepare: Callable[[Sequence[Any]], dict[str, Tensor]]
+    #: Turns these, on the device, into embeddings, (batch, features).
     forward: Callable[[dict[str, Tensor]], Tensor]
 
 
-class Pixels:
-    """Turns RGB images into pixel values, as the encoder's own processor does."""
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-
-    def __call__(self, images: Sequence[Any]) -> dict[str, Tensor]:
-        """Return ``{"pixel_values": (batch, 3, height, width)}``."""
-        return {"pixel_values": self.processor(list(images), return_tensors="pt")["pixel_values"]}
-
-
-def load_encoder(name: str, kind: str, device: str, half: bool = False) -> Encoder:
+def load_encoder(name: str, kind: str, *, device: str, half: bool = False) -> Encoder:
     """Load an encoder of images or of texts.
 
-    Of images: CLIP, SigLIP and their like give their projected image features, others (DINOv2, ViT) their
-    pooled output, or the first token where there is none. Of texts: what sentence-transformers makes of
-    it, with mean pooling where the model says nothing.
+    Of images, CLIP, SigLIP and their like give their projected image features, others (DINOv2, ViT) their pooled
+    output, or the first token where there is none. Of texts, sentence-transformers gives its own embedding, which
+    is the mean over tokens where the model does not say.
 
     Parameters
     ----------
     name : str
-        Of the hub, or a folder.
+        Name on the hub, or a folder.
     kind : str
         "image" or "text".
     device : str
         Where it computes.
     half : bool, default False
-        Compute in half precision: float16 on a GPU, bfloat16 on a CPU.
+        Compute in float16 on a GPU, in bfloat16 on a CPU.
 
     Raises
     ------
@@ -67,64 +50,50 @@ def load_encoder(name: str, kind: str, device: str, half: bool = False) -> Encod
         If it cannot be loaded, or a library is missing.
     """
     dtype = (torch.float16 if device.startswith("cuda") else torch.bfloat16) if half else torch.float32
+    library = need("transformers" if kind == "image" else "sentence_transformers", "embed")
     load = _load_images if kind == "image" else _load_texts
     try:
-        return load(name, torch.device(device), dtype)
-    except ImportError as error:
-        raise ArgumentError(
-            f"fpe embed needs transformers, and sentence-transformers for texts ({error}): pip install "
-            "'fixed-parameter-expansion[embed]'"
-        ) from error
-    except Exception as error:  # no network, no such name, a broken folder: whatever it may end with
+        return load(library, name, torch.device(device), dtype)
+    except Exception as error:  # no network, no such name, a broken folder
         reason = str(error).strip().partition("\n")[0]
         raise ArgumentError(
-            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}). Give a name "
-            "of the Hugging Face hub, or a folder that save_pretrained wrote, processor included."
+            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}). Give a name of the "
+            "Hugging Face hub, or a folder that save_pretrained wrote, processor included."
         ) from error
 
 
-def _load_images(name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
-    import transformers
+def _pixels(processor: Any, images: Sequence[Any]) -> dict[str, Tensor]:
+    return {"pixel_values": processor(list(images), return_tensors="pt")["pixel_values"]}
 
+
+def _load_images(transformers: Any, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    config = transformers.AutoConfig.from_pretrained(name)
+    is_clip = transformers.AutoConfig.from_pretrained(name).model_type == "clip"
     processor = transformers.AutoImageProcessor.from_pretrained(name)
-    pixels = Pixels(processor)
-    kind: Any = transformers.AutoModel
-    if config.model_type == "clip":  # without the tower of texts
-        kind = transformers.CLIPVisionModelWithProjection
+    # Of CLIP without the text encoder.
+    kind = transformers.CLIPVisionModelWithProjection if is_clip else transformers.AutoModel
     model = kind.from_pretrained(name, dtype=dtype).to(device).eval().requires_grad_(False)
 
     def forward(batch: dict[str, Tensor]) -> Tensor:
-        values = batch["pixel_values"].to(dtype)
-        if config.model_type == "clip":
-            embeddings: Tensor = model(pixel_values=values).image_embeds
-        elif hasattr(model, "get_image_features"):
-            features = model.get_image_features(pixel_values=values)
-            embeddings = features if isinstance(features, Tensor) else features.pooler_output
-        else:
-            output = model(pixel_values=values)
-            pooled = getattr(output, "pooler_output", None)
-            embeddings = output.last_hidden_state[:, 0] if pooled is None else pooled
-        return embeddings.flatten(1)
+        values = {"pixel_values": batch["pixel_values"].to(dtype)}
+        whole = model.get_image_features if hasattr(model, "get_image_features") else model
+        output = whole(**values)
+        found = output if isinstance(output, Tensor) else getattr(output, "image_embeds", None)
+        if found is None:
+            found = getattr(output, "pooler_output", None)
+        return (output.last_hidden_state[:, 0] if found is None else found).flatten(1)
 
-    return Encoder(model, pixels, forward)
+    return Encoder(model, functools.partial(_pixels, processor), forward)
 
 
-def _load_texts(name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
-    from sentence_transformers import SentenceTransformer
-
+def _load_texts(library: Any, name: str, device: torch.device, dtype: torch.dtype) -> Encoder:
     if not Path(name).is_dir() and name.startswith((".", "/")):
         raise FileNotFoundError(f"there is no folder {name}")
-    model = SentenceTransformer(name, device=str(device)).to(dtype).eval().requires_grad_(False)
+    model = library.SentenceTransformer(name, device=str(device)).to(dtype).eval().requires_grad_(False)
 
     def prepare(texts: Sequence[str]) -> dict[str, Tensor]:
-        made = model.preprocess(list(texts))
-        return {key: value for key, value in made.items() if isinstance(value, Tensor)}
+        tensors = model.preprocess(list(texts))
+        return {key: value for key, value in tensors.items() if isinstance(value, Tensor)}
 
-    def forward(batch: dict[str, Tensor]) -> Tensor:
-        embeddings: Tensor = model(batch)["sentence_embedding"]
-        return embeddings
-
-    return Encoder(model, prepare, forward)
+    return Encoder(model, prepare, lambda batch: model(batch)["sentence_embedding"])

@@ -1,60 +1,36 @@
-"""Read one image, of any kind that Pillow knows, as 8-bit RGB."""
+"""Images: read one as 8-bit RGB; find those of a folder, their classes and parts."""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fpe.errors import ArgumentError
+from fpe._util.extras import need
+from fpe.data.parts import TESTS, TRAINS, some
+from fpe.errors import DataError
 
-#: Kinds that Pillow recognises but cannot read on every machine, or at all.
-_RECOGNISED_ONLY = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-#: Images that Pillow cannot read; a class folder that holds nothing else is an error.
-UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".cr2", ".nef", ".arw", ".dng", ".raw")
-
-
-@functools.cache
-def _endings() -> frozenset[str]:
-    """Return the file name endings of what Pillow reads."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ArgumentError(
-            f"fpe embed needs Pillow ({error}): pip install 'fixed-parameter-expansion[embed]'"
-        ) from error
-    kinds = Image.registered_extensions()
-    return frozenset(
-        end for end, kind in kinds.items() if kind in Image.OPEN and kind not in _RECOGNISED_ONLY
-    )
-
-
-def is_image_name(name: str) -> bool:
-    """Say whether a name has the ending of an image that Pillow reads."""
-    return Path(name).suffix.lower() in _endings()
-
-
-def is_image(path: Path) -> bool:
-    """Say whether a file is an image that Pillow reads: by its ending, or else by its content."""
-    if is_image_name(path.name):
-        return True
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return image.format not in _RECOGNISED_ONLY
-    except Exception:  # whatever a file that is no image makes of the plugins
-        return False
+#: Kinds that Pillow recognizes but cannot read on every machine, or at all.
+_RECOGNIZED_ONLY = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
+#: Images that Pillow cannot read; a class folder that has only these is an error.
+_UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".cr2", ".nef", ".arw", ".dng", ".raw")
+#: Files and folders of operating systems, beside names that begin with a dot.
+_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def read_image(source: Any) -> Any:
     """Read an image as 8-bit RGB.
 
-    It is turned as its EXIF data say. What is transparent becomes white. 16-bit values are scaled from
-    0 … 65535 to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken.
+    It is rotated as its EXIF data say. What is transparent becomes white. 16-bit values are scaled from 0 … 65535
+    to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken.
 
     Parameters
     ----------
@@ -93,27 +69,238 @@ def _as_rgb(image: Any) -> Any:
         image.info.pop("exif", None)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(image)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA") if image.mode not in ("La", "RGBa") else _unmultiplied(image)
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _unmultiplied(image: Any) -> Any:
-    """Turn premultiplied alpha into RGBA."""
-    return image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
-
-
 def _eight_bits(image: Any) -> np.ndarray:
-    """Scale grey values of more than eight bits by the range of their type, never by what an image holds."""
+    """Scale gray values of more than eight bits by the range of their type, never by what an image contains."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
             raise ValueError("floating-point pixels outside 0 … 1; convert them to 8 or 16 bits")
-        values = values * 255
-    elif image.mode.startswith("I;16") or getattr(image, "format", None) == "PNG":
-        values = values / 257
-    else:
-        raise ValueError("32-bit integer pixels have no known range; convert them to 8 or 16 bits")
-    return np.rint(values).astype(np.uint8)
+        return np.rint(values * 255).astype(np.uint8)
+    if image.mode.startswith("I;16") or getattr(image, "format", None) == "PNG":
+        return np.rint(values / 257).astype(np.uint8)
+    raise ValueError("32-bit integer pixels have no known range; convert them to 8 or 16 bits")
+
+
+@functools.cache
+def _endings() -> frozenset[str]:
+    """Return the file name endings that Pillow can read."""
+    Image = need("PIL.Image", "embed")
+    kinds = Image.registered_extensions()
+    return frozenset(
+        end for end, kind in kinds.items() if kind in Image.OPEN and kind not in _RECOGNIZED_ONLY
+    )
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a name has the ending of an image that Pillow can read."""
+    return Path(name).suffix.lower() in _endings()
+
+
+def is_image(path: Path) -> bool:
+    """Return whether a file is an image that Pillow can read: by its ending, or else by its content."""
+    if is_image_name(path.name):
+        return True
+    try:
+        with need("PIL.Image", "embed").open(path) as image:
+            return image.format not in _RECOGNIZED_ONLY
+    except Exception:  # whatever Pillow's plugins raise for other files
+        return False
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image files of a part, in order: paths below a folder, with ``/``."""
+
+    root: Path
+    names: list[str]
+
+    def take(self, rows: Iterable[int]) -> list[Any]:
+        """Return the files of these rows."""
+        return [self.root / self.names[row] for row in rows]
+
+    def name(self, row: int) -> str:
+        """Return the name of a row in messages."""
+        return self.names[row]
+
+    def digest(self, rows: Iterable[int]) -> bytes:
+        """Return a hash of names, sizes and times of change."""
+        digest = hashlib.sha256()
+        for name in (self.names[row] for row in rows):
+            try:
+                status = (self.root / name).stat()
+                digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
+            except OSError:  # a link to nowhere
+                digest.update(repr(name).encode())
+        return digest.digest()
+
+
+@dataclass
+class ImageFolder:
+    """The files and classes of each part of a folder of images; what is left out, by the reason."""
+
+    root: Path
+    parts: dict[str, Files] = field(default_factory=dict)
+    labels: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    def leave_out(self, path: Path, reason: str) -> None:
+        """List a file or folder that is not used."""
+        name = path.relative_to(self.root).as_posix()
+        self.left_out.setdefault(reason, []).append(name + "/" * path.is_dir())
+
+
+def listed(left_out: Mapping[str, Sequence[str]]) -> str:
+    """Return what is left out, a line for each reason."""
+    return "".join(
+        f"left out: {reason}: {len(names):,}, {some(names)}\n" for reason, names in left_out.items()
+    )
+
+
+def read_folder(root: Path) -> ImageFolder:
+    """Find images, classes and parts; every file is used, or listed with the reason.
+
+    The class of an image is the first folder below `root`. If `root` has a folder ``train``, it is the first folder
+    below that one, and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and the names of
+    files do not matter. Doubtful layouts and classes without a readable image are refused.
+    """
+    found = ImageFolder(root)
+    train, tests = _part_folders(found)
+    _collect(found, "train", train)
+    for test in tests:
+        if "test" in found.parts:
+            found.leave_out(test, f"the test part is {found.parts['test'].names[0].partition('/')[0]}")
+        else:
+            _collect(found, "test", test)
+    classes = sorted(set(found.labels.get("train", ())))
+    if len(classes) >= 2:
+        return found
+    has, hint = "no folders of images", ""
+    if classes:
+        inner, has = _subfolders(train / classes[0]), f"only one folder of images, {classes[0]}"
+        if inner:
+            hint = f" If its folders ({_names(inner)}) are classes or parts, give {train / classes[0]}."
+    raise DataError(
+        f"{train} has {has}; fpe embed needs one for each of at least two classes.{hint}\n{listed(found.left_out)}"
+    )
+
+
+def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
+    """Return the folder of the training part, and those that may be the test part."""
+    root, folders = found.root, _subfolders(found.root)
+    trains, tests = (
+        sorted((f for f in folders if f.name.lower() in names), key=lambda f: names.index(f.name.lower()))
+        for names in (TRAINS, TESTS)
+    )
+    others = [path for path in folders if path not in trains + tests]
+    flat = bool(trains) and not _subfolders(trains[0])
+    if trains and others and flat == bool(tests):
+        raise DataError(
+            f"in {root} it is not clear whether {trains[0].name} is a part or a class: it has "
+            f"{'no' if flat else 'its own'} class folders, and stands beside {_names([*tests, *others])}. Move "
+            "everything but the parts train and test away, or rename the class."
+        )
+    if trains and not (others and flat):
+        for path in sorted(root.iterdir()):
+            if path not in [trains[0], *tests]:
+                found.leave_out(path, _system(path) or "beside the parts")
+        return trains[0], tests
+    if tests and not others:
+        raise DataError(
+            f"{root} has {_names(tests)}, but no folder called train; rename that of the training part."
+        )
+    _refuse_parts_as_classes(root, folders, tests)
+    return root, []
+
+
+def _refuse_parts_as_classes(root: Path, folders: list[Path], tests: list[Path]) -> None:
+    """Refuse folders that look like parts where the folders of the source are about to become classes."""
+    names = {path.name for path in folders}
+    for test in tests:
+        same = [path for path in _subfolders(test) if path.name in names]
+        if same:
+            raise DataError(
+                f"{root} has class folders and {test.name}, which has folders of the same names ({_names(same)}). "
+                "Put the class folders of the training part into a folder called train."
+            )
+    words = {path: set(re.split(r"[^a-z]+", path.name.lower())) for path in folders if _subfolders(path)}
+    like_train, like_test = ([p for p in words if words[p] & set(part)] for part in (TRAINS, TESTS))
+    both = sorted({*like_train, *like_test})
+    if like_train and like_test and len(both) > 1:
+        raise DataError(
+            f"{root} has {_names(both)}, which look like parts but are not called train "
+            "and test; rename them."
+        )
+
+
+def _collect(found: ImageFolder, part: str, folder: Path) -> None:
+    """Add the images of the class folders of one part, class by class."""
+    names: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()):
+        if _system(path) or not path.is_dir():
+            found.leave_out(path, _system(path) or "not in a class folder")
+            continue
+        own, unreadable = _images(found, path)
+        if not own and unreadable:
+            raise DataError(
+                f"none of the {len(unreadable)} images in {path} can be read: {some(unreadable)}. Convert them to "
+                "JPEG or PNG."
+            )
+        if not own:
+            found.leave_out(path, "without images")
+        label = unicodedata.normalize("NFC", path.name).strip()
+        names.setdefault(label, []).extend(own)
+    labelled = [(label, name) for label in sorted(names) for name in sorted(names[label])]
+    if labelled:
+        found.parts[part] = Files(found.root, [name for _, name in labelled])
+        found.labels[part] = [label for label, _ in labelled]
+
+
+def _images(found: ImageFolder, folder: Path) -> tuple[list[str], list[str]]:
+    """Return the images below a class folder, and those of kinds that cannot be read."""
+    names, unreadable = list[str](), list[str]()
+    for path in _files(found, folder, frozenset()):
+        ending, name = path.suffix.lower(), path.relative_to(found.root).as_posix()
+        if is_image(path):
+            names.append(name)
+        elif ending in _UNREADABLE:
+            unreadable.append(name)
+            found.leave_out(path, f"of the kind {ending}, which Pillow cannot read (convert to JPEG or PNG)")
+        else:
+            found.leave_out(path, "no image")
+    return names, unreadable
+
+
+def _files(found: ImageFolder, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Yield all files below a folder, through links too, but not round a loop of links."""
+    real = folder.resolve()
+    if real in above:
+        found.leave_out(folder, "a link to a folder above it")
+        return
+    for path in sorted(folder.iterdir()):
+        if _system(path):
+            found.leave_out(path, _system(path))
+        elif path.is_dir():
+            yield from _files(found, path, above | {real})
+        else:
+            yield path
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not _system(path))
+
+
+def _system(path: Path) -> str:
+    """Return why a file or folder is left out whatever it contains, or an empty text."""
+    name = path.name.lower()
+    return "hidden, or made by the system" if name.startswith(".") or name in _SYSTEM else ""
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return some(path.name for path in paths)
