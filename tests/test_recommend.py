@@ -13,7 +13,7 @@ from fpe.budget.candidates import CANDIDATES, dense_count, widest
 from fpe.budget.recommend import hold_out
 from fpe.errors import ArgumentError, DataError
 from fpe.training.loop import accuracy
-from fpe.training.trials import start_trial, train_trials
+from fpe.training.trials import Trial, train_trials
 
 X, y = load_digits(return_X_y=True)
 X, y = (X[:300] / 16).astype(np.float32), y[:300]
@@ -52,10 +52,10 @@ def test_those_who_stay_simply_train_on(found):
     kept, held = hold_out(y, 0.2, 0)
     data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
     for entry in found.table[:3]:
-        for seed, expected in enumerate(entry.accuracies):
-            dense = fpe.mlp(64, entry.settings.hidden, 10, seed=seed)
-            trial = start_trial(dense, seed, entry.settings.recipe, 0.0)
-            train_trials([trial], entry.settings.recipe, *data)
+        recipe, hidden = entry.settings.recipe, entry.settings.hidden
+        trials = [Trial.start(recipe, fpe.mlp(64, hidden, 10, seed=seed), seed) for seed in (0, 1)]
+        train_trials(trials, *data)
+        for trial, expected in zip(trials, entry.accuracies, strict=True):
             score = accuracy(trial.model, torch.from_numpy(X[held]), torch.from_numpy(y[held]))
             assert score == pytest.approx(expected, abs=1.5 / len(held))
 

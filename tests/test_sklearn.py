@@ -470,7 +470,7 @@ def test_of_several_trials_the_one_of_the_lowest_loss_is_kept(patience):
     assert together.history_[-1]["stage"] == "expanded"
     assert together.n_nonzero_ == 64 * 4 + 4 + 4 * 10 + 10
 
-    seed = FPEClassifier(trials=1, **recipe).fit(X, y)._seed
+    seed = FPEClassifier(trials=1, **recipe).fit(X, y)._trial.seed
     held = train_test_split(np.arange(600), test_size=60, random_state=seed, stratify=y)
     kept, watched = held if patience else (np.arange(600), np.arange(0))
     data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
@@ -511,8 +511,8 @@ def test_masks_move_at_a_constant_count(trials, rewire, options):
     still = FPEClassifier(epochs=0, **how).fit(X / 16, y)
     moved = FPEClassifier(epochs=3, rewire=rewire, **how).fit(X / 16, y)
     assert moved.n_nonzero_ == still.n_nonzero_
-    assert moved._rewirer.rewirings == 39  # every 2 of 87 steps, until nine tenths
-    assert sum(moved._rewirer.moved.values()) > 0
+    assert moved._trial.rewirer.rewirings == 39  # every 2 of 87 steps, until nine tenths
+    assert sum(moved._trial.rewirer.moved.values()) > 0
     if options:
         assert [row.format for row in fpe.pack(moved.model_).fpe_packing.rows] == ["blocks", "dense"]
 
@@ -525,7 +525,7 @@ def test_partial_fit_rewires_too_and_a_pickled_estimator_goes_on_the_same():
     again = pickle.loads(pickle.dumps(clf))
     for one in (clf, again):
         one.partial_fit(X / 16, y)
-    assert clf._rewirer.rewirings == again._rewirer.rewirings > 10
+    assert clf._trial.rewirer.rewirings == again._trial.rewirer.rewirings > 10
     assert same_state(clf.model_, again.model_)
 
 
@@ -533,8 +533,5 @@ def test_a_bad_policy_is_told_before_anything_is_trained():
     X, y = load_digits(return_X_y=True)
     with pytest.raises(ArgumentError, match=r"unknown policy 'rigel'.* Did you mean 'rigl'"):
         FPEClassifier(rewire="rigel").fit(X, y)
-    message = (
-        "rewire is 'columns', which moves whole columns, and prune is 'magnitude'; give split='shared' and"
-    )
-    with pytest.raises(ArgumentError, match=message):
+    with pytest.raises(ArgumentError, match=r"rewire is 'columns'.*prune is 'magnitude'; give"):
         FPEClassifier(rewire="columns", prune="magnitude").fit(X, y)

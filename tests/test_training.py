@@ -13,8 +13,8 @@ from fpe.training.loop import (
     EarlyStopping,
     accuracy,
     adam,
+    default_batch_size,
     evaluate_loss,
-    fitting_batch_size,
     loss_of,
     predict_logits,
     run_epoch,
@@ -70,7 +70,7 @@ class TestLoss:
     ("samples", "size"), [(1, 64), (100, 64), (1950, 65), (10_003, 333), (15_000, 500), (10**6, 500)]
 )
 def test_the_batch_size_fits_the_data(samples, size):
-    assert fitting_batch_size(samples) == size
+    assert default_batch_size(samples) == size
 
 
 def test_adam_adds_the_squared_norm_of_all_parameters_to_the_loss():

@@ -13,7 +13,6 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,12 +31,11 @@ from fpe.models import mlp
 from fpe.training import ensemble
 from fpe.training.loop import Cosine
 from fpe.training.recipe import Recipe
-from fpe.training.trials import start_trial, train_trials
+from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.report.text import markdown_table
 
 HERE = Path(__file__).parents[2] / "docs" / "results"
 OUT, STORED = Path("fpe-out", "rewiring-trained"), HERE / "rewiring" / "trained.json"
-OPEN = dict.fromkeys(("factor", "split", "prune", "warmup_epochs", "epochs", "lr", "decay"))
 
 #: Data: epochs before the expansion, of as many after it; widths; name.
 DATA = {
@@ -97,14 +95,13 @@ def measure(
 ) -> dict[str, Any]:
     """Train networks of one variant from several seeds; return their accuracies, or why there are none."""
     X, y, X_held, y_held = read(data, part)
-    given = {**OPEN, "rewire": False, **VARIANTS[variant], "warmup_epochs": before, "epochs": epochs}
-    recipe = Recipe.of(SimpleNamespace(**{**given, "lr": 1e-2}), (0, 0))
+    recipe = Recipe.choose(**VARIANTS[variant], warmup_epochs=before, epochs=epochs, lr=1e-2)
     recipe = Rated(**{**vars(recipe), "rate": rate})
     with one_thread():
         dense = [mlp(X.shape[1], hidden, int(y.max()) + 1, seed=seed) for seed in seeds]
-        trials = [start_trial(n, seed, recipe, 0.0) for n, seed in zip(dense, seeds, strict=True)]
+        trials = [Trial.start(recipe, n, seed) for n, seed in zip(dense, seeds, strict=True)]
         try:
-            train_trials(trials, recipe, X, y)
+            train_trials(trials, X, y)
         except BudgetError as error:
             return {"error": str(error)}
         networks = [trial.model for trial in trials]

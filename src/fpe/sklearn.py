@@ -2,89 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fpe._util.terminal import progress_bar
 from fpe.errors import ArgumentError, DataError
 from fpe.expansion.planner import plan
-from fpe.expansion.pruning import Pruning
+from fpe.expansion.pruning import InputPruning, Pruning
 from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.rewiring.policies import RewiringPolicy
-from fpe.rewiring.rewirer import Rewirer
-from fpe.training.classifier_checks import (
-    as_inputs,
-    checked_labels,
-    checked_recipe,
-    checked_weight,
-    finite_logits,
-    refuse_sparse,
-)
-from fpe.training.loop import Cosine, EarlyStopping, Record, adam, predict_logits, train
-from fpe.training.recipe import Recipe
+from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
+from fpe.training.recipe import Recipe, check_parameters
+from fpe.training.trials import Trial, best_of, train_trials
+
+#: The parameters that make a `Recipe`.
+RECIPE = ["factor", "split", "prune", "rewire", "warmup_epochs", "epochs", "lr", "decay", "batch_size", "l2"]
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that trains a small dense network, expands it, and trains it on.
 
-    The number of non-zero parameters is the dense network's from first to last. Computes in the type
-    of X: float32 stays float32, anything else is float64.
+    The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32,
+    else in float64. What is left open is chosen by `fpe.training.Recipe.choose`.
 
     Parameters
     ----------
     hidden : int or sequence of int, default 16
         Neurons of the dense network's hidden layer, or of each of several.
     factor : int, optional
-        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; where
-        masks move 4, and where whole columns do 3.
+        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with
+        dynamic masks 4, or 3 where whole inputs move.
     split : str or Split, optional
-        Who gets which input, as for `fpe.expand`. By default ``"random"``, or ``"shared"`` where whole
-        columns pay, and ``"shared-8"`` where they move.
-    prune : str or Prune, optional
-        Which weights pay for the copies, as for `fpe.expand`. By default ``"magnitude"``; where masks move
-        ``"balanced"``, and where whole columns do ``"columns"``.
-    rewire : bool, str or Policy, default False
-        Whether masks move after the expansion: the name of a policy, as for `fpe.Rewirer`, an `fpe.RewiringPolicy`,
-        or True for ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise. All that is
-        left open is then what was chosen in this project's experiments (docs/results/rewiring.md).
-    warmup_epochs : int, optional
-        Passes over the data before the expansion (section 3.3). By default 25, or 0 where masks move: the
-        weights of the expanded network are then drawn anew (`fpe.reinitialize_`).
-    epochs : int, optional
-        Passes after it. By default 25, or 50 where masks move and there is no warm-up.
+        The assignment of inputs to children, as for `fpe.expand`. By default ``"random"``; with input pruning
+        ``"shared"``, or ``"shared-8"`` where masks are dynamic.
+    prune : str or Pruning, optional
+        Which weights are pruned, as for `fpe.expand`. By default ``"magnitude"``; with dynamic masks
+        ``"balanced"``, or ``"columns"`` where whole inputs move.
+    rewire : bool, str or RewiringPolicy, default False
+        Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for ``"columns"``
+        with ``prune="columns"`` and ``"accumulated"`` otherwise.
+    warmup_epochs, epochs : int, optional
+        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic
+        masks 0 and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
     lr : float, optional
-        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 where masks
-        move.
+        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 with dynamic masks.
     decay : bool, optional
-        Whether it falls to 0, as half a cosine over all epochs. By default it does where masks move and there
-        is no warm-up. Not in `partial_fit`, which knows of no last epoch.
+        Whether it falls to 0 as half a cosine over all epochs; ignored by `partial_fit`, which has no last
+        epoch. By default only with dynamic masks and no warm-up.
     batch_size : int, optional
-        Samples in a mini-batch. By default a thirtieth of the data, but at least 64, so that small data too
-        is trained on in steps enough, and at most 500, the paper's (A.3.1).
+        Samples in a mini-batch. By default a thirtieth of the data, from 64 to the paper's 500 (A.3.1).
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional
-        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for
-        so many epochs. By default there is no early stopping.
+        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this many
+        epochs. By default there is no early stopping.
     validation_fraction : float, default 0.1
         The share of the data held out for it.
     trials : int, default 1
-        Networks that are trained at once, from different seeds; the one of the lowest loss is kept, on
-        the held-out data if there is early stopping. Small networks vary much between seeds.
+        Networks trained together from different seeds, of which the one with the lowest loss is kept (on
+        held-out data with early stopping).
     random_state : int, RandomState or None, default 0
-        Seed of weights, partitions and order of the data.
+        Seed of weights, splits and order of the data.
     verbose : bool, default False
         Show a progress bar on a terminal.
 
@@ -92,15 +85,14 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ----------
     classes_ : ndarray of shape (n_classes,)
         The labels seen.
-    model_ : torch.nn.Sequential
-        The expanded network; its outputs are logits, one for two classes.
-    dense_model_ : torch.nn.Sequential
-        The dense network as it was at the expansion.
+    model_, dense_model_ : torch.nn.Sequential
+        The expanded network, whose outputs are logits (one for two classes), and the dense network as it was
+        at the expansion.
     n_nonzero_ : int
         Non-zero parameters of ``model_``.
     history_ : list of dict
-        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both, ``loss``
-        and, with early stopping, ``validation_loss``. Kept after Ctrl-C.
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both, ``loss`` and,
+        with early stopping, ``validation_loss``. Kept after Ctrl-C.
     n_features_in_ : int
         Features seen.
 
@@ -113,6 +105,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     >>> clf.score(X[1500:] / 16, y[1500:]) > 0.8
     True
     """
+
+    _trial: Trial
 
     def __init__(
         self,
@@ -166,59 +160,53 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         FPEClassifier
-            Itself. After Ctrl-C, which is passed on, it holds the last finished epoch and can predict.
+            Itself. After Ctrl-C, which is passed on, it keeps the last finished epoch and can predict.
 
         Raises
         ------
         ArgumentError, DataError, ValueError
-            For parameters or data that cannot be used; what was fitted before is then as it was.
+            For parameters or data that cannot be used; what was fitted before is then unchanged.
         """
         with self._unchanged_on_error():
-            X, y = self._checked(X, y)
-            recipe = checked_recipe(self, X.shape[1])
+            X, y, weight, recipe = self._checked(X, y, sample_weight)
             classes, codes = np.unique(y, return_inverse=True)
-            if len(classes) < 2:
-                raise DataError(
-                    f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two."
-                )
-            weight = checked_weight(sample_weight, X)
-            self._start(X, classes, recipe)
+            trials = self._start(X, classes, recipe, self.trials)
+
+            def part(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
+                own = None if weight is None else weight[rows]
+                return torch.from_numpy(X[rows]), torch.from_numpy(codes[rows]), own
 
             kept, held = self._hold_out(codes)
-            data = torch.from_numpy(X[kept]), torch.from_numpy(codes[kept])
-            options: dict[str, Any] = {"weight": None if weight is None else weight[kept]}
+            inputs, labels, weights = part(kept)
+            stop = None
             if self.patience is not None:
-                held_out = torch.from_numpy(X[held]), torch.from_numpy(codes[held])
-                weight_out = None if weight is None else weight[held]
-                options["early_stopping"] = EarlyStopping(*held_out, self.patience, weight_out)
-            total = (recipe.warmup_epochs + recipe.epochs) * self.trials
-            with progress_bar("training", total, self.verbose) as advance:
-                if self.trials > 1:
-                    self._train_trials(recipe, *data, advance=advance, **options)
-                    return self
-                options["advance"] = advance
-                self._train_stage(*data, epochs=recipe.warmup_epochs, decay=recipe.cosine(0), **options)
-                self._expand(recipe, len(data[0]))
-                decay = recipe.cosine(recipe.warmup_epochs)
-                self._train_stage(*data, epochs=recipe.epochs, decay=decay, **options)
+                held_out = part(held)
+                stop = EarlyStopping(*held_out[:2], self.patience, held_out[2])
+            with progress_bar("training", recipe.total_epochs * self.trials, self.verbose) as advance:
+
+                def show(records: list[Record]) -> None:
+                    for record in records:
+                        advance(f"loss {record['loss']:.4f}")
+
+                options = {"sample_weight": weights, "early_stopping": stop}
+                try:
+                    train_trials(trials, inputs, labels, until=None, on_epoch=show, **options)
+                finally:
+                    self._trial = best_of(trials)
         return self
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
-        """Train for one epoch over this data, in mini-batches; the expansion comes by itself.
+        """Train for one epoch over this data, in mini-batches, expanding the network after the warm-up.
 
-        The first ``warmup_epochs`` calls train the dense network, the next one expands it first.
-        ``epochs`` and early stopping play no part, but for ``rewire``: masks move in ``epochs`` calls.
+        The first ``warmup_epochs`` calls train the dense network, the next one expands it first. Early stopping
+        and ``epochs`` play no part, except that with ``rewire`` masks change during ``epochs`` calls.
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Dense and finite.
-        y : array-like of shape (n_samples,)
-            Labels, each one of the classes.
+        X, y, sample_weight
+            As for `fit`; each label is one of the classes.
         classes : array-like, optional
-            All labels that will ever come; needed in the first call.
-        sample_weight : array-like of shape (n_samples,), optional
-            Weight of each sample in the loss.
+            All labels of this and all later calls; needed in the first call.
 
         Returns
         -------
@@ -234,23 +222,20 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if first and classes is None:
             raise ArgumentError("classes must be given in the first call of partial_fit: all labels to come.")
         with self._unchanged_on_error():
-            X, y = self._checked(X, y, reset=first)
             known = np.unique(classes) if first else self.classes_
+            X, y, weight, recipe = self._checked(X, y, sample_weight, first)
             if classes is not None and not np.array_equal(np.unique(classes), known):
                 raise ArgumentError(f"classes is {classes!r}; the first call of partial_fit had {known}.")
             strange = np.setdiff1d(y, known)
             if len(strange):
                 raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
-            if len(known) < 2:
-                raise DataError(f"classes has one class only, {known.tolist()[0]!r}; give at least two.")
-            recipe = checked_recipe(self, X.shape[1])
-            weight = checked_weight(sample_weight, X)
             if first:
                 self._start(X, known, recipe)
-            if len(self.history_) >= recipe.warmup_epochs and self.dense_model_ is self.model_:
-                self._expand(recipe, len(X))
-            data = as_inputs(X, self.model_), torch.from_numpy(np.searchsorted(known, y))
-            self._train_stage(*data, weight, epochs=1)
+            # A copy, so that an error leaves the fitted one; the learning rate is constant.
+            self._trial = replace(self._trial, recipe=replace(recipe, decay=False))
+            codes = torch.from_numpy(np.searchsorted(known, y))
+            inputs, until = as_inputs(X, self.model_), self._trial.epoch + 1
+            train_trials([self._trial], inputs, codes, until=until, sample_weight=weight)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -272,6 +257,21 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(self.classes_[codes])
 
     @property
+    def model_(self) -> nn.Module:
+        """The expanded network; the dense one before the expansion."""
+        return self._trial.model
+
+    @property
+    def dense_model_(self) -> nn.Module:
+        """The dense network, as it was at the expansion."""
+        return self._trial.dense
+
+    @property
+    def history_(self) -> list[Record]:
+        """One record for each epoch."""
+        return self._trial.history
+
+    @property
     def n_nonzero_(self) -> int:
         """Non-zero parameters of the network."""
         check_is_fitted(self)
@@ -279,7 +279,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
-        """Take back what a call has set that fails; Ctrl-C is no failure."""
+        """Undo what a failing call has set; Ctrl-C is not a failure."""
         before, source = self.__dict__.copy(), self.random_state
         drawn = source.get_state() if isinstance(source, np.random.RandomState) else None
         try:
@@ -291,106 +291,117 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 source.set_state(drawn)  # type: ignore[union-attr]
             raise
 
-    def _checked(self, X: Any, y: Any, reset: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(
+        self, X: Any, y: Any, sample_weight: Any, reset: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, Tensor | None, Recipe]:
         refuse_sparse(X)
-        y = checked_labels(y)
-        X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], reset=reset)
+        X, y = validate_data(self, X, checked_labels(y), dtype=[np.float64, np.float32], reset=reset)
         check_classification_targets(y)
-        return X, y
+        own = self.get_params(deep=False)
+        check_parameters(own, "the parameters of FPEClassifier")
+        recipe = Recipe.choose(**{name: own[name] for name in RECIPE})
+        if isinstance(self.prune, InputPruning) and self.prune.by != "norm":
+            raise ArgumentError(
+                f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns', or "
+                "call fpe.expand in a loop of your own."
+            )
+        if recipe.factor > X.shape[1]:
+            raise ArgumentError(
+                f"factor {recipe.factor} is larger than the number of features, n_features = {X.shape[1]}; "
+                f"give a factor from 1 to {X.shape[1]}."
+            )
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        return X, y, None if weight is None else as_tensor(weight), recipe
 
-    def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe) -> None:
-        """Make the dense network and all that training needs."""
-        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self.dense_model_: nn.Module = self._network(X, classes, self._seed)
-        if recipe.factor > 1:  # what cannot be expanded is to be told before the warm-up
-            plan(self.dense_model_, recipe.factor, recipe.split, recipe.prune, seed=self._seed)
-        self.model_: nn.Module = self.dense_model_
-        self.classes_ = classes
-        self.history_: list[Record] = []
-        self._optimizer = adam(self.model_, recipe.lr, self.l2)
-        self._generator = torch.Generator().manual_seed(self._seed)
-        self._rewirer: Rewirer | None = None
-
-    def _network(self, X: np.ndarray, classes: np.ndarray, seed: int) -> nn.Sequential:
-        """Make the untrained dense network."""
+    def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe, trials: int = 1) -> list[Trial]:
+        """Make untrained dense networks and what trains them."""
+        if len(classes) < 2:
+            raise DataError(f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two.")
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        hidden = [int(size) for size in np.atleast_1d(self.hidden)]
         outputs = 1 if len(classes) == 2 else len(classes)
-        hidden = (
-            int(self.hidden) if isinstance(self.hidden, int | np.integer) else [int(h) for h in self.hidden]
-        )
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        return mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype)
-
-    def _expand(self, recipe: Recipe, samples: int) -> None:
-        if recipe.factor == 1:
-            return
-        self.model_ = recipe.expand(self.dense_model_, self._seed)
-        self._optimizer = adam(self.model_, recipe.lr, self.l2)
-        self._rewirer = recipe.rewirer(self.model_, self._optimizer, samples, self.batch_size, self._seed)
-
-    def _train_stage(
-        self,
-        X: Tensor,
-        y: Tensor,
-        weight: Tensor | None,
-        epochs: int,
-        early_stopping: EarlyStopping | None = None,
-        decay: Cosine | None = None,
-        advance: Callable[[str], None] | None = None,
-    ) -> None:
-        """Train the network as it stands, and keep the record of each epoch."""
-        stage = "dense" if self.model_ is self.dense_model_ else "expanded"
-
-        def finished(record: Record) -> None:
-            self.history_.append({"stage": stage, **record, "epoch": len(self.history_) + 1})
-            if advance is not None:
-                advance(f"{stage}, loss {record['loss']:.4f}")
-
-        train(
-            self.model_,
-            X,
-            y,
-            epochs=epochs,
-            optimizer=self._optimizer,
-            generator=self._generator,
-            batch_size=self.batch_size,
-            sample_weight=weight,
-            early_stopping=early_stopping,
-            rewirer=self._rewirer,
-            decay=decay,
-            on_epoch=finished,
-        )
-
-    def _train_trials(self, recipe: Recipe, X: Tensor, *data: Any, **options: Any) -> None:
-        """Train networks from several seeds at once, and keep the best."""
-        from fpe.training.trials import best_of, start_trial, train_trials
-
-        seeds = [self._seed + trial for trial in range(self.trials)]
-        trials = [
-            start_trial(self._network(X.numpy(), self.classes_, seed), seed, recipe, self.l2)
-            for seed in seeds
-        ]
-        best = trials[0]  # what is kept after Ctrl-C
-        try:
-            train_trials(trials, recipe, X, *data, l2=self.l2, batch_size=self.batch_size, **options)
-            best = best_of(trials)
-        finally:
-            self.dense_model_, self.model_, self._seed = best.dense, best.model, best.seed
-            self.history_, self._rewirer = best.history, best.rewirer
-            self._optimizer, self._generator = best.optimizer, best.generator
+        started = []
+        for own in range(seed, seed + trials):
+            dense = mlp(X.shape[1], hidden, outputs, seed=own, dtype=dtype)
+            started.append(Trial.start(recipe, dense, own))
+        if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
+            plan(started[0].dense, recipe.factor, recipe.split, recipe.prune, seed=seed)
+        self.classes_, self._trial = classes, started[0]
+        return started
 
     def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Choose the samples to train on and those to watch."""
+        """Choose the samples to train on and those held out for early stopping."""
         every = np.arange(len(codes))
         if self.patience is None:
             return every, every[:0]
-        fewest = np.bincount(codes).min()
+        fewest, classes = np.bincount(codes).min(), codes.max() + 1
         held = max(1, round(len(codes) * self.validation_fraction))
-        classes = codes.max() + 1
         stratify = codes if fewest > 1 and held >= classes and len(codes) - held >= classes else None
-        return train_test_split(every, test_size=held, random_state=self._seed, stratify=stratify)  # type: ignore[no-any-return]
+        return train_test_split(every, test_size=held, random_state=self._trial.seed, stratify=stratify)  # type: ignore[no-any-return]
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)
         refuse_sparse(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
-        return finite_logits(predict_logits(self.model_, as_inputs(X, self.model_)), X)
+        logits = predict_logits(self.model_, as_inputs(X, self.model_))
+        infinite = int((~logits.isfinite().all(dim=1)).sum())
+        if infinite:
+            raise DataError(
+                f"the outputs are NaN or infinite for {infinite} of {len(X)} samples: X has values of up to "
+                f"{np.abs(X).max():.3g}. Scale it as the data that the network was fitted to."
+            )
+        return logits
+
+
+def as_inputs(X: np.ndarray, model: nn.Module) -> Tensor:
+    """Return checked features in the type of a network; refuse numbers that are too large for it."""
+    dtype = next(model.parameters()).dtype
+    inputs = as_tensor(X).to(dtype)
+    if not finite(inputs):
+        raise DataError(f"X has values of up to {np.abs(X).max():.3g}, too large for the network's {dtype}.")
+    return inputs
+
+
+def checked_labels(y: Any) -> Any:
+    """Return labels for scikit-learn's own checks; refuse missing labels, lists and mixed types.
+
+    Numbers in an object array get a type of their own.
+    """
+    dtype = getattr(y, "dtype", None)
+    if y is None or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
+        return y
+    labels = np.array(y, dtype=object)
+    if labels.ndim != 1:  # scikit-learn takes a column, with a warning, and refuses wider arrays
+        return y
+    lists = [label for label in labels if isinstance(label, list | tuple | set | dict | np.ndarray)]
+    if lists:
+        raise DataError(f"y holds lists such as {lists[0]!r}; give one label for each sample.")
+    import pandas
+
+    missing = pandas.isna(labels)
+    if missing.any():
+        raise DataError(
+            f"y has NaN or missing labels in {int(missing.sum())} of {len(labels)} samples, the first at "
+            f"position {int(missing.argmax())}; leave these samples out, or give their class a name."
+        )
+    named = (("str", str), ("number", Number))
+    kinds = {
+        next((name for name, kind in named if isinstance(label, kind)), type(label).__name__)
+        for label in labels
+    }
+    if len(kinds) > 1:
+        raise DataError(f"y mixes labels of the types {', '.join(sorted(kinds))}; give labels of one type.")
+    own = dtype is None or (isinstance(dtype, np.dtype) and dtype.kind != "O")
+    return y if own or kinds != {"number"} else np.array(labels.tolist())
+
+
+def refuse_sparse(X: Any) -> None:
+    """Raise a DataError for a sparse matrix."""
+    if scipy.sparse.issparse(X):
+        raise DataError(
+            "X is a sparse matrix. The network's first layer is a dense product, which would make it dense "
+            "in each mini-batch; give X.toarray(), or a dense projection such as TruncatedSVD makes."
+        )

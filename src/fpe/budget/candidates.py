@@ -34,7 +34,7 @@ class Settings:
     @property
     def recipe(self) -> Recipe:
         """How it is expanded and trained."""
-        return Recipe.of(self, (self.warmup_epochs, self.epochs))
+        return Recipe.choose(**{k: v for k, v in vars(self).items() if k != "hidden"})
 
 
 @dataclass(frozen=True)

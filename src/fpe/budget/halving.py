@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from fpe.expansion.planner import plan
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
-from fpe.training.loop import Cosine
-from fpe.training.trials import Trial, start_trial
+from fpe.training.trials import Trial, train_trials
 
 #: How often candidates are compared; each time all but the better half are dropped.
 ROUNDS = 3
@@ -134,15 +133,9 @@ def halve(
         if on_epoch is not None:
             on_epoch(f"{len(alive)} candidates", done, total)
 
-    begin = 0
     for number, end in enumerate(ends, 1):
-        warmups = {entry.settings.warmup_epochs for entry, _ in alive}
-        for stop in sorted({w for w in warmups if begin < w < end} | {end}):
-            _train([trial for _, trials in alive for trial in trials], task, begin, stop, epochs, finished)
-            for entry, trials in alive:
-                if entry.settings.warmup_epochs == stop:
-                    _expand(entry.settings, trials, task)
-            begin = stop
+        every = [trial for _, trials in alive for trial in trials]
+        train_trials(every, task.X, task.y, until=end, on_epoch=finished)
         _compare(alive, task, number)
         # Stable: of equals the simpler one stays.
         alive.sort(key=lambda each: -each[0].accuracy)
@@ -152,48 +145,21 @@ def halve(
 
 def _start(entry: Entry, task: Task) -> list[Trial]:
     """Make the networks of a candidate; note down why if that cannot be."""
-    recipe, hidden = entry.settings.recipe, entry.settings.hidden
+    recipe, hidden = replace(entry.settings.recipe, batch_size=task.batch_size), entry.settings.hidden
     inputs, dtype = task.X.shape[1], task.X.dtype
     dense: list[nn.Module] = [mlp(inputs, hidden, task.outputs, seed=s, dtype=dtype) for s in task.seeds]
     try:
         if recipe.factor > 1:
             plan(dense[0], recipe.factor, recipe.split, recipe.prune, seed=task.seeds[0])
-        trials = [start_trial(d, s, recipe, 0.0) for d, s in zip(dense, task.seeds, strict=True)]
+        trials = [Trial.start(recipe, d, s) for d, s in zip(dense, task.seeds, strict=True)]
         if recipe.warmup_epochs == 0:
-            _expand(entry.settings, trials, task)
+            for trial in trials:
+                trial.expand(len(task.X))
     except (BudgetError, ModelError) as error:
         entry.reason = str(error)
         return []
     entry.nonzero = count_nonzero(trials[0].model)
     return trials
-
-
-def _expand(settings: Settings, trials: Sequence[Trial], task: Task) -> None:
-    if settings.factor > 1:
-        for trial in trials:
-            trial.expand(settings.recipe, len(task.X), task.batch_size)
-
-
-def _train(
-    trials: Sequence[Trial],
-    task: Task,
-    begin: int,
-    end: int,
-    epochs: int,
-    finished: Callable[[list[dict[str, Any]]], None],
-) -> None:
-    ensemble.train(
-        [trial.model for trial in trials],
-        task.X,
-        task.y,
-        epochs=end - begin,
-        optimizers=[trial.optimizer for trial in trials],
-        generators=[trial.generator for trial in trials],
-        batch_size=task.batch_size,
-        rewirers=[trial.rewirer for trial in trials],
-        decay=Cosine(epochs, begin),
-        on_epoch=finished,
-    )
 
 
 def _compare(alive: Sequence[tuple[Entry, list[Trial]]], task: Task, number: int) -> None:

@@ -17,7 +17,7 @@ from fpe.budget.halving import ROUNDS, Entry, Task, halve
 from fpe.budget.kept import Kept, identity_of
 from fpe.budget.recommendation import Recommendation
 from fpe.errors import ArgumentError, DataError, raise_problems
-from fpe.training.classifier_checks import checked_labels, refuse_sparse
+from fpe.sklearn import checked_labels, refuse_sparse
 
 #: Hidden neurons of the dense network whose count is the budget where none is given.
 USUAL = 16
@@ -71,7 +71,7 @@ def recommend(
     front : bool, default True
         Whether to do the same for a quarter and for half of the budget.
     batch_size : int, optional
-        Samples in a mini-batch; by default as `fpe.training.loop.fitting_batch_size` says.
+        Samples in a mini-batch; by default as `fpe.training.loop.default_batch_size` says.
     seed : int, default 0
         Of everything.
     verbose : bool, default False

@@ -15,11 +15,10 @@ from torch import nn
 from fpe import __version__
 from fpe.budget.recommend import hold_out
 from fpe.data import Dataset
-from fpe.errors import ArgumentError, DataError, raise_problems
+from fpe.errors import DataError
 from fpe.expansion.planner import plan
 from fpe.models import mlp
-from fpe.training.loop import recipe_problems
-from fpe.training.recipe import Recipe
+from fpe.training.recipe import Recipe, check_parameters
 
 #: Default epochs before and after the expansion.
 EPOCHS = (100, 100)
@@ -68,7 +67,9 @@ class FitConfig:
     @property
     def recipe(self) -> Recipe:
         """How networks are expanded and trained, with all defaults filled in."""
-        return Recipe.of(self, EPOCHS)
+        others = {"hidden", "trials", "patience", "validation_fraction", "standardize", "seed"}
+        own = {k: v for k, v in vars(self).items() if k not in others}
+        return Recipe.choose(**own, default_epochs=EPOCHS)
 
     def filled(self) -> dict[str, Any]:
         """Return all settings by name, with all defaults filled in."""
@@ -83,13 +84,7 @@ class FitConfig:
         ArgumentError, DataError, ModelError, BudgetError
             For wrong settings, all at once, or if one of the networks cannot be expanded.
         """
-        problems = recipe_problems(self)
-        if self.trials < 1:
-            problems.append(f"trials is {self.trials!r}; give an integer of at least 1.")
-        fraction = self.validation_fraction
-        if not 0 < fraction < 1:
-            problems.append(f"validation_fraction is {fraction!r}; give a share between 0 and 1.")
-        raise_problems(problems, ArgumentError, "the configuration")
+        check_parameters(vars(self), "the configuration")
         if not len(self.held_out(dataset)[1]):
             raise DataError(
                 f"{dataset.name} has {len(dataset.y_train)} training samples, no two of one class, so that "

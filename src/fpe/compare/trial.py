@@ -20,8 +20,7 @@ from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import standardized
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training.classifier_checks import as_tensor
-from fpe.training.loop import EarlyStopping, Record, accuracy, adam, evaluate_loss, train
+from fpe.training.loop import EarlyStopping, Record, accuracy, adam, as_tensor, evaluate_loss, train
 
 #: Inputs and class numbers, by part of the data.
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -111,7 +110,7 @@ def run_trial(
         generator.set_state(begin)
         optimizer = adam(wide, recipe.lr, config.l2)
         samples = len(parts["training"][0])
-        rewirer = recipe.rewirer(wide, optimizer, samples, config.batch_size, seed)
+        rewirer = recipe.rewirer(wide, optimizer, samples, seed)
         go_on("expanded", wide, optimizer, recipe.epochs, recipe.warmup_epochs, rewirer)
 
         record = {

@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
-from fpe.expansion.pruning import Pruning, as_pruning
 
 #: Each part of a policy, with what is allowed.
 ALLOWED = {
@@ -115,28 +114,3 @@ def as_policy(policy: Any) -> RewiringPolicy:
             f"unknown policy {policy!r}; allowed are {names}, and an fpe.RewiringPolicy.{hint}"
         )
     return POLICIES[policy]
-
-
-def chosen_policy(rewire: Any, prune: Pruning | str | None) -> RewiringPolicy | None:
-    """Return what `rewire` means beside a way of paying: False is None, True what suits, or a policy.
-
-    True is the policy that was chosen in this project's experiments (docs/results/rewiring.md). A way
-    of paying that is left open is None, and suits all policies.
-
-    Raises
-    ------
-    ArgumentError
-        As `as_policy`, and for columns that move where single weights pay.
-    """
-    if rewire is None or rewire is False:
-        return None
-    columns = prune is not None and as_pruning(prune).needs_shared
-    if rewire is True:
-        return POLICIES["columns" if columns else "accumulated"]
-    policy = as_policy(rewire)
-    if policy.unit == "column" and prune is not None and not columns:
-        raise ArgumentError(
-            f"rewire is {rewire!r}, which moves whole columns, and prune is {prune!r}; give split='shared' "
-            "and prune='columns', or another policy."
-        )
-    return policy

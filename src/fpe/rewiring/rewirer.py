@@ -113,7 +113,7 @@ class Rewirer:
         except ArgumentError as error:
             problems.append(str(error))
         raise_problems(problems, ArgumentError, "the rewirer")
-        self.steps, self.schedule = steps, schedule or RewiringSchedule.fitting(steps)
+        self.steps, self.schedule = steps, schedule or RewiringSchedule.for_steps(steps)
         self.model = unwrapped(model)
         check_masks(self.model, "the masks move")
         self.sites, self.scopes = find_sites(self.model, self.policy)

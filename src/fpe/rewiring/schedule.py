@@ -61,7 +61,7 @@ class RewiringSchedule:
         raise_problems(problems, ArgumentError, "the schedule")
 
     @staticmethod
-    def fitting(steps: int) -> RewiringSchedule:
+    def for_steps(steps: int) -> RewiringSchedule:
         """Return the usual schedule for so many steps: every 100, or some 30 times where they are few."""
         return RewiringSchedule(every=max(1, min(100, steps // 34)))
 

@@ -43,52 +43,15 @@ def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
     return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
 
 
-def recipe_problems(recipe: object) -> list[str]:
-    """Say what is wrong with the numbers of a training recipe.
-
-    Parameters
-    ----------
-    recipe : object
-        Has the attributes ``hidden`` (an integer or a sequence of such) and ``l2``, and ``warmup_epochs``,
-        ``epochs``, ``lr``, ``decay``, ``batch_size`` and ``patience``, which may be None.
-
-    Returns
-    -------
-    list of str
-        One sentence for each problem, empty if there is none.
-    """
-    problems = []
-    hidden = recipe.hidden  # type: ignore[attr-defined]
-    sizes = hidden if isinstance(hidden, Sequence | np.ndarray) and not isinstance(hidden, str) else [hidden]
-    if len(sizes) == 0 or not all(_is_integer(size) and size > 0 for size in sizes):
-        problems.append(f"hidden is {hidden!r}; give an integer of at least 1, or a list of such.")
-    for name, least in (("warmup_epochs", 0), ("epochs", 0), ("batch_size", 1), ("patience", 1)):
-        value = getattr(recipe, name)
-        if value is not None and (not _is_integer(value) or value < least):
-            problems.append(f"{name} is {value!r}; give an integer of at least {least}.")
-    for name, allowed in (("lr", "above"), ("l2", "of at least")):
-        value = getattr(recipe, name)
-        if value is None and name == "lr":
-            continue
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not number or not np.isfinite(value) or value < 0 or (value == 0 and name == "lr"):
-            problems.append(f"{name} is {value!r}; give a number {allowed} 0.")
-    decay = recipe.decay  # type: ignore[attr-defined]
-    if decay is not None and not isinstance(decay, bool | np.bool_):
-        problems.append(f"decay is {decay!r}; give True or False.")
-    return problems
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def fitting_batch_size(samples: int) -> int:
-    """Return the usual size of a mini-batch for so many samples: a thirtieth, but 64 at least, 500 at most.
-
-    500 is the paper's (A.3.1). On small data an epoch of such mini-batches would be few steps.
-    """
+def default_batch_size(samples: int) -> int:
+    """Return the samples of a mini-batch by default: a thirtieth of all, from 64 to the paper's 500 (A.3.1)."""
     return min(500, max(64, samples // 30))
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """Return an array as a tensor: a copy where PyTorch cannot share it, read-only or of negative strides."""
+    shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
+    return torch.from_numpy(array if shared else array.copy())
 
 
 @dataclass(frozen=True)
@@ -241,7 +204,7 @@ def train(
     generator : torch.Generator
         Source of the mini-batches' order; the same state gives the same result on the same machine.
     batch_size : int, optional
-        Samples in a mini-batch; by default as `fitting_batch_size` says.
+        Samples in a mini-batch; by default as `default_batch_size` says.
     sample_weight : Tensor, optional
         Weight of each sample, shape (samples,).
     early_stopping : EarlyStopping, optional
@@ -266,7 +229,7 @@ def train(
         or infinite. Everything is then as after the last finished epoch.
     """
     history: list[Record] = []
-    batch_size = batch_size or fitting_batch_size(len(X))
+    batch_size = batch_size or default_batch_size(len(X))
     best, lowest, best_epoch = _state(model, rewirer), float("inf"), 0
     finished = _Snapshot(model, optimizer, generator, rewirer)
     for epoch in range(1, epochs + 1):

@@ -1,132 +1,217 @@
-"""How a network is expanded and trained, and what of it follows from the rest where it is left open."""
+"""The settings of the paper's recipe (A.3.1): warm up a dense network, expand it, train on.
+
+All defaults and all constraints stand here; `fpe.training.trials` runs a recipe.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from fpe.errors import ArgumentError, raise_problems
 from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
 from fpe.expansion.pruning import Pruning, as_pruning
-from fpe.expansion.splits import Split
-from fpe.rewiring.policies import RewiringPolicy, chosen_policy
+from fpe.expansion.splits import Split, as_split
+from fpe.rewiring.policies import POLICIES, RewiringPolicy, as_policy
 from fpe.rewiring.rewirer import Rewirer
-from fpe.rewiring.schedule import RewiringSchedule
-from fpe.training.loop import Cosine, fitting_batch_size
+from fpe.training.loop import Cosine, default_batch_size
+
+
+def _integer(value: Any, least: int) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= least)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _sizes(value: Any) -> bool:
+    sizes = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
+    return len(sizes) > 0 and all(_integer(size, 1) for size in sizes)
+
+
+_POSITIVE = (lambda value: _integer(value, 1), "an integer of at least 1")
+_COUNT = (lambda value: _integer(value, 0), "an integer of at least 0")
+#: What the parameters of a recipe, and of what runs one, may be.
+CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "hidden": (_sizes, "an integer of at least 1, or a list of such"),
+    "factor": _POSITIVE,
+    "warmup_epochs": _COUNT,
+    "epochs": _COUNT,
+    "batch_size": _POSITIVE,
+    "patience": _POSITIVE,
+    "lr": (lambda value: _number(value) and value > 0, "a number above 0"),
+    "l2": (lambda value: _number(value) and value >= 0, "a number of at least 0"),
+    "decay": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "trials": _POSITIVE,
+    "validation_fraction": (lambda value: _number(value) and 0 < value < 1, "a share between 0 and 1"),
+}
+#: Those that may be left open as None.
+OPTIONAL = {"factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr", "decay"}
+
+
+def check_parameters(given: Mapping[str, Any], what: str) -> None:
+    """Check parameters by `CONSTRAINTS`, and ``split``, ``prune`` and ``rewire``; raise all problems at once."""
+    problems = []
+    for name, (allowed, text) in CONSTRAINTS.items():
+        value = given.get(name)
+        if name in given and not allowed(value) and not (value is None and name in OPTIONAL):
+            problems.append(f"{name} is {value!r}; give {text}.")
+    split, prune = given.get("split"), given.get("prune")
+    for check in (
+        lambda: split is None or as_split(split),
+        lambda: prune is None or as_pruning(prune),
+        lambda: _chosen_policy(given.get("rewire"), prune),
+    ):
+        try:
+            check()
+        except ArgumentError as error:
+            problems.append(str(error))
+    raise_problems(list(dict.fromkeys(problems)), ArgumentError, what)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """An expansion, and the training before and after it.
+    """An expansion, and the training before and after it. `Recipe.choose` fills in what is left open.
 
     Attributes
     ----------
     factor, split, prune
-        As for `fpe.expand`; factor 1 is a dense network.
+        As for `fpe.expand`; factor 1 is a dense network, trained for as long in total.
     warmup_epochs, epochs : int
         Passes over the data before and after the expansion.
     lr : float
         Adam's learning rate at the start.
     decay : bool
-        Whether it falls as half a cosine to 0, over all epochs.
-    policy : Policy or None
-        What moves the masks; None for none.
-    schedule : Schedule or None
-        When they move; None for what `RewiringSchedule.fitting` says.
-    redraw : bool
+        Whether it falls to 0 as half a cosine over all epochs.
+    batch_size : int or None
+        Samples in a mini-batch; None for `default_batch_size` of the data.
+    l2 : float
+        Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
+    policy : RewiringPolicy or None
+        How masks change after the expansion; None for fixed masks.
+    reinitialize : bool
         Whether the weights of the expanded network are drawn anew; see `fpe.reinitialize_`.
     """
 
-    factor: int
-    split: str | Split
-    prune: str | Pruning
-    warmup_epochs: int
-    epochs: int
-    lr: float
-    decay: bool
+    factor: int = 2
+    split: str | Split = "random"
+    prune: str | Pruning = "magnitude"
+    warmup_epochs: int = 25
+    epochs: int = 25
+    lr: float = 1e-3
+    decay: bool = False
+    batch_size: int | None = None
+    l2: float = 0.0
     policy: RewiringPolicy | None = None
-    schedule: RewiringSchedule | None = None
-    redraw: bool = False
+    reinitialize: bool = False
 
-    @staticmethod
-    def of(given: Any, epochs: tuple[int, int]) -> Recipe:
-        """Fill in what is left open.
+    @classmethod
+    def choose(
+        cls,
+        *,
+        factor: int | None = None,
+        split: str | Split | None = None,
+        prune: str | Pruning | None = None,
+        rewire: bool | str | RewiringPolicy = False,
+        warmup_epochs: int | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        decay: bool | None = None,
+        batch_size: int | None = None,
+        l2: float = 0.0,
+        default_epochs: tuple[int, int] = (25, 25),
+    ) -> Recipe:
+        """Return a recipe; whatever is None gets its default.
 
-        Without moving masks that is the paper's recipe: a random split into two, magnitudes pay, a
-        constant rate of 1e-3. With them it is what was chosen in this project's experiments
-        (docs/results/rewiring.md): the network is expanded by 4 before it is trained and its weights are
-        drawn anew, all epochs come after, at a rate that falls from 1e-2; or, where whole columns
-        move, by 3, in 8 groups of neurons that have blocks of their own. After a warm-up, that is, for a
-        trained network, the rate is a constant 1e-2: one that falls over all epochs is too small for
-        the masks to adapt by the time that they begin to change.
+        With fixed masks the defaults are the paper's: factor 2, a random split, pruning by magnitude, a constant
+        rate of 1e-3. With dynamic masks they are what this project's experiments chose
+        (docs/results/rewiring.md): expand by 4 before any training, draw the weights anew, and spend all epochs
+        afterwards, at a rate that falls from 1e-2. Where whole inputs move, the factor is 3 and the split shared
+        in 8 groups of neurons. After a warm-up the rate is a constant 1e-2: one that falls over all epochs is
+        too small by the time the masks begin to change.
 
         Parameters
         ----------
-        given : object
-            Has the attributes ``rewire``, as for `fpe.sklearn.FPEClassifier`, and ``factor``, ``split``,
-            ``prune``, ``warmup_epochs``, ``epochs``, ``lr`` and ``decay``, each of which may be None.
-        epochs : (int, int)
-            Before and after the expansion, by default.
+        factor, split, prune, warmup_epochs, epochs, lr, decay, batch_size, l2
+            As the attributes of `Recipe`.
+        rewire : bool, str or RewiringPolicy, default False
+            False for fixed masks, the name of a policy or a policy for dynamic ones. True is ``"columns"``
+            where `prune` removes whole inputs, and ``"accumulated"`` otherwise.
+        default_epochs : (int, int), default (25, 25)
+            Epochs before and after the expansion where they are left open.
 
         Raises
         ------
         ArgumentError
-            As `chosen_policy`.
+            For values that are not allowed, all at once.
         """
-        policy = chosen_policy(given.rewire, given.prune)
-        moves = policy is not None
-        if policy is None:
-            prune = _or(given.prune, "magnitude")
-        else:
-            prune = _or(given.prune, "columns" if policy.unit == "column" else "balanced")
-        columns = as_pruning(prune).needs_shared
-        warmup = _or(given.warmup_epochs, 0 if moves else epochs[0])
-        redraw = moves and warmup == 0
-        return Recipe(
-            factor=_or(given.factor, (3 if columns else 4) if moves else 2),
-            split=_or(given.split, ("shared-8" if moves else "shared") if columns else "random"),
+        check_parameters({k: v for k, v in locals().items() if k != "cls"}, "the recipe")
+        policy = _chosen_policy(rewire, prune)
+        dynamic = policy is not None
+        if prune is None:
+            prune = "magnitude" if policy is None else "columns" if policy.unit == "column" else "balanced"
+        shared = as_pruning(prune).needs_shared
+        warmup = _or(warmup_epochs, 0 if dynamic else default_epochs[0])
+        fresh = dynamic and warmup == 0
+        return cls(
+            factor=_or(factor, (3 if shared else 4) if dynamic else 2),
+            split=_or(split, ("shared-8" if dynamic else "shared") if shared else "random"),
             prune=prune,
             warmup_epochs=warmup,
-            epochs=_or(given.epochs, sum(epochs) if redraw else epochs[1]),
-            lr=_or(given.lr, 1e-2 if moves else 1e-3),
-            decay=_or(given.decay, redraw),
+            epochs=_or(epochs, sum(default_epochs) if fresh else default_epochs[1]),
+            lr=_or(lr, 1e-2 if dynamic else 1e-3),
+            decay=_or(decay, fresh),
+            batch_size=batch_size,
+            l2=l2,
             policy=policy,
-            redraw=redraw,
+            reinitialize=fresh,
         )
 
+    @property
+    def total_epochs(self) -> int:
+        """Epochs before and after the expansion together."""
+        return self.warmup_epochs + self.epochs
+
     def expand(self, dense: nn.Module, seed: int) -> nn.Module:
-        """Return the expanded network, to be trained; the dense one is not changed."""
+        """Return the expanded network, ready to be trained; `dense` is not changed."""
         wide = expand(dense, self.factor, self.split, self.prune, seed=seed)
-        return reinitialize_(wide, seed) if self.redraw and self.factor > 1 else wide
+        return reinitialize_(wide, seed) if self.reinitialize and self.factor > 1 else wide
 
     def rewirer(
-        self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, batch_size: int | None, seed: int
+        self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
     ) -> Rewirer | None:
-        """Return what moves the masks of an expanded network; None where nothing moves.
-
-        Parameters
-        ----------
-        network, optimizer
-            What is trained, and by what.
-        samples : int
-            It learns from so many.
-        batch_size : int or None
-            Samples in a mini-batch; None for what `fpe.training.loop.fitting_batch_size` says.
-        seed : int
-            Of random growth.
-        """
-        steps = self.epochs * -(-samples // (batch_size or fitting_batch_size(samples)))
+        """Return what changes the masks of an expanded network that learns from `samples`; None if nothing does."""
+        steps = self.epochs * -(-samples // (self.batch_size or default_batch_size(samples)))
         if self.policy is None or self.factor == 1 or steps == 0:
             return None
-        return Rewirer(network, optimizer, self.policy, steps=steps, schedule=self.schedule, seed=seed)
+        return Rewirer(network, optimizer, self.policy, steps=steps, seed=seed)
 
     def cosine(self, behind: int) -> Cosine | None:
-        """Return how the learning rate falls after so many epochs; None where it does not."""
-        total = self.warmup_epochs + self.epochs
-        return Cosine(total, behind) if self.decay and total else None
+        """Return how the learning rate falls after `behind` epochs; None where it is constant."""
+        return Cosine(self.total_epochs, behind) if self.decay and self.total_epochs else None
+
+
+def _chosen_policy(rewire: Any, prune: str | Pruning | None) -> RewiringPolicy | None:
+    """Resolve `rewire` to a policy, given the pruning method."""
+    if rewire is None or rewire is False:
+        return None
+    named = None if rewire is True else as_policy(rewire)
+    shared = prune is not None and as_pruning(prune).needs_shared
+    policy = named or POLICIES["columns" if shared else "accumulated"]
+    if policy.unit == "column" and prune is not None and not shared:
+        raise ArgumentError(
+            f"rewire is {rewire!r}, which moves whole inputs, and prune is {prune!r}; give split='shared' and "
+            "prune='columns', or another policy."
+        )
+    return policy
 
 
 def _or(given: Any, default: Any) -> Any:

@@ -1,120 +1,244 @@
-"""The same recipe from several seeds at once, of which the best is kept."""
+"""Networks on their way through a recipe: warm-up, expansion, training; one at a time, or several at once."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fpe.errors import ArgumentError
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import ensemble
-from fpe.training.loop import EarlyStopping, Record, adam
+from fpe.training.loop import Record, adam, train
 from fpe.training.recipe import Recipe
 
 
 @dataclass
 class Trial:
-    """One seed's networks, and what trains them.
+    """One seed's network on its way through a recipe, with everything that training it needs.
 
     Attributes
     ----------
-    seed : int
-        Of weights, partitions and order.
+    recipe, seed
+        What it follows; the seed of weights, split and order of the data.
     dense, model : nn.Module
-        The dense network, and what is trained: that one, then its expansion.
+        The dense network (at last as it was at the expansion), and the network that is trained: the dense one,
+        then its expansion.
     optimizer, generator, rewirer
-        Of what is trained.
+        Train `model`, order its mini-batches, and change its masks.
+    epoch : int
+        Epochs of the recipe that lie behind, including those that early stopping saved.
     history : list of dict
-        One record for each epoch.
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both stages, ``loss``
+        and, with early stopping, ``validation_loss``.
     """
 
+    recipe: Recipe
     seed: int
     dense: nn.Module
     model: nn.Module
     optimizer: torch.optim.Adam
     generator: torch.Generator
     rewirer: Rewirer | None = None
+    epoch: int = 0
     history: list[Record] = field(default_factory=list)
 
-    def expand(self, recipe: Recipe, samples: int, batch_size: int | None = None, l2: float = 0.0) -> None:
-        """Go on with the expanded network, which learns from so many samples; see `Recipe.rewirer`."""
-        self.model = recipe.expand(self.dense, self.seed)
-        self.optimizer = adam(self.model, recipe.lr, l2)
-        self.rewirer = recipe.rewirer(self.model, self.optimizer, samples, batch_size, self.seed)
+    @classmethod
+    def start(cls, recipe: Recipe, dense: nn.Module, seed: int) -> Trial:
+        """Return the trial of an untrained dense network, which is trained in place."""
+        generator = torch.Generator().manual_seed(seed)
+        return cls(recipe, seed, dense, dense, adam(dense, recipe.lr, recipe.l2), generator)
 
+    def expand(self, samples: int, network: nn.Module | None = None) -> None:
+        """Go on with the expanded network and a fresh Adam; a factor of 1 changes nothing.
 
-def start_trial(dense: nn.Module, seed: int, recipe: Recipe, l2: float) -> Trial:
-    """Return a trial of an untrained dense network."""
-    order = torch.Generator().manual_seed(seed)
-    return Trial(seed, dense, dense, adam(dense, recipe.lr, l2), order)
+        Parameters
+        ----------
+        samples : int
+            How many it learns from, which gives its rewirer the number of steps.
+        network : nn.Module, optional
+            An expansion made elsewhere; by default as the recipe says.
+        """
+        if self.recipe.factor > 1:
+            self.model = self.recipe.expand(self.dense, self.seed) if network is None else network
+            self.optimizer = adam(self.model, self.recipe.lr, self.recipe.l2)
+            self.rewirer = self.recipe.rewirer(self.model, self.optimizer, samples, self.seed)
+
+    def baseline(self) -> Trial:
+        """Return an independent copy that goes on as a dense network, from the same state in the same order."""
+        return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1))
+
+    def _expand_if_due(self, samples: int) -> None:
+        if self.model is self.dense and self.epoch >= self.recipe.warmup_epochs:
+            self.expand(samples)
+
+    def _add(self, record: Record) -> None:
+        stage = "dense" if self.model is self.dense else "expanded"
+        self.history.append({"stage": stage, **record, "epoch": len(self.history) + 1})
+        self.epoch += 1
 
 
 def train_trials(
     trials: Sequence[Trial],
-    recipe: Recipe,
-    X: Tensor,
-    y: Tensor,
-    weight: Tensor | None = None,
+    X: Tensor | Sequence[Tensor],
+    y: Tensor | Sequence[Tensor],
     *,
-    l2: float = 0.0,
-    batch_size: int | None = None,
-    early_stopping: EarlyStopping | None = None,
-    advance: Callable[[str], None] | None = None,
+    until: int | None = None,
+    on_epoch: Callable[[list[Record]], None] | None = None,
+    **options: Any,
 ) -> None:
-    """Train all trials as one program: dense networks, then their expansions. Changed in place.
+    """Take trials forward along their recipes, in place, expanding each after its warm-up.
+
+    One trial is trained by `fpe.training.train`, several together by `fpe.training.ensemble.train`: each as it
+    would be alone, within rounding. Calls with a rising `until` give the same result as one call.
 
     Parameters
     ----------
     trials : sequence of Trial
-        As `start_trial` makes them.
+        At the same epoch, with the same batch size; their recipes may differ otherwise. Those that share a
+        generator see the same order of mini-batches.
+    X, y : Tensor or sequence of Tensor
+        Inputs and class numbers, the same for all trials or one tensor for each.
+    until : int, optional
+        The epoch to stop at, counted from the beginning of the recipe. By default its end.
+    on_epoch : callable, optional
+        Gets the records of the networks that are trained together after each of their epochs.
+    **options
+        ``sample_weight`` and ``early_stopping`` (within the warm-up, and within what follows), as for
+        `fpe.training.train`.
+
+    Raises
+    ------
+    ArgumentError
+        If training diverges; the trials are then as after their last finished epoch.
+    """
+    sizes = [len(X)] * len(trials) if isinstance(X, Tensor) else [len(own) for own in X]
+    begin = trials[0].epoch
+    end = max(trial.recipe.total_epochs for trial in trials) if until is None else until
+    stops = {trial.recipe.warmup_epochs for trial in trials}
+    for stop in [*sorted(stop for stop in stops if begin < stop < end), end]:
+        for trial, samples in zip(trials, sizes, strict=True):
+            trial._expand_if_due(samples)
+        options |= {"epochs": stop - trials[0].epoch, "batch_size": trials[0].recipe.batch_size}
+        if len(trials) == 1:
+            _train_one(trials[0], X, y, on_epoch, options)
+        else:
+            _train_several(trials, X, y, on_epoch, options)
+        for trial in trials:
+            trial.epoch = stop
+    if until is None:  # a recipe may have no epochs after the expansion
+        for trial, samples in zip(trials, sizes, strict=True):
+            trial._expand_if_due(samples)
+
+
+def _train_one(trial: Trial, X: Any, y: Any, on_epoch: Any, options: dict[str, Any]) -> None:
+    def finished(record: Record) -> None:
+        trial._add(record)
+        if on_epoch is not None:
+            on_epoch(trial.history[-1:])
+
+    train(
+        trial.model,
+        *(data if isinstance(data, Tensor) else data[0] for data in (X, y)),
+        optimizer=trial.optimizer,
+        generator=trial.generator,
+        rewirer=trial.rewirer,
+        decay=trial.recipe.cosine(trial.epoch),
+        on_epoch=finished,
+        **options,
+    )
+
+
+def _train_several(trials: Sequence[Trial], X: Any, y: Any, on_epoch: Any, options: dict[str, Any]) -> None:
+    histories = ensemble.train(
+        [trial.model for trial in trials],
+        X,
+        y,
+        optimizers=[trial.optimizer for trial in trials],
+        generators=[trial.generator for trial in trials],
+        rewirers=[trial.rewirer for trial in trials],
+        decay=[trial.recipe.cosine(trial.epoch) for trial in trials],
+        on_epoch=on_epoch,
+        **options,
+    )
+    for trial, records in zip(trials, histories, strict=True):
+        for record in records:
+            trial._add(record)
+
+
+def run_recipe(
+    recipe: Recipe,
+    build: Callable[[int], nn.Module],
+    X: Tensor,
+    y: Tensor,
+    *,
+    seeds: int | Sequence[int] = 0,
+    double: Callable[[int], nn.Module] | None = None,
+    **options: Any,
+) -> list[dict[str, Trial]]:
+    """Warm dense networks up, then train each on as it is and expanded, for as long and in the same order.
+
+    Parameters
+    ----------
     recipe : Recipe
         How.
-    X, y, weight, l2, batch_size, early_stopping
-        As for `fpe.training.train` and `fpe.training.adam`.
-    advance : callable, optional
-        Gets a short text after each epoch of each network.
+    build, double : callable
+        Make a seed's untrained dense network and, if given, another one of twice the width, which is trained
+        for all epochs.
+    X, y : Tensor
+        Inputs, (samples, features), and class numbers, (samples,).
+    seeds : int or sequence of int, default 0
+        One network of each kind for each; several are trained together, as `train_trials` does.
+    **options
+        ``sample_weight``, ``early_stopping`` and ``on_epoch``, as for `train_trials`.
+
+    Returns
+    -------
+    list of dict of str to Trial
+        For each seed ``"dense"``, ``"expanded"`` and, if asked for, ``"double"``. Each has the trained ``model``
+        and its ``history`` from the first epoch; ``["expanded"].dense`` is the network before the expansion.
+
+    Raises
+    ------
+    ArgumentError
+        If training diverges; the message begins with the stage, such as ``"warm-up"`` or ``"expanded"``.
+
+    Examples
+    --------
+    >>> import torch, fpe
+    >>> from fpe.training import Recipe, run_recipe
+    >>> X, y = torch.randn(100, 8), torch.arange(100) % 2
+    >>> recipe = Recipe.choose(warmup_epochs=2, epochs=2)
+    >>> (made,) = run_recipe(recipe, lambda seed: fpe.mlp(8, 4, 2, seed=seed), X, y)
+    >>> fpe.count_nonzero(made["expanded"].model) == fpe.count_nonzero(made["dense"].model)
+    True
     """
 
-    def finished(records: list[Record]) -> None:
-        for record in records:
-            if advance is not None:
-                advance(f"loss {record['loss']:.4f}")
+    def run(stage: str, trials: list[Trial], until: int | None = None) -> list[Trial]:
+        try:
+            train_trials(trials, X, y, until=until, **options)
+        except ArgumentError as error:
+            raise ArgumentError(f"{stage}: {error}") from error
+        return trials
 
-    def train_all(stage: str, epochs: int, behind: int) -> None:
-        found = ensemble.train(
-            [trial.model for trial in trials],
-            X,
-            y,
-            epochs=epochs,
-            optimizers=[trial.optimizer for trial in trials],
-            generators=[trial.generator for trial in trials],
-            batch_size=batch_size,
-            sample_weight=weight,
-            early_stopping=early_stopping,
-            rewirers=[trial.rewirer for trial in trials],
-            decay=recipe.cosine(behind),
-            on_epoch=finished,
-        )
-        for trial, records in zip(trials, found, strict=True):
-            begin = len(trial.history)
-            trial.history += [{"stage": stage, **r, "epoch": begin + r["epoch"]} for r in records]
-
-    train_all("dense", recipe.warmup_epochs, 0)
-    if recipe.factor > 1:
-        for trial in trials:
-            trial.expand(recipe, len(X), batch_size, l2)
-    train_all("expanded" if recipe.factor > 1 else "dense", recipe.epochs, recipe.warmup_epochs)
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    trials = run("warm-up", [Trial.start(recipe, build(seed), seed) for seed in seeds], recipe.warmup_epochs)
+    made = {"dense": run("dense", [trial.baseline() for trial in trials])}
+    made["expanded"] = run("expanded", trials)
+    if double is not None:
+        whole = replace(recipe, factor=1, warmup_epochs=0, epochs=recipe.total_epochs)
+        made["double"] = run("double", [Trial.start(whole, double(seed), seed) for seed in seeds])
+    return [dict(zip(made, each, strict=True)) for each in zip(*made.values(), strict=True)]
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the trial of the lowest loss: on held-out data where there was early stopping.
-
-    With early stopping a network went back to where its loss on held-out data was lowest.
-    """
-    if not all(trial.history for trial in trials):  # no epochs were asked for
+    """Return the trial of the lowest last loss; with early stopping, of the lowest loss on held-out data."""
+    if not all(trial.history for trial in trials):  # trained for no epoch
         return trials[0]
     losses = []
     for trial in trials:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from fpe.compare.runner import one_thread
 from fpe.expansion.pruning import InputPruning
-from fpe.training.classifier_checks import as_tensor
+from fpe.training.loop import as_tensor
 from fpe_reproduction.experiments.networks import NetworksConfig, Source, data_of
 from fpe_reproduction.experiments.plain_trial import run_plain_trial
 from fpe_reproduction.experiments.variant import some_of

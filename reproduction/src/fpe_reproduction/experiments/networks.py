@@ -25,9 +25,8 @@ from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import ensemble
-from fpe.training.classifier_checks import as_tensor
 from fpe.training.ensemble.batch import WORTH_COMPILING
-from fpe.training.loop import Cosine, adam, fitting_batch_size, train
+from fpe.training.loop import Cosine, adam, as_tensor, default_batch_size, train
 from fpe_reproduction.experiments.quantized import quantised_accuracy
 from fpe_reproduction.experiments.rewiring import rewire_at_random
 from fpe_reproduction.experiments.variant import Start, Variant, some_of
@@ -289,7 +288,7 @@ class _Run:
     @property
     def _steps(self) -> int:
         """Steps of an epoch."""
-        return -(-len(self.X) // fitting_batch_size(len(self.X)))
+        return -(-len(self.X) // default_batch_size(len(self.X)))
 
     def _train(self, networks: Sequence[_Network], epochs: int, begin: int = 0) -> None:
         """Train for some epochs, before which lie `begin`."""

@@ -12,8 +12,7 @@ from fpe._util.modules import seeded
 from fpe.data import Dataset
 from fpe.expansion.expand import expand
 from fpe.masked import count_nonzero
-from fpe.training.classifier_checks import as_tensor
-from fpe.training.loop import accuracy, adam, train
+from fpe.training.loop import accuracy, adam, as_tensor, train
 from fpe_reproduction.experiments.networks import NetworksConfig
 
 

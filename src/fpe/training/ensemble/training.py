@@ -11,7 +11,7 @@ from fpe.rewiring.rewirer import Rewirer
 from fpe.training.ensemble.batch import Batch
 from fpe.training.ensemble.batches import batches
 from fpe.training.ensemble.members import check_members
-from fpe.training.loop import Cosine, EarlyStopping, Record, fitting_batch_size
+from fpe.training.loop import Cosine, EarlyStopping, Record, default_batch_size
 
 
 def train(
@@ -84,7 +84,7 @@ def train(
     """
     how = optimizers, generators, sample_weight, early_stopping, rewirers, decay
     members = check_members(networks, X, y, *how)
-    keys = [(member.key, batch_size or fitting_batch_size(len(member.X))) for member in members]
+    keys = [(member.key, batch_size or default_batch_size(len(member.X))) for member in members]
     readings = [member.reading for member in members]
     begins = [(generator, generator.get_state()) for generator in generators]
     for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
