@@ -32,7 +32,7 @@ import fpe
 from fpe.compare.store import provenance
 from fpe.training import ensemble
 from fpe.training.loop import adam
-from fpe_reproduction.bench.timing import summed_up
+from fpe_reproduction.bench.measure import median_of
 
 NETWORKS, SAMPLES, BATCH, STEPS = 50, 4000, 500, 100
 #: Moves the full share every time, and never ends.
@@ -115,7 +115,7 @@ def compare(make: Callable[[str | None], Callable[[], float]], policy: str, seco
         order = (without, rewired) if turn % 2 else (rewired, without)
         taken = {run: run() for run in order}
         pairs.append((taken[without], taken[rewired]))
-    more = summed_up([100 * (b / a - 1) for a, b in pairs])
+    more = median_of([100 * (b / a - 1) for a, b in pairs])
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
     interval = f"[{more['low']:+.1f}, {more['high']:+.1f}], n = {len(pairs)}"
     return f"{a:.2f} | {b:.2f} | {more['median']:+.1f} % {interval}"

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fpe._util.files import read_json, write_atomically, write_json
-from fpe_reproduction.bench.config import BenchConfig
-from fpe_reproduction.bench.targets import case_name, verdicts
-from fpe_reproduction.report.bench import asked_markdown, bench_markdown
+from fpe_reproduction.bench.cases import BenchConfig
+from fpe_reproduction.bench.report import asked_markdown, bench_markdown, case_name, verdicts
 
 HERE = Path(__file__).parents[2] / "docs" / "results"
 OUT = Path("fpe-out", "bench")

@@ -1,8 +1,10 @@
 """What fpe bench measures and says; never how fast anything is."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -10,19 +12,22 @@ from torch import nn
 
 from fpe.cli.main import main
 from fpe.errors import ArgumentError, DataError
-from fpe_reproduction.bench import rows as names
-from fpe_reproduction.bench.case import run_case, steps_of
-from fpe_reproduction.bench.config import BenchConfig
-from fpe_reproduction.bench.models import MODELS, subjects_of
-from fpe_reproduction.bench.rows import Row
+from fpe_reproduction.bench import cases as names
+from fpe_reproduction.bench.cases import MODELS, BenchConfig, Row, subjects_of
+from fpe_reproduction.bench.measure import interleave, median_of, peak_bytes, run_case
+from fpe_reproduction.bench.report import (
+    Target,
+    asked_markdown,
+    bench_markdown,
+    bench_text,
+    duration,
+    size,
+    verdicts,
+)
 from fpe_reproduction.bench.run import failed, found, run_bench
-from fpe_reproduction.bench.targets import Target, verdicts
-from fpe_reproduction.bench.timing import Samples, interleave, summed_up
-from fpe_reproduction.bench.training import peak_bytes
-from fpe_reproduction.report.bench import asked_markdown, bench_markdown, bench_text, duration, size
 
 LAYER = [
-    names.DENSE, names.PACKED, names.WIDE, names.PRUNE, names.CSR, names.GROUPS, names.CODES, names.BITMASK,
+    names.DENSE, names.PACKED, names.WIDE, names.PRUNE, names.CSR, names.GROUPS, names.CODES,
 ]  # fmt: skip
 TINY = BenchConfig(
     sizes=("48x32",),
@@ -50,24 +55,19 @@ def test_every_row_computes_what_it_stands_for(factor):
 
 
 def test_models_are_expanded_so_that_blocks_stay_whole(monkeypatch):
-    """With as many outputs as inputs, those of the layer cannot alone."""
-    monkeypatch.setitem(MODELS, "wide reader", (16, 8, 32, nn.GELU("tanh")))
-    monkeypatch.setitem(MODELS, "small reader", (48, 8, 4, nn.ReLU()))
+    """With as many outputs as inputs, pruning inputs of the layer does not suffice."""
+    monkeypatch.setitem(MODELS, "wide consumer", (16, 8, 32, nn.GELU("tanh")))
+    monkeypatch.setitem(MODELS, "small consumer", (48, 8, 4, nn.ReLU()))
     ways = {}
-    for case in replace(TINY, sizes=(), models=("wide reader", "small reader")).cases():
+    for case in replace(TINY, sizes=(), models=("wide consumer", "small consumer")).cases():
         made = subjects_of(case, TINY)
         notes = [made.notes[f"shared split{many}"] for many in ("", " of 8 groups")]
         ways[case["name"]] = [note.partition(";")[0] for note in notes]
-        assert [row.name for row in made.rows] == [
-            names.DENSE,
-            names.PACKED,
-            names.WIDE,
-            names.GROUPS,
-            names.CODES,
-        ]
+        rows = [names.DENSE, names.PACKED, names.WIDE, names.GROUPS, names.CODES]
+        assert [row.name for row in made.rows] == rows
         with torch.inference_mode():
             assert {row.problem(made.probe) for row in made.rows} == {None}
-    assert ways == {"small reader": ["prune='columns'"] * 2, "wide reader": ["prune='children'"] * 2}
+    assert ways == {"small consumer": ["prune='columns'"] * 2, "wide consumer": ["prune='children'"] * 2}
 
 
 def test_onnxruntime_computes_the_same_at_other_batch_sizes():
@@ -84,11 +84,22 @@ def test_onnxruntime_computes_the_same_at_other_batch_sizes():
                 torch.testing.assert_close(own[name].call(x), own[like].call(x))
 
 
+def test_a_row_that_cannot_be_made_is_noted(monkeypatch):
+    def missing(name, like, probe):
+        raise ModuleNotFoundError("No module named 'onnxruntime'")
+
+    monkeypatch.setattr("fpe_reproduction.bench.cases.onnx_row", missing)
+    made = subjects_of(TINY.cases()[0], replace(TINY, onnx=True))
+    assert [row.name for row in made.rows] == LAYER
+    assert "onnxruntime" in made.notes[names.ONNX_PACKED]
+
+
 def test_a_row_that_is_wrong_is_not_timed(monkeypatch):
     def wrong(layer, useful, expected):
         return Row(names.CSR, lambda x: layer(x) + 1, 1, useful, expected)
 
-    monkeypatch.setattr("fpe_reproduction.bench.models.csr_row", wrong)
+    monkeypatch.setattr("fpe_reproduction.bench.cases.csr_row", wrong)
+    monkeypatch.setattr("fpe_reproduction.bench.measure._training", lambda *_: [])
     result = run_case(TINY.cases()[0], TINY, lambda text: None)
     assert names.CSR not in [row["name"] for row in result["forward"]]
     assert result["notes"][names.CSR].startswith("not timed: its outputs are off by 1")
@@ -108,7 +119,7 @@ def test_what_is_wrong_is_said(call, said):
 
 
 def test_calls_take_turns_and_slow_ones_fewer():
-    """The first and the second call are in all rounds; the slow one in three, evenly spread."""
+    """The dense parent and the packed layer are in all rounds; the slow one in three, evenly spread."""
     clock = {"now": 0.0}
     done = []
 
@@ -119,21 +130,21 @@ def test_calls_take_turns_and_slow_ones_fewer():
 
         return run
 
+    a, b = names.DENSE, names.PACKED
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fpe_reproduction.bench.timing.time.perf_counter", lambda: clock["now"])
-        patch.setattr("fpe_reproduction.bench.timing.time.sleep", lambda seconds: None)
-        calls = {"a": call("a", 0.01), "b": call("b", 0.02), "slow": call("slow", 5.0)}
-        samples = interleave(calls, rounds=9, seconds=1.0, always=("a", "b"))
-    assert {name: list(own.seconds) for name, own in samples.items()} == {
-        "a": list(range(9)),
-        "b": list(range(9)),
-        "slow": [0, 3, 6],
-    }
-    assert samples["b"].over(samples["a"]) == pytest.approx([2.0] * 9)
-    assert samples["slow"].over(samples["a"]) == pytest.approx([500.0] * 3)
+        patch.setattr("torch.utils.benchmark.timer", lambda: clock["now"])
+        patch.setattr("time.sleep", lambda seconds: None)
+        calls = {a: call(a, 0.01), b: call(b, 2.0), "slow": call("slow", 5.0)}
+        seconds, _ = interleave(calls, rounds=9, seconds=1.0)
+    rounds = {name: np.flatnonzero(~np.isnan(own)).tolist() for name, own in seconds.items()}
+    assert rounds == {a: list(range(9)), b: list(range(9)), "slow": [0, 3, 6]}
+    np.testing.assert_allclose(seconds[b] / seconds[a], [200.0] * 9)
+    assert median_of(seconds["slow"] / seconds[a]) == pytest.approx(
+        {"median": 500.0, "low": 500.0, "high": 500.0, "samples": 3}
+    )
     assert done.count("slow") == 4  # one of them untimed
     turns = [name for name in done if name != "slow"][-18:]
-    assert set(zip(turns[::2], turns[1::2], strict=True)) == {("a", "b"), ("b", "a")}
+    assert set(zip(turns[::2], turns[1::2], strict=True)) == {(a, b), (b, a)}
 
 
 def test_fast_calls_are_repeated_until_a_sample_is_long_enough():
@@ -143,26 +154,21 @@ def test_fast_calls_are_repeated_until_a_sample_is_long_enough():
         clock["now"] += 0.001
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fpe_reproduction.bench.timing.time.perf_counter", lambda: clock["now"])
-        samples = interleave({"a": call}, rounds=3, seconds=1.0)["a"]
-    assert samples.calls in (5, 6)  # 5 ms, of floating-point milliseconds
-    assert list(samples.seconds.values()) == pytest.approx([0.001] * 3)
-
-
-def test_ratios_are_of_the_rounds_of_both():
-    one, other = Samples({0: 2.0, 2: 6.0, 3: 1.0}, 1), Samples({0: 1.0, 1: 9.0, 2: 2.0}, 1)
-    assert one.over(other) == [2.0, 3.0]
+        patch.setattr("torch.utils.benchmark.timer", lambda: clock["now"])
+        seconds, calls = interleave({"a": call}, rounds=3, seconds=1.0)
+    assert calls["a"] in (5, 6)  # 5 ms, of floating-point milliseconds
+    np.testing.assert_allclose(seconds["a"], [0.001] * 3)
 
 
 @pytest.mark.parametrize(("count", "low", "high"), [(3, 0, 2), (5, 0, 4), (6, 0, 5), (9, 1, 7), (25, 7, 17)])
 def test_intervals_of_medians_are_those_of_order_statistics(count, low, high):
     """Conover's table: of 25 values the 8th and the 18th, of nine the second and the eighth."""
-    summary = summed_up([float(v) for v in reversed(range(count))])
-    assert summary == {"median": (count - 1) / 2, "low": low, "high": high, "samples": count}
+    values = [float("nan"), *(float(v) for v in reversed(range(count)))]
+    assert median_of(values) == {"median": (count - 1) / 2, "low": low, "high": high, "samples": count}
 
 
 def test_peak_counts_every_tensor_of_a_step():
-    """A linear layer without bias: weight, gradient, moments and what a step needs for a while."""
+    """A linear layer without bias: weight, gradient, moments, and temporary tensors of a step."""
     network = nn.Linear(1000, 10, bias=False)
     weight = 4 * 10_000
     x, labels = torch.randn(2, 1000), torch.tensor([0, 1])
@@ -172,12 +178,34 @@ def test_peak_counts_every_tensor_of_a_step():
     assert lasting + temporary <= peak <= lasting + temporary + 1000
 
 
-def test_results_hold_every_row_and_where_they_come_from(tmp_path):
-    said = []
-    result = run_bench(TINY, tmp_path, advance=said.append)
-    assert result == json.loads((tmp_path / "results.json").read_text())
-    assert len(said) == len(TINY.cases()) * steps_of(TINY)
-    (case,) = result["cases"]
+@pytest.fixture(scope="module")
+def measured_by_command(tmp_path_factory):
+    """Run the command once in truth."""
+    out = tmp_path_factory.mktemp("bench")
+    arguments = ["bench", "--quick", "--sizes", "48x32", "--batches", "1", "4", "--no-models"]
+    arguments += ["--rounds", "3", "--device", "cpu", "--threads", "1", "--out", str(out)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BenchConfig, "quick", classmethod(lambda cls: TINY))
+        result = CliRunner().invoke(main, arguments, prog_name="fpe")
+    assert result.exit_code == 0, result.output
+    return out, result.output
+
+
+def test_the_command_prints_tables_and_says_where_everything_is(measured_by_command):
+    out, said = measured_by_command
+    assert "48 × 32, α = 2" in said
+    for name in LAYER:
+        assert f"  {name} " in said
+    assert "on 1 threads" in said
+    assert "What is asked of packed layers" in said
+    for file in ("results.json", "figure.png"):
+        assert (out / file).stat().st_size > 0
+        assert str(out / file) in said
+
+
+def test_results_have_every_row_and_where_they_come_from(measured_by_command):
+    result = json.loads((measured_by_command[0] / "results.json").read_text())
+    case = result["cases"][0]
     assert [row["name"] for row in case["forward"]] == LAYER
     assert [row["name"] for row in case["training"]] == [names.DENSE, names.PACKED, names.MASKED, names.PRUNE]
     for row in case["forward"]:
@@ -193,66 +221,67 @@ def test_results_hold_every_row_and_where_they_come_from(tmp_path):
     assert peaks[names.DENSE] < peaks[names.MASKED] < peaks[names.PRUNE]
     assert case["machine"].keys() == {"read", "copy", "matrix"}
     assert torch.__version__.startswith(result["provenance"]["torch"])  # builds add, say, "+cpu"
-    assert result["config"] == TINY.to_dict()
+    assert BenchConfig.from_dict(result["config"]) == replace(TINY, threads=1)
     text, page = bench_text(result), "\n".join(bench_markdown(case) + asked_markdown(result))
     for name in LAYER:
         assert name in text
         assert f"| {name} | {size(stored[name])} |" in page
 
 
+def test_a_case_that_fails_is_named_and_measured_again_next_time(tmp_path, monkeypatch):
+    def broken(self, devices):
+        return [{"kind": "model", "name": "none such", "factor": 2, "device": "cpu"}]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BenchConfig, "cases", broken)
+        result = run_bench(TINY, tmp_path)
+    assert result["cases"][0]["problem"] == "the process ended with 1: KeyError: 'none such'"
+    assert "1 of 1 cases failed:\n  - none such, factor 2, cpu: " in str(failed(result))
+    assert "not measured: the process ended with 1" in bench_text(result)
+    assert list((tmp_path / "cases").iterdir()) == []
+
+
 TWO = replace(TINY, sizes=("48x32", "56x32"))
 
 
 @pytest.fixture
-def measured(monkeypatch):
-    """Let nothing be measured but noted, and time go on with each run."""
+def measured(monkeypatch, measured_by_command):
+    """Measure nothing but note the case, and let time go on with each run."""
+    result = json.loads((measured_by_command[0] / "results.json").read_text())["cases"][0]
     calls = []
 
     def run_apart(case, config, advance):
         calls.append(case["name"])
         if case["name"] == "stop":
             raise KeyboardInterrupt
-        return {**case, "forward": [], "training": [], "call": len(calls)}
+        return {**result, **case}
 
     monkeypatch.setattr("fpe_reproduction.bench.run.run_apart", run_apart)
     monkeypatch.setattr("fpe_reproduction.bench.run.now", lambda: f"after {len(calls)} calls")
     return calls
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path, measured, monkeypatch):
+def test_an_interrupted_run_is_resumed(tmp_path, measured, monkeypatch):
     first, second = TWO.cases()
-    monkeypatch.setattr(BenchConfig, "cases", lambda self, on: [first, {**second, "name": "stop"}])
-    with pytest.raises(KeyboardInterrupt) as stopped:
+    monkeypatch.setattr(BenchConfig, "cases", lambda self, devices: [first, {**second, "name": "stop"}])
+    with pytest.raises(KeyboardInterrupt, match=r"1 of 2 .* finished"):
         run_bench(TWO, tmp_path)
-    assert str(stopped.value) == (
-        f"stopped. 1 of 2 cases are finished and kept in {tmp_path / 'cases'}; run the same command again to "
-        "go on from there."
-    )
     assert not (tmp_path / "results.json").exists()
-    monkeypatch.setattr(BenchConfig, "cases", lambda self, on: [first, second])
+    monkeypatch.setattr(BenchConfig, "cases", lambda self, devices: [first, second])
     said = []
     result = run_bench(TWO, tmp_path, advance=said.append)
     assert measured == ["48x32", "stop", "56x32"]
-    assert said == ["48x32 α=2: found"] * steps_of(TWO)
+    assert said == ["48x32 α=2: found"] * TWO.steps
     assert [case["measured"] for case in result["cases"]] == ["after 0 calls", "after 2 calls"]
     assert result["provenance"]["began"] == "after 2 calls"
     assert found(result) == result["cases"][:1]
-
-
-def test_what_was_found_is_said(tmp_path):
-    run_bench(TINY, tmp_path)
-    stored = json.loads((tmp_path / "results.json").read_text())
-    again = run_bench(TWO, tmp_path)
-    assert again["cases"][0] == stored["cases"][0]
-    (case,) = found(again)
-    text = bench_text(again).splitlines()
-    assert f"48 × 32, α = 2  (found, of the run of {case['measured']})" in text
+    text = bench_text(result).splitlines()
+    assert "48 × 32, α = 2  (found, of the run of after 0 calls)" in text
     assert "56 × 32, α = 2" in text
-    assert text[-1] == (
-        "1 of 2 cases were measured by an earlier run and found in its folder; --fresh measures them anew."
-    )
+    assert text[-1].startswith("1 of 2 cases were measured by an earlier run")
 
 
+@pytest.mark.filterwarnings("ignore:.*outdated")
 @pytest.mark.parametrize(
     ("change", "anew"),
     [
@@ -263,7 +292,7 @@ def test_what_was_found_is_said(tmp_path):
         ({"models": ("MLP 384-256-77",)}, False),
     ],
 )
-def test_other_settings_are_measured_anew_and_other_cases_beside(change, anew, tmp_path, measured):
+def test_other_settings_are_measured_again_and_other_cases_beside(change, anew, tmp_path, measured):
     run_bench(TINY, tmp_path)
     config = replace(TINY, **change)
     result = run_bench(config, tmp_path)
@@ -272,17 +301,18 @@ def test_other_settings_are_measured_anew_and_other_cases_beside(change, anew, t
     assert run_bench(config, tmp_path)["cases"] == result["cases"]
 
 
+@pytest.mark.filterwarnings("ignore:.*outdated")
 @pytest.mark.parametrize(
-    "what", ["fpe_reproduction.bench.kept.code_digest", "torch.backends.cpu.get_cpu_capability"]
+    "what", ["fpe_reproduction.bench.run.code_digest", "torch.backends.cpu.get_cpu_capability"]
 )
-def test_other_code_and_machines_are_measured_anew(what, tmp_path, measured, monkeypatch):
+def test_other_code_and_machines_are_measured_again(what, tmp_path, measured, monkeypatch):
     run_bench(TINY, tmp_path)
     monkeypatch.setattr(what, lambda *_: "other")
     run_bench(TINY, tmp_path)
     assert measured == ["48x32"] * 2
 
 
-def test_a_fresh_run_measures_all_anew(tmp_path, measured):
+def test_a_fresh_run_measures_everything_again(tmp_path, measured):
     run_bench(TWO, tmp_path)
     result = run_bench(TINY, tmp_path, fresh=True)
     assert measured == ["48x32", "56x32", "48x32"]
@@ -297,68 +327,21 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, measured):
         run_bench(TINY, tmp_path)
 
 
-def test_a_case_that_failed_is_measured_again(tmp_path, monkeypatch):
-    def fails(case, config, advance):
-        return {**case, "problem": "memory", "forward": [], "training": []}
-
-    with monkeypatch.context() as patch:
-        patch.setattr("fpe_reproduction.bench.run.run_apart", fails)
-        assert failed(run_bench(TINY, tmp_path)) is not None
-    result = run_bench(TINY, tmp_path)
-    assert failed(result) is None
-    assert found(result) == []
-
-
-def test_a_case_that_fails_is_named_and_stops_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(BenchConfig, "cases", lambda self, on: [
-        {"kind": "model", "name": "none such", "factor": 2, "device": "cpu"},
-    ])  # fmt: skip
-    result = run_bench(TINY, tmp_path)
-    assert result["cases"][0]["problem"] == "the process ended with 1: KeyError: 'none such'"
-    assert str(failed(result)) == (
-        "1 of 1 cases failed:\n  - none such, factor 2, cpu: the process ended with 1: KeyError: 'none such'"
-    )
-    assert "not measured: the process ended with 1" in bench_text(result)
-
-
-def test_the_command_prints_tables_and_says_where_everything_is(tmp_path):
-    arguments = ["bench", "--quick", "--sizes", "48x32", "56x32", "--batches", "1", "4", "--no-models"]
-    arguments += ["--rounds", "3", "--device", "cpu", "--threads", "1", "--out", str(tmp_path)]
-    result = CliRunner().invoke(main, arguments, prog_name="fpe")
-    assert result.exit_code == 0, result.output
-    assert "48 × 32, α = 2" in result.output
-    assert "56 × 32, α = 2" in result.output
-    for name in LAYER:
-        assert result.output.count(f"  {name} ") >= 2
-    assert "on 1 threads" in result.output
-    assert "What is asked of packed layers" in result.output
-    for file in ("results.json", "figure.png"):
-        assert (tmp_path / file).stat().st_size > 0
-        assert str(tmp_path / file) in result.output
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (
-            ["--sizes", "4096"],
-            "--sizes '4096' is no size; write INPUTSxNEURONS, such as 4096x11008 for nn.Linear(4096, 11008).",
-        ),
-        (
-            ["--sizes", "20x8", "--factor", "32"],
-            "--sizes 20x8 with factor 32: 20 inputs cannot be shared out and pay for the copies; give at "
-            "least 373 inputs, or a smaller factor.",
-        ),
-        (["--factor", "1"], "--factor is 1; give at least 2."),
-        (["--batches", "8", "0"], "--batches is 0; give at least 1."),
-        (["--rounds", "2"], "--rounds is 2; give at least 3."),
-        (["--threads", "0"], "--threads is 0; give at least 1."),
+        (["--sizes", "4096"], r"--sizes '4096'.*INPUTSxNEURONS"),
+        (["--sizes", "20x8", "--factor", "32"], r"20x8.*373 inputs"),
+        (["--factor", "1"], "--factor is 1.*at least 2"),
+        (["--batches", "8", "0"], "--batches is 0.*at least 1"),
+        (["--rounds", "2"], "--rounds is 2.*at least 3"),
+        (["--threads", "0"], "--threads is 0.*at least 1"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments, said, tmp_path):
     result = CliRunner().invoke(main, ["bench", "--quick", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
-    assert said in result.output
+    assert re.search(said, result.output.replace("\n", " "))
     assert not (tmp_path / "out").exists()
 
 
@@ -368,18 +351,24 @@ def test_the_least_size_that_is_allowed_can_be_measured():
     assert made.notes["shared split"].startswith("prune='columns'; layer 0 as ")
     with torch.inference_mode():
         assert [row.problem(made.probe) for row in made.rows] == [None] * len(LAYER)
-    with pytest.raises(ArgumentError, match="give at least 37 inputs"):
+    with pytest.raises(ArgumentError, match="37 inputs"):
         replace(TINY, sizes=("36x8",), factors=(4,))
 
 
 def test_limits_are_judged_by_the_worst():
-    most = Target("time", 1.05, True, lambda case: case["times"])
-    least = Target("gain", 2, False, lambda case: case["times"])
-    case = {"times": {"batch 1": 1.0, "batch 8": 1.06}}
-    assert most.of(case) == {"value": 1.06, "where": "batch 8", "holds": False}
-    assert least.of(case) == {"value": 1.0, "where": "batch 1", "holds": False}
-    assert most.of({"times": {}}) == {"value": None, "where": "", "holds": None}
-    assert (most.text, least.text) == ("≤ 1.05", "≥ 2")
+    def case(**medians):
+        batches = {b: {"ratio": {"median": value}} for b, value in medians.items()}
+        return {"forward": [{"name": "some", "batches": batches}]}
+
+    most = Target("time", "≤", 1.05, "forward", "some", "ratio")
+    least = replace(most, sign="≥", limit=2)
+    slow = case(b1=1.0, b8=1.06)
+    assert most.worst(slow) == {"value": 1.06, "where": "batch b8", "holds": False}
+    assert least.worst(slow) == {"value": 1.0, "where": "batch b1", "holds": False}
+    assert replace(most, batch="b1").worst(slow)["holds"]
+    nothing = {"value": None, "where": "", "holds": None}
+    assert most.worst({"forward": []}) == nothing
+    assert replace(most, over="other").worst(slow) == nothing
 
 
 def test_limits_are_asked_of_large_layers_if_there_are_any():
@@ -401,4 +390,4 @@ def test_durations_have_three_digits(seconds, said):
 
 
 def test_the_configuration_survives_json():
-    assert BenchConfig.from_dict(json.loads(json.dumps(TINY.to_dict()))) == TINY
+    assert BenchConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY

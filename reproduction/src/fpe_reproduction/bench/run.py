@@ -1,110 +1,105 @@
-"""All cases, each in a process of its own, and what is stored of them."""
+"""Measure all cases, each in a process of its own, and store them."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fpe._util.files import write_json
-from fpe.compare.store import provenance
-from fpe.errors import FPEError
-from fpe_reproduction.bench.case import steps_of
-from fpe_reproduction.bench.config import BenchConfig
-from fpe_reproduction.bench.kept import conditions, find, keep, processor
+import torch
 
-#: Lets glibc keep the memory that it was given: else the pages of each large output are handed back after the
-#: call and faulted in anew, which takes longer than some products. Other allocators keep them anyway.
+from fpe._util.files import read_json, write_json
+from fpe.compare.runner import run_tasks
+from fpe.compare.store import code_digest, provenance
+from fpe.errors import FPEError
+from fpe_reproduction.bench.cases import BenchConfig
+
+#: Lets glibc keep its memory: else the pages of each large output are returned after the call and faulted in
+#: again, which takes longer than some products. Other allocators keep them anyway.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
     "MALLOC_TOP_PAD_": str(1 << 28),
 }
-
-
-def devices() -> tuple[str, ...]:
-    """Return what there is to measure on."""
-    import torch
-
-    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+#: What a stored case has beside its result.
+_RECORD = ("identity", "depends", "seconds", "provenance")
 
 
 def run_bench(
     config: BenchConfig,
     folder: Path,
-    on: Sequence[str] = ("cpu",),
+    *,
+    devices: Sequence[str] = ("cpu",),
     advance: Callable[[str], object] = lambda text: None,
     fresh: bool = False,
 ) -> dict[str, Any]:
-    """Measure every case that `folder` has no result of, and store ``results.json``.
+    """Measure the cases that `folder` has no result of, and store and return ``results.json``.
 
-    Each case is stored once it is measured, and taken from there if it was measured before by the same
-    settings, code and versions on the same kind of machine. All of one case is measured in one run.
-
-    Parameters
-    ----------
-    config : BenchConfig
-        What to measure.
-    folder : Path
-        Where the result goes; each case into ``cases/``.
-    on : sequence of str
-        Devices: ``"cpu"``, ``"cuda"``.
-    advance : callable
-        Gets a short text after each step; there are ``len(cases) * steps_of(config)``.
-    fresh : bool, default False
-        Throw away the cases of an earlier run.
-
-    Returns
-    -------
-    dict
-        What was stored: ``config``, ``cases``, ``environment``, ``provenance``. Each case says by
-        ``measured`` when the run began that measured it; that of this run is ``provenance["began"]``. A case
-        that failed holds its ``problem`` and no rows, and is measured again next time.
-
-    Raises
-    ------
-    WriteError
-        If the result cannot be written.
-    KeyboardInterrupt
-        After Ctrl-C, with a message that says what is finished and how to go on.
+    A case is stored in ``cases/`` once it is measured, and taken from there if settings, code, versions and
+    kind of machine are the same; ``fresh`` throws stored cases away. A case's ``measured`` is the time at which
+    the run began that measured it. A failed case has a ``problem`` and no rows, and is measured again next time.
+    `advance` gets a text after each of ``config.steps`` of each case.
     """
-    began = now()
-    kept, how = folder / "cases", {**conditions(config), "environment": KEEP_MEMORY}
+    began, stored = now(), folder / "cases"
     if fresh:
-        shutil.rmtree(kept, ignore_errors=True)
-    asked = config.cases(on)
-    cases: list[dict[str, Any]] = []
-    try:
-        for case in asked:
-            result = find(case, how, kept)
-            if result is not None:
-                for _ in range(steps_of(config)):
-                    advance(f"{case['name']} α={case['factor']}: found")
-            else:
-                result = {**run_apart(case, config, advance), "measured": began}
-                if "problem" not in result:
-                    keep(case, how, kept, result)
-            cases.append(result)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped. {len(cases)} of {len(asked)} cases are finished and kept in {kept}; "
-            "run the same command again to go on from there."
-        ) from None
+        shutil.rmtree(stored, ignore_errors=True)
+    cases = {
+        re.sub(r"[^\w.-]+", "-", f"{case['device']}-{case['name']}-x{case['factor']}"): case
+        for case in config.cases(devices)
+    }
+
+    def measure(case: dict[str, Any]) -> dict[str, Any]:
+        return {**run_apart(case, config, advance), "measured": began}
+
+    def finished(name: str, record: dict[str, Any]) -> None:
+        if "problem" in record:
+            (stored / f"{name}.json").unlink()
+        elif record["measured"] != began:
+            for _ in range(config.steps):
+                advance(f"{record['name']} α={record['factor']}: found")
+
+    tasks = {name: {"case": case} for name, case in cases.items()}
+    records = run_tasks(measure, tasks, stored, conditions(config), jobs=1, on_finished=finished)
     result = {
-        "config": config.to_dict(),
+        "config": asdict(config),
         "environment": KEEP_MEMORY,
-        "cases": cases,
+        "cases": [{k: v for k, v in r.items() if k not in _RECORD} for r in records.values()],
         "provenance": {**provenance(), **processor(), "began": began},
     }
     write_json(folder / "results.json", result)
-    return result
+    return read_json(folder / "results.json") or {}
+
+
+def conditions(config: BenchConfig) -> str:
+    """Return what the times of a case depend on beside the case: settings, code, versions, kind of machine."""
+    settings = {k: v for k, v in asdict(config).items() if k not in ("sizes", "factors", "models")}
+    settings["threads"] = config.threads or torch.get_num_threads()
+    made = {k: v for k, v in provenance().items() if k not in ("commit", "written")}
+    code = code_digest(str(Path(__file__).with_name("measure.py")))  # run by name, so not among our imports
+    return json.dumps({**settings, **made, **processor(), "code": code}, sort_keys=True)
+
+
+def processor() -> dict[str, Any]:
+    """Return the kind of processor and the versions of what exports and runs ONNX."""
+    made: dict[str, Any] = {"instructions": torch.backends.cpu.get_cpu_capability()}
+    if torch.cuda.is_available():
+        made["gpu"] = torch.cuda.get_device_name()
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            made[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            made[name] = None
+    return made
 
 
 def now() -> str:
@@ -112,26 +107,16 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def found(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the cases that an earlier run had measured."""
-    began = result["provenance"].get("began")
-    return [case for case in result["cases"] if case.get("measured") != began]
-
-
 def run_apart(case: dict[str, Any], config: BenchConfig, advance: Callable[[str], object]) -> dict[str, Any]:
-    """Measure a case in a fresh process; if it fails, return the case with its problem."""
-    command = [
-        sys.executable,
-        "-m",
-        "fpe_reproduction.bench.worker",
-        json.dumps(case),
-        json.dumps(config.to_dict()),
-    ]
+    """Measure a case in a fresh process; if that fails, return the case with its problem."""
+    arguments = json.dumps(case), json.dumps(asdict(config))
+    command = [sys.executable, "-m", "fpe_reproduction.bench.measure", *arguments]
+    environment = {**os.environ, **KEEP_MEMORY}
     result = None
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **KEEP_MEMORY}
+            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
         ) as process,
     ):
         assert process.stdout is not None
@@ -146,15 +131,21 @@ def run_apart(case: dict[str, Any], config: BenchConfig, advance: Callable[[str]
                 process.kill()
         code = process.wait()
         errors.seek(0)
-        said = errors.read().strip()
+        said = errors.read().strip().splitlines() or ["it said nothing"]
     if result is None:
-        last = said.splitlines()[-1] if said else "it said nothing"
-        return {**case, "problem": f"the process ended with {code}: {last}", "forward": [], "training": []}
+        problem = f"the process ended with {code}: {said[-1]}"
+        return {**case, "problem": problem, "forward": [], "training": []}
     return dict(result)
 
 
+def found(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the cases that an earlier run measured."""
+    began = result["provenance"].get("began")
+    return [case for case in result["cases"] if case.get("measured") != began]
+
+
 def failed(result: dict[str, Any]) -> FPEError | None:
-    """Return an error that names the cases that failed, if there are any."""
+    """Return an error that names the cases that failed, if any did."""
     lines = [
         f"  - {case['name']}, factor {case['factor']}, {case['device']}: {case['problem']}"
         for case in result["cases"]

@@ -20,14 +20,19 @@ from fpe.errors import ArgumentError
     help="Linear layers.  [default: four, up to 4096x11008]",
 )
 @click.option(
-    "--factor", type=int, multiple=True, metavar="FACTOR…", help="Expansion factors.  [default: 2 4]"
+    "--factor",
+    "factors",
+    type=int,
+    multiple=True,
+    metavar="FACTOR…",
+    help="Expansion factors.  [default: 2 4]",
 )
 @click.option(
     "--batches", type=int, multiple=True, metavar="SAMPLES…", help="Batch sizes.  [default: 1 8 64 512]"
 )
 @click.option("--models/--no-models", default=True, show_default=True, help="Measure whole models too.")
 @click.option("--rounds", type=int, help="Samples of each time.  [default: 25]")
-@click.option("--threads", type=int, help="Of PyTorch and onnxruntime.  [default: PyTorch's]")
+@click.option("--threads", type=int, help="Threads of PyTorch and onnxruntime.  [default: PyTorch's]")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), help="[default: the CPU, and a GPU if there is one]"
 )
@@ -37,9 +42,6 @@ from fpe.errors import ArgumentError
 @click.option("--fresh", is_flag=True, help="Throw away the cases of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
-    sizes: tuple[str, ...],
-    factor: tuple[int, ...],
-    batches: tuple[int, ...],
     models: bool,
     device: str | None,
     quick: bool,
@@ -51,9 +53,9 @@ def bench(
     """Measure time and memory of packed layers, by turns with the dense parent and named alternatives.
 
     The full run takes about a quarter of an hour on two cores, which nothing else should use meanwhile.
-    Each time is a median with its 95 % interval, each ratio that of the samples of one round. Run the same
-    command again to go on after Ctrl-C; cases that are measured already, by the same settings, code and
-    versions, are not measured again.
+    Each time is a median with its 95 % interval, each ratio is taken within a round. You can interrupt a run;
+    the same command resumes it. Cases that were measured with the same settings, code and versions are not
+    measured again.
 
     \b
     Example:
@@ -62,26 +64,26 @@ def bench(
     """  # noqa: D301
     from dataclasses import replace
 
-    from fpe._util.terminal import progress_bar
-    from fpe_reproduction.bench.case import steps_of
-    from fpe_reproduction.bench.config import BenchConfig
-    from fpe_reproduction.bench.run import devices, failed, run_bench
-    from fpe_reproduction.report.bench import bench_figure, bench_text
+    import torch
 
-    asked = {"sizes": sizes, "factors": factor, "batches": batches, **settings}
-    given = {key: value for key, value in asked.items() if value not in (None, ())}
+    from fpe._util.terminal import progress_bar
+    from fpe_reproduction.bench.cases import BenchConfig
+    from fpe_reproduction.bench.report import bench_figure, bench_text
+    from fpe_reproduction.bench.run import failed, run_bench
+
+    given = {key: value for key, value in settings.items() if value not in (None, ())}
     if not models:
         given["models"] = ()
     config = replace(BenchConfig.quick() if quick else BenchConfig(), **given)
     folder = out or Path("fpe-out", "bench-quick" if quick else "bench")
-    there = devices()
-    if device is not None and device not in there:
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if device not in (None, *there):
         raise ArgumentError(
-            f"--device {device}: PyTorch finds no such device here; there is {', '.join(there)}."
+            f"--device {device}: PyTorch finds no such device; available: {', '.join(there)}."
         )
-    on = there if device is None else (device,)
-    with progress_bar("bench", len(config.cases(on)) * steps_of(config), not as_json) as advance:
-        result = run_bench(config, folder, on, advance, fresh)
+    devices = there if device is None else (device,)
+    with progress_bar("bench", len(config.cases(devices)) * config.steps, not as_json) as advance:
+        result = run_bench(config, folder, devices=devices, advance=advance, fresh=fresh)
     bench_figure(result, folder / "figure.png")
     if as_json:
         click.echo(to_json(result))

@@ -1,0 +1,294 @@
+"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure CASE CONFIG``, both JSON.
+
+Prints a line of JSON for each finished step, and the result last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import logging
+import math
+import random
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import benchmark
+
+from fpe_reproduction.bench.cases import (
+    DENSE,
+    MASKED,
+    PACKED,
+    BenchConfig,
+    Row,
+    Subjects,
+    bytes_of,
+    subjects_of,
+)
+
+#: A sample is as many calls in a row as take this long, at least one.
+SAMPLE_SECONDS = 0.005
+MAX_CALLS = 500
+#: A fast call is warmed up for so long.
+WARM_SECONDS = 0.02
+#: Rest before a sample, in which waiting threads of another library fall asleep.
+REST_SECONDS = 0.003
+
+
+def interleave(
+    calls: dict[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """Time calls by turns, one sample of each in a round, in an order that is drawn anew each time.
+
+    What slows the machine slows all calls of a round alike, so ratios are taken within rounds. A call that
+    would take more than `seconds` in all takes part in fewer rounds, evenly spread, but in three at least; the
+    dense parent and the packed layer take part in all.
+
+    Returns the seconds of one call, an array over the rounds with NaN where it took no part, and the calls in
+    a sample.
+    """
+    repeats, turns = {}, {}
+    for name, call in calls.items():
+        once = _warm_up(call, seconds)
+        repeats[name] = max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
+        most = min(rounds, seconds / (once * repeats[name] + REST_SECONDS))
+        count = rounds if name in (DENSE, PACKED) else max(min(3, rounds), int(most))
+        turns[name] = {i * rounds // count for i in range(count)}
+    order, draw = list(calls), random.Random(seed)
+    taken = {name: np.full(rounds, np.nan) for name in calls}
+    for number in range(rounds):
+        draw.shuffle(order)
+        for name in order:
+            if number in turns[name]:
+                time.sleep(REST_SECONDS)
+                taken[name][number] = _seconds(calls[name], repeats[name]) / repeats[name]
+    return taken, repeats
+
+
+def _warm_up(call: Callable[[], object], seconds: float) -> float:
+    """Call untimed, and return about how long a call takes: the least, which is disturbed least."""
+    first = spent = _seconds(call)
+    if first > seconds:  # a second time would cost too much
+        return first
+    taken = [_seconds(call)]
+    while spent < WARM_SECONDS and len(taken) < MAX_CALLS:
+        taken.append(_seconds(call))
+        spent += taken[-1]
+    return min(taken)
+
+
+def _seconds(call: Callable[[], object], repeats: int = 1) -> float:
+    start = benchmark.timer()  # waits for the GPU
+    for _ in range(repeats):
+        call()
+    return float(benchmark.timer() - start)
+
+
+def median_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Return the median, its 95 % interval by order statistics, and the number of values that are not NaN.
+
+    The interval needs no assumption on the noise; of fewer than six values it is their range.
+    """
+    from scipy.stats import binom
+
+    ordered = np.sort(np.asarray(values, dtype=float))
+    ordered = ordered[~np.isnan(ordered)]
+    cut = max(int(binom.ppf(0.025, len(ordered), 0.5)), 1)
+    low, high = float(ordered[cut - 1]), float(ordered[-cut])
+    return {"median": float(np.median(ordered)), "low": low, "high": high, "samples": len(ordered)}
+
+
+def summaries(
+    calls: dict[str, Callable[[], object]], config: BenchConfig, rounds: int, seconds: float
+) -> dict[str, dict[str, Any]]:
+    """Time calls; return their seconds, and ratios to the dense parent and the packed layer within rounds."""
+    taken, repeats = interleave(calls, rounds=rounds, seconds=seconds, seed=config.seed)
+    result = {}
+    for name, own in taken.items():
+        result[name] = {
+            "calls": repeats[name],
+            "seconds": median_of(own),
+            "ratio": median_of(own / taken[DENSE]),
+        }
+        if PACKED in taken:
+            result[name]["to_packed"] = median_of(own / taken[PACKED])
+    return result
+
+
+def machine_limits(device: str, stream: int) -> dict[str, float]:
+    """Measure the machine: bytes read and copied, and operations of a matrix product, in a second.
+
+    A copy counts reading and writing. CUDA computes in float16, the CPU in float32.
+    """
+    kind = torch.float16 if device == "cuda" else torch.float32
+    source = torch.zeros(stream // kind.itemsize, dtype=kind, device=device)
+    target = torch.empty_like(source)
+    side = min(4096, int((stream / 64) ** 0.5))
+    a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+
+    def median(call: Callable[[], object]) -> float:
+        return float(np.median([_seconds(call) for _ in range(6)][1:]))
+
+    return {
+        "read": source.nbytes / median(source.sum),
+        "copy": 2 * source.nbytes / median(lambda: target.copy_(source)),
+        "matrix": 2 * side**3 / median(lambda: a @ b),
+    }
+
+
+def training_step(
+    network: nn.Module, x: Tensor, labels: Tensor
+) -> tuple[Callable[[], None], torch.optim.Adam]:
+    """Return a step (forward, cross-entropy, backward, Adam, gradients to None), and its optimizer."""
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+
+    def step() -> None:
+        F.cross_entropy(network(x), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()  # last, so that no gradients stay in memory while others are timed
+
+    return step, optimizer
+
+
+def peak_bytes(network: nn.Module, x: Tensor, labels: Tensor) -> int:
+    """Return the most bytes of tensors that live at once in the second training step.
+
+    Counts parameters, buffers, Adam's moments, the batch, and every block of PyTorch's allocator, temporary
+    ones in its kernels included; not what libraries of matrix products keep for themselves.
+    """
+    step, optimizer = training_step(network, x, labels)
+    step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
+    lasting = bytes_of(network) + sum(t.nbytes for t in (*moments, x, labels))
+    if x.is_cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        others = torch.cuda.memory_allocated() - lasting
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - others
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiled:
+        step()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    return lasting + max(0, int(live.max(initial=0)))
+
+
+def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str], object]) -> dict[str, Any]:
+    """Measure a case, one of ``config.cases()``; `advance` gets a text after each of ``config.steps``."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    limits = [machine_limits(case["device"], config.stream)]
+    made = subjects_of(case, config)
+    free_memory()
+    what = f"{case['name']} α={case['factor']}"
+    advance(f"{what}: made")
+    forward = _forward(made, config, lambda text: advance(f"{what}: {text}"))
+    made.rows.clear()
+    free_memory()
+    training = _training(made, config, lambda text: advance(f"{what}: training, {text}"))
+    limits.append(machine_limits(case["device"], config.stream))
+    machine = {key: (limits[0][key] + limits[1][key]) / 2 for key in limits[0]}
+    for row in forward:
+        for batch, times in row["batches"].items():
+            seconds = times["seconds"]["median"]
+            times["bandwidth"] = row["stored"] / seconds / machine["read"]
+            times["rate"] = 2 * row["useful"] * int(batch) / seconds / machine["matrix"]
+    measured = {"machine": machine, "threads": torch.get_num_threads(), "notes": made.notes}
+    return {**case, **measured, "forward": forward, "training": training}
+
+
+@torch.inference_mode()
+def _forward(made: Subjects, config: BenchConfig, advance: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Time the rows whose outputs are right; note the others."""
+    problems = {row.name: row.problem(made.probe) for row in made.rows}
+    made.notes |= {name: why for name, why in problems.items() if why is not None}
+    rows = [row for row in made.rows if problems[row.name] is None]
+    records: list[dict[str, Any]] = [
+        {"name": r.name, "stored": r.stored, "useful": r.useful, "batches": {}} for r in rows
+    ]
+    for batch in config.batches:
+        x = _inputs(batch, made)
+        calls: dict[str, Any] = {row.name: partial(row.call, x) for row in rows}
+        times = summaries(calls, config, config.rounds, config.seconds)
+        for record in records:
+            record["batches"][str(batch)] = times[record["name"]]
+        advance(f"batch {batch}")
+    return records
+
+
+def _training(made: Subjects, config: BenchConfig, advance: Callable[[str], object]) -> list[dict[str, Any]]:
+    """Time and weigh training steps of the networks that compute what the masked one does."""
+    networks = {}
+    with torch.no_grad():
+        expected = made.networks[MASKED](made.probe)
+        for name, network in made.networks.items():
+            own = Row(name, network, 0, 0, None if name in (DENSE, MASKED) else expected)
+            problem = own.problem(made.probe)
+            if problem is None:
+                networks[name] = network
+            else:
+                made.notes[f"training: {name}"] = problem
+    records: dict[str, dict[str, Any]] = {
+        name: {"name": name, "stored": bytes_of(network), "batches": {}} for name, network in networks.items()
+    }
+    for batch in config.training_batches:
+        x = _inputs(batch, made)
+        labels = torch.randint(expected.shape[1], (batch,), device=x.device)
+        peaks = {}
+        for name, network in networks.items():
+            peaks[name] = peak_bytes(network, x, labels)
+            free_memory()  # else what is left of one step splits the memory of the next
+        steps: dict[str, Any] = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
+        rounds = max(3, math.ceil(config.rounds / 2))
+        times = summaries(steps, config, rounds, 2 * config.seconds)
+        for name, record in records.items():
+            record["batches"][str(batch)] = {"peak": peaks[name], **times[name]}
+        del steps
+        free_memory()
+        advance(f"batch {batch}")
+    return list(records.values())
+
+
+def _inputs(batch: int, made: Subjects) -> Tensor:
+    return torch.randn(batch, made.probe.shape[1]).to(made.probe)
+
+
+def free_memory() -> None:
+    """Return free memory to the system, which the allocator of a case keeps."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
+
+
+def main() -> None:
+    """Measure the case that the command line names."""
+    warnings.simplefilter("ignore")  # beta states of sparse tensors, exporters' remarks
+    logging.disable(logging.WARNING)
+    case, config = json.loads(sys.argv[1]), BenchConfig.from_dict(json.loads(sys.argv[2]))
+    lines = sys.stdout
+    sys.stdout = sys.stderr  # for exporters that print
+
+    def tell(**line: object) -> None:
+        print(json.dumps(line), file=lines, flush=True)
+
+    tell(result=run_case(case, config, lambda text: tell(done=text)))
+
+
+if __name__ == "__main__":
+    main()
