@@ -3,11 +3,11 @@
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,69 +100,48 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (
-            ["fit", "digts"],
-            1,
-            "Error: there is no data set and no file 'digts'; give one of digits, fashion-mnist, "
-            "banking77, or a file ending in .npz, .csv, .tsv, .tab, .txt, .data, .dat, .parquet, .pq, "
-            ".jsonl, .ndjson, .json. Did you mean 'digits'?",
-        ),
-        (
-            ["fit", "digits", "--factor", "0"],
-            2,
-            "Error: factor is 0; give an integer of at least 1 (2 doubles the neurons).",
-        ),
-        (
-            ["fit", "digits", "--split", "randm"],
-            2,
-            "Error: unknown split 'randm'; allowed are 'random', 'shared', 'gram', '2:4' and "
-            "fpe.LabelSplit(labels). Did you mean 'random'?",
-        ),
-        (
-            ["fit", "digits", "--rewire", "rigel"],
-            2,
-            "Error: unknown policy 'rigel'; allowed are 'paper', 'set', 'rigl', 'accumulated', 'momentum', "
-            "'columns', and an fpe.RewiringPolicy. Did you mean 'rigl'?",
-        ),
-        (
-            ["fit", "digits", "--factor", "65"],
-            1,
-            "Error: factor 65 is larger than the 64 inputs of layer '0', so that some child would have none; "
-            "give a factor from 1 to 64.",
-        ),
-        (
-            ["fit", "digits", "--hidden", "-4"],
-            2,
-            "Error: hidden is (-4,); give an integer of at least 1, or a list of such.",
-        ),
-        (
-            ["fit", "digits", "--test-fraction", "1.5"],
-            2,
-            "Error: test fraction is 1.5; give a share between 0 and 1.",
-        ),
-        (
-            ["fit", "digits", "--jobs", "0"],
-            2,
-            "Error: --jobs is 0; give a number of processes, or -1 for one for each core.",
-        ),
-        (
-            ["plan", "nothing"],
-            2,
-            "Error: 'nothing' does not name a model; write MODULE:CALLABLE, such as mynet:make.",
-        ),
-        (
-            ["plan", "no_such_module:make"],
-            2,
-            "Error: no_such_module:make could not be made: ModuleNotFoundError: No module named "
-            "'no_such_module'",
-        ),
+        (["fit", "digts"], 1, r"no data set and no file 'digts'.*\.npz, \.csv.*Did you mean 'digits'\?"),
+        (["fit", "digits", "--factor", "0"], 2, "factor is 0; give an integer of at least 1"),
+        (["fit", "digits", "--split", "randm"], 2, "unknown split 'randm'.*Did you mean 'random'"),
+        (["fit", "digits", "--rewire", "rigel"], 2, "unknown policy 'rigel'.*Did you mean 'rigl'"),
+        (["fit", "digits", "--factor", "65"], 1, "factor 65 is larger than the 64 inputs of layer '0'"),
+        (["fit", "digits", "--hidden", "-4"], 2, r"hidden is \(-4,\); give"),
+        (["fit", "digits", "--test-fraction", "1.5"], 2, "test.fraction is 1.5; give"),
+        (["fit", "digits", "--jobs", "0"], 2, "--jobs is 0; give"),
+        (["plan", "nothing"], 2, "'nothing' does not name a model; write MODULE:CALLABLE"),
+        (["plan", "no_such_module:make"], 2, "could not be made: ModuleNotFoundError"),
     ],
 )
 def test_a_bad_argument_gets_one_clear_line(tmp_path, monkeypatch, arguments, code, message):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
-    assert (result.exit_code, result.stderr) == (code, message + "\n")
+    assert result.exit_code == code
+    assert re.match(f"Error: .*{message}.*\n$", result.stderr), result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unexpected_error_is_one_message_without_a_traceback(monkeypatch):
+    def broken(*args, **how):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("fpe.data.load", broken)
+    result = run("fit", "digits")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: RuntimeError: a bug\n")
+    assert "FPE_TRACEBACK=1" in result.stderr
+    monkeypatch.setenv("FPE_TRACEBACK", "1")
+    assert isinstance(run("fit", "digits").exception, RuntimeError)
+
+
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_without_matplotlib_fit_says_once_that_no_figure_was_drawn(data, tmp_path, monkeypatch, extra):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run("fit", data, "--hidden", 2, *QUICK, "--out", tmp_path / "out", *extra)
+    assert result.exit_code == 0, result.output
+    assert result.stderr == "no figure was drawn: pip install 'fixed-parameter-expansion[plots]'\n"
+    assert "accuracy.png" not in result.stdout
+    assert not (tmp_path / "out" / "accuracy.png").exists()
 
 
 def test_an_unknown_option_is_a_bad_argument():
@@ -178,11 +157,11 @@ def test_help_shows_an_example(command):
     assert f"\n    fpe {command} " in result.output
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_path):
-    """A real SIGINT to the whole group, as a terminal sends it."""
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_resumes(data, tmp_path):
+    """A real SIGINT to the whole group, as a terminal sends it, while two processes train."""
     out = tmp_path / "out"
-    command = [*FPE, "fit", str(data), "--hidden", "2", "3", "4", "5", "--trials", "2", "--epochs", "400"]
-    command += ["--out", str(out)]
+    command = [*FPE, "fit", str(data), "--hidden", "2", "--trials", "6", "--epochs", "120", "--out", str(out)]
+    command += ["--jobs", "2"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -195,15 +174,15 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(data, tmp_pa
     assert process.returncode == 1
     assert stdout.startswith("points: 160 samples to learn from")
     assert "non-zeros" not in stdout
-    assert f"of 8 parts are finished and kept in {out / 'trials'}; run the same command again" in stderr
+    assert f"of 6 parts are finished and kept in {out / 'trials'}; run the same command again" in stderr
     assert "Traceback" not in stderr
-    assert 0 < len(finished) < 4
+    assert 0 < len(finished) < 6
 
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
+    again = run(*command[3:-1], "1")
+    assert again.exit_code == 0, again.stderr
     assert again.stderr == ""  # no progress bar in a pipe
     assert all(path.read_bytes() == content for path, content in finished.items())
-    assert len(json.loads((out / "results.json").read_text())["trials"]) == 8
+    assert len(json.loads((out / "results.json").read_text())["trials"]) == 6
 
 
 @pytest.mark.parametrize(
@@ -330,24 +309,21 @@ def test_training_that_diverges_names_the_trial(data, tmp_path):
 
 
 def test_auto_refuses_what_it_chooses_itself(tmp_path):
-    result = run("fit", "digits", "--auto", "--hidden", 4, "--rewire", "--patience", 3)
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Error: --hidden, --rewire, --patience cannot be given with --auto, which chooses the network and "
-        "its training; leave out either.\n",
-    )
-    result = run("fit", "digits", "--budget", 400)
-    assert (result.exit_code, result.stderr) == (
-        2,
-        "Error: --budget is for --auto, which chooses the network that it pays for; give both.\n",
-    )
-    result = run("fit", "digits", "--auto", "--budget", 84)
-    message = "budget is 84; give an integer of at least 85, what one hidden neuron takes with these data."
-    assert (result.exit_code, result.stderr) == (2, f"Error: {message}\n")
+    for arguments, said in (
+        (
+            ["--auto", "--hidden", 4, "--rewire", "--patience", 3],
+            "--hidden, --rewire, --patience cannot be given",
+        ),
+        (["--budget", 400], "--budget is for --auto"),
+        (["--auto", "--budget", 84], "budget is 84; give an integer of at least 85"),
+    ):
+        result = run("fit", "digits", *arguments)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"Error: {said}")
 
 
-def test_plan_shows_what_would_be_done(tmp_path):
-    Path(tmp_path / "nets.py").write_text(
+def test_plan_shows_what_would_be_done(tmp_path, monkeypatch):
+    (tmp_path / "nets.py").write_text(
         "import torch\n"
         "def make():\n"
         "    return torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))\n"
@@ -356,25 +332,17 @@ def test_plan_shows_what_would_be_done(tmp_path):
         "def not_a_model():\n"
         "    return 7\n"
     )
-
-    def plan(*arguments):
-        return subprocess.run([*FPE, "plan", *arguments], capture_output=True, text=True, cwd=tmp_path)
-
-    shown = plan("nets:make", "--factor", "2")
+    monkeypatch.chdir(tmp_path)
+    shown = subprocess.run([*FPE, "plan", "nets:make", "--factor", "2"], capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert (
-        shown.stdout.splitlines()[0]
-        == "Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0"
-    )
+    assert re.match("Expansion by 2: .*Random.*Magnitude.*seed 0", shown.stdout.splitlines()[0])
     assert "2: it is a head: its neurons are outputs of the network" in shown.stdout
-    as_json = json.loads(plan("nets:with_batch", "--json", "--layers", "0").stdout)
+    as_json = json.loads(run("plan", "nets:with_batch", "--json", "--layers", "0").stdout)
     assert as_json["layers"][0]["neurons_after"] == 8
-    refused = plan("nets:make", "--layers", "1")
-    assert refused.returncode == 1
-    assert refused.stderr == (
-        "Error: layer '1' is a ReLU, which has no neurons of its own. Expandable: '0'.\n"
-    )
-    assert plan("nets:not_a_model").stderr == "Error: model is a int; give a torch.nn.Module.\n"
+    refused = run("plan", "nets:make", "--layers", "1")
+    assert refused.exit_code == 1
+    assert re.match("Error: layer '1' is a ReLU.* '0'", refused.stderr)
+    assert re.match("Error: model is a int", run("plan", "nets:not_a_model").stderr)
 
 
 def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):

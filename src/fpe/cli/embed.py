@@ -8,9 +8,12 @@ from typing import Any
 import click
 
 from fpe._util.files import to_json
+from fpe.cli.shared import SHOWN
 
 
-@click.command(short_help="Turn images or texts into embeddings with a frozen encoder.")
+@click.command(
+    context_settings=SHOWN, short_help="Turn images or texts into embeddings with a frozen encoder."
+)
 @click.argument("source")
 @click.option(
     "--encoder",
@@ -21,29 +24,20 @@ from fpe._util.files import to_json
 @click.option("--label", help="Column of labels.  [default: found by its name]")
 @click.option("--column", help="Column of images or texts.  [default: images, or the longest texts]")
 @click.option("--test", metavar="FILE", help="A table, the test part of another one.")
-@click.option("--classes", type=int, help="Take so many classes only, chosen at random.")
-@click.option("--seed", default=0, show_default=True, help="Of that choice.")
-@click.option("--normalize/--no-normalize", default=True, show_default=True, help="Scale each to length 1.")
-@click.option("--dtype", default="float16", show_default=True, help="Stored as float16 or float32.")
+@click.option("--classes", type=int, help="Take only this many classes, chosen at random.")
+@click.option("--seed", default=0, help="Of that choice.")
+@click.option("--normalize/--no-normalize", default=True, help="Scale each to length 1.")
+@click.option("--dtype", default="float16", help="Stored as float16 or float32.")
 @click.option("--half", is_flag=True, help="Let the encoder compute in half precision too.")
-@click.option("--format", default="safetensors", show_default=True, help="Of shards: safetensors or parquet.")
-@click.option("--shard-size", default=4096, show_default=True, help="Embeddings of a shard.")
-@click.option("--batch-size", default=64, show_default=True, help="Items at a time.")
+@click.option("--format", default="safetensors", help="Of shards: safetensors or parquet.")
+@click.option("--shard-size", default=4096, help="Embeddings of a shard.")
+@click.option("--batch-size", default=64, help="Items at a time.")
 @click.option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
 @click.option("--workers", type=int, help="Processes that read images.  [default: 1; beside a GPU 8]")
 @click.option("--fresh", is_flag=True, help="Throw away the shards of an earlier run.")
 @click.option("--skip-broken", is_flag=True, help="Leave out and list images that cannot be read.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
-def embed(
-    source: str,
-    out: Path | None,
-    device: str | None,
-    workers: int | None,
-    fresh: bool,
-    skip_broken: bool,
-    as_json: bool,
-    **settings: Any,
-) -> None:
+def embed(source: str, out: Path | None, as_json: bool, **settings: Any) -> None:
     """Embed SOURCE once, into a folder that fpe fit and fpe reproduce read.
 
     SOURCE is a folder with a folder of images for each class (also below train and test), a table with
@@ -65,15 +59,7 @@ def embed(
 
     folder = out or Path("embeddings", Path(source).resolve().stem)
     with progress_bar(folder.name, 0, not as_json) as advance:
-        manifest = run(
-            *(source, folder),
-            device=device,
-            workers=workers,
-            fresh=fresh,
-            skip_broken=skip_broken,
-            on_batch=lambda done, of: advance("", done, of),
-            **settings,
-        )
+        manifest = run(source, folder, on_batch=lambda done, of: advance("", done, of), **settings)
     if as_json:
         click.echo(to_json(manifest))
         return

@@ -1,15 +1,25 @@
-"""``fpe export``: a saved model as ONNX or as an archive."""
+"""``fpe export``: a saved model as ONNX or as an archive of torch.export."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fpe._util.files import to_json
+from fpe.cli.plan import named_model
+from fpe.cli.shared import SHOWN
+from fpe.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+#: Random rows that show what rounding changes where no batch is given; the model is exported with the first two.
+ROWS = 1000
 
 
-@click.command(short_help="Write a saved model as ONNX or as a torch.export archive.")
+@click.command(context_settings=SHOWN, short_help="Write a saved model as ONNX or as a torch.export archive.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -17,15 +27,15 @@ from fpe._util.files import to_json
     metavar="MODULE:CALLABLE|FOLDER",
     help="The dense architecture and a batch, as for fpe plan.  [default: as the file says]",
 )
-@click.option("--pack/--no-pack", default=True, show_default=True, help="Leave the zeros out.")
+@click.option("--pack/--no-pack", default=True, help="Leave the zeros out.")
 @click.option("--int8", is_flag=True, help="Round the weights of linear layers to int8.")
 @click.option(
     "--batch-axis",
     "axes",
     multiple=True,
     metavar="AXIS|NAME=AXIS",
-    help="Where the batch is in all inputs, or in one of this name: a number, or none for inputs without a "
-    "batch; several may be given.  [default: 0]",
+    help="Axis of the batch in all inputs, or in one of this name: a number, or none for inputs without a "
+    "batch; repeatable.  [default: 0]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
@@ -42,17 +52,46 @@ def export(
       fpe export fpe-out/digits-random-x2/best.safetensors digits.onnx
       fpe export wide.safetensors model.pt2 --like mynetworks:make_model_and_batch
     """  # noqa: D301
-    from fpe.cli.deployment import export_file
+    if int8 and not pack:
+        raise ArgumentError("--int8 is for packed models; leave out --no-pack.")
+    from torch import Tensor
 
-    written = export_file(file, out, like, pack, int8, _batch_axis(axes))
+    from fpe.io.checkpoint import load
+    from fpe.io.exporting import export as write
+    from fpe.masked import counted_parameters
+    from fpe.packing.quantized import quantize
+
+    batch_axis = _batch_axis(axes)
+    dense, given = named_model(like) if like is not None else (None, None)
+    model = load(file, dense).eval()
+    rows = _made_up_rows(model, file) if given is None else given
+    batch = rows[:2] if given is None and isinstance(rows, Tensor) else rows
+    own = _packed(model, batch) if pack else _unpacked(model)
+    counts = [(count, count * parameter.element_size()) for _, parameter, count in counted_parameters(own)]
+    nonzero, nonzero_bytes = map(sum, zip(*counts, strict=True))
+    rounded = quantize(own) if int8 else own
+    written = write(rounded, out, batch, batch_axis)
+    rounding = _rounding(model, rounded, rows, given is None) if int8 else None
     if as_json:
-        click.echo(to_json(written.to_dict()))
+        counted = {"nonzero": nonzero, "nonzero_bytes": nonzero_bytes, "rounding": rounding}
+        click.echo(to_json({**vars(written), "path": str(written.path), **counted}))
         return
-    click.echo(str(written))
+    checked = "unknown: install onnxruntime" if written.difference is None else f"{written.difference:.1e}"
+    click.echo(f"{written.path}  {written.bytes:,} bytes")
+    click.echo(f"  non-zeros of the dense parent: {nonzero:,}, of {nonzero_bytes:,} bytes")
+    click.echo(f"  {written.lengths}")
+    click.echo(f"  largest difference of outputs{' to the model in int8' if int8 else ''}: {checked}")
+    if rounding is not None:
+        kind = "random rows (--like may give rows of data)" if rounding["made_up"] else "given rows"
+        click.echo(
+            f"  largest difference of outputs to the model before int8: {rounding['difference']:.1e} "
+            f"(outputs up to {rounding['largest']:.1e})\n"
+            f"  predicted classes that int8 changes: {rounding['changed']:.1%} of {rounding['rows']:,} {kind}"
+        )
 
 
 def _batch_axis(given: tuple[str, ...]) -> int | dict[str, int | None] | None:
-    """Read the values of ``--batch-axis``."""
+    """Parse the values of ``--batch-axis``."""
     by_name: dict[str, int | None] = {}
     for value in given:
         name, is_named, axis = value.rpartition("=")
@@ -69,3 +108,68 @@ def _batch_axis(given: tuple[str, ...]) -> int | dict[str, int | None] | None:
             "give one axis for all inputs, or NAME=AXIS for each; not both.", param_hint="--batch-axis"
         )
     return by_name[""]
+
+
+def _made_up_rows(model: nn.Module, file: Path) -> Any:
+    """Make up inputs for a model whose input is known: `ROWS` rows for one of `fpe.mlp`."""
+    import torch
+
+    from fpe.graph.inputs import inputs_for
+    from fpe.models import Standardize, mlp_sizes
+
+    sizes = mlp_sizes(model)
+    if sizes is not None:
+        dtype = next(model.parameters()).dtype
+        rows = torch.randn(ROWS, sizes["inputs"], generator=torch.Generator().manual_seed(0)).to(dtype)
+        scaler = model.get_submodule("scaler") if sizes.get("standardize") else None
+        return rows * scaler.scale + scaler.mean if isinstance(scaler, Standardize) else rows
+    made = inputs_for(model)
+    if made is None:
+        raise ArgumentError(
+            f"nothing says what the model in {file} takes; let --like name a callable that returns a model "
+            "and a batch."
+        )
+    return made
+
+
+def _rounding(model: nn.Module, rounded: nn.Module, rows: Any, made_up: bool) -> dict[str, Any]:
+    """Compare outputs, and the predicted classes of rows, before and after rounding to int8."""
+    import torch
+
+    from fpe.graph.inputs import as_call, tensors_in
+    from fpe.packing.verify import difference, largest
+
+    def output(network: nn.Module) -> Tensor:
+        args, kwargs = as_call(rows)
+        tensors: list[Tensor] = tensors_in(network(*args, **kwargs))
+        return next((tensor for tensor in tensors if tensor.is_floating_point()), tensors[0])
+
+    def classes(logits: Tensor) -> Tensor:
+        single = logits.dim() < 2 or logits.shape[-1] == 1
+        return logits.flatten() > 0 if single else logits.argmax(-1).flatten()
+
+    with torch.no_grad():
+        wanted, own = output(model), output(rounded)
+    changed = classes(wanted) != classes(own)
+    return {
+        "difference": difference(own, wanted),
+        "largest": largest(wanted),
+        "changed": float(changed.double().mean()) if changed.numel() else 0.0,
+        "rows": changed.numel(),
+        "made_up": made_up,
+    }
+
+
+def _packed(model: nn.Module, batch: Any) -> nn.Module:
+    from fpe.masked import MaskedLayer
+    from fpe.packing.pack import pack
+
+    is_masked = any(isinstance(module, MaskedLayer) for module in model.modules())
+    return pack(model, example_inputs=batch) if is_masked else model
+
+
+def _unpacked(model: nn.Module) -> nn.Module:
+    from fpe.packing.layers import PackedLayer
+    from fpe.packing.pack import unpack
+
+    return unpack(model) if any(isinstance(module, PackedLayer) for module in model.modules()) else model

@@ -1,24 +1,35 @@
-"""``fpe fit``: the main job."""
+"""``fpe fit``: train dense and expanded networks on data, and compare them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from fpe.cli.auto import check_auto, choose
-from fpe.cli.shared import ManyValues, check_jobs, data_options, expansion_options
+from fpe.cli.shared import SHOWN, ManyValues, check_jobs, data_options, expansion_options
+from fpe.errors import ArgumentError, raise_problems
+
+if TYPE_CHECKING:
+    from fpe.budget import Recommendation
+    from fpe.compare.config import FitConfig
+    from fpe.data import Dataset
+
+#: Options that describe the data; see `data_options`.
+OF_DATA = ("label", "test", "split_column", "drop", "features", "test_fraction")
+#: Options that ``--auto`` excludes: it chooses the first seven, and has no use for the others.
+NOT_WITH_AUTO = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "decay", "l2", "patience")
 
 
-@click.command(cls=ManyValues, short_help="Train dense and expanded networks on data, and compare.")
+@click.command(
+    cls=ManyValues, context_settings=SHOWN, short_help="Train dense and expanded networks, and compare."
+)
 @click.argument("data")
 @click.option(
     "--hidden",
     type=int,
     multiple=True,
     default=(4, 8, 16),
-    show_default=True,
     metavar="WIDTH…",
     help="Hidden neurons of the dense network; several are tried.",
 )
@@ -28,19 +39,18 @@ from fpe.cli.shared import ManyValues, check_jobs, data_options, expansion_optio
     is_flag=False,
     flag_value="auto",
     metavar="[POLICY]",
-    help="Let masks move after the expansion: rigl, columns, paper, set, accumulated or momentum; without a "
-    "name columns with --prune columns, else accumulated. What else is left open is then what suits.",
+    help="Change masks while training, after the expansion: rigl, columns, paper, set, accumulated or "
+    "momentum; without a name columns with --prune columns, else accumulated. Other defaults then change "
+    "too.",
 )
-@click.option(
-    "--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring for a budget, then train."
-)
+@click.option("--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring, then train.")
 @click.option(
     "--budget",
     type=int,
     metavar="N",
-    help="Of --auto: the most non-zero parameters.  [default: those of 16 dense neurons]",
+    help="With --auto: the most non-zero parameters.  [default: those of 16 dense neurons]",
 )
-@click.option("--trials", default=5, show_default=True, help="Networks for each width.")
+@click.option("--trials", default=5, help="Networks of each width.")
 @click.option(
     "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: 100; 0 with --rewire]"
 )
@@ -49,37 +59,28 @@ from fpe.cli.shared import ManyValues, check_jobs, data_options, expansion_optio
 @click.option(
     "--decay/--no-decay",
     default=None,
-    help="Let the learning rate fall to 0, as half a cosine over all epochs.  "
-    "[default: with --rewire and no warm-up]",
+    help="Lower the learning rate to 0, as half a cosine over all "
+    "epochs.  [default: with --rewire and no warm-up]",
 )
-@click.option(
-    "--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth of them, 64 to 500]"
-)
-@click.option("--l2", default=0.0, show_default=True, help="Weight of the squared norm in the loss.")
+@click.option("--batch-size", type=int, help="Samples in a mini-batch.  [default: a thirtieth, 64 to 500]")
+@click.option("--l2", default=0.0, help="Weight of the squared norm in the loss.")
 @click.option(
     "--validation-fraction",
     default=0.1,
-    show_default=True,
     help="Share of the training samples that is held out to choose the best model.",
 )
-@click.option("--patience", type=int, help="Stop when the loss on these has not fallen for so many epochs.")
+@click.option("--patience", type=int, help="Stop when the loss on these has not fallen for this many epochs.")
 @click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
 @data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
-@click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
-@click.option("--fresh", is_flag=True, help="Throw away the trials of an earlier run.")
+@click.option("--jobs", default=-1, help="Processes; -1 means one for each core.")
+@click.option("--fresh", is_flag=True, help="Remove the trials of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
 @click.pass_context
 def fit(
     context: click.Context,
     /,
     data: str,
-    label: str | None,
-    test: str | None,
-    split_column: str | None,
-    drop: tuple[str, ...],
-    features: tuple[str, ...],
-    test_fraction: float | None,
     out: Path | None,
     jobs: int,
     fresh: bool,
@@ -92,8 +93,8 @@ def fit(
     """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
 
     DATA is digits, fashion-mnist, banking77, a .npz file, a table (.csv, .tsv, .parquet, .jsonl, …), a folder
-    with tables train and test, or one that fpe embed wrote. Run the same command again to go on
-    after Ctrl-C, or with more trials or widths to add them.
+    with tables train and test, or one that fpe embed wrote. You can interrupt a run; the same command resumes
+    it, and adds trials or widths if more are given.
 
     \b
     Example:
@@ -103,7 +104,7 @@ def fit(
       fpe fit digits --auto --budget 600
     """  # noqa: D301
     check_jobs(jobs)
-    check_auto(context, auto, budget)
+    _check_auto(context, auto, budget)
     from fpe._util.files import to_json, write_json
     from fpe._util.terminal import progress_bar
     from fpe.compare.config import FitConfig
@@ -111,80 +112,128 @@ def fit(
     from fpe.compare.report import fit_figure, fit_table
     from fpe.data import load
 
-    dataset = load(
-        data,
-        label=label,
-        test=test,
-        split_column=split_column,
-        drop=drop,
-        features=features,
-        test_fraction=test_fraction,
-        seed=settings["seed"],
-    )
+    dataset = load(data, seed=settings["seed"], **{name: settings.pop(name) for name in OF_DATA})
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     found = None
     if not as_json:
         click.echo("\n".join(dataset.lines()) + "\n")
     if auto:
-        found, config = choose(dataset, config, budget, out, fresh, not as_json)
+        found, config = _choose(dataset, config, budget, out, fresh, not as_json)
         if not as_json:
             click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
         result = run_fit(dataset, config, folder, jobs=jobs, fresh=fresh, on_trial=advance)
-    fit_figure(result, folder / "accuracy.png")
+    files = {"results": folder / "results.json"}
     if found is not None:
-        write_json(folder / "recommendation.json", found.to_dict())
+        files["choice"] = folder / "recommendation.json"
+        write_json(files["choice"], found.to_dict())
+    try:
+        fit_figure(result, folder / "accuracy.png")
+        files["figure"] = folder / "accuracy.png"
+    except ImportError:
+        click.echo("no figure was drawn: pip install 'fixed-parameter-expansion[plots]'", err=True)
     if as_json:
         click.echo(to_json(result))
         return
-    click.echo(_heading(result))
-    click.echo(fit_table(result))
-    click.echo(f"\nresults     {folder / 'results.json'}")
-    if found is not None:
-        click.echo(f"choice      {folder / 'recommendation.json'}")
-    click.echo(f"figure      {folder / 'accuracy.png'}")
-    click.echo(f"best model  {folder / 'best.safetensors'}")
-    click.echo(_best(result["best"], result["data"]["validation_samples"]))
+    samples = result["data"]["validation_samples"]
+    click.echo(_training(result["config"]))
+    click.echo(f"{samples:,} of the samples to learn from are held out to choose the best model\n")
+    click.echo(fit_table(result) + "\n")
+    for name, file in {**files, "best model": folder / "best.safetensors"}.items():
+        click.echo(f"{name:<10}  {file}")
+    click.echo(_best(result["best"], samples))
     click.echo(f"  load it with fpe.load({str(folder / 'best.safetensors')!r})")
 
 
+def _check_auto(context: click.Context, auto: bool, budget: int | None) -> None:
+    """Refuse options that cannot be used with ``--auto``, or without it."""
+    problems = []
+    if not auto and budget is not None:
+        problems.append("--budget is for --auto, which chooses a network of this count; give both.")
+    typed = click.core.ParameterSource.COMMANDLINE
+    given = [name for name in NOT_WITH_AUTO if context.get_parameter_source(name) is typed]
+    if auto and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        problems.append(
+            f"{options} cannot be given with --auto, which chooses the network and its training; omit either."
+        )
+    raise_problems(problems, ArgumentError, "the options")
+
+
+def _choose(
+    dataset: Dataset, config: FitConfig, budget: int | None, out: Path | None, fresh: bool, visible: bool
+) -> tuple[Recommendation, FitConfig]:
+    """Return what is recommended for the training part of the data, and the configuration that trains it."""
+    import shutil
+    from dataclasses import asdict, replace
+
+    from fpe.budget import recommend
+
+    X = dataset.X_train
+    if config.standardize:
+        scale = X.std(axis=0)
+        scale[scale == 0] = 1
+        X = (X - X.mean(axis=0)) / scale
+    folder = (out or Path("fpe-out", f"{dataset.name}-auto-{dataset.fingerprint[:6]}")) / "choice"
+    if fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    winners: list[Any] = []
+
+    def show(winner: Any) -> None:
+        winners.append(winner)
+        if visible:
+            accuracy = f"{winner.accuracy:.1%} on held-out training samples"
+            click.echo(f"{winner.nonzero:,} non-zeros: {winner.name}, {accuracy}", err=True)
+
+    given: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr}
+    try:
+        found = recommend(
+            X,
+            dataset.y_train,
+            budget,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            verbose=visible,
+            folder=folder,
+            on_budget=show,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped. The choice is made for {len(winners)} budgets and kept in {folder}; run the same command "
+            "again to resume."
+        ) from None
+    settings = asdict(found.settings)
+    return found, replace(config, **{**settings, "hidden": (found.settings.hidden,)})
+
+
+def _training(config: dict[str, Any]) -> str:
+    """Describe how the networks were expanded and trained."""
+    rate = f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}"
+    before, after = config["warmup_epochs"], config["epochs"]
+    if config["factor"] == 1:
+        return (
+            f"factor 1: nothing is expanded; both are the dense network, trained for {before} + {after} "
+            f"epochs, {rate}; the second one gets a fresh Adam after {before}"
+        )
+    policy = config["rewire"]
+    rewired = f", rewired{'' if policy is True else f' by {policy}'}" if policy else ""
+    return (
+        f"expanded by {config['factor']} after {before} epochs, then {after} more (split {config['split']}, "
+        f"prune {config['prune']}{rewired}), {rate}; dense is trained alike, for as long"
+    )
+
+
 def _best(best: dict[str, Any], samples: int) -> str:
-    """Say which model is stored as the best, and why."""
+    """Describe the stored best model."""
     own = best["expanded"]
     text = (
         f"  {own['neurons']} neurons, trial {best['trial']}: {own['validation_accuracy']:.1%} on the "
-        f"{samples:,} held-out training samples, which chose it; {own['accuracy']:.1%} on the test data"
+        f"{samples:,} held-out training samples, by which it was chosen; {own['accuracy']:.1%} on the test data"
     )
     if best["kept"]:
         text += "\n  it is of an earlier run in this folder, and better than the best model of this one"
     if best["replaced"]:
         text += "\n  it replaces a model that was chosen on other data, or otherwise, and cannot be compared"
     return text
-
-
-def _moving(rewire: bool | str) -> str:
-    return f", rewired{'' if rewire is True else f' by {rewire}'}" if rewire else ""
-
-
-def _heading(result: dict[str, Any]) -> str:
-    held_out = result["data"]["validation_samples"]
-    return (
-        f"{_training(result['config'])}\n"
-        f"{held_out:,} of the samples to learn from are held out to choose the best model\n"
-    )
-
-
-def _training(config: dict[str, Any]) -> str:
-    """Say how networks are expanded and trained."""
-    rate = f"learning rate {config['lr']:g}{', falling to 0' if config['decay'] else ''}"
-    before, after = config["warmup_epochs"], config["epochs"]
-    if config["factor"] == 1:
-        return (
-            f"factor 1: nothing is expanded; both are the dense network, trained for {before} + {after} "
-            f"epochs, {rate}; for the second one Adam starts afresh after {before}"
-        )
-    return (
-        f"expanded by {config['factor']} after {before} epochs, then {after} more (split {config['split']}, "
-        f"prune {config['prune']}{_moving(config['rewire'])}), {rate}; dense is trained alike, for as long"
-    )

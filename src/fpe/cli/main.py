@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint, entry_points
+import os
+from functools import cached_property
 from typing import Any, cast
 
 import click
@@ -24,31 +25,42 @@ class _BadArguments(click.ClickException):
 
 
 class _Commands(click.Group):
-    """Turns errors into messages, and exit codes: 1 where something failed, 2 for bad arguments.
+    """Turn errors into messages and exit codes: 1 for a failure, 2 for bad arguments.
 
     Other distributions add commands by the entry point group ``fpe.commands``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.added: dict[str, EntryPoint] = {e.name: e for e in entry_points(group="fpe.commands")}
+    @cached_property
+    def added(self) -> dict[str, Any]:
+        from importlib.metadata import entry_points  # slow, and needed for help and for added commands only
+
+        return {entry.name: entry for entry in entry_points(group="fpe.commands")}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [*self.commands, *sorted(self.added)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self.added:
-            return cast(click.Command, self.added[cmd_name].load())
-        return super().get_command(ctx, cmd_name)
+        if cmd_name in self.commands or cmd_name not in self.added:
+            return super().get_command(ctx, cmd_name)
+        return cast(click.Command, self.added[cmd_name].load())
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
+            raise
         except FPEError as error:
             kind = _BadArguments if isinstance(error, ArgumentError) else _Failed
             raise kind(str(error)) from error
         except KeyboardInterrupt as error:
             raise _Failed(str(error) or "stopped.") from error
+        except Exception as error:
+            if os.environ.get("FPE_TRACEBACK"):
+                raise
+            raise _Failed(
+                f"{type(error).__name__}: {error}\nfpe did not expect this. Set FPE_TRACEBACK=1 to see where "
+                "it was raised."
+            ) from error
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

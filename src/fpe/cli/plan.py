@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fpe._util.files import to_json
-from fpe.cli.shared import expansion_options
+from fpe.cli.shared import SHOWN, expansion_options
 from fpe.errors import ArgumentError
 
 
-@click.command(short_help="Show what an expansion of a model would do.")
+@click.command(context_settings=SHOWN, short_help="Show what an expansion of a model would do.")
 @click.argument("model", metavar="MODULE:CALLABLE|FOLDER")
 @expansion_options()
 @click.option(
     "--layers",
     multiple=True,
     metavar="NAME[=FACTOR]",
-    help="Name or pattern of layers to expand, with a factor of their own; may be given again.",
+    help="Layers to expand, by name or pattern, each with a factor of its own; repeatable.",
 )
-@click.option(
-    "--budget", default="group", show_default=True, help="Who pays for a group's copies: group or network."
-)
+@click.option("--budget", default="group", help="Keep the count of each group, or network.")
 @click.option(
     "--convolutions",
     default="channels",
-    show_default=True,
-    help="What a convolution's children share out: channels or taps.",
+    help="What a convolution splits among its children: channels or taps.",
 )
-@click.option(
-    "--target-fraction", default=1.0, show_default=True, help="Share of each layer's neurons to expand."
-)
+@click.option("--target-fraction", default=1.0, help="Share of each layer's neurons to expand.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None:
-    """Show which layers would be expanded, who reads them, what it costs, and what is left alone.
+    """Show which layers would be expanded, their consumers, the counts, and the layers left unchanged.
 
     MODULE:CALLABLE names a function or class, importable from here, that is called without arguments
     and returns a torch.nn.Module, or one and a batch of inputs to follow it on. FOLDER is a model of
@@ -45,7 +43,6 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
       fpe plan mynetworks:make_classifier --factor 3
       fpe plan ./bert-base --layers '*.intermediate.dense=4'
     """  # noqa: D301
-    from fpe.cli.named_models import named_model
     from fpe.expansion.planner import plan as make_plan
 
     network, example_inputs = named_model(model)
@@ -54,7 +51,7 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
 
 
 def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
-    """Read NAME and NAME=FACTOR; None if nothing is given."""
+    """Parse NAME and NAME=FACTOR."""
     layers = {}
     for entry in given:
         name, equals, own = entry.rpartition("=")
@@ -64,3 +61,44 @@ def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
             )
         layers[name if equals else entry] = int(own) if equals else factor
     return layers or None
+
+
+def named_model(name: str) -> tuple[Any, Any]:
+    """Return a model and a batch or None, by ``MODULE:CALLABLE`` or by a folder of transformers."""
+    if Path(name).is_dir():
+        return _from_folder(Path(name)), None
+    module_name, colon, attribute = name.partition(":")
+    if not (module_name and colon and attribute):
+        raise ArgumentError(f"{name!r} does not name a model; write MODULE:CALLABLE, such as mynet:make.")
+    sys.path.insert(0, "")
+    try:
+        made: Any = import_module(module_name)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+        made = made()
+    except Exception as error:  # the user's own code may fail in any way
+        raise ArgumentError(f"{name} could not be made: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove("")
+    return made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+
+
+def _from_folder(folder: Path) -> Any:
+    if not (folder / "config.json").is_file():
+        raise ArgumentError(f"the folder {folder} has no config.json, which a model of transformers has.")
+    try:
+        import transformers
+    except ImportError as error:
+        raise ArgumentError(
+            "a model folder needs transformers: pip install 'fixed-parameter-expansion[transformers]'"
+        ) from error
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
+        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+            return kind.from_pretrained(folder, local_files_only=True)
+        make: Any = kind.from_config if kind is transformers.AutoModel else kind
+        return make(config)
+    except Exception as error:  # a broken folder makes transformers fail in any way
+        raise ArgumentError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error
