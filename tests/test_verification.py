@@ -144,7 +144,7 @@ class Unread(nn.Module):
 def test_what_does_not_move_the_output_cannot_be_verified():
     with pytest.raises(ModelError, match="does not depend on the order of the neurons in 'c'"):
         verify(Unread(), NeuronGroup("a", ("b", "c")), X)
-    with pytest.raises(ModelError, match="has one neuron only"):
+    with pytest.raises(ModelError, match="only one neuron"):
         verify(nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 2)), NeuronGroup("0", "2"), X)
 
 

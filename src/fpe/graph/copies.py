@@ -143,9 +143,14 @@ def copied(model: nn.Module, dtype: torch.dtype | None = None, device: Any = Non
     return _checked_copy(model, memo).requires_grad_(False)
 
 
-def with_own_state(model: nn.Module) -> nn.Module:
-    """Copy a model except for its parameters."""
-    return _checked_copy(model, {id(p): p for p in model.parameters()})
+def with_own_state(model: nn.Module, values: dict[Tensor, Tensor]) -> nn.Module:
+    """Copy a model except for its parameters, with other values for some of its tensors."""
+    memo: dict[int, Tensor] = {id(parameter): parameter for parameter in model.parameters()}
+    for tensor, value in values.items():
+        if not isinstance(value, nn.Parameter):  # a run may write into it
+            value = nn.Parameter(value.clone(), False) if isinstance(tensor, nn.Parameter) else value.clone()
+        memo[id(tensor)] = value
+    return _checked_copy(model, memo)
 
 
 def _checked_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -1,33 +1,32 @@
-"""Verify numerically that groups of neurons are what they are taken for.
+"""Verify numerically that groups of neurons can be expanded.
 
-Expanding a group is right if each neuron reaches the output through the consumers' inputs alone, and by the
-same function as every other. So two networks of the same size must compute the same: one in which half of the
-neurons have no outgoing weights, and one in which, besides, these neurons have other incoming weights and all
-neurons stand in another order, with the tensors over them and the inputs of the consumers to match. An
-operation that mixes neurons, a consumer that was missed, or a norm that was forgotten moves the output.
+Expanding a group is right if each neuron reaches the output only through the inputs of the consumers, and by the
+same function as every other neuron. So two networks of the same size must compute the same: one in which half of the
+neurons have no outgoing weights (`silenced`), and one in which, besides, these neurons have other incoming weights
+and all neurons stand in another order, with the tensors over them and the inputs of the consumers to match
+(`shuffled`). An operation that mixes neurons, a missing consumer or a missing norm moves the output.
 
-Such a comparison says something only where the neurons matter to the output. So it is made on a copy of the
-model, with weights drawn anew at a healthy scale, in double precision if the model runs in it; and the output
-must move when a producer or a consumer is permuted alone.
+Such a comparison has power only where the neurons matter to the output. So it is made on a copy with random weights
+of a healthy scale, in double precision if the model runs in it; and the output must move when a producer or a
+consumer is permuted alone.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import copied, first_line, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
-from fpe.graph.inputs import Call, as_call, tensors_in
+from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
 from fpe.graph.layers import is_layer, size_of
-from fpe.graph.permuting import alone, changed, draw, halved
+from fpe.graph.permuting import Values, permuted_alone, randomize_, shuffled, silenced
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
@@ -36,8 +35,8 @@ _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 _ROUNDING = {torch.finfo(torch.float64).eps: 1e-9, torch.finfo(torch.float32).eps: 1e-5}
 #: How many times as far a permutation that is not compensated must move it.
 _POWER = 20
-#: Above so many parameters, a copy in double precision would be too large.
-_LARGE = 1 << 28
+#: A copy of more parameters would be too large in double precision.
+_MAX_DOUBLE = 1 << 28
 
 
 def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], example_inputs: Any) -> None:
@@ -46,11 +45,11 @@ def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], exampl
     Parameters
     ----------
     model : nn.Module
-        Not changed, and not run: a copy is, in evaluation and in training mode, with other weights. No
-        random number generator is moved. A model that cannot run in training mode is judged in evaluation
+        Neither changed nor run: a copy with other weights is run, in training and in evaluation mode. No
+        random number generator is moved. A model that does not run in training mode is judged in evaluation
         mode, with a warning.
-    groups : Group or sequence of Group
-        The neurons. All are judged at once; only if the output moves are there more runs, to find out why.
+    groups : NeuronGroup or sequence of NeuronGroup
+        All are judged at once; only if the output moves are there more runs, to find out why.
     example_inputs : Tensor, tuple or dict
         One batch: the model's input, its positional arguments, or its keyword arguments.
 
@@ -71,53 +70,70 @@ def refusal(name: str, reason: str) -> str:
 
 
 def unverified(model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any) -> dict[str, str]:
-    """Return the groups that `verify` refuses: the reason, in a clause, by the name of the group."""
-    single = "it has one neuron only, so that no permutation can show what happens to it"
+    """Return the groups that `verify` refuses: by the name of the group, the reason as a clause."""
+    single = "it has only one neuron, so that no permutation can show what happens to it"
     reasons = {group.name: single for group in groups if size_of(model, group.name)[0] == 1}
     left = [group for group in groups if group.name not in reasons]
     weak: dict[str, str] = {}
-    for drawn in (True, False):
+    for everywhere in (True, False):  # a model may not work with random weights everywhere
         if left:
-            trial = _Trial(model, left, as_call(example_inputs), drawn)
-            weak = trial.without_power(left)
+            try:
+                trial = _Trial(model, left, as_call(example_inputs), everywhere)
+            except ModelError:
+                if everywhere:
+                    continue
+                raise
+            weak = trial.without_power()
             reasons |= trial.moving([group for group in left if group.name not in weak])
             left = [group for group in left if group.name in weak]
     return reasons | weak
 
 
 class _Trial:
-    """A copy of a model with other weights, and what its output does when neurons are permuted.
+    """A copy of a model with random weights, and what its outputs do when neurons of groups are permuted.
 
-    Parameters
-    ----------
-    model, groups, call
-        As for `verify`; `call` holds positional and named arguments.
-    drawn : bool
-        Whether all weights are drawn anew, or only those of the producers.
+    With `everywhere`, all weights are random, else only those of the producers.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, drawn: bool) -> None:
-        self.kind = type(model).__name__
-        self.copy, self.call = _running_copy(model, call)
-        self.modes = [False, True]
+    def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool) -> None:
+        self.groups, self.kind, self.everywhere = groups, type(model).__name__, everywhere
+        self.modes = [True, False]
         self.eps = 0.0
-        draw(self.copy, groups, drawn)
-        if drawn:
-            _run(self.copy, self.call, False, False, _of_size_one())
-        try:
-            self.outputs(True)
-        except Exception as error:  # the user's own code may fail in any way
-            self.modes = [False]
-            if drawn:
-                message = (
-                    f"{self.kind} does not run on example_inputs in training mode ({first_line(error)}); "
-                    "its groups of neurons are verified in evaluation mode only."
-                )
-                warnings.warn(message, UserWarning, stacklevel=2)
+        self.silent: dict[tuple[bool, int], list[Tensor]] = {}
+        self.copy, self.call = self.running_copy(model, call)
 
-    def outputs(self, training: bool, gradient: bool = False) -> list[Tensor]:
-        """Run the model as it is now; return its floating-point outputs."""
-        found, eps = _run(self.copy, self.call, training, gradient)
+    def running_copy(self, model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+        """Return a copy with random weights in the finest precision in which it runs, and its arguments."""
+        large = sum(p.numel() for p in model.parameters()) > _MAX_DOUBLE
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        places: list[tuple[torch.dtype | None, torch.device | None]] = (
+            [] if large else [(torch.float64, None)]
+        )
+        places += [(torch.float32, None)] + ([] if on_cpu else [(torch.float32, torch.device("cpu"))])
+        for dtype, device in [*places, (None, None)]:
+            try:
+                fine, arguments = copied(model, dtype, device), converted(call, dtype, device)
+                randomize_(fine, self.groups, self.everywhere)
+                outputs, _ = _run(fine, arguments, False, hook=_of_size_one() if self.everywhere else None)
+            except Exception as error:  # the user's own code may fail in any way
+                last = error
+                continue
+            if not self.everywhere and outputs and not any(output.isfinite().any() for output in outputs):
+                raise ModelError(
+                    f"the output of {self.kind} on example_inputs is NaN or infinite throughout, so that "
+                    "nothing can be verified; give a batch, and a model, of finite numbers."
+                )
+            return fine, arguments
+        if isinstance(last, ModelError):
+            raise last
+        raise ModelError(
+            f"{self.kind} cannot be run on example_inputs ({first_line(last)}); give one batch as the model "
+            "takes it: a tensor, a tuple of arguments, or a dict of named ones."
+        ) from last
+
+    def outputs(self, values: Values, training: bool, gradient: bool = False) -> list[Tensor]:
+        """Run the copy with other values of some tensors; return its floating-point outputs."""
+        found, eps = _run(self.copy, self.call, training, values, gradient)
         self.eps = max(self.eps, eps)
         return found
 
@@ -126,48 +142,35 @@ class _Trial:
         """How far rounding may move an output of size 1."""
         return next((moved for eps, moved in _ROUNDING.items() if self.eps <= eps), float("inf"))
 
-    def moving(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
-        """Return the groups whose permutation moves the output, with the reason; found by halving."""
-        if not groups:
-            return {}
-        for training, odd in product(self.modes, (0, 1)):
-            moved = self._moved(groups, training, odd)
-            if not moved <= self.rounding:
-                break
-        else:
-            return {}
-        if len(groups) > 1:
-            half = len(groups) // 2
-            return self.moving(groups[:half]) | self.moving(groups[half:])
-        readers = ", ".join(map(repr, groups[0].consumers))
-        return {
-            groups[0].name: f"when its neurons are permuted, and the inputs of {readers} to match, the "
-            f"output moves by {moved:.2g} of its size in {'training' if training else 'evaluation'} mode; "
-            "something between them mixes neurons, or another module reads them"
-        }
-
-    def _moved(self, groups: Sequence[NeuronGroup], training: bool, odd: int) -> float:
-        with changed(halved(self.copy, groups, odd)):
-            old = self.outputs(training)
-        with changed(halved(self.copy, groups, odd, permuted=True)):
-            new = self.outputs(training)
-        return _distance(old, new)
-
-    def without_power(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
+    def without_power(self) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
 
-        Backward passes show it for all layers at once; only one through which none goes is permuted.
+        Backward passes show it for all layers at once; only a layer that no gradient reaches is permuted.
         """
-        left = {name: group for group in groups for name in (*group.producers, *group.consumers)}
+        left = {name: group for group in self.groups for name in (*group.producers, *group.consumers)}
         unseen: set[str] = set()
-        for training, odd in product(reversed(self.modes), (0, 1)):
-            slopes = self._slopes(groups, list(left), training, odd) if left else {}
+        for training, odd in product((True, False), (0, 1)):
+            if not left or training not in self.modes:
+                continue
+            try:
+                slopes = self.slopes(left, training, odd)
+            except Exception as error:  # the user's own code may fail in any way
+                if not training:
+                    raise
+                self.modes = [False]
+                if self.everywhere:
+                    message = (
+                        f"{self.kind} does not run on example_inputs in training mode ({first_line(error)}); "
+                        "its groups of neurons are verified in evaluation mode only."
+                    )
+                    warnings.warn(message, UserWarning, stacklevel=2)
+                continue
             unseen = {name for name, slope in slopes.items() if slope is None}
             left = {n: g for n, g in left.items() if (slopes[n] or 0) < _POWER * self.rounding}
         if self.rounding == float("inf"):
             reason = f"{self.kind} computes in a precision so coarse that nothing could be verified"
-            return {group.name: reason for group in groups}
-        weak = [name for name in left if not (name in unseen and self._moves_alone(groups, left[name], name))]
+            return {group.name: reason for group in self.groups}
+        weak = [name for name in left if not (name in unseen and self.moves_alone(left[name], name))]
         return {
             left[name].name: f"the output of {self.kind} does not depend on the order of the neurons in "
             f"{name!r}, so that nothing can be verified; give a batch on which it does, and a model that "
@@ -175,97 +178,102 @@ class _Trial:
             for name in weak
         }
 
-    def _slopes(
-        self, groups: Sequence[NeuronGroup], names: Sequence[str], training: bool, odd: int
-    ) -> dict[str, float | None]:
-        """Return by how much the output begins to move when each layer begins to be permuted."""
-        with changed(halved(self.copy, groups, odd)):
-            owners = {name: group for group in groups for name in (*group.producers, *group.consumers)}
-            changes = {name: alone(self.copy, owners[name], name) for name in names}
-            tensors = list(dict.fromkeys(tensor for change in changes.values() for tensor in change))
-            try:
-                for tensor in tensors:
-                    tensor.requires_grad_(True)
-                total = _projected(self.outputs(training, gradient=True))
-                found = torch.autograd.grad(total, tensors, allow_unused=True)
-            except Exception:  # the user's own backward pass may fail, or there may be none
-                return dict.fromkeys(names)
-            finally:
-                for tensor in tensors:
-                    tensor.requires_grad_(False)
-            slopes: dict[str, float | None] = {}
-            of = dict(zip(tensors, found, strict=True))
-            for name, change in changes.items():
-                parts = [(of[t] * (value - t.data)).sum() for t, value in change.items() if of[t] is not None]
-                slopes[name] = abs(float(sum(parts))) if parts else None
-            return slopes
+    def slopes(self, layers: dict[str, NeuronGroup], training: bool, odd: int) -> dict[str, float | None]:
+        """Return how fast the output moves as each layer begins to be permuted; None without a gradient."""
+        values = silenced(self.copy, self.groups, odd)
+        changes = {name: permuted_alone(self.copy, group, name, values) for name, group in layers.items()}
+        leaves = {t: nn.Parameter(values.get(t, t.data)) for change in changes.values() for t in change}
+        outputs, gradients = None, {}
+        try:
+            outputs = self.outputs(values | leaves, training, gradient=True)
+            found = torch.autograd.grad(_projected(outputs), list(leaves.values()), allow_unused=True)
+            gradients = {
+                t: gradient for t, gradient in zip(leaves, found, strict=True) if gradient is not None
+            }
+        except Exception:  # the user's own backward pass may fail, or there may be none
+            outputs = self.outputs(values, training) if outputs is None else outputs
+        self.silent[training, odd] = [output.detach() for output in outputs]
+        slopes: dict[str, float | None] = {}
+        for name, change in changes.items():
+            parts = [
+                (gradients[t] * (new - leaves[t].data)).sum() for t, new in change.items() if t in gradients
+            ]
+            slopes[name] = abs(float(sum(parts))) if parts else None
+        return slopes
 
-    def _moves_alone(self, groups: Sequence[NeuronGroup], group: NeuronGroup, name: str) -> bool:
+    def moves_alone(self, group: NeuronGroup, name: str) -> bool:
+        """Tell whether the output moves if a layer is permuted alone."""
         for training, odd in product(self.modes, (0, 1)):
-            with changed(halved(self.copy, groups, odd)):
-                old = self.outputs(training)
-                with changed(alone(self.copy, group, name)):
-                    new = self.outputs(training)
-            if _distance(old, new) >= _POWER * self.rounding:
+            values = silenced(self.copy, self.groups, odd)
+            new = self.outputs(values | permuted_alone(self.copy, group, name, values), training)
+            if _distance(self.silent_outputs(self.groups, training, odd), new) >= _POWER * self.rounding:
                 return True
         return False
 
+    def silent_outputs(self, groups: Sequence[NeuronGroup], training: bool, odd: int) -> list[Tensor]:
+        """Return the outputs with half of the neurons silenced; for all groups together they are kept."""
+        if len(groups) < len(self.groups):
+            return self.outputs(silenced(self.copy, groups, odd), training)
+        if (training, odd) not in self.silent:
+            self.silent[training, odd] = self.outputs(silenced(self.copy, groups, odd), training)
+        return self.silent[training, odd]
 
-def _running_copy(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
-    """Copy a model in the finest precision in which it runs in evaluation mode, and its arguments too."""
-    large = sum(p.numel() for p in model.parameters()) > _LARGE
-    on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-    double, single = ((torch.float64, None), (torch.float32, None))
-    elsewhere = [] if on_cpu else [(torch.float32, torch.device("cpu"))]
-    for dtype, device in ([] if large else [double]) + [single] + elsewhere + [(None, None)]:
-        try:
-            fine = copied(model, dtype, device)
-            arguments = tree_map(lambda value, to=(dtype, device): _moved(value, *to), call)
-            outputs, _ = _run(fine, arguments, False, False)
-        except Exception as error:  # the user's own code may fail in any way
-            last = error
-        else:
-            if outputs and not any(output.isfinite().any() for output in outputs):
-                raise ModelError(
-                    f"the output of {type(model).__name__} on example_inputs is NaN or infinite throughout, "
-                    "so that nothing can be verified; give a batch, and a model, of finite numbers."
-                )
-            return fine, arguments
-    if isinstance(last, ModelError):
-        raise last
-    raise ModelError(
-        f"{type(model).__name__} cannot be run on example_inputs ({first_line(last)}); give one batch as "
-        "the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
-    ) from last
+    def moving(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
+        """Return the groups whose permutation moves the output, with the reason; found by halving."""
+        moved = next(self.moves(groups), None) if groups else None
+        if moved is None:
+            return {}
+        if len(groups) > 1:
+            half = len(groups) // 2
+            return self.moving(groups[:half]) | self.moving(groups[half:])
+        consumers = ", ".join(map(repr, groups[0].consumers))
+        return {
+            groups[0].name: f"when its neurons are permuted, and the inputs of {consumers} to match, the "
+            f"output moves by {moved[0]:.2g} of its size in {'training' if moved[1] else 'evaluation'} mode; "
+            "something between them mixes neurons, or another module consumes them"
+        }
 
-
-def _moved(value: Any, dtype: torch.dtype | None, device: torch.device | None) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().to(device, dtype if value.is_floating_point() else None)
+    def moves(self, groups: Sequence[NeuronGroup]) -> Iterator[tuple[float, bool]]:
+        """Yield how far the output moves if groups are permuted, and in which mode, where it moves."""
+        for odd in (0, 1):
+            values = shuffled(self.copy, groups, odd)
+            references: list[list[Tensor]] = []
+            for training in self.modes:
+                new = self.outputs(values, training)
+                # Evaluation often computes what training does: then its own reference is not needed.
+                if any(_distance(reference, new) <= self.rounding for reference in references):
+                    continue
+                references.append(self.silent_outputs(groups, training, odd))
+                moved = _distance(references[-1], new)
+                if not moved <= self.rounding:
+                    yield moved, training
 
 
 def _run(
-    model: nn.Module, call: Call, training: bool, gradient: bool, hook: _Hook | None = None
+    model: nn.Module,
+    call: Call,
+    training: bool,
+    values: Values | None = None,
+    gradient: bool = False,
+    hook: _Hook | None = None,
 ) -> tuple[list[Tensor], float]:
     """Return the floating-point outputs of a model, and the coarsest precision of any operation.
 
-    It gets the model's attributes and buffers as they are, whatever another run has made of its own.
+    It is run on a copy with its own buffers and attributes, so that no run depends on another.
     """
-    own = with_own_state(model)
+    own = with_own_state(model, values or {})
     for layer in filter(is_layer, own.modules() if hook else ()):
         layer.register_forward_hook(cast(Any, hook))
-    args, kwargs = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, call)
+    args, kwargs = copied_call(call)
     with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
         outputs = tensors_in(own(*args, **kwargs), consume=True)
-        found = [t for t in outputs if t.is_floating_point() and t.numel()]
-        return [t.clone() for t in found], mode.eps
+        return [t.clone() for t in outputs if t.is_floating_point() and t.numel()], mode.eps
 
 
 def _of_size_one() -> _Hook:
-    """Return a hook that scales the weights of a layer so that its first output has size 1.
+    """Return a hook that scales each layer's weights so that its first output has size 1.
 
-    Else what deep networks compute with new weights would overflow, or fade away.
+    Else what deep networks compute with random weights would overflow, or fade away.
     """
     seen: set[nn.Module] = set()
 
