@@ -201,14 +201,14 @@ def test_moments_follow_the_children_that_are_there():
 def test_who_has_left_goes_through_a_file(tmp_path):
     wide = fpe.expand(large_reader(), 2, "shared", "children")
     fpe.save(wide, tmp_path / "wide")
-    again = fpe.load(tmp_path / "wide", large_reader(seed=5))
+    again = fpe.load(tmp_path / "wide", like=large_reader(seed=5))
     assert again.fpe_plan == wide.fpe_plan
     assert again.fpe_plan.prune == "ChildPruning()"
     assert torch.equal(again[0].weight, wide[0].weight)
     fpe.save(fpe.pack(wide), tmp_path / "packed")
     x = torch.randn(5, 12, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
-        fpe.load(tmp_path / "packed", large_reader())(x), wide(x), rtol=1e-5, atol=1e-6
+        fpe.load(tmp_path / "packed", like=large_reader())(x), wide(x), rtol=1e-5, atol=1e-6
     )
 
 

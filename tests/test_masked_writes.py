@@ -70,7 +70,7 @@ def made_nan():
 
 
 def packed_and_written():
-    packed = fpe.pack(fpe.expand(fpe.mlp(20, 6, 3, seed=0), 2, seed=1), "dense")
+    packed = fpe.pack(fpe.expand(fpe.mlp(20, 6, 3, seed=0), 2, seed=1), format="dense")
     packed[0].weight.data.fill_(0.5)
     return packed
 

@@ -11,7 +11,7 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError, BudgetError, CheckpointError
 from fpe.models import mlp_sizes
-from fpe.packing.pack import bytes_of
+from fpe.packing.layers import bytes_of
 from models import same_state
 from zoo import ZOO, answer
 
@@ -31,13 +31,13 @@ def manifest_of(path):
         return json.loads(file.metadata()["fpe"])
 
 
-@pytest.mark.parametrize("format", [None, "bitmask"])
+@pytest.mark.parametrize("format", [None, "dense"])
 @pytest.mark.parametrize(("name", "split", "prune"), CASES)
 def test_what_is_loaded_is_what_was_packed(name, split, prune, format, tmp_path):
     """Also bit for bit in the outputs, and back to the masked model."""
     model, batch = ZOO[name]()
     wide = fpe.expand(model, 2, split, prune=prune, example_inputs=batch).eval()
-    packed = fpe.pack(wide, format)
+    packed = fpe.pack(wide, format=format)
     fpe.save(packed, tmp_path / "packed.safetensors")
     again = fpe.load(tmp_path / "packed.safetensors", like=model.eval())
     assert same_state(again, packed)

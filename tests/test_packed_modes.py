@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import fpe
 from fpe.errors import ArgumentError, ModelError
-from fpe.packing.blocks import BlockLayer, BlockLinear
+from fpe.packing.blocks import BlockLayer
 from fpe.packing.layers import PackedLayer, Shape
 from models import assert_unchanged, same_state, snapshot
 from zoo import ZOO, answer
@@ -45,7 +45,6 @@ MODELS |= {
 WAYS = [
     ("shared", "children", None),
     ("random", "magnitude", None),
-    ("random", "magnitude", "bitmask"),
     ("random", "magnitude", "dense"),
 ]
 #: Models of every kind of layer and of reading.
@@ -91,7 +90,7 @@ def gradients_of(wide, packed, batch):
 @pytest.mark.parametrize(("name", "split", "prune", "format"), CASES)
 def test_outputs_and_gradients_are_those_of_the_masked_model_in_every_mode(name, split, prune, format):
     wide, batch = wide_of(name, split, prune)
-    packed = fpe.pack(wide, format)
+    packed = fpe.pack(wide, format=format)
     for trains in (False, True):
         for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
             with context():
@@ -120,7 +119,7 @@ def assert_stands_for_itself(layer):
 @pytest.mark.parametrize("name", FEW)
 def test_the_weight_that_is_read_is_the_one_that_is_applied(name, split, prune, format):
     wide, _ = wide_of(name, split, prune)
-    layers = [m for m in fpe.pack(wide, format).modules() if isinstance(m, PackedLayer)]
+    layers = [m for m in fpe.pack(wide, format=format).modules() if isinstance(m, PackedLayer)]
     assert layers
     for layer in layers:
         assert_stands_for_itself(layer)
@@ -230,8 +229,8 @@ class Branch(nn.Module):
 @pytest.fixture
 def wrong_layer(monkeypatch):
     """Let the products of blocks have their outputs in another order."""
-    right = BlockLinear.forward
-    monkeypatch.setattr(BlockLinear, "forward", lambda self, x: right(self, x).roll(1, -1))
+    right = BlockLayer.forward
+    monkeypatch.setattr(BlockLayer, "forward", lambda self, x: right(self, x).roll(1, -1))
 
 
 @pytest.mark.usefixtures("wrong_layer")
@@ -244,7 +243,7 @@ def test_a_wrong_layer_is_found_however_little_it_adds():
 
 def test_a_weight_that_only_the_fast_path_reads_wrongly_is_found(monkeypatch):
     wide, x = wide_of("TransformerEncoder", "shared", "children")
-    monkeypatch.setattr(BlockLinear, "weight", property(lambda self: self.wide()[0]))
+    monkeypatch.setattr(BlockLayer, "weight", property(lambda self: self.to_masked().weight))
     with pytest.raises(ModelError, match="evaluation mode without gradients"):
         fpe.pack(wide, example_inputs=x)
 

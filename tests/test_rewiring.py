@@ -555,7 +555,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
         "'columns', and an fpe.RewiringPolicy. Did you mean 'rigl'?",
         wide, optimizer, "rigel", steps=0, seed=-1,
     )  # fmt: skip
-    packed = fpe.pack(fpe.expand(dense, 2, "shared"), "blocks")
+    packed = fpe.pack(fpe.expand(dense, 2, "shared"), format="blocks")
     names = ", ".join(repr(n) for n, m in packed.named_modules() if hasattr(m, "nbytes"))
     refused(
         ModelError,

@@ -28,7 +28,7 @@ def test_models_that_keep_things_are_left_as_they_were(name, with_batch):
 def test_exporting_leaves_models_that_keep_things_as_they_were(name, tmp_path):
     model, batch = KEEPERS[name](), torch.randn(5, 8)
     with untouched(model, batch), contextlib.suppress(FPEError):
-        fpe.export(model, tmp_path / "model.pt2", batch)
+        fpe.export(model, tmp_path / "model.pt2", example_inputs=batch)
 
 
 def test_calls_on_expanded_models_leave_them_as_they_were(tmp_path):

@@ -41,8 +41,8 @@ def unwrapped(model: Any) -> Any:
 def hook_problems(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
     """Name the parameters that have hooks, which a parameter in their place would not have."""
     return [
-        f"parameter {name!r} has a hook ({how}), which would be lost, since expanding makes a new parameter; "
-        "remove the hook, and register it on the expanded model."
+        f"parameter {name!r} has a hook ({how}), which would be lost, since a new parameter takes its place; "
+        "remove the hook, and register it on the new model."
         for name, parameter in named_parameters
         for attribute, how in HOOKS.items()
         if getattr(parameter, attribute, None)

@@ -63,14 +63,14 @@ def export(
 
     batch_axis = _batch_axis(axes)
     dense, given = named_model(like) if like is not None else (None, None)
-    model = load(file, dense).eval()
+    model = load(file, like=dense).eval()
     rows = _made_up_rows(model, file) if given is None else given
     batch = rows[:2] if given is None and isinstance(rows, Tensor) else rows
     own = _packed(model, batch) if pack else _unpacked(model)
     counts = [(count, count * parameter.element_size()) for _, parameter, count in counted_parameters(own)]
     nonzero, nonzero_bytes = map(sum, zip(*counts, strict=True))
     rounded = quantize(own) if int8 else own
-    written = write(rounded, out, batch, batch_axis)
+    written = write(rounded, out, example_inputs=batch, batch_axis=batch_axis)
     rounding = _rounding(model, rounded, rows, given is None) if int8 else None
     if as_json:
         counted = {"nonzero": nonzero, "nonzero_bytes": nonzero_bytes, "rounding": rounding}

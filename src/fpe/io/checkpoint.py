@@ -48,7 +48,7 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     ------
     ArgumentError
         If the model holds state that this format cannot hold: no tensor, or one that is packed as 2:4 or
-        quantised. The message names what to save instead.
+        quantized. The message names what to save instead.
     ModelError
         If a weight is not zero where its mask is (see `fpe.project_`), or is computed by torch's pruning or a
         parametrization.
@@ -261,7 +261,7 @@ def _check_kind(name: str, tensor: Tensor) -> None:
     if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
         raise ArgumentError(
             f"the state {name!r} is a {type(tensor).__name__}, which this format cannot hold; save the model "
-            "before it is quantised, and quantise it again after fpe.load."
+            "before it is quantized, and quantize it again after fpe.load."
         )
 
 

@@ -13,13 +13,12 @@ from fpe.expansion.steps import Weights, mask
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
-from fpe.packing.compressed import BitmaskLayer, CodedLayer
-from fpe.packing.dense import DenseLayer
-from fpe.packing.layers import PackedLayer, Shape
+from fpe.packing.codes import CodedLayer
+from fpe.packing.layers import DenseLayer, PackedLayer, Shape
 from fpe.packing.summary import packed_names
 
 _FROM_CONFIG: dict[str, Callable[[dict[str, Any], Tensor], PackedLayer]] = {
-    kind.format: kind.from_config for kind in (BlockLayer, CodedLayer, BitmaskLayer, DenseLayer)
+    kind.format: kind.from_config for kind in (BlockLayer, CodedLayer, DenseLayer)
 }
 
 
@@ -32,7 +31,7 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         if isinstance(module, PackedLayer):
             found[name] = {"kind": "packed", "config": module.config()}
         elif name in repacked and type(module) in MASKED.values():  # it had no zeros
-            config = {"shape": Shape.of_plain(module).to_dict(), "bias": bias_of(module) is not None}
+            config = {"shape": dict(vars(Shape.of(module))), "bias": bias_of(module) is not None}
             found[name] = {"kind": "plain", "config": config}
         elif isinstance(module, MaskedLayer) and masked is not None:
             shape = list(module.weight.shape)

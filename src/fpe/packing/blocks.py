@@ -1,343 +1,113 @@
-"""Layers whose weight is a few dense blocks: what a shared split makes, at the cost of the dense parent.
+"""The format of blocks: a few dense matrices, for shared splits, at the cost of the dense parent.
 
-Each block maps some of the inputs to some of the neurons. The neurons of a block stand side by side in the
-output, so that each block's product is written where it belongs. Blocks of as many neurons are multiplied
-in one batched product: for one sample, calls are what costs, and for many each pass over the output. Where
-these blocks have nearly as many inputs, a few more, with weights held at zero, make them equal.
+Each block maps some of the inputs to some of the neurons, which stand side by side in the output. Blocks of
+equally many neurons and inputs are one parameter and one batched product: for one sample the number of calls
+counts, for many samples each pass over the output. A few masked weights may make blocks equal (`padded_inputs`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe.packing.holes import are_rows, free_of, pack_holes
-from fpe.packing.layers import HoldHoles, PackedLayer, Shape
-from fpe.packing.products import FEW, by_block, multiply_few
-from fpe.packing.slabs import filled_up, slabs_of
+from fpe.expansion.steps import Weights
+from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
+from fpe.packing.layers import PackedLayer, Shape, described, empty_bias, empty_buffer
 
-#: Numbers of inputs, relative to weights, that are so few that they need not be stored in the smallest type.
-READY = 1 / 500
+#: Least share of the weights that must be in the batch that all blocks have in common.
+WORTH_BATCHING = 0.5
+#: Most weights of a block that is stored with others: the calls for a larger one do not count, and the
+#: temporaries of an optimizer are as large as a parameter.
+MOST_BATCHED = 1 << 23
+#: Most masked weights, relative to the free ones, that may make all blocks equal: with indices and biases the
+#: network stays within 1.02 times the dense network's bytes.
+PADDING = 1 / 75
 
 
 @dataclass(frozen=True)
 class Block:
-    """Which neurons read which inputs, as sorted indices."""
+    """The neurons and the inputs of a block, as indices."""
 
     rows: Tensor
     columns: Tensor
 
+    def part_of(self, weight: Tensor) -> Tensor:
+        """Return the block's part of a weight, shape (neurons, inputs, *taps)."""
+        return weight.index_select(0, self.rows).index_select(1, self.columns)
 
-class BlockLayer(PackedLayer):
-    """A packed layer of dense blocks.
+
+@dataclass(frozen=True)
+class Batch:
+    """Equally many inputs of adjacent blocks, which are stored as one parameter.
 
     Attributes
     ----------
-    sizes : list of (int, int)
+    blocks : range
+        The blocks.
+    neurons, inputs : int
+        Of each block in this batch.
+    first : int
+        Position of the batch's inputs among those of each block; above 0, the product adds to another one.
+    output : int
+        Position of the first block's neurons in the layer's output.
+    """
+
+    blocks: range
+    neurons: int
+    inputs: int
+    first: int
+    output: int
+
+
+def block_layout(sizes: Sequence[tuple[int, int]], together: bool) -> list[Batch]:
+    """Return how blocks are stored.
+
+    If all blocks have equally many neurons, and none fewer inputs than the next, the inputs that all have are
+    one batch, those that the larger ones have beyond these the next, and so on. Otherwise, and if blocks are very
+    large or unequal, each is a batch.
+
+    Parameters
+    ----------
+    sizes : sequence of (int, int)
         Neurons and inputs of each block.
-    slabs : list of Slab
-        Where the blocks are stored.
-    weight_0, weight_1, … : Parameter
-        One for each slab; of a linear layer of shape (blocks, inputs, neurons), of a convolution, whose
-        slabs are single blocks, (neurons, inputs, *taps).
-    columns : Tensor or None
-        Buffer, small integers: the inputs that the slabs read, block by block, one slab after the other;
-        None for one block that reads all of them in order.
-    rows : Tensor
-        Buffer: the neuron of the masked layer that each output is, block by block.
-    restore : Tensor or None
-        Buffer: the order that makes the outputs stand as in the masked layer; None if they stay block by
-        block, because their readers have been reordered. The bias has the order of the outputs.
+    together : bool
+        Whether blocks may be stored together.
     """
-
-    format = "blocks"
-
-    columns: Tensor | None
-    rows: Tensor
-    restore: Tensor | None
-    #: Whether the state dict to be loaded has the bias block by block, also where the outputs are restored:
-    #: so do files whose configuration has no ``bias_order``, and torch's own of the first version.
-    _bias_by_rows = False
-    _version = 2
-
-    def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
-        super().__init__(shape, bias)
-        self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
-        self.slabs = slabs_of(self.sizes, together=not shape.taps)
-        self._widths = [len(slab.blocks) * slab.inputs for slab in self.slabs]
-        self.register_buffer("columns", None)
-        self.register_buffer("rows", None)
-        self.register_buffer("restore", None)
-
-    @classmethod
-    def of(
-        cls,
-        shape: Shape,
-        weight: Tensor,
-        mask: Tensor,
-        bias: Tensor | None,
-        blocks: Sequence[Block],
-        ordered: bool,
-    ) -> BlockLayer:
-        """Take the blocks out of a masked layer's tensors.
-
-        Parameters
-        ----------
-        shape : Shape
-            The masked layer's.
-        weight, mask : Tensor
-            Shape (neurons, inputs, *taps). Outside the blocks nothing is free.
-        bias : Tensor or None
-            Shape (neurons,).
-        blocks : sequence of Block
-            Every neuron is in one of them.
-        ordered : bool
-            Whether the outputs must stand as in the masked layer.
-        """
-        if not shape.taps:
-            blocks = _filled_up(blocks, shape.inputs)
-        rows = torch.cat([b.rows for b in blocks])
-        restored = ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device))
-        sizes = [(len(b.rows), len(b.columns)) for b in blocks]
-        layer = of_shape(shape)(shape, sizes, bias if bias is None or restored else bias[rows])
-        read: list[Tensor] = []
-        for number, slab in enumerate(layer.slabs):
-            inputs = slice(slab.first, slab.first + slab.inputs)
-            parts = [(blocks[i].rows, blocks[i].columns[inputs]) for i in slab.blocks]
-            own, free = (
-                layer._as_stored([t.index_select(0, row).index_select(1, column) for row, column in parts])
-                for t in (weight, mask)
-            )
-            layer.register_parameter(f"weight_{number}", nn.Parameter(own))
-            layer.register_buffer(f"holes_{number}", pack_holes(free != 0))
-            read += [column for _, column in parts]
-        columns = torch.cat(read)
-        if len(blocks) > 1 or not torch.equal(columns, torch.arange(shape.inputs, device=columns.device)):
-            stored = sum(own.numel() for name, own in layer.named_parameters() if name != "bias")
-            ready = len(columns) <= READY * stored  # for a product of one sample, without a conversion
-            layer.columns = columns.to(torch.int32 if ready else index_type(shape.inputs))
-        layer.rows = rows.to(index_type(shape.outputs))
-        if restored:
-            layer.restore = rows.argsort().to(layer.rows.dtype)
-        return layer
-
-    def config(self) -> dict[str, Any]:
-        """Add the sizes of the blocks, and shapes and types of the buffers."""
-        buffers = {n: [str(t.dtype).removeprefix("torch."), *t.shape] for n, t in self.named_buffers()}
-        own = {"sizes": self.sizes, "buffers": buffers, "bias_order": "outputs"}
-        return {**super().config(), **own}
-
-    @staticmethod
-    def from_config(config: dict[str, Any], like: Tensor) -> BlockLayer:
-        """Make a layer with weights that mean nothing yet, of the type and on the device of `like`."""
-        shape = Shape.from_dict(config["shape"])
-        bias = like.new_empty(shape.outputs) if config["bias"] else None
-        layer = of_shape(shape)(shape, config["sizes"], bias)
-        for number, slab in enumerate(layer.slabs):
-            block = like.new_empty(slab.neurons, slab.inputs, *shape.taps)
-            weight = layer._as_stored([block] * len(slab.blocks))
-            layer.register_parameter(f"weight_{number}", nn.Parameter(weight))
-            layer.register_buffer(f"holes_{number}", None)
-        for name, (kind, *size) in config["buffers"].items():
-            setattr(layer, name, torch.zeros(size, dtype=getattr(torch, kind), device=like.device))
-        layer._bias_by_rows = "bias_order" not in config
-        return layer
-
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        by_rows = self._bias_by_rows or local_metadata.get("version") == 1
-        if by_rows and self.bias is not None and self.restore is not None:
-            self.bias.data = self.bias.data.index_select(0, self.restore.long())
-        self._bias_by_rows = False
-
-    @staticmethod
-    def _as_stored(blocks: Sequence[Tensor]) -> Tensor:
-        """Return a slab's weight, made of blocks of shape (neurons, inputs, *taps)."""
-        (block,) = blocks
-        return block
-
-    @staticmethod
-    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
-        """Undo `_as_stored`."""
-        return [weight]
-
-    def free(self, name: str) -> Tensor | None:
-        """Return a mask over the weight of a slab that has holes."""
-        holes = self._buffers.get(name.replace("weight_", "holes_"))
-        return None if holes is None else free_of(holes, self.get_parameter(name).shape)
-
-    @torch.no_grad()
-    def project(self) -> None:
-        """Set the weights in holes to zero, in place."""
-        for number in range(len(self.slabs)):
-            free = self.free(f"weight_{number}")
-            if free is not None:
-                self.get_parameter(f"weight_{number}").mul_(free)
-
-    def _weights(self) -> list[Tensor]:
-        """Return the weights of the slabs, through which no gradient reaches a hole."""
-        weights: list[Tensor] = []
-        for number in range(len(self.slabs)):
-            weight: Tensor = getattr(self, f"weight_{number}")
-            holes = self._buffers[f"holes_{number}"]
-            if holes is not None and torch.is_grad_enabled():
-                weight = HoldHoles.apply(weight, holes)  # type: ignore[no-untyped-call]
-            weights.append(weight)
-        return weights
-
-    @property
-    def weight(self) -> Tensor:
-        """The layer's weight, made anew each time."""
-        weight = self._laid_out(self._weights())
-        return weight if self.restore is None else weight.index_select(0, self.restore.long())
-
-    def _laid_out(self, slabs: Sequence[Tensor]) -> Tensor:
-        """Put tensors of the slabs' shapes where they belong: (neurons block by block, inputs, *taps)."""
-        whole = slabs[0].new_zeros((self.shape.outputs, self.shape.inputs, *self.shape.taps))
-        blocks = self.layout()
-        ends = list(accumulate(neurons for neurons, _ in self.sizes))
-        for slab, own in zip(self.slabs, slabs, strict=True):
-            for block, part in zip(slab.blocks, self._as_blocks(own), strict=True):
-                columns = blocks[block].columns[slab.first : slab.first + slab.inputs]
-                place = whole[ends[block] - self.sizes[block][0] : ends[block]]
-                place.index_copy_(1, columns, part)
-        return whole
-
-    def _bias_by_block(self) -> Tensor | None:
-        """Return the bias of the outputs before they are restored."""
-        if self.bias is None or self.restore is None:
-            return self.bias
-        return self.bias.index_select(0, self.rows.long())
-
-    def layout(self) -> list[Block]:
-        """Return which neurons of the masked layer read which inputs, block by block."""
-        rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
-        if self.columns is None:
-            everything = torch.arange(self.shape.inputs, device=self.rows.device)
-            return [Block(row, everything) for row in rows]
-        inputs = [slab.inputs for slab in self.slabs for _ in slab.blocks]
-        read = iter(torch.split(self.columns.long(), inputs))
-        columns: list[list[Tensor]] = [[] for _ in rows]
-        for slab in self.slabs:
-            for block in slab.blocks:
-                columns[block].append(next(read))
-        return [Block(row, torch.cat(own)) for row, own in zip(rows, columns, strict=True)]
-
-    @torch.no_grad()
-    def wide(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return weight, mask and bias of the masked layer, its neurons in their order there."""
-        weights = self._weights()
-        free = [self.free(f"weight_{number}") for number in range(len(self.slabs))]
-        masks = [
-            torch.ones_like(own) if mask is None else mask.to(own.dtype)
-            for own, mask in zip(weights, free, strict=True)
+    inputs = [own for _, own in sizes]
+    if (
+        together
+        and len({neurons for neurons, _ in sizes}) == 1
+        and inputs == sorted(inputs, reverse=True)
+        and inputs[-1] * len(sizes) >= WORTH_BATCHING * sum(inputs)
+        and inputs[0] * sizes[0][0] <= MOST_BATCHED
+    ):
+        levels = [0, *sorted(set(inputs))]
+        return [
+            Batch(range(sum(own >= end for own in inputs)), sizes[0][0], end - begin, begin, 0)
+            for begin, end in pairwise(levels)
         ]
-        order = self.rows.long().argsort()
-        weight, mask = (self._laid_out(own).index_select(0, order) for own in (weights, masks))
-        bias = self._bias_by_block()
-        return weight, mask, None if bias is None else bias.index_select(0, order)
+    batches, output = [], 0
+    for number, (neurons, own) in enumerate(sizes):
+        batches.append(Batch(range(number, number + 1), neurons, own, 0, output))
+        output += neurons
+    return batches
 
 
-class BlockLinear(BlockLayer):
-    """A linear layer of dense blocks: (…, in_features) to (…, out_features).
-
-    The blocks lie in memory input by input: then the length of a row is the number of neurons, which is
-    even where numbers of inputs are odd, and products of one sample read memory in order.
-    """
-
-    @staticmethod
-    def _as_stored(blocks: Sequence[Tensor]) -> Tensor:
-        return torch.stack([block.t() for block in blocks])
-
-    @staticmethod
-    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
-        return [block.t() for block in weight]
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Apply the layer."""
-        x = input if input.dim() == 2 else input.reshape(-1, self.in_features)
-        if (
-            x.shape[0] == 1
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or type(x) is not Tensor
-            or torch._C._are_functorch_transforms_active()  # which cannot write into a given tensor
-            or torch.is_autocast_enabled(x.device.type)
-        ):
-            y = self._multiply(x)
-        else:
-            y = self._multiply_in_place(x)
-        if self.restore is not None:
-            y = y.index_select(-1, self.restore.long())
-        return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
-
-    def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        """Return what each slab reads, (samples, its blocks × its inputs)."""
-        columns = self.columns
-        if columns is not None and (x.shape[0] == 1 or torch.compiler.is_compiling()):
-            x = x.index_select(1, columns if columns.dtype == torch.int32 else columns.long())
-        elif columns is not None:
-            x = x.gather(1, columns.long().expand(len(x), -1))  # on all cores, unlike a selection
-        return (x,) if len(self._widths) == 1 else x.split_with_sizes(self._widths, dim=1)
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        products: list[Tensor] = []
-        biases = self._bias_by_block()
-        for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
-            weight: Tensor = getattr(self, f"weight_{number}")
-            holes = self._buffers[f"holes_{number}"]
-            if holes is not None and torch.is_grad_enabled():
-                part, weight = _without_gradient(part, weight, holes)
-            read, blocks = by_block(part, slab.inputs), len(slab.blocks)
-            if slab.first:
-                sums = products[0].narrow(0, 0, blocks)
-                if torch.is_grad_enabled() or sums.dtype != weight.dtype:  # the latter under autocast
-                    sums.add_(torch.bmm(read, weight))
-                else:
-                    sums.baddbmm_(read, weight)
-            elif biases is None:
-                products.append(torch.bmm(read, weight))
-            else:
-                bias = biases.narrow(0, slab.output, blocks * slab.neurons)
-                products.append(torch.baddbmm(bias.view(blocks, 1, slab.neurons), read, weight))
-        rows = [product.transpose(0, 1).flatten(1) for product in products]
-        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
-
-    def _multiply_in_place(self, x: Tensor) -> Tensor:
-        """Let each product be written where it belongs."""
-        y = x.new_empty(len(x), self.out_features)
-        few = len(x) in FEW
-        for number, (slab, part) in enumerate(zip(self.slabs, self._parts(x), strict=True)):
-            weight: Tensor = getattr(self, f"weight_{number}")
-            read = by_block(part, slab.inputs)
-            place = by_block(y.narrow(1, slab.output, len(slab.blocks) * slab.neurons), slab.neurons)
-            if slab.first:
-                place.baddbmm_(read, weight)
-            elif few:
-                multiply_few(read, weight, place)
-            else:
-                torch.bmm(read, weight, out=place)
-        bias = self._bias_by_block()
-        return y if bias is None else y.add_(bias)
+def padded_inputs(sizes: Sequence[tuple[int, int]]) -> int:
+    """Return the number of inputs that masked weights bring all blocks to, so that they are one batch; or 0."""
+    most, stored = max(inputs for _, inputs in sizes), sum(inputs for _, inputs in sizes)
+    alike = len({neurons for neurons, _ in sizes}) == 1 and most * sizes[0][0] <= MOST_BATCHED
+    return most if alike and 0 < len(sizes) * most - stored <= PADDING * stored else 0
 
 
-def _without_gradient(x: Tensor, weight: Tensor, holes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a slab reads, and its weight, so that no gradient reaches a hole."""
-    if are_rows(holes):  # reading zeros takes less time and memory than a pass over the weight's gradient
-        return x.index_fill(1, holes.flatten().long(), 0), weight
-    return x, HoldHoles.apply(weight, holes)  # type: ignore[no-untyped-call]
-
-
-def _filled_up(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
-    """Let blocks of nearly as many inputs read as many, of others' inputs."""
-    most = filled_up([(len(block.rows), len(block.columns)) for block in blocks])
+def padded(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
+    """Return blocks of equally many inputs, where `padded_inputs` says so: the others' first inputs are added."""
+    most = padded_inputs([(len(block.rows), len(block.columns)) for block in blocks])
     if not most:
         return blocks
     made = []
@@ -349,51 +119,255 @@ def _filled_up(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
     return made
 
 
-class _BlockConv(BlockLayer):
-    """A convolution of dense blocks, each over some of the channels."""
+def dense_weight(size: torch.Size, blocks: Sequence[Block], parts: Sequence[Tensor]) -> Tensor:
+    """Return the weight of this size that has these parts where the blocks are; undoes `Block.part_of`."""
+    whole = parts[0].new_zeros(size)
+    for block, part in zip(blocks, parts, strict=True):
+        whole[block.rows.unsqueeze(1), block.columns] = part
+    return whole
+
+
+class BlockLayer(PackedLayer):
+    """A linear layer or a convolution of dense blocks.
+
+    Attributes
+    ----------
+    sizes : list of (int, int)
+        Neurons and inputs of each block.
+    batches : list of Batch
+        How the blocks are stored.
+    weight_0, weight_1, … : Parameter
+        One for each batch: of a linear layer (blocks, inputs, neurons), of a convolution, whose batches are
+        single blocks, (neurons, inputs, *taps).
+    zero_positions_0, … : Tensor or None
+        Buffers: where the parameters are masked, as `fpe.packing.bits.pack_zeros` stores it.
+    columns : Tensor or None
+        Buffer: the inputs of the blocks, block by block, one batch after the other; None for one block of all
+        inputs in order.
+    rows : Tensor
+        Buffer: the neuron of the masked layer that each output is, block by block.
+    restore : Tensor or None
+        Buffer: the order that puts the outputs as in the masked layer; None if they stay block by block because
+        the consumers have been reordered. The bias has the order of the outputs.
+    """
+
+    format = "blocks"
+
+    columns: Tensor | None
+    rows: Tensor
+    restore: Tensor | None
+    #: Whether the state dict to be loaded has the bias block by block even where outputs are restored: files
+    #: whose configuration has no ``bias_order``, and torch's own of the first version.
+    _bias_by_rows = False
+    _version = 2
+
+    def __init__(self, shape: Shape, sizes: Sequence[tuple[int, int]], bias: Tensor | None) -> None:
+        super().__init__(shape, bias)
+        self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
+        self.batches = block_layout(self.sizes, together=not shape.taps)
+        for name in ("columns", "rows", "restore"):
+            self.register_buffer(name, None)
+
+    @classmethod
+    def of(cls, shape: Shape, weights: Weights, blocks: Sequence[Block], ordered: bool) -> BlockLayer:
+        """Take the blocks out of a masked layer's tensors.
+
+        Parameters
+        ----------
+        shape, weights
+            Of the masked layer; outside the blocks nothing is free.
+        blocks : sequence of Block
+            Every neuron is in one of them.
+        ordered : bool
+            Whether the outputs must stand as in the masked layer.
+        """
+        if not shape.taps:
+            blocks = padded(blocks, shape.inputs)
+        rows, bias = torch.cat([block.rows for block in blocks]), weights.bias
+        restored = ordered and not torch.equal(rows, torch.arange(len(rows), device=rows.device))
+        sizes = [(len(block.rows), len(block.columns)) for block in blocks]
+        layer = cls(shape, sizes, bias if bias is None or restored else bias[rows])
+        columns: list[Tensor] = []
+        for number, batch in enumerate(layer.batches):
+            inputs = slice(batch.first, batch.first + batch.inputs)
+            parts = [Block(blocks[i].rows, blocks[i].columns[inputs]) for i in batch.blocks]
+            own, free = (
+                layer._stored([part.part_of(t) for part in parts]) for t in (weights.weight, weights.mask)
+            )
+            layer.register_parameter(f"weight_{number}", nn.Parameter(own))
+            layer.register_buffer(f"zero_positions_{number}", pack_zeros(free != 0))
+            columns += [part.columns for part in parts]
+        read = torch.cat(columns)
+        if len(blocks) > 1 or not torch.equal(read, torch.arange(shape.inputs, device=read.device)):
+            layer.columns = read.to(torch.int32)
+        layer.rows = rows.to(torch.int32)
+        if restored:
+            layer.restore = rows.argsort().to(torch.int32)
+        return layer
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], like: Tensor) -> BlockLayer:
+        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+        shape = Shape.from_dict(config["shape"])
+        layer = cls(shape, config["sizes"], empty_bias(config, like))
+        for number, batch in enumerate(layer.batches):
+            part = like.new_empty(batch.neurons, batch.inputs, *shape.taps)
+            layer.register_parameter(
+                f"weight_{number}", nn.Parameter(layer._stored([part] * len(batch.blocks)))
+            )
+            layer.register_buffer(f"zero_positions_{number}", None)
+        for name, description in config["buffers"].items():
+            setattr(layer, name.replace("holes", "zero_positions"), empty_buffer(description, like))
+        layer._bias_by_rows = "bias_order" not in config
+        return layer
+
+    def config(self) -> dict[str, Any]:
+        """Add the sizes of the blocks, and types and shapes of the buffers."""
+        buffers = {name: described(tensor) for name, tensor in self.named_buffers()}
+        return {**super().config(), "sizes": self.sizes, "buffers": buffers, "bias_order": "outputs"}
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        by_rows = self._bias_by_rows or local_metadata.get("version") == 1
+        if by_rows and self.bias is not None and self.restore is not None:
+            self.bias.data = _take(self.bias.data, 0, self.restore)
+        self._bias_by_rows = False
+
+    def _stored(self, blocks: Sequence[Tensor]) -> Tensor:
+        """Return the parameter of a batch; its blocks have the shape (neurons, inputs, *taps).
+
+        Linear blocks are stored input by input: a row then has as many entries as there are neurons, which is
+        even where numbers of inputs are odd, and products of one sample read memory in order.
+        """
+        return blocks[0] if self.shape.taps else torch.stack([block.t() for block in blocks])
+
+    def free(self, name: str) -> Tensor | None:
+        """Return the mask of the parameter of a batch, if it has one."""
+        positions = self._buffers.get(name.replace("weight_", "zero_positions_"))
+        return None if positions is None else unpack_zeros(positions, self.get_parameter(name).shape)
+
+    def blocks(self) -> list[Block]:
+        """Return the blocks, in neurons and inputs of the masked layer."""
+        rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
+        if self.columns is None:
+            return [Block(rows[0], torch.arange(self.shape.inputs, device=self.rows.device))]
+        read = iter(torch.split(self.columns.long(), [b.inputs for b in self.batches for _ in b.blocks]))
+        columns: list[list[Tensor]] = [[] for _ in rows]
+        for batch in self.batches:
+            for block in batch.blocks:
+                columns[block].append(next(read))
+        return [Block(row, torch.cat(own)) for row, own in zip(rows, columns, strict=True)]
+
+    def _stored_weights(self) -> list[Tensor]:
+        """Return the parameters of the batches, through which no masked entry gets a gradient."""
+        weights: list[Tensor] = []
+        for number in range(len(self.batches)):
+            weight: Tensor = getattr(self, f"weight_{number}")
+            positions = self._buffers[f"zero_positions_{number}"]
+            if positions is not None and torch.is_grad_enabled():
+                weight = MaskStored.apply(weight, positions)  # type: ignore[no-untyped-call]
+            weights.append(weight)
+        return weights
+
+    def _by_block(self, stored: Sequence[Tensor]) -> list[Tensor]:
+        """Return the weight of each block, (neurons, inputs, *taps), from tensors of the parameters' shapes."""
+        parts: list[list[Tensor]] = [[] for _ in self.sizes]
+        for batch, own in zip(self.batches, stored, strict=True):
+            blocks = [own] if self.shape.taps else [block.t() for block in own]
+            for number, block in zip(batch.blocks, blocks, strict=True):
+                parts[number].append(block)
+        return [torch.cat(own, dim=1) for own in parts]
+
+    def block_weights(self) -> list[Tensor]:
+        """Return the weight of each block, (neurons, inputs, *taps)."""
+        return self._by_block(self._stored_weights())
+
+    def block_masks(self) -> list[Tensor]:
+        """Return the mask of each block, of the weight's type."""
+        stored = [(getattr(self, f"weight_{i}"), self.free(f"weight_{i}")) for i in range(len(self.batches))]
+        return self._by_block([torch.ones_like(w) if free is None else free.to(w) for w, free in stored])
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's weight, made anew each time."""
+        blocks = self.blocks()
+        if self.restore is None:
+            places = torch.arange(self.shape.outputs, device=self.rows.device)
+            rows = torch.split(places, [neurons for neurons, _ in self.sizes])
+            blocks = [Block(own, block.columns) for own, block in zip(rows, blocks, strict=True)]
+        return dense_weight(self.shape.weight, blocks, self.block_weights())
+
+    @torch.no_grad()
+    def to_masked(self) -> Weights:
+        """Return the tensors of the masked layer, its neurons in their order there."""
+        blocks, parts = self.blocks(), (self.block_weights(), self.block_masks())
+        weight, mask = (dense_weight(self.shape.weight, blocks, own) for own in parts)
+        bias = None if self.bias is None else self.bias.detach()
+        if bias is not None and self.restore is None:
+            bias = bias[self.rows.long().argsort()]
+        return Weights(weight, bias, mask)
+
+    def bias_by_block(self) -> Tensor | None:
+        """Return the bias of the outputs before they are restored."""
+        return self.bias if self.bias is None or self.restore is None else _take(self.bias, 0, self.rows)
+
+    def restored(self, y: Tensor) -> Tensor:
+        """Put outputs that stand block by block into the order of the layer's outputs."""
+        return y if self.restore is None else _take(y, -1 - len(self.shape.taps), self.restore)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve: (batch, in_channels, *size) to (batch, out_channels, *size)."""
+        """Apply the layer."""
+        if self.shape.taps:
+            return self.restored(self._convolve(input))
+        y = self.restored(self._multiply(input if input.dim() == 2 else input.reshape(-1, self.shape.inputs)))
+        return y if input.dim() == 2 else y.view(*input.shape[:-1], self.shape.outputs)
+
+    def _convolve(self, input: Tensor) -> Tensor:
         channel = -1 - len(self.shape.taps)
-        weights, bias = self._weights(), self._bias_by_block()
+        weights, bias = self._stored_weights(), self.bias_by_block()
         if self.columns is None:
-            y = self.apply_weight(input, weights[0], bias)
+            return self.apply_weight(input, weights[0], bias)
+        neurons, inputs = map(list, zip(*self.sizes, strict=True))
+        biases = [None] * len(weights) if bias is None else torch.split(bias, neurons)
+        parts = [_take(input, channel, own) for own in torch.split(self.columns, inputs)]
+        return torch.cat(list(map(self.apply_weight, parts, weights, biases)), dim=channel)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        """Return the outputs of (samples, inputs), block by block."""
+        products: list[Tensor] = []
+        biases = self.bias_by_block()
+        for number, (batch, part) in enumerate(zip(self.batches, self._inputs_by_batch(x), strict=True)):
+            weight: Tensor = getattr(self, f"weight_{number}")
+            positions, blocks = self._buffers[f"zero_positions_{number}"], len(batch.blocks)
+            if positions is not None and torch.is_grad_enabled():
+                if are_rows(positions):  # inputs of zero take less than a pass over the weight's gradient
+                    part = part.index_fill(1, positions.flatten().long(), 0)
+                else:
+                    weight = MaskStored.apply(weight, positions)  # type: ignore[no-untyped-call]
+            inputs = part.view(part.shape[0], blocks, batch.inputs).transpose(0, 1)
+            if batch.first:
+                products[0].narrow(0, 0, blocks).add_(torch.bmm(inputs, weight))
+            elif biases is None:
+                products.append(torch.bmm(inputs, weight))
+            else:
+                bias = biases.narrow(0, batch.output, blocks * batch.neurons).view(blocks, 1, batch.neurons)
+                products.append(torch.baddbmm(bias, inputs, weight))
+        rows = [product.transpose(0, 1).flatten(1) for product in products]
+        return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def _inputs_by_batch(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the inputs of each batch, (samples, blocks × inputs)."""
+        if self.columns is None:
+            return [x]
+        if torch.compiler.is_compiling() or x.shape[0] == 1:
+            x = _take(x, 1, self.columns)
         else:
-            neurons = [neurons for neurons, _ in self.sizes]
-            biases = [None] * len(weights) if bias is None else torch.split(bias, neurons)
-            parts = [
-                input.index_select(channel, own) for own in torch.split(self.columns.long(), self._widths)
-            ]
-            each = [self.apply_weight(*part) for part in zip(parts, weights, biases, strict=True)]
-            y = torch.cat(each, dim=channel)
-        return y if self.restore is None else y.index_select(channel, self.restore.long())
+            x = x.gather(1, self.columns.long().expand(x.shape[0], -1))  # on all cores, unlike a selection
+        return x.split_with_sizes([len(b.blocks) * b.inputs for b in self.batches], dim=1)
 
 
-class BlockConv1d(_BlockConv):
-    """``nn.Conv1d`` of dense blocks."""
-
-
-class BlockConv2d(_BlockConv):
-    """``nn.Conv2d`` of dense blocks."""
-
-
-class BlockConv3d(_BlockConv):
-    """``nn.Conv3d`` of dense blocks."""
-
-
-_KINDS: dict[str, type[BlockLayer]] = {
-    "MaskedLinear": BlockLinear,
-    "MaskedConv1d": BlockConv1d,
-    "MaskedConv2d": BlockConv2d,
-    "MaskedConv3d": BlockConv3d,
-}
-
-
-def of_shape(shape: Shape) -> type[BlockLayer]:
-    """Return the class for a layer of this shape."""
-    return _KINDS[shape.kind]
-
-
-def index_type(count: int) -> torch.dtype:
-    """Return the smallest type of integers that numbers so many."""
-    return torch.int16 if count <= 1 << 15 else torch.int32
+def _take(x: Tensor, axis: int, index: Tensor) -> Tensor:
+    """Select entries by small integers; files of format 3 have them in 16 bits."""
+    return x.index_select(axis, index.long() if index.dtype == torch.int16 else index)

@@ -1,4 +1,4 @@
-"""What packed layers have in common: an ordinary module that stands for a masked one."""
+"""Packed layers: ordinary modules that stand for masked ones. Here the common part and the dense format."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpe.expansion.steps import Weights
 from fpe.masked import MASKED, HasMasks, MaskedLayer, MaskedLinear
-from fpe.packing.holes import without_holes
+from fpe.packing.bits import MaskStored, pack_zeros, unpack_zeros
 
-#: What a convolution keeps of the one that it stands for.
+#: Attributes of a convolution that its packed form keeps.
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+_MASKED: dict[str, Any] = {masked.__name__: masked for masked in MASKED}
+_PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in MASKED.items()}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What kind of layer a packed layer stands for.
+    """The masked layer that a packed layer stands for, without its tensors.
 
     Attributes
     ----------
     kind : str
-        ``"MaskedLinear"`` or a masked convolution's name.
+        ``"MaskedLinear"`` or the name of a masked convolution.
     outputs, inputs : int
-        Neurons and inputs, or channels, of the masked layer.
+        Neurons and inputs, or channels.
     geometry : dict
-        Of a convolution: stride, padding and so on; empty for a linear layer.
+        Stride, padding and so on of a convolution; empty for a linear layer.
     """
 
     kind: str
@@ -36,59 +39,48 @@ class Shape:
     geometry: dict[str, Any]
 
     @classmethod
-    def of(cls, layer: MaskedLayer) -> Shape:
-        """Read a masked layer's shape."""
-        kind = next(masked.__name__ for masked in MASKED if isinstance(layer, masked))
-        geometry = {k: getattr(layer, k) for k in GEOMETRY} if kind != "MaskedLinear" else {}
-        return cls(kind, layer.weight.shape[0], layer.weight.shape[1], geometry)
+    def of(cls, layer: nn.Module) -> Shape:
+        """Return the shape of a masked layer, or that of a plain layer's masked form."""
+        kind = next(m.__name__ for m, plain in MASKED.items() if isinstance(layer, m) or type(layer) is plain)
+        geometry = {} if kind == "MaskedLinear" else {name: getattr(layer, name) for name in GEOMETRY}
+        outputs, inputs = cast(Tensor, layer.weight).shape[:2]
+        return cls(kind, outputs, inputs, geometry)
 
     @classmethod
-    def of_plain(cls, layer: nn.Module) -> Shape:
-        """Read the shape that a plain layer's masked form would have."""
-        kind = next(masked.__name__ for masked, plain in MASKED.items() if type(layer) is plain)
-        geometry = {k: getattr(layer, k) for k in GEOMETRY} if kind != "MaskedLinear" else {}
-        rows, columns = cast(Tensor, layer.weight).shape[:2]
-        return cls(kind, rows, columns, geometry)
+    def from_dict(cls, record: dict[str, Any]) -> Shape:
+        """Return the shape that was stored as ``vars(shape)`` in JSON."""
+        geometry = {k: tuple(v) if isinstance(v, list) else v for k, v in record["geometry"].items()}
+        return cls(record["kind"], record["outputs"], record["inputs"], geometry)
 
     @property
     def taps(self) -> tuple[int, ...]:
         """The size of the kernel; empty for a linear layer."""
         return tuple(self.geometry.get("kernel_size", ()))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the shape as plain values, fit for JSON."""
-        return dict(vars(self))
+    @property
+    def weight(self) -> torch.Size:
+        """The shape of the weight: (outputs, inputs, *taps)."""
+        return torch.Size((self.outputs, self.inputs, *self.taps))
 
-    @staticmethod
-    def from_dict(record: dict[str, Any]) -> Shape:
-        """Make the shape again from what `to_dict` returned, or from its JSON."""
-        geometry = {k: tuple(v) if isinstance(v, list) else v for k, v in record["geometry"].items()}
-        return Shape(record["kind"], record["outputs"], record["inputs"], geometry)
-
-    def masked(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> MaskedLayer:
-        """Make the masked layer of this shape around these tensors."""
+    def masked(self, weights: Weights) -> MaskedLayer:
+        """Make the masked layer around these tensors."""
         if self.kind == "MaskedLinear":
-            return MaskedLinear.from_arrays(weight, bias, mask)
+            return MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
         like = _PLAIN[self.kind](1, 1, **self.geometry, device="meta")
-        return cast(MaskedLayer, _MASKED[self.kind].from_arrays(like, weight, bias, mask))
+        made = _MASKED[self.kind].from_arrays(like, weights.weight, weights.bias, weights.mask)
+        return cast(MaskedLayer, made)
 
     def plain(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
-        """Make the ordinary layer of this shape around these tensors."""
-        size = {} if self.kind == "MaskedLinear" else self.geometry
-        layer = _PLAIN[self.kind](
-            self.inputs, self.outputs, **size, bias=bias is not None, device="meta", dtype=weight.dtype
-        )
+        """Make the ordinary layer around these tensors."""
+        options = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
+        layer = _PLAIN[self.kind](self.inputs, self.outputs, **self.geometry, **options)
         layer.weight = nn.Parameter(weight)
         layer.bias = None if bias is None else nn.Parameter(bias)
         return cast(nn.Module, layer)
 
 
-_MASKED: dict[str, Any] = {masked.__name__: masked for masked in MASKED}
-_PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in MASKED.items()}
-
-
 class PackedLayer(HasMasks):
-    """What stands for a masked layer and stores (nearly) only its free weights.
+    """A layer that computes what a masked one does and stores (nearly) only its free weights.
 
     Attributes
     ----------
@@ -115,19 +107,30 @@ class PackedLayer(HasMasks):
         super().__init__()
         self.shape = shape
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
-        if shape.kind == "MaskedLinear":
+        if not shape.taps:
             self.out_features, self.in_features = shape.outputs, shape.inputs
-        else:
-            self.out_channels, self.in_channels = shape.outputs, shape.inputs
-            self.groups = 1
-            for name, value in shape.geometry.items():
-                setattr(self, name, value)
-            # Padding that is no zeros is put around the input first, last axis first.
-            plain = _PLAIN[shape.kind](1, 1, **shape.geometry, device="meta")
-            self._reversed_padding_repeated_twice = plain._reversed_padding_repeated_twice
+            return
+        self.out_channels, self.in_channels, self.groups = shape.outputs, shape.inputs, 1
+        for name, value in shape.geometry.items():
+            setattr(self, name, value)
+        plain = _PLAIN[shape.kind](1, 1, **shape.geometry, device="meta")  # for padding other than by zeros
+        self._reversed_padding_repeated_twice = plain._reversed_padding_repeated_twice
+
+    @staticmethod
+    def from_config(config: dict[str, Any], like: Tensor) -> PackedLayer:
+        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """Return what `from_config` needs to make a layer that a state dict fits, as JSON values."""
+        return {"format": self.format, "shape": dict(vars(self.shape)), "bias": self.bias is not None}
+
+    def to_masked(self) -> Weights:
+        """Return the tensors of the masked layer, its neurons in their order there."""
+        raise NotImplementedError
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Add a parameter, but none in the place of a weight that is made from others."""
+        """Add a parameter, unless it would replace a weight that is made from others."""
         if name == "weight" and isinstance(getattr(type(self), name, None), property):
             raise AttributeError(
                 f"the weight of a {type(self).__name__} is made from what it stores and cannot be set; set "
@@ -136,45 +139,99 @@ class PackedLayer(HasMasks):
         super().register_parameter(name, param)
 
     def apply_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Apply a weight as the masked layer does, whatever part of the whole it is."""
-        if self.shape.kind == "MaskedLinear":
+        """Apply the whole weight, or that of some neurons and inputs, as the masked layer does."""
+        if not self.shape.taps:
             return F.linear(x, weight, bias)
         return cast(Tensor, _PLAIN[self.shape.kind]._conv_forward(self, x, weight, bias))
-
-    def wide(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return weight, mask and bias of the masked layer, its neurons in their order there."""
-        raise NotImplementedError
-
-    def config(self) -> dict[str, Any]:
-        """Return what `from_config` needs to make a layer that a state dict fits, fit for JSON."""
-        return {"format": self.format, "shape": self.shape.to_dict(), "bias": self.bias is not None}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
-        own = [*self.parameters(recurse=False), *self.buffers(recurse=False)]
-        return sum(tensor.nbytes for tensor in own)
+        return bytes_of(self)
 
     def extra_repr(self) -> str:
         """Name the format and the size."""
         return f"{self.shape.inputs} → {self.shape.outputs}, {self.format}, {self.nbytes:,} bytes"
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        old = prefix + "holes"  # the name of ``zero_positions`` in files of format 3
+        for key in [key for key in state_dict if key.startswith(old)]:
+            state_dict[prefix + "zero_positions" + key.removeprefix(old)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
-class HoldHoles(torch.autograd.Function):
-    """Identity forward; backward no gradient where a weight is held at zero (see `fpe.packing.holes`)."""
+
+class DenseLayer(PackedLayer):
+    """A layer with the masked one's weight, zeros included, for a mask without structure.
+
+    Attributes
+    ----------
+    weight : Parameter
+        Of the masked layer's shape.
+    zero_positions : Tensor
+        Buffer: where the weight is masked, as `fpe.packing.bits.pack_zeros` stores it.
+    """
+
+    format = "dense"
+
+    weight: nn.Parameter
+    zero_positions: Tensor
+
+    def __init__(self, shape: Shape, weight: Tensor, zero_positions: Tensor, bias: Tensor | None) -> None:
+        super().__init__(shape, bias)
+        self.weight = nn.Parameter(weight)
+        self.register_buffer("zero_positions", zero_positions)
+
+    @classmethod
+    def of(cls, shape: Shape, weights: Weights) -> DenseLayer:
+        """Copy the tensors of a masked layer that has zeros."""
+        zero_positions = cast(Tensor, pack_zeros(weights.mask != 0))
+        return cls(shape, weights.weight.clone(), zero_positions, weights.bias)
 
     @staticmethod
-    def forward(weight: Tensor, holes: Tensor) -> Tensor:
-        """Return the weight."""
-        return weight.view_as(weight)
+    def from_config(config: dict[str, Any], like: Tensor) -> DenseLayer:
+        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+        shape = Shape.from_dict(config["shape"])
+        positions = empty_buffer(config.get("zero_positions") or config["holes"], like)
+        return DenseLayer(shape, like.new_empty(shape.weight), positions, empty_bias(config, like))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Keep where the holes are."""
-        ctx.save_for_backward(inputs[1])
+    def config(self) -> dict[str, Any]:
+        """Add type and shape of the zero positions."""
+        return {**super().config(), "zero_positions": described(self.zero_positions)}
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient without the holes."""
-        (holes,) = ctx.saved_tensors
-        return without_holes(grad, holes), None
+    def free(self, name: str) -> Tensor | None:
+        """Return the mask of the weight."""
+        return unpack_zeros(self.zero_positions, self.weight.shape) if name == "weight" else None
+
+    def to_masked(self) -> Weights:
+        """Return the tensors of the masked layer."""
+        weight = self.weight.detach()
+        bias = None if self.bias is None else self.bias.detach()
+        return Weights(weight, bias, unpack_zeros(self.zero_positions, weight.shape).to(weight.dtype))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layer."""
+        weight: Tensor = self.weight
+        if torch.is_grad_enabled():
+            weight = MaskStored.apply(weight, self.zero_positions)  # type: ignore[no-untyped-call]
+        return self.apply_weight(input, weight, self.bias)
+
+
+def bytes_of(module: nn.Module) -> int:
+    """Return the bytes of a module's parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+
+
+def described(tensor: Tensor) -> list[Any]:
+    """Return type and shape of a tensor, as JSON values."""
+    return [str(tensor.dtype).removeprefix("torch."), *tensor.shape]
+
+
+def empty_buffer(description: list[Any], like: Tensor) -> Tensor:
+    """Make a tensor of zeros from what `described` returned."""
+    kind, *size = description
+    return torch.zeros(size, dtype=getattr(torch, kind), device=like.device)
+
+
+def empty_bias(config: dict[str, Any], like: Tensor) -> Tensor | None:
+    """Make the uninitialized bias of a packed layer."""
+    return like.new_empty(config["shape"]["outputs"]) if config["bias"] else None

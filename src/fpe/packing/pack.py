@@ -5,22 +5,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import unwrapped
+from fpe._util.modules import hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.lineage import blocks_of, family_of
 from fpe.expansion.plan import Plan, plans_in
 from fpe.expansion.steps import Weights
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
-from fpe.packing.choice import FORMATS, Choice, Structure, block_of, choose_format, reads
-from fpe.packing.compressed import BitmaskLayer, CodedLayer
-from fpe.packing.dense import DenseLayer
-from fpe.packing.layers import PackedLayer, Shape
+from fpe.packing.codes import CodedLayer
+from fpe.packing.formats import FORMATS, Choice, Structure, block_of, choose_format, inputs_used
+from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of
 from fpe.packing.order import (
     can_be_reordered,
     ordered_layers,
@@ -29,32 +28,33 @@ from fpe.packing.order import (
     reordered_columns,
 )
 from fpe.packing.summary import Packing, PackingRow
-from fpe.packing.twofour import semi_structured
 from fpe.packing.verify import check_same
 
 #: Types of weights that all formats can compute with.
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+#: Attributes of a module that hold the hooks of its calls.
+MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def pack(
-    wide: nn.Module, format: str | Mapping[str, str] | None = None, example_inputs: Any = None
+    model: nn.Module, *, format: str | Mapping[str, str] | None = None, example_inputs: Any = None
 ) -> nn.Module:
-    """Return a model that computes the same from (nearly) the non-zeros alone; `wide` is not changed.
+    """Return a model that computes the same from (nearly) the non-zeros alone; `model` is not changed.
 
     Layers of a shared split become a few dense blocks, at the dense parent's bytes and about its time;
     layers of a split for each neuron become the parent's weights and codes, at its bytes but slower.
-    What has no zeros becomes an ordinary layer, and what has no structure stays dense; the summary says
-    so. Packed layers are ordinary modules whose parameters are dense: train them on with a new optimizer,
-    and `fpe.unpack` them, or deploy them.
+    Layers without zeros become ordinary ones, and layers without structure stay dense; the summary says so.
+    Packed layers are ordinary modules whose parameters are dense: train them on with a new optimizer, and
+    `fpe.unpack` them, or deploy them.
 
     Parameters
     ----------
-    wide : nn.Module
+    model : nn.Module
         What `fpe.expand` or `fpe.load` returned; before training or after it.
     format : str or mapping of str to str, optional
-        A format for every masked layer, or for those of some names or patterns: ``"blocks"``,
-        ``"codes"``, ``"bitmask"`` (the smallest for any mask, and slow), ``"2:4"`` (on a GPU, for
-        inference) or ``"dense"`` (zeros and all). By default the rule of `fpe.packing.choice.choose_format`.
+        A format for every masked layer, or for those of some names or patterns: ``"blocks"``, ``"codes"``,
+        ``"2:4"`` (on a GPU, for inference) or ``"dense"`` (zeros included). By default the rule of
+        `fpe.packing.formats.choose_format`.
     example_inputs : Tensor, tuple or dict, optional
         One batch, as for `fpe.expand`. If it is given, copies of both models are run on it, in evaluation
         mode with and without gradients and in training mode, and their outputs, and those of each packed
@@ -63,25 +63,24 @@ def pack(
     Returns
     -------
     nn.Module
-        A copy of the same class. ``fpe_packing`` holds the `Packing`, which prints what was chosen for
-        each layer and why. The neurons of a layer of blocks stand block by block; all that reads them
-        is reordered too. Outputs differ from the wide model's by rounding only.
+        A copy of the same class. ``fpe_packing`` holds the `Packing`, which prints the format of each layer
+        and the reason. The neurons of a layer of blocks stand block by block; all consumers are reordered
+        too. Outputs differ from the masked model's by rounding only.
 
     Raises
     ------
     ArgumentError
-        For an unknown format, a pattern that no masked layer has, or a batch that `wide` cannot be run on.
+        For an unknown format, a pattern that matches no masked layer, or a batch that `model` cannot be run on.
     ModelError
-        If nothing is masked, if a mask still moves, a weight is not zero where its mask is (see
-        `fpe.project_`) or has a type that cannot be packed, if a layer has not the structure that was
-        demanded, or if the packed model computes something else on `example_inputs`. All layers concerned
-        are named.
+        If nothing is masked, if a mask still moves, a weight is not zero where its mask is (see `fpe.project_`)
+        or has a type that cannot be packed, if hooks would be lost, if a layer lacks the structure of its
+        format, or if the packed model computes something else on `example_inputs`. All layers are named.
 
     Notes
     -----
-    What reads the weight of a packed layer, such as PyTorch's fast path of ``nn.TransformerEncoderLayer``
-    (evaluation mode, without gradients), gets the right result but makes the whole weight in each call;
-    ``torch.backends.mha.set_fastpath_enabled(False)`` lets the layers be called.
+    Code that uses the weight of a packed layer instead of calling the layer, such as PyTorch's fast path of
+    ``nn.TransformerEncoderLayer`` (evaluation mode, without gradients), gets the right result but makes the
+    whole weight in each call; ``torch.backends.mha.set_fastpath_enabled(False)`` lets the layers be called.
 
     Examples
     --------
@@ -93,32 +92,30 @@ def pack(
     >>> torch.allclose(packed(x), wide(x), atol=1e-5)
     True
     >>> packed[0]
-    BlockLinear(384 → 32, blocks, 20,668 bytes)
+    BlockLayer(384 → 32, blocks, 20,924 bytes)
     """
-    wide = unwrapped(wide)
-    packed = _pack(wide, format)
+    model = unwrapped(model)
+    packed = _pack(model, format)
     if example_inputs is not None:
-        check_same(wide, packed, example_inputs, stored_orders(packed))
+        check_same(model, packed, example_inputs, stored_orders(packed))
     return packed
 
 
 @torch.no_grad()
-def _pack(wide: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
-    masked = _masked_layers(wide)
-    demanded = _demanded(format, masked)
-    plans = plans_in(wide)
-    choices = _choices(masked, plans, demanded)
+def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
+    masked = _masked_layers(model)
+    requested = _requested(format, masked)
+    plans = plans_in(model)
+    choices = _choices(masked, plans, requested)
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
-    orders = _orders(wide, plans, choices)
-    replaced: dict[str, nn.Module] = _reorder(wide, plans, orders, weights)
+    orders = _orders(model, plans, choices)
+    replaced: dict[str, nn.Module] = _reorder(model, plans, orders, weights)
     rows = []
     for name, layer in masked.items():
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
-        made.train(layer.training)
-        replaced[name] = made
+        replaced[name] = made.train(layer.training)
         rows.append(_row(name, layer, made, choices[name]))
-    memo: dict[int, Any] = {id(wide.get_submodule(name)): new for name, new in replaced.items()}
-    packed = copy.deepcopy(wide, memo)
+    packed = _copy_with(model, replaced)
     packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
 
@@ -135,8 +132,8 @@ def unpack(packed: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        A copy with masked layers, as `fpe.expand` would have it: neurons in their old order, weights held
-        at zero where nothing is stored.
+        A copy with masked layers, as `fpe.expand` makes them: neurons in their old order, weights masked where
+        nothing is stored.
 
     Raises
     ------
@@ -145,74 +142,90 @@ def unpack(packed: nn.Module) -> nn.Module:
     """
     packed = unwrapped(packed)
     plans = plans_in(packed)
+    layers = [layer for plan in plans for layer in plan.layers]
+    planned = {name for layer in layers for name in (*layer.group.producers, *layer.group.consumers)}
     weights: dict[str, Weights] = {}
-    shapes: dict[str, Shape] = {}
     for name, module in packed.named_modules():
         if isinstance(module, PackedLayer):
-            weight, mask, bias = module.wide()
-            weights[name], shapes[name] = Weights(weight, bias, mask), module.shape
-        elif type(module) in MASKED.values() and _is_planned(plans, name):
+            weights[name] = module.to_masked()
+        elif type(module) in MASKED.values() and name in planned:
             weights[name] = Weights.of(module)
-            shapes[name] = Shape.of_plain(module)
-    if not any(isinstance(m, PackedLayer) for m in packed.modules()):
+    if not any(isinstance(module, PackedLayer) for module in packed.modules()):
         raise ModelError("nothing in this model is packed; give what fpe.pack returned.")
     orders = {name: order.argsort() for name, order in stored_orders(packed).items()}
     replaced: dict[str, nn.Module] = _reorder(packed, plans, orders, weights)
     for name, own in weights.items():
+        module = packed.get_submodule(name)
+        shape = module.shape if isinstance(module, PackedLayer) else Shape.of(module)
         bias = None if own.bias is None else own.bias.clone()
-        made = shapes[name].masked(own.weight.clone(), bias, own.mask.clone())
-        replaced[name] = made.train(packed.get_submodule(name).training)
-    memo: dict[int, Any] = {id(packed.get_submodule(name)): new for name, new in replaced.items()}
-    wide = copy.deepcopy(packed, memo)
-    for module in wide.modules():
+        made = shape.masked(Weights(own.weight.clone(), bias, own.mask.clone()))
+        replaced[name] = made.train(module.training)
+    masked = _copy_with(packed, replaced)
+    for module in masked.modules():
         vars(module).pop("fpe_packing", None)
-    return wide
+    return masked
 
 
-def _masked_layers(wide: nn.Module) -> dict[str, MaskedLayer]:
+def _copy_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
+    """Copy a model with other modules in the places of its own."""
+    memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
+    return copy.deepcopy(model, memo)
+
+
+def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """Return the masked layers by name, or say why they cannot be packed."""
-    if not isinstance(wide, nn.Module):
-        raise ArgumentError(f"wide is a {type(wide).__name__}; give a model that fpe.expand returned.")
-    masked = {name: m for name, m in wide.named_modules() if isinstance(m, MaskedLayer)}
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
+    masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not masked:
         raise ModelError(
             "no layer of this model is masked, so that there is nothing to pack; give what fpe.expand or "
             "fpe.load returned."
         )
-    check_masks(wide, "packing")
-    problems = []
-    owners: dict[int, list[str]] = {}  # of each parameter, and of all modules that have it
-    for name, module in wide.named_modules():
+    check_masks(model, "packing")
+    owners: dict[int, list[str]] = {}  # of each parameter, all names
+    for name, module in model.named_modules():
         for key, parameter in module.named_parameters(name, recurse=False):
             owners.setdefault(id(parameter), []).append(key)
-    for name, layer in masked.items():
-        shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
-        tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
-        if layer.weight.dtype not in TYPES:
-            known = ", ".join(str(t).removeprefix("torch.") for t in TYPES)
-            problems.append(f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}.")
-        elif layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
-            where = "on the meta device" if layer.weight.is_meta else "sharded"
-            problems.append(f"layer {name!r} is {where}; pack a model whose weights are all here.")
-        elif tied:
-            problems.append(
-                f"layer {name!r} shares parameters with {', '.join(tied)}, which packing would part; give it "
-                "parameters of its own."
-            )
-        elif type(layer) not in MASKED:
-            problems.append(
-                f"layer {name!r} is of the class {type(layer).__name__}, whose forward packing would lose; "
-                "put a layer of fpe's own in its place."
-            )
+    problems = hook_problems(model.named_parameters())
+    problems += [problem for name, layer in masked.items() if (problem := _problem(name, layer, owners))]
     raise_problems(problems, ModelError, "the layers to pack")
     return masked
 
 
-def _demanded(format: str | Mapping[str, str] | None, masked: Mapping[str, MaskedLayer]) -> dict[str, str]:
-    """Return the format that is demanded for each layer that one is demanded for."""
+def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]]) -> str | None:
+    """Say why a masked layer cannot be packed."""
+    shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
+    tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
+    if type(layer) not in MASKED:
+        return (
+            f"layer {name!r} is of the class {type(layer).__name__}, whose forward pass would be lost; put a "
+            "layer of fpe's own in its place."
+        )
+    if layer.weight.dtype not in TYPES:
+        known = ", ".join(str(kind).removeprefix("torch.") for kind in TYPES)
+        return f"layer {name!r} has {layer.weight.dtype} weights; convert it to one of {known}."
+    if layer.weight.is_meta or type(layer.weight.data).__name__ == "DTensor":
+        where = "on the meta device" if layer.weight.is_meta else "sharded"
+        return f"layer {name!r} is {where}; pack a model whose weights are all here."
+    if tied:
+        return (
+            f"layer {name!r} shares parameters with {', '.join(tied)}, from which packing would separate them; "
+            "give it parameters of its own."
+        )
+    if any(getattr(layer, hooks) for hooks in MODULE_HOOKS):
+        return (
+            f"layer {name!r} has forward or backward hooks, which would be lost, since packing makes another "
+            "layer; remove them, and register them on the packed layer."
+        )
+    return None
+
+
+def _requested(format: str | Mapping[str, str] | None, masked: Mapping[str, MaskedLayer]) -> dict[str, str]:
+    """Return the requested formats by layer."""
     patterns = {} if format is None else {"*": format} if isinstance(format, str) else dict(format)
     problems = []
-    demanded: dict[str, str] = {}
+    requested: dict[str, str] = {}
     for pattern, value in patterns.items():
         names = [name for name in masked if fnmatchcase(name, pattern)]
         if value not in FORMATS:
@@ -224,54 +237,48 @@ def _demanded(format: str | Mapping[str, str] | None, masked: Mapping[str, Maske
             problems.append(
                 f"no masked layer is called {pattern!r}; there are {', '.join(map(repr, masked))}."
             )
-        demanded |= dict.fromkeys(names, value)
+        requested |= dict.fromkeys(names, value)
     raise_problems(problems, ArgumentError, "format")
-    if isinstance(format, str):  # means those that have zeros
-        return {
-            n: f for n, f in demanded.items() if count_free(masked[n].fpe_mask) < masked[n].weight.numel()
-        }
-    return demanded
+    if isinstance(format, str):  # means the layers that have zeros
+        has_zeros = {name: count_free(m.fpe_mask) < m.weight.numel() for name, m in masked.items()}
+        return {name: value for name, value in requested.items() if has_zeros[name]}
+    return requested
 
 
 def _choices(
-    masked: Mapping[str, MaskedLayer], plans: Sequence[Plan], demanded: Mapping[str, str]
+    masked: Mapping[str, MaskedLayer], plans: Sequence[Plan], requested: Mapping[str, str]
 ) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        seen = Structure.of(layer.fpe_mask, *_known(plans, name, len(layer.weight)))
-        choice = choose_format(seen, layer.weight, demanded.get(name))
+        plan = planned_layer(plans, name, len(layer.weight))
+        known = (None, None) if plan is None else (family_of(plan).role, blocks_of(plan))
+        choice = choose_format(Structure.of(layer.fpe_mask, *known), layer.weight, requested.get(name))
         if isinstance(choice, str):
-            problems.append(f"layer {name!r} cannot be packed as {demanded[name]!r}: {choice}")
+            problems.append(f"layer {name!r} cannot be packed as {requested[name]!r}: {choice}")
         else:
             choices[name] = choice
     raise_problems(problems, ModelError, "the formats")
     return choices
 
 
-def _known(plans: Sequence[Plan], name: str, rows: int) -> tuple[Tensor | None, Tensor | None]:
-    """Return what the plans tell of the neurons of a layer: which child each is, and of which block."""
-    planned = planned_layer(plans, name, rows)
-    return (None, None) if planned is None else (family_of(planned).role, blocks_of(planned))
-
-
-def _orders(wide: nn.Module, plans: Sequence[Plan], choices: Mapping[str, Choice]) -> dict[str, Tensor]:
-    """Return the new order of the neurons of each producer whose readers can follow it."""
+def _orders(model: nn.Module, plans: Sequence[Plan], choices: Mapping[str, Choice]) -> dict[str, Tensor]:
+    """Return the new order of the neurons of each producer whose consumers can be reordered too."""
     orders: dict[str, Tensor] = {}
     known = ordered_layers(plans)
     for plan, layer in [(each, layer) for each in plans for layer in each.layers if layer in known]:
-        own = [choices.get(name) for name in layer.group.producers]
-        if not all(choice is not None and len(choice.blocks) > 1 for choice in own):
+        own = [choices[name].blocks for name in layer.group.producers if name in choices]
+        if len(own) < len(layer.group.producers) or not all(len(blocks) > 1 for blocks in own):
             continue
-        order, *others = [torch.cat([b.rows for b in cast(Choice, choice).blocks]) for choice in own]
+        order, *others = [torch.cat([block.rows for block in blocks]) for blocks in own]
         together = all(torch.equal(order, other) for other in others)
-        readers = all(name in choices for name in layer.group.consumers)
-        if together and readers and can_be_reordered(wide, plan, layer):
+        consumers = all(name in choices for name in layer.group.consumers)
+        if together and consumers and can_be_reordered(model, plan, layer):
             orders |= dict.fromkeys(layer.group.producers, order)
     return orders
 
 
 def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
-    """Return for each packed layer whose neurons stand in another order than the masked one's which it is."""
+    """Return the order of the neurons of each packed layer that has another order than the masked one."""
     return {
         name: module.rows.long()
         for name, module in packed.named_modules()
@@ -282,16 +289,15 @@ def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
 def _reorder(
     model: nn.Module, plans: Sequence[Plan], orders: Mapping[str, Tensor], weights: dict[str, Weights]
 ) -> dict[str, nn.Module]:
-    """Let the readers of reordered neurons follow: change their `weights`, return the modules between."""
+    """Reorder the consumers of reordered neurons in `weights`, and return copies of the modules between."""
     between: dict[str, nn.Module] = {}
     for plan, layer in [(each, layer) for each in plans for layer in each.layers]:
         order = orders.get(layer.group.name)
         if order is None:
             continue
-        columns = reordered_columns(model, plan, layer, order.cpu())
-        for name, own in columns.items():
+        for name, columns in reordered_columns(model, plan, layer, order.cpu()).items():
             old = weights[name]
-            own = own.to(old.weight.device)
+            own = columns.to(old.weight.device)
             weight, mask = (t.index_select(1, own) for t in (old.weight, old.mask))
             weights[name] = Weights(weight, old.bias, mask)
         for name in layer.group.between:
@@ -303,49 +309,41 @@ def _reorder(
 
 
 def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool) -> nn.Module:
-    """Make the layer; parameters of a layer that is not trained stay so."""
-    bias = None if weights.bias is None else weights.bias.clone()
-    shape, tensors = Shape.of(layer), (weights.weight, weights.mask, bias)
+    """Make the layer; frozen parameters stay frozen."""
+    shape = Shape.of(layer)
+    own = Weights(weights.weight, None if weights.bias is None else weights.bias.clone(), weights.mask)
     made: nn.Module
     if choice.format == "2:4":
-        return semi_structured(weights.weight, bias)
+        return _two_four(shape, own)
     if choice.format == "codes":
-        made = CodedLayer.of(shape, *tensors, choice.factor)
-    elif choice.format == "bitmask":
-        made = BitmaskLayer.of(shape, *tensors)
+        made = CodedLayer.of(shape, own, choice.factor)
     elif choice.format == "blocks":
-        # Looked up again: what the neurons read may have been reordered since.
-        blocks = [block_of(reads(weights.mask), block.rows) for block in choice.blocks]
-        made = BlockLayer.of(shape, *tensors, blocks, ordered)
-    elif count_free(weights.mask) < weights.mask.numel():
-        made = DenseLayer.of(shape, *tensors)
+        # Inputs may have been reordered since the choice.
+        blocks = [block_of(inputs_used(own.mask), block.rows) for block in choice.blocks]
+        made = BlockLayer.of(shape, own, blocks, ordered)
+    elif count_free(own.mask) < own.mask.numel():
+        made = DenseLayer.of(shape, own)
     else:
-        made = shape.plain(weights.weight.clone(), bias)
+        made = shape.plain(own.weight.clone(), own.bias)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return made
+
+
+def _two_four(shape: Shape, weights: Weights) -> nn.Module:
+    """Make a linear layer whose weight PyTorch stores and a GPU computes as 2:4; for inference."""
+    from torch.sparse import to_sparse_semi_structured
+
+    layer = shape.plain(weights.weight, weights.bias)
+    weight = to_sparse_semi_structured(weights.weight.contiguous())
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer.requires_grad_(False)
 
 
 def _row(name: str, layer: MaskedLayer, made: nn.Module, choice: Choice) -> PackingRow:
     bias = 0 if layer.bias is None else layer.bias.numel()
     nonzero = count_free(layer.fpe_mask) + bias
     masked = layer.weight.nbytes + layer.fpe_mask.nbytes + bias * layer.weight.element_size()
-    return PackingRow(
-        name=name,
-        format=choice.format,
-        neurons=layer.weight.shape[0],
-        inputs=layer.weight.shape[1],
-        nonzero=nonzero,
-        bytes=(nonzero * layer.weight.element_size(), masked, bytes_of(made)),
-        why=choice.why,
-    )
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _is_planned(plans: Sequence[Plan], name: str) -> bool:
-    layers = [layer for plan in plans for layer in plan.layers]
-    return any(name in (*layer.group.producers, *layer.group.consumers) for layer in layers)
+    neurons, inputs = layer.weight.shape[:2]
+    sizes = (nonzero * layer.weight.element_size(), masked, bytes_of(made))
+    return PackingRow(name, choice.format, neurons, inputs, nonzero, sizes, choice.why)

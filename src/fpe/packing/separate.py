@@ -1,96 +1,107 @@
-"""Linear layers of blocks for ONNX: a product for each block, whose weight a runtime prepares once."""
+"""Linear layers whose blocks are linear layers of their own: for ONNX, and for int8 by torchao; for inference."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fpe.packing.blocks import BlockLinear
-from fpe.packing.slabs import slabs_of
+from fpe.masked import HasMasks
+from fpe.packing.bits import pack_zeros, unpack_zeros
+from fpe.packing.blocks import BlockLayer, block_layout
+from fpe.packing.formats import block_of
 
 
 def with_separate_blocks(model: nn.Module) -> nn.Module:
-    """Return a copy of a model around the same tensors, with `SeparateBlocks` in the place of linear blocks.
+    """Return a copy around the same tensors, with `SeparateBlocks` for linear blocks; or the model if it has none.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Dense, expanded or packed; what holds no linear blocks is returned as it is.
-
-    Returns
-    -------
-    nn.Module
-        For inference. It has blocks of its own, and shares all other parameters and buffers.
+    onnxruntime prepares a constant matrix once for all calls, but not the matrices of a batched product.
     """
-    layers = [module for module in model.modules() if type(module) is BlockLinear]
+    layers = [m for m in model.modules() if type(m) is BlockLayer and not m.shape.taps]
     if not layers:
         return model
-    tensors = (*model.parameters(), *model.buffers())
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     memo |= {id(layer): SeparateBlocks(layer).train(layer.training) for layer in layers}
     return copy.deepcopy(model, memo)
 
 
-class SeparateBlocks(BlockLinear):
-    """A linear layer of blocks, each with its product: (…, in_features) to (…, out_features).
+class LinearBlock(nn.Linear, HasMasks):
+    """One block, its weight of shape (neurons, inputs)."""
 
-    onnxruntime packs a constant matrix once, for all calls, but not the matrices of a batched product. Inputs
-    are picked from rows, for a row is copied at once.
+    def __init__(self, weight: Tensor, mask: Tensor) -> None:
+        nn.Linear.__init__(self, weight.shape[1], weight.shape[0], bias=False, device="meta")
+        self.weight = nn.Parameter(weight.contiguous())
+        self.register_buffer("zero_positions", pack_zeros(mask != 0))
 
-    Parameters
-    ----------
-    layer : BlockLinear
-        The layer that it stands for, which is not changed.
+    def free(self, name: str) -> Tensor | None:
+        """Return the mask of the weight."""
+        positions = cast("Tensor | None", self.zero_positions)
+        return None if positions is None or name != "weight" else unpack_zeros(positions, self.weight.shape)
+
+
+class SeparateBlocks(BlockLayer):
+    """A linear layer of blocks, each with a product of its own: (…, in_features) to (…, out_features).
+
+    Inputs that only make blocks equal are left out.
     """
 
-    @torch.no_grad()
-    def __init__(self, layer: BlockLinear) -> None:
-        super().__init__(layer.shape, layer.sizes, layer.bias)
-        self.slabs = slabs_of(layer.sizes, together=False)
-        parts: list[list[Tensor]] = [[] for _ in layer.sizes]
-        for slab, own in zip(layer.slabs, layer._weights(), strict=True):
-            for block, part in zip(slab.blocks, layer._as_blocks(own), strict=True):
-                parts[block].append(part)
-        for number, block_parts in enumerate(parts):
-            weight = torch.cat(block_parts, dim=1).t().contiguous()
-            self.register_parameter(f"weight_{number}", nn.Parameter(weight))
-            self.register_buffer(f"holes_{number}", None)
-        for name in ("columns", "rows", "restore"):
-            setattr(self, name, layer._buffers[name])
-        if layer.columns is not None:
-            read = [block.columns for block in layer.layout()]
-            self.columns = torch.cat(read).to(layer.columns.dtype)
+    format = "separate blocks"
 
-    @staticmethod
-    def _as_blocks(weight: Tensor) -> Sequence[Tensor]:
-        return [weight.t()]
+    @torch.no_grad()
+    def __init__(self, layer: BlockLayer) -> None:
+        masked, bias = layer.to_masked(), None if layer.bias is None else layer.bias.detach().clone()
+        blocks = layer.blocks()
+        if layer.columns is not None:
+            blocks = [block_of(masked.mask != 0, block.rows) for block in blocks]
+        super().__init__(layer.shape, [(len(b.rows), len(b.columns)) for b in blocks], bias)
+        self.batches = block_layout(self.sizes, together=False)
+        self.rows, self.restore = layer.rows, layer.restore
+        self.columns = None
+        if layer.columns is not None:
+            self.columns = torch.cat([block.columns for block in blocks]).to(torch.int32)
+        self.linears = nn.ModuleList(
+            LinearBlock(block.part_of(masked.weight), block.part_of(masked.mask)) for block in blocks
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
-        x = input if input.dim() == 2 else input.reshape(-1, self.in_features)
-        factors = zip(self._parts(x), self._weights(), strict=True)
-        bias = self._bias_by_block()
-        if bias is None:
-            products = [torch.mm(part, weight) for part, weight in factors]
-        else:
-            biases = torch.split(bias, [neurons for neurons, _ in self.sizes])
-            products = [torch.addmm(b, *own) for b, own in zip(biases, factors, strict=True)]
-        y = products[0] if len(products) == 1 else torch.cat(products, dim=1)
-        if self.restore is not None:
-            y = y.index_select(1, self.restore.long())
+        x, bias = input if input.dim() == 2 else input.reshape(-1, self.in_features), self.bias_by_block()
+        neurons, inputs = map(list, zip(*self.sizes, strict=True))
+        parts = (
+            [x]
+            if self.columns is None
+            else [x.index_select(1, own) for own in torch.split(self.columns, inputs)]
+        )
+        biases = [None] * len(parts) if bias is None else torch.split(bias, neurons)
+        products = [
+            F.linear(part, cast(Tensor, linear.weight), own)
+            for part, linear, own in zip(parts, self.linears, biases, strict=True)
+        ]
+        y = self.restored(products[0] if len(products) == 1 else torch.cat(products, dim=1))
         return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
 
-    def _parts(self, x: Tensor) -> Sequence[Tensor]:
-        """Return what each block reads, (samples, its inputs)."""
-        if self.columns is None:
-            return [x]
-        columns, inputs = self.columns.long(), [inputs for _, inputs in self.sizes]
-        if len(columns) <= self.in_features:
-            return x.t().index_select(0, columns).t().split_with_sizes(inputs, dim=1)
-        # Inputs that several blocks read are not all copied before the first product; these are narrow, and
-        # take a transposed factor as it is.
-        return [x.t().index_select(0, own).t() for own in torch.split(columns, inputs)]
+    def block_weights(self) -> list[Tensor]:
+        """Return the weight of each block, as floating-point numbers."""
+        weights: list[Any] = [linear.weight for linear in self.linears]
+        return [(own.dequantize() if hasattr(own, "qdata") else own).detach() for own in weights]
+
+    def block_masks(self) -> list[Tensor]:
+        """Return the mask of each block, of the weight's type."""
+        masks = [cast(LinearBlock, linear).free("weight") for linear in self.linears]
+        weights = self.block_weights()
+        return [
+            torch.ones_like(w) if m is None else m.to(w.dtype) for w, m in zip(weights, masks, strict=True)
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors; those of torchao have parts."""
+        tensors: list[Any] = [*self.parameters(), *self.buffers()]
+        parts = [
+            [getattr(t, n) for n in t.__tensor_flatten__()[0]] if hasattr(t, "qdata") else [t]
+            for t in tensors
+        ]
+        return sum(part.nbytes for own in parts for part in own)

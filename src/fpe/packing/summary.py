@@ -1,9 +1,9 @@
-"""What packing has done: layer by layer the format, the bytes and the reason."""
+"""The summary of a packed model: format, bytes and reason, layer by layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -17,13 +17,11 @@ class PackingRow:
     Attributes
     ----------
     name, format, why : str
-        Which, how, and for what reason.
-    neurons, inputs : int
-        Its size.
-    nonzero : int
-        Its non-zero weights and biases.
+        The layer, its format, and the reason for it.
+    neurons, inputs, nonzero : int
+        Its size; its non-zero weights and biases.
     bytes : tuple of int
-        Of non-zeros alone, of the masked layer with zeros and mask, and of the packed layer.
+        Of the non-zeros alone, of the masked layer with zeros and mask, and of the packed layer.
     """
 
     name: str
@@ -37,34 +35,23 @@ class PackingRow:
 
 @dataclass(frozen=True)
 class Packing:
-    """What `fpe.pack` has done; ``print`` shows it as a table.
-
-    Attributes
-    ----------
-    rows : tuple of PackingRow
-        Each layer that was masked.
-    """
+    """What `fpe.pack` did with each masked layer, as `rows`; ``print`` shows it as a table."""
 
     rows: tuple[PackingRow, ...]
 
     @property
     def bytes(self) -> tuple[int, int, int]:
-        """Sums over the layers: of non-zeros alone, masked, packed."""
-        return tuple(sum(row.bytes[i] for row in self.rows) for i in range(3))  # type: ignore[return-value]
+        """Sums over the layers: of the non-zeros alone, masked, packed."""
+        return cast("tuple[int, int, int]", tuple(sum(row.bytes[i] for row in self.rows) for i in range(3)))
 
     def __str__(self) -> str:
         head = ("layer", "format", "why", "neurons", "inputs", "non-zeros", "their bytes", "masked", "packed")
         rows = [
-            (
-                row.name,
-                row.format,
-                row.why,
-                *(f"{n:,}" for n in (row.neurons, row.inputs, row.nonzero, *row.bytes)),
-            )
-            for row in self.rows
+            (r.name, r.format, r.why, *(f"{n:,}" for n in (r.neurons, r.inputs, r.nonzero, *r.bytes)))
+            for r in self.rows
         ]
-        nonzero = sum(row.nonzero for row in self.rows)
-        total = ("total", "", "", "", "", *(f"{n:,}" for n in (nonzero, *self.bytes)))
+        sums = (sum(row.nonzero for row in self.rows), *self.bytes)
+        total = ("total", "", "", "", "", *(f"{n:,}" for n in sums))
         return "\n".join(text_table(head, [*rows, total], left=3))
 
     def to_dict(self) -> dict[str, Any]:
@@ -73,15 +60,16 @@ class Packing:
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Packing:
-        """Make the packing again from what `to_dict` returned, or from its JSON."""
+        """Return the packing that `to_dict` described."""
         return Packing(tuple(PackingRow(**{**row, "bytes": tuple(row["bytes"])}) for row in record["rows"]))
 
 
 def packed_names(model: nn.Module) -> set[str]:
-    """Return the names of the layers that packing has replaced, in a model or in its parts."""
-    found: set[str] = set()
-    for name, module in model.named_modules():
-        packing = vars(module).get("fpe_packing")
-        if isinstance(packing, Packing):
-            found.update(f"{name}.{row.name}" if name else row.name for row in packing.rows)
-    return found
+    """Return the names of the layers that packing replaced in a model or in its parts."""
+    packings = {name: vars(module).get("fpe_packing") for name, module in model.named_modules()}
+    return {
+        f"{name}.{row.name}" if name else row.name
+        for name, packing in packings.items()
+        if isinstance(packing, Packing)
+        for row in packing.rows
+    }

@@ -1,4 +1,4 @@
-"""Check on a batch that a packed model computes what the masked one computes."""
+"""Verify on a batch that a packed model computes what the masked one computes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ from fpe.graph.inputs import Call, as_call, tensors_in
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 #: The same of float32 on a GPU, where products may be rounded to fewer bits.
 ON_GPU = 1e-2
+#: What is compared: the name of a mode, whether the models are in training mode, and whether there are gradients.
+MODES = (
+    ("evaluation mode", False, True),
+    ("evaluation mode without gradients", False, False),
+    ("training mode", True, True),
+)
 
 
 def difference(own: Tensor, wanted: Tensor) -> float:
@@ -30,22 +36,24 @@ def difference(own: Tensor, wanted: Tensor) -> float:
 
 
 def largest(tensor: Tensor) -> float:
-    """Return the largest finite entry."""
+    """Return the largest finite magnitude."""
     finite = tensor.detach()[tensor.isfinite()].double().abs()
     return float(finite.max()) if len(finite) else 0.0
 
 
 def cannot_run(model: nn.Module, call: Call, error: Exception) -> ArgumentError:
-    """Return what is to be raised where a model fails on the user's batch."""
-    kinds = [
-        dict.fromkeys(str(t.dtype).removeprefix("torch.") for t in own if t.is_floating_point())
+    """Return the error to raise where a model fails on the user's batch."""
+    given, wanted = (
+        dict.fromkeys(
+            str(t.dtype).removeprefix("torch.")
+            for t in own
+            if isinstance(t, Tensor) and t.is_floating_point()
+        )
         for own in (pytree.tree_leaves(call), model.parameters())
-        for own in [[t for t in own if isinstance(t, Tensor)]]
-    ]
+    )
     hint = ""
-    if kinds[0] and kinds[1] and kinds[0].keys() != kinds[1].keys():
-        given, wanted = (" and ".join(names) for names in kinds)
-        hint = f" The batch is {given} and the model {wanted}: convert either."
+    if given and wanted and given.keys() != wanted.keys():
+        hint = f" The batch is {' and '.join(given)} and the model {' and '.join(wanted)}: convert either."
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return ArgumentError(
         f"this {type(model).__name__} cannot be run on example_inputs: {type(error).__name__}: "
@@ -53,20 +61,22 @@ def cannot_run(model: nn.Module, call: Call, error: Exception) -> ArgumentError:
     )
 
 
-def check_same(wide: nn.Module, packed: nn.Module, example_inputs: Any, orders: Mapping[str, Tensor]) -> None:
+def check_same(
+    masked: nn.Module, packed: nn.Module, example_inputs: Any, orders: Mapping[str, Tensor]
+) -> None:
     """Raise if a packed model and the masked one differ by more than rounding; both stay as they are.
 
-    In evaluation mode each layer is compared by itself too, so that a layer that adds little to the
-    outputs is checked as closely as any other.
+    In evaluation mode each layer is compared by itself too, so that a layer that adds little to the outputs is
+    checked as closely as any other.
 
     Parameters
     ----------
-    wide, packed : nn.Module
+    masked, packed : nn.Module
         The masked model, and what `fpe.pack` made of it.
     example_inputs : Tensor, tuple or dict
         One batch, as for `fpe.expand`.
     orders : mapping of str to Tensor
-        For each packed layer whose neurons stand in another order which neuron stands where.
+        The order of the neurons of each packed layer that has another order.
 
     Raises
     ------
@@ -78,31 +88,27 @@ def check_same(wide: nn.Module, packed: nn.Module, example_inputs: Any, orders: 
     call = as_call(example_inputs)
     names = [row.name for row in packed.fpe_packing.rows]  # type: ignore[union-attr]
     try:
-        wanted, wanted_layers = _watched(wide, call, names)
+        wanted, wanted_layers = _run_watched(masked, call, names)
     except Exception as error:
-        raise cannot_run(wide, call, error) from error
-    _, own_layers = _watched(packed, call, names)
+        raise cannot_run(masked, call, error) from error
+    _, own_layers = _run_watched(packed, call, names)
     problems = []
     for name in names:
-        taps = getattr(wide.get_submodule(name), "kernel_size", ())
         if len(own_layers[name]) != len(wanted_layers[name]):
             problems.append(f"layer {name!r} is not called as often in the packed model.")
             continue
+        axis = -1 - len(getattr(masked.get_submodule(name), "kernel_size", ()))
         for made, expected in zip(own_layers[name], wanted_layers[name], strict=True):
             if name in orders:
-                expected = expected.index_select(-1 - len(taps), orders[name].to(expected.device))
+                expected = expected.index_select(axis, orders[name].to(expected.device))
             if not _close(made, expected):
                 problems.append(
                     f"layer {name!r} differs by {difference(made, expected):.1e}; give it another format, "
                     f"such as format={{{name!r}: 'dense'}}."
                 )
                 break
-    for what, trains, gradients in (
-        ("evaluation mode", False, True),
-        ("evaluation mode without gradients", False, False),
-        ("training mode", True, True),
-    ):
-        problems += _compared(wide, packed, call, what, trains, gradients)
+    for what, trains, gradients in MODES:
+        problems += _mode_problems(masked, packed, call, what, trains, gradients)
     raise_problems(problems, ModelError, "the packed model, compared with the masked one on example_inputs")
     if not any(largest(tensor) for tensor in wanted):
         raise ModelError("all outputs on example_inputs are 0, which shows nothing; give another batch.")
@@ -114,12 +120,12 @@ def check_same(wide: nn.Module, packed: nn.Module, example_inputs: Any, orders: 
         )
 
 
-def _compared(
-    wide: nn.Module, packed: nn.Module, call: Call, what: str, trains: bool, gradients: bool
+def _mode_problems(
+    masked: nn.Module, packed: nn.Module, call: Call, what: str, trains: bool, gradients: bool
 ) -> list[str]:
-    """Return what differs in one mode."""
+    """Name the difference of the outputs in one mode."""
     try:
-        wanted = _run(wide, call, trains, gradients)
+        wanted = _run(masked, call, trains, gradients)
     except Exception as error:  # a batch of one, for a batch norm
         warnings.warn(
             f"{what} was not compared: the masked model fails in it ({type(error).__name__}: {error}).",
@@ -130,7 +136,7 @@ def _compared(
     pairs = list(zip(own, wanted, strict=False))
     if len(own) == len(wanted) and all(_close(*pair) for pair in pairs):
         return []
-    again = _run(wide, call, trains, gradients, seed=1)
+    again = _run(masked, call, trains, gradients, seed=1)
     if not all(_close(*pair) for pair in zip(again, wanted, strict=True)):
         warnings.warn(f"{what} was not compared: the model draws random numbers in it.", stacklevel=4)
         return []
@@ -143,7 +149,7 @@ def _run(model: nn.Module, call: Call, trains: bool, gradients: bool, seed: int 
     model = copy.deepcopy(model).train(trains)
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.eval()  # its random numbers go to neurons by their places, which packing changes
+            module.eval()  # it drops neurons by their positions, which packing changes
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     args, kwargs = copy.deepcopy(call)
     with torch.random.fork_rng(devices=list(devices)), torch.set_grad_enabled(gradients):
@@ -152,7 +158,9 @@ def _run(model: nn.Module, call: Call, trains: bool, gradients: bool, seed: int 
     return [t for t in tensors if t.is_floating_point()] or tensors
 
 
-def _watched(model: nn.Module, call: Call, names: list[str]) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+def _run_watched(
+    model: nn.Module, call: Call, names: list[str]
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
     """Run a copy in evaluation mode; return its outputs, and those of these layers, call by call."""
     model = copy.deepcopy(model)
     seen: dict[str, list[Tensor]] = {name: [] for name in names}

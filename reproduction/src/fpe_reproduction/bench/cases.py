@@ -310,7 +310,7 @@ def onnx_row(name: str, like: Row, probe: Tensor) -> Row:
     module: Any = like.call
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "module.onnx")
-        stored = export(module, path, torch.zeros(2, probe.shape[1])).bytes
+        stored = export(module, path, example_inputs=torch.zeros(2, probe.shape[1])).bytes
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     given = session.get_inputs()[0].name
 

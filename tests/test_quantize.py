@@ -20,7 +20,6 @@ METHODS = [
     ("shared", "magnitude", None),
     ("shared", "columns", None),
     ("random", "magnitude", None),
-    ("random", "magnitude", "bitmask"),
     ("random", "magnitude", "dense"),
 ]
 
@@ -29,14 +28,14 @@ METHODS = [
 def packed(request):
     split, prune, format = request.param
     wide = fpe.expand(fpe.mlp(64, 12, 5, seed=0), 2, split, prune=prune)
-    return fpe.pack(wide, format)
+    return fpe.pack(wide, format=format)
 
 
 @needs_torchao
 @pytest.mark.parametrize("activations", [False, True])
-def test_a_quantised_copy_is_near_and_the_packed_model_left_alone(packed, activations):
+def test_a_quantized_copy_is_near_and_the_packed_model_left_alone(packed, activations):
     before = snapshot(packed)
-    quantized = fpe.quantize(packed, activations)
+    quantized = fpe.quantize(packed, activations=activations)
     assert_unchanged(packed, before)
     x = torch.randn(6, 64)
     error = (quantized(x) - packed(x)).abs().max() / packed(x).abs().max()
@@ -67,7 +66,7 @@ def test_blocks_take_a_quarter_of_their_bytes():
 
 @needs_torchao
 @pytest.mark.parametrize("name", ["CNN-BatchNorm-Flatten", "GPT-2", "LLaMA"])
-def test_models_of_other_kinds_are_quantised(name):
+def test_models_of_other_kinds_are_quantized(name):
     model, batch = ZOO[name]()
     packed = fpe.pack(fpe.expand(model, 2, "shared", example_inputs=batch)).eval()
     quantized = fpe.quantize(packed)
@@ -77,24 +76,20 @@ def test_models_of_other_kinds_are_quantised(name):
 
 
 @needs_torchao
-def test_quantised_models_are_exported_and_not_saved(packed, tmp_path):
+def test_quantized_models_are_exported_and_not_saved(packed, tmp_path):
     quantized = fpe.quantize(packed)
-    written = fpe.export(quantized, tmp_path / "m.onnx", torch.randn(3, 64))
+    written = fpe.export(quantized, tmp_path / "m.onnx", example_inputs=torch.randn(3, 64))
     assert written.difference < 1e-4
     both = fpe.quantize(packed, activations=True)
-    assert fpe.export(both, tmp_path / "m.pt2", torch.randn(3, 64)).difference < 1e-4
+    assert fpe.export(both, tmp_path / "m.pt2", example_inputs=torch.randn(3, 64)).difference < 1e-4
     with pytest.raises(ModelError, match=r"cannot write this Sequential as ONNX: .*_int_mm.*\.pt2 may do"):
-        fpe.export(both, tmp_path / "n.onnx", torch.randn(3, 64))
-    with pytest.raises(ArgumentError) as error:
+        fpe.export(both, tmp_path / "n.onnx", example_inputs=torch.randn(3, 64))
+    with pytest.raises(ArgumentError, match=r"'0.linears.0.weight' is a Int8Tensor"):
         fpe.save(quantized, tmp_path / "m.safetensors")
-    assert str(error.value) == (
-        "the state '0.blocks.0.weight' is a Int8Tensor, which this format cannot hold; save the model before "
-        "it is quantised, and quantise it again after fpe.load."
-    )
 
 
 @needs_torchao
-def test_the_command_quantises(tmp_path):
+def test_the_command_quantizes(tmp_path):
     fpe.save(fpe.expand(fpe.mlp(256, 64, 10, seed=0), split="shared"), tmp_path / "w.safetensors")
     sizes = []
     for extra in ([], ["--int8"]):
@@ -147,24 +142,16 @@ def test_the_command_says_what_int8_changes_to_the_model_before_it(folded, tmp_p
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (
-            fpe.expand(fpe.mlp(8, 4, 2)),
-            "layer '0' is masked; pack first: fpe.quantize(fpe.pack(wide)).",
-        ),
-        (
-            nn.Conv1d(8, 4, 1),
-            "there is no linear layer, and convolutions are not quantised; export it as it is.",
-        ),
+        (fpe.expand(fpe.mlp(8, 4, 2)), "layer '0' is masked; pack first"),
+        (nn.Conv1d(8, 4, 1), "no linear layer"),
     ],
 )
-def test_what_cannot_be_quantised_is_said(model, message):
-    with pytest.raises(ModelError) as error:
+def test_what_cannot_be_quantized_is_said(model, message):
+    with pytest.raises(ModelError, match=message):
         fpe.quantize(model)
-    assert str(error.value) == message
 
 
 def test_a_missing_torchao_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(ArgumentError, match="int8 needs torchao: pip install"):
         fpe.quantize(fpe.mlp(8, 4, 2))
-    assert str(error.value) == "int8 needs torchao: pip install 'fixed-parameter-expansion[int8]'"
