@@ -188,10 +188,10 @@ class TestNpz:
         ("arrays", "message"),
         [
             ({"Z": X}, "Z.*X_train"),
-            ({"X": X, "y": Y[:-1]}, "20 rows, y has 19 labels"),
+            ({"X": X, "y": Y[:-1]}, r"20 rows.*\(19,\)"),
             (
                 {"X_train": X, "y_train": Y, "X_test": X, "y_test": Y[:5]},
-                "test part: X has 20 rows, y has 5",
+                r"test part has 20 rows.*\(5,\)",
             ),
             (
                 {"X_train": X, "y_train": Y, "X_test": X[:, :2], "y_test": Y},
@@ -200,7 +200,7 @@ class TestNpz:
             ({"X": X, "y": Y * 0}, "only one class, '0'"),
             ({"X": X, "y": np.r_[np.nan, Y[1:]]}, "1 rows without a label"),
             ({"X": X, "y": Y + 0.5}, "not whole"),
-            ({"X": X, "y": Y[:, None]}, r"y has shape \(20, 1\)"),
+            ({"X": X, "y": Y[:, None]}, r"y of shape \(20, 1\)"),
             ({"X": X[:, 0], "y": Y}, r"X has shape \(20,\)"),
             ({"X": X[:0], "y": Y[:0]}, r"X has shape \(0, 3\)"),
             ({"X": X[:, :0], "y": Y}, r"X has shape \(20, 0\)"),
@@ -208,9 +208,9 @@ class TestNpz:
             ({"X": X * 1j, "y": Y}, "type complex128.* real"),
             (
                 {"X": np.where(X == 10, np.nan, X), "y": Y},
-                r"1 values that are NaN.*row 3, column 1",
+                r"1 missing values, NaN.*row 3, column 1",
             ),
-            ({"X": np.where(X > 57, np.inf, X), "y": Y}, "2 values that are NaN, infinite"),
+            ({"X": np.where(X > 57, np.inf, X), "y": Y}, "2 infinite values"),
             ({"X": X * 1e40, "y": Y}, "too large for float32"),
             (
                 {"X": X, "y": Y + 1, "classes": np.array(["a", "b"])},

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 from pandas.api import types
 
-from fpe.data.parts import LABELS, TESTS, TRAINS, Raw, label_names, merged_columns, quoted
+from fpe.data.parts import LABELS, TESTS, TRAINS, Raw, label_names, quoted, why_unfit
 from fpe.data.tables import read_table
 from fpe.errors import ArgumentError, DataError, did_you_mean, raise_problems
 
@@ -53,10 +53,10 @@ def read_parts(
     counting = [name for name in chosen if _counts_rows(frame[name])]
     if counting:
         notes.append(f"{quoted(counting)} counts the rows: leave it out with --drop if it is no feature")
-    if other is None:
-        return Raw(X, y, features=columns, label=label, notes=notes)
-    X_test, y_test, _ = _arrays(other, label, chosen, f"{test or path} (test part)", notes)
-    return Raw(X, y, X_test, y_test, None, columns, label, notes)
+    parts = {"train": (X, y)}
+    if other is not None:
+        parts["test"] = _arrays(other, label, chosen, f"{test or path} (test part)", notes)[:2]
+    return Raw(parts, None, columns, label, notes)
 
 
 def label_column(names: Sequence[str], label: str | None, source: object, texts: Sequence[str] = ()) -> str:
@@ -102,7 +102,7 @@ def _split(
     train, test = (next((name for name in names if name in values), None) for names in (TRAINS, TESTS))
     if train is None or test is None:
         raise DataError(
-            f"column {column!r} of {path} holds {quoted(np.unique(values))}; give 'train' or 'test'."
+            f"column {column!r} of {path} holds {quoted(sorted(set(values.tolist())))}; give 'train' or 'test'."
         )
     rest = int((~np.isin(values, [train, test])).sum())
     if rest:
@@ -136,9 +136,8 @@ def _matrix(frame: pandas.DataFrame, source: str) -> tuple[np.ndarray, list[str]
         if isinstance(values, str):
             odd.append(f"{name!r} ({values})")
             continue
-        problem = _problem(values)
-        if problem is not None:
-            problems.append(f"column {name!r} of {source} {problem}")
+        if why := why_unfit(values):
+            problems.append(f"column {name!r} of {source} {why}, or leave it out with --drop.")
             continue
         columns.append(values.reshape(len(frame), -1).astype(np.float32, copy=False))
         names += [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(values.shape[1])]
@@ -200,33 +199,6 @@ def _lists(column: pandas.Series[Any]) -> np.ndarray | str:
     if values.ndim != 1 or values.dtype.kind not in "biuf":
         return "lists of other things than numbers"
     return np.asarray(values.reshape(len(column), -1))
-
-
-def _problem(values: np.ndarray) -> str | None:
-    """Return why a column's values cannot be learnt from in float32, None if they can."""
-    if values.dtype.kind != "f":
-        values = values.astype(np.float64)
-    largest = np.maximum(-values.min(), values.max())
-    if np.isnan(largest):
-        missing = np.isnan(values)
-        if missing.all():
-            return "is empty; leave it out with --drop."
-        return (
-            f"has {int(missing.sum()):,} missing values, NaN, the first in row {int(np.nonzero(missing)[0][0])} (from "
-            "0); fill them in, remove those rows, or leave the column out with --drop."
-        )
-    if np.isinf(largest):
-        return (
-            f"has {int(np.isinf(values).sum()):,} infinite values; replace them, or leave it out with --drop."
-        )
-    if largest > np.finfo(np.float32).max:
-        return f"has values up to {largest:.3g}, too large for float32; scale it."
-    if values.dtype == np.float64 and merged_columns(values.reshape(len(values), -1)):
-        return (
-            f"has values near {largest:.10g} whose differences float32 cannot hold; subtract its smallest value, or "
-            "leave it out with --drop."
-        )
-    return None
 
 
 def _counts_rows(column: pandas.Series[Any]) -> bool:

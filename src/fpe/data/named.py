@@ -26,7 +26,7 @@ def _digits() -> Raw:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    return Raw(bunch.data / 16, bunch.target, classes=bunch.target_names)
+    return Raw({"train": (bunch.data / 16, bunch.target)}, bunch.target_names)
 
 
 def _fashion_mnist() -> Raw:
@@ -47,7 +47,7 @@ def _fashion_mnist() -> Raw:
         images, labels = bunch.data, bunch.target.astype(np.int64)
         X, y, X_test, y_test = images[:60_000], labels[:60_000], images[60_000:], labels[60_000:]
     X, X_test = (part.astype(np.float32) / 255 for part in (X, X_test))
-    return Raw(X, y, X_test, y_test, np.array(_FASHION_CLASSES))
+    return Raw({"train": (X, y), "test": (X_test, y_test)}, np.array(_FASHION_CLASSES))
 
 
 def _banking77() -> Raw:
@@ -102,27 +102,21 @@ def read_npz(path: Path) -> Raw:
             "Python objects. Write it again with numpy.savez, labels as numbers or fixed-length strings."
         ) from error
     if len(arrays) < len(names):
-        raise DataError(f"{path} holds {', '.join(names)}, of which two differ in case only; rename one.")
-
-    def pair(ends: tuple[str, ...]) -> list[str]:
-        pairs = ([f"x{end}", f"y{end}"] for end in ends)
-        return next((pair for pair in pairs if arrays.keys() >= set(pair)), [])
-
-    train, test = pair(("_train", "")), pair(tuple(f"_{name}" for name in TESTS))
-    if not train:
+        raise DataError(f"{path} has {', '.join(names)}, of which two differ in case only; rename one.")
+    parts = {}
+    for part, endings in (("train", ("_train", "")), ("test", [f"_{name}" for name in TESTS])):
+        pairs = [(f"x{end}", f"y{end}") for end in endings if {f"x{end}", f"y{end}"} <= arrays.keys()]
+        if pairs:
+            parts[part] = (arrays.pop(pairs[0][0]), arrays.pop(pairs[0][1]))
+    if "train" not in parts:
         raise DataError(
-            f"{path} holds {', '.join(names) or 'nothing'}; give X_train and y_train, with X_test and y_test if "
-            "there is a test part, or X and y."
+            f"{path} has {', '.join(names) or 'nothing'}; give X and y, or X_train, y_train, X_test, y_test."
         )
-    unused = sorted(name for name in names if name.lower() not in (*train, *test, "classes"))
-    if not test and any(name.lower().partition("_")[2] in TESTS for name in unused):
-        raise DataError(
-            f"{path} holds only half of a test part ({', '.join(unused)}); give X_test and y_test."
-        )
-    X, y = (arrays[name] for name in train)
-    X_test, y_test = (arrays[name] for name in test) if test else (None, None)
-    notes = [f"{', '.join(unused)} in the file: not used"] if unused else []
-    return Raw(X, y, X_test, y_test, arrays.get("classes"), notes=notes)
+    classes = arrays.pop("classes", None)
+    unused = [name for name in names if name.lower() in arrays]
+    if "test" not in parts and any(name.partition("_")[2] in TESTS for name in arrays):
+        raise DataError(f"{path} has only half of a test part ({', '.join(unused)}); give X_test and y_test.")
+    return Raw(parts, classes, notes=[f"{', '.join(unused)} in the file: not used"] if unused else [])
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -19,12 +19,9 @@ LABELS = ("label", "fine_label", "labels", "intent", "class", "target")
 
 @dataclass(frozen=True)
 class Raw:
-    """Unchecked arrays of a training part and, where there is one, of a test part."""
+    """Unchecked features and labels of the parts ``"train"`` and, where there is one, ``"test"``."""
 
-    X: np.ndarray
-    y: np.ndarray
-    X_test: np.ndarray | None = None
-    y_test: np.ndarray | None = None
+    parts: dict[str, tuple[np.ndarray, np.ndarray]]
     #: Names of the classes, where labels are numbers from 0.
     classes: np.ndarray | None = None
     features: list[str] = field(default_factory=list)
@@ -100,13 +97,33 @@ def quoted(names: Iterable[str], most: int = 8) -> str:
     return some(map(repr, names), most)
 
 
-def merged_columns(X: np.ndarray) -> list[int]:
-    """Return the columns whose values float32 rounds by more than a thousandth of their standard deviation."""
-    values = X.astype(np.float64, copy=False)
-    if not np.isfinite(values).all():
-        return []
+def why_unfit(values: np.ndarray) -> str | None:
+    """Return why numbers, (rows, …), cannot be learnt from in float32; None if they can.
+
+    Missing, infinite and too large values are refused, and columns whose values float32 rounds by more than a
+    thousandth of their standard deviation.
+    """
+    if values.dtype.kind != "f":
+        values = values.astype(np.float64)
+    largest = np.maximum(-values.min(), values.max())  # NaN where a value is missing
+    if not np.isfinite(largest):
+        bad = np.isnan(values) if np.isnan(largest) else np.isinf(values)
+        if np.isnan(largest) and bad.all():
+            return "is empty; fill it in"
+        row, *columns = (int(i[0]) for i in np.nonzero(bad))
+        where = "".join(f", column {column}" for column in columns)
+        what = "missing values, NaN," if np.isnan(largest) else "infinite values,"
+        return f"has {bad.sum():,} {what} the first in row {row}{where} (from 0); remove these rows, or fill them in"
+    if largest > np.finfo(np.float32).max:
+        return f"has values up to {largest:.3g}, too large for float32; scale them"
+    if values.dtype != np.float64:
+        return None
     with np.errstate(over="ignore", invalid="ignore"):
-        spread = values.std(axis=0)
-        largest = np.maximum(-values.min(axis=0), values.max(axis=0))
+        spread, largest = values.std(axis=0), np.maximum(-values.min(axis=0), values.max(axis=0))
         lost = np.isfinite(spread) & (spread > 1e-12 * largest) & (largest * 2.0**-24 > 1e-3 * spread)
-    return [int(i) for i in np.flatnonzero(lost)]
+    if not lost.any():
+        return None
+    where = f" in {some(np.flatnonzero(lost))}" if values.ndim > 1 else ""
+    return (
+        f"has values near {largest.max():.10g}{where} that float32 cannot hold apart; subtract the smallest"
+    )

@@ -17,14 +17,13 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import mode
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas
 
 from fpe._util.extras import need
 from fpe.data.parts import TESTS, quoted, some
 from fpe.errors import DataError
-
-if TYPE_CHECKING:
-    import pandas
 
 #: Endings of the files that are read as tables, before an ending such as .gz.
 JSON = (".jsonl", ".ndjson", ".json")
@@ -34,7 +33,7 @@ TABLES = (".csv", ".tsv", ".tab", ".txt", ".data", ".dat", *PARQUET, *JSON)
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "blanks"}
 #: What stands for a missing number in a column whose other values are numbers.
 MISSING = frozenset(
-    ("", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", ".")
+    ["", *["NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", "."]]
 )
 #: Rows that are looked at to find the separator and the line of names.
 _SAMPLE = 100
@@ -76,16 +75,9 @@ def table_parts(folder: Path) -> dict[str, Path]:
 def read_table(path: Path) -> tuple[pandas.DataFrame, list[str]]:
     """Read a table; return it without its index, and notes on what the file does not say.
 
-    Separators, encoding, decimal commas and the line of names are found; compression too. What pandas stored as
-    its index is dropped, also the unnamed first columns that ``to_csv`` writes. An empty field is a missing
-    value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers, elsewhere
-    they are text. Columns of lists in parquet stay in Arrow's arrays, since Python's lists take many times the
-    memory.
-
-    Raises
-    ------
-    DataError
-        If the file is missing, empty, broken, or of another kind, has no rows, or two columns of one name.
+    Compression, encoding, separator, decimal commas and the line of names are found. An empty field is a missing
+    value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers. The index that
+    pandas stores or writes is dropped. Lists in parquet stay in Arrow's arrays, which take far less memory.
     """
     kind, notes = kind_of(path), list[str]()
     if kind not in TABLES:
@@ -108,25 +100,13 @@ def _read_bytes(path: Path) -> bytes:
     """Return the bytes of a file, decompressed if its first bytes say so."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror or error}).") from error
-    try:
         for mark, decompress in _COMPRESSED.items():
             if data.startswith(mark):
                 data = decompress(data)
                 break
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        RuntimeError,
-        zlib.error,
-        lzma.LZMAError,
-        zipfile.BadZipFile,
-    ) as error:
+    except _BROKEN as error:
         raise DataError(
-            f"{path} cannot be decompressed ({error}); it may be truncated or broken. Fetch it again, or give "
-            "the table itself."
+            f"{path} cannot be read ({error}); it may be missing, truncated or broken."
         ) from error
     if not data.strip():
         raise DataError(f"{path} is empty; give a file with data.")
@@ -137,7 +117,7 @@ def _only_member(data: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
         if len(names) != 1:
-            raise ValueError(f"it holds {len(names)} files: {some(names)}")
+            raise ValueError(f"it has {len(names)} files, {some(names)}; give one of them")
         return archive.read(names[0])
 
 
@@ -148,31 +128,28 @@ _COMPRESSED = {
     b"\xfd7zXZ\x00": lzma.decompress,
     b"PK\x03\x04": _only_member,
 }
+_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:
     """Return text as UTF-8: a byte order mark says its encoding, or else it is guessed."""
     marked = [encoding for mark, encoding in _MARKS.items() if data.startswith(mark)][:1]
-    if marked or b"\0" not in data:
-        candidates = marked or ["utf-8", "windows-1252", "latin-1"]
-    else:  # UTF-16 of mostly ASCII characters
-        little = data[1:2001:2].count(0) > data[0:2000:2].count(0)
-        candidates = ["utf-16-le" if little else "utf-16-be"]
-    for encoding in candidates:
+    encodings = marked or ["utf-8", "windows-1252", "latin-1"]
+    if not marked and b"\0" in data:  # UTF-16, in which every other byte of ASCII characters is zero
+        encodings = ["utf-16-le" if data[1:2001:2].count(0) > data[0:2000:2].count(0) else "utf-16-be"]
+    for encoding in encodings:
         try:
             text = data.decode(encoding).encode()
         except UnicodeError:
             continue
-        if not marked and encoding != "utf-8":
+        if encoding not in ("utf-8", *marked):
             notes.append(f"read as {encoding}, since it is not UTF-8")
         return text
-    raise DataError(f"{path} is no text in {candidates[0]}; write it as UTF-8.")
+    raise DataError(f"{path} is no text in {encodings[0]}; write it as UTF-8.")
 
 
 def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
     pyarrow, parquet = need("pyarrow", "parquet"), need("pyarrow.parquet", "parquet")
-    import pandas
-
     types = pyarrow.types
     of_lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
 
@@ -180,16 +157,15 @@ def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
         return pandas.ArrowDtype(kind) if any(is_of(kind) for is_of in of_lists) else None
 
     try:
-        compressed = path.open("rb").read(4) != b"PAR1"
-        arrow = parquet.read_table(pyarrow.BufferReader(_read_bytes(path)) if compressed else str(path))
+        with path.open("rb") as file:
+            plain = file.read(4) == b"PAR1"
+        arrow = parquet.read_table(path if plain else pyarrow.BufferReader(_read_bytes(path)))
         _refuse_equal_names(arrow.column_names, path)
         frame = arrow.to_pandas(types_mapper=in_arrow, split_blocks=True, self_destruct=True)
+    except DataError:
+        raise
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(
-            f"{path} is not a whole parquet file of a table ({error}); write it again."
-        ) from error
+        raise DataError(f"{path} is not a whole parquet file ({error}); write it again.") from error
     if not isinstance(frame.index, pandas.RangeIndex):
         names = [str(name) for name in frame.index.names if name is not None]
         notes.append(f"pandas' index{f' ({quoted(names)})' if names else ''} is no feature")
@@ -199,25 +175,20 @@ def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
 
 
 def _read_json(text: bytes, path: Path) -> pandas.DataFrame:
-    import pandas
-
     try:
-        lines = [line for line in text.splitlines() if line.strip()]
-        records = json.loads(text) if text.lstrip().startswith(b"[") else [json.loads(line) for line in lines]
+        if not text.lstrip().startswith(b"["):
+            text = b"[%b]" % b",".join(line for line in text.splitlines() if line.strip())
+        records = json.loads(text)
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("a row is no object")
     except ValueError as error:
-        raise DataError(
-            f"{path} is neither JSON lines nor a list of objects ({error}); write one object for each row."
-        ) from error
+        raise DataError(f"{path} is neither JSON lines nor a list of objects ({error}).") from error
     frame = pandas.DataFrame.from_records(records)
     frame.columns = frame.columns.map(str)
     return frame.apply(_as_numbers)
 
 
 def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFrame:
-    import pandas
-
     separator, names, above = _layout(text, path)
     if names is not None:
         _refuse_equal_names([name for name in names if name], path)
@@ -234,10 +205,8 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
         )
     except pandas.errors.EmptyDataError as error:
         raise DataError(f"{path} has column names but no rows.") from error
-    except (ValueError, OSError) as error:
-        raise DataError(
-            f"{path} is not a whole table separated by {SEPARATORS[separator]} ({error})."
-        ) from error
+    except ValueError as error:
+        raise DataError(f"{path} is no whole table separated by {SEPARATORS[separator]}: {error}") from error
     if separator != ",":
         with_points = frame.apply(_without_decimal_commas)
         if not with_points.equals(frame):
@@ -273,12 +242,9 @@ def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
         rows = islice(_rows(text, separator), int(extra), None)
         uneven = next(((line, len(fields)) for fields, line in rows if len(fields) != width), None)
         if uneven is not None:
-            raise csv.Error(f"line {uneven[0]} has {uneven[1]} fields, other rows {width}")
+            raise csv.Error(f"line {uneven[0]} has {uneven[1]} fields, but other rows have {width}")
     except csv.Error as error:
-        raise DataError(
-            f"{path} is not a whole table of values separated by {SEPARATORS[separator]}: {error}; give each row "
-            "as many fields."
-        ) from error
+        raise DataError(f"{path} is no whole table separated by {SEPARATORS[separator]}: {error}.") from error
     finally:
         csv.field_size_limit(limit)
     if names is not None and extra:
@@ -354,8 +320,6 @@ def _without_decimal_commas(column: pandas.Series[Any]) -> pandas.Series[Any]:
 
 def _as_numbers(column: pandas.Series[Any]) -> pandas.Series[Any]:
     """Turn a column of text into numbers if all values are, except those that stand for missing numbers."""
-    import pandas
-
     given = _given_text(column)
     if given is None or given.str.contains("_").any():
         return column

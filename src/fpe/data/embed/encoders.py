@@ -33,21 +33,8 @@ def load_encoder(name: str, kind: str, *, device: str, half: bool = False) -> En
     output, or the first token where there is none. Of texts, sentence-transformers gives its own embedding, which
     is the mean over tokens where the model does not say.
 
-    Parameters
-    ----------
-    name : str
-        Name on the hub, or a folder.
-    kind : str
-        "image" or "text".
-    device : str
-        Where it computes.
-    half : bool, default False
-        Compute in float16 on a GPU, in bfloat16 on a CPU.
-
-    Raises
-    ------
-    ArgumentError
-        If it cannot be loaded, or a library is missing.
+    `kind` is "image" or "text", `name` one of the hub or a folder; `half` computes in float16 on a GPU, in bfloat16
+    on a CPU.
     """
     dtype = (torch.float16 if device.startswith("cuda") else torch.bfloat16) if half else torch.float32
     library = need("transformers" if kind == "image" else "sentence_transformers", "embed")

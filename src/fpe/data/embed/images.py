@@ -22,30 +22,13 @@ from fpe.errors import DataError
 _RECOGNIZED_ONLY = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 #: Images that Pillow cannot read; a class folder that has only these is an error.
 _UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".cr2", ".nef", ".arw", ".dng", ".raw")
-#: Files and folders of operating systems, beside names that begin with a dot.
-_SYSTEM = ("thumbs.db", "desktop.ini", "__macosx")
 
 
 def read_image(source: Any) -> Any:
-    """Read an image as 8-bit RGB.
+    """Read an image, a file or its bytes or what Hugging Face datasets stores, as 8-bit RGB.
 
     It is rotated as its EXIF data say. What is transparent becomes white. 16-bit values are scaled from 0 … 65535
-    to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken.
-
-    Parameters
-    ----------
-    source : path-like, bytes or mapping
-        A file, its content, or ``{"bytes": …, "path": …}`` as Hugging Face datasets store images.
-
-    Returns
-    -------
-    PIL.Image.Image
-        Of mode RGB.
-
-    Raises
-    ------
-    Exception
-        Whatever Pillow raises for a broken file; ValueError for pixels without a known range.
+    to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken. Pillow's errors pass through.
     """
     from PIL import Image
 
@@ -90,12 +73,9 @@ def _eight_bits(image: Any) -> np.ndarray:
 
 @functools.cache
 def _endings() -> frozenset[str]:
-    """Return the file name endings that Pillow can read."""
     Image = need("PIL.Image", "embed")
-    kinds = Image.registered_extensions()
-    return frozenset(
-        end for end, kind in kinds.items() if kind in Image.OPEN and kind not in _RECOGNIZED_ONLY
-    )
+    kinds = Image.registered_extensions().items()
+    return frozenset(end for end, kind in kinds if kind in Image.OPEN and kind not in _RECOGNIZED_ONLY)
 
 
 def is_image_name(name: str) -> bool:
@@ -141,7 +121,7 @@ class Files:
         return digest.digest()
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageFolder:
     """The files and classes of each part of a folder of images; what is left out, by the reason."""
 
@@ -152,8 +132,9 @@ class ImageFolder:
 
     def leave_out(self, path: Path, reason: str) -> None:
         """List a file or folder that is not used."""
-        name = path.relative_to(self.root).as_posix()
-        self.left_out.setdefault(reason, []).append(name + "/" * path.is_dir())
+        self.left_out.setdefault(reason, []).append(
+            path.relative_to(self.root).as_posix() + "/" * path.is_dir()
+        )
 
 
 def listed(left_out: Mapping[str, Sequence[str]]) -> str:
@@ -166,9 +147,9 @@ def listed(left_out: Mapping[str, Sequence[str]]) -> str:
 def read_folder(root: Path) -> ImageFolder:
     """Find images, classes and parts; every file is used, or listed with the reason.
 
-    The class of an image is the first folder below `root`. If `root` has a folder ``train``, it is the first folder
-    below that one, and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and the names of
-    files do not matter. Doubtful layouts and classes without a readable image are refused.
+    The class of an image is the first folder below `root`; if there is a folder ``train``, the first below that one
+    and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and file names do not matter.
+    Doubtful layouts, and classes without a readable image, are refused.
     """
     found = ImageFolder(root)
     train, tests = _part_folders(found)
@@ -184,8 +165,9 @@ def read_folder(root: Path) -> ImageFolder:
     has, hint = "no folders of images", ""
     if classes:
         inner, has = _subfolders(train / classes[0]), f"only one folder of images, {classes[0]}"
-        if inner:
-            hint = f" If its folders ({_names(inner)}) are classes or parts, give {train / classes[0]}."
+        hint = f" If its folders ({_names(inner)}) are classes or parts, give {train / classes[0]}." * bool(
+            inner
+        )
     raise DataError(
         f"{train} has {has}; fpe embed needs one for each of at least two classes.{hint}\n{listed(found.left_out)}"
     )
@@ -202,9 +184,8 @@ def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
     flat = bool(trains) and not _subfolders(trains[0])
     if trains and others and flat == bool(tests):
         raise DataError(
-            f"in {root} it is not clear whether {trains[0].name} is a part or a class: it has "
-            f"{'no' if flat else 'its own'} class folders, and stands beside {_names([*tests, *others])}. Move "
-            "everything but the parts train and test away, or rename the class."
+            f"in {root} it is not clear whether {trains[0].name} is a part or a class, beside "
+            f"{_names([*tests, *others])}; move everything but train and test away, or rename the class."
         )
     if trains and not (others and flat):
         for path in sorted(root.iterdir()):
@@ -215,66 +196,50 @@ def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
         raise DataError(
             f"{root} has {_names(tests)}, but no folder called train; rename that of the training part."
         )
-    _refuse_parts_as_classes(root, folders, tests)
-    return root, []
-
-
-def _refuse_parts_as_classes(root: Path, folders: list[Path], tests: list[Path]) -> None:
-    """Refuse folders that look like parts where the folders of the source are about to become classes."""
-    names = {path.name for path in folders}
+    # The folders are about to become classes.
+    classes = {path.name for path in folders}
     for test in tests:
-        same = [path for path in _subfolders(test) if path.name in names]
+        same = [path for path in _subfolders(test) if path.name in classes]
         if same:
             raise DataError(
-                f"{root} has class folders and {test.name}, which has folders of the same names ({_names(same)}). "
-                "Put the class folders of the training part into a folder called train."
+                f"{root} has class folders, and {test.name} has folders of the same names ({_names(same)}); put the "
+                "class folders of the training part into a folder called train."
             )
     words = {path: set(re.split(r"[^a-z]+", path.name.lower())) for path in folders if _subfolders(path)}
-    like_train, like_test = ([p for p in words if words[p] & set(part)] for part in (TRAINS, TESTS))
-    both = sorted({*like_train, *like_test})
+    like_train, like_test = ({p for p in words if words[p] & set(names)} for names in (TRAINS, TESTS))
+    both = sorted(like_train | like_test)
     if like_train and like_test and len(both) > 1:
-        raise DataError(
-            f"{root} has {_names(both)}, which look like parts but are not called train "
-            "and test; rename them."
-        )
+        raise DataError(f"{root} has {_names(both)}, which look like parts; call them train and test.")
+    return root, []
 
 
 def _collect(found: ImageFolder, part: str, folder: Path) -> None:
     """Add the images of the class folders of one part, class by class."""
-    names: dict[str, list[str]] = {}
+    pairs = list[tuple[str, str]]()
     for path in sorted(folder.iterdir()):
         if _system(path) or not path.is_dir():
             found.leave_out(path, _system(path) or "not in a class folder")
             continue
-        own, unreadable = _images(found, path)
-        if not own and unreadable:
-            raise DataError(
-                f"none of the {len(unreadable)} images in {path} can be read: {some(unreadable)}. Convert them to "
-                "JPEG or PNG."
-            )
-        if not own:
+        label, count, unreadable = unicodedata.normalize("NFC", path.name).strip(), len(pairs), list[str]()
+        for file in _files(found, path, frozenset()):
+            ending, name = file.suffix.lower(), file.relative_to(found.root).as_posix()
+            if is_image(file):
+                pairs.append((label, name))
+            elif ending in _UNREADABLE:
+                unreadable.append(name)
+                found.leave_out(
+                    file, f"of the kind {ending}, which Pillow cannot read (convert to JPEG or PNG)"
+                )
+            else:
+                found.leave_out(file, "no image")
+        if len(pairs) == count and unreadable:
+            many = f"none of the {len(unreadable)} images in {path} can be read"
+            raise DataError(f"{many}: {some(unreadable)}. Convert them to JPEG or PNG.")
+        if len(pairs) == count:
             found.leave_out(path, "without images")
-        label = unicodedata.normalize("NFC", path.name).strip()
-        names.setdefault(label, []).extend(own)
-    labelled = [(label, name) for label in sorted(names) for name in sorted(names[label])]
-    if labelled:
-        found.parts[part] = Files(found.root, [name for _, name in labelled])
-        found.labels[part] = [label for label, _ in labelled]
-
-
-def _images(found: ImageFolder, folder: Path) -> tuple[list[str], list[str]]:
-    """Return the images below a class folder, and those of kinds that cannot be read."""
-    names, unreadable = list[str](), list[str]()
-    for path in _files(found, folder, frozenset()):
-        ending, name = path.suffix.lower(), path.relative_to(found.root).as_posix()
-        if is_image(path):
-            names.append(name)
-        elif ending in _UNREADABLE:
-            unreadable.append(name)
-            found.leave_out(path, f"of the kind {ending}, which Pillow cannot read (convert to JPEG or PNG)")
-        else:
-            found.leave_out(path, "no image")
-    return names, unreadable
+    if pairs:
+        found.parts[part] = Files(found.root, [name for _, name in sorted(pairs)])
+        found.labels[part] = [label for label, _ in sorted(pairs)]
 
 
 def _files(found: ImageFolder, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
@@ -298,8 +263,8 @@ def _subfolders(folder: Path) -> list[Path]:
 
 def _system(path: Path) -> str:
     """Return why a file or folder is left out whatever it contains, or an empty text."""
-    name = path.name.lower()
-    return "hidden, or made by the system" if name.startswith(".") or name in _SYSTEM else ""
+    hidden = path.name.startswith(".") or path.name.lower() in ("thumbs.db", "desktop.ini", "__macosx")
+    return "hidden, or made by the system" if hidden else ""
 
 
 def _names(paths: Sequence[Path]) -> str:

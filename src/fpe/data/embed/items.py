@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -68,37 +69,25 @@ class StoredImages(Column):
 
 @dataclass(frozen=True)
 class Items:
-    """Images or texts, their labels, and which of them are taken.
+    """Images or texts, their labels, and which of them are taken; ``"train"`` and, where there is one, ``"test"``."""
 
-    Attributes
-    ----------
-    kind : str
-        "image" or "text".
-    parts : dict of str to Files or Column
-        ``"train"`` and, where there is one, ``"test"``.
-    rows : dict of str to ndarray
-        Numbers of the rows that are taken, in order.
-    labels : dict of str to ndarray
-        Class number, from 0, of each row that is taken, int64.
-    classes : list of str
-        Names of the classes.
-    left_out : dict of str to list of str
-        Files that are not used, by the reason.
-    label, column : str or None
-        The columns of a table that labels and images or texts were taken from.
-    notes : list of str
-        What was left out of a table or guessed, and why.
-    """
-
+    #: "image" or "text".
     kind: str
     parts: Mapping[str, Files | Column]
-    rows: Mapping[str, np.ndarray]
-    labels: Mapping[str, np.ndarray]
-    classes: list[str]
-    left_out: Mapping[str, list[str]]
-    label: str | None
-    column: str | None
-    notes: list[str]
+    #: The class of each item, None where it is left out.
+    names: Mapping[str, Sequence[str | None]]
+    #: Names of the classes, in the order of their numbers; if empty, those of `names`.
+    classes: list[str] = field(default_factory=list)
+    #: Files that are not used, by the reason.
+    left_out: Mapping[str, list[str]] = field(default_factory=dict)
+    #: The columns of a table that labels and images or texts were taken from.
+    label: str | None = None
+    column: str | None = None
+    #: What was left out of a table or guessed, and why.
+    notes: list[str] = field(default_factory=list)
+    #: Numbers of the rows that are taken, and their class numbers.
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,20 +101,6 @@ class _Rows:
     notes: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What is chosen of a source: the class of each row, None where it is left out."""
-
-    kind: str
-    parts: Mapping[str, Files | Column]
-    names: Mapping[str, Sequence[str | None]]
-    classes: list[str] | None = None
-    left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    label: str | None = None
-    column: str | None = None
-    notes: list[str] = field(default_factory=list)
-
-
 def open_items(
     source: str,
     *,
@@ -135,55 +110,30 @@ def open_items(
     classes: int | None = None,
     seed: int = 0,
 ) -> Items:
-    """Open a source and choose the images or texts, their labels, and the rows that are taken.
-
-    Parameters
-    ----------
-    source : str
-        A folder with a folder of images for each class, also below ``train`` and ``test``; a table with a column of
-        images or texts; a folder with tables ``train`` and ``test``, or with parquet files; a folder that
-        ``Dataset.save_to_disk`` wrote; or OWNER/NAME of a data set of the Hugging Face hub, such as
-        ``"uoft-cs/cifar100"``.
-    label, column : str, optional
-        The columns of labels and of images or texts; by default the label is found by its name, and images, or
-        else the longest texts, are taken. Rows without either are left out and counted in the notes.
-    test : str, optional
-        A table, the test part of another one.
-    classes : int, optional
-        Number of classes to take, chosen at random: 100 of ImageNet-1k's make ImageNet-100 (2.2.2).
-    seed : int, default 0
-        Of that choice.
-
-    Raises
-    ------
-    ArgumentError
-        If a column does not exist, an option does not apply, or there are fewer classes.
-    DataError
-        If the source cannot be opened, is doubtful, or has nothing that can be embedded.
-    """
+    """Choose the images or texts of a source, their labels, and the rows that are taken; see `fpe.data.embed.run`."""
     path = Path(source)
     kind = _kind_of_source(path, source)
     if test is not None and kind != "table":
-        raise ArgumentError(f"--test can only be used with a table, and {source} is none; leave it out.")
-    if kind != "images":
-        if kind == "table":
-            parts = {"train": _read_rows(path)} | ({} if test is None else {"test": _read_rows(Path(test))})
-        elif kind == "tables":
-            parts = {part: _read_rows(file) for part, file in table_parts(path).items()}
-        else:
-            parts = _open_dataset(source)
-        found = _choose(parts, label, column, source, require_test=test is not None)
-    elif label is not None or column is not None:
-        raise ArgumentError(
-            f"{source} is a folder of images, where folders are classes; leave out --label and --column."
-        )
-    else:
+        raise ArgumentError(f"--test can only be used with a table; {source} is none.")
+    if kind == "images":
+        if label is not None or column is not None:
+            raise ArgumentError(
+                f"in {source}, a folder of images, folders are classes; leave out --label and --column."
+            )
         try:
             folder = read_folder(path)
         except OSError as error:  # no permission
             raise DataError(f"{path} cannot be read: {error}.") from error
-        found = _Found("image", folder.parts, folder.labels, left_out=folder.left_out)
-    codes, names = number_classes(found.names, source, found.classes)
+        items = Items("image", folder.parts, folder.labels, left_out=folder.left_out)
+    else:
+        if kind == "dataset":
+            parts = _open_dataset(source)
+        elif kind == "tables":
+            parts = {part: _read_rows(file) for part, file in table_parts(path).items()}
+        else:
+            parts = {"train": _read_rows(path)} | ({} if test is None else {"test": _read_rows(Path(test))})
+        items = _choose(parts, label, column, source, require_test=test is not None)
+    codes, names = number_classes(items.names, source, items.classes or None)
     if classes is not None:
         if not 2 <= classes <= len(names):
             raise ArgumentError(f"classes is {classes}; {source} has {len(names)}, give 2 to {len(names)}.")
@@ -193,23 +143,11 @@ def open_items(
             part: np.where(np.isin(own, kept), np.searchsorted(kept, own), -1) for part, own in codes.items()
         }
     rows = {part: np.flatnonzero(own >= 0) for part, own in codes.items()}
-    empty = [part for part, own in rows.items() if not len(own)]
-    if empty:
-        raise DataError(f"{source} has no labelled rows in its {empty[0]} part.")
+    for part in rows:
+        if not len(rows[part]):
+            raise DataError(f"{source} has no labelled rows in its {part} part.")
     labels = {part: codes[part][own] for part, own in rows.items()}
-    return Items(
-        *(
-            found.kind,
-            found.parts,
-            rows,
-            labels,
-            names,
-            found.left_out,
-            found.label,
-            found.column,
-            found.notes,
-        )
-    )
+    return dataclasses.replace(items, classes=names, rows=rows, labels=labels)
 
 
 def _kind_of_source(path: Path, source: str) -> str:
@@ -217,21 +155,16 @@ def _kind_of_source(path: Path, source: str) -> str:
     if path.is_file():
         return "table"
     if not path.is_dir():
-        owner, _, name = source.partition("/")  # OWNER/NAME, and not a path whose end is missing
-        if (
-            re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
-            and not Path(owner).exists()
-            and not is_table(Path(name))
-        ):
+        owner, _, name = source.partition("/")
+        is_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
+        if is_name and not Path(owner).exists() and not is_table(Path(name)):  # no path whose end is missing
             return "dataset"
-        raise DataError(
-            f"there is no file or folder {source}; give one, or a data set of the Hugging Face hub as OWNER/NAME."
-        )
-    if _is_stored(path):
-        return "dataset"
+        raise DataError(f"there is no file or folder {source}; data sets of the hub are called OWNER/NAME.")
     files = [file for file in path.rglob("*") if file.is_file()]
     tables = [file for file in files if is_table(file)]
-    if not tables or any(is_image(file) for file in files):
+    if _is_stored(path):
+        return "dataset"
+    if not tables or any(map(is_image, files)):
         return "images"
     if "train" in table_parts(path):
         return "tables"
@@ -239,10 +172,8 @@ def _kind_of_source(path: Path, source: str) -> str:
         return "dataset"
     if any(inner.is_dir() for inner in path.iterdir()):
         return "images"  # of kinds that cannot be read, beside notes
-    raise DataError(
-        f"{path} has tables ({some(file.name for file in tables)}), but none called train, such as train.csv; rename "
-        "it, or give the file itself."
-    )
+    names = some(file.name for file in tables)
+    raise DataError(f"{path} has tables ({names}), but none called train; rename one, or give the file.")
 
 
 def _is_stored(folder: Path) -> bool:
@@ -262,10 +193,7 @@ def _open_dataset(source: str) -> dict[str, _Rows]:
             opened = datasets.load_dataset("parquet", data_dir=str(path))
     except Exception as error:  # a broken file, no network, no such name
         reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"{source} could not be opened ({type(error).__name__}: {reason}). Give a folder with a folder of images "
-            "for each class, a table with images or texts, or the name of a data set of the Hugging Face hub."
-        ) from error
+        raise DataError(f"datasets could not open {source} ({type(error).__name__}: {reason}).") from error
     parts = opened if isinstance(opened, dict) else {"train": opened}
     if len(parts) == 1:
         parts = {"train": next(iter(parts.values()))}
@@ -281,11 +209,8 @@ def _dataset_rows(datasets: Any, opened: Any, part: str) -> _Rows:
         if name.startswith("__index_level_"):  # pandas' index
             continue
         binary = getattr(feature, "dtype", None) in ("binary", "large_binary")
-        if (
-            binary
-            or isinstance(feature, datasets.Image)
-            or (isinstance(feature, dict) and "bytes" in feature)
-        ):
+        struct = isinstance(feature, dict) and "bytes" in feature
+        if binary or struct or isinstance(feature, datasets.Image):
             column = opened.select_columns([name]).cast_column(name, datasets.Image(decode=False))
             images[name] = StoredImages(column)
         elif isinstance(feature, datasets.Value | datasets.ClassLabel):
@@ -310,18 +235,13 @@ def _class_names(path: Path) -> dict[str, list[str]]:
         features = json.loads(stored[b"huggingface"])["info"]["features"].items()
         is_label = {name: f for name, f in features if isinstance(f, dict) and f.get("_type") == "ClassLabel"}
         return {name: [str(each).strip() for each in feature["names"]] for name, feature in is_label.items()}
-    except (
-        KeyError,
-        TypeError,
-        AttributeError,
-        ValueError,
-    ):  # compressed, or none; ArrowInvalid is a ValueError
+    except (LookupError, TypeError, AttributeError, ValueError):  # compressed, or without names
         return {}
 
 
 def _choose(
     parts: Mapping[str, _Rows], label: str | None, column: str | None, source: str, require_test: bool
-) -> _Found:
+) -> Items:
     """Choose the columns of labels and of texts or images, and the test part; leave out rows without either."""
     train = parts["train"]
     label = label_column(list(train.frame.columns), label, source)
@@ -342,27 +262,21 @@ def _choose(
     for part, rows in used.items():
         if column not in (rows.images if kind == "image" else rows.frame):
             raise DataError(f"{rows.name} has no column {column!r} of {kind}s, which {train.name} has.")
-        values = rows.images[column] if kind == "image" else Column(rows.frame[column].tolist())
+        items[part] = values = rows.images[column] if kind == "image" else Column(rows.frame[column].tolist())
         unlabelled = {row for row, name in enumerate(names[part]) if name is None}
-        absent = values.absent()
-        for missing, what in ((unlabelled, "no label"), (absent - unlabelled, f"no {kind}")):
+        absent = values.absent() - unlabelled
+        for missing, what in ((unlabelled, "no label"), (absent, f"no {kind}")):
             if missing:
-                notes.append(
-                    f"{len(missing):,} of {len(values):,} rows of {rows.name} have {what}: left out (from 0: "
-                    f"{some(sorted(missing))})"
-                )
-        items[part] = values
+                where = f"{len(missing):,} of {len(values):,} rows of {rows.name}"
+                notes.append(f"{where} have {what}: left out (from 0: {some(sorted(missing))})")
         names[part] = [None if row in absent else name for row, name in enumerate(names[part])]
         if not any(name is not None for name in names[part]):
             raise DataError(
                 f"{rows.name} has no rows with both a label in {label!r} and a {kind} in {column!r}."
             )
-    only = set(names["train"]) - {None}
-    if len(only) == 1:
-        raise DataError(
-            f"{train.name} has one class only, {only.pop()!r} in {label!r}; a classifier needs two."
-        )
-    return _Found(kind, items, names, train.classes.get(label), {}, label, column, notes)
+    if len(set(names["train"]) - {None}) == 1:
+        raise DataError(f"{train.name} has only one class in {label!r}; a classifier needs two.")
+    return Items(kind, items, names, train.classes.get(label, []), {}, label, column, notes)
 
 
 def _labels(rows: _Rows, label: str) -> list[str | None]:
@@ -389,11 +303,11 @@ def _item_column(
     lengths = {name: _mean_length(rows.frame[name]) for name in names}
     texts = sorted((name for name in names if lengths[name] > (0, 0)), key=lambda n: lengths[n], reverse=True)
     if not texts:
-        kinds = ", ".join(f"{name} ({rows.frame[name].dtype})" for name in names) or "no others"
+        kinds = some(f"{name} ({rows.frame[name].dtype})" for name in names) or "no others"
         raise DataError(f"{source} has no column of images or texts beside {label!r}; there are {kinds}.")
     if all(is_image_name(value.strip()) for value in _objects(rows.frame[texts[0]]) if value.strip()):
         raise DataError(
-            f"column {texts[0]!r} of {source} has names of image files; give a folder with a folder of images for "
+            f"column {texts[0]!r} of {source} has names of image files; give a folder of images, with a folder for "
             "each class, or name a column of texts with --column."
         )
     if texts[1:]:

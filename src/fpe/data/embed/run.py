@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from fpe.data.embed.encoders import Encoder, load_encoder
 from fpe.data.embed.images import read_image
 from fpe.data.embed.items import Items, open_items
 from fpe.data.embed.shards import FORMATS, MANIFEST, shard_names, write_shard
+from fpe.data.parts import some
 from fpe.errors import ArgumentError, DataError, raise_problems
 
 #: CLIP ViT-B/16 is the paper's (2.2.2).
@@ -56,13 +57,22 @@ def embed(
 
     Parameters
     ----------
-    source, label, column, test, classes, seed
-        As for `fpe.data.embed.items.open_items`.
+    source : str
+        A folder with a folder of images for each class, also below ``train`` and ``test``; a table with a column of
+        texts or images, or a folder of tables ``train`` and ``test``; or what Hugging Face datasets reads: a saved
+        data set, a folder of parquet files, or OWNER/NAME on the hub, such as ``"uoft-cs/cifar100"``.
     out : Path
         Gets the shards and ``embeddings.json``, which describes them.
     encoder : str, optional
         A name of the Hugging Face hub or a folder; by default CLIP ViT-B/16 for images, as in the paper, and
         all-MiniLM-L6-v2 for texts.
+    label, column : str, optional
+        The columns of labels and of images or texts; by default the label is found by its name, and images, or else
+        the longest texts, are taken. Rows without either are left out and counted in the notes.
+    test : str, optional
+        A table, the test part of another one.
+    classes : int, optional
+        Number of classes to take, chosen at random with `seed`: 100 of ImageNet-1k's make ImageNet-100 (2.2.2).
     normalize : bool, default True
         Scale each embedding to length 1.
     dtype : str, default "float16"
@@ -72,12 +82,11 @@ def embed(
     format : str, default "safetensors"
         Format of the shards, or "parquet".
     shard_size, batch_size : int, default 4096 and 64
-        Embeddings of a shard, which are lost at most when it is interrupted; items of a forward pass.
+        Embeddings of a shard, and items of a forward pass.
     device : str, optional
         Where the encoder computes; by default a GPU if there is one.
     workers : int, optional
-        Processes that read and prepare images; 0 for none. By default one beside a CPU, eight beside a GPU; for
-        texts always none.
+        Processes that prepare images, 0 for none; by default one beside a CPU, eight beside a GPU.
     fresh : bool, default False
         Remove the shards of an earlier run.
     skip_broken : bool, default False
@@ -100,51 +109,45 @@ def embed(
     KeyboardInterrupt
         After Ctrl-C, with a message that says what is finished and how to resume.
     """
-    problems = [
-        f"{name} is {value!r}; allowed are {' and '.join(allowed)}."
-        for name, value, allowed in (("dtype", dtype, ("float16", "float32")), ("format", format, FORMATS))
-        if value not in allowed
-    ]
+    problems = list[str]()
+    for name, value, allowed in (("dtype", dtype, ("float16", "float32")), ("format", format, FORMATS)):
+        if value not in allowed:
+            problems.append(f"{name} is {value!r}; allowed are {' and '.join(allowed)}.")
     sizes = {"shard_size": shard_size, "batch_size": batch_size}
-    problems += [f"{name} is {size}; give at least 1." for name, size in sizes.items() if size < 1]
-    if workers is not None and workers < 0:
-        problems.append(f"workers is {workers}; give a number of processes, or 0 for none.")
+    for name, count, least in (*((*size, 1) for size in sizes.items()), ("workers", workers or 0, 0)):
+        if count < least:
+            problems.append(f"{name} is {count}; give at least {least}.")
     raise_problems(problems, ArgumentError, "the embedding")
     items = open_items(source, label=label, column=column, test=test, classes=classes, seed=seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    name = encoder or (IMAGES if items.kind == "image" else TEXTS)
+    encoder = encoder or (IMAGES if items.kind == "image" else TEXTS)
     settings = {
-        "encoder": name,
+        "encoder": encoder,
         "normalize": normalize,
         "dtype": dtype,
         "half": half,
         "format": format,
         **sizes,
-        "label": items.label,
-        "column": items.column,
-        "test": None if test is None else Path(test).name,
-        "seed": seed,
     }
+    settings |= {"label": items.label, "column": items.column, "test": test and Path(test).name, "seed": seed}
     manifest, old = _manifest(source, settings, items), read_json(out / MANIFEST)
     files = shard_names(manifest)
     kept = set() if old is None or fresh else _unchanged(out, old, manifest)
     manifest["broken"] = {file: own for file, own in (old or {}).get("broken", {}).items() if file in kept}
     absent = {shard: file for shard, file in files.items() if file not in kept or not (out / file).exists()}
-    outdated = [out / file for file in shard_names(old or manifest).values() if file not in kept]
-    outdated = [path for path in outdated if path.exists()]
-    if absent or outdated:
-        frozen = load_encoder(name, items.kind, device=device, half=half)
-        if outdated and not fresh:
-            warnings.warn(
-                f"{source} has changed; {len(outdated)} shards in {out} are outdated.", stacklevel=2
-            )
-        for path in outdated:
-            path.unlink()
+    paths = [out / file for file in shard_names(old or manifest).values() if file not in kept]
+    outdated = [path for path in paths if path.exists()]
+    frozen = load_encoder(encoder, items.kind, device=device, half=half) if absent or outdated else None
+    if outdated and not fresh:
+        warnings.warn(f"{source} has changed; {len(outdated)} shards in {out} are outdated.", stacklevel=2)
+    for path in outdated:
+        path.unlink()
+    _store(out, manifest, items)  # also if only files beside those that are embedded have changed
+    if frozen is not None:
         if items.kind == "text":  # tokenizers have threads of their own
             workers = 0
         elif workers is None:
             workers = 8 if device.startswith("cuda") else 1
-        _store(out, manifest, items)
         try:
             _make(out, manifest, items, absent, frozen, device, workers, skip_broken, on_batch)
         except KeyboardInterrupt:
@@ -153,9 +156,12 @@ def embed(
                 f"stopped. {made} of {len(files)} shards are finished and kept in {out}; run the same command again "
                 "to resume."
             ) from None
-    else:  # the files beside those that are embedded may have changed
-        _store(out, manifest, items)
-    _check_classes(manifest, items)
+    broken = {name for own in manifest["broken"].values() for name in own}
+    pairs = zip(items.rows["train"], items.labels["train"], strict=True) if broken else ()
+    found = {int(label) for row, label in pairs if items.parts["train"].name(row) not in broken}
+    lost = [name for number, name in enumerate(items.classes) if broken and number not in found]
+    if lost:
+        raise DataError(f"none of the training images of {some(lost)} can be read; repair or remove them.")
     return manifest
 
 
@@ -216,6 +222,7 @@ def _store(out: Path, manifest: dict[str, Any], items: Items) -> None:
     write_json(out / MANIFEST, manifest)
 
 
+@torch.inference_mode()
 def _make(
     out: Path,
     manifest: dict[str, Any],
@@ -228,70 +235,18 @@ def _make(
     on_batch: Callable[[int, int], None] | None,
 ) -> None:
     """Write the shards that are absent; raise at the end if images are broken and not to be skipped."""
-    size, dtype, total = manifest["shard_size"], manifest["dtype"], sum(map(len, items.rows.values()))
-    shards = {(part, number): _shard(items.rows[part], size, number) for part, number in absent}
-    done, unread = total - sum(map(len, shards.values())), dict[str, str]()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if on_batch is not None:
-            on_batch(done, total)
-
-    embedded = _embedded(encoder, items, shards, manifest["batch_size"], device, workers, advance)
-    for (part, number), embeddings, good, broken in embedded:
-        file = absent[part, number]
-        unread |= broken
-        if broken and not skip_broken:
-            continue
-        if broken:
-            manifest["broken"][file] = broken
-            _store(out, manifest, items)
-        if embeddings is None:
-            raise DataError(f"no image of shard {file} can be read{_listed(broken)}")
-        if manifest["normalize"]:
-            embeddings = torch.nn.functional.normalize(embeddings, dim=1)
-        X = embeddings.to(getattr(torch, dtype)).numpy()
-        if not np.isfinite(X).all():
-            raise DataError(
-                f"embeddings of shard {file} are NaN or too large for {dtype}; use dtype float32, and no half precision."
-            )
-        write_shard(out / file, X, _shard(items.labels[part], size, number)[good], items.classes)
-    if unread and not skip_broken:
-        raise DataError(
-            f"{len(unread)} of {total:,} images cannot be read. Repair or remove them and run the command again, or "
-            f"leave them out with --skip-broken (skip_broken=True). Shards without them are kept in {out}."
-            f"{_listed(unread)}"
-        )
-
-
-_ShardKey = tuple[str, int]
-
-
-@torch.inference_mode()
-def _embedded(
-    encoder: Encoder,
-    items: Items,
-    shards: dict[_ShardKey, np.ndarray],
-    batch_size: int,
-    device: str,
-    workers: int,
-    advance: Callable[[int], None],
-) -> Iterator[tuple[_ShardKey, Tensor | None, np.ndarray, dict[str, str]]]:
-    """Yield the embeddings of each shard, which of its items were read, and why others were not."""
-    batches = [
-        (key, rows[i : i + batch_size])
-        for key, rows in shards.items()
-        for i in range(0, len(rows), batch_size)
-    ]
+    size, step, total = manifest["shard_size"], manifest["batch_size"], sum(map(len, items.rows.values()))
+    rows = {shard: _shard(items.rows[shard[0]], size, shard[1]) for shard in absent}
+    batches = [(shard, own[i : i + step]) for shard, own in rows.items() for i in range(0, len(own), step)]
     loader = torch.utils.data.DataLoader(
-        _Batches(items, encoder.prepare, [(part, rows) for (part, _), rows in batches]),
+        _Batches(items, encoder, [(part, own) for (part, _), own in batches]),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.startswith("cuda"),
     )
-    for key, group in groupby(zip(batches, loader, strict=True), key=lambda pair: pair[0][0]):
+    done, all_broken = total - sum(map(len, rows.values())), dict[str, str]()
+    for (part, number), group in groupby(zip(batches, loader, strict=True), key=lambda pair: pair[0][0]):
         embeddings, good, broken = list[Tensor](), list[np.ndarray](), dict[str, str]()
         for _, (tensors, read, unread) in group:
             if tensors:
@@ -299,17 +254,46 @@ def _embedded(
                 embeddings.append(encoder.forward(moved).float().cpu())
             good.append(read)
             broken |= unread
-            advance(len(read))
-        yield key, torch.cat(embeddings) if embeddings else None, np.concatenate(good), broken
+            done += len(read)
+            if on_batch is not None:
+                on_batch(done, total)
+        all_broken |= broken
+        if broken and not skip_broken:
+            continue
+        file = absent[part, number]
+        if broken:
+            manifest["broken"][file] = broken
+            _store(out, manifest, items)
+        if not embeddings:
+            raise DataError(f"no image of shard {file} can be read{_listed(broken)}")
+        whole = torch.cat(embeddings)
+        if manifest["normalize"]:
+            whole = torch.nn.functional.normalize(whole, dim=1)
+        X = whole.to(getattr(torch, manifest["dtype"])).numpy()
+        if not np.isfinite(X).all():
+            raise DataError(
+                f"embeddings of shard {file} are NaN or too large; use dtype float32 without half."
+            )
+        write_shard(
+            out / file, X, _shard(items.labels[part], size, number)[np.concatenate(good)], items.classes
+        )
+    if all_broken and not skip_broken:
+        raise DataError(
+            f"{len(all_broken)} of {total:,} images cannot be read. Repair or remove them and run the command again, "
+            f"or leave them out with --skip-broken (skip_broken=True). Shards without them are kept in {out}."
+            f"{_listed(all_broken)}"
+        )
+
+
+def _listed(broken: dict[str, str]) -> str:
+    return "".join(f"\n  {name}: {why}" for name, why in broken.items())
 
 
 class _Batches(torch.utils.data.Dataset[Any]):
     """The tensors of each batch, which of its items were read, and why others were not."""
 
-    def __init__(
-        self, items: Items, prepare: Callable[[Sequence[Any]], Any], batches: list[tuple[str, np.ndarray]]
-    ) -> None:
-        self.items, self.prepare, self.batches = items, prepare, batches
+    def __init__(self, items: Items, encoder: Encoder, batches: list[tuple[str, np.ndarray]]) -> None:
+        self.items, self.prepare, self.batches = items, encoder.prepare, batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -323,30 +307,7 @@ class _Batches(torch.utils.data.Dataset[Any]):
                 values.append(read_image(value) if self.items.kind == "image" else value)
                 read[i] = True
             except Exception as error:  # whatever Pillow raises for a broken image
-                broken[source.name(rows[i])] = _reason(error)
+                why = str(error).strip().partition("\n")[0] or type(error).__name__
+                unknown = type(error).__name__ == "UnidentifiedImageError"  # it would name objects and paths
+                broken[source.name(rows[i])] = "no image that Pillow can read" if unknown else why
         return dict(self.prepare(values)) if values else {}, read, broken
-
-
-def _reason(error: Exception) -> str:
-    """Say what is wrong, without Pillow's mention of objects and paths."""
-    if type(error).__name__ == "UnidentifiedImageError":
-        return "no image that Pillow can read"
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _listed(broken: dict[str, str]) -> str:
-    return "".join(f"\n  {name}: {why}" for name, why in broken.items())
-
-
-def _check_classes(manifest: dict[str, Any], items: Items) -> None:
-    """Refuse a class whose images are all broken."""
-    broken = {name for own in manifest["broken"].values() for name in own}
-    if not broken:
-        return
-    pairs = zip(items.rows["train"], items.labels["train"], strict=True)
-    read = {int(label) for row, label in pairs if items.parts["train"].name(row) not in broken}
-    lost = [name for number, name in enumerate(items.classes) if number not in read]
-    if lost:
-        raise DataError(
-            f"none of the training images of {', '.join(lost)} can be read; repair or remove them."
-        )

@@ -53,15 +53,11 @@ def _read_shard(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray]
             arrays = load_file(path)
             return arrays["X"], arrays["y"]
         table = parquet.read_table(path)
-        X = (
-            table["embedding"]
-            .combine_chunks()
-            .flatten()
-            .to_numpy(zero_copy_only=False)
-            .reshape(len(table), -1)
-        )
+        flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         number = {name: i for i, name in enumerate(classes)}
-        return X, np.array([number[name] for name in table["label"].to_pylist()], dtype=np.int64)
+        return flat.reshape(len(table), -1), np.array(
+            [number[name] for name in table["label"].to_pylist()], dtype=np.int64
+        )
     except Exception as error:  # each library has errors of its own for a broken file
         raise DataError(f"{path} is broken ({error}); remove it and run fpe embed again.") from error
 
@@ -75,12 +71,11 @@ def read_embeddings(folder: Path, manifest: dict[str, Any]) -> Raw:
             f"{folder} is not finished: {len(missing)} of {len(names)} shards are missing ({missing[0]}, …); run the "
             "same fpe embed command again to make them."
         )
-    if manifest["format"] == "parquet":
-        need("pyarrow", "parquet")
-    shards = {part: list[tuple[np.ndarray, np.ndarray]]() for part in manifest["shards"]}
-    for (part, _), name in names.items():
-        shards[part].append(_read_shard(folder / name, manifest["classes"]))
-    arrays = {part: [np.concatenate(each) for each in zip(*own, strict=True)] for part, own in shards.items()}
-    X_test, y_test = arrays.get("test", (None, None))
-    X, y = arrays["train"]
-    return Raw(X, y, X_test, y_test, np.array(manifest["classes"]))
+    parts = {}
+    for part in manifest["shards"]:
+        shards = [
+            _read_shard(folder / name, manifest["classes"]) for (own, _), name in names.items() if own == part
+        ]
+        X, y = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
+        parts[part] = (X, y)
+    return Raw(parts, np.array(manifest["classes"]))
