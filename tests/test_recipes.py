@@ -191,6 +191,12 @@ class TestRunRecipe:
         assert whole.history == parts.history
         assert all(map(torch.equal, whole.model.parameters(), parts.model.parameters()))
 
+    def test_without_a_warm_up_the_dense_network_stays_dense(self):
+        recipe = Recipe.choose(rewire="set", warmup_epochs=0, epochs=1, factor=2)
+        (made,) = run_recipe(recipe, lambda seed: fpe.mlp(64, 4, 10, seed=seed), self.X, self.y)
+        assert made["dense"].model[0].out_features == 4
+        assert made["expanded"].model[0].out_features == 8
+
     def test_divergence_is_told_with_its_stage(self):
         recipe = Recipe.choose(warmup_epochs=1, epochs=1, lr=1e38)
         with pytest.raises(fpe.FPEError, match=r"warm-up: .* epoch 1; use a smaller learning rate"):

@@ -4,22 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fpe.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What makes a network, under the names that `fpe.sklearn.FPEClassifier` gives it.
-
-    Attributes
-    ----------
-    hidden : int
-        Neurons of the dense parent.
-    factor, split, prune, rewire, warmup_epochs, epochs, lr, decay
-        As for `fpe.sklearn.FPEClassifier`.
-    """
+    """What defines a network: neurons of the dense parent, and parameters of `fpe.sklearn.FPEClassifier`."""
 
     hidden: int
     factor: int
@@ -39,17 +30,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way of spending a budget, but for width and learning rate.
-
-    Attributes
-    ----------
-    name : str
-        What tables call it.
-    factor : int
-        Children of each neuron; 1 is a dense network.
-    split, prune, rewire
-        As for `fpe.sklearn.FPEClassifier`.
-    """
+    """A way to spend a budget, without width and learning rate; factor 1 is a dense network."""
 
     name: str
     factor: int = 1
@@ -58,32 +39,31 @@ class Candidate:
     rewire: bool | str = False
 
     def settings(self, hidden: int, epochs: int, lr: float) -> Settings:
-        """Return all that makes it, trained for so many epochs in all.
+        """Return the settings of a network of this width that is trained for `epochs` in total.
 
-        What is expanded once is so after an eighth of them: every round of the halving then sees it expanded.
+        With fixed masks it is expanded after an eighth of them, so that every round compares it expanded.
         """
         warmup = epochs // 8 if self.factor > 1 and not self.rewire else 0
         own = (self.factor, self.split, self.prune, self.rewire)
         return Settings(hidden, *own, warmup_epochs=warmup, epochs=epochs - warmup, lr=lr)
 
 
-COLUMNS: dict[str, Any] = {"split": "shared", "prune": "columns"}
-#: All that are tried: the simplest first, which wins where others are only as good.
+#: All candidates, the simplest first: of equally good ones the first wins.
 CANDIDATES: Sequence[Candidate] = (
     Candidate("dense"),
     Candidate("expanded x2", 2),
-    Candidate("expanded, columns, x2", 2, **COLUMNS),
-    Candidate("expanded, columns, x3", 3, **COLUMNS),
+    Candidate("expanded, columns, x2", 2, "shared", "columns"),
+    Candidate("expanded, columns, x3", 3, "shared", "columns"),
     Candidate("rewired, columns, x3", 3, "shared-8", "columns", rewire="columns"),
     *(Candidate(f"rewired x{x}", x, prune="balanced", rewire="accumulated") for x in (2, 3, 4, 6, 8)),
 )
 
 
 def dense_count(inputs: int, hidden: int, outputs: int) -> int:
-    """Return the parameters of a dense network of one hidden layer, biases included."""
+    """Return the number of parameters of a dense network of one hidden layer, biases included."""
     return hidden * (inputs + 1 + outputs) + outputs
 
 
 def widest(inputs: int, outputs: int, budget: int) -> int:
-    """Return how many hidden neurons of a dense network a budget of parameters pays for; 0 for none."""
+    """Return the number of hidden neurons of the widest dense network within a budget of parameters, or 0."""
     return max(0, (budget - outputs) // (inputs + 1 + outputs))

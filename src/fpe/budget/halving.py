@@ -1,7 +1,8 @@
-"""Successive halving: all candidates are trained a little, the better half twice as long, and so on."""
+"""Successive halving: train all candidates a little, the better half twice as long, and so on."""
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -9,17 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpe.budget.candidates import Settings
-from fpe.errors import BudgetError, ModelError
+from fpe.errors import ArgumentError, BudgetError, ModelError
 from fpe.expansion.planner import plan
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
 from fpe.training.trials import Trial, train_trials
 
-#: How often candidates are compared; each time all but the better half are dropped.
+#: How often candidates are compared; each time the better half is kept.
 ROUNDS = 3
 
 
@@ -29,18 +30,16 @@ class Entry:
 
     Attributes
     ----------
-    name : str
-        What tables call it.
-    settings : Settings
-        What makes it.
+    name, settings
+        Its name in tables, and what defines it.
     nonzero : int
         Its non-zero parameters; 0 if it could not be made.
     rounds : int
-        How many it was compared in.
+        The number of comparisons.
     accuracies : list of float
-        Of each seed on the held-out part, 0 to 1, at its last comparison.
+        Of each seed on the held-out part, 0 to 1, at the last comparison; empty after a failure.
     reason : str
-        Why it could not be made; empty if it could.
+        Why it could not be made, or how it diverged; empty if all went well.
     """
 
     name: str
@@ -52,7 +51,7 @@ class Entry:
 
     @property
     def accuracy(self) -> float:
-        """The mean over the seeds; NaN if it could not be made."""
+        """The mean over the seeds; NaN after a failure."""
         return statistics.fmean(self.accuracies) if self.accuracies else math.nan
 
     @property
@@ -68,19 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt, and on what it is seen how well.
-
-    Attributes
-    ----------
-    X, y, X_held, y_held : Tensor
-        Inputs, (samples, features), and class numbers, to learn from and held out.
-    outputs : int
-        Logits: one for two classes.
-    batch_size : int or None
-        As for `fpe.training.loop.train`.
-    seeds : sequence of int
-        Of the networks of each candidate.
-    """
+    """Training data and held-out data, (samples, features) and class numbers, and how networks train on them."""
 
     X: Tensor
     y: Tensor
@@ -91,67 +78,75 @@ class Task:
     seeds: Sequence[int]
 
 
+Field = list[tuple[Entry, list[Trial]]]
+
+
 def halve(
     candidates: Sequence[tuple[str, Settings]],
     task: Task,
     epochs: int,
     on_epoch: Callable[[str, int, int], None] | None = None,
 ) -> list[Entry]:
-    """Train and drop candidates until the last ones have been trained for all epochs.
+    """Train candidates, and drop the worse half in each round, until the last ones have had all epochs.
 
-    Learning rates and moving masks follow their full length from the start, so that those who stay simply
-    train on.
+    Learning rates and schedules are those of the full length from the start, so that a candidate that stays
+    simply trains on. A candidate that cannot be made, or diverges, loses; `Entry.reason` says why.
 
     Parameters
     ----------
     candidates : sequence of (str, Settings)
         Names and settings, the simpler first.
     task : Task
-        What is learnt.
+        What is learned.
     epochs : int
-        Of the last round, in all; at least 8.
+        All epochs, of the last round; at least 8.
     on_epoch : callable, optional
-        Gets, after each epoch of some networks, a text, the epochs of networks so far, and of how many.
+        Gets, after each epoch, a text, the epochs of networks so far, and their total.
 
     Returns
     -------
     list of Entry
-        The best first: by rounds, then by mean accuracy. Those that could not be made are last.
+        The best first: by rounds, then by mean accuracy. Failed ones are last.
+
+    Raises
+    ------
+    ArgumentError
+        If all candidates diverge.
     """
     entries = [Entry(name, settings) for name, settings in candidates]
-    fields = [(entry, _start(entry, task)) for entry in entries]
-    alive = [(entry, trials) for entry, trials in fields if trials]
+    alive = [(entry, trials) for entry in entries if (trials := _start(entry, task))]
     ends = [epochs >> (ROUNDS - number) for number in range(1, ROUNDS + 1)]
-    total, left, begin = 0, len(alive), 0
+    total, remaining, begin, done = 0, len(alive), 0, 0
     for end in ends:
-        total, left, begin = total + left * (end - begin), math.ceil(left / 2), end
-    total, done = total * len(task.seeds), 0
+        total += remaining * (end - begin) * len(task.seeds)
+        remaining, begin = math.ceil(remaining / 2), end
 
     def finished(records: list[dict[str, Any]]) -> None:
         nonlocal done
-        done += len(records)
+        done = min(total, done + len(records))
         if on_epoch is not None:
             on_epoch(f"{len(alive)} candidates", done, total)
 
     for number, end in enumerate(ends, 1):
-        every = [trial for _, trials in alive for trial in trials]
-        train_trials(every, task.X, task.y, until=end, on_epoch=finished)
+        alive = _train(alive, task, end, finished)
+        if not alive:
+            failed = next(entry for entry in entries if entry.nonzero)
+            raise ArgumentError(f"all candidates diverged; {failed.name}: {failed.reason}")
         _compare(alive, task, number)
-        # Stable: of equals the simpler one stays.
-        alive.sort(key=lambda each: -each[0].accuracy)
+        alive.sort(key=lambda each: -each[0].accuracy)  # stable: of equals the simpler one stays
         alive = alive[: math.ceil(len(alive) / 2)] if number < ROUNDS else alive
-    return sorted(entries, key=lambda e: (-e.rounds, -e.accuracy if e.accuracies else 0.0))
+    return sorted(entries, key=lambda e: (bool(e.reason), -e.rounds, -e.accuracy if e.accuracies else 0.0))
 
 
 def _start(entry: Entry, task: Task) -> list[Trial]:
-    """Make the networks of a candidate; note down why if that cannot be."""
+    """Make the networks of a candidate, one for each seed; none, and the reason, if that is impossible."""
     recipe, hidden = replace(entry.settings.recipe, batch_size=task.batch_size), entry.settings.hidden
     inputs, dtype = task.X.shape[1], task.X.dtype
-    dense: list[nn.Module] = [mlp(inputs, hidden, task.outputs, seed=s, dtype=dtype) for s in task.seeds]
+    dense = [mlp(inputs, hidden, task.outputs, seed=seed, dtype=dtype) for seed in task.seeds]
     try:
         if recipe.factor > 1:
             plan(dense[0], recipe.factor, recipe.split, recipe.prune, seed=task.seeds[0])
-        trials = [Trial.start(recipe, d, s) for d, s in zip(dense, task.seeds, strict=True)]
+        trials = [Trial.start(recipe, d, seed) for d, seed in zip(dense, task.seeds, strict=True)]
         if recipe.warmup_epochs == 0:
             for trial in trials:
                 trial.expand(len(task.X))
@@ -162,8 +157,25 @@ def _start(entry: Entry, task: Task) -> list[Trial]:
     return trials
 
 
-def _compare(alive: Sequence[tuple[Entry, list[Trial]]], task: Task, number: int) -> None:
-    """Measure all that are left on the held-out part."""
+def _train(alive: Field, task: Task, end: int, finished: Callable[[list[dict[str, Any]]], None]) -> Field:
+    """Train all candidates to an epoch together; if that diverges, one by one, and drop those that do."""
+    before = copy.deepcopy([trials for _, trials in alive])
+    try:
+        every = [trial for _, trials in alive for trial in trials]
+        train_trials(every, task.X, task.y, until=end, on_epoch=finished)
+        return alive
+    except ArgumentError:
+        kept: Field = []
+    for (entry, _), trials in zip(alive, before, strict=True):
+        try:
+            train_trials(trials, task.X, task.y, until=end, on_epoch=finished)
+            kept.append((entry, trials))
+        except ArgumentError as error:
+            entry.reason, entry.accuracies = str(error), []
+    return kept
+
+
+def _compare(alive: Field, task: Task, number: int) -> None:
     models = [trial.model for _, trials in alive for trial in trials]
     found = torch.tensor(ensemble.accuracies(models, task.X_held, task.y_held), dtype=torch.float64)
     for (entry, _), accuracies in zip(alive, found.view(len(alive), -1).tolist(), strict=True):

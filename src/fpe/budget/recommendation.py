@@ -1,4 +1,4 @@
-"""What was tried for a budget, and what came out best."""
+"""What was tried for a budget, and what won."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 class Recommendation:
     """How to spend a budget of non-zero parameters on given data.
 
-    Its accuracies are those on the part that was held out, by which the winner was chosen. Its own is
-    therefore optimistic: measure it on data of your own that were not given to `fpe.recommend`.
+    Accuracies are those on the held-out part, by which the winner was chosen, so that its own is optimistic:
+    measure it on data that were not given to `fpe.recommend`.
 
     Attributes
     ----------
     budget : int
-        Non-zero parameters that were allowed.
+        The allowed number of non-zero parameters.
     table : list of Entry
         All candidates, the best first.
     front : list of Entry
@@ -54,13 +54,7 @@ class Recommendation:
         return self.best.settings
 
     def classifier(self, **others: Any) -> FPEClassifier:
-        """Return an untrained classifier of these settings.
-
-        Parameters
-        ----------
-        **others
-            More parameters of `fpe.sklearn.FPEClassifier`, such as ``trials``; they come before these.
-        """
+        """Return an untrained classifier of these settings; `others` are parameters of it that replace them."""
         from fpe.sklearn import FPEClassifier
 
         own = {**asdict(self.settings), "batch_size": self.batch_size, "random_state": self.seed}
@@ -72,15 +66,8 @@ class Recommendation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data, such as JSON takes."""
-        return {
-            "budget": self.budget,
-            "settings": asdict(self.settings),
-            "table": [entry.to_dict() for entry in self.table],
-            "front": [entry.to_dict() for entry in self.front],
-            "held_out": self.held_out,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-        }
+        tables = {name: [entry.to_dict() for entry in getattr(self, name)] for name in ("table", "front")}
+        return {**asdict(self), **tables, "settings": asdict(self.settings)}
 
     def __repr__(self) -> str:
         trials = len(self.best.accuracies)
@@ -89,7 +76,11 @@ class Recommendation:
             "",
             *text_table(("candidate", "hidden", "rounds", "validation %"), list(map(_cells, self.table))),
         ]
-        lines += [f"{e.name} cannot be made: {e.reason}" for e in self.table if e.reason]
+        for entry in self.table:
+            if entry.reason:
+                lines.append(
+                    f"{entry.name} {'diverged' if entry.nonzero else 'cannot be made'}: {entry.reason}"
+                )
         if len(self.front) > 1:
             rows = [(f"{e.nonzero:,}", e.name, str(_neurons(e)), _percent(e)) for e in self.front]
             head = ("non-zeros", "best", "neurons", "validation %")

@@ -1,10 +1,8 @@
-"""A trial of one width: a dense network, trained; and its expansion, trained for as long.
-
-Where masks move, a dense network of about twice the parameters too.
-"""
+"""A trial of one width: a dense network and its expansion, trained for as long; with rewiring a double one too."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,8 @@ from fpe.io.checkpoint import save
 from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import standardized
-from fpe.rewiring.rewirer import Rewirer
-from fpe.training.loop import EarlyStopping, Record, accuracy, adam, as_tensor, evaluate_loss, train
+from fpe.training.loop import EarlyStopping, Record, accuracy, adam, as_tensor, evaluate_loss
+from fpe.training.trials import Trial, train_trials
 
 #: Inputs and class numbers, by part of the data.
 Parts = dict[str, tuple[Tensor, Tensor]]
@@ -29,104 +27,82 @@ Parts = dict[str, tuple[Tensor, Tensor]]
 def run_trial(
     dataset: Dataset, config: FitConfig, hidden: int, trial: int, models: Path | None = None
 ) -> dict[str, Any]:
-    """Train a dense network, go on from the warm-up as it is and expanded, and measure both.
+    """Train a dense network, continue from the warm-up as it is and expanded, and measure both.
 
-    All networks are trained for as long, at the same learning rates, and see the same mini-batches in the
-    same order. On one thread, so that the result does not depend on what runs beside it.
+    All networks are trained for as long, at the same learning rates, with the same mini-batches in the same
+    order; on one thread, so that the result does not depend on what runs beside it.
 
     Parameters
     ----------
     dataset : Dataset
-        What to learn and to test on. A part of the training samples is held out, as `FitConfig.held_out`
-        says, and not trained on.
+        What to learn and to test on; `FitConfig.held_out` is not trained on.
     config : FitConfig
         How.
-    hidden : int
-        Width of the dense network.
-    trial : int
-        Its number.
+    hidden, trial : int
+        Width of the dense network, and number of the trial.
     models : Path, optional
         A folder that gets the expanded model.
 
     Returns
     -------
     dict
-        Accuracies on all parts, non-zeros and interference of the dense and the expanded network, test
-        accuracy at the expansion, and the history of each epoch. Where masks move, ``double`` too: a dense
-        network of twice the hidden neurons, and so of about twice the parameters.
+        Accuracies on all parts, non-zeros and interference of the dense and the expanded network, test accuracy
+        at the expansion, and a record of each epoch. With rewiring also ``double``: a dense network of twice the
+        hidden neurons, and so of about twice the parameters.
     """
+    recipe, seed = config.recipe, config.seed + trial
     with one_thread():
-        parts, recipe, seed = _parts(dataset, config), config.recipe, config.seed + trial
+        parts = _parts(dataset, config)
         if config.standardize:
             mean, scale = _scaling(parts["training"][0])
             parts = {name: ((X - mean) / scale, y) for name, (X, y) in parts.items()}
         early_stopping = None
         if config.patience is not None:
             early_stopping = EarlyStopping(*parts["validation"], config.patience)
-        generator = torch.Generator().manual_seed(seed)
-        begin = generator.get_state()
+        networks: dict[str, nn.Module] = {}
         history: dict[str, list[Record]] = {}
 
-        def go_on(
-            stage: str,
-            network: nn.Module,
-            optimizer: torch.optim.Adam,
-            epochs: int,
-            behind: int = 0,
-            rewirer: Rewirer | None = None,
-        ) -> None:
+        def run(stage: str, own: Trial, until: int | None = None) -> None:
+            before = len(own.history)
             try:
-                history[stage] = train(
-                    network,
-                    *parts["training"],
-                    epochs=epochs,
-                    optimizer=optimizer,
-                    generator=generator,
-                    batch_size=config.batch_size,
-                    early_stopping=early_stopping,
-                    rewirer=rewirer,
-                    decay=recipe.cosine(behind),
-                )
+                if until != 0:
+                    train_trials([own], *parts["training"], until=until, early_stopping=early_stopping)
             except ArgumentError as error:  # it diverges
                 raise ArgumentError(f"width {hidden}, trial {trial}, {stage}: {error}") from error
+            networks[stage], new = own.model, own.history[before:]
+            history[stage] = [
+                {**{k: v for k, v in record.items() if k != "stage"}, "epoch": epoch}
+                for epoch, record in enumerate(new, 1)
+            ]
 
-        double = None
         if recipe.policy is not None:
-            double = dense_network(dataset, 2 * hidden, seed)
-            total = recipe.warmup_epochs + recipe.epochs
-            go_on("double", double, adam(double, recipe.lr, config.l2), total)
-            generator.set_state(begin)
-
-        dense = dense_network(dataset, hidden, seed)
-        optimizer = adam(dense, recipe.lr, config.l2)
-        go_on("warm-up", dense, optimizer, recipe.warmup_epochs)
-        wide = recipe.expand(dense, seed)
+            whole = replace(recipe, factor=1, warmup_epochs=0, epochs=recipe.total_epochs)
+            run("double", Trial.start(whole, dense_network(dataset, 2 * hidden, seed), seed))
+        warm = Trial.start(recipe, dense_network(dataset, hidden, seed), seed)
+        run("warm-up", warm, recipe.warmup_epochs)
+        wide = recipe.expand(warm.dense, seed)
         at_expansion = {
-            "dense": accuracy(dense, *parts["test"]),
+            "dense": accuracy(warm.dense, *parts["test"]),
             "expanded": accuracy(wide, *parts["test"]),
         }
-        begin = generator.get_state()
-        go_on("dense", dense, optimizer, recipe.epochs, recipe.warmup_epochs)
-        generator.set_state(begin)
-        optimizer = adam(wide, recipe.lr, config.l2)
-        samples = len(parts["training"][0])
-        rewirer = recipe.rewirer(wide, optimizer, samples, seed)
-        go_on("expanded", wide, optimizer, recipe.epochs, recipe.warmup_epochs, rewirer)
+        run("dense", warm.baseline())
+        warm.expand(len(parts["training"][0]), wide)
+        if recipe.factor == 1:  # a control: the dense network again, with a fresh Adam
+            warm.model, warm.optimizer = wide, adam(wide, recipe.lr, recipe.l2)
+        run("expanded", warm)
 
-        record = {
+        kinds = [kind for kind in ("dense", "expanded", "double") if kind in networks]
+        if models is not None:
+            whole_model = standardized(wide, mean, scale) if config.standardize else wide
+            save(whole_model, models / model_name(hidden, trial))
+        return {
             "hidden": hidden,
             "trial": trial,
             "seed": seed,
-            "dense": _measures(dense, parts),
-            "expanded": _measures(wide, parts),
-            **({} if double is None else {"double": _measures(double, parts)}),
+            **{kind: _measures(networks[kind], parts) for kind in kinds},
             "accuracy_at_expansion": at_expansion,
             "history": history,
         }
-        if models is not None:
-            whole = standardized(wide, mean, scale) if config.standardize else wide
-            save(whole, models / model_name(hidden, trial))
-    return record
 
 
 def model_name(hidden: int, trial: int) -> str:
@@ -135,7 +111,6 @@ def model_name(hidden: int, trial: int) -> str:
 
 
 def _parts(dataset: Dataset, config: FitConfig) -> Parts:
-    """Return what is learnt, what the best model is chosen on, and what is tested on."""
     kept, held = config.held_out(dataset)
     X, y = dataset.X_train, dataset.y_train
     arrays = {

@@ -227,7 +227,9 @@ def run_recipe(
         return trials
 
     seeds = [seeds] if isinstance(seeds, int) else seeds
-    trials = run("warm-up", [Trial.start(recipe, build(seed), seed) for seed in seeds], recipe.warmup_epochs)
+    trials = [Trial.start(recipe, build(seed), seed) for seed in seeds]
+    if recipe.warmup_epochs:
+        run("warm-up", trials, recipe.warmup_epochs)
     made = {"dense": run("dense", [trial.baseline() for trial in trials])}
     made["expanded"] = run("expanded", trials)
     if double is not None:
