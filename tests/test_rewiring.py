@@ -11,8 +11,7 @@ import fpe
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.graph.inputs import as_call, tensors_in
 from fpe.rewiring import POLICIES
-from fpe.rewiring.moves import Tensors, new_masks
-from fpe.rewiring.select import exchange, largest, smallest, undivided
+from fpe.rewiring.drop_and_grow import LayerBatch, disjoint_candidates, drop_and_grow, exchange, smallest
 from models import MODELS, same_bits, same_state
 from zoo import ZOO
 
@@ -59,27 +58,12 @@ def test_the_smallest_are_chosen_and_of_equal_ones_the_earlier():
     among = torch.tensor([[1, 1, 1, 0, 1], [1, 1, 1, 1, 1]], dtype=torch.bool)
     assert smallest(scores, among, [2, 0]).tolist() == [[False, True, True, False, False], [False] * 5]
     assert smallest(scores, among, [4, 1]).tolist() == [[True, True, True, False, True], [False] * 4 + [True]]
-    assert largest(scores, among, [1, 2]).tolist() == [
+    assert smallest(scores.neg(), among, [1, 2]).tolist() == [
         [True] + [False] * 4,
         [True, True, False, False, False],
     ]
     ties = torch.zeros(1, 4)
-    assert largest(ties, ties == 0, [3]).tolist() == [[True, True, True, False]]
-
-
-def test_ties_are_taken_in_a_given_order():
-    """Entries 3 and 1 come first, and each row has a count of its own."""
-    scores, among = (
-        torch.zeros(3, 4),
-        torch.tensor([[True, True, True, True]] * 2 + [[True, False, True, True]]),
-    )
-    order = torch.tensor([3, 1, 0, 2])
-    assert smallest(scores, among, [1, 3, 2], order).int().tolist() == [
-        [0, 0, 0, 1],
-        [1, 1, 0, 1],
-        [1, 0, 0, 1],
-    ]
-    assert torch.equal(largest(scores, among, [1, 3, 2], order), smallest(scores, among, [1, 3, 2], order))
+    assert smallest(ties, ties == 0, [3]).tolist() == [[True, True, True, False]]
 
 
 @pytest.mark.parametrize("drop", ["magnitude", "movement"])
@@ -97,17 +81,17 @@ def test_how_weights_lie_in_memory_does_not_change_what_moves(grow, partition, d
         real[0, -2:] = False
         mask = drawn(0, 2) * real
         noise = torch.rand(3, outputs, inputs, generator=generator)
-        return Tensors(drawn(-2, 3) * mask, mask, drawn(-2, 3), noise, real, children)
+        return LayerBatch(drawn(-2, 3) * mask, mask, drawn(-2, 3), noise, real, children)
 
     def turned(own):
         parts = (own.weight, own.mask, own.gradient, own.noise, own.real)
         views = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in parts]
-        return Tensors(*views, own.children, inputs_first=True)
+        return LayerBatch(*views, own.children)
 
     layers = [layer(8, 5, torch.arange(8).view(4, 2)), layer(3, 8, None)]
     for scope in (layers, layers[:1], layers[1:]):
-        new = new_masks(fpe.RewiringPolicy(grow, drop, partition=partition), scope, 0.4)
-        again = new_masks(
+        new = drop_and_grow(fpe.RewiringPolicy(grow, drop, partition=partition), scope, 0.4)
+        again = drop_and_grow(
             fpe.RewiringPolicy(grow, drop, partition=partition), [turned(own) for own in scope], 0.4
         )
         assert any((mask != own.mask).any() for mask, own in zip(new, scope, strict=True))
@@ -128,7 +112,9 @@ def test_siblings_that_want_one_place_do_not_both_get_it():
     children = torch.tensor([[0, 1], [2, 3]])
     free = torch.tensor([[[1, 0, 0], [0, 0, 0], [0, 1, 0]]], dtype=torch.bool)
     scores = torch.tensor([[[9.0, 1, 2], [9, 3, 2], [1, 1, 1]]])
-    assert undivided(free, ~free, scores, children).int().tolist() == [[[0, 0, 1], [0, 1, 0], [1, 0, 1]]]
+    assert disjoint_candidates(free, ~free, scores, children).int().tolist() == [
+        [[0, 0, 1], [0, 1, 0], [1, 0, 1]]
+    ]
 
 
 def test_rigl_by_hand():
@@ -136,11 +122,11 @@ def test_rigl_by_hand():
     weight = torch.tensor([[[3.0, -1, 0], [0, 2, 0]]])
     mask = (weight != 0).float()
     gradient = torch.tensor([[[9.0, 9, 1], [-5, 9, 5]]])
-    (new,) = new_masks(POLICIES["rigl"], [Tensors(weight, mask, gradient)], 0.34)
+    (new,) = drop_and_grow(POLICIES["rigl"], [LayerBatch(weight, mask, gradient)], 0.34)
     assert new.tolist() == [[[1, 0, 0], [1, 1, 0]]]
-    (new,) = new_masks(
+    (new,) = drop_and_grow(
         fpe.RewiringPolicy(drop="movement"),
-        [Tensors(weight, mask, gradient / weight.abs().clamp_min(1) ** 3)],
+        [LayerBatch(weight, mask, gradient / weight.abs().clamp_min(1) ** 3)],
         0.34,
     )
     assert new.tolist() == [[[0, 1, 0], [1, 1, 0]]]
@@ -149,13 +135,13 @@ def test_rigl_by_hand():
 def test_a_scope_of_two_layers_lets_the_count_move_between_them():
     first, second = torch.tensor([[[1.0, 2, 0, 0]]]), torch.tensor([[[3.0, 4, 0, 0]]])
     gradients = torch.tensor([[[0.0, 0, 1, 2]]]), torch.tensor([[[0.0, 0, 3, 4]]])
-    layers = [Tensors(w, (w != 0).float(), g) for w, g in zip((first, second), gradients, strict=True)]
-    assert [m.tolist() for m in new_masks(fpe.RewiringPolicy(scope="group"), layers, 0.5)] == [
+    layers = [LayerBatch(w, (w != 0).float(), g) for w, g in zip((first, second), gradients, strict=True)]
+    assert [m.tolist() for m in drop_and_grow(fpe.RewiringPolicy(scope="group"), layers, 0.5)] == [
         [[[0, 0, 0, 0]]],
         [[[1, 1, 1, 1]]],
     ]
     for layer in layers:
-        (new,) = new_masks(fpe.RewiringPolicy(), [layer], 0.5)
+        (new,) = drop_and_grow(fpe.RewiringPolicy(), [layer], 0.5)
         assert new.tolist() == [[[0, 1, 0, 1]]]
 
 
@@ -166,8 +152,8 @@ def test_columns_by_hand():
     gradient = torch.zeros_like(weight)
     gradient[0, 1, 3], gradient[0, 2, 3] = 2, 1
     children = torch.tensor([[0, 1], [2, 3]])
-    layer = Tensors(weight, mask, gradient, children=children)
-    (new,) = new_masks(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 1.0)
+    layer = LayerBatch(weight, mask, gradient, children=children)
+    (new,) = drop_and_grow(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 1.0)
     assert new.tolist() == [[[0, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 1]]]
 
 
@@ -177,11 +163,13 @@ def test_columns_of_two_groups_by_hand():
     mask = (weight != 0).float()
     gradient = torch.tensor([[[0.0, 0, 1, 2], [2, 1, 0, 0], [0, 9, 0, 8], [2, 0, 1, 0]]])
     children, blocks = torch.tensor([[0, 1], [2, 3]]), torch.arange(4).view(4, 1)
-    layer = Tensors(weight, mask, gradient, children=children, blocks=blocks)
-    (new,) = new_masks(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 0.5)
+    layer = LayerBatch(weight, mask, gradient, children=children, blocks=blocks)
+    (new,) = drop_and_grow(fpe.RewiringPolicy("accumulated", unit="column"), [layer], 0.5)
     assert new.tolist() == [[[1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 0]]]
     apart = fpe.RewiringPolicy("accumulated", partition="kept", unit="column")
-    (new,) = new_masks(apart, [layer], 0.5)  # input 3 goes to row 0, input 1 to row 1, 3 to row 2, 2 to row 3
+    (new,) = drop_and_grow(
+        apart, [layer], 0.5
+    )  # input 3 goes to row 0, input 1 to row 1, 3 to row 2, 2 to row 3
     assert new.tolist() == [[[1, 0, 0, 1], [0, 1, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0]]]
 
 
@@ -410,7 +398,7 @@ def test_what_is_gathered_is_the_sum_of_whole_gradients(policy, weights, monkeyp
     optimizer = torch.optim.SGD(wide.parameters(), 0.1)
     seen = []
     monkeypatch.setattr(
-        "fpe.rewiring.rewirer.new_masks", lambda p, t, share: seen.extend(t) or [s.mask for s in t]
+        "fpe.rewiring.rewirer.drop_and_grow", lambda p, t, share: seen.extend(t) or [s.mask for s in t]
     )
     rewirer = fpe.Rewirer(
         wide, optimizer, fpe.RewiringPolicy(policy), steps=9, schedule=fpe.RewiringSchedule(every=3)
@@ -497,11 +485,11 @@ def test_gradients_that_stay_infinite_are_warned_of_once():
     assert warning.filename == __file__
 
 
-def test_hold_takes_masks_that_others_have_set():
+def test_project_enforces_masks_that_something_else_has_set():
     wide, x, rewirer, optimizer = start()
     train(wide, x, rewirer, optimizer, 3)
     wide[0].fpe_mask[0] = 0
-    rewirer.hold()
+    rewirer.project()
     train(wide, x, rewirer, optimizer, 1, 3)
     assert (wide[0].weight[wide[0].fpe_mask == 0] == 0).all()
 
@@ -517,73 +505,38 @@ def test_a_copy_of_a_model_that_is_watched_is_not():
 # --- what is refused ----------------------------------------------------------------------------------------
 
 
-def refused(error, message, *arguments, **options):
+def refused(error, words, *arguments, **options):
     with pytest.raises(error) as caught:
         fpe.Rewirer(*arguments, **{"steps": 10, **options})
-    assert str(caught.value) == message
+    assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_what_cannot_be_done_is_refused_with_the_reason():
     dense, _ = MODELS["mlp"]()
     wide = fpe.expand(dense, 2)
     optimizer = torch.optim.Adam(wide.parameters())
-    refused(
-        ModelError,
-        "no layer of this model is masked, so that nothing can move; call fpe.expand first.",
-        dense,
-        optimizer,
-    )
-    refused(
-        ArgumentError,
-        "the optimizer does not train the weights of '0', '2'; make it from the expanded model's parameters, "
-        "or give all optimizers in a list.",
-        wide, torch.optim.Adam(dense.parameters()),
-    )  # fmt: skip
-    refused(ArgumentError, "optimizer is a str; give a torch.optim.Optimizer.", wide, ["adam"])
-    refused(
-        ModelError,
-        "layer '0' is no shared split with whole columns, so that no column can move; expand with "
-        "split='shared' and prune='columns', or give unit='weight'.",
-        wide, optimizer, "columns",
-    )  # fmt: skip
-    refused(
-        ArgumentError,
-        "3 problems with the rewirer:\n"
-        "  - steps is 0; give the number of all steps of the optimizer, at least 1.\n"
-        "  - seed is -1; give an integer of at least 0.\n"
-        "  - unknown policy 'rigel'; allowed are 'paper', 'set', 'rigl', 'accumulated', 'momentum', "
-        "'columns', and an fpe.RewiringPolicy. Did you mean 'rigl'?",
-        wide, optimizer, "rigel", steps=0, seed=-1,
-    )  # fmt: skip
+    refused(ModelError, ["masked", "fpe.expand"], dense, optimizer)
+    foreign = torch.optim.Adam(dense.parameters())
+    refused(ArgumentError, ["does not train the weights of '0', '2'", "all optimizers"], wide, foreign)
+    refused(ArgumentError, ["optimizer is a str", "torch.optim.Optimizer"], wide, ["adam"])
+    words = ["layer '0'", "split='shared' and prune='columns'", "unit='weight'"]
+    refused(ModelError, words, wide, optimizer, "columns")
+    words = ["3 problems with the rewirer", "steps is 0", "seed is -1", "'rigel'", "Did you mean 'rigl'?"]
+    refused(ArgumentError, [*words, "fpe.RewiringPolicy"], wide, optimizer, "rigel", steps=0, seed=-1)
     packed = fpe.pack(fpe.expand(dense, 2, "shared"), format="blocks")
     names = ", ".join(repr(n) for n, m in packed.named_modules() if hasattr(m, "nbytes"))
-    refused(
-        ModelError,
-        f"layers {names} are packed, and what is packed does not move; make the rewirer for "
-        "fpe.unpack(model), and pack it after training.",
-        packed, optimizer,
-    )  # fmt: skip
+    refused(ModelError, [f"layers {names} are packed", "fpe.unpack"], packed, optimizer)
 
 
 def test_values_are_checked_all_at_once():
     with pytest.raises(ArgumentError) as caught:
         fpe.RewiringSchedule(every=0, share=1.5, until=0, decay="step")
-    assert str(caught.value) == (
-        "4 problems with the schedule:\n"
-        "  - every is 0; give an integer of at least 1, in steps.\n"
-        "  - share is 1.5; give a number above 0 and at most 1.\n"
-        "  - until is 0; give a number above 0 and at most 1.\n"
-        "  - decay is 'step'; give 'cosine', 'linear', 'constant'."
-    )
+    for word in ("4 problems", "every is 0", "share is 1.5", "until is 0", "decay is 'step'", "'linear'"):
+        assert word in str(caught.value)
     with pytest.raises(ArgumentError) as caught:
         fpe.RewiringPolicy(grow="gradiant", scope="network", unit="column")
-    assert str(caught.value) == (
-        "2 problems with the policy:\n"
-        "  - grow is 'gradiant'; give 'random' or 'gradient' or 'accumulated' or 'momentum'. Did you "
-        "mean 'gradient'?\n"
-        "  - unit='column' keeps the count within each layer, and scope is 'network'; give scope='layer', or "
-        "unit='weight'."
-    )
+    for word in ("2 problems", "Did you mean 'gradient'?", "scope is 'network'", "unit='weight'"):
+        assert word in str(caught.value)
 
 
 def test_the_share_falls_as_a_cosine():
@@ -598,9 +551,7 @@ def test_a_rewirer_says_so_when_its_layers_are_packed_away():
     wide, x, rewirer, optimizer = start()
     train(wide, x, rewirer, optimizer, 1)
     wide[0] = fpe.pack(fpe.expand(MODELS["mlp"]()[0], 2, "shared"))[0]
-    with pytest.raises(
-        ModelError, match=r"layer '0' is another than when this rewirer was made: it has been packed"
-    ):
+    with pytest.raises(ModelError, match=r"layer '0' is no longer .* packed .* fpe.unpack"):
         rewirer.step()
 
 
@@ -629,7 +580,7 @@ def test_a_rewirer_prints_what_it_has_done():
     train(wide, x, rewirer, optimizer, 4)
     assert "step 4 of 12, 2 rewirings" in repr(rewirer)
     lines = rewirer.summary().splitlines()
-    assert lines[1].split() == ["layer", "free", "of", "freed", "so", "far"]
+    assert lines[1].split() == ["layer", "free", "of", "grown", "so", "far"]
     assert lines[-1] == "the count of each layer is constant"
 
 

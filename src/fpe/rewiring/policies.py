@@ -1,4 +1,4 @@
-"""What counts when masks move: which weights leave, which enter, and what must stay as it is."""
+"""Which weights are dropped and grown when masks change."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from fpe.errors import ArgumentError, did_you_mean, raise_problems
 
-#: Each part of a policy, with what is allowed.
+#: The values of each field of a policy.
 ALLOWED = {
     "grow": ("random", "gradient", "accumulated", "momentum"),
     "drop": ("magnitude", "movement"),
@@ -15,37 +15,34 @@ ALLOWED = {
     "partition": ("free", "kept"),
     "unit": ("weight", "column"),
 }
-
-#: Of momentum, what is left of a gradient after one step more.
-MOMENTUM = 0.9
-#: Steps that momentum looks at: an older gradient would count less than an eighth.
-MOMENTUM_STEPS = 20
+#: Decay of the momentum for each step, and the steps it sums: an older gradient would count less than an eighth.
+MOMENTUM, MOMENTUM_STEPS = 0.9, 20
 
 
 @dataclass(frozen=True)
 class RewiringPolicy:
-    """Which weights leave, which enter, and among which of them.
+    """Which weights are dropped, which are grown, and within which scope the count is kept.
 
     Parameters
     ----------
     grow : str, default "gradient"
-        Which held weights are freed. ``"random"``: any (Mocanu et al., 2018). ``"gradient"``: those whose
-        gradient is largest in the step of the rewiring (RigL; Evci et al., 2020). ``"accumulated"``: whose
-        gradients since the last rewiring have the largest sum. ``"momentum"``: the same for an exponential
-        average (Dettmers and Zettlemoyer, 2019).
+        Which masked weights become free. ``"random"``: any (Mocanu et al., 2018). ``"gradient"``: those with the
+        largest gradient in the step of the rewiring (RigL; Evci et al., 2020). ``"accumulated"``: with the
+        largest sum of gradients since the last rewiring. ``"momentum"``: with the largest exponential average
+        (Dettmers and Zettlemoyer, 2019).
     drop : str, default "magnitude"
-        Which free weights are held at zero: the smallest, or, with ``"movement"``, those of the smallest
+        Which free weights are masked: the smallest, or with ``"movement"`` those of the smallest
         ``|weight × gradient|``.
     scope : str, default "layer"
-        Within what the count is constant: a ``"layer"``; a ``"group"``, which is an expanded layer with all
-        that read it; the ``"network"``.
+        Where the count is constant: in each ``"layer"``, in each ``"group"`` of an expanded layer and its
+        consumers, or in the ``"network"``.
     partition : str, default "free"
-        ``"kept"``: children of one neuron stay disjoint. A weight is freed only where no sibling has one
-        on the same input, and `fpe.pack` makes codes of the layer wherever weights have moved.
+        With ``"kept"`` the children of one neuron stay disjoint: a weight is grown only where no sibling has one
+        on the same input, so that `fpe.pack` can store codes.
     unit : str, default "weight"
-        ``"column"``: whole inputs of the blocks of a shared split move, so that the layer stays dense
-        blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. For scope
-        "layer"; the layers that only read are then left alone.
+        With ``"column"`` whole inputs of the blocks of a shared split move, so that the layer stays dense blocks
+        for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. Only for scope
+        "layer"; consumers keep their masks.
 
     Raises
     ------
@@ -80,11 +77,11 @@ class RewiringPolicy:
 
     @property
     def keeps(self) -> float:
-        """What is left of a gradient after one step more."""
+        """The factor by which the sum of gradients shrinks in each step."""
         return MOMENTUM if self.grow == "momentum" else 1.0
 
 
-#: The policies that have a name.
+#: Policies by name.
 POLICIES: dict[str, RewiringPolicy] = {
     "paper": RewiringPolicy(grow="random", scope="group"),
     "set": RewiringPolicy(grow="random"),
@@ -96,21 +93,11 @@ POLICIES: dict[str, RewiringPolicy] = {
 
 
 def as_policy(policy: Any) -> RewiringPolicy:
-    """Turn a name into its policy; a policy passes through.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown name, or for what is no policy.
-    """
+    """Return the policy of a name, or a policy itself; raise ArgumentError for anything else."""
     if isinstance(policy, RewiringPolicy):
         return policy
+    if isinstance(policy, str) and policy in POLICIES:
+        return POLICIES[policy]
+    hint = did_you_mean(policy, POLICIES) if isinstance(policy, str) else ""
     names = ", ".join(map(repr, POLICIES))
-    if not isinstance(policy, str):
-        raise ArgumentError(f"policy is {policy!r}; give {names}, or an fpe.RewiringPolicy.")
-    if policy not in POLICIES:
-        hint = did_you_mean(policy, POLICIES)
-        raise ArgumentError(
-            f"unknown policy {policy!r}; allowed are {names}, and an fpe.RewiringPolicy.{hint}"
-        )
-    return POLICIES[policy]
+    raise ArgumentError(f"unknown policy {policy!r}; give {names}, or an fpe.RewiringPolicy.{hint}")

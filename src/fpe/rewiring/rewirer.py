@@ -1,9 +1,9 @@
-"""`Rewirer`: lets the masks of a model move while it is trained."""
+"""`Rewirer`: changes the masks of a model while it is trained."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,67 +14,60 @@ from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
 from fpe.expansion.plan import text_table
 from fpe.masked import check_masks
-from fpe.rewiring.gathering import average, local, put, whole
-from fpe.rewiring.moves import Tensors, new_masks
+from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow
 from fpe.rewiring.policies import RewiringPolicy, as_policy
 from fpe.rewiring.schedule import RewiringSchedule
-from fpe.rewiring.sites import find_sites
+from fpe.rewiring.sites import average_, find_sites, local, set_mask_, whole
 
 #: Steps without finite gradients after which a rewirer warns; a gradient scaler skips fewer in a row.
 PATIENCE = 20
 
 
 class Rewirer:
-    """Lets the masks of an expanded model move while it is trained, at a constant count of non-zeros.
+    """Change the masks of an expanded model while it is trained, at a constant count of non-zeros.
 
-    Every ``schedule.every`` steps some free weights of each scope of the policy are set to zero and held
-    there, and as many held ones are freed, starting at 0. The optimizer's moments of both are set to 0. What
-    the policy needs of gradients it gathers in the steps before; in all other steps training costs what it
-    costs without a rewirer.
+    Every ``schedule.every`` steps some free weights of each scope of the policy are dropped: set to zero and
+    masked; and as many masked ones are grown: they become free, starting at 0. The optimizer's moments of both
+    become 0. The gradients that the policy needs are gathered in the steps before; all other steps cost what
+    they cost without a rewirer.
 
     Parameters
     ----------
     model : nn.Module
-        What `fpe.expand` or `fpe.load` returned, also wrapped by ``torch.compile``, DDP or FSDP2. Its masks
-        and weights change in `step`. Layers that are not trained do not move.
+        What `fpe.expand` or `fpe.load` returned, also wrapped by ``torch.compile``, DDP or FSDP2. `step` changes
+        its masks and weights; frozen layers keep theirs.
     optimizer : Optimizer or sequence of Optimizer
-        What trains it.
-    policy : str or Policy, default "rigl"
-        What counts: ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``,
-        ``"momentum"``, ``"columns"`` (whole inputs of the blocks of a shared split, which stay packable), or
-        an `fpe.RewiringPolicy`.
+        Trains it.
+    policy : str or RewiringPolicy, default "rigl"
+        ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``, ``"momentum"``, ``"columns"``
+        (whole inputs of the blocks of a shared split, which stay packable), or an `fpe.RewiringPolicy`.
     steps : int
-        How many steps of the optimizer lie ahead in all, to which the schedule refers.
-    schedule : Schedule, optional
-        When, and how much; by default ``RewiringSchedule()``, with a shorter interval for fewer than 3400 steps.
+        All steps of the optimizer to come, to which the schedule refers.
+    schedule : RewiringSchedule, optional
+        By default ``RewiringSchedule()``, with a shorter interval for fewer than 3400 steps.
     seed : int, default 0
         Of random growth; the same on all processes.
 
     Attributes
     ----------
-    taken : int
-        Steps so far.
-    rewirings : int
-        How often masks have moved so far.
+    taken, rewirings : int
+        Steps, and rewirings, so far.
     moved : dict of str to int
-        For each layer, the weights that were freed so far.
+        The weights grown so far, by layer.
 
     Raises
     ------
     ArgumentError
         For arguments that are not allowed, or an optimizer that does not train the model.
     ModelError
-        For a model in which nothing can move: not expanded, packed, or not in whole columns where columns
-        are asked for; or whose weights are not zero where its masks are (see `fpe.project_`). Nothing is
-        changed then.
+        For a model that the policy cannot be applied to: not expanded, packed, or without whole columns; or
+        whose masked weights are not zero (see `fpe.project_`). Nothing is changed then.
 
     Notes
     -----
-    Where several processes train one model, gradients are averaged over all of them, and each process
-    moves the same weights. Call `step` on all of them.
-
-    With a ``torch.amp.GradScaler`` call `step` after ``scaler.update()``, also where the scaler has skipped
-    the step. Gradients are ranked as they are scaled, which changes no order within a step.
+    Where several processes train one model, all must call `step`: gradients are averaged, and all change the
+    same weights. With a ``torch.amp.GradScaler`` call `step` after ``scaler.update()``, also where the scaler
+    has skipped the step. Scaled gradients rank like unscaled ones.
 
     Examples
     --------
@@ -115,25 +108,24 @@ class Rewirer:
         raise_problems(problems, ArgumentError, "the rewirer")
         self.steps, self.schedule = steps, schedule or RewiringSchedule.for_steps(steps)
         self.model = unwrapped(model)
-        check_masks(self.model, "the masks move")
+        check_masks(self.model, "the masks change")
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_optimizers()
         self.taken = self.rewirings = 0
         self.moved = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
         self.generator = torch.Generator().manual_seed(seed)
-        self._late = False  # the last rewiring is still to come, for want of finite gradients
-        self._waited = 0  # steps that it has waited for them
-        self._gathering: list[int] = []  # the layers that gather the whole gradient at present
-        self._seen = self._sums()
-        self._watch()
+        self.late = False  # whether a rewiring is overdue, for want of finite gradients
+        self._waited = 0  # steps for which it has been
+        self._gathering: list[int] = []  # the sites that gather the whole gradient at present
+        self._sums = self._weight_sums()
+        self._gather()
 
-    @torch.no_grad()
     def step(self) -> None:
-        """Count a step of the optimizer, and let masks move if it is time; call it after each.
+        """Count a step of the optimizer, and change masks if it is time; call it after each step.
 
-        A rewiring whose gradients are not finite, as they may be when a gradient scaler skips a step, comes
-        one step later, by the gradients of that step. After 20 such steps in a row there is a warning.
+        A rewiring whose gradients are not finite, as when a gradient scaler skips a step, is done one step later
+        by the gradients of that step; after 20 such steps in a row there is a warning.
 
         Raises
         ------
@@ -142,35 +134,30 @@ class Rewirer:
         """
         self._check_layers()
         self.taken += 1
-        if self._late or self.schedule.rewires(self.taken, self.steps):
+        if self.late or self.schedule.rewires(self.taken, self.steps):
             self._rewire()
         elif self.policy.keeps < 1:
-            for i in self._gathering:
-                gradient = self._gathered(i)
-                if gradient is not None:
-                    gradient.mul_(self.policy.keeps)
-        self._watch()
+            for gradient in self.gathered().values():
+                gradient.mul_(self.policy.keeps)
+        self._gather()
 
-    def hold(self) -> None:
-        """Set weights and moments to zero where the masks, changed by others, hold them; in place."""
+    def project(self) -> None:
+        """Set weights and moments to zero where masks, changed by something else, are zero; in place."""
         for i, site in enumerate(self.sites):
-            put(site.layer, whole(site.layer.fpe_mask), self.optimizers)
+            set_mask_(site.layer, whole(site.layer.fpe_mask), self.optimizers)
             if i in self._gathering:
-                self._forget(i)
+                self._gather_from(i)
 
-    def noise(self, i: int) -> Tensor:
-        """Draw uniform noise for the entries of a layer."""
-        return torch.rand(self.sites[i].layer.weight.shape, generator=self.generator)
+    def gathered(self) -> dict[str, Tensor]:
+        """Return this process's sums of gradients since the last rewiring, by layer, as they are gathered."""
+        probes = {self.sites[i].name: self.sites[i].layer._probe for i in self._gathering}
+        return {n: probe.grad for n, probe in probes.items() if probe is not None and probe.grad is not None}
 
-    def count(self, i: int, moved: int) -> None:
-        """Note that so many weights of a layer have been freed."""
-        self.moved[self.sites[i].name] += moved
-
+    @torch.no_grad()
     def _rewire(self) -> None:
-        share = self.schedule.share_at(self.taken, self.steps)
         gradients = self._gradients()
-        self._late = gradients is None
-        self._waited = self._waited + 1 if self._late else 0
+        self.late = gradients is None
+        self._waited = self._waited + 1 if self.late else 0
         if self._waited == PATIENCE:
             warnings.warn(
                 f"gradients have been NaN or infinite in the last {PATIENCE} steps, so that no mask has "
@@ -180,78 +167,70 @@ class Rewirer:
             )
         if gradients is None:
             return
+        share = self.schedule.share_at(self.taken, self.steps)
         for scope in self.scopes:
-            tensors = [self._tensors(i, gradients.get(i)) for i in scope]
-            for i, own, mask in zip(scope, tensors, new_masks(self.policy, tensors, share), strict=True):
-                self.count(i, int((mask > own.mask).sum()))
-                put(self.sites[i].layer, mask[0], self.optimizers)
+            layers = [self._batch(i, gradients.get(i)) for i in scope]
+            for i, own, mask in zip(scope, layers, drop_and_grow(self.policy, layers, share), strict=True):
+                self.moved[self.sites[i].name] += int((mask > own.mask).sum())
+                set_mask_(self.sites[i].layer, mask[0], self.optimizers)
         self.rewirings += 1
-        self._seen = self._sums()
+        self._sums = self._weight_sums()
 
-    def _tensors(self, i: int, gradient: Tensor | None) -> Tensors:
-        layer = self.sites[i].layer
-        weight, mask = whole(layer.weight), whole(layer.fpe_mask)
-        noise = self.noise(i).to(weight.device) if self.policy.grow == "random" else None
-        return Tensors(
-            weight=weight.unsqueeze(0),
-            mask=mask.unsqueeze(0),
-            gradient=None if gradient is None else gradient.unsqueeze(0),
-            noise=None if noise is None else noise.unsqueeze(0),
-            children=self.sites[i].children,
-            blocks=self.sites[i].blocks,
+    def _batch(self, i: int, gradient: Tensor | None) -> LayerBatch:
+        site = self.sites[i]
+        weight, noise = whole(site.layer.weight), None
+        if self.policy.grow == "random":
+            noise = torch.rand(weight.shape, generator=self.generator).to(weight.device).unsqueeze(0)
+        return LayerBatch(
+            weight.unsqueeze(0),
+            whole(site.layer.fpe_mask).unsqueeze(0),
+            None if gradient is None else gradient.unsqueeze(0),
+            noise,
+            children=site.children,
+            blocks=site.blocks,
         )
 
     def _gradients(self) -> dict[int, Tensor] | None:
-        """Return the averaged whole gradients, none for a policy without; None if some are not finite."""
+        """Return the averaged whole gradients, empty for a policy without; None if some are not finite."""
         if not self._gathering:
-            if self.schedule.every > 1 and self._seen == self._sums():
-                if not self._overflowed():
+            if self.schedule.every > 1 and self._sums == self._weight_sums():
+                left = [site.layer.weight.grad for site in self.sites]
+                if all(g is None or bool(local(g).isfinite().all()) for g in left):
                     raise ModelError(_NOT_TRAINED)
                 return None  # a gradient scaler has skipped all steps
             return {}
-        found = {i: self._gathered(i) for i in self._gathering}
-        if all(gradient is None for gradient in found.values()):
+        found = self.gathered()
+        if not found:
             raise ModelError(_NOT_TRAINED)
         gradients = {}
-        for i, gradient in found.items():  # a layer that no sample has reached has none
-            mask = self.sites[i].layer.fpe_mask
-            gradients[i] = average(torch.zeros_like(whole(mask)) if gradient is None else gradient)
+        for i in self._gathering:  # a layer that no sample has reached has none
+            site = self.sites[i]
+            own = found.get(site.name)
+            gradients[i] = average_(torch.zeros_like(whole(site.layer.fpe_mask)) if own is None else own)
+            self._gather_from(i)
         finite = torch.stack([g.isfinite().all() for g in gradients.values()])
-        for i in self._gathering:
-            self._forget(i)
         return gradients if bool(finite.all()) else None
 
-    def _overflowed(self) -> bool:
-        """Tell whether a gradient that is left from the last step is not finite."""
-        gradients = [site.layer.weight.grad for site in self.sites]
-        return any(g is not None and not bool(local(g).isfinite().all()) for g in gradients)
+    def _gather(self) -> None:
+        """Begin or stop to gather the whole gradient, as the next step needs it."""
+        window = self.policy.window(self.schedule.every)
+        wanted = window > 0 and (self.late or self.schedule.looks(self.taken + 1, self.steps, window))
+        if wanted != bool(self._gathering):
+            every = [i for scope in self.scopes for i in scope]
+            self._gathering = every if wanted else []
+            for i in every:
+                self._gather_from(i)
 
-    def _watch(self) -> None:
-        """Let the layers gather the whole gradient in the next step if it is needed, or stop it."""
-        window, coming = self.policy.window(self.schedule.every), self.taken + 1
-        wanted = window > 0 and (self._late or self.schedule.looks(coming, self.steps, window))
-        if wanted == bool(self._gathering):
-            return
-        self._gathering = [i for scope in self.scopes for i in scope] if wanted else []
-        for scope in self.scopes:
-            for i in scope:
-                self._forget(i)
-
-    def _gathered(self, i: int) -> Tensor | None:
-        probe = self.sites[i].layer._probe
-        return None if probe is None else probe.grad
-
-    def _forget(self, i: int, but: Tensor | None = None) -> None:
-        """Let a layer gather from nothing, or from a given sum, or not at all."""
+    def _gather_from(self, i: int, begin: Tensor | None = None) -> None:
+        """Let a layer gather from zero, or from a given sum; or not at all."""
         layer = self.sites[i].layer
+        layer._probe = None
         if i in self._gathering:
             mask = whole(layer.fpe_mask)
             layer._probe = mask.new_zeros(()).expand(mask.shape).requires_grad_()
-            layer._probe.grad = None if but is None else but.to(layer._probe).clone()
-        else:
-            layer._probe = None
+            layer._probe.grad = None if begin is None else begin.to(mask).clone()
 
-    def _sums(self) -> list[float]:
+    def _weight_sums(self) -> list[float]:
         """Return numbers that change when an optimizer changes weights; fused ones leave no other trace."""
         return [float(local(site.layer.weight).sum(dtype=torch.float64)) for site in self.sites]
 
@@ -263,9 +242,9 @@ class Rewirer:
                 here = False
             if not here:
                 raise ModelError(
-                    f"layer {site.name!r} is another than when this rewirer was made: it has been packed, "
-                    "or replaced. What is packed does not move; make a new rewirer for the model that is "
-                    "trained, fpe.unpack(model) if it is packed."
+                    f"layer {site.name!r} is no longer the one that this rewirer was made for: it has been "
+                    "packed or replaced. Packed layers have no masks to change; make a new rewirer for the "
+                    "model that is trained, fpe.unpack(model) if it is packed."
                 )
 
     def _check_optimizers(self) -> None:
@@ -283,79 +262,81 @@ class Rewirer:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a rewirer needs to go on as if it had not been stopped.
+        """Return everything that a rewirer needs to resume; on several processes all must call this.
 
-        The masks are the model's, and in its ``state_dict``. On several processes all must call this.
+        The masks are the model's, and in its ``state_dict``.
         """
-        gathered = {self.sites[i].name: self._gathered(i) for i in self._gathering}
         return {
             "policy": vars(self.policy).copy(),
             "schedule": vars(self.schedule).copy(),
             "steps": self.steps,
             "taken": self.taken,
             "rewirings": self.rewirings,
-            "late": self._late,
+            "late": self.late,
             "moved": dict(self.moved),
             "generator": self.generator.get_state(),
-            "gathered": {n: average(g.clone()) for n, g in gathered.items() if g is not None},
+            "gathered": {name: average_(g.clone()) for name, g in self.gathered().items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another rewirer of the same model, policy, schedule and steps was.
+        """Resume where another rewirer of the same model, policy, schedule and steps was.
 
         Parameters
         ----------
         state : dict
-            What `state_dict` returned. The model's and the optimizer's are loaded by themselves.
+            What `state_dict` returned. Load the model's and the optimizer's states separately.
 
         Raises
         ------
         CheckpointError
-            If it is of another rewirer; nothing is changed then.
+            If it is another rewirer's; nothing is changed then.
         """
-        problems = []
-        for name in ("policy", "schedule", "steps"):
-            own = getattr(self, name)
-            mine = own if name == "steps" else vars(own)
-            if state.get(name) != mine:
-                problems.append(f"{name} is {state.get(name)!r} in the state, and {mine!r} here.")
-        if list(state.get("moved", {})) != list(self.moved):
-            problems.append(
-                f"the state is of layers {list(state.get('moved', {}))}, and this rewirer "
-                f"of {list(self.moved)}."
-            )
+        mine = {"policy": vars(self.policy), "schedule": vars(self.schedule), "steps": self.steps}
+        problems = [
+            f"{name} is {state.get(name)!r} in the state, and {own!r} here."
+            for name, own in mine.items()
+            if state.get(name) != own
+        ]
+        layers = list(state.get("moved", {}))
+        if layers != list(self.moved):
+            problems.append(f"the state is of layers {layers}, and this rewirer of {list(self.moved)}.")
         raise_problems(problems, CheckpointError, "the rewirer's state")
-        self.taken, self.rewirings, self._late = state["taken"], state["rewirings"], state["late"]
-        self.moved = dict(state["moved"])
+        self.rewirings, self.moved = state["rewirings"], dict(state["moved"])
         self.generator.set_state(state["generator"].cpu())
-        self._watch()
+        self.resume(state["taken"], state["late"], state["gathered"])
+
+    def resume(self, taken: int, late: bool, gathered: Mapping[str, Tensor]) -> None:
+        """Go on after `taken` steps, with a rewiring overdue or not, and with these sums of gradients."""
+        self.taken, self.late = taken, late
+        self._gather()
         for i in self._gathering:
-            self._forget(i, state["gathered"].get(self.sites[i].name))
+            self._gather_from(i, gathered.get(self.sites[i].name))
+        self._sums = []  # the weights are others since
 
     def __getstate__(self) -> dict[str, Any]:
-        """Take along what layers have gathered, which they leave behind when they are copied."""
-        return {**vars(self), "_kept": {i: self._gathered(i) for i in self._gathering}}
+        """Take along the gathered gradients, which layers drop when they are copied."""
+        return {**vars(self), "_kept": self.gathered()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         kept = state.pop("_kept")
         vars(self).update(state)
-        for i, gradient in kept.items():
-            self._forget(i, gradient)
+        for i in self._gathering:
+            self._gather_from(i, kept.get(self.sites[i].name))
 
     def __repr__(self) -> str:
         return (
             f"Rewirer({self.policy}, {self.schedule}, step {self.taken:,} of {self.steps:,}, "
-            f"{self.rewirings:,} rewirings, {sum(self.moved.values()):,} weights freed)"
+            f"{self.rewirings:,} rewirings, {sum(self.moved.values()):,} weights grown)"
         )
 
     def summary(self) -> str:
-        """Return a table of what has been done: the weights freed so far, layer by layer."""
+        """Return a table of the weights grown so far, layer by layer."""
         rows = []
         for site in self.sites:
             mask = whole(site.layer.fpe_mask)
-            moved = f"{self.moved[site.name]:,}" if site.name in self.moved else "stays"
+            moved = f"{self.moved[site.name]:,}" if site.name in self.moved else "fixed"
             rows.append((site.name, f"{int(mask.sum(dtype=torch.float64)):,}", f"{mask.numel():,}", moved))
-        head = ("layer", "free", "of", "freed so far")
+        head = ("layer", "free", "of", "grown so far")
         scope = {"layer": "each layer", "group": "each group", "network": "the network"}[self.policy.scope]
         return "\n".join([repr(self), *text_table(head, rows), f"the count of {scope} is constant"])
 

@@ -1,4 +1,4 @@
-"""When masks move, and how much of them."""
+"""When masks change while training, and how much of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fpe.errors import ArgumentError, raise_problems
 
-#: How the share falls from the first step to the last rewiring: its value at 0 … 1 of the way.
+#: How the share falls from the first step (0) to the last rewiring (1).
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda way: (1 + math.cos(math.pi * way)) / 2,
     "linear": lambda way: 1 - way,
@@ -18,18 +18,18 @@ DECAYS: dict[str, Callable[[float], float]] = {
 
 @dataclass(frozen=True)
 class RewiringSchedule:
-    """When masks move, and which share of the free weights does.
+    """When masks change, and which share of the free weights is dropped and grown.
 
     Parameters
     ----------
     every : int, default 100
         Steps of the optimizer from one rewiring to the next.
     share : float, default 0.3
-        Share of the free weights that move in a rewiring, at the start; above 0, at most 1.
+        Share of the free weights at the start; above 0, at most 1.
     until : float, default 0.9
-        Share of all steps after which the masks stay as they are; above 0, at most 1.
+        Share of all steps after which the masks are fixed; above 0, at most 1.
     decay : str, default "cosine"
-        How the share falls on the way there: ``"cosine"`` and ``"linear"`` to 0, ``"constant"`` not at all.
+        How the share falls until then: ``"cosine"`` and ``"linear"`` to 0, ``"constant"`` not at all.
 
     Raises
     ------
@@ -38,9 +38,8 @@ class RewiringSchedule:
 
     Notes
     -----
-    The interval and the end are those that were chosen in this project's experiments on small networks
-    (docs/results/rewiring.md). Share and decay are those of RigL (Evci et al., 2020), which ends after three
-    quarters.
+    Interval and end are those that this project's experiments chose for small networks
+    (docs/results/rewiring.md), share and decay those of RigL (Evci et al., 2020), which ends after 0.75.
     """
 
     every: int = 100
@@ -62,15 +61,15 @@ class RewiringSchedule:
 
     @staticmethod
     def for_steps(steps: int) -> RewiringSchedule:
-        """Return the usual schedule for so many steps: every 100, or some 30 times where they are few."""
+        """Return the default schedule for a number of steps: every 100 steps, or some 30 rewirings if few."""
         return RewiringSchedule(every=max(1, min(100, steps // 34)))
 
     def rewires(self, step: int, steps: int) -> bool:
-        """Tell whether masks move after step `step` (from 1) of `steps`."""
+        """Tell whether masks change after step `step` (from 1) of `steps`."""
         return step > 0 and step % self.every == 0 and step < self.until * steps
 
     def share_at(self, step: int, steps: int) -> float:
-        """Return the share of the free weights that move after step `step` of `steps`."""
+        """Return the share of the free weights that is dropped after step `step` of `steps`."""
         return self.share * DECAYS[self.decay](min(1.0, step / (self.until * steps)))
 
     def looks(self, step: int, steps: int, window: int) -> bool:

@@ -331,7 +331,7 @@ def _state(model: nn.Module, rewirer: Rewirer | None = None) -> dict[str, Tensor
 def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None = None) -> None:
     model.load_state_dict(state, strict=False)
     if rewirer is not None:
-        rewirer.hold()
+        rewirer.project()
 
 
 class _Snapshot:

@@ -1,9 +1,8 @@
-"""Rewirers of networks that are trained together: the choices of `fpe.rewiring`, on stacked tensors.
+"""Rewirers of networks that are trained together: drop and grow on stacked tensors.
 
-Where the gradients of all steps are wanted, the program adds them up. Where those of few are, they come out
-of the ordinary program, at no cost in other steps: it is given masks that hold nothing, and Adam's first
-moment, which was 0 where a weight is held, then tells the gradient there. What should have stayed zero is set
-to zero again.
+A policy that sums the gradients of all steps has the program sum them. For a policy that needs the gradients of
+few steps, those steps run with masks that are all free: Adam's first moment, which was 0 where a weight is masked,
+then gives the gradient there, and afterwards masked entries are set to zero again. Other steps cost nothing more.
 """
 
 from __future__ import annotations
@@ -14,31 +13,31 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe.rewiring.moves import Tensors, new_masks
+from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow, totals
 from fpe.rewiring.rewirer import Rewirer
-from fpe.rewiring.select import totals
 from fpe.training.ensemble.stack import Stack, cut
 from fpe.training.loop import finite
 
 
 def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
-    """Return what rewirers must have in common to move together."""
+    """Return what rewirers must have in common to change masks together."""
     if rewirer is None:
         return None
-    # Which rows are a family or a block depends on who has left, and on the width only where there are
+    # Which rows are siblings or a block depends on the dropped children, and on the width only where there are
     # several groups of parents.
-    families = tuple(
-        (site.name, site.factor, site.chosen, site.left, None if site.blocks is None else site.blocks.shape)
+    tables = tuple(
+        (site.name, p and (p.factor, p.chosen, p.left), None if site.blocks is None else site.blocks.shape)
         for site in rewirer.sites
+        for p in (site.planned,)
     )
     scopes = tuple(map(tuple, rewirer.scopes))
-    return (rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer._late, families, scopes)
+    return rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer.late, tables, scopes
 
 
 def rewirer_problem(
     rewirer: Rewirer | None, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> str | None:
-    """Say why a rewirer cannot go with a network and its optimizer, or return None."""
+    """Say why a rewirer cannot be used with a network and its optimizer, or return None."""
     if rewirer is None:
         return None
     if not isinstance(rewirer, Rewirer):
@@ -54,13 +53,10 @@ class StackRewiring:
     Parameters
     ----------
     rewirers : list of Rewirer
-        One for each network of the stack.
-    stack : Stack
-        Its parameters and masks change where they move.
-    moments : tuple of list of Tensor
-        Adam's, which change too.
-    beta : float
-        Adam's β1.
+        One for each network of the stack. Their counts and generators change at each rewiring, their steps and
+        gathered gradients in `write_back`.
+    stack, moments, beta
+        The stack and Adam's moments, which change; Adam's β1.
     """
 
     def __init__(
@@ -68,48 +64,41 @@ class StackRewiring:
     ) -> None:
         self.rewirers, self.stack, self.moments, self.beta = rewirers, stack, moments, beta
         first = rewirers[0]
+        self.policy, self.schedule, self.steps = first.policy, first.schedule, first.steps
+        self.taken, self.late, self.scopes = first.taken, first.late, first.scopes
+        self.window = self.policy.window(self.schedule.every)
+        #: Whether the program sums the gradients of all steps.
+        self.summing = self.policy.keeps == 1 and self.window > 1
         places = {id(p): k for k, p in enumerate(first.model.parameters())}
         self.places = [places[id(site.layer.weight)] for site in first.sites]
-        self.real = [self._real(i) for i in range(len(self.places))]
-        #: The same as booleans; None where nothing is padding.
-        self.marked = [None if bool((real != 0).all()) else real != 0 for real in self.real]
-        # With all neurons expanded alike, the table of the widest network serves all.
-        widest = [
+        self.real = [self._stacked(i, [torch.ones_like(r.sites[i].layer.fpe_mask) for r in rewirers])
+                     for i in range(len(self.places))]  # fmt: skip
+        # With all neurons expanded alike, the tables of the widest network serve all.
+        self.widest = [
             max((r.sites[i] for r in rewirers), key=lambda site: len(site.layer.weight))
             for i in range(len(self.places))
         ]
-        self.children = [site.children for site in widest]
-        self.blocks = [site.blocks for site in widest]
-        #: Whether the program adds up the gradients of all steps.
-        self.summing = first.policy.keeps == 1 and first.policy.window(first.schedule.every) > 1
-        self.gathered = [self._gathered(i) for i in range(len(self.places))]
+        gathered = [rewirer.gathered() for rewirer in rewirers]
+        self.gathered: list[Tensor | None] = [
+            self._stacked(i, own) if self.summing or any(g is not None for g in own) else None
+            for i, own in enumerate([g.get(s.name) for g in gathered] for s in first.sites)
+        ]
         self._before: list[Tensor] = []
-        #: Masks and rewirers as they were at the beginning of the epoch, if some have moved in it.
-        self._moved_from: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
+        #: Masks and counts at the beginning of the epoch, if they have changed in it.
+        self._undo: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
         self.begin_epoch()
 
-    def _real(self, i: int) -> Tensor:
-        """Mark what of a layer's stacked weight is no padding."""
-        real = torch.zeros_like(self.stack.masks[self.places[i]])
-        for row, rewirer in enumerate(self.rewirers):
-            cut(real[row], rewirer.sites[i].layer.fpe_mask).fill_(1)
-        return real
-
-    def _gathered(self, i: int) -> Tensor | None:
-        """Stack what the networks have gathered of gradients before they came here."""
-        place = self.stack.masks[self.places[i]]
-        found = [rewirer._gathered(i) for rewirer in self.rewirers]
-        if all(g is None for g in found) and not self.summing:
-            return None
-        stacked = torch.zeros_like(place)
-        for row, gradient in enumerate(found):
-            if gradient is not None:
-                cut(stacked[row], gradient).copy_(gradient)
+    def _stacked(self, i: int, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Stack a tensor of each network's layer, (outputs, inputs), as the stack has its weights."""
+        stacked = torch.zeros_like(self.stack.masks[self.places[i]])
+        for row, tensor in enumerate(tensors):
+            if tensor is not None:
+                cut(stacked[row], tensor).copy_(tensor)
         return stacked
 
     @property
     def sums(self) -> list[Tensor | None]:
-        """What the program adds the gradient of each parameter to; empty if it adds nothing up."""
+        """What the program adds the gradient of each parameter to; empty if it sums nothing."""
         if not self.summing:
             return []
         sums: list[Tensor | None] = [None] * len(self.stack.parameters)
@@ -118,152 +107,120 @@ class StackRewiring:
         return sums
 
     @property
-    def looks(self) -> bool:
-        """Whether the whole gradient of the next step is needed."""
-        return bool(self.rewirers[0]._gathering)
+    def _gathers(self) -> bool:
+        """Whether the next step's whole gradient is needed."""
+        return self.window > 0 and (self.late or self.schedule.looks(self.taken + 1, self.steps, self.window))
 
     @property
     def opens(self) -> bool:
-        """Whether the next step must be given the masks that hold nothing."""
-        return self.looks and not self.summing
+        """Whether the next step needs masks that are all free."""
+        return self._gathers and not self.summing
 
     def masks(self) -> list[Tensor]:
-        """Return the masks that a step which `opens` is to obey; call `after` when it is taken."""
+        """Return the masks for a step that `opens`; call `after` when it is taken."""
         self._before = [self.moments[0][k].clone() for k in self.places]
-        open_ = dict(zip(self.places, self.real, strict=True))
-        return [open_.get(k, mask) for k, mask in enumerate(self.stack.masks)]
+        masks = list(self.stack.masks)
+        for k, real in zip(self.places, self.real, strict=True):
+            masks[k] = real
+        return masks
 
     def after(self) -> None:
-        """Note that a step was taken, and let masks move if it is time."""
-        first = self.rewirers[0]
+        """Count a step, and change masks if it is time."""
+        gathers = self._gathers
         if self.opens:
-            self._gather()
-        first.taken += 1
-        if first._late or first.schedule.rewires(first.taken, first.steps):
+            self._take_gradients()
+        self.taken += 1
+        if self.late or self.schedule.rewires(self.taken, self.steps):
             self._rewire()
-        elif self.looks and first.policy.keeps < 1:
+            self.late = False
+        elif gathers and self.policy.keeps < 1:
             for gradient in self.gathered:
                 assert gradient is not None
-                gradient.mul_(first.policy.keeps)
-        first._watch()
+                gradient.mul_(self.policy.keeps)
 
-    def _catch_up(self) -> None:
-        """Let all rewirers know what the first, which counts for them, knows."""
-        first = self.rewirers[0]
-        for rewirer in self.rewirers[1:]:
-            rewirer.taken = first.taken
-            rewirer._watch()
-
-    def _gather(self) -> None:
-        """Take the whole gradient out of the first moments, and hold again what is held."""
+    def _take_gradients(self) -> None:
+        """Take the whole gradient out of the first moments, and enforce the masks again."""
         for i, (k, before) in enumerate(zip(self.places, self._before, strict=True)):
             gradient = (self.moments[0][k] - self.beta * before).div_(1 - self.beta)
-            sum_ = self.gathered[i]
-            self.gathered[i] = gradient if sum_ is None else sum_.add_(gradient)
-            self._hold(k)
-        self._before = []
-
-    def _hold(self, k: int) -> None:
-        """Set to zero what the masks hold."""
-        for tensors in (self.stack.parameters, *self.moments):
-            tensors[k].mul_(self.stack.masks[k])
+            total = self.gathered[i]
+            self.gathered[i] = gradient if total is None else total.add_(gradient)
+            for tensors in (self.stack.parameters, *self.moments):
+                tensors[k].mul_(self.stack.masks[k])
 
     def _rewire(self) -> None:
-        first = self.rewirers[0]
-        if not all(g is None or finite(g) for g in self.gathered):
-            # The epoch's loss is infinite, and training ends; masks stay as they are.
-            self._forget()
-            return
-        if self._moved_from is None:
-            self._moved_from = (
-                [self.stack.masks[k].clone() for k in self.places],
-                [(r.rewirings, dict(r.moved), r.generator.get_state()) for r in self.rewirers],
-            )
-        share = first.schedule.share_at(first.taken, first.steps)
-        for scope in first.scopes:
-            tensors = [self._tensors(i) for i in scope]
-            for i, own, new in zip(scope, tensors, new_masks(first.policy, tensors, share), strict=True):
-                k = self.places[i]
-                moved = totals(own.flat(new.bool() & ~own.mask.bool()))
-                for rewirer, count in zip(self.rewirers, moved, strict=True):
-                    rewirer.count(i, count)
-                stays = (new * own.mask).transpose(1, 2)
-                for tensors_ in (self.stack.parameters, *self.moments):
-                    tensors_[k].mul_(stays)
-                self.stack.masks[k].copy_(new.transpose(1, 2))
-        self._forget()
-        for rewirer in self.rewirers:
-            rewirer.rewirings += 1
-
-    def _forget(self) -> None:
-        """Begin to gather from nothing."""
+        # With gradients that are not finite the epoch's loss is infinite and training ends: masks stay.
+        if all(g is None or finite(g) for g in self.gathered):
+            if self._undo is None:
+                self._undo = (
+                    [self.stack.masks[k].clone() for k in self.places],
+                    [(r.rewirings, dict(r.moved), r.generator.get_state()) for r in self.rewirers],
+                )
+            share = self.schedule.share_at(self.taken, self.steps)
+            for scope in self.scopes:
+                layers = [self._layer(i) for i in scope]
+                for i, own, new in zip(scope, layers, drop_and_grow(self.policy, layers, share), strict=True):
+                    self._set_mask(i, own, new)
+            for rewirer in self.rewirers:
+                rewirer.rewirings += 1
         for i, total in enumerate(self.gathered):
-            if self.summing and total is not None:
-                total.zero_()
-            else:
-                self.gathered[i] = None
+            self.gathered[i] = total.zero_() if self.summing and total is not None else None
 
-    def _tensors(self, i: int) -> Tensors:
-        """Return a layer as the choices want it: (networks, outputs, inputs)."""
-        k = self.places[i]
-        noise = None
-        if self.rewirers[0].policy.grow == "random":
-            noise = torch.zeros_like(self.stack.masks[k])
-            for row, rewirer in enumerate(self.rewirers):
-                own = rewirer.noise(i).to(noise)
-                cut(noise[row], own).copy_(own)
-        weight, mask, gradient, noise, real = (
-            None if t is None else t.transpose(1, 2)
-            for t in (
-                self.stack.parameters[k],
-                self.stack.masks[k],
-                self.gathered[i],
-                noise,
-                self.marked[i],
-            )
-        )
-        assert weight is not None
-        assert mask is not None
-        return Tensors(
-            weight, mask, gradient, noise, real, self.children[i], self.blocks[i], inputs_first=True
+    def _set_mask(self, i: int, own: LayerBatch, new: Tensor) -> None:
+        k, name = self.places[i], self.widest[i].name
+        grown = totals((new.bool() & ~own.mask.bool()).flatten(1))
+        for rewirer, count in zip(self.rewirers, grown, strict=True):
+            rewirer.moved[name] += count
+        stays = (new * own.mask).transpose(1, 2)
+        for tensors in (self.stack.parameters, *self.moments):
+            tensors[k].mul_(stays)
+        self.stack.masks[k].copy_(new.transpose(1, 2))
+
+    def _layer(self, i: int) -> LayerBatch:
+        k, noise = self.places[i], None
+        if self.policy.grow == "random":
+            drawn = [torch.rand(r.sites[i].layer.weight.shape, generator=r.generator) for r in self.rewirers]
+            noise = self._stacked(i, drawn)
+        real, gradient = self.real[i].transpose(1, 2) != 0, self.gathered[i]
+        return LayerBatch(
+            self.stack.parameters[k].transpose(1, 2),
+            self.stack.masks[k].transpose(1, 2),
+            None if gradient is None else gradient.transpose(1, 2),
+            None if noise is None else noise.transpose(1, 2),
+            None if bool(real.all()) else real,
+            self.widest[i].children,
+            self.widest[i].blocks,
         )
 
     def begin_epoch(self) -> None:
         """Remember where an epoch begins, for `undo_epoch`."""
         gathered = [None if g is None else g.clone() for g in self.gathered]
-        self._start = self.rewirers[0].taken if self.rewirers else 0, gathered
-        self._moved_from = None
+        self._start = self.taken, self.late, gathered
+        self._undo = None
 
     def undo_epoch(self) -> None:
-        """Go back to where the epoch began; parameters and moments are the batch's own business."""
-        self.rewirers[0].taken, self.gathered = self._start
-        if self._moved_from is not None:
-            masks, states = self._moved_from
+        """Return to the beginning of the epoch, but for parameters and moments."""
+        self.taken, self.late, self.gathered = self._start
+        if self._undo is not None:
+            masks, states = self._undo
             for k, mask in zip(self.places, masks, strict=True):
                 self.stack.masks[k].copy_(mask)
             for rewirer, (rewirings, moved, generator) in zip(self.rewirers, states, strict=True):
                 rewirer.rewirings, rewirer.moved = rewirings, moved
                 rewirer.generator.set_state(generator)
-        self.rewirers[0]._watch()
-        self._catch_up()
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these networks only; the stack and the moments have been cut already."""
-        self._catch_up()
         index = torch.tensor(rows, dtype=torch.long, device=self.real[0].device)
         self.rewirers = [self.rewirers[row] for row in rows]
         self.real = [real[index] for real in self.real]
-        self.marked = [None if marked is None else marked[index] for marked in self.marked]
         self.gathered = [None if g is None else g[index] for g in self.gathered]
 
     def write_back(self, row: int) -> None:
-        """Give a network its masks, and its rewirer what it has gathered."""
-        rewirer = self.rewirers[row]
-        rewirer.taken = self.rewirers[0].taken
-        rewirer._watch()
+        """Give a network its masks, and its rewirer the steps and the gathered gradients."""
+        rewirer, gathered = self.rewirers[row], {}
         for i, site in enumerate(rewirer.sites):
             site.layer.fpe_mask.copy_(cut(self.stack.masks[self.places[i]][row], site.layer.weight))
-            probe, gradient = site.layer._probe, self.gathered[i]
-            if probe is not None and gradient is not None:
-                probe.grad = cut(gradient[row], site.layer.weight).contiguous()
-        rewirer._seen = []
+            total = self.gathered[i]
+            if total is not None:
+                gathered[site.name] = cut(total[row], site.layer.weight)
+        rewirer.resume(self.taken, self.late, gathered)
