@@ -13,7 +13,7 @@ from typing import Any
 from pages import SPLITS, collect, commits, put_into_readme, run, sections, write_networks
 
 from fpe._util.files import read_json, write_atomically
-from fpe_reproduction.experiments.boolean_catalogue import BOOLEAN
+from fpe_reproduction.experiments.catalogue import BOOLEAN
 from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.report.text import markdown_table
 

@@ -16,9 +16,9 @@ from rewiring_trained import section as trained_parents
 
 from fpe._util.files import read_json, write_atomically
 from fpe.compare.statistics import mean
-from fpe_reproduction.experiments.comparisons import by_data
-from fpe_reproduction.experiments.rewiring_catalogue import REWIRING
-from fpe_reproduction.experiments.rewiring_findings import BEST, gap_closed
+from fpe_reproduction.experiments.catalogue import DYNAMIC_MASKS
+from fpe_reproduction.experiments.findings import Results
+from fpe_reproduction.experiments.real import BEST, gap_closed
 from fpe_reproduction.report.text import markdown_table
 
 HERE = Path(__file__).parents[2] / "docs" / "results"
@@ -112,15 +112,15 @@ NAMES = {"banking77-cosine": "Banking77", "fashion-mnist-cosine": "Fashion-MNIST
 def gaps(result: dict[str, Any]) -> dict[str, Any]:
     """Return the table of what moving masks reach: accuracies, and the gap that they close."""
     rows = []
-    for cells in by_data(result["values"]):
-        each, overall = gap_closed(cells, BEST)
+    for own in Results.by_data(result["values"]):
+        each, overall = gap_closed(own, BEST)
         for hidden, closed in each.items():
             accuracies = [
-                mean(cells.values(hidden, kind)).text(100, sign=False)
+                mean(own.values(kind)[hidden].tolist()).text(100, sign=False)
                 for kind in ("dense", "random", BEST, "dense-x2")
             ]
-            count = next(iter(cells.networks[hidden]["dense"].values()))["nonzero"]
-            name = NAMES.get(cells.data, cells.data) if hidden == min(each) else ""
+            count = int(own.values("dense", "nonzero")[hidden].iloc[0])
+            name = NAMES.get(own.name, own.name) if hidden == min(each) else ""
             rows.append([name, f"{hidden}", f"{count:,}", *accuracies, closed.text(100, 0, False)])
         rows.append(["", "mean", "", "", "", "", "", f"**{overall.text(100, 0, False)}**"])
     heads = ["", "neurons", "non-zeros", "dense %", "expanded once %", "masks that move %"]
@@ -130,7 +130,7 @@ def gaps(result: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """Run, and write everything."""
     run("moving", OUT)
-    names = [experiment.name for experiment in REWIRING]
+    names = [experiment.name for experiment in DYNAMIC_MASKS]
     results = collect(names, OUT, "rewiring")
     write_networks(
         results,

@@ -16,7 +16,7 @@ from fpe.compare.runner import run_tasks
 from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe_reproduction.experiments.boolean import KINDS, BooleanConfig, run_row
-from fpe_reproduction.experiments.boolean_findings import PAPER_CASE_STUDY
+from fpe_reproduction.experiments.formulas import PAPER_CASE_STUDY
 
 HERE = Path(__file__).parents[2] / "docs" / "results"
 OUT = Path("fpe-out", "settings")

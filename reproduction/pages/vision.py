@@ -18,10 +18,10 @@ from fpe.compare.runner import run_tasks
 from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe.data import load
+from fpe_reproduction.experiments.catalogue import REAL
 from fpe_reproduction.experiments.findings import verdict
-from fpe_reproduction.experiments.networks import Source, run_networks
-from fpe_reproduction.experiments.real_catalogue import REAL
-from fpe_reproduction.experiments.real_tasks import SETTINGS
+from fpe_reproduction.experiments.tasks import SETTINGS
+from fpe_reproduction.experiments.timeline import Source, run_networks
 from fpe_reproduction.report.text import markdown_table
 
 HERE = Path(__file__).parents[2] / "docs" / "results"

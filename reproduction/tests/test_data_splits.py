@@ -15,12 +15,10 @@ from fpe.training.ensemble import accuracies
 from fpe.training.learned_split import most_wanted
 from fpe.training.loop import adam, train
 from fpe.training.losses import loss_of
+from fpe_reproduction.experiments import formulas, shows
 from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
-from fpe_reproduction.experiments.splits_findings import clause_free, splits
-from fpe_reproduction.experiments.tried import TRIED, tried
-from fpe_reproduction.experiments.tried.inputs import spectral
-from fpe_reproduction.experiments.tried.sight import Sight
-from fpe_reproduction.experiments.tried.simple import ordered
+from fpe_reproduction.experiments.findings import Results, sorted_findings
+from fpe_reproduction.experiments.splits import SPLITS, Parent, fixed_split, ordered, spectral
 
 PAIRS = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).repeat_interleave(2, dim=1)
 
@@ -226,19 +224,19 @@ def test_a_bad_request_to_learn_is_refused():
         fpe.training.learn_split(fpe.mlp(3, [4, 4], 2), X, y[:4])
 
 
-@pytest.mark.parametrize("kind", TRIED)
+@pytest.mark.parametrize("kind", SPLITS)
 @pytest.mark.parametrize("factor", [2, 3])
 def test_every_split_that_was_tried_gives_each_child_inputs(kind, factor, monkeypatch):
-    monkeypatch.setattr("fpe_reproduction.experiments.tried.learned.STEPS", 5)
+    monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     generator = torch.Generator().manual_seed(0)
     X, y = torch.rand(90, 12, generator=generator), torch.arange(90) % 3
     model = fpe.mlp(12, 4, 3, seed=0)
-    children = tried(kind, Sight(model, X, y), factor, 0).children
+    children = fixed_split(kind, Parent(model, 0, X, y), factor).children
     assert children.shape == (4, 12)
     assert (np.apply_along_axis(np.bincount, 1, children, minlength=factor) > 0).all()
     if kind != "dictionary":
         assert (np.apply_along_axis(np.bincount, 1, children) == 12 // factor).all()
-    assert (children == tried(kind, Sight(model, X, y), factor, 0).children).all()
+    assert (children == fixed_split(kind, Parent(model, 0, X, y), factor).children).all()
 
 
 def test_in_order_of_a_score():
@@ -247,18 +245,18 @@ def test_in_order_of_a_score():
 
 def test_the_leading_eigenvector_bisects():
     affinity = np.kron(np.array([[1.0, -1], [-1, 1]]), np.ones((3, 3)))
-    child = spectral(affinity, 2, np.random.default_rng(0))
+    child = spectral(affinity, 2)
     assert len(set(child[:3])) == len(set(child[3:])) == 1
 
 
 def test_errors_are_gradients():
-    """`pulls` and `errors` are what autograd says, for one logit and for several."""
+    """`hidden_gradients` and `errors` are what autograd says, for one logit and for several."""
     for outputs in (1, 3):
         model = fpe.mlp(5, 4, outputs, seed=0)
         X, y = torch.rand(7, 5), torch.arange(7) % max(2, outputs)
         hidden = model[0](X).relu().detach().requires_grad_()
         (loss_of(model[2](hidden), y) * len(X)).backward()
-        assert np.allclose(Sight(model, X, y).pulls, hidden.grad, atol=1e-6)
+        assert np.allclose(Parent(model, 0, X, y).hidden_gradients, hidden.grad, atol=1e-6)
 
 
 def test_a_row_with_more_splits():
@@ -266,9 +264,10 @@ def test_a_row_with_more_splits():
     made = run_row(config, 4, (3,), 0, 2, others=("gram", "coactivation"))["networks"]
     assert [n["kind"] for n in made[::2]] == ["dense", "clause", "random", "gram", "coactivation"]
     assert len({n["nonzero"] for n in made}) == 1
-    found = clause_free(made)
-    assert [row[0] for row in found.tables[0].rows][3:] == ["gram-split", "correlated inputs together"]
-    assert found.tables[0].rows[1][4] == "100" or float(found.tables[0].rows[1][4]) > 50
+    found = sorted_findings(formulas.clause_free(Results.of("", made, "neurons")))
+    rows = found["tables"][0]["rows"]
+    assert [row[0] for row in rows][3:] == ["gram-split", "correlated inputs together"]
+    assert float(rows[1][4]) > 50
 
 
 def test_a_split_is_better_if_its_interval_says_so():
@@ -283,12 +282,13 @@ def test_a_split_is_better_if_its_interval_says_so():
         for x in ("", "-x4")
         for t in (0, 1, 2)
     ]
-    found = splits(made, False)
-    claims = {claim.paper: claim.agrees for claim in found.claims}
+    results = Results.of("made-up", made)
+    found = sorted_findings(finding for show in shows.SPLIT for finding in show(results))
+    claims = {claim["paper"]: claim["agrees"] for claim in found["claims"]}
     assert claims["asked: learnt split is better than random-split"]
     assert not claims["asked: sign of the weight is better than random-split"]
     assert claims["asked: learnt split, α = 4 is better than random-split, α = 4"]
-    assert found.tables[0].rows[0][:2] == ["sign of the weight", "-0.90 [-1.15, -0.65]"]
+    assert found["tables"][0]["rows"][0][:2] == ["sign of the weight", "-0.90 [-1.15, -0.65]"]
 
 
 def test_accuracy_of_a_learnt_split_is_kept_by_saving(tmp_path):

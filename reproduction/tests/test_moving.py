@@ -11,37 +11,42 @@ import fpe
 from fpe.cli.main import main
 from fpe.compare.statistics import ratio_of_sums
 from fpe.data import load
-from fpe_reproduction.experiments.comparisons import Cells
-from fpe_reproduction.experiments.moving import MOVING, STARTS
-from fpe_reproduction.experiments.networks import NetworksConfig, Source, run_networks
-from fpe_reproduction.experiments.rewiring_catalogue import REWIRING
-from fpe_reproduction.experiments.rewiring_findings import gap_closed
-from fpe_reproduction.experiments.variant import Start
+from fpe_reproduction.experiments.catalogue import DYNAMIC_MASKS
+from fpe_reproduction.experiments.findings import Results
+from fpe_reproduction.experiments.networks import DYNAMIC, STARTS
+from fpe_reproduction.experiments.real import gap_closed
+from fpe_reproduction.experiments.splits import Parent
+from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
 
 
-@pytest.mark.parametrize("kind", MOVING)
+def parent_of(model, seed=3, samples=200):
+    X = torch.rand(samples, model[0].in_features, generator=torch.Generator().manual_seed(0))
+    return Parent(model, seed, X, torch.zeros(samples, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", DYNAMIC)
 def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
     parent = fpe.mlp(100, 6, 12, seed=1)
-    network = MOVING[kind].make(Start(parent, 3))
+    network = DYNAMIC[kind].make(parent_of(parent))
     assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
-    assert len(network[0].weight) == 6 * MOVING[kind].factor
+    assert len(network[0].weight) == 6 * DYNAMIC[kind].factor
     for layer in (network[0], network[-1]):
         mask = getattr(layer, "fpe_mask", None)
         assert mask is None or torch.all(layer.weight[mask == 0] == 0)
-    same = MOVING[kind].make(Start(parent, 3))
+    same = DYNAMIC[kind].make(parent_of(parent))
     assert torch.equal(network[0].weight, same[0].weight)
 
 
 def test_what_columns_cannot_pay_for_is_left_out():
     """Six children of neurons with 77 outputs cost more inputs than there are."""
-    assert MOVING["moved-columns"].possible(384, 77)
-    assert not MOVING["moved-columns-x6"].possible(384, 77)
-    assert MOVING["moved-x8"].possible(384, 77)
+    assert DYNAMIC["moved-columns"].possible(384, 77)
+    assert not DYNAMIC["moved-columns-x6"].possible(384, 77)
+    assert DYNAMIC["moved-x8"].possible(384, 77)
 
 
 def test_erk_gives_a_small_layer_the_greater_density():
     """Densities are as (inputs + outputs) / (inputs × outputs), up to rounding."""
-    uniform, erk = (MOVING[kind].make(Start(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
+    uniform, erk = (DYNAMIC[kind].make(parent_of(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
     density = [[float(layer.fpe_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
     assert density[0][0] == pytest.approx(density[0][1], rel=0.1)
     assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
@@ -49,10 +54,12 @@ def test_erk_gives_a_small_layer_the_greater_density():
 
 def test_a_corrected_start_is_nearer_to_the_parent():
     """Least squares leave no more of the difference than any other outgoing weights do; the count stays."""
-    parent, X = fpe.mlp(30, 6, 5, seed=1), torch.rand(200, 30, generator=torch.Generator().manual_seed(0))
+    parent = fpe.mlp(30, 6, 5, seed=1)
+    given = parent_of(parent)
+    X = given.X
     off = {}
     for kind in STARTS:
-        network = STARTS[kind].make(Start(parent, 3, X=X))
+        network = STARTS[kind].make(given)
         assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
         off[kind] = float((network(X) - parent(X)).square().mean())
     assert off["start-corrected"] < off["start-copied"]
@@ -95,7 +102,7 @@ def test_the_gap_is_between_networks_of_one_trial():
         for kind, accuracy in (("dense", 0.5), ("moved", 0.65), ("dense-x2", 0.7))
         for trial in range(3)
     ]
-    each, overall = gap_closed(Cells.of("x", made), "moved")
+    each, overall = gap_closed(Results.of("x", made), "moved")
     assert each[4].value == pytest.approx(0.75)
     assert overall.low == pytest.approx(0.75)
 
@@ -110,7 +117,7 @@ def test_both_experiments_run_and_say_what_they_found(tmp_path):
     )
     assert result.exit_code == 0, result.output
     results = json.loads(result.stdout)
-    assert list(results) == [experiment.name for experiment in REWIRING]
+    assert list(results) == [experiment.name for experiment in DYNAMIC_MASKS]
     for name, found in results.items():
         assert found["claims"], name
         assert all(table["rows"] for table in found["tables"]), name

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from fpe._util.files import write_json
 from fpe.cli.main import main
-from fpe_reproduction.experiments.variants import VARIANTS
+from fpe_reproduction.experiments.networks import KINDS
 from fpe_reproduction.report.kinds import colours
 from fpe_reproduction.report.page import write_page
 
@@ -170,7 +170,7 @@ def test_the_command_writes_the_page_where_it_is_told(folder, tmp_path):
 def test_kinds_of_one_figure_have_colours_of_their_own():
     """Dense is always grey; a kind keeps its colour at another factor, unless both are there."""
     for kinds in (
-        list(VARIANTS)[:9],
+        list(KINDS)[:9],
         ["dense", "random-x3", "columns-x3", "fewer-norm-x3"],
         ["random", "random-x4"],
     ):

@@ -12,15 +12,12 @@ from click.testing import CliRunner
 from fpe.cli.main import main
 from fpe.compare.runner import parallel_backend
 from fpe.errors import ArgumentError, DataError
-from fpe_reproduction.experiments.blocks_findings import close_claim
-from fpe_reproduction.experiments.catalogue import chosen
-from fpe_reproduction.experiments.comparisons import Cells, count_claim
-from fpe_reproduction.experiments.experiment import Request
-from fpe_reproduction.experiments.networks import Source
-from fpe_reproduction.experiments.real_catalogue import REAL
-from fpe_reproduction.experiments.real_findings import equivalent, vision
-from fpe_reproduction.experiments.real_tasks import config_of
+from fpe_reproduction.experiments import real, shows
+from fpe_reproduction.experiments.catalogue import REAL, chosen
+from fpe_reproduction.experiments.findings import Claim, Results, sorted_findings
 from fpe_reproduction.experiments.reproduce import count_tasks, reproduce
+from fpe_reproduction.experiments.tasks import Request, config_of
+from fpe_reproduction.experiments.timeline import Source
 
 TINY = Request(quick=True, hidden=(3, 4), trials=2, warmup_epochs=1, epochs=1)
 
@@ -203,10 +200,9 @@ def test_parameters_to_match_by_hand():
     """Dense: 0.5 at 400, 0.7 at 800. An expanded one of 400 at 0.6 is worth 600: 1.5 times."""
     made = [network(h, "dense", t, a) for t in (0, 1) for h, a in ((4, 0.5), (8, 0.7))]
     made += [network(4, "random", t, 0.6) for t in (0, 1)]
-    found = equivalent(made, False)
-    assert found.tables[0].rows[0][3] == "600"
-    assert found.tables[0].rows[0][4] == "1.50 [1.50, 1.50]"
-    assert found.claims[0].agrees
+    found = sorted_findings(real.equivalent(Results.of("made-up", made)))
+    assert found["tables"][0]["rows"][0][3:] == ["600", "1.50 [1.50, 1.50]"]
+    assert found["claims"][0]["agrees"]
 
 
 def test_differences_are_paired():
@@ -214,14 +210,14 @@ def test_differences_are_paired():
     values = {0: 0.2, 1: 0.5, 2: 0.8}
     made = [network(4, "dense", t, a) for t, a in values.items()]
     made += [network(4, "random", t, a + 0.01 + 0.001 * t) for t, a in values.items()]
-    cells = Cells.of("made-up", made)
-    interval = cells.difference(4, "random", "dense")
-    assert interval.value == pytest.approx(0.011)
-    assert interval.above_zero
-    claim = count_claim(cells, "random", "dense", "above")
-    assert claim.agrees
-    assert "clearly above at 4, clearly below at no width, of 4" in claim.ours
-    assert not count_claim(cells, "dense", "random", "above").agrees
+    results = Results.of("made-up", made)
+    assert results.differences("random", "dense")[4].tolist() == pytest.approx([0.01, 0.011, 0.012])
+    (claim,) = Claim("above", "random", at="count")(results)
+    assert claim["agrees"]
+    assert "clearly above at 4, clearly below at no width, of 4" in claim["ours"]
+    (claim,) = Claim("above", "dense", "random", at="count")(results)
+    assert not claim["agrees"]
+    assert claim["contradicted"]
 
 
 def test_a_claim_that_does_not_hold_says_so():
@@ -232,9 +228,13 @@ def test_a_claim_that_does_not_hold_says_so():
         for k in kinds
         for t in (0, 1, 2)
     ]
-    claims = {c.paper: c.agrees for c in vision(made, False).claims}
+    found = sorted_findings(f for show in shows.VISION for f in show(Results.of("made-up", made)))
+    claims = {c["paper"]: c["agrees"] for c in found["claims"]}
     assert not claims["random-split is above dense"]
     assert not claims["gram-split is only comparable to random-split"]
+
+
+CLOSE = Claim("within half a point", "columns", "random", at="every", low=-0.5, digits=2)
 
 
 def test_whole_blocks_are_close_if_every_width_is():
@@ -242,19 +242,19 @@ def test_whole_blocks_are_close_if_every_width_is():
     lost = {4: 0.003, 8: 0.004, 16: 0.007}
     made = [network(h, "random", t, 0.5 + 0.1 * t) for h in lost for t in (0, 1, 2)]
     made += [network(h, "columns", t, 0.5 + 0.1 * t - lost[h] - 0.0001 * t) for h in lost for t in (0, 1, 2)]
-    cells = Cells.of("made-up", [n for n in made if n["hidden"] < 16])
-    claim = close_claim(cells, "columns", "random", ", α = 2")
-    assert claim.agrees
-    assert claim.paper == (
-        "asked: shared, columns is within 0.5 points of random-split at every width, or above, α = 2"
-    )
-    assert claim.ours == ("made-up, points by neurons: -0.31 [-0.33, -0.29] at 4, -0.41 [-0.43, -0.39] at 8")
-    assert not close_claim(Cells.of("made-up", made), "columns", "random").agrees
+    (claim,) = CLOSE(Results.of("made-up", [n for n in made if n["hidden"] < 16]))
+    assert claim["agrees"]
+    assert claim["ours"] == "made-up, points by neurons: -0.31 [-0.33, -0.29] at 4, -0.41 [-0.43, -0.39] at 8"
+    (claim,) = CLOSE(Results.of("made-up", made))
+    assert not claim["agrees"]
+    assert claim["contradicted"]
 
 
 def test_one_trial_shows_nothing_of_how_close_blocks_are():
     made = [network(4, kind, 0, 0.5) for kind in ("random", "columns")]
-    assert not close_claim(Cells.of("made-up", made), "columns", "random").agrees
+    (claim,) = CLOSE(Results.of("made-up", made))
+    assert not claim["agrees"]
+    assert not claim["contradicted"]
 
 
 def test_blocks_share_the_networks_of_other_experiments():

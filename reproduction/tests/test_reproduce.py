@@ -1,6 +1,5 @@
 """`fpe reproduce`: from trained networks to claims, tables, figures, and back after a kill."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -14,26 +13,25 @@ from click.testing import CliRunner
 
 from fpe.cli.main import main
 from fpe.compare.statistics import Interval, mean, slope, slope_over_trials
-from fpe_reproduction.experiments import boolean_findings as findings
-from fpe_reproduction.experiments import catalogue
+from fpe_reproduction.experiments import catalogue, formulas
 from fpe_reproduction.experiments.boolean import KINDS, BooleanConfig, run_row
-from fpe_reproduction.experiments.experiment import Request
-from fpe_reproduction.experiments.findings import sign_claim, verdict
+from fpe_reproduction.experiments.findings import Results, judged, verdict
 from fpe_reproduction.experiments.reproduce import reproduce
+from fpe_reproduction.experiments.tasks import Request
 
 # The smallest thing that has all parts: few epochs, few samples, in a process of its own.
 SCRIPT = """
 import sys
 from pathlib import Path
-from fpe_reproduction.experiments import boolean_catalogue as module
+from fpe_reproduction.experiments import tasks as module
 from fpe_reproduction.experiments.boolean import BooleanConfig
-from fpe_reproduction.experiments.experiment import Request
+from fpe_reproduction.experiments.tasks import Request
 from fpe_reproduction.experiments.reproduce import reproduce
 
-def config_of(quick, seed):
-    return BooleanConfig(warmup_epochs=8, epochs=8, samples=1000, test_samples=400, seed=seed)
+def boolean_config(request):
+    return BooleanConfig(warmup_epochs=8, epochs=8, samples=1000, test_samples=400, seed=request.seed)
 
-module.config_of = config_of
+module.boolean_config = boolean_config
 if __name__ == "__main__":
     reproduce("clauses", Path(sys.argv[1]), Request(quick=True), jobs=1)
 """
@@ -72,8 +70,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
 
 def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
-    monkeypatch.setattr("fpe_reproduction.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
-    results = [reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs) for jobs in (1, 2)]
+    monkeypatch.setattr("fpe_reproduction.experiments.tasks.boolean_config", lambda request: small)
+    results = [
+        reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs)
+        for jobs in (1, 2)
+    ]
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
 
 
@@ -83,7 +84,8 @@ def test_a_row_trains_every_kind_at_one_count_with_masks_held():
     networks = record["networks"]
     assert len(networks) == 2 * 2 * len(KINDS)
     assert {n["trial"] for n in networks} == {2, 3}
-    for kinds in findings.by_trial(networks).values():
+    for place in {(n["neurons"], n["trial"]) for n in networks}:
+        kinds = {n["kind"]: n for n in networks if (n["neurons"], n["trial"]) == place}
         assert len({n["nonzero"] for n in kinds.values()}) == 1
         assert kinds["dense"]["covering"] == 1.0
         assert kinds["clause"]["covering"] <= 0.5
@@ -115,20 +117,25 @@ def networks_with(accuracy, axis="neurons", values=(4, 8, 16), trials=6):
     return made
 
 
-def verdicts(found):
-    return [claim.agrees for claim in found.claims]
+def agreeing(find, networks):
+    """Return of each claim whether it agrees."""
+    return [f["agrees"] for f in find(Results.of("", networks, "neurons")) if "agrees" in f]
 
 
-def test_a_size_that_its_interval_excludes_agrees_in_sign_only():
+def test_a_claim_has_one_of_four_verdicts():
     up = Interval(6.1, 3.0, 9.2)
     claims = (
-        sign_claim("up", "difference", up, True, 1, ""),
-        sign_claim("up by 5", "difference", up, True, 1, "", size=5.0),
-        sign_claim("up by 10", "difference", up, True, 1, "", size=10.0),
-        sign_claim("down by 5", "difference", up, False, 1, "", size=5.0),
+        judged("up", "", [up]),
+        judged("up by 5", "", [up], size=5.0),
+        judged("up by 10", "", [up], size=10.0),
+        judged("down", "", [up], -np.inf, 0),
+        judged("by more than 5", "", [up], 5),
+        judged("not down", "", [Interval(-1, -3, 1)], weak=True),
+        judged("not down", "", [Interval(-2, -3, -1)], weak=True),
     )
-    said = [verdict(dataclasses.asdict(claim)) for claim in claims]
-    assert said == ["agrees", "agrees", "in sign only", "not shown"]
+    said = [verdict(claim) for claim in claims]
+    assert said == ["agrees", "agrees", "in sign only", "contradicted", "not shown", "agrees", "contradicted"]
+    assert verdict({"agrees": False}) == "not shown"
 
 
 def test_lower_in_all_settings_but_one_needs_just_that():
@@ -136,8 +143,7 @@ def test_lower_in_all_settings_but_one_needs_just_that():
         return lambda kind, h: 0.5 + (0 if kind == "dense" else -0.1 if h in exceptions else 0.1)
 
     for exceptions, holds in (((), True), ((4,), True), ((4, 8), False)):
-        found = findings.orthogonality(networks_with(accuracy(exceptions)))
-        assert verdicts(found)[:2] == [holds, holds]
+        assert agreeing(formulas.orthogonality, networks_with(accuracy(exceptions)))[:2] == [holds, holds]
 
 
 def test_claims_agree_where_the_data_say_so_and_not_where_they_do_not():
@@ -149,20 +155,20 @@ def test_claims_agree_where_the_data_say_so_and_not_where_they_do_not():
     def growing(kind, h):
         return 0.6 + {"dense": 0, "random": 0.02 * h, "clause": 0.01 * h}[kind]
 
-    assert verdicts(findings.neurons(networks_with(shrinking))) == [True, True, True]
-    assert verdicts(findings.neurons(networks_with(growing))) == [False, False, False]
-    assert verdicts(findings.regression(networks_with(shrinking))) == [True] * 4
-    assert all(verdicts(findings.capacity(networks_with(shrinking))))
-    assert all(verdicts(findings.orthogonality(networks_with(shrinking))))
+    assert agreeing(formulas.neurons, networks_with(shrinking)) == [True, True, True]
+    assert agreeing(formulas.neurons, networks_with(growing)) == [False, False, False]
+    assert agreeing(formulas.regression, networks_with(shrinking)) == [True] * 4
+    assert all(agreeing(formulas.capacity, networks_with(shrinking)))
+    assert all(agreeing(formulas.orthogonality, networks_with(shrinking)))
 
     def peaked(kind, c):
         height = 0.3 - 0.05 * abs(np.log2(c) - 3)
         return 0.6 + {"dense": 0, "random": height / 2, "clause": height}[kind]
 
     counts = (2, 4, 8, 16, 32)
-    assert verdicts(findings.clauses(networks_with(peaked, "clauses", counts))) == [True] * 4
+    assert agreeing(formulas.clauses, networks_with(peaked, "clauses", counts)) == [True] * 4
     rising = networks_with(growing, "clauses", counts)
-    assert verdicts(findings.clauses(rising)) == [True, False, True, False]
+    assert agreeing(formulas.clauses, rising) == [True, False, True, False]
 
 
 def test_means_and_slopes_have_their_intervals():
@@ -200,7 +206,7 @@ def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
 
 def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=1, epochs=1, samples=100, test_samples=100)
-    monkeypatch.setattr("fpe_reproduction.experiments.boolean_catalogue.config_of", lambda quick, seed: small)
+    monkeypatch.setattr("fpe_reproduction.experiments.tasks.boolean_config", lambda request: small)
     arguments = ["reproduce", "theory", "--quick", "--out", str(tmp_path), "--jobs", "1"]
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
@@ -208,8 +214,8 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, monkeypatch):
     assert (tmp_path / "theory" / "figure.png").stat().st_size > 10_000
     assert "A.5" in (tmp_path / "report.html").read_text(encoding="utf-8")
     monkeypatch.setattr(
-        "fpe_reproduction.experiments.boolean_catalogue.config_of",
-        lambda quick, seed: BooleanConfig(samples=102, seed=seed),
+        "fpe_reproduction.experiments.tasks.boolean_config",
+        lambda request: BooleanConfig(samples=102, seed=request.seed),
     )
     second = CliRunner().invoke(main, arguments)
     assert second.exit_code == 2

@@ -11,87 +11,84 @@ import fpe
 from fpe.data import load
 from fpe.masked import MaskedLinear
 from fpe.training.loop import accuracy, adam, train
-from fpe_reproduction.experiments.gated import Network as Gated
-from fpe_reproduction.experiments.gated import run_gated
-from fpe_reproduction.experiments.moving import MOVING, STARTS
-from fpe_reproduction.experiments.networks import NetworksConfig, Source, run_networks
-from fpe_reproduction.experiments.quantized import quantised_accuracy, quantized, rounded_rows
-from fpe_reproduction.experiments.rewiring import rewire_at_random
-from fpe_reproduction.experiments.variant import Start, some_of
-from fpe_reproduction.experiments.variants import (
-    VARIANTS,
+from fpe_reproduction.experiments.classifiers import Gated, run_gated
+from fpe_reproduction.experiments.kinds import Dynamic, Expanded, FewerInputs, FromScratch, Overlapping
+from fpe_reproduction.experiments.measures import rounded, rounded_rows
+from fpe_reproduction.experiments.networks import KINDS
+from fpe_reproduction.experiments.splits import Parent, sample
+from fpe_reproduction.experiments.timeline import (
     DroppingLinear,
-    Expanded,
-    FewerInputs,
-    FromScratch,
-    Overlapping,
+    NetworksConfig,
+    Source,
+    rewire_at_random_,
+    run_networks,
 )
 from models import same_state
 
 DOUBLED = ("dense-x2", "steady-x2")
-#: What moves its masks has tests of its own.
-MADE = {k: v for k, v in VARIANTS.items() if not v.goes_on and k not in {**MOVING, **STARTS}}
+#: Dynamic masks have tests of their own.
+MADE = {k: v for k, v in KINDS.items() if not v.continues and not isinstance(v, Dynamic)}
 
 
-def start(inputs=40, hidden=4, outputs=6, seed=3):
-    parent, scout = fpe.mlp(inputs, hidden, outputs, seed=1), fpe.mlp(inputs, hidden, outputs, seed=2)
-    variance = torch.rand(inputs, generator=torch.Generator().manual_seed(5))
+def parent_of(inputs=40, hidden=4, outputs=6, seed=3, layers=1, zero=None):
+    dense, warm = (fpe.mlp(inputs, [hidden] * layers, outputs, seed=s) for s in (1, 2))
     X = torch.rand(30, inputs, generator=torch.Generator().manual_seed(6))
-    y = torch.arange(30) % outputs
-    return Start(parent, seed, variance, scout, X, y, 1e-2, X, y)
+    if zero is not None:
+        X[:, zero] = 0
+    return Parent(dense, seed, X, torch.arange(30) % outputs, 1e-2, warm)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in DOUBLED])
-def test_no_variant_has_more_nonzeros_than_its_parent(kind):
+def test_no_network_has_more_nonzeros_than_its_parent(kind):
     """Expanded ones have exactly as many; a rival that reads whole inputs lacks less than one input's."""
-    given = start()
-    before = copy.deepcopy(given.parent.state_dict())
+    given = parent_of()
+    before = copy.deepcopy(given.model.state_dict())
     network = MADE[kind].make(given)
-    budget, count = (fpe.count_nonzero(model) for model in (given.parent, network))
+    budget, count = (fpe.count_nonzero(model) for model in (given.model, network))
     if isinstance(MADE[kind], FewerInputs):
         assert budget - len(network[0].weight) < count <= budget
     else:
         assert count == budget
-    assert all(torch.equal(before[name], value) for name, value in given.parent.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in given.model.state_dict().items())
 
 
 def test_the_doubled_network_has_twice_the_neurons():
-    assert MADE["dense-x2"].make(start())[0].out_features == 8
+    assert MADE["dense-x2"].make(parent_of())[0].out_features == 8
 
 
-def test_the_rival_reads_the_inputs_it_should():
-    """At d = 384, k = 77, twice the neurons are paid for by 153 inputs; pixels of MNIST's shape by 386."""
-    assert FewerInputs(2).reads(384, 4, 77) == 153
-    assert FewerInputs(2).reads(784, 16, 10) == 386
-    assert FewerInputs(2).reads(512, 8, 1000) == 0
-    given = start()
-    read = FewerInputs(2).reads(40, 4, 6)
-    scores = {"variance": given.variance, "norm": given.scout[0].weight.detach().norm(dim=0)}
+def test_the_rival_has_the_inputs_it_should():
+    """At d = 384, k = 77, twice the neurons allow 153 inputs; pixels of MNIST's shape 386."""
+    rival = FewerInputs("")
+    assert rival.inputs_for(384, 4, 77) == 153
+    assert rival.inputs_for(784, 16, 10) == 386
+    assert rival.inputs_for(512, 8, 1000) == 0
+    given, count = parent_of(), rival.inputs_for(40, 4, 6)
+    scores = {"variance": given.X.var(dim=0), "norm": given.warm[0].weight.detach().norm(dim=0)}
     for by, score in scores.items():
-        seen = FewerInputs(2, by).make(given)[0].fpe_mask.any(dim=0)
-        assert set(seen.nonzero().flatten().tolist()) == set(score.topk(read).indices.tolist())
-    drawn = [FewerInputs(2, "random").make(start(seed=s))[0].fpe_mask.any(dim=0) for s in (0, 0, 1)]
+        seen = FewerInputs("", by=by).make(given)[0].fpe_mask.any(dim=0)
+        assert set(seen.nonzero().flatten().tolist()) == set(score.topk(count).indices.tolist())
+    drawn = [FewerInputs("", by="random").make(parent_of(seed=s))[0].fpe_mask.any(dim=0) for s in (0, 0, 1)]
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
-    assert int(drawn[0].sum()) == read
+    assert int(drawn[0].sum()) == count
 
 
 def test_overlapping_siblings_share_inputs_and_miss_others():
     """Disjoint siblings see each input once; overlapping ones see some twice and some not at all."""
-    given = start(inputs=41, outputs=1)
-    seen = Overlapping(2).make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
-    disjoint = Expanded().make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
+    given = parent_of(inputs=41, outputs=1)
+    seen = Overlapping("").make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
+    disjoint = Expanded("").make(given)[0].fpe_mask.view(4, 2, 41).sum(dim=1)
     assert int(disjoint.max()) == 1
     assert int(seen.max()) == 2
     assert int((seen == 0).sum()) > int((disjoint == 0).sum())
-    kept = Overlapping(2).make(given)[0]
-    rows = given.parent[0].weight.detach().repeat_interleave(2, dim=0)
+    kept = Overlapping("").make(given)[0]
+    rows = given.model[0].weight.detach().repeat_interleave(2, dim=0)
     assert torch.equal(kept.weight.detach(), rows * kept.fpe_mask)
 
 
 def test_from_scratch_has_the_masks_of_an_expansion_and_weights_of_its_own():
-    given = start()
-    scratch, wide = FromScratch().make(given), fpe.expand(given.scout, 2, seed=given.seed)
+    given = parent_of()
+    scratch, wide = FromScratch("").make(given), fpe.expand(given.warm, 2, seed=given.seed)
     for one, other in zip((scratch[0], scratch[2]), (wide[0], wide[2]), strict=True):
         assert torch.equal(one.fpe_mask, other.fpe_mask)
         assert not torch.equal(one.weight, other.weight)
@@ -116,10 +113,10 @@ def trained_wide(seed=0):
     return network, optimizer
 
 
-def test_rewiring_moves_the_smallest_and_keeps_every_count():
+def test_random_rewiring_drops_the_smallest_and_keeps_every_count():
     network, optimizer = trained_wide()
     before = [(m.weight.detach().clone(), m.fpe_mask.clone()) for m in network if isinstance(m, MaskedLinear)]
-    rewire_at_random(network, optimizer, 0.25, torch.Generator().manual_seed(1))
+    rewire_at_random_(network, optimizer, 0.25, torch.Generator().manual_seed(1))
     after = [m for m in network if isinstance(m, MaskedLinear)]
     for (weight, mask), layer in zip(before, after, strict=True):
         moved = min(int(0.25 * mask.sum()), int((mask == 0).sum()))
@@ -150,16 +147,16 @@ def test_int8_is_what_integer_arithmetic_gives():
     steps = [t.abs().amax(dim=1, keepdim=True) / 127 for t in (x, weight)]
     integers = [(t / s).round().long() for t, s in zip((x, weight), steps, strict=True)]
     expected = (integers[0] @ integers[1].T) * steps[0] * steps[1].T + bias
-    torch.testing.assert_close(quantized(network, 8)(x).detach(), expected)
+    torch.testing.assert_close(rounded(network, 8)(x).detach(), expected)
     assert torch.equal(network[0].weight.detach(), weight)
 
 
 def test_rounding_keeps_the_masks_zeros():
     network, _ = trained_wide()
-    rounded = quantized(network, 4)
-    assert not rounded[0].layer.weight[network[0].fpe_mask == 0].any()
+    low = rounded(network, 4)
+    assert not low[0].layer.weight[network[0].fpe_mask == 0].any()
     X, y = torch.rand(30, 12), torch.arange(30) % 3
-    assert 0 <= quantised_accuracy(network, X, y, 4) <= 1
+    assert 0 <= accuracy(low, X, y) <= 1
 
 
 DIGITS = load("digits")
@@ -172,7 +169,7 @@ def records(kinds, hidden=(4,), trials=(0, 1), layers=1):
 
 
 def test_every_kind_is_trained_and_measured():
-    kinds = [k for k in VARIANTS if k not in ("random-x8",)]
+    kinds = [k for k in KINDS if k not in ("random-x8",)]
     made = records(kinds)
     assert {n["kind"] for n in made} == set(kinds)
     assert len(made) == 2 * len(kinds)
@@ -235,41 +232,40 @@ def test_other_data_than_the_runs_is_refused():
 @pytest.mark.parametrize("by", ["activation", "gradient"])
 def test_rankings_are_measured_on_the_training_data(by, x):
     """The networks are those that a user's own expansion with the batch, or after a backward pass, gives."""
-    given, factor = start(), int(x[2:] or 2)
-    parent = copy.deepcopy(given.parent)
+    given, factor = parent_of(), int(x[2:] or 2)
+    parent = copy.deepcopy(given.model)
     nn.functional.cross_entropy(parent(given.X), given.y).backward()
     how = {"split": "shared", "prune": fpe.InputPruning(by), "example_inputs": given.X, "seed": given.seed}
-    assert same_state(VARIANTS[f"columns-{by}{x}"].make(given), fpe.expand(parent, factor, **how))
-    assert all(p.grad is None for p in given.parent.parameters())
+    assert same_state(KINDS[f"columns-{by}{x}"].make(given), fpe.expand(parent, factor, **how))
+    assert all(p.grad is None for p in given.model.parameters())
 
 
 def test_rankings_differ_where_inputs_do():
     """An input that is always zero leaves by activation and by gradient, however large its weights are."""
-    given = start()
-    given.X[:, 7] = 0
+    given = parent_of(zero=7)
     with torch.no_grad():
-        given.parent[0].weight[:, 7] = 10
+        given.model[0].weight[:, 7] = 10
     kinds = ("columns", "columns-activation", "columns-gradient")
-    reads = {kind: bool(VARIANTS[kind].make(given)[0].fpe_mask[:, 7].any()) for kind in kinds}
+    reads = {kind: bool(KINDS[kind].make(given)[0].fpe_mask[:, 7].any()) for kind in kinds}
     assert reads["columns"]
     assert not reads["columns-activation"]
     assert not reads["columns-gradient"]
 
 
 def test_what_is_measured_on_is_spread_over_the_data():
-    assert some_of(torch.arange(7)).tolist() == list(range(7))
-    picked = some_of(torch.arange(10_003))
+    assert sample(torch.arange(7)).tolist() == list(range(7))
+    picked = sample(torch.arange(10_003))
     assert picked[:3].tolist() == [0, 5, 10]
     assert len(picked) == 2000
 
 
 def test_the_first_layer_alone_can_be_expanded():
     """Of five layers, and by whole columns; by default every second layer is."""
-    deep = Start(fpe.mlp(40, [4] * 4, 6, seed=1), 3, torch.rand(40))
+    deep = parent_of(layers=4)
     for kind, layers in (("random", ["0", "6"]), ("random-first", ["0"]), ("columns-first", ["0"])):
-        wide = VARIANTS[kind].make(deep)
+        wide = KINDS[kind].make(deep)
         assert [layer.group.name for layer in wide.fpe_plan.layers] == layers
-        assert fpe.count_nonzero(wide) == fpe.count_nonzero(deep.parent)
+        assert fpe.count_nonzero(wide) == fpe.count_nonzero(deep.model)
     assert wide.fpe_plan.prune == "InputPruning()"
 
 

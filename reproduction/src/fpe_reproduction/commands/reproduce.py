@@ -70,9 +70,9 @@ def reproduce(
     from fpe._util.terminal import progress_bar
     from fpe.compare.runner import parallel_backend
     from fpe.data import Dataset
-    from fpe_reproduction.experiments.experiment import Request
     from fpe_reproduction.experiments.reproduce import count_tasks
     from fpe_reproduction.experiments.reproduce import reproduce as run
+    from fpe_reproduction.experiments.tasks import Request
     from fpe_reproduction.report.figures import draw
     from fpe_reproduction.report.page import write_page
     from fpe_reproduction.report.text import findings_text

@@ -1,8 +1,8 @@
 """The paper's Boolean setting (3.1 and 3.2): networks that learn one formula, dense and expanded.
 
 A *row* is a number of clauses with several numbers of dense neurons. Each of its trials has its own data,
-which its networks of all widths read in the same order. After the warm-up each dense network goes on
-as it is, expanded by clauses, expanded at random, and expanded by other splits that are asked for.
+which its networks of all widths see in the same order. After the warm-up each dense network trains on as it
+is, and expanded by clauses, at random, and by other splits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from fpe.data import dnf
 from fpe.expansion.expand import expand
 from fpe.expansion.splits import LabelSplit, Split
 from fpe.masked import MaskedLinear, count_nonzero
-from fpe.metrics import mean_cosine_similarity, total_capacity
+from fpe.metrics import total_capacity
 from fpe.models import mlp
 from fpe.training import ensemble
 from fpe.training.loop import adam
-from fpe_reproduction.experiments.tried import TRIED, tried
-from fpe_reproduction.experiments.tried.sight import Sight
+from fpe_reproduction.experiments.measures import interference
+from fpe_reproduction.experiments.splits import SPLITS, Parent, fixed_split
 
-#: The networks that are compared, in the paper's order.
+#: The networks that the paper compares.
 KINDS = ("dense", "clause", "random")
 
 
@@ -41,7 +41,7 @@ class BooleanConfig:
     literals : int
         Variables of each clause (2.2.1).
     samples, test_samples : int
-        Samples to learn from and to test on, of each trial.
+        Training and test samples of each trial.
     factor : int
         Children of each neuron (3.1).
     warmup_epochs, epochs : int
@@ -51,7 +51,7 @@ class BooleanConfig:
     lr, l2 : float
         Learning rate of Adam and weight of the squared norm; the text of the paper lost both.
     seed : int
-        Trial t draws its data, networks and partitions from ``seed + t``.
+        Trial t draws its data, networks and splits from ``seed + t``.
     """
 
     literals: int = 4
@@ -72,8 +72,6 @@ class BooleanConfig:
 
 @dataclass
 class _Trial:
-    """What the networks of one trial learn from, and the order in which they do."""
-
     number: int
     seed: int
     X: Tensor
@@ -85,12 +83,12 @@ class _Trial:
 
 @dataclass
 class _Network:
-    """A network of a trial; `neurons` is the dense network's number of them."""
+    """A network of a trial; `neurons` is the number of the dense network."""
 
     kind: str
     trial: _Trial
     neurons: int
-    network: nn.Module
+    model: nn.Module
     optimizer: torch.optim.Adam
 
 
@@ -102,12 +100,12 @@ def run_row(
     trials: int,
     others: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train the networks of a row, all at once, and measure them. On one thread.
+    """Train the networks of a row, all at once and on one thread, and measure them.
 
     Parameters
     ----------
     config : BooleanConfig
-        How.
+        How they are trained.
     clauses : int
         Clauses of the formula.
     neurons : sequence of int
@@ -115,23 +113,26 @@ def run_row(
     first_trial, trials : int
         Number of the first trial, and how many.
     others : sequence of str
-        More splits: ``"gram"``, or of `fpe_reproduction.experiments.tried`.
+        More splits: ``"gram"``, or names of `fpe_reproduction.experiments.splits.SPLITS`.
 
     Returns
     -------
     dict
-        ``networks``: one record for each trial, number of neurons and kind, with its accuracy on test
-        and training data, non-zeros, interference, coverage of the clauses, and first weight.
+        ``networks``: a record for each trial, number of neurons and kind.
     """
     with one_thread():
         every = [_make_trial(config, clauses, first_trial + t) for t in range(trials)]
+        networks = []
+        for trial in every:
+            for width in neurons:
+                model = mlp(clauses * config.literals, width, 1, seed=trial.seed)
+                networks.append(_Network("dense", trial, width, model, adam(model, config.lr, config.l2)))
+        _train(networks, config.warmup_epochs, config)
         groups = LabelSplit(np.repeat(np.arange(clauses), config.literals))
-        dense = [_start(config, clauses, trial, h) for trial in every for h in neurons]
-        _train(dense, config.warmup_epochs, config)
-        networks = dense + [
+        networks += [
             _expanded(config, parent, kind, groups if kind == "clause" else kind)
             for kind in ("clause", "random", *others)
-            for parent in dense
+            for parent in networks
         ]
         _train(networks, config.epochs, config)
         return {"networks": _measure(networks, clauses, config.literals)}
@@ -139,29 +140,25 @@ def run_row(
 
 def _make_trial(config: BooleanConfig, clauses: int, number: int) -> _Trial:
     seed = config.seed + number
-    train = dnf(clauses, literals=config.literals, samples=config.samples, seed=2 * seed)
+    training = dnf(clauses, literals=config.literals, samples=config.samples, seed=2 * seed)
     test = dnf(clauses, literals=config.literals, samples=config.test_samples, seed=2 * seed + 1)
-    X, y, X_test, y_test = (torch.from_numpy(a) for a in (train.X, train.y, test.X, test.y))
+    X, y, X_test, y_test = (torch.from_numpy(a) for a in (training.X, training.y, test.X, test.y))
     return _Trial(number, seed, X, y, X_test, y_test, torch.Generator().manual_seed(seed))
 
 
-def _start(config: BooleanConfig, clauses: int, trial: _Trial, neurons: int) -> _Network:
-    network = mlp(clauses * config.literals, neurons, 1, seed=trial.seed)
-    return _Network("dense", trial, neurons, network, adam(network, config.lr, config.l2))
-
-
 def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Split) -> _Network:
-    if kind in TRIED:
-        assert isinstance(parent.network, nn.Sequential)
-        sight = Sight(parent.network, parent.trial.X, parent.trial.y, config.lr)
-        split = tried(kind, sight, config.factor, parent.trial.seed)
-    network = expand(parent.network, config.factor, split, seed=parent.trial.seed)
-    return _Network(kind, parent.trial, parent.neurons, network, adam(network, config.lr, config.l2))
+    trial = parent.trial
+    if kind in SPLITS:
+        assert isinstance(parent.model, nn.Sequential)
+        seen = Parent(parent.model, trial.seed, trial.X, trial.y, config.lr, measured=len(trial.X))
+        split = fixed_split(kind, seen, config.factor)
+    model = expand(parent.model, config.factor, split=split, seed=trial.seed)
+    return _Network(kind, trial, parent.neurons, model, adam(model, config.lr, config.l2))
 
 
 def _train(networks: Sequence[_Network], epochs: int, config: BooleanConfig) -> None:
     ensemble.train(
-        [n.network for n in networks],
+        [n.model for n in networks],
         [n.trial.X for n in networks],
         [n.trial.y for n in networks],
         epochs=epochs,
@@ -172,9 +169,9 @@ def _train(networks: Sequence[_Network], epochs: int, config: BooleanConfig) -> 
 
 
 def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[dict[str, Any]]:
-    models = [n.network for n in networks]
+    models = [n.model for n in networks]
     test = ensemble.accuracies(models, [n.trial.X_test for n in networks], [n.trial.y_test for n in networks])
-    train = ensemble.accuracies(models, [n.trial.X for n in networks], [n.trial.y for n in networks])
+    training = ensemble.accuracies(models, [n.trial.X for n in networks], [n.trial.y for n in networks])
     return [
         {
             "clauses": clauses,
@@ -182,25 +179,24 @@ def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[
             "trial": n.trial.number,
             "seed": n.trial.seed,
             "kind": n.kind,
-            "nonzero": count_nonzero(n.network),
+            "nonzero": count_nonzero(n.model),
             "accuracy": test_accuracy,
             "train_accuracy": train_accuracy,
-            **_interference(n.network.get_submodule("0"), literals),
+            **_first_layer(n.model.get_submodule("0"), literals),
         }
-        for n, test_accuracy, train_accuracy in zip(networks, test, train, strict=True)
+        for n, test_accuracy, train_accuracy in zip(networks, test, training, strict=True)
     ]
 
 
-def _interference(layer: nn.Module, literals: int) -> dict[str, Any]:
-    """Measure the first layer: its weight, and which clauses its neurons can see whole (A.5)."""
-    weight = layer.weight.detach()  # type: ignore[operator]
+def _first_layer(layer: nn.Module, literals: int) -> dict[str, Any]:
+    """Measure the first layer: its weight, and which whole clauses its neurons see (A.5)."""
+    weight = layer.get_parameter("weight").detach()
     mask = layer.fpe_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
     covered = mask.bool().view(len(mask), -1, literals).all(dim=2)
     seen = covered.sum(dim=1)
     return {
-        "capacity": total_capacity(weight),
+        **interference(weight),
         "clause_capacity": total_capacity(weight.view(len(weight), -1, literals).sum(dim=2)),
-        "cosine": mean_cosine_similarity(weight),
         "covering": float(covered.double().mean()),
         "covered_clauses": int(covered.any(dim=0).sum()),
         "collisions": int((seen * (seen - 1) // 2).sum()),

@@ -16,9 +16,13 @@ from fpe.compare.store import commits, provenance
 from fpe.data import Dataset, load
 from fpe.data.named import NAMED
 from fpe.errors import ArgumentError
-from fpe_reproduction.experiments.catalogue import chosen
-from fpe_reproduction.experiments.experiment import Experiment, Request, Task
-from fpe_reproduction.experiments.networks import Source
+from fpe_reproduction.experiments.catalogue import Experiment, chosen
+from fpe_reproduction.experiments.findings import Results, sorted_findings
+from fpe_reproduction.experiments.tasks import Request, Task
+from fpe_reproduction.experiments.timeline import Source
+
+#: Options of ``fpe reproduce`` that only experiments on real data have, with the least value of some.
+OPTIONS = {"hidden": 1, "trials": 1, "warmup_epochs": 0, "epochs": 1, "lr": None}
 
 
 def reproduce(
@@ -34,15 +38,15 @@ def reproduce(
 ) -> dict[str, dict[str, Any]]:
     """Run one experiment of the paper, or a group of them, and store what they show.
 
-    What `out` has already is not trained again; experiments share their networks.
+    Networks that `out` already has are not trained again; experiments share their networks.
 
     Parameters
     ----------
     name : str
-        An experiment of the catalogue, or ``boolean``, ``real`` or ``all``.
+        An experiment or a group of the catalogue.
     out : Path
-        Gets a folder for each experiment with its ``results.json``; the records of the networks, in
-        ``trials/`` and, of real data, in ``DATA/trials/``.
+        Gets a folder for each experiment with its ``results.json``, and the records of the networks in
+        ``trials/`` and, for real data, in ``DATA/trials/``.
     request : Request, optional
         How; by default in full, as the catalogue says.
     data : sequence of str
@@ -52,97 +56,86 @@ def reproduce(
     jobs : int, default −1
         Processes; −1 means one for each core. Results do not depend on it.
     fresh : bool, default False
-        Throw away the trials of an earlier run.
-    on_task : callable, optional
-        Gets a short text after each task.
-    on_data : callable, optional
-        Gets each data set when it is read.
+        Discard the trials of an earlier run.
+    on_task, on_data : callable, optional
+        Get a short text after each task, and each data set when it is loaded.
 
     Returns
     -------
     dict
-        What each ``results.json`` holds, by the name of the experiment.
+        What each ``results.json`` has, by the name of the experiment.
 
     Raises
     ------
     ArgumentError
-        For an unknown name or what it cannot use, or if `out` holds results of other settings.
+        For an unknown name or unusable options, or if `out` has results of other settings.
     DataError
         If data cannot be loaded.
     KeyboardInterrupt
-        After Ctrl-C, with a message that says how to go on.
+        After Ctrl-C, with a message that says how to resume.
     """
     request = request or Request()
     experiments = chosen(name)
     _check_request(name, experiments, request, data)
-    tasks = _tasks(experiments, request, _sources(experiments, data, label, on_data))
-    groups: dict[str, list[Task]] = {}
-    for each in tasks.values():
-        for task in each:
-            groups.setdefault(task.group, []).append(task)
-    for group, own in groups.items():
-        claim_folder(out / group, {"fpe": __version__, **own[0].identity}, fresh)
+    sources = _sources(experiments, data, label, on_data)
+    tasks = {e.name: e.tasks(dataclasses.replace(request, data=sources[e.name])) for e in experiments}
+    groups: dict[str, dict[str, Task]] = {}
+    for task in sorted((task for own in tasks.values() for task in own), key=lambda task: -task.cost):
+        groups.setdefault(task.group, {})[task.name] = task
+    identities = {
+        group: {"fpe": __version__, **next(iter(own.values())).identity} for group, own in groups.items()
+    }
+    for group, identity in identities.items():
+        claim_folder(out / group, identity, fresh)
     records: dict[tuple[str, str], dict[str, Any]] = {}
     for group, own in groups.items():
-        identity = {"fpe": __version__, **own[0].identity}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        works = {task.name: task for task in sorted(own, key=lambda task: -task.cost)}
 
         def finished(task: str, record: dict[str, Any], group: str = group) -> None:
             if on_task is not None:
                 on_task(f"{len(record['networks'])} networks, {group + ', ' if group else ''}{task}")
 
-        made = run_tasks(
-            call,
-            {key: {"work": task.work, "arguments": task.arguments} for key, task in works.items()},
-            out / group / "trials",
-            digest,
-            jobs=jobs,
-            on_finished=finished,
-        )
+        digest = hashlib.sha256(json.dumps(identities[group], sort_keys=True).encode()).hexdigest()[:16]
+        work = {key: {"work": task.work, "arguments": task.arguments} for key, task in own.items()}
+        made = run_tasks(call, work, out / group / "trials", digest, jobs=jobs, on_finished=finished)
         records |= {(group, key): record for key, record in made.items()}
-    results = {}
+    results: dict[str, dict[str, Any]] = {}
     for experiment in experiments:
-        found = _result(experiment, tasks[experiment.name], records, request, data)
-        results[experiment.name] = finite(found)
+        results[experiment.name] = finite(_result(experiment, tasks[experiment.name], records, request, data))
         write_json(out / experiment.name / "results.json", results[experiment.name])
     return results
 
 
 def count_tasks(name: str, request: Request, data: Sequence[str] = ()) -> int:
     """Return how many tasks an experiment, or a group of them, has."""
-    experiments = chosen(name)
-    fake = {each: Source(each, "") for e in experiments for each in data or e.data}
-    tasks = _tasks(experiments, request, {e.name: {k: fake[k] for k in data or e.data} for e in experiments})
-    return len({(task.group, task.name) for each in tasks.values() for task in each})
+    tasks = [
+        task
+        for experiment in chosen(name)
+        for task in experiment.tasks(
+            dataclasses.replace(request, data={each: Source(each, "") for each in data or experiment.data})
+        )
+    ]
+    return len({(task.group, task.name) for task in tasks})
 
 
 def _check_request(
     name: str, experiments: Sequence[Experiment], request: Request, data: Sequence[str]
 ) -> None:
-    """Refuse what would be ignored, and numbers that mean nothing."""
-    given = {
-        f"--{k.replace('_', '-')}": getattr(request, k)
-        for k in ("hidden", "trials", "warmup_epochs", "epochs", "lr")
-    }
-    given = {
-        key: value for key, value in {**given, "--data": tuple(data) or None}.items() if value is not None
-    }
+    """Refuse options that would be ignored, and numbers out of range."""
+    given = {f"--{k.replace('_', '-')}": getattr(request, k) for k in OPTIONS}
+    given = {k: v for k, v in {**given, "--data": tuple(data) or None}.items() if v is not None}
     if given and not any(experiment.data for experiment in experiments):
         raise ArgumentError(
             f"{', '.join(given)} cannot be used with {name}, which runs on made-up data as the paper does; "
             "leave it out."
         )
-    least = {"--trials": 1, "--warmup-epochs": 0, "--epochs": 1}
-    problems = [
-        f"{key} is {given[key]}; give at least {n}."
-        for key, n in least.items()
-        if key in given and given[key] < n
-    ]
-    if "--hidden" in given and min(given["--hidden"]) < 1:
-        problems.append(f"--hidden is {given['--hidden']}; give at least 1.")
-    if "--lr" in given and not 0 < given["--lr"] < float("inf"):
-        problems.append(f"--lr is {given['--lr']}; give a number above 0.")
+    problems = []
+    for option, least in OPTIONS.items():
+        value = getattr(request, option)
+        flag = f"--{option.replace('_', '-')}"
+        if least is not None and value is not None and min(value if option == "hidden" else [value]) < least:
+            problems.append(f"{flag} is {value}; give at least {least}.")
+    if request.lr is not None and not 0 < request.lr < float("inf"):
+        problems.append(f"--lr is {request.lr}; give a number above 0.")
     if problems:
         raise ArgumentError(" ".join(problems))
 
@@ -153,29 +146,18 @@ def _sources(
     label: str | None,
     on_data: Callable[[Dataset], None] | None,
 ) -> dict[str, dict[str, Source]]:
-    """Load each data set once; return for each experiment those that it runs on, by name."""
+    """Load each data set once; return those of each experiment, by name."""
+    wanted = {e.name: (data or e.data) if e.data else () for e in experiments}
     loaded: dict[str, tuple[str, Source]] = {}
-    for experiment in experiments:
-        for source in (data or experiment.data) if experiment.data else ():
-            if source not in loaded:
-                place = source if source in NAMED else str(Path(source).resolve())
-                dataset = load(place, label=label)
-                if on_data is not None:
-                    on_data(dataset)
-                loaded[source] = dataset.name, Source(place, dataset.fingerprint, label)
-    names = [name for name, _ in loaded.values()]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ArgumentError(f"two of the data sets are called {twice[0]!r}; rename one of the files.")
-    return {
-        e.name: dict(loaded[source] for source in (data or e.data)) if e.data else {} for e in experiments
-    }
-
-
-def _tasks(
-    experiments: Sequence[Experiment], request: Request, sources: Mapping[str, Mapping[str, Source]]
-) -> dict[str, list[Task]]:
-    return {e.name: e.tasks(dataclasses.replace(request, data=sources[e.name])) for e in experiments}
+    for source in dict.fromkeys(source for own in wanted.values() for source in own):
+        place = source if source in NAMED else str(Path(source).resolve())
+        dataset = load(place, label=label)
+        if on_data is not None:
+            on_data(dataset)
+        if any(dataset.name == other for other, _ in loaded.values()):
+            raise ArgumentError(f"two of the data sets are called {dataset.name!r}; rename one of the files.")
+        loaded[source] = dataset.name, Source(place, dataset.fingerprint, label)
+    return {name: dict(loaded[source] for source in own) for name, own in wanted.items()}
 
 
 def _result(
@@ -186,13 +168,17 @@ def _result(
     data: Sequence[str],
 ) -> dict[str, Any]:
     own = [(task, records[task.group, task.name]) for task in tasks]
-    extra = [{"data": task.group} if task.group else {} for task, _ in own]
     networks = [
-        {**more, **n} for (_, record), more in zip(own, extra, strict=True) for n in record["networks"]
+        {**({"data": task.group} if task.group else {}), **network}
+        for task, record in own
+        for network in record["networks"]
     ]
-    settings: dict[str, Any] = {"fpe": __version__, **tasks[0].identity}
     if experiment.data:
-        settings = {task.group: {"fpe": __version__, **task.identity} for task in tasks}
+        results = Results.by_data(networks, request.quick)
+        settings: Any = {task.group: {"fpe": __version__, **task.identity} for task in tasks}
+    else:
+        results = [Results.of("", networks, "neurons", request.quick)]
+        settings = {"fpe": __version__, **tasks[0].identity}
     return {
         "name": experiment.name,
         "where": experiment.where,
@@ -203,7 +189,7 @@ def _result(
         "settings": settings,
         "networks": len(networks),
         "training_seconds": round(sum(record["seconds"] for _, record in own)),
-        **experiment.find(networks, request.quick).to_dict(),
+        **sorted_findings(finding for each in results for show in experiment.shows for finding in show(each)),
         "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
         "commits": commits(record for _, record in own),
         "provenance": provenance(),
@@ -216,8 +202,8 @@ def _command(experiment: Experiment, request: Request, data: Sequence[str]) -> s
     words += ["--quick"] if request.quick else []
     words += [f"--seed {request.seed}"] if request.seed else []
     words += [f"--data {source}" for source in data]
-    words += [f"--hidden {' '.join(map(str, request.hidden))}"] if request.hidden else []
-    for name in ("trials", "warmup_epochs", "epochs", "lr"):
-        value = getattr(request, name)
-        words += [] if value is None else [f"--{name.replace('_', '-')} {value}"]
+    for option in OPTIONS:
+        value = getattr(request, option)
+        text = " ".join(map(str, value)) if option == "hidden" and value else value
+        words += [] if value is None else [f"--{option.replace('_', '-')} {text}"]
     return " ".join(words)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fpe_reproduction.experiments.labels import label
+from fpe_reproduction.experiments.networks import label
 from fpe_reproduction.report.kinds import colours
 
 

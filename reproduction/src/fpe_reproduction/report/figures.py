@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fpe._util.files import write_atomically
-from fpe_reproduction.experiments.labels import label
+from fpe_reproduction.experiments.networks import label
 from fpe_reproduction.report.kinds import colours
 
 

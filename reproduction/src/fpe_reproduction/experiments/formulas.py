@@ -1,0 +1,346 @@
+"""What is special in the findings of the Boolean experiments (sections 3.1, 3.2, A.5 and A.6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fpe.compare.statistics import Interval, mean, slope_over_trials
+from fpe_reproduction.experiments.boolean import KINDS
+from fpe_reproduction.experiments.findings import Finding, Results, each, judged, line, lines, table
+from fpe_reproduction.experiments.networks import label
+from fpe_reproduction.theory import CoverageModel, simulate
+
+#: Accuracies of the case study, in per cent (3.1).
+PAPER_CASE_STUDY = {"dense": 78.7, "clause": 99.4, "random": 88.7}
+EXPANDED = ("clause", "random")
+AXES = {"neurons": "hidden neurons of the dense network", "clauses": "clauses"}
+#: What is simulated: clauses, literals, neurons, factor.
+SIMULATED = (
+    (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 3, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4), (12, 3, 4, 3),
+)  # fmt: skip
+
+
+def _signed(
+    paper: str,
+    what: str,
+    interval: Interval,
+    unit: str,
+    scale: float = 1,
+    up: bool = True,
+    digits: int = 1,
+    size: float | None = None,
+    weak: bool = False,
+) -> Finding:
+    """Claim that something is above 0, or below; weakly: that it is not clearly on the other side."""
+    bounds = (0.0, np.inf) if up else (-np.inf, 0.0)
+    text = f"{what}: {interval.text(scale, digits)}{unit}"
+    return judged(paper, text, [interval], *bounds, size=None if size is None else size / scale, weak=weak)
+
+
+def _both(results: Results) -> list[tuple[Results, str]]:
+    """Return the networks over neurons at 8 clauses, and over clauses at 8 neurons, with what is fixed."""
+    return [
+        (results.where("neurons", clauses=8), "8 clauses"),
+        (results.where("clauses", neurons=8), "8 neurons"),
+    ]
+
+
+def case_study(results: Results) -> Iterator[Finding]:
+    """Compare dense, clause-split and random-split networks at 8 clauses and 8 neurons (3.1)."""
+    frame = results.frame.set_index(["kind", "trial"]).sort_index()
+    accuracy = frame["accuracy"].unstack("kind")
+    for high, low in (("clause", "random"), ("random", "dense"), ("clause", "dense")):
+        paper = PAPER_CASE_STUDY[high] - PAPER_CASE_STUDY[low]
+        text = f"{label(high)} is {paper:.1f} points above {label(low)}"
+        interval = mean((accuracy[high] - accuracy[low]).tolist())
+        yield _signed(text, "mean of the paired differences", interval, " points", 100, size=paper)
+    rows = []
+    for kind in KINDS:
+        own = frame.loc[kind]
+        rows.append(
+            [
+                label(kind),
+                f"{len(own['weight'].iloc[0])}",
+                f"{own['nonzero'].iloc[0]}",
+                f"{PAPER_CASE_STUDY[kind]}",
+                mean(own["accuracy"].tolist()).text(100, sign=False),
+                f"{100 * own['accuracy'].max():.1f}",
+                f"{100 * own['accuracy'].min():.1f}",
+                mean(own["train_accuracy"].tolist()).text(100, sign=False),
+            ]
+        )
+    heads = ["network", "neurons", "non-zeros", "paper %", "test % [95 %]", "best", "worst", "training %"]
+    yield table(f"8 clauses, 8 dense neurons, α = 2, {len(accuracy)} seeds", heads, rows)
+    typical = ((accuracy[list(KINDS)] - accuracy[list(KINDS)].mean()) ** 2).sum(axis=1).idxmin()
+    for kind in KINDS:
+        yield from _matrices(kind, typical, frame.loc[kind, typical])
+
+
+def matrix(
+    title: str,
+    values: np.ndarray,
+    axes: tuple[str, str],
+    names: tuple[Sequence[str], Sequence[str]],
+    every: tuple[int, int] = (0, 0),
+) -> Finding:
+    """Return a figure of a matrix in colors; a line stands after every so many rows and columns."""
+    columns, rows = (list(each_) for each_ in names)
+    figure = {"type": "matrix", "title": title, "values": values.tolist(), "x": axes[0], "y": axes[1]}
+    return {**figure, "columns": columns, "rows": rows, "every": list(every)}
+
+
+def _matrices(kind: str, trial: int, network: pd.Series) -> Iterator[Finding]:
+    """Draw weight and Gram matrix, with lines between clauses and between the children of each parent."""
+    weight = np.array(network["weight"])
+    inputs = [str(i + 1) for i in range(weight.shape[1])]
+    literals, factor = len(inputs) // int(network["clauses"]), len(weight) // int(network["neurons"])
+    rows = [f"{i // factor + 1}{'abcdefgh'[i % factor] if factor > 1 else ''}" for i in range(len(weight))]
+    title = f"{label(kind)}, trial {trial}, {network['accuracy']:.1%}"
+    apart = (factor if factor > 1 else 0, literals)
+    yield matrix(f"Weights: {title}", weight, ("input", "neuron"), (inputs, rows), apart)
+    gram = (weight.T @ weight).round(4)
+    yield matrix(f"Gram matrix: {title}", gram, ("input", "input"), (inputs, inputs), (literals, literals))
+
+
+def neurons(results: Results) -> Iterator[Finding]:
+    """Relate the gain to the number of neurons at 8 clauses (figure 3a)."""
+    results = results.where("neurons")
+    for kind in EXPANDED:
+        paper = f"the relative improvement of {label(kind)} shrinks with more neurons"
+        what, unit = "slope for each doubling of the neurons", " % of relative improvement"
+        yield _signed(paper, what, results.slope(kind), unit, 100, up=False)
+    ahead = mean(results.differences("clause", "random").to_numpy().T.ravel().tolist())
+    paper = "clause splitting is above random splitting"
+    yield _signed(paper, "mean difference", ahead, " points", 100)
+    yield from _gains(results, "8 clauses")
+
+
+def clauses(results: Results) -> Iterator[Finding]:
+    """Relate the gain to the number of clauses at 8 neurons (figure 3b)."""
+    results, unit = results.where("clauses"), " % of relative improvement"
+    for kind in EXPANDED:
+        means = {count: i.value for count, i in each(results.values(kind, "gain")).items()}
+        peak = max(means, key=lambda count: means[count])
+        first, last = ([c for c in means if (c <= peak if up else c >= 15)] for up in (True, False))
+        paper = f"the gain of {label(kind)} rises at first with more clauses"
+        what = f"slope for each doubling up to the peak at {peak:g} clauses"
+        yield _signed(paper, what, results.where(clauses=tuple(first)).slope(kind), unit, 100)
+        paper = f"beyond roughly 16 clauses the gain of {label(kind)} levels off or declines"
+        fall = results.where(clauses=tuple(last)).slope(kind)
+        what = "slope for each doubling from 15 clauses on"
+        yield _signed(paper, what, fall, unit, 100, up=False, weak=True)
+    yield from _gains(results, "8 neurons")
+
+
+def _gains(results: Results, fixed: str) -> Iterator[Finding]:
+    """Lay out and draw accuracy and relative improvement."""
+    accuracy = {kind: 100 * results.values(kind) for kind in KINDS}
+    gain = {kind: 100 * results.values(kind, "gain") for kind in EXPANDED}
+    rows = [
+        [f"{x:g}"]
+        + [mean(accuracy[kind][x].tolist()).text(sign=False) for kind in KINDS]
+        + [mean(gain[kind][x].tolist()).text() for kind in EXPANDED]
+        for x in accuracy["dense"]
+    ]
+    heads = [results.axis, *(f"{label(k)} %" for k in KINDS)]
+    heads += [f"{label(k)} gain, relative %" for k in EXPANDED]
+    yield table(f"{fixed}, α = 2, {len(accuracy['dense'])} trials, mean [95 %]", heads, rows)
+    x = AXES[results.axis]
+    for title, y, values, level in (
+        ("Relative improvement", "relative improvement, %", gain, 0.0),
+        ("Test accuracy", "test accuracy, %", accuracy, None),
+    ):
+        yield lines(f"{title}, {fixed}", x, y, [line(kind, own) for kind, own in values.items()], level)
+
+
+def heatmap(results: Results) -> Iterator[Finding]:
+    """Relate the gain to both clauses and neurons (figure 3c)."""
+    for kind in EXPANDED:
+        own = results.frame[results.frame["kind"] == kind].sort_values(["clauses", "neurons", "trial"])
+        gain = (100 * own["gain"]).groupby([own["neurons"], own["clauses"]]).apply(list)
+        cells = gain.unstack("clauses")
+        title = f"Relative improvement, {label(kind)}, %"
+        values = np.array([[round(float(np.mean(v)), 2) for v in row] for row in cells.to_numpy()])
+        names = [str(c) for c in cells.columns], [str(h) for h in cells.index]
+        yield matrix(title, values, ("clauses", "neurons"), names)
+        rows = [
+            [str(h), *(mean(v).text() for v in row)]
+            for h, row in zip(cells.index, cells.to_numpy(), strict=True)
+        ]
+        yield table(title, ["neurons", *(f"{c} clauses" for c in cells.columns)], rows)
+        paper = f"{label(kind)} improves on dense over the whole map"
+        yield _signed(paper, "mean", mean((100 * own["gain"]).tolist()), " %")
+        few, more = cells.columns[:2]
+        wide = [h for h in cells.index if h >= 8]
+        change = [a - b for h in wide for a, b in zip(cells.loc[h, more], cells.loc[h, few], strict=True)]
+        paper = f"as clauses become fewer, the benefit of {label(kind)} diminishes"
+        what = f"{more} against {few} clauses, 8 neurons and more"
+        yield _signed(paper, what, mean(change), " % of relative improvement")
+
+
+def capacity(results: Results) -> Iterator[Finding]:
+    """Compare the feature capacity of expanded and dense networks (figures 4a, 4b, top; table A1)."""
+    yield from _measure(results, "capacity", "feature capacity", up=True)
+
+
+def orthogonality(results: Results) -> Iterator[Finding]:
+    """Compare the mean cosine similarity of expanded and dense networks (4a, 4b, bottom; table A2)."""
+    yield from _measure(results, "cosine", "mean cosine similarity", up=False)
+
+
+def _measure(results: Results, name: str, text: str, up: bool) -> Iterator[Finding]:
+    for own, fixed in _both(results):
+        values = {kind: own.values(kind, name) for kind in KINDS}
+        scale, head = (1, "neurons") if own.axis == "neurons" else (4, "# literals")
+        rows = [
+            [f"{scale * x:g}", *(mean(v[x].tolist()).text(digits=3, sign=False) for v in values.values())]
+            for x in values["dense"]
+        ]
+        yield table(f"{text}, {fixed}, mean [95 %]", [head, *map(label, KINDS)], rows)
+        axis = AXES[own.axis]
+        if up:
+            drawn = [line(kind, _fold(values[kind], values["dense"])) for kind in EXPANDED]
+            yield lines(f"Fold change of {text}, {fixed}", axis, "expanded / dense", drawn, 1.0)
+        else:
+            drawn = [line(kind, values[kind]) for kind in KINDS]
+            yield lines(f"{text.capitalize()}, {fixed}", axis, text, drawn, 0.0)
+        for kind in EXPANDED:
+            change = values[kind] - values["dense"]
+            found = each(change)
+            clear = sum(i.above_zero if up else i.below_zero for i in found.values())
+            in_all = mean(change.to_numpy().T.ravel().tolist())
+            bounds = (0.0, np.inf) if up else (-np.inf, 0.0)
+            claim = judged(
+                f"{text} of {label(kind)} is {'higher' if up else 'lower'} than dense"
+                f"{'' if up else ' for all but one setting'} ({fixed})",
+                f"mean difference {in_all.text(digits=3)}; its interval excludes 0 in {clear} of "
+                f"{len(found)} settings",
+                [in_all],
+                *bounds,
+            )
+            # The paper says this of the capacity as a whole, of the cosine in all settings but one.
+            yield claim if up else {**claim, "agrees": clear >= len(found) - 1}
+
+
+def _fold(values: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
+    return values / dense.where(dense != 0)
+
+
+def regression(results: Results) -> Iterator[Finding]:
+    """Relate the gain to the fall of interference over numbers of neurons (figure 4c)."""
+    results = results.where("neurons")
+    for measure, name, text, up in (
+        ("capacity", "feature capacity", "fold change of feature capacity", True),
+        ("cosine", "mean cosine similarity", "change of mean cosine similarity", False),
+    ):
+        dense, points = results.values("dense", measure), {}
+        for kind in EXPANDED:
+            own = results.values(kind, measure)
+            change = _fold(own, dense) if up else own - dense
+            gain = 100 * results.values(kind, "gain")
+            trials = [(change.loc[t].tolist(), gain.loc[t].tolist()) for t in change.index]
+            points[kind] = [pair for x, y in trials for pair in zip(x, y, strict=True)]
+            correlation = np.corrcoef(np.array(points[kind]).T)[0, 1]
+            yield _signed(
+                f"{label(kind)}: relative improvement {'rises' if up else 'falls'} with the {text}",
+                f"slope, trials drawn again (correlation {correlation:+.2f})",
+                slope_over_trials(trials),
+                " % of relative improvement for each " + ("unit" if up else "0.01"),
+                1 if up else 0.01,
+                up,
+            )
+        title, y = f"Improvement against {name}", "relative improvement, %"
+        yield {"type": "points", "title": title, "x": text, "y": y, "points": points}
+
+
+def theory(results: Results) -> Iterator[Finding]:
+    """Compare the formulas of A.5 with simulation, and with random-split networks after training."""
+    models = [CoverageModel(*numbers) for numbers in SIMULATED]
+    networks = 4_000 if results.quick else 20_000
+    made = [(model, simulate(model, networks, seed=0)) for model in models]
+    for name in ("coverage", "collision_ratio"):
+        off = max(estimate[name].distance(getattr(model, name)) for model, estimate in made)
+        text = f"simulation is at most {off:.1f} standard errors off in {len(made)} settings"
+        paper = f"the exact formula for the {name.replace('_', ' ')} holds"
+        yield {**judged(paper, text, []), "agrees": off <= 3}
+    bound = sum(estimate["missed"].mean <= model.missed_bound for model, estimate in made)
+    paper = "the union bound holds for the share of networks that miss a clause"
+    text = f"simulated share at or below C (1 − p)^(αH) in {bound} of {len(made)} settings"
+    yield {**judged(paper, text, []), "agrees": bound == len(made)}
+    rows = [
+        [
+            f"{m.clauses}, {m.literals}, {m.neurons}, {m.factor}",
+            f"{m.coverage:.5f}",
+            f"{e['coverage'].mean:.5f} ± {e['coverage'].error:.5f}",
+            f"{m.coverage_approximation:.5f}",
+            f"{m.collision_ratio:.6f}",
+            f"{e['collision_ratio'].mean:.6f} ± {e['collision_ratio'].error:.6f}",
+            f"{m.collision_ratio_approximation:.6f}",
+            f"{m.missed_bound:.3g}",
+            f"{e['missed'].mean:.4f}",
+        ]
+        for m, e in made
+    ]
+    heads = ["C, k, H, α", "P[cover]", "simulated ± s.e.", "α^−k", "collision ratio", "simulated ± s.e."]
+    heads += ["α^−(2k−1)", "missed, bound", "missed, simulated"]
+    yield table("Formulas of A.5 beside simulated networks", heads, rows)
+    yield from _coverage(results.where("clauses", neurons=8))
+
+
+def _coverage(results: Results) -> Iterator[Finding]:
+    """Count in random-split networks, whose children are split from one parent and then pruned."""
+    covering, collisions, covered = (
+        results.values("random", measure) for measure in ("covering", "collisions", "covered_clauses")
+    )
+    models = {count: CoverageModel(int(count), 4, 8) for count in covering}
+    rows = [
+        [
+            str(count),
+            f"{model.coverage:.4f}",
+            mean(covering[count].tolist()).text(digits=4, sign=False),
+            f"{model.collision_ratio:.5f}",
+            mean((collisions[count] / max(1.0, model.dense_collisions)).tolist()).text(digits=5, sign=False),
+            mean(covered[count].tolist()).text(digits=1, sign=False),
+        ]
+        for count, model in models.items()
+    ]
+    heads = ["clauses", "P[cover], formula", "trained [95 %]", "collision ratio, formula", "trained [95 %]"]
+    heads += ["clauses covered by a neuron, of all"]
+    title = "Random-split networks after training, 8 dense neurons; pruning takes some of the coverage"
+    yield table(title, heads, rows)
+    exact: dict[str, Any] = {"kind": "formula", "x": [float(count) for count in models]}
+    exact |= {key: [model.coverage for model in models.values()] for key in ("means", "low", "high")}
+    title, y = "Coverage: exact formula and trained networks", "share of (neuron, clause) pairs covered"
+    yield lines(title, "clauses", y, [exact, line("random", covering)], 2.0**-4)
+
+
+def clause_free(results: Results) -> Iterator[Finding]:
+    """Compare splits that are not told the formula with a random one and with that by clauses."""
+    frame, rows = results.frame, []
+    kinds = list(dict.fromkeys(frame["kind"]))
+    accuracy = 100 * frame.pivot(index="trial", columns="kind", values="accuracy")
+    for kind in kinds:
+        own = frame[frame["kind"] == kind]
+        above = {other: mean((accuracy[kind] - accuracy[other]).tolist()) for other in ("random", "clause")}
+        factor = len(own["weight"].iloc[0]) // own["neurons"].iloc[0]
+        texts = ["–" if kind == other else interval.text() for other, interval in above.items()]
+        seen = f"{(100 * factor * own['covering']).mean():.0f}"
+        rows.append([label(kind), mean(accuracy[kind].tolist()).text(sign=False), *texts, seen])
+        if kind not in KINDS:
+            paper = f"asked: {label(kind)} is better than random, without being told the clauses"
+            yield _signed(paper, "mean of the paired differences", above["random"], " points")
+    heads = [
+        "split",
+        "test %",
+        "above random",
+        "above clauses",
+        "clauses that a neuron's child sees whole, %",
+    ]
+    yield table(f"8 clauses, 8 dense neurons, α = 2, {len(accuracy)} seeds, mean [95 %]", heads, rows)
+    shown = [k for k in ("clause", "random", "coactivation", "learned", "interactions") if k in kinds]
+    drawn = [line(k, {int(frame["neurons"].iloc[0]): accuracy[k].tolist()}) for k in shown]
+    yield lines("Test accuracy", "hidden neurons", "test accuracy, %", drawn)

@@ -1,0 +1,65 @@
+"""What is measured of a trained network."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe.masked import count_nonzero
+from fpe.metrics import mean_cosine_similarity, total_capacity
+from fpe.training.loop import accuracy
+
+
+def interference(weight: Tensor) -> dict[str, float]:
+    """Return feature capacity and mean cosine similarity of the first layer's weight."""
+    return {"cosine": mean_cosine_similarity(weight), "capacity": total_capacity(weight)}
+
+
+def record(network: nn.Sequential, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:
+    """Return non-zeros, accuracy after rounding to few bits, and interference of the first layer."""
+    weight = network.get_submodule("0").get_parameter("weight").detach()
+    return {
+        "nonzero": count_nonzero(network),
+        "neurons": len(weight),
+        **{f"accuracy_int{bits}": accuracy(rounded(network, bits), X_test, y_test) for bits in (8, 4)},
+        **interference(weight),
+    }
+
+
+class _RoundedInput(nn.Module):
+    """A linear layer whose inputs are rounded to 8 bits, each sample on its own grid."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (batch, inputs) to (batch, outputs)."""
+        outputs: Tensor = self.layer(rounded_rows(x, 8))
+        return outputs
+
+
+def rounded_rows(values: Tensor, bits: int) -> Tensor:
+    """Round each row to ``2^bits − 1`` levels, symmetric about 0; zeros stay zeros."""
+    levels = 2 ** (bits - 1) - 1
+    step = values.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny) / levels
+    nearest: Tensor = (values / step).round() * step
+    return nearest
+
+
+@torch.no_grad()
+def rounded(network: nn.Sequential, bits: int = 8) -> nn.Sequential:
+    """Return a copy whose linear layers have weights of `bits` bits, by neuron, and inputs of 8 bits, by sample.
+
+    Products of such numbers are those of integer arithmetic, up to float32; biases and norms stay as they are.
+    """
+    layers: list[nn.Module] = []
+    for module in copy.deepcopy(network):
+        if isinstance(module, nn.Linear):
+            module.weight.copy_(rounded_rows(module.weight, bits))
+            module = _RoundedInput(module)
+        layers.append(module)
+    return nn.Sequential(*layers)

@@ -1,0 +1,209 @@
+"""What experiments train: declared as families of networks, carried out as tasks of a few networks each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
+from fpe_reproduction.experiments.classifiers import run_cnns, run_gated
+from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
+
+#: How networks are trained on the data; other data gets the paper's 25 + 25 epochs (docs/results).
+SETTINGS = {
+    "fashion-mnist": NetworksConfig(10, 10, 1e-3),
+    "banking77": NetworksConfig(50, 50, 1e-2),
+}
+#: The same for experiments whose learning rate falls.
+DECAYING = {
+    "fashion-mnist": NetworksConfig(10, 10, 1e-2, decay=True),
+    "banking77": NetworksConfig(50, 50, 1e-2, decay=True),
+    "": NetworksConfig(25, 25, 1e-2, decay=True),
+}
+#: Trials that are trained as one task; from `MANY` neurons on, each is a task of its own.
+TOGETHER, MANY = 5, 256
+#: Epochs before and after the expansion in quick runs, of Boolean networks and of others; trials of the latter.
+QUICK_BOOLEAN_EPOCHS, QUICK_EPOCHS, QUICK_TRIALS = 150, 5, 2
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of ``fpe reproduce``, besides the experiment.
+
+    Attributes
+    ----------
+    quick : bool
+        Fewer networks, trained for a shorter time.
+    seed : int
+        Seed of everything.
+    data : mapping of str to Source
+        By name, for the experiments on real data; empty for each experiment's own.
+    hidden : tuple of int or None
+        Widths of the dense networks; None for the experiment's own.
+    trials : int or None
+        Networks of a kind and width; None for the experiment's own.
+    warmup_epochs, epochs, lr
+        As for `NetworksConfig`; None for what suits the data.
+    """
+
+    quick: bool = False
+    seed: int = 0
+    data: Mapping[str, Source] | None = None
+    hidden: tuple[int, ...] | None = None
+    trials: int | None = None
+    warmup_epochs: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Networks that are trained together in one process: ``work(**arguments)``.
+
+    Attributes
+    ----------
+    name : str
+        Of its file.
+    cost : float
+        The most expensive tasks start first.
+    identity : mapping
+        What all results of its group depend on.
+    group : str
+        The data set's name; empty for made-up data.
+    """
+
+    name: str
+    work: Callable[..., dict[str, Any]]
+    arguments: Mapping[str, Any]
+    cost: float
+    identity: Mapping[str, Any]
+    group: str = ""
+
+
+def boolean_config(request: Request) -> BooleanConfig:
+    """Return how the Boolean networks are trained."""
+    config = BooleanConfig(seed=request.seed)
+    epochs = QUICK_BOOLEAN_EPOCHS
+    return replace(config, warmup_epochs=epochs, epochs=epochs) if request.quick else config
+
+
+def config_of(name: str, request: Request, setup: str = "") -> NetworksConfig:
+    """Return how networks are trained on this data; `setup` is that of an experiment."""
+    if setup:
+        config = replace(DECAYING.get(name, DECAYING[""]), validated=setup == "validation")
+    else:
+        config = SETTINGS.get(name, NetworksConfig())
+    config = replace(config, seed=request.seed)
+    if request.quick:
+        config = replace(config, warmup_epochs=QUICK_EPOCHS, epochs=QUICK_EPOCHS)
+    given = {k: getattr(request, k) for k in ("warmup_epochs", "epochs", "lr")}
+    return replace(config, **{k: v for k, v in given.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Boolean networks; each row is clauses, numbers of neurons, the first trial, and the number of trials.
+
+    Attributes
+    ----------
+    full, quick : sequence
+        The rows of a full and of a quick run.
+    others : sequence of str
+        More splits, as for `run_row`.
+    """
+
+    full: Sequence[tuple[int, tuple[int, ...], int, int]]
+    quick: Sequence[tuple[int, tuple[int, ...], int, int]]
+    others: Sequence[str] = ()
+
+    def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
+        """Yield a task for each row."""
+        config = boolean_config(request)
+        for clauses, neurons, first, count in self.quick if request.quick else self.full:
+            name = f"c{clauses}-h{'.'.join(map(str, neurons))}-t{first}-{first + count - 1}"
+            arguments = {"config": config, "clauses": clauses, "neurons": neurons}
+            arguments |= {"first_trial": first, "trials": count}
+            if self.others:
+                name, arguments = f"splits-{name}", {**arguments, "others": tuple(self.others)}
+            identity = {"quick": request.quick, **config.to_dict()}
+            yield Task(name, run_row, arguments, clauses * sum(neurons) * count, identity)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Networks on real data that are trained together.
+
+    Attributes
+    ----------
+    name : str
+        Experiments that ask for the same family share its networks.
+    kinds : sequence of str
+        Of `fpe_reproduction.experiments.networks`; for CNNs and gated networks none.
+    widths, quick : tuple of int
+        Hidden neurons of a full and of a quick run, where none are asked for.
+    layers, features : int
+        Hidden layers; features of a CNN.
+    together : bool
+        Whether one task trains all widths.
+    between : bool
+        Whether `widths` are those between others: whatever is asked for, less that.
+    small : sequence of str
+        Kinds that are left out beyond `MANY` neurons.
+    full_only : bool
+        Whether a quick run goes without.
+    """
+
+    name: str
+    kinds: Sequence[str] = ()
+    widths: tuple[int, ...] = (4, 8, 16, 32)
+    quick: tuple[int, ...] = (4, 8)
+    layers: int = 1
+    features: int = 0
+    together: bool = False
+    between: bool = False
+    small: Sequence[str] = ()
+    full_only: bool = False
+
+    def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
+        """Yield the tasks for each data set."""
+        if request.quick and self.full_only:
+            return
+        own = self.quick if request.quick else self.widths
+        widths = request.hidden or own
+        if self.between:
+            others = request.hidden or ((4, 8) if request.quick else (4, 8, 16, 32))
+            widths = tuple(width for width in own if width not in others)
+        trials = request.trials or (QUICK_TRIALS if request.quick else trials)
+        for name, source in (request.data or {}).items():
+            for some in [widths] if self.together else [(width,) for width in widths]:
+                yield from self._tasks(name, source, tuple(some), request, trials, setup)
+
+    def _tasks(
+        self, data: str, source: Source, widths: tuple[int, ...], request: Request, trials: int, setup: str
+    ) -> Iterable[Task]:
+        config = config_of(data, request, setup)
+        identity = {
+            "quick": request.quick,
+            "data": data,
+            "fingerprint": source.fingerprint,
+            **config.to_dict(),
+        }
+        kinds = tuple(k for k in self.kinds if max(widths) <= MANY or k not in self.small)
+        work, own, number = self._work(kinds)
+        together = 1 if max(widths) >= MANY else TOGETHER
+        for first in range(0, trials, together):
+            numbers = range(first, min(first + together, trials))
+            name = f"{self.name}{number}-h{'.'.join(map(str, widths))}-t{numbers[0]}-{numbers[-1]}"
+            arguments = {"source": source, "config": config, "hidden": widths, "trials": numbers, **own}
+            cost = sum(widths) * (len(kinds) or 4) * len(numbers)
+            yield Task(name, work, arguments, cost, identity, f"{data}-{setup}" if setup else data)
+
+    def _work(self, kinds: tuple[str, ...]) -> tuple[Callable[..., dict[str, Any]], dict[str, Any], str]:
+        """Return the function, its arguments that are this family's, and what its files' names say of them."""
+        if self.features:
+            return run_cnns, {"features": self.features}, f"{self.features}"
+        if not kinds:
+            return run_gated, {}, ""
+        arguments = {"kinds": kinds, "layers": self.layers}
+        return run_networks, arguments, f"{self.layers}" if self.layers > 1 else ""
