@@ -71,10 +71,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
 def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
     small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
     monkeypatch.setattr("fpe_reproduction.experiments.tasks.boolean_config", lambda request: small)
-    results = [
-        reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs)
-        for jobs in (1, 2)
-    ]
+    results = [reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs) for jobs in (1, 2)]
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
 
 

@@ -16,8 +16,8 @@ from fpe._util.modules import seeded
 from fpe.compare.runner import one_thread
 from fpe.data import Dataset
 from fpe.errors import DataError
-from fpe.expansion.pruning import InputPruning
 from fpe.expansion.expand import expand
+from fpe.expansion.pruning import InputPruning
 from fpe.masked import count_nonzero
 from fpe.training.loop import accuracy, adam, as_tensor, train
 from fpe_reproduction.experiments.splits import sample
