@@ -378,3 +378,32 @@ def test_a_verification_leaves_model_modes_and_random_state_as_they_were(name):
     with pytest.raises(ModelError, match="cannot be run on example_inputs"):
         verify(model, group, torch.ones(3, 5))
     assert_unchanged(model, before)
+
+
+class Auxiliary(nn.Module):
+    """In training mode there is a second head."""
+
+    def __init__(self, mix=lambda h: h):
+        super().__init__()
+        self.a, self.norm, self.dropout = nn.Linear(8, 4), nn.BatchNorm1d(4), nn.Dropout(0.1)
+        self.head, self.aux, self.mix = nn.Linear(4, 2), nn.Linear(4, 3), mix
+
+    def forward(self, x):
+        h = self.dropout(F.relu(self.norm(self.a(x))))
+        return (self.head(h), self.aux(self.mix(h))) if self.training else self.head(h)
+
+
+@pytest.mark.parametrize("batch", [None, torch.randn(5, 8)], ids=["symbolic", "exported"])
+def test_a_consumer_that_only_training_calls_is_found(batch):
+    model = Auxiliary()
+    assert find_groups(model, batch).groups == (NeuronGroup("a", ("head", "aux"), ("norm",)),)
+    wide = fpe.expand(model, 2, example_inputs=batch)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert [tuple(y.shape) for y in wide.train()(torch.randn(5, 8))] == [(5, 2), (5, 3)]
+
+
+@pytest.mark.parametrize("batch", [None, torch.randn(5, 8)], ids=["symbolic", "exported"])
+def test_what_mixes_neurons_in_training_mode_only_is_refused(batch):
+    found = find_groups(Auxiliary(lambda h: h.cumsum(-1)), batch)
+    assert found.groups == ()
+    assert "in training mode its neurons are passed to 'cumsum'" in found.skipped[-1].reason

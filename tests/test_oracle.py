@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-import fpe
 from oracle import copied, double, without_chance
 from test_zoo import EXPANDED
-from zoo import ZOO, answer
+from zoo import ZOO, answer, expanded
 
 
 @pytest.mark.parametrize("name", EXPANDED)
 def test_whole_copies_of_all_neurons_compute_what_the_dense_network_does(name):
     model, batch = ZOO[name]()
-    groups = [layer.group for layer in fpe.plan(model, 2, example_inputs=batch).layers]
-    assert all(len(set(runs)) == 1 for group in groups for runs in group.input_layouts)
+    groups = [layer.group for layer in expanded(name)[2].fpe_plan.layers]
+    assert all(len(set(layout)) == 1 for group in groups for layout in group.input_layouts)
     named = [vars(group) for group in groups]
     model, batch = double(without_chance(model), batch)
     for factor in (2, 3):

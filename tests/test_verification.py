@@ -28,11 +28,10 @@ class Block(nn.Module):
         self.form, self.output = form, output
         self.gate, self.up = nn.Linear(8, 6), nn.Linear(8, 6)
         self.norm, self.slope = nn.LayerNorm(6), nn.PReLU(6)
-        self.head, self.second, self.third = nn.Linear(6, 3), nn.Linear(6, 3), nn.Linear(6, 3)
+        self.head, self.second = nn.Linear(6, 3), nn.Linear(6, 3)
         with torch.no_grad():
             self.second.weight.mul_(second)
-            self.third.weight.mul_(second)
-            for layer in (self.head, self.second, self.third) if output != 1 else ():
+            for layer in (self.head, self.second) if output != 1 else ():
                 layer.weight.mul_(output)
         self.to(dtype)
 

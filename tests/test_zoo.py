@@ -11,7 +11,7 @@ from fpe.errors import ModelError
 from fpe.graph import find_groups, verify
 from models import same_state
 from untouched import untouched
-from zoo import ZOO, answer
+from zoo import ZOO, answer, expanded
 
 #: What must be found in each model, by name or pattern, when nothing is asked for.
 EXPANDED = {
@@ -35,32 +35,16 @@ EXPANDED = {
 }
 
 
-@pytest.fixture(scope="module")
-def expanded():
-    """Return each model with its batch and its expansion, made once."""
-    made = {}
-
-    def of(name):
-        if name not in made:
-            model, batch = ZOO[name]()
-            made[name] = (model, batch, fpe.expand(model, 2, example_inputs=batch, seed=3))
-        return made[name]
-
-    return of
-
-
 @pytest.mark.parametrize("name", EXPANDED)
-def test_the_hidden_layers_are_found_and_the_model_is_left_as_it_was(name):
-    model, batch = ZOO[name]()
-    with untouched(model, batch):
-        planned = fpe.plan(model, 2, example_inputs=batch)
-    found = [n for layer in planned.layers for n in layer.group.producers]
+def test_the_hidden_layers_are_found(name):
+    _, _, wide = expanded(name)
+    found = [n for layer in wide.fpe_plan.layers for n in layer.group.producers]
     assert found == EXPANDED[name] or (name == "Mixtral-style experts" and set(found) <= set(EXPANDED[name]))
 
 
 @pytest.mark.parametrize("name", EXPANDED)
 def test_every_group_that_is_found_can_be_permuted(name):
-    model, batch = ZOO[name]()
+    model, batch, _ = expanded(name)
     with untouched(model, batch):
         groups = find_groups(model, batch).groups
         verify(model, groups, batch)
@@ -68,27 +52,42 @@ def test_every_group_that_is_found_can_be_permuted(name):
 
 
 @pytest.mark.parametrize("name", EXPANDED)
-def test_what_reads_an_expanded_model_leaves_it_as_it_was(name, expanded, tmp_path):
+def test_what_takes_an_expanded_model_leaves_it_as_it_was(name, tmp_path):
     model, batch, wide = expanded(name)
     file = tmp_path / "wide.safetensors"
+    measures = [
+        f
+        for n, f in vars(fpe.metrics).items()
+        if n[0] != "_" and "weight" in getattr(f, "__annotations__", {})
+    ]
+    assert len(measures) >= 5
     with untouched(model, batch), untouched(wide, batch):
         fpe.summary(model, wide)
         fpe.count_nonzero(wide)
         fpe.save(wide, file)
         fpe.load(file, like=model)
         packed = fpe.pack(wide, example_inputs=batch)
+        for layer in (m for m in wide.modules() if isinstance(m, fpe.MaskedLayer) and m.weight.dim() == 2):
+            for measure in measures:
+                measure(layer.weight)
     with untouched(packed, batch):
         fpe.count_nonzero(packed)
         fpe.save(packed, file)
         fpe.unpack(packed)
 
 
-@pytest.mark.parametrize("name", EXPANDED)
-def test_expanding_keeps_count_class_and_shapes_and_leaves_the_model_alone(name, expanded):
+@pytest.mark.parametrize("name", ["MLP-LayerNorm", "CNN-BatchNorm-Flatten", "LSTM head"])
+def test_exporting_leaves_dense_expanded_and_packed_models_as_they_were(name, tmp_path):
     model, batch, wide = expanded(name)
-    with untouched(model, batch):
-        again = fpe.expand(model, 2, example_inputs=batch, seed=3)
-    assert same_state(again, wide)
+    for kind in (model, wide, fpe.pack(wide, example_inputs=batch)):
+        with untouched(kind, batch):
+            fpe.export(kind, tmp_path / "model.pt2", batch)
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_expanding_keeps_count_class_and_shapes_and_a_seed_gives_the_same_weights(name):
+    model, batch, wide = expanded(name)
+    assert same_state(fpe.expand(model, 2, example_inputs=batch, seed=3), wide)
     assert type(wide) is type(model)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == wide.fpe_plan.nonzero
     assert answer(wide, batch).shape == answer(model, batch).shape
@@ -112,11 +111,11 @@ def test_all_splits_and_factors_keep_the_count(name, split, factor):
 
 
 @pytest.mark.parametrize("name", EXPANDED)
-def test_children_partition_their_parent(name, expanded):
+def test_children_partition_their_parent(name):
     model, _, wide = expanded(name)
-    readers = {reader for layer in wide.fpe_plan.layers for reader in layer.group.consumers}
+    consumers = {consumer for layer in wide.fpe_plan.layers for consumer in layer.group.consumers}
     for layer in wide.fpe_plan.layers:
-        for producer in set(layer.group.producers) - readers:
+        for producer in set(layer.group.producers) - consumers:
             parent = model.get_submodule(producer).weight
             parent = parent.t() if type(model.get_submodule(producer)).__name__ == "Conv1D" else parent
             child = wide.get_submodule(producer)
@@ -156,7 +155,7 @@ def test_a_convolution_of_one_channel_shares_out_taps():
 
 
 @pytest.mark.parametrize("name", EXPANDED)
-def test_training_moves_the_free_weights_and_no_other(name, expanded):
+def test_training_moves_the_free_weights_and_no_other(name):
     _, batch, wide = expanded(name)
     wide = copy.deepcopy(wide).train()
     before = {n: p.detach().clone() for n, p in wide.named_parameters()}
@@ -174,7 +173,7 @@ def test_training_moves_the_free_weights_and_no_other(name, expanded):
 
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("name", EXPANDED)
-def test_what_is_loaded_is_what_was_saved(name, times, tmp_path, expanded):
+def test_what_is_loaded_is_what_was_saved(name, times, tmp_path):
     model, batch, wide = expanded(name)
     if times == 2:
         wide = fpe.expand(wide, 2, example_inputs=batch, seed=4)
@@ -199,9 +198,8 @@ def test_experts_of_transformers_are_refused_with_the_reason():
 
 @pytest.mark.parametrize("name", ["GPT-2", "BERT", "CLIP", "T5", "ViT", "LLaMA"])
 def test_models_of_transformers_need_no_batch(name):
-    model, batch = ZOO[name]()
-    made_up, given = fpe.plan(model, 2), fpe.plan(model, 2, example_inputs=batch)
-    assert made_up.layers == given.layers
+    model, _, wide = expanded(name)
+    assert fpe.plan(model, 2).layers == wide.fpe_plan.layers
 
 
 def test_a_pretrained_model_is_expanded_saved_and_loaded(tmp_path):
@@ -221,14 +219,14 @@ def test_a_pretrained_model_is_expanded_saved_and_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["CNN-BatchNorm-Flatten", "LLaMA"])
-def test_an_expanded_model_compiles_to_the_same_outputs(name, expanded):
+def test_an_expanded_model_compiles_to_the_same_outputs(name):
     _, batch, wide = expanded(name)
     wide = copy.deepcopy(wide).eval()
     torch.testing.assert_close(answer(torch.compile(wide), batch), answer(wide, batch), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN-BatchNorm-Flatten", "BERT"])
-def test_an_expanded_model_exports_to_the_same_outputs(name, tmp_path, expanded):
+def test_an_expanded_model_exports_to_the_same_outputs(name, tmp_path):
     from fpe.graph.follow import exported
     from fpe.graph.inputs import as_call
 
@@ -242,7 +240,7 @@ def test_an_expanded_model_exports_to_the_same_outputs(name, tmp_path, expanded)
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN-BatchNorm-Flatten"])
-def test_an_expanded_model_runs_in_onnx_at_any_batch_size(name, tmp_path, expanded):
+def test_an_expanded_model_runs_in_onnx_at_any_batch_size(name, tmp_path):
     import onnxruntime
 
     _, batch, wide = expanded(name)

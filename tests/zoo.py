@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import fpe
+from untouched import untouched
 
 #: Name → a function that returns a model and one batch, the same each time.
 ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
@@ -36,6 +40,15 @@ def zoo(name: str) -> Callable[[Callable[[], tuple[nn.Module, Any]]], Callable[[
         return built
 
     return enter
+
+
+@functools.cache
+def expanded(name: str) -> tuple[nn.Module, Any, nn.Module]:
+    """Return a model with its batch and its expansion by 2, made once; it must be left as it was."""
+    model, batch = ZOO[name]()
+    with untouched(model, batch):
+        wide = fpe.expand(model, 2, example_inputs=batch, seed=3)
+    return model, batch, wide
 
 
 def images(channels: int = 3, size: int = 8) -> Tensor:
