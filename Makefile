@@ -35,25 +35,14 @@ lint: setup  ## Check style and types.
 bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax
 	$(BIN)/python reproduction/benchmarks/expand.py
-	$(BIN)/python reproduction/benchmarks/bert.py
+	$(BIN)/python reproduction/benchmarks/expand.py --model bert
 	$(BIN)/python reproduction/benchmarks/ensemble.py
 	$(BIN)/python reproduction/benchmarks/rewiring.py
 	$(BIN)/python reproduction/benchmarks/embed.py
 	$(BIN)/fpe bench
 
 results: setup  ## Make the tables and figures of docs/results again (about five hours).
-	$(BIN)/python reproduction/pages/fit.py
-	$(BIN)/python reproduction/pages/settings.py
-	$(BIN)/python reproduction/pages/boolean.py
-	$(BIN)/python reproduction/pages/vision.py
-	$(BIN)/python reproduction/pages/splits.py
-	$(BIN)/python reproduction/pages/rewiring_trained.py
-	$(BIN)/python reproduction/pages/rewiring.py
-	$(BIN)/python reproduction/pages/models.py
-	$(BIN)/python reproduction/pages/speed.py
-	$(BIN)/python reproduction/pages/charlm.py
-	$(BIN)/python reproduction/pages/cnn.py
-	$(BIN)/python reproduction/pages/expansion_picture.py
+	$(BIN)/python reproduction/pages/make.py all
 
 clean:  ## Remove .venv and caches; results stay.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info reproduction/src/*.egg-info

@@ -1,83 +1,87 @@
-"""Time and memory of one expansion of a large gated-MLP-sized pair of layers.
+"""Time and memory of planning and expanding: a pair of large linear layers, or a model of BERT-base's size.
 
-Named alternative: copying the two weights once with ``Tensor.clone``, in the same run.
-Usage: python reproduction/benchmarks/expand.py [--repeats 5] [--out FILE.json]
+Named alternative: copying the model once with ``copy.deepcopy``, by turns in the same run. The peak memory is that of
+this process while it works, beyond what it had before (Linux only).
+Usage: python reproduction/benchmarks/expand.py [--model mlp|bert] [--rounds 5] [--record]
 """
 
 from __future__ import annotations
 
-import argparse
-import resource
-import statistics
-import time
+import copy
+import gc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from common import by_turns, options, record, seconds, spread
 from torch import nn
 
 import fpe
-from fpe._util.files import write_json
-from fpe.compare.store import provenance
-
-INPUTS, NEURONS, FACTOR = 4096, 11008, 2
 
 
-def seconds(action) -> float:
-    start = time.perf_counter()
+def mlp() -> tuple[nn.Module, Any]:
+    return nn.Sequential(nn.Linear(4096, 11008), nn.SiLU(), nn.Linear(11008, 4096)), None
+
+
+def bert(**sizes: int) -> tuple[nn.Module, Any]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(BertConfig(**sizes)).eval()
+    return model, {"input_ids": torch.randint(1, 30000, (2, 16))}
+
+
+def resident(field: str) -> int:
+    """Return the bytes that this process has now (VmRSS), or had at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def peak(action: Callable[[], object]) -> int:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
+    before = resident("VmRSS")
     action()
-    return time.perf_counter() - start
-
-
-def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def measure(split: str, prune: str, repeats: int) -> dict:
-    before = peak_bytes()
-    model = nn.Sequential(nn.Linear(INPUTS, NEURONS), nn.SiLU(), nn.Linear(NEURONS, INPUTS))
-    wide = fpe.expand(model, factor=FACTOR, split=split, prune=prune)
-    peak = peak_bytes() - before  # of dense and wide model and all in between, before any other work
-    wide_bytes = sum(t.nbytes for t in wide.state_dict().values())
-    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    del wide
-    ratios, copies, expansions = [], [], []
-    for seed in range(repeats):
-        copies.append(seconds(lambda: [model[0].weight.detach().clone(), model[2].weight.detach().clone()]))
-        expansions.append(
-            seconds(lambda: fpe.expand(model, factor=FACTOR, split=split, prune=prune, seed=seed))  # noqa: B023
-        )
-        ratios.append(expansions[-1] / copies[-1])
-    return {
-        "split": split,
-        "prune": prune,
-        "copy_s": statistics.median(copies),
-        "expand_s": statistics.median(expansions),
-        "ratio": statistics.median(expansions) / statistics.median(copies),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-        "peak_over_wide": peak / wide_bytes,
-        "wide_bytes": wide_bytes,
-    }
+    return resident("VmHWM") - before
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--split", default="random")
-    parser.add_argument("--prune", default="magnitude")
-    parser.add_argument("--out")
-    args = parser.parse_args()
-    row = measure(args.split, args.prune, args.repeats)
-    print(
-        f"Linear({INPUTS}, {NEURONS}) - SiLU - Linear({NEURONS}, {INPUTS}) by {FACTOR}, "
-        f"{args.split}/{args.prune}: {row['expand_s']:.2f} s, {row['ratio']:.1f} times a copy of the weights "
-        f"({row['ratio_min']:.1f} to {row['ratio_max']:.1f}, {args.repeats} repeats); "
-        f"peak {row['peak_over_wide']:.2f} times the wide model's {row['wide_bytes'] / 1e6:.0f} MB"
-    )
-    if args.out:
-        write_json(Path(args.out), {"row": row, "provenance": provenance()})
+    given = options(__doc__, model="mlp", rounds=5, split="random", prune="magnitude")
+    torch.manual_seed(0)
+    model, batch = {"mlp": mlp, "bert": bert}[given.model]()
+    tiny = bert(hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
+    first = seconds(lambda: fpe.plan(tiny[0], example_inputs=tiny[1]))  # loads torch.export
+
+    def plan() -> object:
+        return fpe.plan(model, split=given.split, prune=given.prune, example_inputs=batch)
+
+    def expand() -> nn.Module:
+        return fpe.expand(model, split=given.split, prune=given.prune, example_inputs=batch)
+
+    actions: dict[str, Callable[[], object]] = {"plan": plan, "expand": expand}
+    actions["deepcopy"] = lambda: copy.deepcopy(model)
+    taken = by_turns({name: lambda a=action: seconds(a) for name, action in actions.items()}, given.rounds)
+    wide = expand()
+    weights = sum(p.nbytes for p in model.parameters())
+    wide_bytes = sum(t.nbytes for t in wide.state_dict().values())
+    exact = fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    del wide
+    peaks = {"plan_over_weights": peak(plan) / weights, "expand_over_wide": peak(expand) / wide_bytes}
+    ratio = taken["expand"] / taken["deepcopy"]
+    print(f"{given.model}, {given.split}/{given.prune}: {weights / 1e6:.0f} MB; median (range)")
+    for name, values in taken.items():
+        print(f"{name:9} {spread(values)} s")
+    print(f"expand takes {spread(ratio, '.1f')} times as long as a deepcopy; count exact: {exact}")
+    print(f"loading torch.export, with the plan of a tiny model: {first:.2f} s; peak memory {peaks}")
+    if given.record:
+        values = {name: list(each) for name, each in taken.items()}
+        about = {"model": given.model, "split": given.split, "prune": given.prune, "count_exact": exact}
+        sizes = {"weights_bytes": weights, "wide_bytes": wide_bytes, "first_plan_s": first}
+        name = "expand" if given.model == "mlp" else given.model
+        record(
+            name, {**about, "seconds": values, "expand_over_deepcopy": list(ratio), "peak": peaks, **sizes}
+        )
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     main()

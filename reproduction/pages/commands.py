@@ -1,0 +1,119 @@
+"""The pages of ``fpe fit`` and ``fpe bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, table
+
+from fpe._util.files import read_json
+from fpe.compare.report import fit_table
+from fpe.data.named import find_folder
+from fpe_reproduction.bench.report import asked_markdown, bench_markdown, case_name, verdicts
+
+BANKING = "--hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
+FASHION = "--hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
+#: Heading, data and options of each comparison by ``fpe fit``.
+RUNS = {
+    "digits": ("Handwritten digits, random split (`make demo`)", "digits", ""),
+    "banking77-random": (
+        "Banking77, random split", "banking77-minilm.npz", f"{BANKING} --factor 2 --split random",
+    ),
+    "banking77-columns-2": (
+        "Banking77, shared split, whole columns pay, α = 2", "banking77-minilm.npz",
+        f"{BANKING} --factor 2 --split shared --prune columns",
+    ),
+    "banking77-columns-3": (
+        "Banking77, shared split, whole columns pay, α = 3", "banking77-minilm.npz",
+        f"{BANKING} --factor 3 --split shared --prune columns",
+    ),
+    "banking77-batch-500": (
+        "Banking77, random split, mini-batches of 500", "banking77-minilm.npz",
+        f"{BANKING} --factor 2 --split random --batch-size 500",
+    ),
+    "fashion-mnist": ("Fashion-MNIST, random split", "fashion-mnist", FASHION),
+}  # fmt: skip
+
+
+def run(page: str) -> None:
+    """Run what the page shows, and store its data and figures."""
+    if page == "fit":
+        for name in RUNS:
+            fit(name)
+        return
+    if run_fpe("bench", "--out", OUT / "bench"):  # cases that are measured already are kept
+        raise SystemExit("fpe bench failed")
+    copy(OUT / "bench" / "figure.png", "speed/figure.png")
+    copy(OUT / "bench" / "results.json", "speed/results.json")
+
+
+def fit(name: str) -> None:
+    """Run one comparison; one without data here is left as it stands."""
+    _, data, options = RUNS[name]
+    folder = find_folder(Path(data).stem) if data.endswith(".npz") else Path()
+    source = data if folder is None else folder / data
+    if folder is None or run_fpe("fit", source, *options.split(), "--out", OUT / "results" / name):
+        print(f"not run again: {name}", flush=True)
+        return
+    result = read_json(OUT / "results" / name / "results.json") or {}
+    for trial in result["trials"]:
+        trial.pop("history", None)
+    store(f"fit/{name}", result)
+    copy(OUT / "results" / name / "accuracy.png", f"fit/{name}.png")
+
+
+def parts(page: str) -> dict[str, dict[str, str]]:
+    """Return what stands between the marks of the page."""
+    if page == "speed":
+        return {"speed": speed()}
+    names = [name for name in RUNS if (RESULTS / "fit" / f"{name}.json").exists()]
+    rows = []
+    for name in names:
+        title = RUNS[name][0].partition(" (")[0]
+        for row in stored(f"fit/{name}")["rows"]:
+            kinds = row["dense"], row["expanded"]
+            cells = [f"{100 * kind['accuracy']:.1f} ± {100 * kind['accuracy_sd']:.1f}" for kind in kinds]
+            neurons = " → ".join(str(kind["neurons"]) for kind in kinds)
+            rows.append([title, neurons, f"{row['dense']['nonzero']:,}", *cells])
+            title = ""
+    one_shot = table(["", "neurons", "non-zeros", "dense", "expanded"], rows)
+    return {"fit": {"runs": block("\n".join(map(section, names)))}, "overview": {"one-shot": one_shot}}
+
+
+def section(name: str) -> str:
+    """Return the part of the page about one comparison by ``fpe fit``."""
+    heading, data, options = RUNS[name]
+    result = stored(f"fit/{name}")
+    keys = ("fpe", "commit", "python", "torch", "numpy")
+    by = [trial["provenance"] for trial in result["trials"]]
+    made = "; ".join(sorted({", ".join(f"{key} {each[key]}" for key in keys) for each in by}))
+    seconds = sum(trial["seconds"] for trial in result["trials"])
+    command = " ".join(f"fpe fit {data} {options}".split())
+    return (
+        f"## {heading}\n\n```console\n$ {command}\n```\n\n```text\n{fit_table(result)}\n```\n\n"
+        f"![Accuracy against width](fit/{name}.png)\n\n"
+        f"{made}; {by[0]['machine']}; {seconds:.0f} core-seconds of training; {by[0]['written'][:10]}. "
+        f"Data: [`fit/{name}.json`](fit/{name}.json).\n"
+    )
+
+
+def speed() -> dict[str, str]:
+    """Return the parts of the page about packed layers."""
+    result = stored("speed/results")
+    known = [row["holds"] for row in verdicts(result)["rows"] if row["holds"] is not None]
+    made, rounds = result["provenance"], result["config"]["rounds"]
+    lines = []
+    for kind, title in (("layer", "## Layers"), ("model", "## Whole models")):
+        lines += [title, ""]
+        for case in result["cases"]:
+            if case["kind"] == kind:
+                lines += [f"### {case_name(case)}", "", *bench_markdown(case)]
+    keys = [key for key in ("fpe", "python", "torch", "onnxruntime") if made[key]]
+    others = [made[key] for key in ("instructions", "gpu") if key in made]
+    return {
+        "command": block(f"```console\n$ fpe bench --rounds {rounds}\n```"),
+        "held": f"**{sum(known)} of {len(known)} limits hold**",
+        "limits": block("\n".join(asked_markdown(result))),
+        "cases": block("\n".join(lines)),
+        "made": f"{', '.join([made_by(result, *keys), *others])}; read on commit `{made['commit']}`",
+    }

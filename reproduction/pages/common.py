@@ -1,0 +1,82 @@
+"""What all pages share: places, tables, what made a result, and putting text between the marks of a page."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fpe._util.files import read_json, write_atomically, write_json
+from fpe.compare.store import commits
+from fpe_reproduction.report.text import markdown_table
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+OUT = Path("fpe-out")
+
+
+def stored(name: str) -> dict[str, Any]:
+    """Read ``docs/results/NAME.json``."""
+    record = read_json(RESULTS / f"{name}.json")
+    if record is None:
+        raise FileNotFoundError(f"docs/results/{name}.json is missing: make the page without --stored first")
+    return record
+
+
+def store(name: str, record: Mapping[str, Any]) -> None:
+    """Write ``docs/results/NAME.json``."""
+    write_json(RESULTS / f"{name}.json", dict(record))
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table as a block."""
+    return block("\n".join(markdown_table(list(columns), [list(row) for row in rows])))
+
+
+def block(text: str) -> str:
+    """Return text that stands in lines of its own between its marks."""
+    return f"\n{text.strip()}\n"
+
+
+def made_by(record: Mapping[str, Any], *keys: str) -> str:
+    """Name the versions and the machine that made a result."""
+    made = record["provenance"]
+    return ", ".join([*(f"{key} {made[key]}" for key in keys), made["machine"]])
+
+
+def trained_at(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Say which commits stored runs were made with; a "+" stands for changes that were not committed."""
+    made = commits(runs)
+    note = " (+: with changes that were not committed)" if any(c.endswith("+") for c in made) else ""
+    return f"Trained with fpe at {', '.join(made)}{note}."
+
+
+def run_fpe(*arguments: str | Path) -> int:
+    """Run an ``fpe`` command; return its exit code."""
+    return subprocess.run([Path(sys.executable).with_name("fpe"), *arguments]).returncode
+
+
+def copy(source: Path, name: str) -> None:
+    """Copy a file into docs/results."""
+    (RESULTS / name).parent.mkdir(exist_ok=True)
+    shutil.copyfile(source, RESULTS / name)
+
+
+def inject(text: str, parts: Mapping[str, str]) -> str:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end NAME -->`` for each part."""
+    for mark, part in parts.items():
+        before, begin, rest = text.partition(f"<!-- {mark} -->")
+        _, end, after = rest.partition(f"<!-- end {mark} -->")
+        if not end:
+            raise ValueError(f"the page has no place for {mark}: <!-- {mark} --> … <!-- end {mark} -->")
+        text = f"{before}{begin}{part}{end}{after}"
+    return text
+
+
+def write(page: str, parts: Mapping[str, str]) -> None:
+    """Put parts into ``docs/results/PAGE.md``."""
+    path = RESULTS / f"{page}.md"
+    text = inject(path.read_text(encoding="utf-8"), parts)
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""Make pages of docs/results from experiments: run them, store their data, and put tables and numbers in place.
+
+Usage: python reproduction/pages/make.py [--stored] PAGE…        (``make results`` makes all; about five hours)
+
+The prose stands in the pages; this program replaces what is between ``<!-- NAME -->`` and ``<!-- end NAME -->``.
+Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made from their stored data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Mapping
+
+from common import write
+
+#: The module of each page, in the order in which pages depend on each other's data. A module has ``run(page)``,
+#: which stores data, and ``parts(page)``: for each page that it writes, the texts between the page's marks.
+PAGES = {
+    "fit": "commands",
+    "picture": "picture",
+    "boolean": "reproduced",
+    "vision": "reproduced",
+    "splits": "reproduced",
+    "rewiring-trained": "trained",
+    "rewiring": "reproduced",
+    "models": "models",
+    "speed": "commands",
+    "charlm": "halfway",
+    "cnn": "halfway",
+}
+
+
+def parts_of(page: str) -> Mapping[str, Mapping[str, str]]:
+    """Return what a page's stored data say: for each page that is written, texts by mark."""
+    parts: Mapping[str, Mapping[str, str]] = importlib.import_module(PAGES[page]).parts(page)
+    return parts
+
+
+def main() -> None:
+    """Make the pages that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pages", nargs="+", metavar="PAGE", choices=["all", *PAGES], help=", ".join(PAGES))
+    parser.add_argument("--stored", action="store_true", help="run nothing")
+    arguments = parser.parse_args()
+    for page in PAGES if "all" in arguments.pages else arguments.pages:
+        print(f"== {page}", flush=True)
+        if not arguments.stored:
+            importlib.import_module(PAGES[page]).run(page)
+        for written, parts in parts_of(page).items():
+            write(written, parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""The pages of experiments that ``fpe reproduce`` runs: Boolean data, real data, splits, dynamic masks."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import settings
+from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, table
+
+from fpe._util.files import read_json, write_atomically
+from fpe.compare.store import commits
+from fpe_reproduction.experiments.findings import verdict
+from fpe_reproduction.report.text import findings_markdown
+
+#: The arguments of ``fpe reproduce`` for each page, and its experiments in the order of the page.
+PAGES = {
+    "boolean": (
+        ["boolean"],
+        "case-study neurons clauses heatmap capacity orthogonality regression theory",
+    ),
+    "vision": (
+        ["real"],
+        "vision equivalent timing interference factor depth imagenet dynamic two-four cnn overlap dropconnect "
+        "from-scratch fewer-inputs blocks wide distil quantised",
+    ),
+    "splits": (["splits", "clause-free"], "splits clause-free"),
+    "rewiring": (["moving"], "rewiring-choices rewiring"),
+}
+#: Experiments whose training seconds add up; others share their networks.
+OWN_NETWORKS = {"boolean": "case-study neurons clauses heatmap", "splits": PAGES["splits"][1]}
+OWN_NETWORKS["rewiring"] = PAGES["rewiring"][1]
+#: What sorts the table of all trained networks.
+ORDER = ("data", "layers", "clauses", "hidden", "neurons", "kind", "trial")
+
+
+def run(page: str) -> None:
+    """Run the experiments; copy their data and figures, and list all trained networks."""
+    if page in settings.RUNS:
+        settings.RUNS[page]()
+    for name in PAGES[page][0]:
+        if run_fpe("reproduce", name, "--out", OUT / "reproduce"):
+            raise SystemExit(f"fpe reproduce {name} failed")
+    networks: dict[str, dict[str, Any]] = {}
+    for name in PAGES[page][1].split():
+        result = read_json(OUT / "reproduce" / name / "results.json") or {}
+        copy(OUT / "reproduce" / name / "figure.png", f"{page}/{name}.png")
+        networks |= {json.dumps(row): row for row in result.pop("values", [])}
+        result.pop("figures", None)
+        store(f"{page}/{name}", result)
+    if page != "splits":
+        write_networks(RESULTS / page / "networks.csv", list(networks.values()))
+
+
+def write_networks(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write every trained network as a line of a table."""
+
+    def write(file: Path) -> None:
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
+            writer.writeheader()
+            writer.writerows(sorted(rows, key=lambda row: [row.get(key, 0) for key in ORDER]))
+
+    write_atomically(path, write)
+
+
+def parts(page: str) -> dict[str, dict[str, str]]:
+    """Return what stands between the marks of the page, and those of overview.md that show its tables."""
+    results = {name: stored(f"{page}/{name}") for name in PAGES[page][1].split()}
+    made, *_ = results.values()
+    trained = sum(results[name]["training_seconds"] for name in OWN_NETWORKS.get(page, "").split())
+    at = f"; trained with fpe at {', '.join(commits(results.values()))}"
+    if "commits" not in made:  # older results name the commit that made the page
+        at = f"; read on commit `{made['provenance']['commit']}`"
+    own = {
+        "sections": block("\n".join(findings_markdown(r, f"{page}/{n}.png") for n, r in results.items())),
+        "made": block(
+            f"{made_by(made, 'fpe', 'python', 'torch', 'numpy')}{at}."
+            + (f" Training took {trained:,} seconds of one core." if trained else "")
+        ),
+    }
+    claims = [verdict(claim) == "agrees" for result in results.values() for claim in result["claims"]]
+    if page in ("boolean", "vision"):
+        own["counted"] = f"**{sum(claims)} of {len(claims)} statements"
+        own["settings"] = settings.text(page)
+    if page == "boolean":
+        study = results["case-study"]["tables"][0]
+        return {page: own, "overview": {"case-study": table(study["columns"], study["rows"])}}
+    if page == "vision":
+        tables = results["fewer-inputs"]["tables"]
+        (rival,) = [t for t in tables if t["title"].startswith("banking77, test") and "α" not in str(t)]
+        own["rival"] = rivals(tables)
+        return {page: own, "overview": {"rival": table(rival["columns"][:6], [r[:6] for r in rival["rows"]])}}
+    if page == "rewiring":
+        own["gaps"] = gaps(results["rewiring"]["tables"])
+        return {page: own, "overview": {"moving": own["gaps"]}}
+    return {page: own}
+
+
+def rivals(tables: list[dict[str, Any]]) -> str:
+    """Return the differences to the rival that chooses inputs by variance, α = 2, of each data set."""
+    rows = []
+    for each in tables:
+        if "differences" in each["title"] and "α" not in str(each["columns"]):
+            places = [i for i, name in enumerate(each["columns"]) if name.endswith("by variance")]
+            data = each["title"].partition(",")[0]
+            rows += [[data, row[0], *(row[i] for i in places)] for row in each["rows"]]
+    return table(["data", "neurons", "random-split", "shared, columns"], rows)
+
+
+def gaps(tables: list[dict[str, Any]]) -> str:
+    """Return what dynamic masks reach on each data set: accuracies, and the gap that they close."""
+    kinds = ("dense %", "random-split %", "rewired %", "dense, twice the count %")
+    rows = []
+    for closed, accuracy in pairwise(tables):
+        if not re.search("gap to twice the parameters", closed["title"]):
+            continue
+        data = {"banking77-cosine": "Banking77", "fashion-mnist-cosine": "Fashion-MNIST"}
+        name = data[closed["title"].partition(",")[0]]
+        (*own, mean) = next(row[1:] for row in closed["rows"] if row[0] == "rewired")
+        for row, gap in zip(accuracy["rows"], own, strict=True):
+            cells = dict(zip(accuracy["columns"], row, strict=True))
+            count = cells["non-zeros"].partition(" ")[0]
+            rows.append([name, cells["neurons"], count, *(cells[kind] for kind in kinds), gap])
+            name = ""
+        rows.append(["", "mean", "", "", "", "", "", f"**{mean}**"])
+    heads = ["", "neurons", "non-zeros", "dense %", "expanded once %", "masks that move %"]
+    return table([*heads, "dense, twice the non-zeros %", "gap closed %"], rows)
