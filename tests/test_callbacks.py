@@ -44,7 +44,7 @@ def test_lightning_callbacks_serve_one_fit_after_another(tmp_path):
 
 
 def test_the_trainers_callbacks_serve_one_training_after_another(tmp_path):
-    callbacks = [huggingface.Expand(1, factor=2), huggingface.Rewire("set", SCHEDULE)]
+    callbacks = [huggingface.Expand(1, factor=2), huggingface.Rewire("set", schedule=SCHEDULE)]
     for _ in range(2):
         model = gpt2()
         transformers(model, tmp_path, *callbacks, epochs=2, save_strategy="no").train()
@@ -221,14 +221,14 @@ def test_masks_that_do_not_move_are_told(train, tmp_path):
 
 
 def test_a_rewirer_that_does_not_resume_with_its_training_is_told(tmp_path):
-    rewiring = huggingface.Rewire("set", SCHEDULE)
+    rewiring = huggingface.Rewire("set", schedule=SCHEDULE)
     transformers(gpt2(), tmp_path, huggingface.Expand(0), rewiring, epochs=1).train()
     folder = tmp_path / "checkpoint-3"
     model = huggingface.restore_shape(gpt2(), folder)
-    trainer = transformers(model, tmp_path / "b", huggingface.Rewire("set", SCHEDULE), epochs=2)
+    trainer = transformers(model, tmp_path / "b", huggingface.Rewire("set", schedule=SCHEDULE), epochs=2)
     with pytest.warns(UserWarning, match="starts anew"):
         trainer.train(resume_from_checkpoint=str(folder))
-    resuming = huggingface.Rewire("set", SCHEDULE, resume_from_checkpoint=folder)
+    resuming = huggingface.Rewire("set", schedule=SCHEDULE, resume_from_checkpoint=folder)
     trainer = transformers(gpt2(), tmp_path / "c", huggingface.Expand(0), resuming, epochs=2)
     with pytest.warns(UserWarning, match="is not used"):
         trainer.train()

@@ -13,8 +13,8 @@ from fits import Module, data, fitted, lightning, transformers
 from fpe.errors import CheckpointError, ModelError
 from fpe.expansion.plan import plans_in
 from fpe.integrations import huggingface
+from fpe.integrations.base import dense_kept
 from fpe.integrations.lightning import Expand, restore_shape
-from fpe.integrations.loading import dense_kept
 from zoo import ZOO
 
 

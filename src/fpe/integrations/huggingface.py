@@ -13,24 +13,23 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback
 
 from fpe._util.files import write_atomically
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.expansion.inplace import check_moments, expand_, foresee
-from fpe.expansion.plan import plans_in
-from fpe.expansion.pruning import InputPruning, as_pruning
-from fpe.integrations.loading import dense_kept, holds_masks, loading_of
-from fpe.integrations.warn import (
+from fpe.expansion.inplace import foresee
+from fpe.expansion.pruning import as_pruning
+from fpe.integrations.base import (
+    ExpandBase,
+    RewireBase,
+    dense_kept,
     has_masks,
-    warn_expanded_already,
-    warn_no_masks,
-    warn_too_late,
-    warn_unless_moving,
+    holds_masks,
+    is_expanded,
+    loading_of,
 )
 from fpe.io.checkpoint import reshape_, shapes_of
-from fpe.rewiring.policies import RewiringPolicy, as_policy
-from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.schedule import RewiringSchedule
 
 FILE = "fpe.json"
@@ -39,25 +38,23 @@ ADVICE = (
     "Give the model the checkpoint's shape first, before the Trainer is made: "
     "fpe.integrations.huggingface.restore_shape(model, folder)."
 )
-#: By how much the Trainer's epoch, a sum of floats, may be off.
+#: Tolerance for the Trainer's epoch, which is a sum of floats.
 SLACK = 1e-6
 
 
-class Expand(TrainerCallback):
-    """Expand the model before an epoch, and let the trainer's optimizer and schedule go on.
+class Expand(ExpandBase, TrainerCallback):
+    """Expand the model before an epoch, and let the Trainer's optimizer and schedule continue.
 
-    Every checkpoint that is written after it gets a small file ``fpe.json`` with its shapes, and so does
-    every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes. To resume, call
-    `restore_shape` on the dense model before the Trainer is made. Weights from before the expansion, as of
-    ``load_best_model_at_end``, make the model dense again. One callback serves any number of Trainers, one
-    after another.
+    Every later checkpoint, and every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes, gets
+    a small file ``fpe.json`` with the shapes. To resume, call `restore_shape` on the dense model before the
+    Trainer is made. Weights from before the expansion, as of ``load_best_model_at_end``, make the model dense
+    again. One callback serves any number of Trainers, one after another.
 
     Parameters
     ----------
     epoch : float, default 0
-        Counted from 0; 1.0 is after one pass over the data, 0.5 before the first step after half of it.
-        Training on several processes wraps the model when it starts: there, expand it before the Trainer
-        is made.
+        Counted from 0; 1.0 is after one pass over the data, 0.5 before the first step after half of it. With
+        several processes the model is wrapped at the start: expand it before the Trainer is made.
     moments : str, default "fresh"
         As for `fpe.expand_`.
     **how
@@ -68,8 +65,8 @@ class Expand(TrainerCallback):
     ArgumentError
         For a bad epoch or `moments`, or a ranking by gradient.
     ModelError, BudgetError
-        When training starts: if the model cannot be expanded as asked, or on several processes, or if the
-        Trainer has loaded dense weights into a model that its optimizer knows expanded.
+        When training starts: if the model cannot be expanded as asked, or on several processes, or if dense
+        weights were loaded into a model that the optimizer trains expanded.
     CheckpointError
         If weights of an expanded model are loaded into the dense one.
 
@@ -77,38 +74,35 @@ class Expand(TrainerCallback):
     -----
     UserWarning
         If training ends before the epoch (at the start where the length of the data is known, else at the
-        end), or if a model that is expanded already is left as it is.
+        end), or if the model is expanded already.
     """
 
-    def __init__(self, epoch: float = 0, moments: str = "fresh", **how: Any) -> None:
+    advice = ADVICE
+
+    def __init__(self, epoch: float = 0, *, moments: str = "fresh", **how: Any) -> None:
         if isinstance(epoch, bool) or not isinstance(epoch, int | float) or not 0 <= epoch < math.inf:
             raise ArgumentError(f"epoch is {epoch!r}; give a number of at least 0, 0.5 for half an epoch.")
-        check_moments(moments)
+        super().__init__(epoch, moments, how)
         prune = as_pruning(how.get("prune", "magnitude"))
-        if isinstance(prune, InputPruning) and prune.by == "gradient":
+        if prune.needs_scores == "gradients":
             raise ArgumentError(
                 f"prune is {prune!r}, and the Trainer clears the gradients after each step; give another "
                 "ranking, or call fpe.expand_ in a loop of your own."
             )
-        self.epoch, self.moments, self.how = epoch, moments, how
-        self.done = self._warned = False
+        self.done = False
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Be there when the Trainer reads a checkpoint, which is before training begins."""
+    def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Watch what is loaded, which begins before training."""
         loading_of(kwargs["model"], ADVICE)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Refuse what cannot be done, before any step; take a model that has been expanded as it is."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse what is impossible before any step; keep a model that is expanded already."""
         model = kwargs["model"]
-        self.done, self._warned = bool(plans_in(model)), False
-        _check_trained(model, kwargs.get("optimizer"))
+        self.done, self._warned = is_expanded(model), False
+        _check_optimizer(model, kwargs.get("optimizer"))
         if self.done:
-            if not state.global_step:  # not a checkpoint whose shape was restored
-                warn_expanded_already()
+            if not state.global_step:  # else its shape was restored from a checkpoint
+                self._warn_expanded()
             return
         if args.world_size > 1:
             raise ModelError(
@@ -118,94 +112,72 @@ class Expand(TrainerCallback):
         foresee(model, self.how)
         last = _last_epoch(args, state, kwargs.get("train_dataloader"))
         if last is not None and self.epoch > last + SLACK:
-            self._warned = True
-            warn_too_late(self.epoch, f"the last of its {state.max_steps:,} steps begins at epoch {last:.3g}")
+            self._warn_too_late(f"the last of its {state.max_steps:,} steps begins at epoch {last:.3g}")
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Expand when the epoch has come."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Expand when the epoch is reached."""
         if not self.done and (state.epoch or 0) + SLACK >= self.epoch:
-            model = kwargs["model"]
-            with dense_kept(model, ADVICE):
-                expand_(model, kwargs["optimizer"], self.moments, **self.how)
-            _save_with_shapes(model)
+            self._expand(kwargs["model"], kwargs["optimizer"])
+            _save_with_shapes_(kwargs["model"])
             self.done = True
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Expand when the epoch has come, if that is within one."""
-        self.on_epoch_begin(args, state, control, **kwargs)
+    on_epoch_begin = on_step_begin
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say if the epoch has not come."""
-        if not self.done and not self._warned:
-            warn_too_late(self.epoch, f"it ended at epoch {state.epoch or 0:.3g}")
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn if the epoch was not reached."""
+        if not self.done:
+            self._warn_too_late(f"it ended at epoch {state.epoch or 0:.3g}")
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the shapes beside the checkpoint."""
         if self.done and args.should_save:
-            _write_shapes(kwargs["model"], Path(args.output_dir or ".", f"checkpoint-{state.global_step}"))
+            _write_shapes(kwargs["model"], _checkpoint(args, state))
 
 
-class Rewire(TrainerCallback):
-    """Let the masks of an expanded model move while it is trained.
+class Rewire(RewireBase, TrainerCallback):
+    """Change the masks of an expanded model while it is trained.
 
-    For a model that `Expand`, which must stand before it, or `fpe.expand` has expanded. Every checkpoint gets
-    a file ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
+    For a model that `fpe.expand`, or an `Expand` before this callback, has expanded. Every checkpoint gets a file
+    ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
 
     Parameters
     ----------
     policy, schedule, seed
-        As for `fpe.Rewirer`. The schedule refers to the steps that are left when the model is expanded.
+        As for `fpe.Rewirer`. The schedule refers to the steps after the expansion.
     resume_from_checkpoint : path-like, optional
-        A checkpoint of a Trainer with this callback, to go on from; give it to ``trainer.train`` too.
+        A checkpoint of a Trainer with this callback, to resume; give it to ``trainer.train`` too.
 
     Raises
     ------
     ArgumentError
         For an unknown policy.
     CheckpointError
-        If there is no such checkpoint, or when it begins, if that is of another model or policy.
+        If there is no such checkpoint, or, at the start, if it is of another model or policy.
 
     Warns
     -----
     UserWarning
-        If no mask will move, or has moved, or if only one of training and rewirer resumes.
+        If no mask will change, or has changed, or if only one of training and rewirer resumes.
     """
 
     def __init__(
         self,
         policy: str | RewiringPolicy = "rigl",
+        *,
         schedule: RewiringSchedule | None = None,
         seed: int = 0,
         resume_from_checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.policy = as_policy(policy)
-        self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
-        self.rewirer: Rewirer | None = None
+        super().__init__(policy, schedule, seed)
         self._stored: dict[str, Any] | None = None
-        self._resumed: dict[str, Any] | None = None
         if resume_from_checkpoint is not None:
-            folder = Path(resume_from_checkpoint)
-            if not folder.is_dir():
-                raise CheckpointError(
-                    f"there is no folder {folder}; give a checkpoint that the Trainer wrote."
-                )
-            if (folder / REWIRER).is_file():  # else it was written before the expansion
-                self._stored = torch.load(folder / REWIRER, weights_only=True)
+            path = _folder(resume_from_checkpoint) / REWIRER
+            if path.is_file():  # else the checkpoint is from before the expansion
+                self._stored = torch.load(path, weights_only=True)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forget the model that was trained before."""
         self.rewirer = None
-        self._resumed = self._stored if state.global_step else None
         if self._stored and not state.global_step:
             warnings.warn(
                 "Rewire(resume_from_checkpoint=…) is not used, since training starts at step 0; give the "
@@ -218,60 +190,55 @@ class Rewire(TrainerCallback):
                 "there; give the checkpoint to Rewire(resume_from_checkpoint=…) too.",
                 stacklevel=2,
             )
+        self._resumed = self._stored if state.global_step else None
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Begin when there are masks."""
-        model, optimizer = kwargs["model"], kwargs["optimizer"]
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin as soon as there are masks."""
+        model, steps = kwargs["model"], state.max_steps - state.global_step
         if self.rewirer is None and has_masks(model):
-            stored = self._resumed
-            steps = stored["steps"] if stored else state.max_steps - state.global_step
-            self.rewirer = Rewirer(model, optimizer, self.policy, steps=steps, **self.how)
-            if stored is not None:
-                self.rewirer.load_state_dict(stored)
-            warn_unless_moving(self.rewirer)
+            self._begin(model, kwargs["optimizer"], steps, self._resumed)
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Say if there were no masks."""
-        if self.rewirer is None:
-            warn_no_masks()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Count a step, and let masks move if it is time."""
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count a step, and change masks if it is time."""
         if self.rewirer is not None:
             self.rewirer.step()
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Warn if there were no masks."""
+        self._warn_unless_begun()
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write what is needed to resume beside the checkpoint."""
-        if self.rewirer is None:
-            return
-        own = self.rewirer.state_dict()  # all processes take part in it
-        if args.should_save:
-            folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
-            write_atomically(folder / REWIRER, lambda temporary: torch.save(own, temporary))
+        if self.rewirer is not None:
+            own = self.rewirer.state_dict()  # all processes take part in it
+            if args.should_save:
+                write_atomically(_checkpoint(args, state) / REWIRER, lambda file: torch.save(own, file))
 
 
-def _last_epoch(args: TrainingArguments, state: TrainerState, loader: Any) -> float | None:
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
+
+
+def _folder(folder: str | os.PathLike[str]) -> Path:
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"there is no folder {folder}; give a checkpoint that the Trainer wrote.")
+    return Path(folder)
+
+
+def _last_epoch(args: Any, state: Any, loader: Any) -> float | None:
     """Return the epoch at which the last step begins, None if the length of the data is not known."""
     try:
         batches = len(loader)
     except TypeError:  # a stream
         return None
     accumulated = args.gradient_accumulation_steps
-    per_epoch = max(1, math.ceil(batches / accumulated))
-    epochs, steps = divmod(state.max_steps - 1, per_epoch)
-    return epochs + min(1.0, steps * accumulated / max(1, batches))
+    epochs, steps = divmod(state.max_steps - 1, max(1, math.ceil(batches / accumulated)))
+    last: float = epochs + min(1.0, steps * accumulated / max(1, batches))
+    return last
 
 
-def _check_trained(model: nn.Module, optimizer: Any) -> None:
-    """Refuse an optimizer that still trains the layers of a model that has been made dense again."""
+def _check_optimizer(model: nn.Module, optimizer: Any) -> None:
+    """Refuse an optimizer that still trains the layers of a model that has become dense again."""
     if optimizer is None or not loading_of(model, ADVICE).restored:
         return
     own = {id(parameter) for parameter in model.parameters()}
@@ -295,7 +262,7 @@ def save_pretrained(
     model : transformers.PreTrainedModel
         Expanded, so that `restore_shape` can give a dense model its shape, or dense.
     save_directory : path-like
-        The folder; a file ``fpe.json`` of an expanded model that is overwritten by a dense one is removed.
+        The folder; when a dense model overwrites an expanded one, its ``fpe.json`` is removed.
     is_main_process, **settings
         As for ``save_pretrained``.
     """
@@ -304,15 +271,14 @@ def save_pretrained(
         _write_shapes(model, Path(save_directory))
 
 
-def _save_with_shapes(model: nn.Module) -> None:
-    """Let the model's own ``save_pretrained``, which ``trainer.save_model`` calls, write its shapes."""
+def _save_with_shapes_(model: nn.Module) -> None:
+    """Let the model's ``save_pretrained``, which ``trainer.save_model`` calls, write its shapes."""
     if isinstance(model, PreTrainedModel):
         model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
 
 
 def _write_shapes(model: nn.Module, folder: Path) -> None:
-    """Write the shapes of an expanded model beside its weights; a dense model has none."""
-    if plans_in(model):
+    if is_expanded(model):
         text = json.dumps(shapes_of(model))
         write_atomically(folder / FILE, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     else:
@@ -325,46 +291,31 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     Parameters
     ----------
     model : nn.Module
-        The dense model; its weights will be those of the checkpoint. It is changed, and returned.
+        The dense model; the values of its weights are to be loaded next. It is changed, and returned.
     folder : path-like
-        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote; one
-        that was written before the expansion changes nothing.
+        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote. One from
+        before the expansion changes nothing, with a warning.
 
     Raises
     ------
     CheckpointError
         If there is no such folder, or its shapes are of another model, or are missing beside the weights of
         an expanded one.
-
-    Warns
-    -----
-    UserWarning
-        If there is nothing to restore.
     """
-    if not Path(folder).is_dir():
-        raise CheckpointError(f"there is no folder {folder}; give a checkpoint that the Trainer wrote.")
-    path = Path(folder, FILE)
+    path = _folder(folder) / FILE
     if path.is_file():
         with dense_kept(model, ADVICE):
             reshape_(model, json.loads(path.read_text(encoding="utf-8")))
-        _save_with_shapes(model)
+        _save_with_shapes_(model)
         return model
-    if _has_masks(Path(folder)):
-        raise CheckpointError(
-            f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; take one "
-            "that a Trainer with Expand wrote, or fpe.integrations.huggingface.save_pretrained, or a file of "
-            "fpe.save."
-        )
+    for weights in sorted(path.parent.glob("*.safetensors")):
+        with safe_open(weights, framework="pt") as file:
+            if holds_masks(dict.fromkeys(file.keys())):
+                raise CheckpointError(
+                    f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; give one that "
+                    "a Trainer with Expand, fpe.integrations.huggingface.save_pretrained or fpe.save wrote."
+                )
     warnings.warn(
         f"{folder} has no {FILE}: its model is not expanded, and there is no shape to restore.", stacklevel=2
     )
     return model
-
-
-def _has_masks(folder: Path) -> bool:
-    """Tell whether the weights in a folder are those of an expanded model."""
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            if holds_masks(dict.fromkeys(file.keys())):
-                return True
-    return False

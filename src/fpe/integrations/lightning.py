@@ -10,19 +10,18 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.expansion.inplace import check_moments, expand_, foresee
-from fpe.expansion.plan import plans_in
-from fpe.integrations.loading import dense_kept, holds_masks, loading_of
-from fpe.integrations.warn import (
+from fpe.expansion.inplace import foresee
+from fpe.integrations.base import (
+    ExpandBase,
+    RewireBase,
+    dense_kept,
     has_masks,
-    warn_expanded_already,
-    warn_no_masks,
-    warn_too_late,
-    warn_unless_moving,
+    holds_masks,
+    is_expanded,
+    loading_of,
 )
 from fpe.io.checkpoint import reshape_, shapes_of
-from fpe.rewiring.policies import RewiringPolicy, as_policy
-from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.schedule import RewiringSchedule
 
 ADVICE = (
@@ -33,19 +32,18 @@ ADVICE = (
 _PREFIX = "fpe.Expand("
 
 
-class Expand(Callback):
+class Expand(ExpandBase, Callback):
     """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
 
-    Checkpoints that are written after it can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same
-    script: the network is given their shape before its weights are read. ``load_from_checkpoint`` knows no
-    callbacks; it needs `restore_shape`. A checkpoint from before the expansion, as ``ckpt_path="best"`` may
-    be, makes the network dense again. One callback serves any number of fits, one after another.
+    Later checkpoints can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same script: the network gets
+    their shape before its weights are loaded. ``load_from_checkpoint`` knows no callbacks; it needs
+    `restore_shape`. A checkpoint from before the expansion, as ``ckpt_path="best"`` may be, makes the network
+    dense again. One callback serves any number of fits, one after another.
 
     Parameters
     ----------
     epoch : int, default 0
-        Counted from 0. Training on several processes wraps the network when it starts, so that with
-        them only 0 is possible.
+        Counted from 0. With several processes the network is wrapped at the start, so that only 0 is possible.
     network : str, optional
         Name of the attribute of the LightningModule that holds the network; by default its only child
         with parameters.
@@ -59,7 +57,7 @@ class Expand(Callback):
     ArgumentError
         For a bad epoch or `moments`.
     ModelError, BudgetError
-        When training starts: if the network is not found, cannot be expanded as asked, or has to be expanded
+        When training starts: if the network is not found, cannot be expanded as asked, or is to be expanded
         while it is wrapped.
     CheckpointError
         If weights of an expanded network are loaded into the dense one, and no shape is beside them.
@@ -68,20 +66,21 @@ class Expand(Callback):
     -----
     UserWarning
         If training ends before the epoch (at the start where the length of the data is known, else at the
-        end), or if a network that is expanded already is left as it is.
+        end), or if the network is expanded already.
     """
 
+    advice = ADVICE
+
     def __init__(
-        self, epoch: int = 0, network: str | None = None, moments: str = "fresh", **how: Any
+        self, epoch: int = 0, *, network: str | None = None, moments: str = "fresh", **how: Any
     ) -> None:
         if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
             raise ArgumentError(
                 f"epoch is {epoch!r}; give an integer of at least 0: networks are expanded between epochs."
             )
-        check_moments(moments)
-        self.epoch, self.network, self.moments, self.how = epoch, network, moments, how
+        super().__init__(epoch, moments, how)
+        self.network = network
         self.shapes: dict[str, Any] | None = None
-        self._warned = False
 
     @property
     def state_key(self) -> str:
@@ -89,7 +88,7 @@ class Expand(Callback):
         return f"{_PREFIX}{self.network or ''})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Be there when a checkpoint is read; expand at epoch 0, before anything is wrapped."""
+        """Watch what is loaded; expand at epoch 0, before anything is wrapped."""
         network = network_of(pl_module, self.network, "Expand")
         if stage == "fit":
             self._check_averages(trainer)
@@ -98,8 +97,8 @@ class Expand(Callback):
         self._reshape_on_load(pl_module)
         if stage != "fit":
             return
-        if plans_in(network):
-            warn_expanded_already()
+        if is_expanded(network):
+            self._warn_expanded()
             self.shapes = shapes_of(network)
         elif trainer.world_size > 1 and self.epoch > 0:
             raise ModelError(
@@ -114,16 +113,15 @@ class Expand(Callback):
         """Refuse averages of weights that are made of the dense network."""
         for callback in _averaging(trainer):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            before = callbacks.index(self) < callbacks.index(callback)
-            if self.epoch > 0 or not before:
+            if self.epoch > 0 or callbacks.index(self) > callbacks.index(callback):
+                name = type(callback).__name__
                 raise ModelError(
-                    f"{type(callback).__name__} copies the network at the start, and its average would "
-                    "be of the dense one; give Expand(epoch=0), and put it before "
-                    f"{type(callback).__name__} in callbacks."
+                    f"{name} copies the network at the start, and its average would be of the dense one; give "
+                    f"Expand(epoch=0), and put it before {name} in callbacks."
                 )
 
     def _reshape_on_load(self, pl_module: LightningModule) -> None:
-        """Let the network take a checkpoint's shape: Lightning reads weights before callbacks' state."""
+        """Restore a checkpoint's shape: Lightning loads weights before the callbacks' state."""
         original = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
@@ -136,44 +134,41 @@ class Expand(Callback):
         pl_module.on_load_checkpoint = on_load_checkpoint  # type: ignore[method-assign]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module's own hook as it was."""
+        """Remove the hook from the module."""
         vars(pl_module).pop("on_load_checkpoint", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what cannot be done before any step, and say if training ends too early."""
-        if self.shapes is not None:
-            return
-        foresee(network_of(pl_module, self.network, "Expand"), self.how)
-        epochs = _epochs(trainer)
-        if self.epoch >= epochs:
-            self._warned = True
-            warn_too_late(self.epoch, f"it ends after {epochs:g} epochs")
+        """Refuse what is impossible before any step, and warn if training ends too early."""
+        if self.shapes is None:
+            foresee(network_of(pl_module, self.network, "Expand"), self.how)
+            epochs = _epochs(trainer)
+            if self.epoch >= epochs:
+                self._warn_too_late(f"it ends after {epochs:g} epochs")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if the epoch has not come."""
-        if self.shapes is None and not self._warned:
-            warn_too_late(self.epoch, f"it ended in epoch {trainer.current_epoch:,}")
+        """Warn if the epoch was not reached."""
+        if self.shapes is None:
+            self._warn_too_late(f"it ended in epoch {trainer.current_epoch:,}")
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Expand when the epoch has come."""
+        """Expand when the epoch is reached."""
         if self.shapes is None and trainer.current_epoch >= self.epoch:
             self._expand(network_of(pl_module, self.network, "Expand"), trainer.optimizers)
 
     def _expand(self, network: nn.Module, optimizers: list[Optimizer]) -> None:
-        with dense_kept(network, ADVICE):
-            expand_(network, _owners(network, optimizers), self.moments, **self.how)
+        super()._expand(network, _trainers_of(network, optimizers))
         self.shapes = shapes_of(network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must know to be read again."""
+        """Return what a checkpoint needs to be loaded again."""
         return {"shapes": self.shapes}
 
 
-class Rewire(Callback):
-    """Let the masks of an expanded network of a LightningModule move while it is trained.
+class Rewire(RewireBase, Callback):
+    """Change the masks of an expanded network of a LightningModule while it is trained.
 
-    For a network that `Expand`, which must stand before it, or `fpe.expand` has expanded. Checkpoints
-    hold what is needed to resume. One callback serves any number of fits, one after another.
+    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Checkpoints hold what is
+    needed to resume. One callback serves any number of fits, one after another.
 
     Parameters
     ----------
@@ -182,8 +177,8 @@ class Rewire(Callback):
     network : str, optional
         As for `Expand`.
     steps : int, optional
-        Steps of the optimizer to which the schedule refers, from the expansion on; by default those that the
-        trainer says are left.
+        Steps of the optimizer after the expansion, to which the schedule refers; by default those that the
+        trainer has left.
 
     Raises
     ------
@@ -193,20 +188,20 @@ class Rewire(Callback):
     Warns
     -----
     UserWarning
-        If no mask will move, or has moved.
+        If no mask will change, or has changed.
     """
 
     def __init__(
         self,
         policy: str | RewiringPolicy = "rigl",
+        *,
         network: str | None = None,
         schedule: RewiringSchedule | None = None,
         seed: int = 0,
         steps: int | None = None,
     ) -> None:
-        self.policy, self.network, self.steps = as_policy(policy), network, steps
-        self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
-        self.rewirer: Rewirer | None = None
+        super().__init__(policy, schedule, seed)
+        self.network, self.steps = network, steps
         self._stored: dict[str, Any] | None = None
         self._last = 0
 
@@ -222,34 +217,26 @@ class Rewire(Callback):
         self.rewirer = self._stored = None
         for callback in _averaging(trainer):
             raise ModelError(
-                f"{type(callback).__name__} beside Rewire: an average over masks that move has more non-zero "
+                f"{type(callback).__name__} beside Rewire: an average over dynamic masks has more non-zero "
                 "weights than any of its networks. Leave one of the two callbacks out."
             )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin when there are masks."""
+        """Begin as soon as there are masks."""
         if self.rewirer is not None:
             return
         network = network_of(pl_module, self.network, "Rewire")
-        if not has_masks(network):
-            return
-        left = trainer.estimated_stepping_batches - trainer.global_step
-        steps = self._stored["steps"] if self._stored else self.steps or left
-        if steps == float("inf"):
-            raise ArgumentError("the trainer does not know how many steps are left; give Rewire(steps=…).")
-        owners = _owners(network, trainer.optimizers)
-        self.rewirer = Rewirer(network, owners, self.policy, steps=int(steps), **self.how)
-        if self._stored is not None:
-            self.rewirer.load_state_dict(self._stored)
-        warn_unless_moving(self.rewirer)
-        self._last = trainer.global_step
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say if there were no masks."""
-        if self.rewirer is None:
-            warn_no_masks()
+        if has_masks(network):
+            steps = self.steps or trainer.estimated_stepping_batches - trainer.global_step
+            if steps == math.inf and not self._stored:
+                raise ArgumentError(
+                    "the trainer does not know how many steps are left; give Rewire(steps=…)."
+                )
+            steps = 0 if self._stored else int(steps)
+            self._begin(network, _trainers_of(network, trainer.optimizers), steps, self._stored)
+            self._last = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -259,12 +246,16 @@ class Rewire(Callback):
             self._last = trainer.global_step
             self.rewirer.step()
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if there were no masks."""
+        self._warn_unless_begun()
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must know to go on."""
+        """Return what a checkpoint needs to resume."""
         return {"rewirer": self._stored if self.rewirer is None else self.rewirer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a checkpoint was, as soon as there are masks."""
+        """Resume from a checkpoint, as soon as there are masks."""
         self._stored = state_dict["rewirer"]
 
 
@@ -278,8 +269,7 @@ def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> Non
     pl_module : LightningModule
         Dense, or of the checkpoint's shape already.
     checkpoint : dict
-        What Lightning wrote while an `Expand` was among the callbacks. One that was written before the
-        expansion changes nothing.
+        What a Trainer with `Expand` wrote. One from before the expansion changes nothing.
 
     Raises
     ------
@@ -307,13 +297,7 @@ def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> Non
 
 
 def network_of(pl_module: LightningModule, name: str | None, callback: str) -> nn.Module:
-    """Return the network that a callback is for: by name, or the only child with parameters.
-
-    Raises
-    ------
-    ModelError
-        If none is named and there is not exactly one.
-    """
+    """Return the network that a callback is for: by name, or the only child with parameters."""
     if name is not None:
         return pl_module.get_submodule(name)
     children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
@@ -328,16 +312,13 @@ def network_of(pl_module: LightningModule, name: str | None, callback: str) -> n
 
 def _averaging(trainer: Trainer) -> list[Callback]:
     """Return the callbacks that average weights."""
-    return [
-        callback
-        for callback in trainer.callbacks  # type: ignore[attr-defined]
-        if {kind.__name__ for kind in type(callback).__mro__}
-        & {"StochasticWeightAveraging", "WeightAveraging"}
-    ]
+    kinds = {"StochasticWeightAveraging", "WeightAveraging"}
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [each for each in callbacks if kinds & {kind.__name__ for kind in type(each).__mro__}]
 
 
 def _epochs(trainer: Trainer) -> float:
-    """Return how many epochs training begins, infinity where that is not known."""
+    """Return how many epochs training begins, infinity if that is not known."""
     epochs = [math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)]
     if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
@@ -345,7 +326,7 @@ def _epochs(trainer: Trainer) -> float:
     return min(epochs)
 
 
-def _owners(network: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
+def _trainers_of(network: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
     """Return the optimizers that train the network."""
-    mine = {id(p) for p in network.parameters()}
-    return [o for o in optimizers if any(id(p) in mine for g in o.param_groups for p in g["params"])]
+    own = {id(p) for p in network.parameters()}
+    return [o for o in optimizers if any(id(p) in own for g in o.param_groups for p in g["params"])]

@@ -1,0 +1,197 @@
+"""What the callbacks of all trainers share: expanding, rewiring, and loading weights of both shapes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from fpe._util.modules import replace_modules_, uncompiled
+from fpe.errors import CheckpointError
+from fpe.expansion.inplace import check_moments, expand_
+from fpe.expansion.plan import Plan, plans_in
+from fpe.masked import MASK, MaskedLayer
+from fpe.packing.layers import PackedLayer
+from fpe.rewiring.policies import RewiringPolicy, as_policy
+from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.schedule import RewiringSchedule
+
+_ATTRIBUTE = "fpe_loading"
+
+
+class ExpandBase:
+    """An expansion of a network at an epoch of its training; `advice` says how to load expanded weights."""
+
+    advice = ""
+
+    def __init__(self, epoch: float, moments: str, how: dict[str, Any]) -> None:
+        check_moments(moments)
+        self.epoch, self.moments, self.how = epoch, moments, how
+        self._warned = False
+
+    def _expand(self, network: nn.Module, optimizers: Any) -> None:
+        with dense_kept(network, self.advice):
+            expand_(network, optimizers, self.moments, **self.how)
+
+    def _warn_too_late(self, end: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"Expand(epoch={self.epoch:g}) does not expand the model in this training: {end}. Give an earlier "
+                "epoch, counted from 0.",
+                stacklevel=3,
+            )
+
+    def _warn_expanded(self) -> None:
+        warnings.warn(
+            "the model is expanded already, and Expand does not change it. To train another model, as for the "
+            "next fold, give the trainer a new dense one.",
+            stacklevel=3,
+        )
+
+
+class RewireBase:
+    """Dynamic masks of an expanded network, from the first step at which it has masks."""
+
+    def __init__(self, policy: str | RewiringPolicy, schedule: RewiringSchedule | None, seed: int) -> None:
+        self.policy = as_policy(policy)
+        self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
+        self.rewirer: Rewirer | None = None
+
+    def _begin(self, network: nn.Module, optimizers: Any, steps: int, stored: dict[str, Any] | None) -> None:
+        """Make the rewirer for `steps`, or resume the stored one; warn if no mask will change."""
+        steps = stored["steps"] if stored else steps
+        self.rewirer = Rewirer(network, optimizers, self.policy, steps=steps, **self.how)
+        if stored is not None:
+            self.rewirer.load_state_dict(stored)
+        schedule = self.rewirer.schedule
+        if not schedule.rewires(schedule.every, steps):
+            warnings.warn(
+                f"Rewire changes no masks in {steps:,} steps: {schedule} changes them every {schedule.every:,} "
+                f"steps, before step {schedule.until * steps:g}. Give a shorter interval, or train longer.",
+                stacklevel=3,
+            )
+
+    def _warn_unless_begun(self) -> None:
+        if self.rewirer is None:
+            warnings.warn(
+                "Rewire has changed no masks: no layer of the model has one. Expand the model first, by fpe.expand "
+                "or an Expand callback before Rewire.",
+                stacklevel=3,
+            )
+
+
+def is_expanded(model: nn.Module) -> bool:
+    """Tell whether a model, or a part of it, has been expanded."""
+    return bool(plans_in(model))
+
+
+def has_masks(model: nn.Module) -> bool:
+    """Tell whether a model has masked layers."""
+    return any(isinstance(module, MaskedLayer) for module in model.modules())
+
+
+def holds_masks(state: Mapping[str, Any], prefix: str = "") -> bool:
+    """Tell whether a state dict, or its part with a prefix, is of an expanded network."""
+    return any(name.startswith(prefix) and name.rpartition(".")[2] == MASK for name in state)
+
+
+class Loading:
+    """A hook of a network's ``load_state_dict`` that lets its shape follow the weights.
+
+    The state of the dense network puts the dense layers back into the expanded one. The state of an expanded
+    network is refused by a dense one, with the advice.
+    """
+
+    def __init__(self, advice: str) -> None:
+        self.advice = advice
+        self.dense: dict[str, nn.Module] = {}  # layers without values, as they were before the expansion
+        self.restored = False
+
+    def __call__(
+        self, network: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
+    ) -> None:
+        """Check a state dict before it is loaded."""
+        if any(isinstance(module, PackedLayer) for module in network.modules()):
+            return
+        masks, expanded = holds_masks(state, prefix), has_masks(network)
+        if masks and not expanded:
+            raise CheckpointError(
+                f"the weights are those of an expanded model, and this {type(network).__name__} is dense. "
+                f"{self.advice}"
+            )
+        if expanded and not masks and self.dense:
+            self._restore_(network, state, prefix)
+
+    def _restore_(self, network: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
+        """Put the dense layers back if the state has all their values; refuse it if it has only some."""
+        needed = {
+            f"{prefix}{name}.{key}": tensor.shape
+            for name, layer in self.dense.items()
+            for key, tensor in layer.state_dict().items()
+        }
+        given = {key: state[key].shape for key in needed if key in state}
+        if any(needed[key] != shape for key, shape in given.items()):
+            return  # of another model: torch says so
+        if len(given) < len(needed):
+            own = network.state_dict(prefix=prefix)
+            if all(key in own and own[key].shape == shape for key, shape in given.items()):
+                return  # a part that fits as it is
+            raise CheckpointError(
+                f"the weights are those of the dense {type(network).__name__}, and have only {len(given)} "
+                f"of the {len(needed)} tensors of the layers that were expanded, as one file of several has. "
+                "Load all files into a new dense model."
+            )
+        for name, layer in self.dense.items():
+            now = network.get_submodule(name)
+            layer.train(now.training)
+            for like in itertools.islice(itertools.chain(now.parameters(), now.buffers()), 1):
+                layer.to_empty(device=like.device).to(like.dtype)
+        replace_modules_(network, self.dense)
+        for module in network.modules():
+            if isinstance(vars(module).get("fpe_plan"), Plan):
+                del module.fpe_plan
+        self.dense, self.restored = {}, True
+
+
+def loading_of(network: nn.Module, advice: str) -> Loading:
+    """Return the hook of a network; register one if it has none."""
+    network = uncompiled(network)
+    hook = vars(network).get(_ATTRIBUTE)
+    if not isinstance(hook, Loading):
+        hook = Loading(advice)
+        network.register_load_state_dict_pre_hook(hook)  # type: ignore[no-untyped-call]
+        setattr(network, _ATTRIBUTE, hook)
+    return hook
+
+
+@contextmanager
+def dense_kept(network: nn.Module, advice: str) -> Iterator[None]:
+    """Let a network that is expanded within the block load the weights of the dense one again later."""
+    network = uncompiled(network)
+    before = dict(network.named_modules())
+    yield
+    changed = {
+        name: _without_values(old)
+        for name, old in before.items()
+        if name and network.get_submodule(name) is not old
+    }
+    if changed:
+        hook = loading_of(network, advice)
+        hook.dense, hook.restored = {**changed, **hook.dense}, False
+
+
+def _without_values(layer: nn.Module) -> nn.Module:
+    """Return a copy of a layer whose tensors are on the meta device."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(layer.parameters(), layer.buffers()):
+        empty: Tensor = tensor.detach().to("meta")
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return copy.deepcopy(layer, memo)
