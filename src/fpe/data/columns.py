@@ -66,21 +66,18 @@ def label_column(names: Sequence[str], label: str | None, source: object, texts:
     found = [name for name in names if name.lower() in LABELS] or list(texts)
     if len(found) == 1:
         return found[0]
-    what = f"several columns that could hold the labels, {quoted(found)}" if found else "no column 'label'"
-    raise DataError(
-        f"{source} has {what}. Name the column of labels with --label; there are {quoted(names, 12)}. Other labels "
-        "are features unless they are left out with --drop."
-    )
+    what = f"several columns that could be the label, {quoted(found)}" if found else "no column 'label'"
+    hint = "name one with --label, and drop others that are no features"
+    raise DataError(f"{source} has {what}; {hint}: there are {quoted(names, 12)}.")
 
 
 def require_column(names: Iterable[str], name: str, source: object) -> str:
     """Return the name of a column, or say which columns there are."""
     names = list(names)
-    if name not in names:
-        raise ArgumentError(
-            f"{source} has no column {name!r}.{did_you_mean(name, names)} There are {quoted(names, 12)}."
-        )
-    return name
+    if name in names:
+        return name
+    near = did_you_mean(name, names)
+    raise ArgumentError(f"{source} has no column {name!r}; there are {quoted(names, 12)}.{near}")
 
 
 def _matching(frame: pandas.DataFrame, patterns: Sequence[str], path: Path) -> list[str]:
@@ -96,15 +93,13 @@ def _split(
     frame: pandas.DataFrame, column: str, path: Path, notes: list[str]
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Divide the rows by a column that says train or test."""
-    values = np.array(
-        [(name or "").lower() for name in label_names(frame[column].tolist(), f"column {column!r}")]
-    )
-    train, test = (next((name for name in names if name in values), None) for names in (TRAINS, TESTS))
+    names = label_names(frame[column].tolist(), f"column {column!r}")
+    values = pandas.Series([(name or "").lower() for name in names], index=frame.index)
+    train, test = (next((n for n in usual if n in set(values)), None) for usual in (TRAINS, TESTS))
     if train is None or test is None:
-        raise DataError(
-            f"column {column!r} of {path} holds {quoted(sorted(set(values.tolist())))}; give 'train' or 'test'."
-        )
-    rest = int((~np.isin(values, [train, test])).sum())
+        given = quoted(sorted(set(values)))
+        raise DataError(f"column {column!r} of {path} has {given}; give 'train' and 'test'.")
+    rest = int((~values.isin([train, test])).sum())
     if rest:
         notes.append(f"{rest:,} rows are neither {train!r} nor {test!r} in column {column!r}: left out")
     return frame[values == train], frame[values == test]
@@ -117,7 +112,7 @@ def _arrays(
     names = np.array(label_names(frame[label].tolist(), f"column {label!r} of {source}"), dtype=object)
     known = np.array([name is not None for name in names])
     if not known.any():
-        raise DataError(f"column {label!r} of {source} holds no labels at all.")
+        raise DataError(f"column {label!r} of {source} has no labels at all.")
     if not known.all():
         notes.append(f"{int((~known).sum()):,} of {len(known):,} rows of {source} have no label: left out")
         frame = frame[known]
@@ -130,23 +125,18 @@ def _matrix(frame: pandas.DataFrame, source: str) -> tuple[np.ndarray, list[str]
 
     All columns that cannot be features are named in one error.
     """
-    columns, names, odd, problems = list[np.ndarray](), list[str](), list[str](), list[str]()
+    columns, names, problems = list[np.ndarray](), list[str](), list[str]()
     for name in frame.columns:
-        values = _values(frame[name])
+        values, why = _values(frame[name]), None
         if isinstance(values, str):
-            odd.append(f"{name!r} ({values})")
-            continue
-        if why := why_unfit(values):
+            why = (
+                f"is no feature ({values}); make it numbers, such as pandas.get_dummies, name it with --label"
+            )
+        elif not (why := why_unfit(values)):
+            columns.append(values.reshape(len(frame), -1).astype(np.float32, copy=False))
+            names += [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(values.shape[1])]
+        if why:
             problems.append(f"column {name!r} of {source} {why}, or leave it out with --drop.")
-            continue
-        columns.append(values.reshape(len(frame), -1).astype(np.float32, copy=False))
-        names += [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(values.shape[1])]
-    if odd:
-        problems.insert(
-            0,
-            f"{source} has columns that are no numbers: {', '.join(odd[:5])}. Leave them out with --drop, name the "
-            "column of labels with --label, or write them as numbers, such as pandas.get_dummies makes.",
-        )
     raise_problems(problems[:10], DataError, source)
     return columns[0] if len(columns) == 1 else np.hstack(columns), names
 
@@ -156,7 +146,7 @@ def _is_text(column: pandas.Series[Any]) -> bool:
 
 
 def _values(column: pandas.Series[Any]) -> np.ndarray | str:
-    """Return a column's numbers, (rows,) or for lists (rows, length); or what it holds instead."""
+    """Return a column's numbers, (rows,) or for lists (rows, length); or what it has instead."""
     kind: Any = column.dtype
     if isinstance(kind, pandas.ArrowDtype):
         return _lists(column)

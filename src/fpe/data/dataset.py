@@ -87,25 +87,27 @@ def load(
 ) -> Dataset:
     """Load data for a classification by name, from a file or a folder; check them; hold out a test part.
 
-    Every source gives float32 features without gaps, class numbers from 0, and notes on all that was left out,
-    guessed or held out. What would make results silently wrong is refused, with what to do about it.
+    Every source gives float32 features without gaps, class numbers from 0, and notes on all that was left
+    out, guessed or held out. What would make results silently wrong is refused, with what to do about it.
 
-    **Sources.** A name: ``"digits"`` (from scikit-learn), ``"fashion-mnist"`` (from OpenML, or IDX files in the
-    folder ``FPE_DATA``), ``"banking77"``. Arrays: ``.npz`` with ``X`` and ``y``, or ``X_train``, ``y_train``,
-    ``X_test`` and ``y_test``; in either ``classes``, the names. A table: ``.csv``, ``.tsv``, ``.txt`` and the like
-    with any separator and encoding, ``.jsonl``, ``.json`` or ``.parquet``, also compressed. A folder: tables called
-    ``train`` and ``test``, or the embeddings that ``fpe embed`` makes of images and texts.
+    **Sources.** A name: ``"digits"`` (from scikit-learn), ``"fashion-mnist"`` (from OpenML, or IDX files in
+    the folder ``FPE_DATA``), ``"banking77"``. Arrays: ``.npz`` with ``X`` and ``y``, or ``X_train``,
+    ``y_train``, ``X_test`` and ``y_test``; in either ``classes``, the names. A table: ``.csv``, ``.tsv``,
+    ``.txt`` and the like with any separator and encoding, ``.jsonl``, ``.json`` or ``.parquet``, also
+    compressed. A folder: tables called ``train`` and ``test``, or the embeddings that ``fpe embed`` makes of
+    images and texts.
 
-    **The label** of a table is the column `label`; by default the one called ``label``, ``fine_label``, ``labels``,
-    ``intent``, ``class`` or ``target``; failing that, the only column of text. If several fit, or none, the error
-    lists the columns. Rows without a label are left out and counted.
+    **The label** of a table is the column `label`; by default the one called ``label``, ``fine_label``,
+    ``labels``, ``intent``, ``class`` or ``target``; failing that, the only column of text. If several fit, or
+    none, the error lists the columns. Rows without a label are left out and counted.
 
-    **The features** are all other columns: numbers and truth values are one feature each, lists of numbers as many
-    as they are long. Text, dates, missing and infinite values are refused. A column that is only known once the
-    label is known must be dropped.
+    **The features** are all other columns: numbers and truth values are one feature each, lists of numbers as
+    many as they are long. Text, dates, missing and infinite values are refused. A column that is only known
+    once the label is known must be dropped.
 
-    **The test part** is `test`, or the rows that `split_column` names, or the source's own part called test, or else
-    validation, val or dev; failing that, a share is held out at random, with the classes in proportion.
+    **The test part** is `test`, or the rows that `split_column` names, or the source's own part called test,
+    or else validation, val or dev; failing that, a share is held out at random, with the classes in
+    proportion.
 
     Parameters
     ----------
@@ -153,9 +155,7 @@ def load(
         only = classes[y["train"][0]]
         raise DataError(f"there is only one class, {only!r}, in the training data; a classifier needs two.")
     if len(classes) == len(y["train"]) > 20:
-        raise DataError(
-            f"each of the {len(classes)} rows has its own label; name the right column with --label."
-        )
+        raise DataError(f"each of the {len(classes)} rows has its own label; give --label.")
     if "test" not in X:
         share = 0.2 if test_fraction is None else test_fraction
         X["train"], X["test"], y["train"], y["test"] = _hold_out(X["train"], y["train"], share, seed, classes)
@@ -177,31 +177,30 @@ def _read(path: Path, source: str, options: dict[str, Any]) -> tuple[Raw, str]:
     from fpe.data.columns import read_parts
     from fpe.data.tables import TABLES, is_table, table_parts
 
-    kinds, name = f"files can end in .npz, {', '.join(TABLES)}", path.name.partition(".")[0] or path.stem
-    manifest = read_json(path / MANIFEST)
-    table = path
-    if source in NAMED or manifest is not None or path.suffix.lower() == ".npz":
+    manifest, is_npz = read_json(path / MANIFEST), path.suffix.lower() == ".npz" and path.is_file()
+    if source in NAMED or manifest is not None or is_npz:
         given = [f"--{option.replace('_', '-')}" for option, value in options.items() if value]
         if given:
             raise ArgumentError(f"{', '.join(given)} can only be used with a table; {source} is none.")
         if source in NAMED:
             return NAMED[source](), source
-        if manifest is not None:
-            return read_embeddings(path, manifest), path.resolve().name
-        if path.exists():
+        if manifest is None:
             return read_npz(path), path.stem
+        return read_embeddings(path, manifest), path.resolve().name
+    kinds, table = f"files can end in .npz, {', '.join(TABLES)}", path
+    name = path.name.partition(".")[0] or path.stem
     if path.is_dir():
         tables, name = table_parts(path), path.resolve().name
         if "train" not in tables:
             raise DataError(
-                f"the folder {path} has no embeddings of fpe embed, and no table called train; for a folder of "
+                f"folder {path} has no embeddings of fpe embed and no table called train; for a folder of "
                 f"images, run fpe embed {path} first, and give the folder that it writes."
             )
         table = tables["train"]
         options["test"] = options["test"] or next((tables[part] for part in TESTS if part in tables), None)
     elif not path.exists():
         raise DataError(
-            f"there is no data set and no file {source!r}; give one of {', '.join(NAMED)}, or a file: {kinds}."
+            f"there is no data set and no file {source!r}; give {', '.join(NAMED)}, or a file: {kinds}."
             f"{did_you_mean(source, NAMED)}"
         )
     elif not is_table(path):
@@ -230,7 +229,7 @@ def _labels(raw: Raw, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
         count = len(raw.parts[part][0])
         if y.shape != (count,):
             raise DataError(
-                f"the {part} part has {count} rows, but y of shape {y.shape}; give each row one label."
+                f"the {part} part has {count} rows, but y of shape {y.shape}; give a label for each."
             )
     if raw.classes is None or any(y.dtype.kind not in "iu" for y in given.values()):
         names = {part: label_names(y.tolist(), f"y of the {part} part") for part, y in given.items()}
@@ -242,25 +241,21 @@ def _labels(raw: Raw, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
     for part, y in given.items():
         outside = np.unique(y[(y < 0) | (y > last)])
         if len(outside):
-            raise DataError(
-                f"labels of the {part} part are out of range ({some(outside)}); give 0 to {last}."
-            )
+            raise DataError(f"{part} labels are out of range ({some(outside)}); give 0 to {last}.")
     return {part: y.astype(np.int64) for part, y in given.items()}, [str(name) for name in raw.classes]
 
 
-def _hold_out(
-    X: np.ndarray, y: np.ndarray, fraction: float, seed: int, classes: list[str]
-) -> list[np.ndarray]:
+def _hold_out(X: np.ndarray, y: np.ndarray, share: float, seed: int, classes: list[str]) -> list[np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     try:
-        split = train_test_split(X, y, test_size=fraction, random_state=seed, stratify=y)
+        split = train_test_split(X, y, test_size=share, random_state=seed, stratify=y)
     except ValueError as error:
         rare = [classes[i] for i in np.flatnonzero(np.bincount(y) == 1)]
         why = f"{len(rare)} classes have a single sample ({quoted(rare)})" if rare else str(error)
         raise DataError(
-            f"{len(X)} rows with {len(classes)} classes cannot be split into training and test data by a test "
-            f"fraction of {fraction}: {why}; remove classes, or give a test part of your own."
+            f"{len(X)} rows with {len(classes)} classes cannot be split with a test fraction of {share}: "
+            f"{why}; remove classes, or give a test part of your own."
         ) from error
     return [np.ascontiguousarray(part) for part in split]
 

@@ -17,20 +17,13 @@ _TRIES = 1000
 
 
 class DNF(NamedTuple):
-    """Samples of a formula.
+    """Samples of a formula: inputs, labels, and the clause of each input."""
 
-    Attributes
-    ----------
-    X : ndarray
-        Inputs, (samples, clauses × literals), float32.
-    y : ndarray
-        1 where the formula is satisfied and 0 elsewhere, (samples,), int64; half of each.
-    labels : ndarray
-        The clause of each input, (clauses × literals,), as `fpe.LabelSplit` takes it.
-    """
-
+    #: (samples, clauses × literals), float32.
     X: np.ndarray
+    #: 1 where the formula is satisfied and 0 elsewhere, (samples,), int64; half of each.
     y: np.ndarray
+    #: (clauses × literals,), as `fpe.LabelSplit` takes it.
     labels: np.ndarray
 
 
@@ -46,19 +39,17 @@ def dnf(
 ) -> DNF:
     """Draw samples of a monotone read-once DNF formula, exactly half of them satisfied (A.2.1).
 
-    A positive sample has all literals of a random clause on, and further ones until its count of active variables,
-    drawn between the bounds, is reached. Half of the negative samples are drawn in the same way, and then one
-    literal in each satisfied clause is turned off; the other half are drawn without a clause, again and again
-    until none is satisfied. Samples are in random order.
+    A positive sample has all literals of a random clause on, and further ones until its count of active
+    variables, drawn between the bounds, is reached. Half of the negative samples are drawn in the same way,
+    and then one literal of each satisfied clause is turned off; the other half are drawn until no clause is
+    satisfied.
 
     Parameters
     ----------
-    clauses : int
-        Clauses of the formula.
-    literals : int, default 4
-        Variables of each clause.
+    clauses, literals : int
+        Clauses of the formula, and variables of each; `literals` is 4 by default.
     samples : int, default 4000
-        Number of samples, even.
+        Number of samples, even; they are in random order.
     seed : int, default 0
         The same seed gives the same samples.
     active : (float, float), default (0.25, 0.5)
@@ -119,14 +110,11 @@ def dnf(
     rng = np.random.default_rng(seed)
     positives = samples // 2
     flipped = (samples - positives) // 2
-    shape, counts = (clauses, literals), (least, most)
-    on = np.concatenate(
-        [
-            _satisfying(positives, shape, counts, rng),
-            _turn_one_off(_satisfying(flipped, shape, counts, rng), literals, rng),
-            _unsatisfying(samples - positives - flipped, shape, counts, rng),
-        ]
-    )
+    formula = (clauses, literals, least, most, rng)
+    positive, negative = _satisfying(positives, *formula), _satisfying(flipped, *formula)
+    sample, clause = np.nonzero(satisfied(negative, literals))
+    negative[sample, clause * literals + rng.integers(0, literals, len(sample))] = False
+    on = np.concatenate([positive, negative, _unsatisfying(samples - positives - flipped, *formula)])
     order = rng.permutation(samples)
     on, y = on[order], (order < positives).astype(np.int64)
     X = rng.random(on.shape, dtype=np.float32)
@@ -157,27 +145,18 @@ def _turn_on(
 
 
 def _satisfying(
-    count: int, shape: tuple[int, int], active: tuple[int, int], rng: np.random.Generator
+    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw assignments that satisfy a random clause, (count, variables)."""
-    (clauses, literals), (least, most) = shape, active
     chosen = rng.integers(0, clauses, count)[:, None] * literals + np.arange(literals)
     counts = rng.integers(max(least, literals), most + 1, count)
     return _turn_on(counts, clauses * literals, rng, first=chosen)
 
 
-def _turn_one_off(on: np.ndarray, literals: int, rng: np.random.Generator) -> np.ndarray:
-    """Turn one literal off, in place, in each satisfied clause."""
-    sample, clause = np.nonzero(satisfied(on, literals))
-    on[sample, clause * literals + rng.integers(0, literals, len(sample))] = False
-    return on
-
-
 def _unsatisfying(
-    count: int, shape: tuple[int, int], active: tuple[int, int], rng: np.random.Generator
+    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
 ) -> np.ndarray:
     """Draw assignments, again and again, until none satisfies a clause, (count, variables)."""
-    (clauses, literals), (least, most) = shape, active
     on = np.empty((count, clauses * literals), dtype=bool)
     rest = np.arange(count)
     counts = rng.integers(least, most + 1, count)
@@ -189,6 +168,6 @@ def _unsatisfying(
         rest = rest[satisfied(drawn, literals).any(axis=1)]
         counts[rest] = rng.integers(least, most + 1, rest.size)
     raise ArgumentError(
-        f"{rest.size} of {count} samples satisfied a clause in each of {_TRIES} draws; lower the bounds of active, or "
-        "give clauses more literals."
+        f"{rest.size} of {count} samples satisfied a clause in each of {_TRIES} draws; lower the bounds of "
+        "active, or give clauses more literals."
     )

@@ -7,12 +7,11 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from fpe.data.parts import TESTS, Raw
+from fpe.data.parts import TESTS, Raw, some
 from fpe.errors import DataError
 
 _FASHION = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -62,11 +61,7 @@ def _banking77() -> Raw:
     return read_npz(folder / "banking77-minilm.npz")
 
 
-NAMED: dict[str, Callable[[], Raw]] = {
-    "digits": _digits,
-    "fashion-mnist": _fashion_mnist,
-    "banking77": _banking77,
-}
+NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist, "banking77": _banking77}
 
 
 def find_folder(name: str) -> Path | None:
@@ -75,9 +70,7 @@ def find_folder(name: str) -> Path | None:
     if place is None:
         return None
     if not Path(place).is_dir():
-        raise DataError(
-            f"FPE_DATA is {place!r}, which is no folder; set it to the folder of the data, or unset it."
-        )
+        raise DataError(f"FPE_DATA is {place!r}, which is no folder; set it to the folder of the data.")
     folder = Path(place, name)
     return folder if folder.is_dir() else None
 
@@ -110,7 +103,7 @@ def read_npz(path: Path) -> Raw:
             parts[part] = (arrays.pop(pairs[0][0]), arrays.pop(pairs[0][1]))
     if "train" not in parts:
         raise DataError(
-            f"{path} has {', '.join(names) or 'nothing'}; give X and y, or X_train, y_train, X_test, y_test."
+            f"{path} has {some(names) or 'nothing'}; give X and y, or X_train, y_train, X_test, y_test."
         )
     classes = arrays.pop("classes", None)
     unused = [name for name in names if name.lower() in arrays]
@@ -131,7 +124,5 @@ def read_idx(path: Path) -> np.ndarray:
     shape = np.frombuffer(content, ">i4", content[3], offset=4).tolist()
     data = np.frombuffer(content, np.uint8, offset=header)
     if data.size != math.prod(shape):
-        raise DataError(
-            f"{path} is truncated: it names {shape}, but holds {data.size} bytes; fetch it again."
-        )
+        raise DataError(f"{path} is truncated: it names {shape}, but has {data.size} bytes; fetch it again.")
     return np.asarray(data.reshape(shape))

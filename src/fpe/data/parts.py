@@ -38,7 +38,7 @@ def label_names(values: Iterable[Any], what: str) -> list[str | None]:
     try:
         names = {key: _name(key[1], what) for key in dict.fromkeys((type(value), value) for value in values)}
     except TypeError as error:  # a list has no hash
-        raise DataError(f"{what} holds lists ({error}); give one name or one number for each row.") from error
+        raise DataError(f"{what} has lists ({error}); give one name or one number for each row.") from error
     return [names[type(value), value] for value in values]
 
 
@@ -48,11 +48,8 @@ def _name(value: Any, what: str) -> str | None:
     if isinstance(value, bytes):
         value = value.decode("utf-8", "replace")
     if isinstance(value, float | np.floating):
-        if not np.isfinite(value) or value != int(value):
-            raise DataError(
-                f"{what} holds numbers that are not whole, such as {value}; labels are classes. fpe does no "
-                "regression."
-            )
+        if not float(value).is_integer():
+            raise DataError(f"{what} has numbers that are not whole, such as {value}; give classes.")
         value = int(value)
     return str(value).strip() or None
 
@@ -62,15 +59,15 @@ def number_classes(
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Number the classes of all parts alike, from 0; −1 where a name is None.
 
-    `classes` are in the order of their numbers; by default those of ``names["train"]``, in the order of numbers
-    if all are whole numbers, else of the alphabet. A class of the test part alone is an error.
+    `classes` are in the order of their numbers; by default those of ``names["train"]``, in the order of
+    numbers if all are whole numbers, else of the alphabet. A class of the test part alone is an error.
     """
     known = {part: set(own) - {None} for part, own in names.items()}
     strange = sorted(map(str, known.get("test", set()) - known["train"]))
     if strange:
         raise DataError(
             f"the test part of {source} has {len(strange)} classes that the training part does not have "
-            f"({some(strange)}); no network can learn them. Remove those rows, or write the names alike."
+            f"({some(strange)}), and that cannot be learnt; remove those rows, or write the names alike."
         )
     if classes is None:
         classes = sorted(map(str, known["train"]))
@@ -79,11 +76,10 @@ def number_classes(
         except ValueError:  # not all are numbers
             classes.sort()
     number = {name: i for i, name in enumerate(classes)}
-    codes = {
+    return {
         part: np.array([-1 if name is None else number[name] for name in own], dtype=np.int64)
         for part, own in names.items()
-    }
-    return codes, classes
+    }, classes
 
 
 def some(values: Iterable[Any], most: int = 5) -> str:
@@ -113,7 +109,7 @@ def why_unfit(values: np.ndarray) -> str | None:
         row, *columns = (int(i[0]) for i in np.nonzero(bad))
         where = "".join(f", column {column}" for column in columns)
         what = "missing values, NaN," if np.isnan(largest) else "infinite values,"
-        return f"has {bad.sum():,} {what} the first in row {row}{where} (from 0); remove these rows, or fill them in"
+        return f"has {bad.sum():,} {what} the first in row {row}{where} (from 0); remove or fill them in"
     if largest > np.finfo(np.float32).max:
         return f"has values up to {largest:.3g}, too large for float32; scale them"
     if values.dtype != np.float64:

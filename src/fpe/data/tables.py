@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bz2
-import codecs
 import csv
 import gzip
 import io
@@ -32,19 +31,11 @@ TABLES = (".csv", ".tsv", ".tab", ".txt", ".data", ".dat", *PARQUET, *JSON)
 #: Separators; where several fit equally well, the first. A blank stands for any run of blanks.
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": "blanks"}
 #: What stands for a missing number in a column whose other values are numbers.
-MISSING = frozenset(
-    ["", *["NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", "."]]
-)
+MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", "."}
 #: Rows that are looked at to find the separator and the line of names.
 _SAMPLE = 100
-#: Byte order marks; of two with the same beginning, the longer one first.
-_MARKS = {
-    codecs.BOM_UTF32_LE: "utf-32",
-    codecs.BOM_UTF32_BE: "utf-32",
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
+#: Byte order marks.
+_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
 
 def kind_of(path: Path) -> str:
@@ -75,9 +66,10 @@ def table_parts(folder: Path) -> dict[str, Path]:
 def read_table(path: Path) -> tuple[pandas.DataFrame, list[str]]:
     """Read a table; return it without its index, and notes on what the file does not say.
 
-    Compression, encoding, separator, decimal commas and the line of names are found. An empty field is a missing
-    value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers. The index that
-    pandas stores or writes is dropped. Lists in parquet stay in Arrow's arrays, which take far less memory.
+    Compression, encoding, separator, decimal commas and the line of names are found. An empty field is a
+    missing value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers. The
+    index that pandas stores or writes is dropped. Lists in parquet stay in Arrow's arrays, which take far
+    less memory.
     """
     kind, notes = kind_of(path), list[str]()
     if kind not in TABLES:
@@ -105,9 +97,7 @@ def _read_bytes(path: Path) -> bytes:
                 data = decompress(data)
                 break
     except _BROKEN as error:
-        raise DataError(
-            f"{path} cannot be read ({error}); it may be missing, truncated or broken."
-        ) from error
+        raise DataError(f"{path} cannot be read ({error}); it may be truncated or broken.") from error
     if not data.strip():
         raise DataError(f"{path} is empty; give a file with data.")
     return data
@@ -139,12 +129,12 @@ def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:
         encodings = ["utf-16-le" if data[1:2001:2].count(0) > data[0:2000:2].count(0) else "utf-16-be"]
     for encoding in encodings:
         try:
-            text = data.decode(encoding).encode()
+            text = data.decode(encoding)
         except UnicodeError:
             continue
-        if encoding not in ("utf-8", *marked):
-            notes.append(f"read as {encoding}, since it is not UTF-8")
-        return text
+        if "\0" not in text:
+            notes += [f"read as {encoding}, since it is not UTF-8"] * (encoding not in ("utf-8", *marked))
+            return text.encode()
     raise DataError(f"{path} is no text in {encodings[0]}; write it as UTF-8.")
 
 
@@ -159,7 +149,9 @@ def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
     try:
         with path.open("rb") as file:
             plain = file.read(4) == b"PAR1"
-        arrow = parquet.read_table(path if plain else pyarrow.BufferReader(_read_bytes(path)))
+        with parquet.ParquetFile(path if plain else pyarrow.BufferReader(_read_bytes(path))) as file:
+            batches = file.iter_batches(4096)  # lists that are read at once take a multiple of their memory
+            arrow = pyarrow.Table.from_batches(batches, file.schema_arrow)
         _refuse_equal_names(arrow.column_names, path)
         frame = arrow.to_pandas(types_mapper=in_arrow, split_blocks=True, self_destruct=True)
     except DataError:
@@ -177,7 +169,7 @@ def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
 def _read_json(text: bytes, path: Path) -> pandas.DataFrame:
     try:
         if not text.lstrip().startswith(b"["):
-            text = b"[%b]" % b",".join(line for line in text.splitlines() if line.strip())
+            text = b"[%b]" % b",\n".join(line for line in text.splitlines() if line.strip())
         records = json.loads(text)
         if not all(isinstance(record, dict) for record in records):
             raise ValueError("a row is no object")
@@ -207,14 +199,12 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
         raise DataError(f"{path} has column names but no rows.") from error
     except ValueError as error:
         raise DataError(f"{path} is no whole table separated by {SEPARATORS[separator]}: {error}") from error
-    if separator != ",":
-        with_points = frame.apply(_without_decimal_commas)
-        if not with_points.equals(frame):
-            notes.append("commas in its numbers are decimal commas")
-            frame = with_points
-    frame = frame.apply(_as_numbers)
+    with_commas = list[Any]()
+    frame = frame.apply(_as_numbers, with_commas=with_commas if separator != "," else None)
+    if with_commas:
+        notes.append("commas in its numbers are decimal commas")
     if names is None:
-        notes.append("its first line holds no names: columns are numbered from 0")
+        notes.append("its first line has no names: columns are numbered from 0")
         return frame.set_axis([str(i) for i in range(frame.shape[1])], axis=1)
     unnamed = next((i for i, name in enumerate(names) if name), len(names))
     if unnamed:
@@ -301,28 +291,22 @@ def _is_number(field: str) -> bool:
     return "_" not in field and field.lower().lstrip("+-") not in ("nan", "inf", "infinity")
 
 
-def _given_text(column: pandas.Series[Any]) -> pandas.Series[Any] | None:
-    """Return the values of a column of text that do not stand for missing numbers; None if it is none."""
+def _as_numbers(column: pandas.Series[Any], with_commas: list[Any] | None = None) -> pandas.Series[Any]:
+    """Turn text into numbers if all values are, but for those that stand for missing ones.
+
+    Columns with decimal commas are added to `with_commas`; where it is None, these are no numbers.
+    """
     given = column.dropna()
     if column.dtype.kind != "O" or not given.map(lambda value: isinstance(value, str)).all():
-        return None
+        return column
     given = given.str.strip()
     given = given[~given.isin(MISSING)]
-    return given if len(given) else None
-
-
-def _without_decimal_commas(column: pandas.Series[Any]) -> pandas.Series[Any]:
-    given = _given_text(column)
-    if given is None or not given.str.fullmatch(r"[+-]?\d*(,\d+)?([eE][+-]?\d+)?").all():
+    if given.empty or given.str.contains("_").any():
         return column
-    return column.str.replace(",", ".")
-
-
-def _as_numbers(column: pandas.Series[Any]) -> pandas.Series[Any]:
-    """Turn a column of text into numbers if all values are, except those that stand for missing numbers."""
-    given = _given_text(column)
-    if given is None or given.str.contains("_").any():
-        return column
+    commas = given.str.fullmatch(r"[+-]?\d*(,\d+)?([eE][+-]?\d+)?").all() and given.str.contains(",").any()
+    if with_commas is not None and commas:
+        with_commas.append(column.name)
+        given = given.str.replace(",", ".")
     try:
         return pandas.to_numeric(given).reindex(column.index)
     except (ValueError, TypeError):

@@ -1,1 +1,1 @@
-"""Turn images and texts into embeddings by frozen encoders: what ``fpe embed`` does; see `fpe.data.embed.run`."""
+"""Embed images and texts with frozen encoders: what ``fpe embed`` does; see `fpe.data.embed.run`."""

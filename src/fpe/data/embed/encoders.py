@@ -27,14 +27,12 @@ class Encoder:
 
 
 def load_encoder(name: str, kind: str, *, device: str, half: bool = False) -> Encoder:
-    """Load an encoder of images or of texts.
+    """Load an encoder of images or texts by its name on the hub or its folder; `kind` is "image" or "text".
 
-    Of images, CLIP, SigLIP and their like give their projected image features, others (DINOv2, ViT) their pooled
-    output, or the first token where there is none. Of texts, sentence-transformers gives its own embedding, which
-    is the mean over tokens where the model does not say.
-
-    `kind` is "image" or "text", `name` one of the hub or a folder; `half` computes in float16 on a GPU, in bfloat16
-    on a CPU.
+    Of images, CLIP, SigLIP and their like give their projected image features, others (DINOv2, ViT) their
+    pooled output, or else the first token. Of texts, sentence-transformers gives its own embedding, which is
+    the mean over tokens where the model does not say. `half` computes in float16 on a GPU, in bfloat16 on a
+    CPU.
     """
     dtype = (torch.float16 if device.startswith("cuda") else torch.bfloat16) if half else torch.float32
     library = need("transformers" if kind == "image" else "sentence_transformers", "embed")
@@ -44,8 +42,8 @@ def load_encoder(name: str, kind: str, *, device: str, half: bool = False) -> En
     except Exception as error:  # no network, no such name, a broken folder
         reason = str(error).strip().partition("\n")[0]
         raise ArgumentError(
-            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}). Give a name of the "
-            "Hugging Face hub, or a folder that save_pretrained wrote, processor included."
+            f"the {kind} encoder {name} could not be loaded ({type(error).__name__}: {reason}); give a "
+            "name of the Hugging Face hub, or a folder that save_pretrained wrote, processor included."
         ) from error
 
 
@@ -62,14 +60,15 @@ def _load_images(transformers: Any, name: str, device: torch.device, dtype: torc
     kind = transformers.CLIPVisionModelWithProjection if is_clip else transformers.AutoModel
     model = kind.from_pretrained(name, dtype=dtype).to(device).eval().requires_grad_(False)
 
-    def forward(batch: dict[str, Tensor]) -> Tensor:
+    def forward(batch: dict[str, Tensor]) -> Any:
         values = {"pixel_values": batch["pixel_values"].to(dtype)}
-        whole = model.get_image_features if hasattr(model, "get_image_features") else model
-        output = whole(**values)
-        found = output if isinstance(output, Tensor) else getattr(output, "image_embeds", None)
-        if found is None:
-            found = getattr(output, "pooler_output", None)
-        return (output.last_hidden_state[:, 0] if found is None else found).flatten(1)
+        output = getattr(model, "get_image_features", model)(**values)
+        if isinstance(output, Tensor):
+            return output.flatten(1)
+        for name in ("image_embeds", "pooler_output"):
+            if getattr(output, name, None) is not None:
+                return getattr(output, name).flatten(1)
+        return output.last_hidden_state[:, 0]
 
     return Encoder(model, functools.partial(_pixels, processor), forward)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import re
 import unicodedata
@@ -27,8 +26,9 @@ _UNREADABLE = (".heic", ".heif", ".jxl", ".svg", ".cr2", ".nef", ".arw", ".dng",
 def read_image(source: Any) -> Any:
     """Read an image, a file or its bytes or what Hugging Face datasets stores, as 8-bit RGB.
 
-    It is rotated as its EXIF data say. What is transparent becomes white. 16-bit values are scaled from 0 … 65535
-    to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken. Pillow's errors pass through.
+    It is rotated as its EXIF data say. What is transparent becomes white. 16-bit values are scaled from 0 …
+    65535 to 0 … 255, floating-point values from 0 … 1. Of several frames the first is taken. Pillow's errors
+    pass through.
     """
     from PIL import Image
 
@@ -52,15 +52,13 @@ def _as_rgb(image: Any) -> Any:
         image.info.pop("exif", None)
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_eight_bits(image)).convert("RGB")
-    if image.mode in ("La", "RGBa"):  # premultiplied alpha
-        image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
 def _eight_bits(image: Any) -> np.ndarray:
-    """Scale gray values of more than eight bits by the range of their type, never by what an image contains."""
+    """Scale gray values of more than eight bits by the range of their type, not of the image."""
     values = np.asarray(image).astype(np.float64)
     if image.mode == "F":
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
@@ -94,31 +92,40 @@ def is_image(path: Path) -> bool:
         return False
 
 
-@dataclass(frozen=True)
-class Files:
-    """The image files of a part, in order: paths below a folder, with ``/``."""
+class Column:
+    """Texts, or images as `read_image` takes them, by row."""
 
-    root: Path
-    names: list[str]
+    def __init__(self, values: Any) -> None:
+        self.values = values
 
     def take(self, rows: Iterable[int]) -> list[Any]:
-        """Return the files of these rows."""
-        return [self.root / self.names[row] for row in rows]
+        """Return the values of these rows."""
+        return [self.values[int(row)] for row in rows]
 
     def name(self, row: int) -> str:
         """Return the name of a row in messages."""
+        return f"row {row} (from 0)"
+
+    def keys(self, rows: Iterable[int]) -> list[Any]:
+        """Return what changes when the values of these rows do."""
+        return self.take(rows)
+
+
+class Files(Column):
+    """Image files: paths below a folder, with ``/``."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        super().__init__([root / name for name in names])
+        self.names = names
+
+    def name(self, row: int) -> str:  # noqa: D102
         return self.names[row]
 
-    def digest(self, rows: Iterable[int]) -> bytes:
-        """Return a hash of names, sizes and times of change."""
-        digest = hashlib.sha256()
-        for name in (self.names[row] for row in rows):
-            try:
-                status = (self.root / name).stat()
-                digest.update(repr((name, status.st_size, status.st_mtime_ns)).encode())
-            except OSError:  # a link to nowhere
-                digest.update(repr(name).encode())
-        return digest.digest()
+    def keys(self, rows: Iterable[int]) -> list[Any]:
+        """Return names, sizes and times of change; of a link to nowhere the name."""
+        found = [(self.names[row], self.values[row]) for row in rows]
+        stats = [(name, path.stat() if path.exists() else None) for name, path in found]
+        return [name if stat is None else (name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
 @dataclass(frozen=True)
@@ -147,9 +154,9 @@ def listed(left_out: Mapping[str, Sequence[str]]) -> str:
 def read_folder(root: Path) -> ImageFolder:
     """Find images, classes and parts; every file is used, or listed with the reason.
 
-    The class of an image is the first folder below `root`; if there is a folder ``train``, the first below that one
-    and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and file names do not matter.
-    Doubtful layouts, and classes without a readable image, are refused.
+    The class of an image is the first folder below `root`; if there is a folder ``train``, the first below
+    that one and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and file names do
+    not matter. Doubtful layouts, and classes without a readable image, are refused.
     """
     found = ImageFolder(root)
     train, tests = _part_folders(found)
@@ -168,9 +175,8 @@ def read_folder(root: Path) -> ImageFolder:
         hint = f" If its folders ({_names(inner)}) are classes or parts, give {train / classes[0]}." * bool(
             inner
         )
-    raise DataError(
-        f"{train} has {has}; fpe embed needs one for each of at least two classes.{hint}\n{listed(found.left_out)}"
-    )
+    has += "; fpe embed needs one for each of at least two classes."
+    raise DataError(f"{train} has {has}{hint}\n{listed(found.left_out)}")
 
 
 def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
@@ -193,17 +199,15 @@ def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
                 found.leave_out(path, _system(path) or "beside the parts")
         return trains[0], tests
     if tests and not others:
-        raise DataError(
-            f"{root} has {_names(tests)}, but no folder called train; rename that of the training part."
-        )
+        raise DataError(f"{root} has {_names(tests)}, but no folder called train; rename the training part.")
     # The folders are about to become classes.
     classes = {path.name for path in folders}
     for test in tests:
         same = [path for path in _subfolders(test) if path.name in classes]
         if same:
             raise DataError(
-                f"{root} has class folders, and {test.name} has folders of the same names ({_names(same)}); put the "
-                "class folders of the training part into a folder called train."
+                f"{root} has class folders, and {test.name} has folders of the same names ({_names(same)}); "
+                "put the class folders of the training part into a folder called train."
             )
     words = {path: set(re.split(r"[^a-z]+", path.name.lower())) for path in folders if _subfolders(path)}
     like_train, like_test = ({p for p in words if words[p] & set(names)} for names in (TRAINS, TESTS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,43 +15,10 @@ import pandas
 
 from fpe._util.extras import need
 from fpe.data.columns import label_column, require_column
-from fpe.data.embed.images import Files, is_image, is_image_name, read_folder
+from fpe.data.embed.images import Column, is_image, is_image_name, read_folder
 from fpe.data.parts import TESTS, label_names, number_classes, quoted, some
 from fpe.data.tables import PARQUET, is_table, kind_of, read_table, table_parts
 from fpe.errors import ArgumentError, DataError
-
-
-class Column:
-    """A column of texts, or of images as `fpe.data.embed.images.read_image` takes them."""
-
-    def __init__(self, values: Any) -> None:
-        self.values = values
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def take(self, rows: Iterable[int]) -> list[Any]:
-        """Return the values of these rows."""
-        return [self.values[int(row)] for row in rows]
-
-    def name(self, row: int) -> str:
-        """Return the name of a row in messages."""
-        return f"row {row} (from 0)"
-
-    def digest(self, rows: Iterable[int]) -> bytes:
-        """Return a hash of the values."""
-        digest = hashlib.sha256()
-        for value in self.take(rows):
-            digest.update(repr(value).encode())
-        return digest.digest()
-
-    def absent(self) -> set[int]:
-        """Return the rows without a value; of texts, those of blanks alone too."""
-        return {
-            row
-            for row, value in enumerate(self.values)
-            if not isinstance(value, str | bytes | dict) or (isinstance(value, str) and not value.strip())
-        }
 
 
 class StoredImages(Column):
@@ -62,18 +28,14 @@ class StoredImages(Column):
         (name,) = self.values.column_names
         return list(self.values[[int(row) for row in rows]][name])
 
-    def absent(self) -> set[int]:
-        """Return nothing: reading all images takes too long."""
-        return set()
-
 
 @dataclass(frozen=True)
 class Items:
-    """Images or texts, their labels, and which of them are taken; ``"train"`` and, where there is one, ``"test"``."""
+    """Images or texts of a training part and, where there is one, a test part; which are taken."""
 
     #: "image" or "text".
     kind: str
-    parts: Mapping[str, Files | Column]
+    parts: Mapping[str, Column]
     #: The class of each item, None where it is left out.
     names: Mapping[str, Sequence[str | None]]
     #: Names of the classes, in the order of their numbers; if empty, those of `names`.
@@ -110,16 +72,14 @@ def open_items(
     classes: int | None = None,
     seed: int = 0,
 ) -> Items:
-    """Choose the images or texts of a source, their labels, and the rows that are taken; see `fpe.data.embed.run`."""
+    """Choose images or texts of a source, their labels and rows; see `fpe.data.embed.run.embed`."""
     path = Path(source)
     kind = _kind_of_source(path, source)
     if test is not None and kind != "table":
         raise ArgumentError(f"--test can only be used with a table; {source} is none.")
     if kind == "images":
         if label is not None or column is not None:
-            raise ArgumentError(
-                f"in {source}, a folder of images, folders are classes; leave out --label and --column."
-            )
+            raise ArgumentError(f"{source} is a folder of images; leave out --label and --column.")
         try:
             folder = read_folder(path)
         except OSError as error:  # no permission
@@ -151,7 +111,7 @@ def open_items(
 
 
 def _kind_of_source(path: Path, source: str) -> str:
-    """Return "images" (a folder), "table", "tables" (a folder) or "dataset" (Hugging Face datasets reads it)."""
+    """Return "images" (a folder), "table", "tables" (a folder) or "dataset" (Hugging Face's)."""
     if path.is_file():
         return "table"
     if not path.is_dir():
@@ -242,7 +202,7 @@ def _class_names(path: Path) -> dict[str, list[str]]:
 def _choose(
     parts: Mapping[str, _Rows], label: str | None, column: str | None, source: str, require_test: bool
 ) -> Items:
-    """Choose the columns of labels and of texts or images, and the test part; leave out rows without either."""
+    """Choose the columns of labels and of items, and the test part; leave out rows without either."""
     train = parts["train"]
     label = label_column(list(train.frame.columns), label, source)
     notes = [f"{rows.name}: {note}" for rows in parts.values() for note in rows.notes]
@@ -258,25 +218,33 @@ def _choose(
         else:
             why = f"the test part is {used['test'].name}" if "test" in used else "it has no labels"
             notes.append(f"{rows.name} is not used: {why}")
-    items = dict[str, Files | Column]()
+    items = dict[str, Column]()
     for part, rows in used.items():
         if column not in (rows.images if kind == "image" else rows.frame):
             raise DataError(f"{rows.name} has no column {column!r} of {kind}s, which {train.name} has.")
         items[part] = values = rows.images[column] if kind == "image" else Column(rows.frame[column].tolist())
         unlabelled = {row for row, name in enumerate(names[part]) if name is None}
-        absent = values.absent() - unlabelled
+        absent = _absent(values) - unlabelled
         for missing, what in ((unlabelled, "no label"), (absent, f"no {kind}")):
             if missing:
-                where = f"{len(missing):,} of {len(values):,} rows of {rows.name}"
+                where = f"{len(missing):,} of {len(names[part]):,} rows of {rows.name}"
                 notes.append(f"{where} have {what}: left out (from 0: {some(sorted(missing))})")
         names[part] = [None if row in absent else name for row, name in enumerate(names[part])]
         if not any(name is not None for name in names[part]):
-            raise DataError(
-                f"{rows.name} has no rows with both a label in {label!r} and a {kind} in {column!r}."
-            )
+            raise DataError(f"{rows.name} has no rows with a label in {label!r} and a {kind} in {column!r}.")
     if len(set(names["train"]) - {None}) == 1:
         raise DataError(f"{train.name} has only one class in {label!r}; a classifier needs two.")
     return Items(kind, items, names, train.classes.get(label, []), {}, label, column, notes)
+
+
+def _absent(column: Column) -> set[int]:
+    """Return the rows without a value; of stored images none, since reading them takes too long."""
+    values = () if isinstance(column, StoredImages) else column.values
+    return {
+        row
+        for row, v in enumerate(values)
+        if not (v.strip() if isinstance(v, str) else isinstance(v, bytes | dict))
+    }
 
 
 def _labels(rows: _Rows, label: str) -> list[str | None]:
@@ -285,9 +253,7 @@ def _labels(rows: _Rows, label: str) -> list[str | None]:
         return label_names(values, f"column {label!r} of {rows.name}")
     strange = [value for value in values if value >= len(classes)]
     if strange:
-        raise DataError(
-            f"column {label!r} of {rows.name} has {strange[0]}, but names {len(classes)} classes."
-        )
+        raise DataError(f"column {label!r} of {rows.name} has {strange[0]}, of {len(classes)} classes.")
     return [classes[int(value)] if value >= 0 else None for value in values]
 
 
@@ -300,29 +266,24 @@ def _item_column(
     images = [name for name in names if name in rows.images]
     if images:
         return "image", images[0]
-    lengths = {name: _mean_length(rows.frame[name]) for name in names}
-    texts = sorted((name for name in names if lengths[name] > (0, 0)), key=lambda n: lengths[n], reverse=True)
+    objects = {name: _objects(rows.frame[name]) for name in names}
+    lengths = {  # words first, since an identifier can be long
+        name: np.mean([(len(value.split()), len(value)) for value in values], axis=0).tolist()
+        for name, values in objects.items()
+        if values and all(isinstance(value, str) for value in values)
+    }
+    texts = sorted(lengths, key=lambda name: lengths[name], reverse=True)
     if not texts:
         kinds = some(f"{name} ({rows.frame[name].dtype})" for name in names) or "no others"
         raise DataError(f"{source} has no column of images or texts beside {label!r}; there are {kinds}.")
-    if all(is_image_name(value.strip()) for value in _objects(rows.frame[texts[0]]) if value.strip()):
+    if all(is_image_name(value.strip()) for value in objects[texts[0]] if value.strip()):
         raise DataError(
-            f"column {texts[0]!r} of {source} has names of image files; give a folder of images, with a folder for "
-            "each class, or name a column of texts with --column."
+            f"column {texts[0]!r} of {source} has names of image files; give a folder of images, with a "
+            "folder for each class, or name a column of texts with --column."
         )
     if texts[1:]:
         notes.append(f"{texts[0]!r} has the longest texts; others, for --column, are {quoted(texts[1:])}")
     return "text", texts[0]
-
-
-def _mean_length(column: pandas.Series[Any]) -> tuple[float, float]:
-    """Return the mean count of words, then of characters, since identifiers are one word; zeros if it is no text."""
-    values = _objects(column)
-    if not values or not all(isinstance(value, str) for value in values):
-        return 0, 0
-    return float(np.mean([len(value.split()) for value in values])), float(
-        np.mean([len(value) for value in values])
-    )
 
 
 def _is_image(column: pandas.Series[Any]) -> bool:

@@ -52,27 +52,29 @@ def embed(
 ) -> dict[str, Any]:
     """Embed a data set into a folder, which `fpe.data.load` and ``fpe fit`` take as data.
 
-    A shard is complete or absent. Called again, it makes those that are absent, and those whose files have changed;
-    the bytes are those of an uninterrupted run on the same machine.
+    A shard is complete or absent. Called again, it makes those that are absent, and those whose files have
+    changed; the bytes are those of an uninterrupted run on the same machine.
 
     Parameters
     ----------
     source : str
-        A folder with a folder of images for each class, also below ``train`` and ``test``; a table with a column of
-        texts or images, or a folder of tables ``train`` and ``test``; or what Hugging Face datasets reads: a saved
-        data set, a folder of parquet files, or OWNER/NAME on the hub, such as ``"uoft-cs/cifar100"``.
+        A folder with a folder of images for each class, also below ``train`` and ``test``; a table with a
+        column of texts or images, or a folder of tables ``train`` and ``test``; or what Hugging Face datasets
+        reads: a saved data set, a folder of parquet files, or OWNER/NAME on the hub, such as
+        ``"uoft-cs/cifar100"``.
     out : Path
         Gets the shards and ``embeddings.json``, which describes them.
     encoder : str, optional
         A name of the Hugging Face hub or a folder; by default CLIP ViT-B/16 for images, as in the paper, and
         all-MiniLM-L6-v2 for texts.
     label, column : str, optional
-        The columns of labels and of images or texts; by default the label is found by its name, and images, or else
-        the longest texts, are taken. Rows without either are left out and counted in the notes.
+        The columns of labels and of images or texts; by default the label is found by its name, and images,
+        or else the longest texts, are taken. Rows without either are left out and counted in the notes.
     test : str, optional
         A table, the test part of another one.
     classes : int, optional
-        Number of classes to take, chosen at random with `seed`: 100 of ImageNet-1k's make ImageNet-100 (2.2.2).
+        Number of classes to take, chosen at random with `seed`: 100 of ImageNet-1k's make ImageNet-100
+        (2.2.2).
     normalize : bool, default True
         Scale each embedding to length 1.
     dtype : str, default "float16"
@@ -90,8 +92,8 @@ def embed(
     fresh : bool, default False
         Remove the shards of an earlier run.
     skip_broken : bool, default False
-        Leave out images that cannot be read, and list them in ``embeddings.json``; by default they are an error
-        once all others are embedded.
+        Leave out images that cannot be read, and list them in ``embeddings.json``; by default they are an
+        error once all others are embedded.
     on_batch : callable, optional
         Gets the number of finished items, and of all, after each batch.
 
@@ -153,8 +155,8 @@ def embed(
         except KeyboardInterrupt:
             made = sum((out / file).exists() for file in files.values())
             raise KeyboardInterrupt(
-                f"stopped. {made} of {len(files)} shards are finished and kept in {out}; run the same command again "
-                "to resume."
+                f"stopped. {made} of {len(files)} shards are finished and kept in {out}; run the same "
+                "command again to resume."
             ) from None
     broken = {name for own in manifest["broken"].values() for name in own}
     pairs = zip(items.rows["train"], items.labels["train"], strict=True) if broken else ()
@@ -193,8 +195,8 @@ def _digest(items: Items, size: int, part: str, number: int) -> str:
     """Return a hash of the content of a shard: items, class numbers and names."""
     rows, labels = _shard(items.rows[part], size, number), _shard(items.labels[part], size, number)
     names = [items.classes[label] for label in np.unique(labels)]
-    digest = hashlib.sha256(repr(names).encode() + labels.tobytes() + items.parts[part].digest(rows))
-    return digest.hexdigest()[:16]
+    keys = hashlib.sha256(b"".join(repr(key).encode() for key in items.parts[part].keys(rows))).digest()
+    return hashlib.sha256(repr(names).encode() + labels.tobytes() + keys).hexdigest()[:16]
 
 
 def _unchanged(out: Path, old: dict[str, Any], manifest: dict[str, Any]) -> set[str]:
@@ -207,7 +209,7 @@ def _unchanged(out: Path, old: dict[str, Any], manifest: dict[str, Any]) -> set[
         what.append(f"made from another {manifest['source']}")
     if what:
         raise ArgumentError(
-            f"{out} has other embeddings ({'; '.join(what)}); give another --out, or --fresh to remove them."
+            f"{out} has other embeddings ({'; '.join(what)}); give another --out, or --fresh."
         )
     before = {file: old["digests"][part][n] for (part, n), file in shard_names(old).items()}
     now = {file: manifest["digests"][part][n] for (part, n), file in shard_names(manifest).items()}
@@ -271,16 +273,15 @@ def _make(
             whole = torch.nn.functional.normalize(whole, dim=1)
         X = whole.to(getattr(torch, manifest["dtype"])).numpy()
         if not np.isfinite(X).all():
-            raise DataError(
-                f"embeddings of shard {file} are NaN or too large; use dtype float32 without half."
-            )
+            raise DataError(f"embeddings of {file} are NaN or too large; use dtype float32 without half.")
         write_shard(
             out / file, X, _shard(items.labels[part], size, number)[np.concatenate(good)], items.classes
         )
     if all_broken and not skip_broken:
         raise DataError(
-            f"{len(all_broken)} of {total:,} images cannot be read. Repair or remove them and run the command again, "
-            f"or leave them out with --skip-broken (skip_broken=True). Shards without them are kept in {out}."
+            f"{len(all_broken)} of {total:,} images cannot be read. Repair or remove them and run the "
+            "command again, or leave them out with --skip-broken (skip_broken=True). Shards without them are "
+            f"kept in {out}."
             f"{_listed(all_broken)}"
         )
 

@@ -55,9 +55,8 @@ def _read_shard(path: Path, classes: list[str]) -> tuple[np.ndarray, np.ndarray]
         table = parquet.read_table(path)
         flat = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         number = {name: i for i, name in enumerate(classes)}
-        return flat.reshape(len(table), -1), np.array(
-            [number[name] for name in table["label"].to_pylist()], dtype=np.int64
-        )
+        y = np.array([number[name] for name in table["label"].to_pylist()], dtype=np.int64)
+        return flat.reshape(len(table), -1), y
     except Exception as error:  # each library has errors of its own for a broken file
         raise DataError(f"{path} is broken ({error}); remove it and run fpe embed again.") from error
 
@@ -68,14 +67,12 @@ def read_embeddings(folder: Path, manifest: dict[str, Any]) -> Raw:
     missing = [name for name in names.values() if not (folder / name).exists()]
     if missing:
         raise DataError(
-            f"{folder} is not finished: {len(missing)} of {len(names)} shards are missing ({missing[0]}, …); run the "
-            "same fpe embed command again to make them."
+            f"{folder} is not finished: {len(missing)} of {len(names)} shards are missing ({missing[0]}, …); "
+            "run the same fpe embed command again to make them."
         )
     parts = {}
     for part in manifest["shards"]:
-        shards = [
-            _read_shard(folder / name, manifest["classes"]) for (own, _), name in names.items() if own == part
-        ]
-        X, y = (np.concatenate(arrays) for arrays in zip(*shards, strict=True))
-        parts[part] = (X, y)
+        paths = [folder / name for (own, _), name in names.items() if own == part]
+        shards = [_read_shard(path, manifest["classes"]) for path in paths]
+        parts[part] = (np.concatenate([X for X, _ in shards]), np.concatenate([y for _, y in shards]))
     return Raw(parts, np.array(manifest["classes"]))
