@@ -9,7 +9,7 @@ from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, t
 from fpe._util.files import read_json
 from fpe.compare.report import fit_table
 from fpe.data.named import find_folder
-from fpe_reproduction.bench.report import asked_markdown, bench_markdown, case_name, verdicts
+from fpe_reproduction.bench.report import bench_markdown, case_name, verdicts
 
 BANKING = "--hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
 FASHION = "--hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
@@ -63,7 +63,6 @@ def fit(name: str) -> None:
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    """Return what stands between the marks of the page."""
     if page == "speed":
         return {"speed": speed()}
     names = [name for name in RUNS if (RESULTS / "fit" / f"{name}.json").exists()]
@@ -100,7 +99,8 @@ def section(name: str) -> str:
 def speed() -> dict[str, str]:
     """Return the parts of the page about packed layers."""
     result = stored("speed/results")
-    known = [row["holds"] for row in verdicts(result)["rows"] if row["holds"] is not None]
+    limits, holds = verdicts(result)
+    known = [each for each in holds if each is not None]
     made, rounds = result["provenance"], result["config"]["rounds"]
     lines = []
     for kind, title in (("layer", "## Layers"), ("model", "## Whole models")):
@@ -113,7 +113,7 @@ def speed() -> dict[str, str]:
     return {
         "command": block(f"```console\n$ fpe bench --rounds {rounds}\n```"),
         "held": f"**{sum(known)} of {len(known)} limits hold**",
-        "limits": block("\n".join(asked_markdown(result))),
+        "limits": table(*limits),
         "cases": block("\n".join(lines)),
         "made": f"{', '.join([made_by(result, *keys), *others])}; read on commit `{made['commit']}`",
     }

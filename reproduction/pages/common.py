@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpe._util.files import read_json, write_atomically, write_json
+from fpe._util.files import read_json, write_json
+from fpe.compare.runner import run_tasks
 from fpe.compare.store import commits
 from fpe_reproduction.report.text import markdown_table
 
@@ -53,6 +54,13 @@ def trained_at(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"Trained with fpe at {', '.join(made)}{note}."
 
 
+def run_all(work: Any, tasks: Mapping[str, Mapping[str, Any]], name: str, jobs: int = -1) -> dict[str, Any]:
+    """Run the tasks that fpe-out/NAME has no result of; return all results."""
+    return run_tasks(
+        work, tasks, OUT / name, name, jobs=jobs, on_finished=lambda task, _: print(task, flush=True)
+    )
+
+
 def run_fpe(*arguments: str | Path) -> int:
     """Run an ``fpe`` command; return its exit code."""
     return subprocess.run([Path(sys.executable).with_name("fpe"), *arguments]).returncode
@@ -73,10 +81,3 @@ def inject(text: str, parts: Mapping[str, str]) -> str:
             raise ValueError(f"the page has no place for {mark}: <!-- {mark} --> … <!-- end {mark} -->")
         text = f"{before}{begin}{part}{end}{after}"
     return text
-
-
-def write(page: str, parts: Mapping[str, str]) -> None:
-    """Put parts into ``docs/results/PAGE.md``."""
-    path = RESULTS / f"{page}.md"
-    text = inject(path.read_text(encoding="utf-8"), parts)
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, ClassVar
 
@@ -9,17 +10,16 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
-from common import OUT, made_by, store, stored, table, trained_at
+from common import made_by, run_all, store, stored, table, trained_at
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fpe
-from fpe.compare.runner import one_thread, run_tasks
+from fpe.compare.runner import one_thread
 from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe.data import load
 
-SEEDS = (0, 1, 2)
 ANEW = "dense, optimizer anew"
 ALL = ("conv1", "conv2", "hidden")
 
@@ -48,7 +48,6 @@ class CharLM:
         self.sample = {"input_ids": self.held_out[None, :64]}
 
     def network(self, neurons: int) -> nn.Module:
-        """Return a network of width 64, four heads, and 64 characters of context."""
         from transformers import GPT2Config, GPT2LMHeadModel
 
         config = GPT2Config(
@@ -58,7 +57,6 @@ class CharLM:
         return GPT2LMHeadModel(config)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return AdamW; its rate is set step by step."""
         return torch.optim.AdamW(model.parameters(), weight_decay=0.01)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: range) -> None:
@@ -83,8 +81,9 @@ class CharLM:
         ]
         return sum(losses) / y.numel()
 
+    @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the losses; the first one is reported."""
+        model.eval()
         learned = self.learned[: len(self.held_out)]
         return {"validation": self.loss(model, self.held_out), "training": self.loss(model, learned)}
 
@@ -99,7 +98,6 @@ class ConvNet(nn.Module):
         self.hidden, self.head = nn.Linear(2 * channels * 49, 4 * channels), nn.Linear(4 * channels, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, 1, 28, 28) to (batch, 10)."""
         x = torch.max_pool2d(torch.relu(self.norm1(self.conv1(x))), 2)
         x = torch.max_pool2d(torch.relu(self.norm2(self.conv2(x))), 2)
         return self.head(torch.relu(self.hidden(x.flatten(1))))
@@ -123,11 +121,9 @@ class CNN:
         self.learned, self.held_out, self.sample = (X, y), (X_test, y_test), X[:2]
 
     def network(self, channels: int) -> nn.Module:
-        """Return the dense network."""
         return ConvNet(channels)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return Adam; its rate is set epoch by epoch."""
         return torch.optim.Adam(model.parameters())
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, epochs: range) -> None:
@@ -140,10 +136,10 @@ class CNN:
             for batch in order.split(100):
                 descend(model, optimizer, F.cross_entropy(model(X[batch]), y[batch]), rate)
 
+    @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Return the accuracies; the first one is reported."""
-        first = [part[:10000] for part in self.learned]
-        shares = {}
+        model.eval()
+        first, shares = [part[:10000] for part in self.learned], {}
         for name, (X, y) in {"test": self.held_out, "training": first}.items():
             hits = [(model(a).argmax(1) == b).sum() for a, b in zip(X.split(500), y.split(500), strict=True)]
             shares[name] = float(sum(hits)) / len(y)
@@ -154,15 +150,13 @@ EXPERIMENTS = {"charlm": CharLM, "cnn": CNN}
 
 
 def descend(
-    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float | None = None
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, clip: float = math.inf
 ) -> None:
-    """Take one step."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.zero_grad()
     loss.backward()
-    if clip is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
 
 
@@ -174,45 +168,27 @@ def compare(page: str, size: int, seed: int) -> dict[str, Any]:
         dense = task.network(size)
         optimizer, half = task.optimizer(dense), task.steps // 2
         task.train(dense, optimizer, seed, range(half))
-        record: dict[str, Any] = {
-            task.size: size,
-            "seed": seed,
-            "half": next(iter(measured(task, dense).values())),
-        }
+        half_way = next(iter(task.measure(dense).values()))
+        record: dict[str, Any] = {task.size: size, "seed": seed, "half": half_way, "kinds": {}}
         models = {"dense": dense, ANEW: fpe.expand(dense, 1, example_inputs=task.sample)}
         for name, way in task.ways.items():
             models[name] = fpe.expand(dense, **way, example_inputs=task.sample, seed=seed)
-        record["kinds"] = {}
         for name, model in models.items():
             own = optimizer if name == "dense" else task.optimizer(model)
             task.train(model, own, seed, range(half, task.steps))
-            record["kinds"][name] = {**measured(task, model), "nonzero": fpe.count_nonzero(model)}
+            record["kinds"][name] = {**task.measure(model), "nonzero": fpe.count_nonzero(model)}
         return record
 
 
-@torch.no_grad()
-def measured(task: Any, model: nn.Module) -> dict[str, float]:
-    """Measure a network in evaluation mode."""
-    result: dict[str, float] = task.measure(model.eval())
-    return result
-
-
 def run(page: str) -> None:
-    """Run what is not stored yet."""
     task = EXPERIMENTS[page]
-    tasks = {
-        f"{task.size[0]}{size}-s{seed}": {"page": page, "size": size, "seed": seed}
-        for size in task.sizes
-        for seed in SEEDS
-    }
-    records = run_tasks(
-        compare, tasks, OUT / page, f"{task.steps} steps", on_finished=lambda name, _: print(name, flush=True)
-    )
+    runs = [{"page": page, "size": size, "seed": seed} for size in task.sizes for seed in range(3)]
+    tasks = {f"{task.size[0]}{own['size']}-s{own['seed']}": own for own in runs}
+    records = run_all(compare, tasks, page)
     store(page, {"runs": list(records.values()), "provenance": provenance()})
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    """Return what stands between the marks of the page."""
     task, result, rows = EXPERIMENTS[page], stored(page), []
     measure, sign, digits = ("validation", -1, 3) if page == "charlm" else ("test", 100, 2)
     for size in task.sizes:

@@ -12,7 +12,9 @@ import argparse
 import importlib
 from collections.abc import Mapping
 
-from common import write
+from common import RESULTS, inject
+
+from fpe._util.files import write_atomically
 
 #: The module of each page, in the order in which pages depend on each other's data. A module has ``run(page)``,
 #: which stores data, and ``parts(page)``: for each page that it writes, the texts between the page's marks.
@@ -33,12 +35,10 @@ PAGES = {
 
 def parts_of(page: str) -> Mapping[str, Mapping[str, str]]:
     """Return what a page's stored data say: for each page that is written, texts by mark."""
-    parts: Mapping[str, Mapping[str, str]] = importlib.import_module(PAGES[page]).parts(page)
-    return parts
+    return importlib.import_module(PAGES[page]).parts(page)
 
 
 def main() -> None:
-    """Make the pages that the command line names."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +50,9 @@ def main() -> None:
         if not arguments.stored:
             importlib.import_module(PAGES[page]).run(page)
         for written, parts in parts_of(page).items():
-            write(written, parts)
+            path = RESULTS / f"{written}.md"
+            text = inject(path.read_text(encoding="utf-8"), parts)
+            write_atomically(path, lambda file, text=text: file.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -26,37 +26,31 @@ from zoo import ZOO, answer
 
 
 class Probe:
-    """One model on its way through all steps."""
+    """One model on its way through all steps; each says whether its result is right."""
 
     def __init__(self, name: str) -> None:
         self.model, self.batch = ZOO[name]()
-        self.model.eval()
-        self.wide: nn.Module = self.model
+        self.wide: nn.Module = self.model.eval()
 
     def found(self) -> bool:
-        """Groups are found, and all of them can be permuted."""
         groups = find_groups(self.model, self.batch).groups
         verify(self.model, groups, self.batch)
         return bool(groups)
 
     def expanded(self) -> bool:
-        """The default layers are expanded, and the model answers in the same shape."""
         self.wide = fpe.expand(self.model, 2, example_inputs=self.batch)
         return answer(self.wide, self.batch).shape == answer(self.model, self.batch).shape
 
     def count_exact(self) -> bool:
-        """The count of non-zeros stays, after a second expansion too."""
         twice = fpe.expand(self.wide, 2, example_inputs=self.batch, seed=1)
         return len({fpe.count_nonzero(model) for model in (self.model, self.wide, twice)}) == 1
 
     def trains(self) -> bool:
-        """The loss falls, and masked weights stay zero."""
-        model = self.wide.train()
+        model, losses = self.wide.train(), []
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        losses = []
         for _ in range(10):
-            loss = answer(model, self.batch).square().mean()
             optimizer.zero_grad()
+            loss = answer(model, self.batch).square().mean()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
@@ -65,32 +59,26 @@ class Probe:
         return losses[-1] < losses[0] and all((m.weight[m.fpe_mask == 0] == 0).all() for m in layers)
 
     def packed(self) -> bool:
-        """Packed, it gives the same outputs: with a split for each neuron, and with whole children."""
         ways: tuple[dict[str, Any], ...] = ({}, {"split": "shared", "prune": "children"})
         wide = [fpe.expand(self.model, 2, example_inputs=self.batch, **how) for how in ways]
-        return all(self.same(fpe.pack(each), each, rtol=1e-5) for each in wide)
+        return all(close(self.output(fpe.pack(each)), self.output(each), rtol=1e-5) for each in wide)
 
     def saved_and_loaded(self) -> bool:
-        """A file gives the same outputs, bit for bit."""
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "wide.safetensors")
-            fpe.save(self.wide, path)
-            again = fpe.load(path, like=self.model).eval()
-        return torch.equal(answer(again, self.batch), answer(self.wide, self.batch))
+            fpe.save(self.wide, Path(folder, "wide.safetensors"))
+            again = fpe.load(Path(folder, "wide.safetensors"), like=self.model).eval()
+        return torch.equal(self.output(again), self.output(self.wide))
 
     def compiled(self) -> bool:
-        """``torch.compile`` gives the same outputs."""
         torch._dynamo.reset()
-        return self.same(torch.compile(copy.deepcopy(self.wide)), self.wide)
+        return close(self.output(torch.compile(copy.deepcopy(self.wide))), self.output(self.wide))
 
     def exported(self) -> bool:
-        """``torch.export`` gives the same outputs."""
         args, kwargs = as_call(self.batch)
         program = torch.export.export(TensorsOnly(self.wide), args, kwargs, strict=False)
-        return close(program.module()(*args, **kwargs)[0], answer(self.wide, self.batch))
+        return close(program.module()(*args, **kwargs)[0], self.output(self.wide))
 
     def onnx(self) -> bool:
-        """ONNX Runtime gives the same outputs."""
         import onnxruntime
 
         args, kwargs = as_call(self.batch)
@@ -101,13 +89,11 @@ class Probe:
             session = onnxruntime.InferenceSession(path)
             names = [i.name for i in session.get_inputs()]
             feed = {n: v.numpy() for n, v in zip(names, [*args, *kwargs.values()], strict=True)}
-            output = torch.from_numpy(session.run(None, feed)[0])
-        return close(output, answer(self.wide, self.batch))
+            return close(torch.from_numpy(session.run(None, feed)[0]), self.output(self.wide))
 
     @torch.no_grad()
-    def same(self, a: Any, b: Any, rtol: float = 1e-4) -> bool:
-        """Compare the outputs of two models."""
-        return close(answer(a, self.batch), answer(b, self.batch), rtol)
+    def output(self, model: Any) -> torch.Tensor:
+        return answer(model, self.batch)
 
 
 class TensorsOnly(nn.Module):
@@ -118,12 +104,10 @@ class TensorsOnly(nn.Module):
         self.model = model
 
     def forward(self, *args: Any, **kwargs: Any) -> list[torch.Tensor]:
-        """Run the model."""
         return [t for t in tensors_in(self.model(*args, **kwargs)) if t.is_floating_point()]
 
 
 def close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-4) -> bool:
-    """Tell whether two outputs are the same but for rounding."""
     return torch.allclose(a, b, rtol=rtol, atol=1e-5)
 
 
@@ -173,7 +157,6 @@ def run(page: str) -> None:
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    """Return what stands between the marks of the page."""
     record = stored(page)
     made = made_by(record, "fpe", "commit", "torch", "python")
     return {page: {"made": made, "table": table(record["columns"], record["rows"])}}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common import OUT, block, made_by, store, stored, table
+from common import block, made_by, run_all, store, stored, table
 
-from fpe.compare.runner import run_tasks
 from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe.data import load
@@ -31,7 +30,7 @@ def boolean() -> None:
         f"lr{lr:g}-l2-{l2:g}-n{n}": {"config": replace(BooleanConfig(), lr=lr, l2=l2, samples=n), **own}
         for lr, l2, n in BOOLEAN
     }
-    records = run_tasks(run_row, tasks, OUT / "settings", "settings")
+    records = run_all(run_row, tasks, "settings")
     rows = []
     for (lr, l2, samples), record in zip(BOOLEAN, records.values(), strict=True):
         means = {
@@ -53,7 +52,7 @@ def vision() -> None:
         source = Source(name, load(name).fingerprint)
         own = {"source": source, "hidden": (4, 8), "kinds": ["dense"], "trials": range(100, 110)}
         tasks = {f"{name}-{lr:g}": {"config": replace(config, lr=lr), **own} for lr in RATES}
-        records = run_tasks(run_networks, tasks, OUT / "reproduce" / "settings", "settings")
+        records = run_all(run_networks, tasks, "reproduce/settings")
         for lr, record in zip(RATES, records.values(), strict=True):
             cells = [
                 mean([n[measure] for n in record["networks"] if n["hidden"] == hidden]).text(100, sign=False)

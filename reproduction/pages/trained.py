@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import OUT, made_by, store, stored, table, trained_at
+from common import made_by, run_all, store, stored, table, trained_at
 from sklearn.model_selection import train_test_split
 
-from fpe.compare.runner import one_thread, run_tasks
+from fpe.compare.runner import one_thread
 from fpe.compare.statistics import mean
 from fpe.data import load
 from fpe.data.named import find_folder
@@ -97,7 +97,6 @@ def measure(
 
 
 def run(page: str) -> None:
-    """Measure what is not measured yet."""
     tasks: dict[str, dict[str, Any]] = {}
     for data, (half, _) in DATA.items():
         trained = [("validation", v, rate, half, half) for v in VARIANTS for rate in RATES]
@@ -110,10 +109,7 @@ def run(page: str) -> None:
                     "data": data, "part": part, "hidden": hidden, "variant": variant, "rate": rate,
                     "before": before, "epochs": epochs, "seeds": list(SEEDS[part]),
                 }  # fmt: skip
-    records = run_tasks(
-        measure, tasks, OUT / page, page, jobs=1, on_finished=lambda name, _: print(name, flush=True)
-    )
-    results = [{**tasks[n], **r} for n, r in records.items()]
+    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=1).items()]
     store("rewiring/trained", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
 
 
@@ -157,5 +153,4 @@ def parts(page: str) -> dict[str, dict[str, str]]:
 
 
 def text(values: Sequence[float], sign: bool = False) -> str:
-    """Write a mean with its interval."""
     return mean(values).text(100, sign=sign) if values else "–"

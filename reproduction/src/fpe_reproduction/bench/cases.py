@@ -62,18 +62,12 @@ class BenchConfig:
     seed: int = 0  # of weights, splits, inputs, and the order of the rows in each round
 
     def __post_init__(self) -> None:
-        threads = (1,) if self.threads is None else (self.threads,)
-        least_values = {"factor": 2, "batches": 1, "rounds": 3, "threads": 1}
-        given = {
-            "factor": self.factors,
-            "batches": self.batches,
-            "rounds": (self.rounds,),
-            "threads": threads,
-        }
+        threads = 1 if self.threads is None else self.threads
+        checked = (("factor", self.factors, 2), ("batches", self.batches, 1), ("rounds", (self.rounds,), 3))
         problems = [
-            f"--{name} is {min(given[name])}; give at least {least}."
-            for name, least in least_values.items()
-            if min(given[name], default=least) < least
+            f"--{name} is {min(values)}; give at least {least}."
+            for name, values, least in (*checked, ("threads", (threads,), 1))
+            if min(values, default=least) < least
         ]
         for size in self.sizes:
             if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", size):
@@ -106,23 +100,15 @@ class BenchConfig:
         """Samples in a training step."""
         return tuple(b for b in self.batches if b >= 64) or (max(self.batches),)
 
-    @property
-    def steps(self) -> int:
-        """How many steps of progress a case reports."""
-        return 1 + len(self.batches) + len(self.training_batches)
-
     def cases(self, devices: Sequence[str] = ("cpu",)) -> list[dict[str, Any]]:
         """Return the cases, each of which is measured in a process of its own."""
-        layers: list[dict[str, Any]] = []
+        what: list[dict[str, Any]] = []
         for size in self.sizes:
             inputs, neurons = parse_size(size)
-            layers.append({"kind": "layer", "name": size, "inputs": inputs, "neurons": neurons})
-        models = [{"kind": "model", "name": name} for name in self.models]
+            what.append({"kind": "layer", "name": size, "inputs": inputs, "neurons": neurons})
+        what += [{"kind": "model", "name": name} for name in self.models]
         return [
-            {**what, "factor": factor, "device": device}
-            for device in devices
-            for what in (*layers, *models)
-            for factor in self.factors
+            {**w, "factor": f, "device": device} for device in devices for w in what for f in self.factors
         ]
 
 
@@ -139,7 +125,7 @@ class Row:
     name: str
     call: Callable[[Tensor], Tensor]
     stored: int  # bytes of parameters and buffers, or of a file
-    useful: int  # weights that no mask holds at zero
+    useful: int  # weights that are not masked
     expected: Tensor | None = None  # outputs for the case's probe; None for a reference
 
     def problem(self, probe: Tensor) -> str | None:
@@ -156,114 +142,92 @@ class Row:
         return None
 
 
-@dataclass
 class Subjects:
-    """What a case measures: rows to time, networks to train (the dense parent first), inputs for checks."""
+    """What a case measures: a layer followed by a small head, or a whole model, in all its forms.
 
-    rows: list[Row]
-    networks: dict[str, nn.Module]
-    probe: Tensor
-    notes: dict[str, str]
-
-
-class CaseBuilder:
-    """Builds the rows and networks of one case: a layer followed by a small head, or a whole model."""
+    ``rows`` are timed, ``networks`` trained (the dense parent first), outputs for ``probe`` checked; ``notes`` say
+    how layers were packed and what is missing.
+    """
 
     def __init__(self, case: dict[str, Any], config: BenchConfig) -> None:
+        torch.manual_seed(config.seed)
         self.config, self.factor, self.layer = config, case["factor"], case["kind"] == "layer"
-        self.place = (
-            (torch.device("cuda"), torch.float16) if case["device"] == "cuda" else ("cpu", torch.float32)
-        )
-        self.sizes = (
-            (case["inputs"], case["neurons"], CLASSES, nn.ReLU()) if self.layer else MODELS[case["name"]]
-        )
-        self.parent = self.network()
+        cuda = case["device"] == "cuda"
+        self.place: Any = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
+        layer = (case.get("inputs", 0), case.get("neurons", 0), CLASSES, nn.ReLU())
+        self.sizes = layer if self.layer else MODELS[case["name"]]
+        self.parent = self._network()
         self.probe = torch.randn(3, self.sizes[0]).to(*self.place)
         self.notes: dict[str, str] = {}
+        with torch.no_grad():
+            self._make(cuda)
 
-    def network(self) -> nn.Module:
-        """Return the dense network, with fresh weights."""
-        inputs, neurons, outputs, activation = self.sizes
-        layers = nn.Linear(inputs, neurons), copy.deepcopy(activation), nn.Linear(neurons, outputs)
+    def _make(self, cuda: bool) -> None:
+        codes = self._packed(CODES, "random")[0]  # its wide weights are freed before others are made
+        groups = self._packed(GROUPS, "shared-8")[0]
+        packed_row, wide, packed = self._packed(PACKED, "shared")
+        parent, plain = self.parent.to(*self.place), with_zeros(wide)
+        outputs, useful = self._part(wide)(self.probe), self._useful(wide)
+        self.networks: dict[str, Any] = {DENSE: parent, PACKED: packed, MASKED: wide}
+        weights = parent[0].weight.numel() if self.layer else count_nonzero(parent)
+        self.rows = [module_row(DENSE, self._part(parent), weights), packed_row]
+        self.rows.append(module_row(WIDE, self._part(plain), useful))
+        if self.layer:
+            with torch.enable_grad():
+                pruned = self.networks[PRUNE] = copy.deepcopy(plain)
+                prune.custom_from_mask(pruned[0], "weight", wide[0].fpe_mask)  # type: ignore[no-untyped-call]
+            self.rows.append(module_row(PRUNE, pruned[0], useful, outputs))
+            self.rows.append(csr_row(plain[0], useful, outputs))
+        self.rows += [groups, codes]
+        if cuda and self.layer and self.factor == 2:
+            self._try(TWO_FOUR, self._two_four)
+        if self.config.onnx and not cuda:
+            for name, like in ((ONNX_DENSE, self.rows[0]), (ONNX_PACKED, packed_row)):
+                self._try(name, partial(onnx_row, name, like, self.probe))
+
+    def _network(self) -> Any:
+        inputs, neurons, outputs, between = self.sizes
+        layers = nn.Linear(inputs, neurons), copy.deepcopy(between), nn.Linear(neurons, outputs)
         return nn.Sequential(*layers)
 
-    def measured(self, network: Any) -> Any:
-        """Return the part of a network that is timed forward."""
+    def _part(self, network: Any) -> Any:
+        """Return the part that is timed forward."""
         return network[0] if self.layer else network
 
-    def useful(self, wide: Any) -> int:
-        """Return the number of weights that a product must multiply."""
+    def _useful(self, wide: Any) -> int:
         return count_free(wide[0].fpe_mask) if self.layer else count_nonzero(wide)
 
-    def expanded(self, split: str) -> tuple[Any, str]:
-        """Expand; for shared splits prune whole inputs, or whole children where inputs do not suffice."""
+    def _packed(self, name: str, split: str) -> tuple[Row, Any, Any]:
+        """Expand and pack; return the row, the wide and the packed network."""
         pruning = "magnitude" if split == "random" else "columns"
         try:
             wide = expand(self.parent, self.factor, split=split, prune=pruning, seed=self.config.seed)
-        except BudgetError:
+        except BudgetError:  # the inputs do not suffice
             pruning = "children"
             wide = expand(self.parent, self.factor, split=split, prune=pruning, seed=self.config.seed)
-        return wide.to(*self.place), pruning
-
-    def packed(self, name: str, split: str) -> tuple[Row, Any, Any]:
-        """Expand and pack; return the row, and the wide and the packed network."""
-        wide, pruning = self.expanded(split)
+        wide = wide.to(*self.place)
         packed: Any = pack(wide)
         formats = "; ".join(f"layer {r.name} as {r.format}: {r.why}" for r in packed.fpe_packing.rows)
         note = "shared split of 8 groups" if split == "shared-8" else f"{split} split"
         self.notes[note] = f"prune={pruning!r}; {formats}"
-        module, expected = self.measured(packed), self.measured(wide)(self.probe)
+        module, expected = self._part(packed), self._part(wide)(self.probe)
         if isinstance(module, BlockLayer) and module.restore is None:  # its neurons stand block by block
             expected = expected.index_select(1, torch.as_tensor(module.rows).long())
-        return module_row(name, module, self.useful(wide), expected), wide, packed
+        return module_row(name, module, self._useful(wide), expected), wide, packed
 
-    @torch.no_grad()
-    def build(self) -> Subjects:
-        """Make all rows and networks on the case's device."""
-        codes = self.packed(CODES, "random")[0]  # its wide weights are freed before others are made
-        groups = self.packed(GROUPS, "shared-8")[0]
-        packed_row, wide, packed = self.packed(PACKED, "shared")
-        parent = self.parent.to(*self.place)
-        dense, plain = self.measured(parent), with_zeros(wide)
-        weights = dense.weight.numel() if self.layer else count_nonzero(parent)
-        outputs, useful = self.measured(wide)(self.probe), self.useful(wide)
-        rows = [module_row(DENSE, dense, weights), packed_row]
-        rows.append(module_row(WIDE, self.measured(plain), useful))
-        networks: dict[str, Any] = {DENSE: parent, PACKED: packed, MASKED: wide}
-        if self.layer:
-            with torch.enable_grad():
-                pruned = copy.deepcopy(plain)
-                prune.custom_from_mask(pruned[0], "weight", wide[0].fpe_mask)  # type: ignore[no-untyped-call]
-            networks[PRUNE] = pruned
-            rows += [module_row(PRUNE, pruned[0], useful, outputs), csr_row(plain[0], useful, outputs)]
-        rows += [groups, codes]
-        if self.layer and self.factor == 2 and self.probe.is_cuda:
-            rows += self.optional(TWO_FOUR, self.two_four_row)
-        if self.config.onnx and not self.probe.is_cuda:
-            for name, like in ((ONNX_DENSE, rows[0]), (ONNX_PACKED, packed_row)):
-                rows += self.optional(name, partial(onnx_row, name, like, self.probe))
-        return Subjects(rows, networks, self.probe, self.notes)
-
-    def two_four_row(self) -> Row:
+    def _two_four(self) -> Row:
         """Return 2:4 sparsity by the GPU's own instructions; each child takes two of four inputs."""
         torch.manual_seed(self.config.seed)
-        wide: Any = expand(self.network(), 2, split="2:4", seed=self.config.seed).to(*self.place)
+        wide: Any = expand(self._network(), 2, split="2:4", seed=self.config.seed).to(*self.place)
         layer: Any = pack(wide, format={"0": "2:4"})
         return module_row(TWO_FOUR, layer[0], count_free(wide[0].fpe_mask), wide[0](self.probe))
 
-    def optional(self, name: str, make: Callable[[], Row]) -> list[Row]:
-        """Return a row, or note why it cannot be made: no such kernels or packages, a failing exporter."""
+    def _try(self, name: str, make: Callable[[], Row]) -> None:
+        """Add a row, or note why it cannot be made: no such kernels or packages, a failing exporter."""
         try:
-            return [make()]
+            self.rows.append(make())
         except Exception as error:
             self.notes[name] = f"missing: {type(error).__name__}: {error}"
-            return []
-
-
-def subjects_of(case: dict[str, Any], config: BenchConfig) -> Subjects:
-    """Make everything that a case measures, on its device."""
-    torch.manual_seed(config.seed)
-    return CaseBuilder(case, config).build()
 
 
 def with_zeros(wide: nn.Module) -> Any:

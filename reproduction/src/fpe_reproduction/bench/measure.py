@@ -1,10 +1,8 @@
-"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure CASE CONFIG``, both JSON.
-
-Prints a line of JSON for each finished step, and the result last.
-"""
+"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure [CASE, CONFIG]`` prints JSON."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity
 from torch.utils import benchmark
 
 from fpe_reproduction.bench.cases import (
@@ -32,7 +31,6 @@ from fpe_reproduction.bench.cases import (
     Row,
     Subjects,
     bytes_of,
-    subjects_of,
 )
 
 #: A sample is as many calls in a row as take this long, at least one.
@@ -112,16 +110,12 @@ def summaries(
 ) -> dict[str, dict[str, Any]]:
     """Time calls; return their seconds, and ratios to the dense parent and the packed layer within rounds."""
     taken, repeats = interleave(calls, rounds=rounds, seconds=seconds, seed=config.seed)
-    result = {}
-    for name, own in taken.items():
-        result[name] = {
-            "calls": repeats[name],
-            "seconds": median_of(own),
-            "ratio": median_of(own / taken[DENSE]),
-        }
-        if PACKED in taken:
-            result[name]["to_packed"] = median_of(own / taken[PACKED])
-    return result
+    others = {"ratio": DENSE, "to_packed": PACKED}
+    return {
+        name: {"calls": repeats[name], "seconds": median_of(own)}
+        | {key: median_of(own / taken[other]) for key, other in others.items() if other in taken}
+        for name, own in taken.items()
+    }
 
 
 def machine_limits(device: str, stream: int) -> dict[str, float]:
@@ -145,9 +139,7 @@ def machine_limits(device: str, stream: int) -> dict[str, float]:
     }
 
 
-def training_step(
-    network: nn.Module, x: Tensor, labels: Tensor
-) -> tuple[Callable[[], None], torch.optim.Adam]:
+def training_step(network: nn.Module, x: Tensor, labels: Tensor) -> tuple[Callable[[], None], Any]:
     """Return a step (forward, cross-entropy, backward, Adam, gradients to None), and its optimizer."""
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
 
@@ -176,30 +168,25 @@ def peak_bytes(network: nn.Module, x: Tensor, labels: Tensor) -> int:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - others
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profiled:
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
-    assert profiled.profiler is not None
-    assert profiled.profiler.kineto_results is not None
-    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
+    results: Any = profiled.profiler
+    events = [e for e in results.kineto_results.events() if e.name() == "[memory]"]
     live = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
     return lasting + max(0, int(live.max(initial=0)))
 
 
-def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str], object]) -> dict[str, Any]:
-    """Measure a case, one of ``config.cases()``; `advance` gets a text after each of ``config.steps``."""
+def run_case(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
+    """Measure a case, one of ``config.cases()``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     limits = [machine_limits(case["device"], config.stream)]
-    made = subjects_of(case, config)
+    made = Subjects(case, config)
     free_memory()
-    what = f"{case['name']} α={case['factor']}"
-    advance(f"{what}: made")
-    forward = _forward(made, config, lambda text: advance(f"{what}: {text}"))
+    forward = _forward(made, config)
     made.rows.clear()
     free_memory()
-    training = _training(made, config, lambda text: advance(f"{what}: training, {text}"))
+    training = _training(made, config)
     limits.append(machine_limits(case["device"], config.stream))
     machine = {key: (limits[0][key] + limits[1][key]) / 2 for key in limits[0]}
     for row in forward:
@@ -212,7 +199,7 @@ def run_case(case: dict[str, Any], config: BenchConfig, advance: Callable[[str],
 
 
 @torch.inference_mode()
-def _forward(made: Subjects, config: BenchConfig, advance: Callable[[str], object]) -> list[dict[str, Any]]:
+def _forward(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
     """Time the rows whose outputs are right; note the others."""
     problems = {row.name: row.problem(made.probe) for row in made.rows}
     made.notes |= {name: why for name, why in problems.items() if why is not None}
@@ -222,29 +209,25 @@ def _forward(made: Subjects, config: BenchConfig, advance: Callable[[str], objec
     ]
     for batch in config.batches:
         x = _inputs(batch, made)
-        calls: dict[str, Any] = {row.name: partial(row.call, x) for row in rows}
-        times = summaries(calls, config, config.rounds, config.seconds)
+        times = summaries({r.name: partial(r.call, x) for r in rows}, config, config.rounds, config.seconds)
         for record in records:
             record["batches"][str(batch)] = times[record["name"]]
-        advance(f"batch {batch}")
     return records
 
 
-def _training(made: Subjects, config: BenchConfig, advance: Callable[[str], object]) -> list[dict[str, Any]]:
+def _training(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
     """Time and weigh training steps of the networks that compute what the masked one does."""
-    networks = {}
+    networks = dict(made.networks)
     with torch.no_grad():
         expected = made.networks[MASKED](made.probe)
-        for name, network in made.networks.items():
-            own = Row(name, network, 0, 0, None if name in (DENSE, MASKED) else expected)
-            problem = own.problem(made.probe)
-            if problem is None:
-                networks[name] = network
-            else:
+        for name in networks.keys() - {DENSE, MASKED}:
+            problem = Row(name, networks[name], 0, 0, expected).problem(made.probe)
+            if problem is not None:
                 made.notes[f"training: {name}"] = problem
-    records: dict[str, dict[str, Any]] = {
-        name: {"name": name, "stored": bytes_of(network), "batches": {}} for name, network in networks.items()
-    }
+                del networks[name]
+    records: list[dict[str, Any]] = [
+        {"name": n, "stored": bytes_of(net), "batches": {}} for n, net in networks.items()
+    ]
     for batch in config.training_batches:
         x = _inputs(batch, made)
         labels = torch.randint(expected.shape[1], (batch,), device=x.device)
@@ -252,15 +235,13 @@ def _training(made: Subjects, config: BenchConfig, advance: Callable[[str], obje
         for name, network in networks.items():
             peaks[name] = peak_bytes(network, x, labels)
             free_memory()  # else what is left of one step splits the memory of the next
-        steps: dict[str, Any] = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
-        rounds = max(3, math.ceil(config.rounds / 2))
-        times = summaries(steps, config, rounds, 2 * config.seconds)
-        for name, record in records.items():
-            record["batches"][str(batch)] = {"peak": peaks[name], **times[name]}
+        steps = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
+        times = summaries(dict(steps), config, max(3, math.ceil(config.rounds / 2)), 2 * config.seconds)
+        for record in records:
+            record["batches"][str(batch)] = {"peak": peaks[record["name"]], **times[record["name"]]}
         del steps
         free_memory()
-        advance(f"batch {batch}")
-    return list(records.values())
+    return records
 
 
 def _inputs(batch: int, made: Subjects) -> Tensor:
@@ -280,14 +261,10 @@ def main() -> None:
     """Measure the case that the command line names."""
     warnings.simplefilter("ignore")  # beta states of sparse tensors, exporters' remarks
     logging.disable(logging.WARNING)
-    case, config = json.loads(sys.argv[1]), BenchConfig.from_dict(json.loads(sys.argv[2]))
-    lines = sys.stdout
-    sys.stdout = sys.stderr  # for exporters that print
-
-    def tell(**line: object) -> None:
-        print(json.dumps(line), file=lines, flush=True)
-
-    tell(result=run_case(case, config, lambda text: tell(done=text)))
+    case, config = json.loads(sys.argv[1])
+    with contextlib.redirect_stdout(sys.stderr):  # for exporters that print
+        result = run_case(case, BenchConfig.from_dict(config))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -67,18 +67,14 @@ class Target:
         value = times[self.measure]
         return float(value["median"] if isinstance(value, dict) else value)
 
-    def worst(self, case: dict[str, Any]) -> dict[str, Any]:
-        """Return the worst value of a case, where it was, and whether it holds; None where there is none."""
+    def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
+        """Write the worst value of a case and where it was; say whether it holds, None if nothing was measured."""
         values = self.values(case)
         if not values:
-            return {"value": None, "where": "", "holds": None}
-        where = (max if self.sign == "≤" else min)(values, key=values.__getitem__)
-        value = values[where]
-        return {
-            "value": value,
-            "where": where,
-            "holds": value <= self.limit if self.sign == "≤" else value >= self.limit,
-        }
+            return "–", None
+        where, worst = (max if self.sign == "≤" else min)(values.items(), key=lambda item: item[1])
+        holds = worst <= self.limit if self.sign == "≤" else worst >= self.limit
+        return f"{worst:.3g}" + (f" ({where})" if where else "") + ("" if holds else " ✗"), holds
 
 
 # fmt: off
@@ -101,21 +97,21 @@ TARGETS = (
 # fmt: on
 
 
-def verdicts(result: dict[str, Any]) -> dict[str, Any]:
-    """Compare a result with all limits, for the layers of 4,096 inputs or more if there are any.
+def verdicts(result: dict[str, Any]) -> tuple[Table, list[bool | None]]:
+    """Compare the layers of 4,096 inputs or more, if there are any, with all limits.
 
-    Returns ``cases`` (their names) and ``rows``: ``what``, ``limit``, ``cells`` (one for each case), ``holds``.
+    Returns the head and the rows of a table, and whether each limit holds, None where nothing was measured.
     """
     layers = [c for c in result["cases"] if c["kind"] == "layer" and c["device"] == "cpu"]
     cases = [case for case in layers if case["inputs"] >= 4096] or layers
-    rows = []
+    rows, verdict = [], []
     for target in TARGETS:
-        cells = [target.worst(case) for case in cases]
-        known = [cell["holds"] for cell in cells if cell["holds"] is not None]
-        holds = all(known) if known else None
-        limit = f"{target.sign} {target.limit:g}"
-        rows.append({"what": target.what, "limit": limit, "cells": cells, "holds": holds})
-    return {"cases": [case_name(case) for case in cases], "rows": rows}
+        cells = [target.cell(case) for case in cases]
+        known = [holds for _, holds in cells if holds is not None]
+        verdict.append(all(known) if known else None)
+        said = {True: "yes", False: "no", None: "not measured"}[verdict[-1]]
+        rows.append([target.what, f"{target.sign} {target.limit:g}", *(text for text, _ in cells), said])
+    return (["", "limit", *map(case_name, cases), "holds"], rows), verdict
 
 
 def case_name(case: dict[str, Any]) -> str:
@@ -137,11 +133,9 @@ def bench_text(result: dict[str, Any]) -> str:
         forward, training = _forward(case, _short, "  × dense"), _training(case, _short)
         own = [*text_table(*forward), "", *text_table(*training), *_notes(case)]
         lines += [*(f"  {line}".rstrip() for line in own), ""]
-    if verdicts(result)["cases"]:
-        lines += [
-            "What is asked of packed layers, and the worst that was measured",
-            *text_table(*_asked(result)),
-        ]
+    asked, _ = verdicts(result)
+    if len(asked[0]) > 3:
+        lines += ["What is asked of packed layers, and the worst that was measured", *text_table(*asked)]
     if earlier:
         lines += [
             "",
@@ -159,26 +153,6 @@ def bench_markdown(case: dict[str, Any]) -> list[str]:
     lines = [*markdown_table(*_forward(case, _long, "")), "", "A training step:", ""]
     lines += [*markdown_table(*_training(case, _long)), "", f"{limits}.", ""]
     return [*lines, *(f"- {note}." for note in notes), ""]
-
-
-def asked_markdown(result: dict[str, Any]) -> list[str]:
-    """Write the table of limits as lines of Markdown."""
-    return markdown_table(*_asked(result))
-
-
-def _asked(result: dict[str, Any]) -> Table:
-    asked = verdicts(result)
-    holds = {True: "yes", False: "no", None: "not measured"}
-    return ["", "limit", *asked["cases"], "holds"], [
-        [row["what"], row["limit"], *map(_worst, row["cells"]), holds[row["holds"]]] for row in asked["rows"]
-    ]
-
-
-def _worst(cell: dict[str, Any]) -> str:
-    if cell["value"] is None:
-        return "–"
-    where = f" ({cell['where']})" if cell["where"] else ""
-    return f"{cell['value']:.3g}{where}" + ("" if cell["holds"] else " ✗")
 
 
 def _forward(case: dict[str, Any], cell: Callable[[dict[str, Any]], str], note: str) -> Table:

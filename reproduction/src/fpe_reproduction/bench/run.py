@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -46,29 +45,27 @@ def run_bench(
     """Measure the cases that `folder` has no result of, and store and return ``results.json``.
 
     A case is stored in ``cases/`` once it is measured, and taken from there if settings, code, versions and
-    kind of machine are the same; ``fresh`` throws stored cases away. A case's ``measured`` is the time at which
+    kind of machine are the same; `fresh` throws stored cases away. A case's ``measured`` is the time at which
     the run began that measured it. A failed case has a ``problem`` and no rows, and is measured again next time.
-    `advance` gets a text after each of ``config.steps`` of each case.
+    `advance` gets a text after each case.
     """
     began, stored = now(), folder / "cases"
     if fresh:
         shutil.rmtree(stored, ignore_errors=True)
-    cases = {
-        re.sub(r"[^\w.-]+", "-", f"{case['device']}-{case['name']}-x{case['factor']}"): case
-        for case in config.cases(devices)
-    }
 
     def measure(case: dict[str, Any]) -> dict[str, Any]:
-        return {**run_apart(case, config, advance), "measured": began}
+        return {**run_apart(case, config), "measured": began}
 
     def finished(name: str, record: dict[str, Any]) -> None:
         if "problem" in record:
             (stored / f"{name}.json").unlink()
-        elif record["measured"] != began:
-            for _ in range(config.steps):
-                advance(f"{record['name']} α={record['factor']}: found")
+        found = "" if record["measured"] == began else ": found"
+        advance(f"{record['name']} α={record['factor']}{found}")
 
-    tasks = {name: {"case": case} for name, case in cases.items()}
+    tasks = {
+        re.sub(r"[^\w.-]+", "-", f"{case['device']}-{case['name']}-x{case['factor']}"): {"case": case}
+        for case in config.cases(devices)
+    }
     records = run_tasks(measure, tasks, stored, conditions(config), jobs=1, on_finished=finished)
     result = {
         "config": asdict(config),
@@ -107,35 +104,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def run_apart(case: dict[str, Any], config: BenchConfig, advance: Callable[[str], object]) -> dict[str, Any]:
+def run_apart(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Measure a case in a fresh process; if that fails, return the case with its problem."""
-    arguments = json.dumps(case), json.dumps(asdict(config))
-    command = [sys.executable, "-m", "fpe_reproduction.bench.measure", *arguments]
-    environment = {**os.environ, **KEEP_MEMORY}
-    result = None
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
-        ) as process,
-    ):
-        assert process.stdout is not None
-        try:
-            for line in process.stdout:
-                record = json.loads(line)
-                if "done" in record:
-                    advance(record["done"])
-                result = record.get("result", result)
-        finally:
-            if process.poll() is None and result is None:
-                process.kill()
-        code = process.wait()
-        errors.seek(0)
-        said = errors.read().strip().splitlines() or ["it said nothing"]
-    if result is None:
-        problem = f"the process ended with {code}: {said[-1]}"
-        return {**case, "problem": problem, "forward": [], "training": []}
-    return dict(result)
+    command = [sys.executable, "-m", "fpe_reproduction.bench.measure", json.dumps([case, asdict(config)])]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **KEEP_MEMORY})
+    if done.returncode == 0:
+        return dict(json.loads(done.stdout))
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    problem = f"the process ended with {done.returncode}: {said[-1]}"
+    return {**case, "problem": problem, "forward": [], "training": []}
 
 
 def found(result: dict[str, Any]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ def bench(
             f"--device {device}: PyTorch finds no such device; available: {', '.join(there)}."
         )
     devices = there if device is None else (device,)
-    with progress_bar("bench", len(config.cases(devices)) * config.steps, not as_json) as advance:
+    with progress_bar("bench", len(config.cases(devices)), not as_json) as advance:
         result = run_bench(config, folder, devices=devices, advance=advance, fresh=fresh)
     bench_figure(result, folder / "figure.png")
     if as_json:
