@@ -10,9 +10,8 @@ import fpe
 from fpe.errors import ArgumentError, ModelError
 from fpe.training import ensemble
 from fpe.training.ensemble import batch as batch_module
-from fpe.training.ensemble.batches import batches
 from fpe.training.ensemble.program import _Compiled
-from fpe.training.ensemble.stack import Stack, forward
+from fpe.training.ensemble.stack import Stack, batches, forward
 from fpe.training.loop import Cosine, EarlyStopping, accuracy, adam, predict_logits, train
 
 X = torch.rand(430, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -96,8 +95,9 @@ CASES = {
 }
 
 
-def assert_together_is_as_alone(case, compile):
+def assert_together_is_as_alone(case, compile, **changes):
     widths, outputs, options = CASES[case]
+    widths, options = changes.pop("widths", widths), {**options, **changes}
     y = options.get("y", Y if outputs == 1 else THREE)
     options = {name: value for name, value in options.items() if name != "y"}
     start = networks(widths, outputs)
@@ -112,7 +112,8 @@ def test_together_is_as_alone(case):
 
 @pytest.mark.parametrize("case", ["plain", "three classes", "probabilities"])
 def test_compiled_is_as_alone(case):
-    assert_together_is_as_alone(case, compile=True)
+    """Dense and expanded, with padding: four widths that are one program to compile."""
+    assert_together_is_as_alone(case, compile=True, widths=(3, 4), epochs=(0, 6))
     assert _Compiled.usable, "nothing was compiled: is there a C++ compiler?"
 
 
@@ -230,10 +231,10 @@ def test_logits_and_accuracies_are_the_networks_own():
 
 
 def test_networks_that_read_the_same_inputs_answer_as_if_each_had_its_own():
-    stack = Stack.of(networks((4, 6, 4, 6)))
+    stack = Stack(networks((4, 6, 4, 6)))
     x = torch.stack([X[:9], X[9:18]])
     each = forward(stack.layers, stack.parameters, stack.masks, x.repeat_interleave(2, dim=0))
-    torch.testing.assert_close(forward(stack.layers, stack.parameters, stack.masks, x, readers=2), each)
+    torch.testing.assert_close(forward(stack.layers, stack.parameters, stack.masks, x, sharing=2), each)
 
 
 def test_batches_hold_what_fits_together():
@@ -384,14 +385,14 @@ def check_refused_architecture(network, message):
 def test_what_does_not_fit_is_refused_before_anything_is_trained():
     two = networks((4, 4))
     check_refused(two, "generators has 1 for 2 networks", generators=[torch.Generator()])
-    check_refused(two, "X has 3 tensors for 2 networks", X=[X, X, X])
+    check_refused(two, "X has 3 for 2 networks", X=[X, X, X])
     check_refused(two, r"network 0: X has shape \(430, 5\) and y \(430,\); give \(samples, 12\)", X=X[:, :5])
     soft = torch.ones(430, 2, dtype=torch.float64)
     check_refused(two, r"y has shape \(430, 2\) and type torch.float64; probabilities must be", y=soft)
     check_refused(two, "its weights torch.float64 on cpu; they must agree", X=X.float())
     check_refused(
         two,
-        r"its optimizer is SGD; give fpe.training.loop.adam\(network\)",
+        r"its optimizer is SGD; give fpe.training.adam\(network\)",
         optimizers=[torch.optim.SGD(n.parameters()) for n in two],
     )
     check_refused(two, "its optimizer is not over its parameters", optimizers=[adam(two[0])] * 2)

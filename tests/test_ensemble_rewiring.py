@@ -82,8 +82,9 @@ def test_blocks_of_groups_move_together_as_alone(widths):
     assert all(sum(r.moved.values()) > 0 for r in own)
 
 
-@pytest.mark.parametrize("policy", ["rigl", "momentum"])
+@pytest.mark.parametrize("policy", ["rigl", "accumulated"])
 def test_compiled_is_as_alone(policy):
+    """With masks that are opened for some steps, and with gradients that the program sums."""
     alone, own = run(False, POLICIES[policy])
     both, others = run(True, POLICIES[policy], compile=True)
     assert_same(alone, both)

@@ -12,36 +12,33 @@ from torch.nn import functional as F
 from fpe.errors import ArgumentError
 from fpe.training.ensemble.evaluation import validation_losses
 from fpe.training.ensemble.members import Member
-from fpe.training.ensemble.program import State, step_of, vary
+from fpe.training.ensemble.program import mark_dynamic, step_of
 from fpe.training.ensemble.rewiring import StackRewiring
 from fpe.training.ensemble.stack import Stack, cut, pad
 from fpe.training.loop import DIVERGED, Record, divergence, finite
 
-#: Steps, times networks, from which on compiling pays: it takes some ten seconds.
+#: Steps, times networks, from which on compiling is worth the ten seconds or so that it takes.
 WORTH_COMPILING = 50_000
 
 
 class Batch:
-    """Members of one key, stacked.
+    """Members of one key, stacked; those that stop early leave it.
 
-    Parameters
-    ----------
-    members : list of Member
-        What is trained. Those that stop early leave the list.
-    batch_size : int
-        Samples in a mini-batch.
-    epochs : int
-        How many lie ahead.
-    compile
-        As for `fpe.training.ensemble.train`.
+    `batch_size` is the samples of a mini-batch, `epochs` those to come, `compile` as for
+    `fpe.training.ensemble.train`.
     """
 
     def __init__(
         self, members: list[Member], batch_size: int, epochs: int, compile: bool | None = None
     ) -> None:
-        _keep_memory()
-        self.members = members = _side_by_side(members)
-        self.stack = Stack.of([member.network for member in members])
+        # A trick for the C library: without it a step of 50 small networks takes up to twice as long. glibc keeps
+        # freed memory, instead of returning it in each step, once a large block (up to 32 MiB) has been freed.
+        torch.empty(31 * 2**20, dtype=torch.uint8)
+        together: dict[tuple[int, ...], list[Member]] = {}
+        for member in members:  # those that see the same mini-batches side by side
+            together.setdefault(member.reading, []).append(member)
+        self.members = members = [member for group in together.values() for member in group]
+        self.stack = Stack([member.network for member in members])
         self.moments = _moments(members, "exp_avg"), _moments(members, "exp_avg_sq")
         self.samples = len(members[0].X)
         self.batch_size = min(batch_size, self.samples)
@@ -63,17 +60,16 @@ class Batch:
         self._choose_step()
 
     def _choose_step(self) -> None:
-        """Let networks that see the same mini-batches read them together, if each has as many like it."""
+        """Let networks with the same mini-batches share them, if each shares with as many."""
         alike = Counter(member.reading for member in self.members)
-        self.readers = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
-        shape = (*(p.shape[1:] for p in self.stack.parameters[1:]), self.batch_size, self.weight is None)
-        shape = (*shape, self.rewiring is not None and self.rewiring.summing)
-        self.step = step_of(
-            self.stack.layers, self.adam, self.compiled, (*shape, self.X.dtype, self.X.device)
-        )
+        self.sharing = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
+        hidden = tuple(p.shape[1:] for p in self.stack.parameters[1:])
+        summing = self.rewiring is not None and self.rewiring.summing
+        shape = (*hidden, self.batch_size, self.weight is None, summing, self.X.dtype, self.X.device)
+        self.step = step_of(self.stack.layers, self.adam, self.compiled, shape)
 
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
-        """Train for so many epochs; networks, optimizers and generators are then up to date.
+        """Train for some epochs; networks, optimizers and generators are up to date afterwards.
 
         After an error or Ctrl-C they are as after the last finished epoch.
         """
@@ -102,7 +98,7 @@ class Batch:
         self._write_back()
 
     def _begin_epoch(self) -> Callable[[], None]:
-        """Remember where an epoch begins; return what goes back there."""
+        """Remember the beginning of an epoch; return a function that goes back there."""
         lists = self.stack.parameters, *self.moments
         copies = [[tensor.clone() for tensor in tensors] for tensors in lists]
         steps = self.steps.clone()
@@ -123,18 +119,18 @@ class Batch:
 
     def _run_epoch(self, epoch: int) -> list[Record]:
         """Train for one epoch; return the record of each network."""
-        lists = (self.stack.parameters, *self.moments, self.stack.masks)
-        state = State(*([self._grouped(t) for t in tensors] for tensors in lists))
-        rewiring, held = self.rewiring, state.masks
+        state = [[self._grouped(t) for t in tensors] for tensors in (self.stack.parameters, *self.moments)]
+        rewiring, masks = self.rewiring, [self._grouped(mask) for mask in self.stack.masks]
         sums = [] if rewiring is None else [t if t is None else self._grouped(t) for t in rewiring.sums]
         means: list[Tensor] = []
         for rows, rates in zip(self._order(), self._rates(epoch), strict=True):
             if not means:
-                vary(state, self.X, rows, rates, sums)
-            if rewiring is not None:
-                state.masks = [self._grouped(m) for m in rewiring.masks()] if rewiring.opens else held
+                mark_dynamic([*state, masks], self.X, rows, rates, sums)
+            now = masks
+            if rewiring is not None and rewiring.opens:
+                now = [self._grouped(mask) for mask in rewiring.masks()]
             data = self.X, self.y, self.weight, rows, rates
-            means.append(self.step(*state.tensors(), *data, sums).flatten())
+            means.append(self.step(*state, now, *data, sums).flatten())
             if rewiring is not None:
                 rewiring.after()
         self.steps += self.count
@@ -142,7 +138,7 @@ class Batch:
         sizes[-1] -= self.count * self.batch_size - self.samples
         losses = ((torch.stack(means) * sizes).sum(dim=0) / self.samples).tolist()
         records: list[Record] = [{"epoch": epoch, "loss": loss} for loss in losses]
-        self._look_at_held_out(epoch, records)
+        self._validate(epoch, records)
         trained = [tensor for tensors in (self.stack.parameters, *self.moments) for tensor in tensors]
         broken = [tensor for tensor in trained if not finite(tensor)]
         for row, (member, record) in enumerate(zip(self.members, records, strict=True)):
@@ -155,29 +151,29 @@ class Batch:
         """Draw the rows of the epoch's mini-batches, (mini-batches, groups, batch)."""
         generators = {id(member.generator): member.generator for member in self.members}
         drawn = {key: torch.randperm(self.samples, generator=g) for key, g in generators.items()}
-        first = self.members[:: self.readers]
+        first = self.members[:: self.sharing]
         rows = torch.stack([drawn[id(member.generator)] for member in first]).to(self.X.device)
-        rows += self.first_row[:: self.readers].unsqueeze(1)
+        rows += self.first_row[:: self.sharing].unsqueeze(1)
         missing = self.count * self.batch_size - self.samples
         rows = F.pad(rows, (0, missing), value=len(self.X) - 1)
         return rows.view(len(rows), self.count, self.batch_size).transpose(0, 1).contiguous()
 
     def _rates(self, epoch: int) -> Tensor:
-        """Return the factors of Adam's steps in an epoch, (mini-batches, 2, groups, readers)."""
+        """Return the factors of Adam's steps in an epoch, (mini-batches, 2, groups, sharing)."""
         t = self.steps + torch.arange(1, self.count + 1, device=self.X.device).unsqueeze(1)
         first, second = 1 - self.adam.beta1**t, 1 - self.adam.beta2**t
         lr = self.lr.expand(self.count, -1)
         if self.decay is not None:
-            left = [self.decay.factor(epoch - 1 + i / self.count) for i in range(self.count)]
-            lr = lr * lr.new_tensor(left).unsqueeze(1)
+            factors = [self.decay.factor(epoch - 1 + i / self.count) for i in range(self.count)]
+            lr = lr * lr.new_tensor(factors).unsqueeze(1)
         rates = torch.stack([lr / first, second.rsqrt()], dim=1).to(self.X.dtype)
-        return rates.view(self.count, 2, -1, self.readers)
+        return rates.view(self.count, 2, -1, self.sharing)
 
     def _grouped(self, tensor: Tensor) -> Tensor:
-        """View (networks, …) as (groups, readers, …)."""
-        return tensor.view(-1, self.readers, *tensor.shape[1:])
+        """View (networks, …) as (groups, sharing, …)."""
+        return tensor.view(-1, self.sharing, *tensor.shape[1:])
 
-    def _look_at_held_out(self, epoch: int, records: list[Record]) -> None:
+    def _validate(self, epoch: int, records: list[Record]) -> None:
         """Add the loss on held-out data, where there is any, and remember the best parameters."""
         stops = [member.early_stopping for member in self.members if member.early_stopping is not None]
         if not stops:
@@ -187,11 +183,10 @@ class Batch:
         for row, (member, loss) in enumerate(zip(self.members, losses, strict=True)):
             records[row]["validation_loss"] = loss
             if loss < member.lowest:
-                member.lowest, member.best_epoch = loss, epoch
-                member.best = self._parameters(row)
+                member.lowest, member.best_epoch, member.best = loss, epoch, self._parameters(row)
 
     def _let_stop(self, epoch: int) -> None:
-        """Let the networks leave that have not become better for as long as their patience is."""
+        """Remove the networks whose loss has not fallen for as long as their patience."""
         staying = []
         for row, member in enumerate(self.members):
             assert member.early_stopping is not None
@@ -204,19 +199,18 @@ class Batch:
             self._keep(staying)
 
     def _parameters(self, row: int) -> list[Tensor]:
-        """Copy a network's parameters, and its masks where they move."""
-        moving = self.stack.masks if self.rewiring is not None else []
-        return [t[row].clone() for t in (*self.stack.parameters, *moving)]
+        """Copy a network's parameters, and its masks if they are dynamic."""
+        masks = self.stack.masks if self.rewiring is not None else []
+        return [t[row].clone() for t in (*self.stack.parameters, *masks)]
 
     def _restore_best(self, row: int, member: Member) -> None:
         count = len(self.stack.parameters)
         for parameter, best in zip(self.stack.parameters, member.best[:count], strict=True):
             parameter[row] = best
-        if self.rewiring is not None:
-            for k, best in enumerate(member.best[count:]):
-                self.stack.masks[k][row] = best
-                for moments in self.moments:
-                    moments[k][row] *= best
+        for k, mask in enumerate(member.best[count:]):
+            self.stack.masks[k][row] = mask
+            for moments in self.moments:
+                moments[k][row] *= mask
 
     def _keep(self, rows: list[int]) -> None:
         """Go on with these rows only."""
@@ -230,57 +224,31 @@ class Batch:
         if self.members:
             self._choose_step()
 
+    @torch.no_grad()
     def _write_back(self, only: int | None = None) -> None:
         """Copy parameters and moments into networks and optimizers."""
         for row, member in enumerate(self.members):
-            if only is None or row == only:
-                for k, p in enumerate(member.network.parameters()):
-                    with torch.no_grad():
-                        p.copy_(cut(self.stack.parameters[k][row], p))
-                    # Adam's own kernels want its moments laid out like the parameter.
-                    moments = [torch.empty_like(p).copy_(cut(m[k][row], p)) for m in self.moments]
-                    _set_state(member.optimizer, p, self.steps[row], *moments)
-                if self.rewiring is not None:
-                    self.rewiring.write_back(row)
-
-
-def _side_by_side(members: list[Member]) -> list[Member]:
-    """Put members that see the same mini-batches next to each other, in the order of the first of them."""
-    together: dict[tuple[int, ...], list[Member]] = {}
-    for member in members:
-        together.setdefault(member.reading, []).append(member)
-    return [member for group in together.values() for member in group]
-
-
-def _keep_memory() -> None:
-    """Let the C library keep freed memory instead of giving it back, and getting it again, in each step.
-
-    glibc raises its thresholds for this by itself when a large block is freed, to the block's size, up
-    to 32 MiB. Without it a step of 50 small networks takes up to twice as long.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)
+            if only is not None and row != only:
+                continue
+            group = member.optimizer.param_groups[0]
+            for k, p in enumerate(member.network.parameters()):
+                p.copy_(cut(self.stack.parameters[k][row], p))
+                device = p.device if group["fused"] or group["capturable"] else "cpu"
+                # Adam's own kernels want its moments laid out like the parameter.
+                first, second = (torch.empty_like(p).copy_(cut(m[k][row], p)) for m in self.moments)
+                step = self.steps[row].to(device, torch.float32)
+                member.optimizer.state[p] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+            if self.rewiring is not None:
+                self.rewiring.write_back(row)
 
 
 def _moments(members: list[Member], name: str) -> list[Tensor]:
     """Stack a moment of all optimizers; zero where they have taken no step."""
-    return pad(
-        [
-            [
-                m.optimizer.state[p][name] if m.optimizer.state.get(p) else torch.zeros_like(p)
-                for p in m.network.parameters()
-            ]
-            for m in members
-        ]
-    )
-
-
-def _set_state(
-    optimizer: torch.optim.Adam, parameter: Tensor, steps: Tensor, first: Tensor, second: Tensor
-) -> None:
-    group = optimizer.param_groups[0]
-    device = parameter.device if group["fused"] or group["capturable"] else "cpu"
-    step = steps.to(device, torch.float32)
-    optimizer.state[parameter] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
+    return pad([
+        [m.optimizer.state[p][name] if m.optimizer.state.get(p) else torch.zeros_like(p)
+         for p in m.network.parameters()]
+        for m in members
+    ])  # fmt: skip
 
 
 def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -288,11 +256,9 @@ def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor |
 
     Returns
     -------
-    X, y : Tensor
-        All samples. Where mini-batches are uneven or samples weighted, a last one of no weight, which
-        fills mini-batches up.
-    weight : Tensor or None
-        Of each sample.
+    X, y, weight : Tensor
+        All samples, and their weights. Where mini-batches are uneven or samples weighted, the last sample has no
+        weight, and fills mini-batches up; otherwise the weights are None.
     first_row : Tensor
         Where each member's data set begins, (members,).
     """

@@ -1,42 +1,34 @@
-"""What many networks answer, computed together."""
+"""The outputs of many networks, computed together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
-from fpe.training.ensemble.batches import batches
 from fpe.training.ensemble.program import losses_of
-from fpe.training.ensemble.stack import Stack, architecture, forward
+from fpe.training.ensemble.stack import Stack, architecture, batches, forward
 from fpe.training.loop import predicted
 
-#: Samples that go through all networks of a batch at a time.
+#: Samples that are put through all networks of a batch at a time.
 _SAMPLES = 512
 
 
-def per_network(values: Tensor | Sequence[Tensor], networks: int, name: str) -> list[Tensor]:
-    """Give each network its own tensor: one for all, or one of as many as there are networks.
-
-    Raises
-    ------
-    ArgumentError
-        If there are more or fewer.
-    """
-    if isinstance(values, Tensor):
+def per_network(values: Any, networks: int, name: str) -> list[Any]:
+    """Return one value for each network, from one for all or a sequence of one for each."""
+    if not isinstance(values, Sequence):
         return [values] * networks
     if len(values) != networks:
-        raise ArgumentError(
-            f"{name} has {len(values)} tensors for {networks} networks; give one for each, or one for all."
-        )
+        raise ArgumentError(f"{name} has {len(values)} for {networks} networks; give one for each.")
     return list(values)
 
 
 @torch.no_grad()
 def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """Return the logits of each network for all its samples.
+    """Return the logits of each network for all its samples, (samples, outputs).
 
     Parameters
     ----------
@@ -45,15 +37,10 @@ def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) 
     X : Tensor or sequence of Tensor
         Inputs, (samples, features), the same for all networks or one tensor for each.
 
-    Returns
-    -------
-    list of Tensor
-        One for each network, (samples, outputs).
-
     Raises
     ------
     ArgumentError, ModelError
-        If the number of inputs is not that of the networks, or a network cannot be stacked.
+        If there are more or fewer inputs than networks, or a network cannot be stacked.
     """
     inputs = per_network(X, len(networks), "X")
     logits: list[Tensor] = [torch.empty(0)] * len(networks)
@@ -67,24 +54,22 @@ def _stacks(networks: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Iterator
     """Stack the networks that fit together; yield their numbers and the stack."""
     keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
     for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
-        yield batch, Stack.of([networks[i] for i in batch])
+        yield batch, Stack([networks[i] for i in batch])
 
 
 def stack_logits(stack: Stack, inputs: Sequence[Tensor]) -> Tensor:
     """Return the logits of a stack for samples of its networks, (M, samples, outputs)."""
-    return torch.cat([_forward_rows(stack, inputs, rows) for rows in _slices(len(inputs[0]))], 1)
+    return torch.cat([logits for _, logits in _parts(stack, inputs)], 1)
 
 
-def _slices(samples: int) -> list[slice]:
-    return [slice(start, start + _SAMPLES) for start in range(0, samples, _SAMPLES)]
-
-
-def _forward_rows(stack: Stack, inputs: Sequence[Tensor], rows: slice) -> Tensor:
-    if len({id(x) for x in inputs}) == 1:  # all read the same
-        x, readers = inputs[0][rows].unsqueeze(0), len(inputs)
-    else:
-        x, readers = torch.stack([x[rows] for x in inputs]), 1
-    return forward(stack.layers, stack.parameters, stack.masks, x, readers)
+def _parts(stack: Stack, inputs: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+    for start in range(0, len(inputs[0]), _SAMPLES):
+        rows = slice(start, start + _SAMPLES)
+        if len({id(x) for x in inputs}) == 1:
+            x, sharing = inputs[0][rows].unsqueeze(0), len(inputs)
+        else:
+            x, sharing = torch.stack([x[rows] for x in inputs]), 1
+        yield rows, forward(stack.layers, stack.parameters, stack.masks, x, sharing)
 
 
 def validation_losses(
@@ -116,10 +101,8 @@ def accuracies(
     shares = [0.0] * len(networks)
     for batch, stack in _stacks(networks, inputs):
         hits = torch.zeros(len(batch), dtype=torch.long, device=inputs[batch[0]].device)
-        for rows in _slices(len(inputs[batch[0]])):  # all logits at once may be too many to hold
-            logits = _forward_rows(stack, [inputs[i] for i in batch], rows)
-            right = predicted(logits) == torch.stack([labels[i][rows] for i in batch])
-            hits += right.sum(dim=1)
+        for rows, logits in _parts(stack, [inputs[i] for i in batch]):  # all at once may be too many
+            hits += (predicted(logits) == torch.stack([labels[i][rows] for i in batch])).sum(dim=1)
         for i, hit in zip(batch, hits.tolist(), strict=True):
             shares[i] = hit / len(inputs[i])
     return shares

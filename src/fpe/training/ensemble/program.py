@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,42 +14,13 @@ from torch.nn import functional as F
 from fpe.training.ensemble.stack import Layer, forward
 
 
-@dataclass(frozen=True)
-class Adam:
-    """The constants of ``torch.optim.Adam``; the learning rate comes with each step.
-
-    Attributes
-    ----------
-    beta1, beta2, eps, l2
-        As ``betas``, ``eps`` and ``weight_decay`` of the optimizer.
-    """
+class Adam(NamedTuple):
+    """The constants of ``torch.optim.Adam``; the learning rate is given with each step."""
 
     beta1: float
     beta2: float
     eps: float
     l2: float
-
-
-@dataclass
-class State:
-    """What a step changes, each a list over the parameters, and the masks it obeys.
-
-    All tensors are (groups, readers, …): the networks of a group read the same mini-batches.
-
-    Attributes
-    ----------
-    parameters, first_moments, second_moments, masks : list of Tensor
-        As in `Stack` and in Adam.
-    """
-
-    parameters: list[Tensor]
-    first_moments: list[Tensor]
-    second_moments: list[Tensor]
-    masks: list[Tensor]
-
-    def tensors(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Return the four lists, as `step` takes them."""
-        return self.parameters, self.first_moments, self.second_moments, self.masks
 
 
 #: `_step` without its constants.
@@ -60,8 +30,7 @@ Step = Callable[..., Tensor]
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
     """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch).
 
-    The class numbers are as `Stack.labels` makes them; instead of them there may be probabilities of the
-    classes, (M, batch, outputs).
+    Class numbers are as `Stack.labels` makes them; or `y` is the probabilities of the classes, (M, batch, outputs).
     """
     if y.dim() == 3:
         return -(y * logits.log_softmax(dim=-1)).sum(dim=-1)
@@ -90,47 +59,47 @@ def _step(
     ----------
     layers, adam
         Constants of the program.
-    parameters, first_moments, second_moments, masks
-        See `State`.
+    parameters, first_moments, second_moments, masks : list of Tensor
+        (groups, sharing, …) each: the networks of a group share their mini-batches.
     X, y, weight : Tensor
-        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,)
-        or None.
+        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,) or None.
     index : Tensor
         Rows of the mini-batches, (groups, batch).
     rates : Tensor
-        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, readers).
+        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, sharing).
     sums : sequence of Tensor or None, optional
-        To these the gradient of each parameter is added as it is without a mask.
+        The unmasked gradient of each parameter is added to these.
 
     Returns
     -------
     Tensor
-        Each network's mean loss over its mini-batch before the step, (groups, readers).
+        Each network's mean loss over its mini-batch before the step, (groups, sharing).
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
     batch_y = y.index_select(0, rows).view(*index.shape, *y.shape[1:])
-    groups, readers = parameters[0].shape[:2]
+    groups, sharing = parameters[0].shape[:2]
+
+    def for_each(values: Tensor) -> Tensor:  # (groups, batch, …) to (groups × sharing, batch, …)
+        return values.unsqueeze(1).expand(-1, sharing, *values.shape[1:]).flatten(0, 1)
 
     def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
         networks = [p.flatten(0, 1) for p in parameters], [mask.flatten(0, 1) for mask in masks]
-        logits = forward(layers, *networks, batch_X, readers)
-        losses = losses_of(logits, _for_each(batch_y, readers))
+        losses = losses_of(forward(layers, *networks, batch_X, sharing), for_each(batch_y))
         if weight is None:
             means = losses.mean(dim=1)
         else:
-            share = _for_each(weight.index_select(0, rows).view(index.shape), readers)
+            share = for_each(weight.index_select(0, rows).view(index.shape))
             total = share.sum(dim=1).clamp_min(torch.finfo(losses.dtype).tiny)
             means = (losses * share).sum(dim=1) / total
-        return means.sum(), means.detach().view(groups, readers)
+        return means.sum(), means.detach().view(groups, sharing)
 
-    gradients, losses = torch.func.grad(objective, has_aux=True)(parameters)
-    means: Tensor = losses
+    gradients, means = torch.func.grad(objective, has_aux=True)(parameters)
     totals = sums or [None] * len(parameters)
     for p, gradient, m, v, mask, total in zip(
         parameters, gradients, first_moments, second_moments, masks, totals, strict=True
     ):
-        each = (groups, readers, *(1,) * (p.dim() - 2))
+        each = (groups, sharing, *(1,) * (p.dim() - 2))
         if total is not None:
             # Times 1. As each network has a factor of its own, as below, the compiler makes one loop of both.
             total.add_(gradient * (rates[0].view(each) >= 0))
@@ -140,33 +109,27 @@ def _step(
         m.lerp_(gradient, 1 - adam.beta1)
         v.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
         p.sub_(rates[0].view(each) * m / (v.sqrt() * rates[1].view(each) + adam.eps))
-    return means
-
-
-def _for_each(values: Tensor, readers: int) -> Tensor:
-    """Give each network its own: (groups, batch, …) to (groups × readers, batch, …)."""
-    return values.unsqueeze(1).expand(-1, readers, *values.shape[1:]).flatten(0, 1)
+    return means  # type: ignore[no-any-return]
 
 
 @functools.cache
 def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
     """Return the step for an architecture, made once in a process.
 
-    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers
-    of networks and of features may vary. Where nothing can be compiled it warns, once, and goes on
-    without.
+    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers of networks
+    and features may vary.
     """
 
     def step(*arguments: Any) -> Tensor:
         return _step(layers, adam, *arguments)
 
-    # The compiler keeps what it has compiled by code object, and few for each.
+    # The compiler keeps what it has compiled by code object, and only a few programs for each.
     step.__code__ = step.__code__.replace()
     return _Compiled(step) if compiled else step
 
 
 class _Compiled:
-    """A step that is compiled when it is first called."""
+    """A step that is compiled when it is first called; without a compiler it warns once and runs as it is."""
 
     usable = True
 
@@ -196,16 +159,16 @@ class _Compiled:
         return means
 
 
-def vary(state: State, X: Tensor, rows: Tensor, rates: Tensor, sums: Sequence[Tensor | None] = ()) -> None:
-    """Tell the compiler what may differ from call to call: the numbers of networks and of features."""
-    for total in sums:
-        if total is not None:
-            for dim in range(total.dim() - 1):
-                torch._dynamo.maybe_mark_dynamic(total, dim)
-    for tensors in state.tensors():
-        for tensor in tensors:
-            torch._dynamo.maybe_mark_dynamic(tensor, 0)
-            torch._dynamo.maybe_mark_dynamic(tensor, 1)
-        torch._dynamo.maybe_mark_dynamic(tensors[0], 2)
-    for tensor, dim in ((X, 0), (X, 1), (rows, 0), (rates, 1), (rates, 2)):
+def mark_dynamic(
+    lists: Sequence[list[Tensor]], X: Tensor, rows: Tensor, rates: Tensor, sums: Sequence[Tensor | None] = ()
+) -> None:
+    """Tell the compiler what may differ from call to call: the numbers of networks and of features.
+
+    `lists` are parameters, moments and masks; everything is as for `_step`.
+    """
+    varying = [(total, dim) for total in sums if total is not None for dim in range(total.dim() - 1)]
+    varying += [(tensor, dim) for tensors in lists for tensor in tensors for dim in (0, 1)]
+    varying += [(tensors[0], 2) for tensors in lists]
+    varying += [(X, 0), (X, 1), (rows, 0), (rates, 1), (rates, 2)]
+    for tensor, dim in varying:
         torch._dynamo.maybe_mark_dynamic(tensor, dim)

@@ -1,14 +1,15 @@
 """Networks of one architecture as batched tensors, and back.
 
-Parameter k of all M networks is one tensor of shape (M, …), padded with zeros to the widest network. A
-mask of the same shape is 1 where the entry is free and 0 where it is padding or held at zero. Weights
-stand as (M, inputs, outputs), transposed, so that neither their product nor its gradient needs it.
+Parameter k of all M networks is one tensor, (M, …), padded with zeros to the widest network. A mask of the same
+shape is 1 where the entry is free, and 0 where it is masked or padding. Weights are stored as (M, inputs, outputs),
+so that neither their product nor its gradient needs a transposition.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +18,18 @@ from fpe.errors import ModelError
 from fpe.masked import MaskedLinear
 from fpe.training.losses import ACTIVATIONS
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
-class Layer:
-    """One layer of an architecture, its widths left open.
+#: Bytes that a step of one batch may touch on a CPU. A step reads its mini-batches and activations several times:
+#: above this from main memory each time; far below it the calls cost more.
+CACHE = 16 * 2**20
 
-    Attributes
-    ----------
-    kind : type
-        ``nn.Linear``, ``nn.LayerNorm``, or a key of `ACTIVATIONS`.
-    bias : bool
-        Whether a linear layer or a norm has one.
-    eps : float
-        A norm's.
-    """
+#: Share of a GPU's free memory that a batch may take.
+MEMORY_SHARE = 0.25
+
+
+class Layer(NamedTuple):
+    """One layer of an architecture without its widths: ``nn.Linear``, ``nn.LayerNorm``, or a key of `ACTIVATIONS`."""
 
     kind: type[nn.Module]
     bias: bool = False
@@ -38,13 +37,13 @@ class Layer:
 
 
 def architecture(network: nn.Module) -> tuple[Layer, ...]:
-    """Say of which layers a network is made; networks that say the same can be stacked.
+    """Return the layers of a network; networks with the same can be stacked.
 
     Raises
     ------
     ModelError
-        If it is no ``nn.Sequential`` of linear layers, LayerNorms and simple activations, or if a
-        parameter of it is not trained.
+        If it is not an ``nn.Sequential`` of linear layers, LayerNorms and simple activations, or if a parameter of
+        it is not trained.
     """
     advice = "train it with fpe.training.train, or in a loop of your own"
     if not isinstance(network, nn.Sequential) or len(network) == 0:
@@ -68,9 +67,69 @@ def architecture(network: nn.Module) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-@dataclass
+def batches(
+    networks: Sequence[nn.Module], keys: Sequence[Hashable], readings: Sequence[Hashable], batch_size: int
+) -> list[list[int]]:
+    """Group networks into batches of similar widths that fit the cache; return their numbers.
+
+    Networks of one batch have the same key, and widths between the same powers of two (at least 8), so that little
+    is padded and few programs are compiled. Networks of the same reading see the same mini-batches, and stay
+    together as far as there is room, since one product then serves them all.
+    """
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for i, (network, key) in enumerate(zip(networks, keys, strict=True)):
+        widths = _widths(network)
+        rounded = tuple(max(8, 2 ** (width - 1).bit_length()) for width in widths[1:-1])
+        alike[key, widths[0], rounded, widths[-1]].append(i)
+    return [
+        part
+        for group in alike.values()
+        for part in _parts(group, readings, _most([networks[i] for i in group], batch_size))
+    ]
+
+
+def _widths(network: nn.Module) -> list[int]:
+    """Return inputs, hidden widths and outputs."""
+    linear = [m for m in network.modules() if isinstance(m, nn.Linear)]
+    return [linear[0].in_features, *(m.out_features for m in linear)]
+
+
+def _most(networks: Sequence[nn.Module], batch_size: int) -> int:
+    """Return how many networks like these fit."""
+    widest = max(networks, key=lambda network: sum(_widths(network)))
+    parameter = next(widest.parameters())
+    entries = batch_size * (2 * sum(_widths(widest)) + _widths(widest)[-1])
+    entries += 5 * sum(p.numel() for p in widest.parameters())
+    room = CACHE
+    if parameter.device.type == "cuda":
+        room = int(MEMORY_SHARE * torch.cuda.mem_get_info(parameter.device)[0])
+    return max(1, room // (entries * parameter.element_size()))
+
+
+def _parts(group: list[int], readings: Sequence[Hashable], most: int) -> list[list[int]]:
+    """Cut a group into parts of at most `most` networks, each with equally many of every reading."""
+    together: dict[Hashable, list[int]] = defaultdict(list)
+    for i in group:
+        together[readings[i]].append(i)
+    pieces: dict[int, list[list[int]]] = defaultdict(list)
+    for same in together.values():
+        for piece in _evenly(same, most):
+            pieces[len(piece)].append(piece)
+    return [
+        [i for piece in part for i in piece]
+        for size, of_size in pieces.items()
+        for part in _evenly(of_size, most // size)
+    ]
+
+
+def _evenly(values: list[T], most: int) -> list[list[T]]:
+    """Cut a list into as few parts as possible, of nearly equal size."""
+    count = -(-len(values) // most)
+    return [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+
+
 class Stack:
-    """The parameters of M networks.
+    """A copy of the parameters of M networks of one architecture.
 
     Attributes
     ----------
@@ -80,24 +139,15 @@ class Stack:
         In the order of ``network.parameters()``, each (M, …).
     """
 
-    layers: tuple[Layer, ...]
-    parameters: list[Tensor]
-    masks: list[Tensor]
-
-    @classmethod
-    def of(cls, networks: Sequence[nn.Module]) -> Stack:
-        """Copy the parameters of networks of one architecture."""
-        parameters = pad([list(network.parameters()) for network in networks])
-        return cls(architecture(networks[0]), parameters, pad([_masks(network) for network in networks]))
-
-    @property
-    def outputs(self) -> int:
-        """Logits of each network."""
-        return [p for p in self.parameters if p.dim() == 3][-1].shape[2]
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self.layers = architecture(networks[0])
+        self.parameters = pad([list(network.parameters()) for network in networks])
+        self.masks = pad([_masks(network) for network in networks])
 
     def labels(self, y: Tensor) -> Tensor:
-        """Give class numbers the type that `losses_of` takes: the weights' where there is one logit."""
-        return y.to(self.parameters[0].dtype) if self.outputs == 1 else y
+        """Give class numbers the type that `losses_of` takes: that of the weights where there is one logit."""
+        outputs = [p for p in self.parameters if p.dim() == 3][-1].shape[2]
+        return y.to(self.parameters[0].dtype) if outputs == 1 else y
 
 
 def pad(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
@@ -113,19 +163,18 @@ def pad(rows: Sequence[Sequence[Tensor]]) -> list[Tensor]:
 
 
 def cut(padded: Tensor, like: Tensor) -> Tensor:
-    """Return the view of a padded tensor that stands for a network's tensor of the shape of `like`."""
+    """View the part of one network's padded tensor that is no padding, in the network's own orientation."""
     return padded[tuple(slice(size) for size in reversed(like.shape))].t()
 
 
 def _masks(network: nn.Module) -> list[Tensor]:
-    masks: list[Tensor] = []
-    for module in network.children():
-        for name, parameter in module.named_parameters():
-            if isinstance(module, MaskedLinear) and name == "weight":
-                masks.append(module.fpe_mask)
-            else:
-                masks.append(torch.ones_like(parameter, requires_grad=False))
-    return masks
+    return [
+        module.fpe_mask
+        if isinstance(module, MaskedLinear) and name == "weight"
+        else torch.ones_like(parameter, requires_grad=False)
+        for module in network.children()
+        for name, parameter in module.named_parameters()
+    ]
 
 
 def forward(
@@ -133,11 +182,11 @@ def forward(
     parameters: Sequence[Tensor],
     masks: Sequence[Tensor],
     x: Tensor,
-    readers: int = 1,
+    sharing: int = 1,
 ) -> Tensor:
-    """Apply M networks to their inputs: (M / readers, batch, features) to (M, batch, outputs).
+    """Apply M networks to their inputs: (M / sharing, batch, features) to (M, batch, outputs).
 
-    So many networks in a row read the same inputs; their first layers are then one wide product.
+    `sharing` networks in a row have the same inputs; their first layers are then one wide product.
     """
     rest = iter(zip(parameters, masks, strict=True))
     for place, layer in enumerate(layers):
@@ -147,8 +196,8 @@ def forward(
             if weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with what is before it
                 x = (x * weight.transpose(1, 2)).sum(dim=-1, keepdim=True)
                 x = x if bias is None else x + bias
-            elif place == 0 and readers > 1:
-                x = _wide_product(x, weight, readers)
+            elif place == 0 and sharing > 1:
+                x = _wide_product(x, weight, sharing)
                 x = x if bias is None else x + bias
             elif bias is None:
                 x = torch.bmm(x, weight)
@@ -162,19 +211,19 @@ def forward(
     return x
 
 
-def _wide_product(x: Tensor, weight: Tensor, readers: int) -> Tensor:
-    """Multiply (M / readers, batch, inputs) by (M, inputs, outputs) to (M, batch, outputs)."""
+def _wide_product(x: Tensor, weight: Tensor, sharing: int) -> Tensor:
+    """Multiply (M / sharing, batch, inputs) by (M, inputs, outputs) to (M, batch, outputs)."""
     groups, batch, inputs = x.shape
-    together = weight.view(groups, readers, inputs, -1).transpose(1, 2).reshape(groups, inputs, -1)
-    product = torch.bmm(x, together).view(groups, batch, readers, -1)
-    return product.transpose(1, 2).reshape(groups * readers, batch, -1)
+    together = weight.view(groups, sharing, inputs, -1).transpose(1, 2).reshape(groups, inputs, -1)
+    product = torch.bmm(x, together).view(groups, batch, sharing, -1)
+    return product.transpose(1, 2).reshape(groups * sharing, batch, -1)
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor, eps: float) -> Tensor:
-    """Normalise over the real neurons, those that are no padding; padding stays zero."""
+    """Normalize over the real neurons; padding stays zero."""
     real = real.unsqueeze(1)
     count = real.sum(dim=-1, keepdim=True)
-    centred = (x - (x * real).sum(dim=-1, keepdim=True) / count) * real
-    variance = centred.square().sum(dim=-1, keepdim=True) / count
-    x = centred * (variance + eps).rsqrt() * weight.unsqueeze(1)
+    centered = (x - (x * real).sum(dim=-1, keepdim=True) / count) * real
+    variance = centered.square().sum(dim=-1, keepdim=True) / count
+    x = centered * (variance + eps).rsqrt() * weight.unsqueeze(1)
     return x if bias is None else x + bias.unsqueeze(1)
