@@ -43,7 +43,7 @@ class Net(nn.Module):
         ("nested", [NeuronGroup("0.0", ("2",))]),
     ],
 )
-def test_neurons_are_followed_to_all_that_read_them(name, groups):
+def test_neurons_are_followed_to_all_their_consumers(name, groups):
     assert list(find_groups(MODELS[name]()[0]).groups) == groups
 
 
@@ -170,7 +170,7 @@ def test_a_norm_over_another_width_is_refused():
     )
 
 
-def test_a_reader_of_another_width_is_refused():
+def test_a_consumer_of_another_width_is_refused():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(6, 2))
     assert reasons(model)["0"] == "its consumer '2' has 6 inputs, not one for each of 4 neurons"
 
@@ -242,7 +242,7 @@ def test_a_group_by_hand_of_such_layers_is_refused_too(spoil):
         fpe.expand(model, layers=[NeuronGroup("0", ("2",))], example_inputs=torch.ones(2, 4))
 
 
-def test_a_weight_that_forward_also_reads_by_itself_is_not_widened():
+def test_a_weight_that_forward_also_uses_directly_is_not_widened():
     """After a wider `head`, `y @ head.weight` would have another shape."""
     net = Net(lambda net, h, x: net.head(h) @ net.head.weight)
     try:
@@ -264,7 +264,7 @@ def test_what_tracing_cannot_reach_is_listed():
 
 
 class Branching(nn.Module):
-    """Which way the forward pass goes depends on the data."""
+    """The forward pass branches on the data."""
 
     def __init__(self):
         super().__init__()
@@ -329,7 +329,7 @@ class Scale(nn.Module):
         (Net(lambda net, h, x: net.head(torch.cumsum(h, 1))), NeuronGroup("a", ("head",))),
         (MODELS["batch_norm"]()[0], NeuronGroup("0", ("3",))),
     ],
-    ids=["hidden norm", "missed reader", "cumsum", "forgotten norm"],
+    ids=["hidden norm", "missed consumer", "cumsum", "forgotten norm"],
 )
 def test_a_wrong_group_by_hand_is_refused_before_anything_changes(model, group):
     before, state = snapshot(model), torch.get_rng_state()

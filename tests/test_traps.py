@@ -94,8 +94,8 @@ REFUSED = {
         "added up or compared by 'mean'",
     ),
     "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'glu'"),
-    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "split up by 'chunk'"),
-    "some neurons": (lambda t, x, act: act(t.a(x))[:, :3] @ t.free[:3], VECTOR, "only some of its neurons"),
+    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "'chunk'"),
+    "some neurons": (lambda t, x, act: act(t.a(x))[:, :3] @ t.free[:3], VECTOR, "'slice'"),
     "another order": (lambda t, x, act: t.head(act(t.a(x))[:, [1, 0, 3, 2, 5, 4]]), VECTOR, "picked out"),
     "flipped": (
         lambda t, x, act: t.head(Twice.apply(t.a(x))),
@@ -137,7 +137,7 @@ REFUSED = {
         VECTOR,
         "used directly",
     ),
-    "weight read again": (
+    "weight used again": (
         lambda t, x, act: t.head(act(t.a(x))) + t.head.weight.sum(),
         VECTOR,
         "used 2 times",
@@ -196,7 +196,7 @@ EXPANDED = {
         ["conv"],
     ),
     "depthwise between": (lambda t, x, act: t.conv2(act(t.depthwise(t.conv(x)))), IMAGE, ["conv"]),
-    "read as a sequence": (
+    "consumed as a sequence": (
         lambda t, x, act: t.head(act(t.conv(x)).flatten(2).transpose(1, 2)),
         IMAGE,
         ["conv"],
@@ -241,10 +241,10 @@ def test_without_being_asked_for_it_is_left_out_too(name):
 
 
 def made_linear(model, plan):
-    """Take away what the identity leaves non-linear: biases, shifts, means; and weights that can pay.
+    """Remove what is not linear besides the activation: biases, shifts, means; and make weights to prune.
 
-    With as many zeros among the weights as copies are to be paid for, pruning takes nothing away. The
-    gate of a gated pair becomes the constant 1.
+    With as many zeros among the weights as there are copies, pruning masks no other weight. The gate of a
+    gated pair becomes the constant 1.
     """
     with torch.no_grad():
         for layer in plan.layers:
@@ -261,8 +261,8 @@ def made_linear(model, plan):
             for name in layer.group.between:
                 model.get_submodule(name).bias.zero_()
             for name in layer.group.consumers:
-                reader = model.get_submodule(name).weight.flatten(1)
-                reader.mul_(torch.arange(len(reader))[:, None] != 0)
+                consumer = model.get_submodule(name).weight.flatten(1)
+                consumer.mul_(torch.arange(len(consumer))[:, None] != 0)
 
 
 @pytest.mark.parametrize("name", EXPANDED)
@@ -318,7 +318,7 @@ def test_the_other_branch_of_a_forward_pass_cannot_hide_a_mixture():
 
 @pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
 @pytest.mark.parametrize("factor", [2, 3])
-def test_norms_over_neurons_see_each_family_where_its_parent_stood(norm, factor):
+def test_norms_over_neurons_see_children_in_the_place_of_their_parent(norm, factor):
     """Full copies of all neurons leave the norm's statistics as they were, so the output does not move."""
     torch.manual_seed(0)
     dense = nn.Sequential(nn.Linear(8, 6), getattr(built(None), norm), nn.ReLU(), nn.Linear(6, 2))
@@ -383,7 +383,7 @@ def test_several_widths_written_down_are_all_found():
     assert {"1.a", "2.a", "0.b", "3.b"} <= {layer.group.name for layer in plan.layers}
 
 
-def test_a_reader_of_a_layer_that_is_left_out_is_not_said_to_read_an_expanded_one():
+def test_a_consumer_of_a_skipped_layer_is_not_said_to_consume_an_expanded_one():
     class Chain(nn.Module):
         def __init__(self):
             super().__init__()

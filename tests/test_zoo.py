@@ -125,7 +125,7 @@ def test_children_partition_their_parent(name):
 
 
 def test_gate_and_up_of_a_child_take_the_same_inputs():
-    """Before pruning: with zeros to pay with, nothing that counts is taken away."""
+    """With enough zeros to prune, no other weight is masked."""
     model, batch = ZOO["LLaMA"]()
     with torch.no_grad():
         for layer in model.model.layers:

@@ -1,7 +1,7 @@
 """Run and trace copies of a model, so that the model, its batch and the process stay as they are.
 
-A forward pass may store things in modules, in objects that they share with others, in classes, in files and in
-closures; it may write into weights and move random number generators. Each function here deals with one of these.
+A forward pass may store things in modules, in objects that they share with others, in classes, in files and
+in closures; it may write into weights and move random number generators.
 """
 
 from __future__ import annotations
@@ -76,18 +76,6 @@ def _can_be_copied(value: Any, memo: dict[Any, Any]) -> bool:
     return True
 
 
-def _with_own_closures(own: nn.Module, memo: dict[Any, Any]) -> nn.Module:
-    """Let the functions among the attributes and hooks of a copy capture copies; return the copy."""
-    for module in own.modules():
-        for name, value in list(vars(module).items()):
-            if isinstance(value, dict) and name.endswith("_hooks"):
-                for key, hook in value.items():
-                    value[key] = _with_own_closure(hook, memo)
-            else:
-                vars(module)[name] = _with_own_closure(value, memo)
-    return own
-
-
 def _with_own_closure(value: Any, memo: dict[Any, Any]) -> Any:
     """Return a function that has captured copies; ``copy.deepcopy`` takes functions as they are."""
     if isinstance(value, types.MethodType):
@@ -115,6 +103,25 @@ def _with_own_closure(value: Any, memo: dict[Any, Any]) -> Any:
     return function
 
 
+def _own_copy(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
+    """Copy a model except for the objects in `memo`; let the functions in the copy capture copies."""
+    try:
+        own = deep_copy(model, memo)
+    except Exception as error:  # the user's own code may fail in any way
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({first_line(error)}); fpe runs a copy, so that it "
+            "does not change the model. Remove from its attributes what copy.deepcopy cannot copy."
+        ) from error
+    for module in own.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, dict) and name.endswith("_hooks"):
+                for key, hook in value.items():
+                    value[key] = _with_own_closure(hook, memo)
+            else:
+                vars(module)[name] = _with_own_closure(value, memo)
+    return own
+
+
 def analysis_copy(model: nn.Module) -> nn.Module:
     """Copy a model except for the memory of its weights and masks."""
     masks = [m.fpe_mask for m in model.modules() if isinstance(m, MaskedLayer)]
@@ -122,25 +129,17 @@ def analysis_copy(model: nn.Module) -> nn.Module:
     for parameter in model.parameters():
         if not is_lazy(parameter):
             memo[id(parameter)] = nn.Parameter(parameter.data, parameter.requires_grad)
-    return _with_own_closures(deep_copy(model, memo), memo)
-
-
-@contextmanager
-def analyzed(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield a copy in evaluation mode that may be run or traced; undo what it writes into shared weights."""
-    own = analysis_copy(model)
-    with seeded(), outside_kept(own), WritesUndone(own):
-        yield own.eval()
+    return _own_copy(model, memo)
 
 
 def copied(model: nn.Module, dtype: torch.dtype | None = None, device: Any = None) -> nn.Module:
-    """Copy a model with all its weights, which require no gradient, in another precision or to another device."""
+    """Copy a model and its weights, which require no gradient, in another precision or to a device."""
     memo: dict[int, Any] = {}
     for tensor in (*model.parameters(), *model.buffers()):
         if type(tensor.data) is Tensor:
             value = tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
             memo[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
-    return _checked_copy(model, memo).requires_grad_(False)
+    return _own_copy(model, memo).requires_grad_(False)
 
 
 def with_own_state(model: nn.Module, values: dict[Tensor, Tensor]) -> nn.Module:
@@ -150,18 +149,15 @@ def with_own_state(model: nn.Module, values: dict[Tensor, Tensor]) -> nn.Module:
         if not isinstance(value, nn.Parameter):  # a run may write into it
             value = nn.Parameter(value.clone(), False) if isinstance(tensor, nn.Parameter) else value.clone()
         memo[id(tensor)] = value
-    return _checked_copy(model, memo)
+    return _own_copy(model, memo)
 
 
-def _checked_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    try:
-        own = deep_copy(model, memo)
-    except Exception as error:  # the user's own code may fail in any way
-        raise ModelError(
-            f"{type(model).__name__} cannot be copied ({first_line(error)}); fpe runs a copy, so that it "
-            "does not change the model. Remove from its attributes what copy.deepcopy cannot copy."
-        ) from error
-    return _with_own_closures(own, memo)
+@contextmanager
+def analyzed(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield a copy in evaluation mode that may be run or traced; undo what it writes into shared weights."""
+    own = analysis_copy(model)
+    with seeded(), outside_kept(own), WritesUndone(own):
+        yield own.eval()
 
 
 def first_line(error: Exception) -> str:

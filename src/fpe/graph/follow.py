@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -42,10 +43,8 @@ from fpe.graph.layers import (
 )
 from fpe.graph.operations import Flow, Flows, Refused, name_of, propagate, shape_of
 
-#: Products and convolutions, with the positions of their input and of their weight.
-_CALLS = {
-    "linear": (0, 1), "addmm": (1, 2), "convolution": (0, 1), "conv1d": (0, 1), "conv2d": (0, 1), "conv3d": (0, 1)
-}  # fmt: skip
+#: Products and convolutions, with the position of their input; their weight is the next argument.
+_CALLS = {"linear": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
 _NORMS = frozenset(["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu"])
 
 
@@ -72,17 +71,18 @@ def follow_model(model: nn.Module, call: Call) -> Found:
     """Find the groups of a model; of its parts where its whole forward pass cannot be exported.
 
     What Python decides by looking at data cannot be exported, and a trace of one run would not show the other
-    branches. Such a forward pass is not looked into. Instead each module that it calls once is exported with the
-    arguments of one run.
+    branches. So each module that such a forward pass calls once is exported with the arguments of one run.
     """
     try:
         return _follow_both_modes(model, call)
     except ModelError:
         raise
     except Exception as error:  # the user's own code may fail in any way
-        parts = _Parts(_record(model, call))
-        parts.visit(model, "", _not_followed(model, error))
-        return Found(tuple(parts.groups), tuple(parts.skipped), parts.attention)
+        parts = list(_follow_parts(model, "", _not_followed(model, error), _record(model, call)))
+        groups, skipped = (
+            tuple(x for part in parts for x in getattr(part, n)) for n in ("groups", "skipped")
+        )
+        return Found(groups, skipped, any(part.attention for part in parts))
 
 
 def _follow_both_modes(model: nn.Module, call: Call) -> Found:
@@ -204,7 +204,7 @@ class _Walk:
         """Return the layer whose product or convolution a node is, if it is one."""
         if name_of(node) not in _CALLS:
             return None
-        weight = self.parameter(node.args[_CALLS[name_of(node)][1]])
+        weight = self.parameter(node.args[_CALLS[name_of(node)] + 1])
         if weight is None or not self.owned[weight].endswith("weight"):
             return None
         layer = self.owned[weight].rpartition(".")[0]
@@ -218,9 +218,9 @@ class _Walk:
 
     def call(self, node: fx.Node, layer: str) -> None:
         """Let a layer consume the neurons in its input, if any, and produce its own."""
-        position, weight_position = _CALLS[name_of(node)]
+        position = _CALLS[name_of(node)]
         source = cast(fx.Node, node.args[position])
-        problem = self.call_problem(node, layer, weight_position)
+        problem = self.call_problem(node, layer, cast(fx.Node, self.parameter(node.args[position + 1])))
         for other in node.all_input_nodes:
             if other is not source:
                 roots = (f.root for f in self.flows.get(other, ()))
@@ -236,10 +236,8 @@ class _Walk:
         self.groups[layer] = _Growing([layer], node, source, problem)
         self.flows[node] = (Flow(layer, channel_axis(self.modules[layer], len(shape_of(node)))),)
 
-    def call_problem(self, node: fx.Node, layer: str, weight_position: int) -> str | None:
+    def call_problem(self, node: fx.Node, layer: str, weight: fx.Node) -> str | None:
         """Say why a wider layer could not take the place of this one in a call, or return None."""
-        weight = self.parameter(node.args[weight_position])
-        assert weight is not None
         if problem := kind_problem(self.modules[layer]) or layer_problem(self.known, layer):
             return f"{layer!r} {problem}"
         if len(weight.users) > 1:
@@ -331,71 +329,59 @@ def _is_attention(node: fx.Node) -> bool:
     return any(name_of(n) in ("softmax", "_softmax") for n in recent if n.op == "call_function")
 
 
-class _Parts:
-    """The groups in those parts of a model that can be exported."""
+def _follow_parts(model: nn.Module, name: str, reason: str, calls: dict[str, list[Call]]) -> Iterator[Found]:
+    """Follow each child; where that fails, its own children. Skip single layers with this reason."""
+    for child_name, child in model.named_children():
+        full = f"{name}.{child_name}" if name else child_name
+        own = calls.get(full, [])
+        if looks_like_layer(child):
+            yield Found((), (Skipped(full, reason),))
+            continue
+        if len(own) > 1:
+            why = f"{full!r}, in which it stands, is used {len(own)} times in one forward pass"
+        elif not own:
+            container = isinstance(child, nn.ModuleList | nn.ModuleDict)
+            why = reason if container else "it is not reached by example_inputs"
+        else:
+            try:
+                yield _under(full, _follow_both_modes(child, own[0]))
+                continue
+            except Exception as error:  # the user's own code may fail in any way
+                why = _not_followed(child, error)
+        yield from _follow_parts(child, full, why, calls)
 
-    def __init__(self, calls: dict[str, list[Call]]) -> None:
-        self.calls = calls
-        self.groups: list[NeuronGroup] = []
-        self.skipped: list[Skipped] = []
-        self.attention = False
 
-    def visit(self, module: nn.Module, name: str, reason: str) -> None:
-        """Follow each child; where that fails, its own children. Skip single layers with this reason."""
-        for child_name, child in module.named_children():
-            full = f"{name}.{child_name}" if name else child_name
-            calls = self.calls.get(full, [])
-            if looks_like_layer(child):
-                self.skipped.append(Skipped(full, reason))
-            elif len(calls) > 1:
-                why = f"{full!r}, in which it stands, is used {len(calls)} times in one forward pass"
-                self.visit(child, full, why)
-            elif not calls:
-                container = isinstance(child, nn.ModuleList | nn.ModuleDict)
-                self.visit(child, full, reason if container else "it is not reached by example_inputs")
-            else:
-                try:
-                    self.add(_follow_both_modes(child, calls[0]), full)
-                except Exception as problem:  # the user's own code may fail in any way
-                    self.visit(child, full, _not_followed(child, problem))
-
-    def add(self, found: Found, part: str) -> None:
-        """Add what was found in a part, in the names of the whole; its outputs go where nothing is known."""
-
-        def longer(names: tuple[str, ...]) -> tuple[str, ...]:
-            return tuple(f"{part}.{name}" for name in names)
-
-        for group in found.groups:
-            producers, consumers, between = map(longer, (group.producers, group.consumers, group.between))
-            self.groups.append(NeuronGroup(producers, consumers, between, group.input_layouts))
-        leaving = f"its neurons leave {part!r}, beyond which the forward pass cannot be followed"
-        for skip in found.skipped:
-            full = f"{part}.{skip.name}" if skip.name else part
-            self.skipped.append(Skipped(full, leaving if skip.reason == HEAD else skip.reason))
-        self.attention |= found.attention
+def _under(part: str, found: Found) -> Found:
+    """Give what was found in a part the names of the whole, where nothing is known about its outputs."""
+    leaving = f"its neurons leave {part!r}, beyond which the forward pass cannot be followed"
+    skipped = (
+        Skipped(f"{part}.{skip.name}".rstrip("."), leaving if skip.reason == HEAD else skip.reason)
+        for skip in found.skipped
+    )
+    return Found(tuple(group.under(part) for group in found.groups), tuple(skipped), found.attention)
 
 
 def _not_followed(module: nn.Module, error: Exception) -> str:
-    return f"the forward pass of {type(module).__name__}, which calls it, cannot be followed ({first_line(error)})"
+    forward = f"the forward pass of {type(module).__name__}, which calls it,"
+    return f"{forward} cannot be followed ({first_line(error)})"
 
 
 def _record(model: nn.Module, call: Call) -> dict[str, list[Call]]:
     """Run a copy of a model once, and return the arguments of every call of each of its modules."""
     calls: dict[str, list[Call]] = {}
+
+    def record(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        calls.setdefault(name, []).append((args, kwargs))
+
     args, kwargs = copied_call(call)
     with analyzed(model) as own, torch.no_grad():
         for name, module in own.named_modules():
-            if name:
-
-                def hook(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-                    calls.setdefault(name, []).append((args, kwargs))
-
-                module.register_forward_pre_hook(hook, with_kwargs=True)
+            module.register_forward_pre_hook(functools.partial(record, name), with_kwargs=True)
         try:
             own(*args, **kwargs)
         except Exception as error:
             raise ModelError(
-                f"{type(model).__name__} cannot be run on example_inputs ({first_line(error)}); give one batch "
-                "as the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
+                f"{type(model).__name__} cannot be run on example_inputs ({first_line(error)}); give one "
+                "batch as the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
             ) from error
     return calls

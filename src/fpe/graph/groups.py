@@ -56,6 +56,12 @@ class NeuronGroup:
         """The first producer's name, which stands for the group."""
         return self.producers[0]
 
+    def under(self, prefix: str) -> NeuronGroup:
+        """Return the group in the names of a larger model, of which its own is the part `prefix`."""
+        names = (self.producers, self.consumers, self.between)
+        producers, consumers, between = (tuple(f"{prefix}.{name}" for name in own) for own in names)
+        return NeuronGroup(producers, consumers, between, self.input_layouts)
+
     @staticmethod
     def from_dict(record: dict[str, Any]) -> NeuronGroup:
         """Make a group from its fields as stored in JSON, also by version 0.1."""

@@ -1,4 +1,4 @@
-"""Batches for a model: as the user gave them, or made for a model of transformers; and tensors in its outputs."""
+"""Batches for a model, as the user gave them or made for a model of transformers; tensors in its outputs."""
 
 from __future__ import annotations
 

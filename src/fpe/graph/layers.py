@@ -1,7 +1,7 @@
 """The layers that can be expanded, the modules between them, and why a module cannot be replaced.
 
-Producers and consumers are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the ``Conv1D`` of transformers, masked
-or not. A per-neuron module between them has one entry, or one small kernel, for each neuron.
+Producers and consumers are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the ``Conv1D`` of transformers,
+masked or not. A per-neuron module between them has one entry, or one small kernel, for each neuron.
 """
 
 from __future__ import annotations
@@ -131,8 +131,12 @@ def layer_problem(known: Names, name: str) -> str | None:
         return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
         return "has a parametrization, which a masked layer would lose"
-    if problem := tensor_problem(module):
-        return problem
+    weight = getattr(module, "weight", None)
+    kind = type(weight.data) if isinstance(weight, Tensor) and not is_lazy(weight) else Tensor
+    if kind not in (Tensor, nn.Parameter) and kind.__name__ != "DTensor":
+        return (
+            f"has weights of type {kind.__name__}, as if quantized; expand the model first, then quantize it"
+        )
     if hasattr(module, "weight_orig") or hasattr(module, "weight_g"):
         return "has its weight computed by hooks (pruning or weight norm); make that permanent first"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -145,25 +149,12 @@ def layer_problem(known: Names, name: str) -> str | None:
     return None
 
 
-def tensor_problem(module: nn.Module) -> str | None:
-    """Say that a module's weight is no ordinary tensor, as that of a quantized layer, or return None."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or is_lazy(weight):
-        return None
-    kind = type(weight.data)
-    if kind in (Tensor, nn.Parameter) or kind.__name__ == "DTensor":
-        return None
-    return f"has weights of type {kind.__name__}, as if quantized; expand the model first, then quantize it"
-
-
 def kind_problem(module: nn.Module) -> str | None:
     """Say why a module is none of the layers that fpe knows, or return None."""
     if not is_layer(module):
-        return (
-            f"is a {type(module).__name__}, of which only nn.Linear is known"
-            if isinstance(module, nn.Linear)
-            else f"is a {type(module).__name__}, which is not a linear layer or a convolution that fpe knows"
-        )
+        known = "of which only nn.Linear is known"
+        unknown = "which is not a linear layer or a convolution that fpe knows"
+        return f"is a {type(module).__name__}, {known if isinstance(module, nn.Linear) else unknown}"
     if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
         return f"is a convolution in {module.groups} groups, whose neurons do not consume all inputs"
     return None
@@ -219,8 +210,5 @@ def skip_reason(known: Names, name: str) -> str | None:
         return "it is a depthwise convolution, which makes no neurons of its own"
     if looks_like_layer(module) and (problem := layer_problem(known, name)):
         return f"{name!r} {problem}" if name else f"it {problem}"
-    return (
-        NOT_CALLED
-        if is_layer(module)
-        else f"{what_it_is(module)}; only linear layers and convolutions are expanded"
-    )
+    only = "only linear layers and convolutions are expanded"
+    return NOT_CALLED if is_layer(module) else f"{what_it_is(module)}; {only}"

@@ -1,8 +1,8 @@
 """What each ATen operation does to the neurons in its input: the allow-list.
 
-A rule takes a node, its source and where the neurons are in the source; it returns where they are in the output, or
-raises `Refused`. An operation without a rule is refused. ``relu`` stands for ``aten.relu.default`` and
-``aten.relu_.default``.
+A rule takes a node, its source and where the neurons are in the source; it returns where they are in the
+output, or raises `Refused`. An operation without a rule is refused. ``relu`` stands for ``aten.relu.default``
+and ``aten.relu_.default``.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _axis(node: fx.Node, source: fx.Node) -> int:
 
 
 def _reshape(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    """Follow the neurons' axis where it is merged with its neighbors; whatever splits it fixes their number."""
+    """Follow the neurons' axis where it is merged with neighbors; whatever splits it fixes their number."""
     before, after = shape_of(source), shape_of(node)
     outer, inner = math.prod(before[: flow.axis]), math.prod(before[flow.axis + 1 :])
     for axis, size in enumerate(after if before[flow.axis] > 1 else ()):  # a single neuron can be anywhere
@@ -212,17 +212,12 @@ def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     return flow.at({a: b, b: a}.get(flow.axis, flow.axis))
 
 
-def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    if _axis(node, source) == flow.axis and shape_of(node) != shape_of(source):
-        raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
-    return flow
-
-
-def _select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _axis(node, source)
-    if axis == flow.axis:
-        raise Refused(f"only some of its neurons are taken by {name_of(node)!r}")
-    return flow.at(flow.axis - (axis < flow.axis))
+def _along(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
+    """The operation works along one axis, and may remove it."""
+    name, axis = name_of(node), _axis(node, source)
+    if axis == flow.axis and (name not in ("slice", "narrow") or shape_of(node) != shape_of(source)):
+        raise Refused(f"its neurons are split up or picked out by {name!r}")
+    return flow.at(flow.axis - (name in ("select", "unbind") and axis < flow.axis))
 
 
 def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -234,30 +229,11 @@ def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     return flow.at(flow.axis + (added if places[0] < flow.axis else 0))
 
 
-def _index_select(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    if _axis(node, source) == flow.axis:
-        raise Refused(f"its neurons are picked out by {name_of(node)!r}")
-    return flow
-
-
-def _expand(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
+def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     axis = flow.axis + len(shape_of(node)) - len(shape_of(source))
     if shape_of(node)[axis] != shape_of(source)[flow.axis]:
-        raise Refused(f"its neurons are repeated by {name_of(node)!r}")
+        raise Refused(f"its neurons are repeated or padded by {name_of(node)!r}")
     return flow.at(axis)
-
-
-def _pad(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    if shape_of(node)[flow.axis] != shape_of(source)[flow.axis]:
-        raise Refused(f"its neurons are padded by {name_of(node)!r}")
-    return flow
-
-
-def _split(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    axis = _axis(node, source)
-    if axis == flow.axis:
-        raise Refused(f"its neurons are split up by {name_of(node)!r}")
-    return flow.at(flow.axis - (name_of(node) == "unbind" and axis < flow.axis))
 
 
 _Rule = Callable[[fx.Node, fx.Node, Flow], Flow]
@@ -266,12 +242,9 @@ _RULES: dict[str, _Rule] = {
     **dict.fromkeys(SPATIAL, _spatial),
     **dict.fromkeys(REDUCING, _reduce),
     **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims"), _permute),
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "tensor_split"), _split),
-    **dict.fromkeys(("slice", "narrow"), _slice),
-    **dict.fromkeys(("expand", "expand_as"), _expand),
-    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+    **dict.fromkeys(("slice", "narrow", "select", "index_select"), _along),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "tensor_split"), _along),
+    **dict.fromkeys(("expand", "expand_as", "pad", "constant_pad_nd"), _resize),
     "getitem": lambda node, source, flow: flow,
-    "select": _select,
     "index": _index,
-    "index_select": _index_select,
 }

@@ -21,9 +21,9 @@ _Columns = tuple[Tensor, int, Layout]
 def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool) -> None:
     """Give weights a healthy scale, everywhere or in the producers only; masked weights become free.
 
-    A neuron does not show behind a head of zeros, nor a missing norm whose entries are all alike, nor a missing PReLU
-    over neurons that are always positive: of each pair of neurons one is negative where the other is positive. Norms
-    over the neurons lose their statistics, which copies of all neurons keep, but other changes of neurons do not.
+    A neuron does not show behind a head of zeros, nor a missing norm whose entries are all alike, nor a
+    missing PReLU over neurons that are always positive: of each pair of neurons, one is negative where the
+    other is positive. Norms over the neurons lose their statistics, which only whole copies of all neurons keep.
     """
     producers = {name for group in groups for name in group.producers}
     widths = {size_of(model, group.name)[0] for group in groups}

@@ -80,8 +80,8 @@ def follow_symbolically(model: nn.Module) -> Found:
             graph = _traced(own)
     except Exception as error:
         raise ModelError(
-            f"the forward pass of {type(model).__name__} cannot be followed symbolically ({first_line(error)}). "
-            "Give example_inputs=…, one batch, on which it can be followed."
+            f"the forward pass of {type(model).__name__} cannot be followed symbolically "
+            f"({first_line(error)}). Give example_inputs=…, one batch, on which it can be followed."
         ) from error
     found = _Walk(model, graph).found()
     with suppress(Exception), analyzed(model) as own:

@@ -1,14 +1,14 @@
 """Verify numerically that groups of neurons can be expanded.
 
-Expanding a group is right if each neuron reaches the output only through the inputs of the consumers, and by the
-same function as every other neuron. So two networks of the same size must compute the same: one in which half of the
-neurons have no outgoing weights (`silenced`), and one in which, besides, these neurons have other incoming weights
-and all neurons stand in another order, with the tensors over them and the inputs of the consumers to match
-(`shuffled`). An operation that mixes neurons, a missing consumer or a missing norm moves the output.
+Expanding a group is right if each neuron reaches the output only through the inputs of the consumers, and by
+the same function as every other neuron. So two networks of the same size must compute the same: one in which
+half of the neurons have no outgoing weights (`silenced`), and one in which, besides, these neurons have other
+incoming weights and all neurons stand in another order, with the tensors over them and the inputs of the
+consumers to match (`shuffled`). An operation that mixes neurons, a missing consumer or norm moves the output.
 
-Such a comparison has power only where the neurons matter to the output. So it is made on a copy with random weights
-of a healthy scale, in double precision if the model runs in it; and the output must move when a producer or a
-consumer is permuted alone.
+Such a comparison has power only where the neurons matter to the output. So it is made on a copy with random
+weights of a healthy scale, in double precision if the model runs in it; and the output must move when a
+producer or a consumer is permuted alone.
 """
 
 from __future__ import annotations
@@ -104,13 +104,12 @@ class _Trial:
 
     def running_copy(self, model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
         """Return a copy with random weights in the finest precision in which it runs, and its arguments."""
-        large = sum(p.numel() for p in model.parameters()) > _MAX_DOUBLE
-        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-        places: list[tuple[torch.dtype | None, torch.device | None]] = (
-            [] if large else [(torch.float64, None)]
-        )
-        places += [(torch.float32, None)] + ([] if on_cpu else [(torch.float32, torch.device("cpu"))])
-        for dtype, device in [*places, (None, None)]:
+        places: list[tuple[torch.dtype | None, torch.device | None]] = [(torch.float32, None), (None, None)]
+        if sum(p.numel() for p in model.parameters()) <= _MAX_DOUBLE:
+            places.insert(0, (torch.float64, None))
+        if any(p.device.type != "cpu" for p in model.parameters()):
+            places.insert(-1, (torch.float32, torch.device("cpu")))
+        for dtype, device in places:
             try:
                 fine, arguments = copied(model, dtype, device), converted(call, dtype, device)
                 randomize_(fine, self.groups, self.everywhere)
@@ -148,7 +147,7 @@ class _Trial:
         Backward passes show it for all layers at once; only a layer that no gradient reaches is permuted.
         """
         left = {name: group for group in self.groups for name in (*group.producers, *group.consumers)}
-        unseen: set[str] = set()
+        slopes: dict[str, float] = {}
         for training, odd in product((True, False), (0, 1)):
             if not left or training not in self.modes:
                 continue
@@ -164,13 +163,12 @@ class _Trial:
                         "its groups of neurons are verified in evaluation mode only."
                     )
                     warnings.warn(message, UserWarning, stacklevel=2)
-                continue
-            unseen = {name for name, slope in slopes.items() if slope is None}
-            left = {n: g for n, g in left.items() if (slopes[n] or 0) < _POWER * self.rounding}
+            else:
+                left = {n: g for n, g in left.items() if not slopes[n] >= _POWER * self.rounding}
         if self.rounding == float("inf"):
             reason = f"{self.kind} computes in a precision so coarse that nothing could be verified"
             return {group.name: reason for group in self.groups}
-        weak = [name for name in left if not (name in unseen and self.moves_alone(left[name], name))]
+        weak = [name for name in left if slopes[name] > 0 or not self.moves_alone(left[name], name)]
         return {
             left[name].name: f"the output of {self.kind} does not depend on the order of the neurons in "
             f"{name!r}, so that nothing can be verified; give a batch on which it does, and a model that "
@@ -178,28 +176,24 @@ class _Trial:
             for name in weak
         }
 
-    def slopes(self, layers: dict[str, NeuronGroup], training: bool, odd: int) -> dict[str, float | None]:
-        """Return how fast the output moves as each layer begins to be permuted; None without a gradient."""
+    def slopes(self, layers: dict[str, NeuronGroup], training: bool, odd: int) -> dict[str, float]:
+        """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient."""
         values = silenced(self.copy, self.groups, odd)
         changes = {name: permuted_alone(self.copy, group, name, values) for name, group in layers.items()}
         leaves = {t: nn.Parameter(values.get(t, t.data)) for change in changes.values() for t in change}
-        outputs, gradients = None, {}
+        outputs = None
+        found: Sequence[Tensor] = list(map(torch.zeros_like, leaves))
         try:
             outputs = self.outputs(values | leaves, training, gradient=True)
-            found = torch.autograd.grad(_projected(outputs), list(leaves.values()), allow_unused=True)
-            gradients = {
-                t: gradient for t, gradient in zip(leaves, found, strict=True) if gradient is not None
-            }
+            found = torch.autograd.grad(_projected(outputs), list(leaves.values()), materialize_grads=True)
         except Exception:  # the user's own backward pass may fail, or there may be none
             outputs = self.outputs(values, training) if outputs is None else outputs
         self.silent[training, odd] = [output.detach() for output in outputs]
-        slopes: dict[str, float | None] = {}
-        for name, change in changes.items():
-            parts = [
-                (gradients[t] * (new - leaves[t].data)).sum() for t, new in change.items() if t in gradients
-            ]
-            slopes[name] = abs(float(sum(parts))) if parts else None
-        return slopes
+        slope = dict(zip(leaves, found, strict=True))
+        return {
+            name: abs(float(sum((slope[t] * (new - leaves[t].data)).sum() for t, new in change.items())))
+            for name, change in changes.items()
+        }
 
     def moves_alone(self, group: NeuronGroup, name: str) -> bool:
         """Tell whether the output moves if a layer is permuted alone."""
@@ -211,12 +205,10 @@ class _Trial:
         return False
 
     def silent_outputs(self, groups: Sequence[NeuronGroup], training: bool, odd: int) -> list[Tensor]:
-        """Return the outputs with half of the neurons silenced; for all groups together they are kept."""
-        if len(groups) < len(self.groups):
-            return self.outputs(silenced(self.copy, groups, odd), training)
-        if (training, odd) not in self.silent:
-            self.silent[training, odd] = self.outputs(silenced(self.copy, groups, odd), training)
-        return self.silent[training, odd]
+        """Return the outputs with half of the neurons silenced; those for all groups may be known."""
+        if len(groups) == len(self.groups) and (training, odd) in self.silent:
+            return self.silent[training, odd]
+        return self.outputs(silenced(self.copy, groups, odd), training)
 
     def moving(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
         """Return the groups whose permutation moves the output, with the reason; found by halving."""
