@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fpe.expansion.summary import summary
     from fpe.graph.groups import NeuronGroup
     from fpe.io.checkpoint import load, save
-    from fpe.io.exporting import export
+    from fpe.io.export import export
     from fpe.masked import (
         MaskedConv1d,
         MaskedConv2d,
@@ -72,7 +72,7 @@ _MODULES = {
     "expansion.summary": "summary",
     "graph.groups": "NeuronGroup",
     "io.checkpoint": "load save",
-    "io.exporting": "export",
+    "io.export": "export",
     "masked": "MaskedConv1d MaskedConv2d MaskedConv3d MaskedLayer MaskedLinear count_nonzero enforce_masks_ project_",
     "models": "mlp",
     "packing.pack": "pack unpack",

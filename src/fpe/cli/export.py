@@ -57,7 +57,7 @@ def export(
     from torch import Tensor
 
     from fpe.io.checkpoint import load
-    from fpe.io.exporting import export as write
+    from fpe.io.export import export as write
     from fpe.masked import counted_parameters
     from fpe.packing.quantized import quantize
 

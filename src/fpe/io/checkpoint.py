@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -21,13 +22,14 @@ from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
 from fpe.io.shapes import layer_shapes, rebuilt
-from fpe.masked import MASK, check_masks, mask_names, named_as_now
+from fpe.masked import MASK, check_masks, mask_names
 from fpe.models import mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
-#: Of files of masked models, and of packed ones. In files of format 2 masks have another name.
-MASKED_FORMAT, PACKED_FORMAT = 4, 3
-FORMATS = (2, PACKED_FORMAT, MASKED_FORMAT)
+#: Formats of files of masked and of packed models. Masks have another name in format 2, and in format 3, that of
+#: packed models before 5, ``zero_positions``; the layers know both names.
+MASKED_FORMAT, PACKED_FORMAT = 4, 5
+FORMATS = (2, 3, MASKED_FORMAT, PACKED_FORMAT)
 _KEY = "fpe"
 
 
@@ -76,7 +78,7 @@ def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
     write_atomically(path, write)
 
 
-def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Module:
+def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.Module:
     """Read an expanded or packed model back; the dense model gives the architecture and is not changed.
 
     Parameters
@@ -104,28 +106,23 @@ def load(path: str | os.PathLike[str], like: nn.Module | None = None) -> nn.Modu
     like = _built(path, manifest) if like is None else like
     try:
         modules = _modules(like, manifest)
-        wide = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
+        model = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
         for alias, name in manifest["tied"].items():
             tensors[alias] = tensors[name]
-        for old, new in named_as_now(set(tensors), mask_names(wide)).items():
-            tensors[new] = tensors.pop(old)
-    except (KeyError, TypeError, AttributeError) as error:
+        masks = mask_names(model)
+        for name, own in (*model.named_parameters(), *model.named_buffers()):
+            # Masks are stored as booleans.
+            stored = tensors.get(name.removesuffix(MASK) + "weight" if name in masks else name)
+            if stored is not None:
+                own.data = own.data.to(stored.dtype)
+        model.load_state_dict(tensors)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} was saved from another architecture than this {type(like).__name__}: {error}. "
-            "Give like=… the dense model that was expanded."
+            f"{path} was saved from another architecture than this {type(like).__name__}: "
+            f"{shorten(str(error), 500)}. Give like=… the dense model that was expanded."
         ) from error
-    _check_shapes(wide, tensors, path, like)
-    own = {**dict(wide.named_parameters()), **dict(wide.named_buffers())}
-    masks = mask_names(wide)
-    for name, tensor in own.items():
-        like_what = (
-            name.removesuffix(MASK) + "weight" if name in masks else name
-        )  # masks are stored as booleans
-        if like_what in tensors:
-            tensor.data = tensor.data.to(tensors[like_what].dtype)
-    wide.load_state_dict(tensors)
-    _note(wide, manifest)
-    return wide
+    _note(model, manifest)
+    return model
 
 
 def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
@@ -297,23 +294,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"it was written by fpe {manifest.get('fpe')}: use that version."
         )
     return tensors, manifest
-
-
-def _check_shapes(
-    wide: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str], like: nn.Module
-) -> None:
-    """Refuse tensors that do not fit, before any is copied, and name all that do not."""
-    own = wide.state_dict()
-    problems = [f"{name} is missing in the file" for name in own if name not in tensors]
-    problems += [f"{name} is not in the model" for name in tensors if name not in own]
-    problems += [
-        f"{name} has shape {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(
-            f"{path} was saved from another architecture than this {type(like).__name__}: "
-            f"{'; '.join(problems[:5])}{more}. Give like=… the dense model that was expanded."
-        )

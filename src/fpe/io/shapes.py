@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fpe.errors import CheckpointError
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
@@ -82,6 +83,11 @@ def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> 
     like = oriented_weight(module).detach()
     made: nn.Module
     if kind == "packed":
+        if config["format"] not in _FROM_CONFIG:
+            raise CheckpointError(
+                f"layer {name!r} is packed as {config['format']!r}, a format that fpe no longer has; unpack the "
+                "model with the version of fpe that wrote it, and save the masked model."
+            )
         made = _FROM_CONFIG[config["format"]](config, like)
     else:
         bias = like.new_empty(shape.outputs) if config["bias"] else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -69,19 +70,24 @@ class SeparateBlocks(BlockLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
         x, bias = input if input.dim() == 2 else input.reshape(-1, self.in_features), self.bias_by_block()
-        neurons, inputs = map(list, zip(*self.sizes, strict=True))
-        parts = (
-            [x]
-            if self.columns is None
-            else [x.index_select(1, own) for own in torch.split(self.columns, inputs)]
-        )
-        biases = [None] * len(parts) if bias is None else torch.split(bias, neurons)
+        biases: Any = [None] * len(self.sizes)
+        if bias is not None:
+            biases = torch.split(bias, [neurons for neurons, _ in self.sizes])
         products = [
             F.linear(part, cast(Tensor, linear.weight), own)
-            for part, linear, own in zip(parts, self.linears, biases, strict=True)
+            for part, linear, own in zip(self._parts(x), self.linears, biases, strict=True)
         ]
         y = self.restored(products[0] if len(products) == 1 else torch.cat(products, dim=1))
         return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
+
+    def _parts(self, x: Tensor) -> Sequence[Tensor]:
+        """Return the inputs of each block; they are picked from rows, since a row is copied at once."""
+        if self.columns is None:
+            return [x]
+        inputs = [own for _, own in self.sizes]
+        if len(self.columns) <= self.in_features:
+            return torch.split(x.t().index_select(0, self.columns).t(), inputs, dim=1)
+        return [x.t().index_select(0, own).t() for own in torch.split(self.columns, inputs)]
 
     def block_weights(self) -> list[Tensor]:
         """Return the weight of each block, as floating-point numbers."""

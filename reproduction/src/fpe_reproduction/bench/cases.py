@@ -17,7 +17,7 @@ from torch.nn.utils import prune
 
 from fpe.errors import ArgumentError, BudgetError, raise_problems
 from fpe.expansion.expand import expand
-from fpe.io.exporting import export
+from fpe.io.export import export
 from fpe.masked import count_free, count_nonzero
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.pack import pack

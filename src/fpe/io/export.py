@@ -1,4 +1,4 @@
-"""Export a model for runtimes without fpe: ONNX, or an archive of torch.export; checked after writing."""
+"""Export a model for runtimes without fpe: ONNX, or an archive of torch.export; verified after writing."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fpe._util.files import write_atomically
-from fpe._util.modules import seeded
+from fpe._util.modules import seeded, uncompiled
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
-from fpe.io.batch_axes import Axes, BatchAxis
+from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
 from fpe.packing.separate import with_separate_blocks
 from fpe.packing.verify import cannot_run, difference, largest
 
 SUFFIXES = (".onnx", ".pt2")
-#: Largest difference that is allowed, relative to the largest entry of an output.
-TOLERANCE = 1e-4
-#: An output that is this much smaller than the largest may be what is left of sums that cancel out.
-SLIGHT = 1e-3
-#: The same for types of 16 bits.
-COARSE = 1e-2
-#: Bytes of what may be computed beforehand and stored in its place: codes and int8 stay as small as they are.
-SMALL = 1024
+#: Largest difference that is allowed, relative to the largest entry of an output; and of types of 16 bits.
+TOLERANCE, TOLERANCE_16_BITS = 1e-4, 1e-2
+#: An output that is this much smaller than the largest may be the remainder of sums that cancel out.
+NEGLIGIBLE = 1e-3
+#: Most bytes of a constant that may be computed beforehand: codes and int8 stay as small as they are.
+MOST_FOLDED = 1024
 #: Bytes that a file of ONNX can hold.
 ONNX_LIMIT = 1 << 31
 
@@ -56,7 +54,7 @@ class Export:
         Largest difference between an output of the model and of the file, over two sizes of the batch;
         None if nothing is installed that could run the file.
     dynamic : dict of str to list of int
-        For each input the axes that may have any length; all others have that of the example.
+        The axes of each input that may have any length; all others have that of the example.
     """
 
     path: Path
@@ -79,6 +77,7 @@ class Export:
 def export(
     model: nn.Module,
     path: str | os.PathLike[str],
+    *,
     example_inputs: Any = None,
     batch_axis: BatchAxis = 0,
 ) -> Export:
@@ -87,34 +86,34 @@ def export(
     Parameters
     ----------
     model : nn.Module
-        Dense, expanded or packed; it is exported in evaluation mode and left as it was.
+        Dense, expanded or packed; it is exported in evaluation mode and stays as it was.
     path : path-like
-        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (read it by ``torch.export.load``; of a
-        quantised model, where torchao is installed).
+        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (for ``torch.export.load``; a quantized model
+        needs torchao there).
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
         transformers, for which a batch is made up if none is given.
     batch_axis : int, None, or mapping of str to these, default 0
         Which axis of the inputs is the batch, such as 1 for recurrent layers that take time first; a mapping
-        gives it for inputs by their name, and others have 0. None for inputs without a batch, whose sizes
-        stay as they are.
+        gives it by the name of the input, and others have 0. None for inputs without a batch, whose sizes stay
+        as they are.
 
     Returns
     -------
     Export
-        Path, bytes, the axes that may have any length, and the largest difference: what was written has been
-        run, by onnxruntime if that is installed or by torch, on these inputs and on a batch of another size.
-        The file returns the model's tensors in their order, whatever object the model puts them in.
+        Path, bytes, the axes that may have any length, and the largest difference: the file has been run, by
+        onnxruntime if that is installed or by torch, on these inputs and on a batch of another size. It returns
+        the model's tensors in their order, whatever object the model puts them in.
 
     Raises
     ------
     ArgumentError
-        For another ending, a missing extra, a missing or empty batch, or one that the model cannot be run on
-        (such as float32 for a model in float64), or an axis or input that there is not.
+        For another ending, a missing extra, a missing or empty batch, a batch that the model cannot be run on
+        (such as float32 for a model in float64), or an unknown axis or input.
     ModelError
-        If torch cannot export the model, or if what was written computes something else. No file is
-        left then, and an old one stays.
+        If torch cannot export the model, or if the file computes something else. No file is written then, and
+        an old one stays.
     WriteError
         If the file cannot be written.
 
@@ -123,17 +122,20 @@ def export(
     >>> import tempfile, torch, fpe
     >>> packed = fpe.pack(fpe.expand(fpe.mlp(64, 16, 10), split="shared"))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     written = fpe.export(packed, f"{folder}/digits.pt2", torch.randn(5, 64))
+    ...     written = fpe.export(packed, f"{folder}/digits.pt2", example_inputs=torch.randn(5, 64))
     >>> written.difference < 1e-4
     True
     """
     path = Path(path)
     _check(model, path)
-    model = getattr(model, "_orig_mod", model)
+    model = uncompiled(model)
     call = _call(model, example_inputs)
     with _quiet(), seeded(), outside_kept(model), torch.no_grad():
         wrapped = _TensorsOnly(analysis_copy(model), call, batch_axis)
-        _try(wrapped)
+        try:
+            wrapped.outputs(wrapped.call)
+        except Exception as error:  # of the model's own code
+            raise cannot_run(wrapped.model, wrapped.call, error) from error
         traced = analysis_copy(model).eval()
         if path.suffix == ".onnx":
             traced = with_separate_blocks(traced)
@@ -142,21 +144,11 @@ def export(
 
         def write(temporary: Path) -> None:
             nonlocal found
-            _save(program, temporary, wrapped)
+            (_save_onnx if path.suffix == ".onnx" else _save_archive)(program, temporary, wrapped)
             found = _compare(temporary, wrapped)
 
         write_atomically(path, write)
     return Export(path, path.stat().st_size, found, wrapped.axes.named(wrapped.call))
-
-
-def _try(wrapped: _TensorsOnly) -> None:
-    """Refuse a batch that the model cannot be run on."""
-    args, kwargs = copied_call(wrapped.call)
-    try:
-        with WritesUndone(wrapped.model):
-            wrapped(*args, **kwargs)
-    except Exception as error:  # of the model's own code
-        raise cannot_run(wrapped.model, wrapped.call, error) from error
 
 
 def _check(model: nn.Module, path: Path) -> None:
@@ -176,27 +168,19 @@ def _check(model: nn.Module, path: Path) -> None:
 
 
 def _call(model: nn.Module, example_inputs: Any) -> Call:
-    """Return the batch as a call, without what belongs to generation."""
+    """Return the batch as a call, without a cache for generation."""
     made = inputs_for(model)
     if example_inputs is None:
         if made is None:
             raise ArgumentError("example_inputs is missing; give one batch that the model takes.")
         return as_call(made)
-    args, kwargs = pytree.tree_map(_alone, as_call(example_inputs))
+    # Copied: an archive holds its examples, and with a part of a tensor it would hold the whole.
+    args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), as_call(example_inputs))
     if made is not None and "use_cache" in made:
         kwargs.setdefault("use_cache", False)
-    if not any(tensor.dim() and len(tensor) for tensor in _tensors((args, kwargs))):
+    if not any(tensor.dim() and len(tensor) for tensor in tensors_of((args, kwargs))):
         raise ArgumentError("example_inputs holds no tensor with rows; give one batch that the model takes.")
     return args, kwargs
-
-
-def _alone(leaf: Any) -> Any:
-    """Copy a tensor: an archive holds its examples, and with a part of a tensor it would hold the whole."""
-    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _tensors(call: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
 
 
 class _TensorsOnly(nn.Module):
@@ -210,7 +194,7 @@ class _TensorsOnly(nn.Module):
         super().__init__()
         args, kwargs = call
         self.model = model
-        constants = {name: value for name, value in kwargs.items() if not _tensors(value)}
+        constants = {name: value for name, value in kwargs.items() if not tensors_of(value)}
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             return model(*args, **constants, **kwargs)
@@ -229,18 +213,23 @@ class _TensorsOnly(nn.Module):
         self.axes = Axes.of(self.names, self.call, batch_axis, inputs_for(model) is not None)
         self.eval()
 
+    def outputs(self, call: Call) -> Any:
+        """Return the model's own answer to a copy of a call; the model stays as it is."""
+        args, kwargs = copied_call(call)
+        with WritesUndone(self.model):
+            return self.answer(*args, **kwargs)
+
+    def dims(self, call: Call) -> dict[int, str]:
+        """Return the names of the lengths that become dynamic."""
+        return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(self.axes.sizes(call))}
+
 
 def _positional_names(model: nn.Module, count: int) -> list[str]:
-    """Return what a model calls its first arguments, or numbers."""
+    """Return the names of a model's first arguments, or numbers."""
     parameters = inspect.signature(model.forward).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [p.name for p in parameters if p.kind in plain]
     return [known[i] if i < len(known) else f"input_{i}" for i in range(count)]
-
-
-def _names_of_sizes(wrapped: _TensorsOnly, call: Call) -> dict[int, str]:
-    sizes = wrapped.axes.sizes(call)
-    return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(sizes)}
 
 
 def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
@@ -248,12 +237,11 @@ def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
     call, axes = wrapped.call, wrapped.axes
     if axes.sizes(call) == [1]:
         call = axes.resized(call, 1)
-    dims = {size: Dim(name, min=1) for size, name in _names_of_sizes(wrapped, call).items()}
-    args, kwargs = call
+    dims = {size: Dim(name, min=1) for size, name in wrapped.dims(call).items()}
     shapes = axes.dynamic(call, dims, lambda _: Dim.AUTO)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
-            return torch.export.export(wrapped, args, kwargs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(wrapped, *call, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # a model may defy export in any way
         kind = type(wrapped.model).__name__
         if dims and "onstraint" in str(error):  # torch's hints are about its own logs and names
@@ -262,102 +250,92 @@ def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
                 f"{axes.taken(call)}. Say where the batch is with batch_axis=… (--batch-axis), by input if "
                 "need be; None for inputs without a batch."
             ) from error
-        raise ModelError(
-            f"torch cannot export this {kind}{' with a dynamic batch' if dims else ''}: "
-            f"{type(error).__name__}: {_first_line(error)}"
-        ) from error
+        with_batch = " with a dynamic batch" if dims else ""
+        raise ModelError(f"torch cannot export this {kind}{with_batch}: {_said(error)}") from error
 
 
-def _save(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
-    if path.suffix == ".pt2":
-        try:
-            torch.export.save(program, path)
-        except OSError:
-            raise
-        except Exception as error:  # a tensor of a kind that an archive cannot hold
-            raise ModelError(
-                f"torch cannot write this {type(wrapped.model).__name__} as an archive: "
-                f"{type(error).__name__}: {_first_line(error)}"
-            ) from error
-        return
+def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
+    try:
+        torch.export.save(program, path)
+    except OSError:
+        raise
+    except Exception as error:  # a tensor of a kind that an archive cannot hold
+        kind = type(wrapped.model).__name__
+        raise ModelError(f"torch cannot write this {kind} as an archive: {_said(error)}") from error
+
+
+def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
     import onnxscript.optimizer
 
-    args, kwargs = wrapped.call
-    each_is_tensor = all(isinstance(value, Tensor) for value in (*args, *kwargs.values()))
-    inputs, outputs = wrapped.names if each_is_tensor else None, _output_names(wrapped)
+    each_is_tensor = all(isinstance(v, Tensor) for v in (*wrapped.call[0], *wrapped.call[1].values()))
+    shapes = wrapped.axes.dynamic(wrapped.call, wrapped.dims(wrapped.call), "length_{}".format)
+    names = _output_names(wrapped.outputs(wrapped.call))
     try:
         written = torch.onnx.export(
             program,
             dynamo=True,
-            dynamic_shapes=wrapped.axes.dynamic(
-                wrapped.call, _names_of_sizes(wrapped, wrapped.call), "length_{}".format
-            ),
-            input_names=inputs,
-            output_names=outputs,
+            dynamic_shapes=shapes,
+            input_names=wrapped.names if each_is_tensor else None,
+            output_names=names,
             optimize=False,
             verbose=False,
         )
         assert written is not None
-        onnxscript.optimizer.optimize(written.model, input_size_limit=SMALL, output_size_limit=SMALL)
+        optimize = onnxscript.optimizer.optimize
+        optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
     except Exception as error:  # an operation may be missing in ONNX
-        raise ModelError(
-            f"torch cannot write this {type(wrapped.model).__name__} as ONNX: "
-            f"{type(error).__name__}: {_first_line(error.__cause__ or error)}; .pt2 may do."
-        ) from error
+        cause = _said(error, error.__cause__)
+        kind = type(wrapped.model).__name__
+        raise ModelError(f"torch cannot write this {kind} as ONNX: {cause}; .pt2 may do.") from error
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
     written.save(path, external_data=False)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
-
-
-def _output_names(wrapped: _TensorsOnly) -> list[str]:
-    """Return the names of an output object's fields, if each is one tensor; else numbers."""
-    args, kwargs = copied_call(wrapped.call)
-    with WritesUndone(wrapped.model):
-        made = wrapped.answer(*args, **kwargs)
-    tensors = tensors_in(made)
+def _output_names(made: Any) -> list[str]:
+    """Return the names of an output object's fields, if each is one tensor; otherwise numbers."""
     if isinstance(made, Mapping) and all(isinstance(value, Tensor) for value in made.values()):
         return [str(name) for name in made]
-    return ["output"] if len(tensors) == 1 else [f"output_{i}" for i in range(len(tensors))]
+    count = len(tensors_in(made))
+    return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
+
+
+def _said(error: BaseException, cause: BaseException | None = None) -> str:
+    """Return the type of an error and the first line of its message, or of its cause's."""
+    lines = (line.strip() for line in str(cause or error).splitlines())
+    return f"{type(error).__name__}: {next(filter(None, lines), 'no message')}"
 
 
 def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     """Run what was written on the batch and on another size of it; return the largest difference."""
-    calls = [
-        wrapped.call,
-        *([wrapped.axes.resized(wrapped.call, 2)] if wrapped.axes.sizes(wrapped.call) else []),
-    ]
+    calls, axes = [wrapped.call], wrapped.axes
+    if axes.sizes(wrapped.call):
+        calls.append(axes.resized(wrapped.call, 2))
     try:
-        with WritesUndone(wrapped.model):
-            answers = [wrapped(*args, **kwargs) for args, kwargs in map(copied_call, calls)]
+        answers = [tensors_in(wrapped.outputs(call)) for call in calls]
     except Exception as error:  # of the model's own code
         raise ModelError(
             f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "
-            f"{wrapped.axes.taken(wrapped.call)}: {type(error).__name__}: {_first_line(error)}; say where "
-            "the batch is with batch_axis=… (--batch-axis). No file was left."
+            f"{axes.taken(wrapped.call)}: {_said(error)}; say where the batch is with batch_axis=… "
+            "(--batch-axis). No file was left."
         ) from error
-    if path.suffix == ".onnx" and not _runs_onnx([*_tensors(wrapped.call), *answers[0]]):
+    if path.suffix == ".onnx" and not _runs_onnx([*tensors_of(wrapped.call), *answers[0]]):
         return None
     try:
-        made = _run_onnx(path, calls) if path.suffix == ".onnx" else _run_archive(path, calls)
-    except Exception as error:  # whatever a runtime makes of it
-        raise ModelError(
-            f"what was exported does not run: {type(error).__name__}: {_first_line(error)}; no file was left."
-        ) from error
+        made = (_run_onnx if path.suffix == ".onnx" else _run_archive)(path, calls)
+    except Exception as error:  # of the runtime
+        raise ModelError(f"what was exported does not run: {_said(error)}; no file was left.") from error
     pairs = [pair for both in zip(made, answers, strict=True) for pair in zip(*both, strict=True)]
     overall = max((largest(wanted) for _, wanted in pairs), default=0.0)
-    for own, wanted in pairs:
-        allowed = COARSE if wanted.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
-        found = difference(own, wanted)
-        if not found <= allowed * max(SLIGHT * overall, largest(wanted)):
+    differences = [difference(*pair) for pair in pairs]
+    for found, (_, wanted) in zip(differences, pairs, strict=True):
+        allowed = TOLERANCE_16_BITS if wanted.dtype in (torch.float16, torch.bfloat16) else TOLERANCE
+        if not found <= allowed * max(NEGLIGIBLE * overall, largest(wanted)):
             raise ModelError(
                 f"what was exported differs from the model by {found:.1e}, more than rounding; no file "
                 "was left. A model that draws random numbers in evaluation mode cannot be exported."
             )
-    return max((difference(own, wanted) for own, wanted in pairs), default=0.0)
+    return max(differences, default=0.0)
 
 
 def _runs_onnx(tensors: list[Tensor]) -> bool:
@@ -373,11 +351,8 @@ def _run_onnx(path: Path, calls: list[Call]) -> list[list[Tensor]]:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
-    made = []
-    for call in calls:
-        feed = {name: own.cpu().numpy() for name, own in zip(names, _tensors(call), strict=True)}
-        made.append([torch.as_tensor(output) for output in session.run(None, feed)])
-    return made
+    feeds = [dict(zip(names, [own.cpu().numpy() for own in tensors_of(call)], strict=True)) for call in calls]
+    return [[torch.as_tensor(output) for output in session.run(None, feed)] for feed in feeds]
 
 
 def _run_archive(path: Path, calls: list[Call]) -> list[list[Tensor]]:
@@ -387,7 +362,7 @@ def _run_archive(path: Path, calls: list[Call]) -> list[list[Tensor]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let exporters not report their steps: what they cannot do is raised."""
+    """Silence the reports of exporters: what they cannot do is raised."""
     exporters = silenced("torch.onnx", "torch.export", "onnxscript", "onnx_ir", above=logging.WARNING)
     with exporters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
