@@ -69,4 +69,5 @@ def record(name: str, result: str | dict[str, Any]) -> None:
         return
     page = RESULTS / f"{name}.md"
     prose, mark, _ = page.read_text(encoding="utf-8").partition("<!-- measured -->\n")
+    assert mark, f"{page} has no place for the result: <!-- measured -->"
     write_atomically(page, lambda file: file.write_text(f"{prose}{mark}{result}\n", encoding="utf-8"))

@@ -87,11 +87,8 @@ def main() -> None:
     for key, values in ratios.items():
         print(f"{key}: {spread(values)} of the bare encoder's {spread(rates['bare'], '.0f')} images a second")
     if given.record:
-        kept = {key: list(values) for key, values in rates.items()}
-        record(
-            "embed",
-            {"images": given.images, "rates": kept, "ratios": {k: list(v) for k, v in ratios.items()}},
-        )
+        rates |= {f"{key}, ratio": values for key, values in ratios.items()}
+        record("embed", {"images": given.images, **{key: list(values) for key, values in rates.items()}})
 
 
 if __name__ == "__main__":

@@ -11,28 +11,26 @@ from fpe.compare.report import fit_table
 from fpe.data.named import find_folder
 from fpe_reproduction.bench.report import bench_markdown, case_name, verdicts
 
-BANKING = "--hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
-FASHION = "--hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
-#: Heading, data and options of each comparison by ``fpe fit``.
+BANKING = "banking77-minilm.npz --hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
+FASHION = "fashion-mnist --hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
+#: Heading of each comparison, and the arguments of ``fpe fit``.
 RUNS = {
-    "digits": ("Handwritten digits, random split (`make demo`)", "digits", ""),
-    "banking77-random": (
-        "Banking77, random split", "banking77-minilm.npz", f"{BANKING} --factor 2 --split random",
-    ),
+    "digits": ("Handwritten digits, random split (`make demo`)", "digits"),
+    "banking77-random": ("Banking77, random split", f"{BANKING} --factor 2 --split random"),
     "banking77-columns-2": (
-        "Banking77, shared split, whole columns pay, α = 2", "banking77-minilm.npz",
+        "Banking77, shared split, whole columns pay, α = 2",
         f"{BANKING} --factor 2 --split shared --prune columns",
     ),
     "banking77-columns-3": (
-        "Banking77, shared split, whole columns pay, α = 3", "banking77-minilm.npz",
+        "Banking77, shared split, whole columns pay, α = 3",
         f"{BANKING} --factor 3 --split shared --prune columns",
     ),
     "banking77-batch-500": (
-        "Banking77, random split, mini-batches of 500", "banking77-minilm.npz",
+        "Banking77, random split, mini-batches of 500",
         f"{BANKING} --factor 2 --split random --batch-size 500",
     ),
-    "fashion-mnist": ("Fashion-MNIST, random split", "fashion-mnist", FASHION),
-}  # fmt: skip
+    "fashion-mnist": ("Fashion-MNIST, random split", FASHION),
+}
 
 
 def run(page: str) -> None:
@@ -49,10 +47,9 @@ def run(page: str) -> None:
 
 def fit(name: str) -> None:
     """Run one comparison; one without data here is left as it stands."""
-    _, data, options = RUNS[name]
+    data, *options = RUNS[name][1].split()
     folder = find_folder(Path(data).stem) if data.endswith(".npz") else Path()
-    source = data if folder is None else folder / data
-    if folder is None or run_fpe("fit", source, *options.split(), "--out", OUT / "results" / name):
+    if folder is None or run_fpe("fit", folder / data, *options, "--out", OUT / "results" / name):
         print(f"not run again: {name}", flush=True)
         return
     result = read_json(OUT / "results" / name / "results.json") or {}
@@ -81,15 +78,14 @@ def parts(page: str) -> dict[str, dict[str, str]]:
 
 def section(name: str) -> str:
     """Return the part of the page about one comparison by ``fpe fit``."""
-    heading, data, options = RUNS[name]
+    heading, arguments = RUNS[name]
     result = stored(f"fit/{name}")
     keys = ("fpe", "commit", "python", "torch", "numpy")
     by = [trial["provenance"] for trial in result["trials"]]
     made = "; ".join(sorted({", ".join(f"{key} {each[key]}" for key in keys) for each in by}))
     seconds = sum(trial["seconds"] for trial in result["trials"])
-    command = " ".join(f"fpe fit {data} {options}".split())
     return (
-        f"## {heading}\n\n```console\n$ {command}\n```\n\n```text\n{fit_table(result)}\n```\n\n"
+        f"## {heading}\n\n```console\n$ fpe fit {arguments}\n```\n\n```text\n{fit_table(result)}\n```\n\n"
         f"![Accuracy against width](fit/{name}.png)\n\n"
         f"{made}; {by[0]['machine']}; {seconds:.0f} core-seconds of training; {by[0]['written'][:10]}. "
         f"Data: [`fit/{name}.json`](fit/{name}.json).\n"

@@ -14,39 +14,35 @@ from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, t
 
 from fpe._util.files import read_json, write_atomically
 from fpe.compare.store import commits
+from fpe_reproduction.experiments.catalogue import GROUPS
 from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.report.text import findings_markdown
 
-#: The arguments of ``fpe reproduce`` for each page, and its experiments in the order of the page.
-PAGES = {
-    "boolean": (
-        ["boolean"],
-        "case-study neurons clauses heatmap capacity orthogonality regression theory",
-    ),
-    "vision": (
-        ["real"],
-        "vision equivalent timing interference factor depth imagenet dynamic two-four cnn overlap dropconnect "
-        "from-scratch fewer-inputs blocks wide distil quantised",
-    ),
-    "splits": (["splits", "clause-free"], "splits clause-free"),
-    "rewiring": (["moving"], "rewiring-choices rewiring"),
-}
-#: Experiments whose training seconds add up; others share their networks.
-OWN_NETWORKS = {"boolean": "case-study neurons clauses heatmap", "splits": PAGES["splits"][1]}
-OWN_NETWORKS["rewiring"] = PAGES["rewiring"][1]
+#: The group of ``fpe reproduce`` on each page; these experiments have a page of their own:
+PAGES = {"boolean": "boolean", "vision": "real", "rewiring": "moving"}
+SPLITS = ["splits", "clause-free"]
+#: Experiments on Boolean data that share no networks, so that their training seconds add up.
+SEPARATE = ("case-study", "neurons", "clauses", "heatmap")
 #: What sorts the table of all trained networks.
 ORDER = ("data", "layers", "clauses", "hidden", "neurons", "kind", "trial")
+
+
+def experiments(page: str) -> list[str]:
+    """Return the names of a page's experiments in order."""
+    if page == "splits":
+        return SPLITS
+    return [each.name for each in GROUPS[PAGES[page]] if each.name not in SPLITS]
 
 
 def run(page: str) -> None:
     """Run the experiments; copy their data and figures, and list all trained networks."""
     if page in settings.RUNS:
         settings.RUNS[page]()
-    for name in PAGES[page][0]:
+    for name in SPLITS if page == "splits" else [PAGES[page]]:
         if run_fpe("reproduce", name, "--out", OUT / "reproduce"):
             raise SystemExit(f"fpe reproduce {name} failed")
     networks: dict[str, dict[str, Any]] = {}
-    for name in PAGES[page][1].split():
+    for name in experiments(page):
         result = read_json(OUT / "reproduce" / name / "results.json") or {}
         copy(OUT / "reproduce" / name / "figure.png", f"{page}/{name}.png")
         networks |= {json.dumps(row): row for row in result.pop("values", [])}
@@ -70,19 +66,19 @@ def write_networks(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def parts(page: str) -> dict[str, dict[str, str]]:
     """Return what stands between the marks of the page, and those of overview.md that show its tables."""
-    results = {name: stored(f"{page}/{name}") for name in PAGES[page][1].split()}
+    results = {name: stored(f"{page}/{name}") for name in experiments(page)}
     made, *_ = results.values()
-    trained = sum(results[name]["training_seconds"] for name in OWN_NETWORKS.get(page, "").split())
-    at = f"; trained with fpe at {', '.join(commits(results.values()))}"
+    at = f"trained with fpe at {', '.join(commits(results.values()))}"
     if "commits" not in made:  # older results name the commit that made the page
-        at = f"; read on commit `{made['provenance']['commit']}`"
-    own = {
-        "sections": block("\n".join(findings_markdown(r, f"{page}/{n}.png") for n, r in results.items())),
-        "made": block(
-            f"{made_by(made, 'fpe', 'python', 'torch', 'numpy')}{at}."
-            + (f" Training took {trained:,} seconds of one core." if trained else "")
-        ),
-    }
+        at = f"read on commit `{made['provenance']['commit']}`"
+    text = f"{made_by(made, 'fpe', 'python', 'torch', 'numpy')}; {at}."
+    if page != "vision":
+        separate = SEPARATE if page == "boolean" else results
+        text += (
+            f" Training took {sum(results[n]['training_seconds'] for n in separate):,} seconds of one core."
+        )
+    sections = [findings_markdown(result, f"{page}/{name}.png") for name, result in results.items()]
+    own = {"sections": block("\n".join(sections)), "made": block(text)}
     claims = [verdict(claim) == "agrees" for result in results.values() for claim in result["claims"]]
     if page in ("boolean", "vision"):
         own["counted"] = f"**{sum(claims)} of {len(claims)} statements"

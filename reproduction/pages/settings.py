@@ -33,15 +33,20 @@ def boolean() -> None:
     records = run_all(run_row, tasks, "settings")
     rows = []
     for (lr, l2, samples), record in zip(BOOLEAN, records.values(), strict=True):
-        means = {
-            kind: mean([100 * n["accuracy"] for n in record["networks"] if n["kind"] == kind])
-            for kind in PAPER
-        }
-        off = sum(abs(means[kind].value - PAPER[kind]) for kind in PAPER)
-        cells = [each.text(sign=False) for each in means.values()]
+        found = [[100 * n["accuracy"] for n in record["networks"] if n["kind"] == kind] for kind in PAPER]
+        means = [mean(accuracies) for accuracies in found]
+        off = sum(abs(ours.value - paper) for ours, paper in zip(means, PAPER.values(), strict=True))
+        cells = [each.text(sign=False) for each in means]
         rows.append([f"{lr:g}", f"{l2:g}", f"{samples:,}", *cells, f"{off:.1f}"])
-    columns = ["learning rate", "l2", "samples", "dense %", "clause-split %", "random-split %"]
-    columns.append("points off, summed")
+    columns = [
+        "learning rate",
+        "l2",
+        "samples",
+        "dense %",
+        "clause-split %",
+        "random-split %",
+        "points off, summed",
+    ]
     store("boolean/settings", {"columns": columns, "rows": rows, "provenance": provenance()})
 
 

@@ -76,7 +76,7 @@ class BenchConfig:
             for factor in self.factors:
                 # Whole inputs are pruned for the copied outgoing weights and biases; each child keeps one.
                 least = (CLASSES + 1) * (factor - 1) + factor
-                if parse_size(size)[0] < least:
+                if int(size.partition("x")[0]) < least:
                     problems.append(
                         f"--sizes {size} has too few inputs to expand by {factor} at the same count; give at "
                         f"least {least} inputs, or a smaller factor."
@@ -104,18 +104,12 @@ class BenchConfig:
         """Return the cases, each of which is measured in a process of its own."""
         what: list[dict[str, Any]] = []
         for size in self.sizes:
-            inputs, neurons = parse_size(size)
+            inputs, neurons = map(int, size.split("x"))
             what.append({"kind": "layer", "name": size, "inputs": inputs, "neurons": neurons})
         what += [{"kind": "model", "name": name} for name in self.models]
         return [
             {**w, "factor": f, "device": device} for device in devices for w in what for f in self.factors
         ]
-
-
-def parse_size(size: str) -> tuple[int, int]:
-    """Return (inputs, neurons) of a size such as ``"4096x11008"``."""
-    inputs, neurons = size.split("x")
-    return int(inputs), int(neurons)
 
 
 @dataclass

@@ -57,15 +57,14 @@ class Target:
         own, other = rows[self.row], rows.get(self.over)
         if self.measure == "stored":
             return {"": own["stored"] / rows[self.over]["stored"]}
-        return {
-            f"batch {b}": self._number(times) / (self._number(other["batches"][b]) if other else 1)
-            for b, times in own["batches"].items()
-            if self.batch in ("", b) and self.measure in times
-        }
 
-    def _number(self, times: dict[str, Any]) -> float:
-        value = times[self.measure]
-        return float(value["median"] if isinstance(value, dict) else value)
+        def number(times: dict[str, Any]) -> float:
+            value = times[self.measure]
+            return float(value["median"] if isinstance(value, dict) else value)
+
+        batches = [b for b, t in own["batches"].items() if self.batch in ("", b) and self.measure in t]
+        over = {b: number(other["batches"][b]) if other else 1 for b in batches}
+        return {f"batch {b}": number(own["batches"][b]) / over[b] for b in batches}
 
     def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
         """Write the worst value of a case and where it was; say whether it holds, None if nothing was measured."""

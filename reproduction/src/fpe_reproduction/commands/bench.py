@@ -14,22 +14,10 @@ from fpe.errors import ArgumentError
 
 @click.command(cls=ManySizes, short_help="Measure packed layers against the dense parent and rivals.")
 @click.option(
-    "--sizes",
-    multiple=True,
-    metavar="INPUTSxNEURONS…",
-    help="Linear layers.  [default: four, up to 4096x11008]",
+    "--sizes", multiple=True, metavar="INPUTSxNEURONS…", help="Layers.  [default: four, to 4096x11008]"
 )
-@click.option(
-    "--factor",
-    "factors",
-    type=int,
-    multiple=True,
-    metavar="FACTOR…",
-    help="Expansion factors.  [default: 2 4]",
-)
-@click.option(
-    "--batches", type=int, multiple=True, metavar="SAMPLES…", help="Batch sizes.  [default: 1 8 64 512]"
-)
+@click.option("--factor", "factors", type=int, multiple=True, metavar="FACTOR…", help="[default: 2 4]")
+@click.option("--batches", type=int, multiple=True, metavar="SAMPLES…", help="[default: 1 8 64 512]")
 @click.option("--models/--no-models", default=True, show_default=True, help="Measure whole models too.")
 @click.option("--rounds", type=int, help="Samples of each time.  [default: 25]")
 @click.option("--threads", type=int, help="Threads of PyTorch and onnxruntime.  [default: PyTorch's]")
