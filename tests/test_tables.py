@@ -4,6 +4,8 @@ import bz2
 import gzip
 import json
 import lzma
+import subprocess
+import sys
 import zipfile
 from io import BytesIO
 
@@ -165,6 +167,8 @@ BAD = {
     "null-in-a-list": ("d.parquet", lists([[None, 1.0], *PAIRS[1:]], pyarrow.list_(pyarrow.float32())), "'e' .*missing"),
     "uneven-lists": ("d.parquet", lists([[1.0], *PAIRS[1:]], pyarrow.list_(pyarrow.float32())), "lists of 1 to 2"),
     "one-class": ("d.csv", text(labels=("x",)), "only one class"),
+    "bytes": ("d.csv", bytes(range(256)) * 4, "no text"),
+    "no-objects": ("d.jsonl", "[1, 2]", "list of objects"),
     "one-column": ("d.csv", "label\n" + "x\ny\n" * 10, "nothing to learn"),
 }  # fmt: skip
 
@@ -251,6 +255,64 @@ def test_columns_may_be_left_out_and_chosen(tmp_path):
 def test_what_does_not_apply_is_refused(given):
     with pytest.raises(ArgumentError, match="can only be used with a table"):
         load("digits", **given)
+
+
+def test_a_column_that_is_asked_for_and_not_there_is_named(tmp_path):
+    file = write(tmp_path, "d.csv", text())
+    for given in ({"label": "lable"}, {"drop": "lable"}, {"features": ["lable"]}, {"split_column": "lable"}):
+        with pytest.raises(ArgumentError, match="Did you mean 'label'"):
+            load(file, **given)
+
+
+def test_a_pattern_may_stand_alone(tmp_path):
+    assert load(write(tmp_path, "d.csv", text()), drop="a*").features == ["b"]
+
+
+def test_two_test_parts_in_a_folder_are_refused(tmp_path):
+    for name in ("train.csv", "test.csv", "test.txt"):
+        write(tmp_path, name, text())
+    with pytest.raises(DataError, match=r"test\.csv and test\.txt"):
+        load(tmp_path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    file = write(tmp_path, "d.parquet", parquet(FRAME))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ArgumentError, match=r"\[parquet\]"):
+        load(file)
+
+
+WITHOUT_PYARROW = """
+import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "pyarrow": raise ImportError(name)
+sys.meta_path.insert(0, Without())
+from fpe.data import load
+print(load("d.csv").features, load("d.jsonl").features)
+"""
+
+
+def test_other_tables_need_no_pyarrow(tmp_path):
+    write(tmp_path, "d.csv", text())
+    write(tmp_path, "d.jsonl", rows(b=PAIRS))
+    command = [sys.executable, "-c", WITHOUT_PYARROW]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "['a', 'b'] ['a', 'b[0]', 'b[1]']", run.stderr
+
+
+def test_long_columns_of_lists_and_categories_are_whole(tmp_path):
+    """Parquet is read in batches of 4,096 rows."""
+    count = 10_000
+    X = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+    columns = {"x": pyarrow.array(list(X)), "label": pyarrow.array([f"c{i // 2500}" for i in range(count)])}
+    columns["label"] = columns["label"].dictionary_encode()
+    data = load(write(tmp_path, "d.parquet", pyarrow_bytes(**columns)))
+    whole = np.concatenate([data.X_train, data.X_test])
+    labels = np.concatenate([data.y_train, data.y_test])
+    order = whole[:, 0].argsort()
+    assert np.array_equal(whole[order], X)
+    assert np.array_equal(labels[order], np.arange(count) // 2500)
 
 
 def test_a_test_fraction_beside_a_test_part_is_refused(tmp_path):

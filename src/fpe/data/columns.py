@@ -129,9 +129,7 @@ def _matrix(frame: pandas.DataFrame, source: str) -> tuple[np.ndarray, list[str]
     for name in frame.columns:
         values, why = _values(frame[name]), None
         if isinstance(values, str):
-            why = (
-                f"is no feature ({values}); make it numbers, such as pandas.get_dummies, name it with --label"
-            )
+            why = f"is no feature ({values}); make it numbers as pandas.get_dummies does, give it as --label"
         elif not (why := why_unfit(values)):
             columns.append(values.reshape(len(frame), -1).astype(np.float32, copy=False))
             names += [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(values.shape[1])]

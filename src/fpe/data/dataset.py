@@ -135,7 +135,7 @@ def load(
     ArgumentError
         If an argument is out of range, names a column that does not exist, or does not apply to the source.
     DataError
-        If the source is unknown, missing, empty or broken, or cannot be learnt from.
+        If the source is unknown, missing, empty or broken, or cannot be learned from.
 
     Examples
     --------
@@ -192,17 +192,13 @@ def _read(path: Path, source: str, options: dict[str, Any]) -> tuple[Raw, str]:
     if path.is_dir():
         tables, name = table_parts(path), path.resolve().name
         if "train" not in tables:
-            raise DataError(
-                f"folder {path} has no embeddings of fpe embed and no table called train; for a folder of "
-                f"images, run fpe embed {path} first, and give the folder that it writes."
-            )
+            hint = f"for a folder of images, run fpe embed {path} first, and give the folder that it writes"
+            raise DataError(f"the folder {path} has neither embeddings nor a table called train; {hint}.")
         table = tables["train"]
         options["test"] = options["test"] or next((tables[part] for part in TESTS if part in tables), None)
     elif not path.exists():
-        raise DataError(
-            f"there is no data set and no file {source!r}; give {', '.join(NAMED)}, or a file: {kinds}."
-            f"{did_you_mean(source, NAMED)}"
-        )
+        near = f"{', '.join(NAMED)}, or a file: {kinds}.{did_you_mean(source, NAMED)}"
+        raise DataError(f"there is no data set and no file {source!r}; give {near}")
     elif not is_table(path):
         raise DataError(f"{path} is of no known kind; {kinds}. Embed images and texts first, by fpe embed.")
     options["test"] = None if options["test"] is None else Path(options["test"])
@@ -228,9 +224,7 @@ def _labels(raw: Raw, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
     for part, y in given.items():
         count = len(raw.parts[part][0])
         if y.shape != (count,):
-            raise DataError(
-                f"the {part} part has {count} rows, but y of shape {y.shape}; give a label for each."
-            )
+            raise DataError(f"the {part} part has {count} rows, but y of shape {y.shape}; give each a label.")
     if raw.classes is None or any(y.dtype.kind not in "iu" for y in given.values()):
         names = {part: label_names(y.tolist(), f"y of the {part} part") for part, y in given.items()}
         for part, own in names.items():
@@ -253,10 +247,8 @@ def _hold_out(X: np.ndarray, y: np.ndarray, share: float, seed: int, classes: li
     except ValueError as error:
         rare = [classes[i] for i in np.flatnonzero(np.bincount(y) == 1)]
         why = f"{len(rare)} classes have a single sample ({quoted(rare)})" if rare else str(error)
-        raise DataError(
-            f"{len(X)} rows with {len(classes)} classes cannot be split with a test fraction of {share}: "
-            f"{why}; remove classes, or give a test part of your own."
-        ) from error
+        why = f"with a test fraction of {share}: {why}; remove classes, or give a test part of your own"
+        raise DataError(f"{len(X)} rows with {len(classes)} classes cannot be split {why}.") from error
     return [np.ascontiguousarray(part) for part in split]
 
 

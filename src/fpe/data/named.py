@@ -5,13 +5,11 @@ from __future__ import annotations
 import gzip
 import math
 import os
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from fpe.data.parts import TESTS, Raw, some
+from fpe.data.parts import BROKEN, TESTS, Raw, some
 from fpe.errors import DataError
 
 _FASHION = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
@@ -81,17 +79,9 @@ def read_npz(path: Path) -> Raw:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name.lower(): file[name] for name in file.files}
             names = list(file.files)
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        AttributeError,
-        TypeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
+    except (*BROKEN, AttributeError, TypeError) as error:
         raise DataError(
-            f"{path} is not a whole .npz file of plain arrays ({error}); it may be empty, truncated, or hold "
+            f"{path} is not a whole .npz file of plain arrays ({error}); it may be empty, truncated, or have "
             "Python objects. Write it again with numpy.savez, labels as numbers or fixed-length strings."
         ) from error
     if len(arrays) < len(names):
@@ -103,7 +93,7 @@ def read_npz(path: Path) -> Raw:
             parts[part] = (arrays.pop(pairs[0][0]), arrays.pop(pairs[0][1]))
     if "train" not in parts:
         raise DataError(
-            f"{path} has {some(names) or 'nothing'}; give X and y, or X_train, y_train, X_test, y_test."
+            f"{path} has {some(names) or 'nothing'}; give X and y, or X_train, y_train, X_test, …"
         )
     classes = arrays.pop("classes", None)
     unused = [name for name in names if name.lower() in arrays]
@@ -116,7 +106,7 @@ def read_idx(path: Path) -> np.ndarray:
     """Read a gzipped IDX file of unsigned bytes, the format in which the MNIST family is published."""
     try:
         content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+    except BROKEN as error:
         raise DataError(f"{path} is missing, truncated or not gzipped ({error}); fetch it again.") from error
     header = 4 + 4 * content[3] if len(content) >= 4 else 4
     if len(content) < header or content[:3] != b"\x00\x00\x08":

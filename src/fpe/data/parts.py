@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +18,8 @@ TESTS = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 TRAINS = ("train", "training")
 #: Names of the column of labels where none is given.
 LABELS = ("label", "fine_label", "labels", "intent", "class", "target")
+#: What reading a damaged file raises.
+BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -65,10 +70,8 @@ def number_classes(
     known = {part: set(own) - {None} for part, own in names.items()}
     strange = sorted(map(str, known.get("test", set()) - known["train"]))
     if strange:
-        raise DataError(
-            f"the test part of {source} has {len(strange)} classes that the training part does not have "
-            f"({some(strange)}), and that cannot be learnt; remove those rows, or write the names alike."
-        )
+        what = f"{len(strange)} classes that the training part does not have ({some(strange)})"
+        raise DataError(f"the test part of {source} has {what}; remove them, or write the names alike.")
     if classes is None:
         classes = sorted(map(str, known["train"]))
         try:
@@ -94,7 +97,7 @@ def quoted(names: Iterable[str], most: int = 8) -> str:
 
 
 def why_unfit(values: np.ndarray) -> str | None:
-    """Return why numbers, (rows, …), cannot be learnt from in float32; None if they can.
+    """Return why numbers, (rows, …), cannot be learned from in float32; None if they can.
 
     Missing, infinite and too large values are refused, and columns whose values float32 rounds by more than a
     thousandth of their standard deviation.
@@ -120,6 +123,4 @@ def why_unfit(values: np.ndarray) -> str | None:
     if not lost.any():
         return None
     where = f" in {some(np.flatnonzero(lost))}" if values.ndim > 1 else ""
-    return (
-        f"has values near {largest.max():.10g}{where} that float32 cannot hold apart; subtract the smallest"
-    )
+    return f"has values near {largest.max():.10g}{where} that float32 cannot hold apart; subtract the least"

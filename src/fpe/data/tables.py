@@ -11,7 +11,6 @@ import lzma
 import re
 import sys
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 import pandas
 
 from fpe._util.extras import need
-from fpe.data.parts import TESTS, quoted, some
+from fpe.data.parts import BROKEN, TESTS, quoted, some
 from fpe.errors import DataError
 
 #: Endings of the files that are read as tables, before an ending such as .gz.
@@ -96,7 +95,7 @@ def _read_bytes(path: Path) -> bytes:
             if data.startswith(mark):
                 data = decompress(data)
                 break
-    except _BROKEN as error:
+    except BROKEN as error:
         raise DataError(f"{path} cannot be read ({error}); it may be truncated or broken.") from error
     if not data.strip():
         raise DataError(f"{path} is empty; give a file with data.")
@@ -118,7 +117,6 @@ _COMPRESSED = {
     b"\xfd7zXZ\x00": lzma.decompress,
     b"PK\x03\x04": _only_member,
 }
-_BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:

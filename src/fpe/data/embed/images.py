@@ -129,74 +129,78 @@ class Files(Column):
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """The files and classes of each part of a folder of images; what is left out, by the reason."""
+class Items:
+    """Images or texts of a training part and, where there is one, a test part; which are taken."""
 
-    root: Path
-    parts: dict[str, Files] = field(default_factory=dict)
-    labels: dict[str, list[str]] = field(default_factory=dict)
+    #: "image" or "text".
+    kind: str
+    parts: dict[str, Column]
+    #: The class of each item, None where it is left out.
+    names: Mapping[str, Sequence[str | None]]
+    #: Names of the classes, in the order of their numbers; if empty, those of `names`.
+    classes: list[str] = field(default_factory=list)
+    #: Files that are not used, by the reason.
     left_out: dict[str, list[str]] = field(default_factory=dict)
-
-    def leave_out(self, path: Path, reason: str) -> None:
-        """List a file or folder that is not used."""
-        self.left_out.setdefault(reason, []).append(
-            path.relative_to(self.root).as_posix() + "/" * path.is_dir()
-        )
+    #: The columns of a table that labels and images or texts were taken from.
+    label: str | None = None
+    column: str | None = None
+    #: What was left out of a table or guessed, and why.
+    notes: list[str] = field(default_factory=list)
+    #: Numbers of the rows that are taken, and their class numbers.
+    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def listed(left_out: Mapping[str, Sequence[str]]) -> str:
     """Return what is left out, a line for each reason."""
-    return "".join(
-        f"left out: {reason}: {len(names):,}, {some(names)}\n" for reason, names in left_out.items()
-    )
+    lines = (f"left out: {reason}: {len(names):,}, {some(names)}\n" for reason, names in left_out.items())
+    return "".join(lines)
 
 
-def read_folder(root: Path) -> ImageFolder:
+def read_folder(root: Path) -> Items:
     """Find images, classes and parts; every file is used, or listed with the reason.
 
     The class of an image is the first folder below `root`; if there is a folder ``train``, the first below
     that one and below ``test`` (or else ``validation``, ``val``, ``dev`` …). Deeper folders and file names do
     not matter. Doubtful layouts, and classes without a readable image, are refused.
     """
-    found = ImageFolder(root)
-    train, tests = _part_folders(found)
-    _collect(found, "train", train)
+    left_out, reasons = dict[Path, str](), dict[str, list[str]]()
+    train, tests = _part_folders(root, left_out)
+    pairs, used = {"train": _collect(root, train, left_out)}, ""
     for test in tests:
-        if "test" in found.parts:
-            found.leave_out(test, f"the test part is {found.parts['test'].names[0].partition('/')[0]}")
-        else:
-            _collect(found, "test", test)
-    classes = sorted(set(found.labels.get("train", ())))
-    if len(classes) >= 2:
-        return found
-    has, hint = "no folders of images", ""
-    if classes:
-        inner, has = _subfolders(train / classes[0]), f"only one folder of images, {classes[0]}"
-        hint = f" If its folders ({_names(inner)}) are classes or parts, give {train / classes[0]}." * bool(
-            inner
-        )
-    has += "; fpe embed needs one for each of at least two classes."
-    raise DataError(f"{train} has {has}{hint}\n{listed(found.left_out)}")
+        if used:
+            left_out[test] = f"the test part is {used}"
+        elif found := _collect(root, test, left_out):
+            pairs["test"], used = found, test.name
+    for path, reason in left_out.items():
+        reasons.setdefault(reason, []).append(path.relative_to(root).as_posix() + "/" * path.is_dir())
+    classes = sorted({label for label, _ in pairs["train"]})
+    if len(classes) < 2:
+        has, inner = "no folders of images", list[Path]()
+        if classes:
+            has, inner = f"only one folder of images, {classes[0]}", _subfolders(train / classes[0])
+        hint = f" If {_names(inner)} are classes or parts, give {train / classes[0]}." if inner else ""
+        needs = "fpe embed needs one for each of at least two classes"
+        raise DataError(f"{train} has {has}; {needs}.{hint}\n{listed(reasons)}")
+    parts = {part: Files(root, [name for _, name in own]) for part, own in pairs.items()}
+    names = {part: [label for label, _ in own] for part, own in pairs.items()}
+    return Items("image", dict(parts), names, left_out=reasons)
 
 
-def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
+def _part_folders(root: Path, left_out: dict[Path, str]) -> tuple[Path, list[Path]]:
     """Return the folder of the training part, and those that may be the test part."""
-    root, folders = found.root, _subfolders(found.root)
-    trains, tests = (
-        sorted((f for f in folders if f.name.lower() in names), key=lambda f: names.index(f.name.lower()))
-        for names in (TRAINS, TESTS)
-    )
+    folders = _subfolders(root)
+    lower = {path: path.name.lower() for path in folders}
+    trains = sorted((p for p in folders if lower[p] in TRAINS), key=lambda p: TRAINS.index(lower[p]))
+    tests = sorted((p for p in folders if lower[p] in TESTS), key=lambda p: TESTS.index(lower[p]))
     others = [path for path in folders if path not in trains + tests]
     flat = bool(trains) and not _subfolders(trains[0])
     if trains and others and flat == bool(tests):
-        raise DataError(
-            f"in {root} it is not clear whether {trains[0].name} is a part or a class, beside "
-            f"{_names([*tests, *others])}; move everything but train and test away, or rename the class."
-        )
+        what = f"{trains[0].name} is a part or a class, beside {_names([*tests, *others])}"
+        raise DataError(f"in {root} it is not clear whether {what}; move other folders away, or rename it.")
     if trains and not (others and flat):
-        for path in sorted(root.iterdir()):
-            if path not in [trains[0], *tests]:
-                found.leave_out(path, _system(path) or "beside the parts")
+        beside = [path for path in sorted(root.iterdir()) if path not in (trains[0], *tests)]
+        left_out.update((path, _system(path) or "beside the parts") for path in beside)
         return trains[0], tests
     if tests and not others:
         raise DataError(f"{root} has {_names(tests)}, but no folder called train; rename the training part.")
@@ -205,10 +209,8 @@ def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
     for test in tests:
         same = [path for path in _subfolders(test) if path.name in classes]
         if same:
-            raise DataError(
-                f"{root} has class folders, and {test.name} has folders of the same names ({_names(same)}); "
-                "put the class folders of the training part into a folder called train."
-            )
+            what = f"class folders, and {test.name} has folders of the same names ({_names(same)})"
+            raise DataError(f"{root} has {what}; put those of the training part into a folder train.")
     words = {path: set(re.split(r"[^a-z]+", path.name.lower())) for path in folders if _subfolders(path)}
     like_train, like_test = ({p for p in words if words[p] & set(names)} for names in (TRAINS, TESTS))
     both = sorted(like_train | like_test)
@@ -217,46 +219,44 @@ def _part_folders(found: ImageFolder) -> tuple[Path, list[Path]]:
     return root, []
 
 
-def _collect(found: ImageFolder, part: str, folder: Path) -> None:
-    """Add the images of the class folders of one part, class by class."""
+def _collect(root: Path, folder: Path, left_out: dict[Path, str]) -> list[tuple[str, str]]:
+    """Return class and name of all images in the class folders of one part, in order."""
     pairs = list[tuple[str, str]]()
     for path in sorted(folder.iterdir()):
         if _system(path) or not path.is_dir():
-            found.leave_out(path, _system(path) or "not in a class folder")
+            left_out[path] = _system(path) or "not in a class folder"
             continue
-        label, count, unreadable = unicodedata.normalize("NFC", path.name).strip(), len(pairs), list[str]()
-        for file in _files(found, path, frozenset()):
-            ending, name = file.suffix.lower(), file.relative_to(found.root).as_posix()
+        images, unreadable = list[Path](), list[Path]()
+        for file in _files(path, frozenset(), left_out):
+            ending = file.suffix.lower()
             if is_image(file):
-                pairs.append((label, name))
+                images.append(file)
             elif ending in _UNREADABLE:
-                unreadable.append(name)
-                found.leave_out(
-                    file, f"of the kind {ending}, which Pillow cannot read (convert to JPEG or PNG)"
-                )
+                unreadable.append(file)
+                left_out[file] = f"of the kind {ending}, which Pillow cannot read (convert to JPEG or PNG)"
             else:
-                found.leave_out(file, "no image")
-        if len(pairs) == count and unreadable:
+                left_out[file] = "no image"
+        if not images and unreadable:
             many = f"none of the {len(unreadable)} images in {path} can be read"
-            raise DataError(f"{many}: {some(unreadable)}. Convert them to JPEG or PNG.")
-        if len(pairs) == count:
-            found.leave_out(path, "without images")
-    if pairs:
-        found.parts[part] = Files(found.root, [name for _, name in sorted(pairs)])
-        found.labels[part] = [label for label, _ in sorted(pairs)]
+            raise DataError(f"{many}: {_names(unreadable)}. Convert them to JPEG or PNG.")
+        if not images:
+            left_out[path] = "without images"
+        label = unicodedata.normalize("NFC", path.name).strip()
+        pairs += [(label, file.relative_to(root).as_posix()) for file in images]
+    return sorted(pairs)
 
 
-def _files(found: ImageFolder, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _files(folder: Path, above: frozenset[Path], left_out: dict[Path, str]) -> Iterator[Path]:
     """Yield all files below a folder, through links too, but not round a loop of links."""
     real = folder.resolve()
     if real in above:
-        found.leave_out(folder, "a link to a folder above it")
+        left_out[folder] = "a link to a folder above it"
         return
     for path in sorted(folder.iterdir()):
         if _system(path):
-            found.leave_out(path, _system(path))
+            left_out[path] = _system(path)
         elif path.is_dir():
-            yield from _files(found, path, above | {real})
+            yield from _files(path, above | {real}, left_out)
         else:
             yield path
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pandas
 
 from fpe._util.extras import need
 from fpe.data.columns import label_column, require_column
-from fpe.data.embed.images import Column, is_image, is_image_name, read_folder
+from fpe.data.embed.images import Column, Items, is_image, is_image_name, read_folder
 from fpe.data.parts import TESTS, label_names, number_classes, quoted, some
 from fpe.data.tables import PARQUET, is_table, kind_of, read_table, table_parts
 from fpe.errors import ArgumentError, DataError
@@ -27,29 +27,6 @@ class StoredImages(Column):
     def take(self, rows: Iterable[int]) -> list[Any]:  # noqa: D102
         (name,) = self.values.column_names
         return list(self.values[[int(row) for row in rows]][name])
-
-
-@dataclass(frozen=True)
-class Items:
-    """Images or texts of a training part and, where there is one, a test part; which are taken."""
-
-    #: "image" or "text".
-    kind: str
-    parts: Mapping[str, Column]
-    #: The class of each item, None where it is left out.
-    names: Mapping[str, Sequence[str | None]]
-    #: Names of the classes, in the order of their numbers; if empty, those of `names`.
-    classes: list[str] = field(default_factory=list)
-    #: Files that are not used, by the reason.
-    left_out: Mapping[str, list[str]] = field(default_factory=dict)
-    #: The columns of a table that labels and images or texts were taken from.
-    label: str | None = None
-    column: str | None = None
-    #: What was left out of a table or guessed, and why.
-    notes: list[str] = field(default_factory=list)
-    #: Numbers of the rows that are taken, and their class numbers.
-    rows: Mapping[str, np.ndarray] = field(default_factory=dict)
-    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,10 +58,9 @@ def open_items(
         if label is not None or column is not None:
             raise ArgumentError(f"{source} is a folder of images; leave out --label and --column.")
         try:
-            folder = read_folder(path)
+            items = read_folder(path)
         except OSError as error:  # no permission
             raise DataError(f"{path} cannot be read: {error}.") from error
-        items = Items("image", folder.parts, folder.labels, left_out=folder.left_out)
     else:
         if kind == "dataset":
             parts = _open_dataset(source)
@@ -120,10 +96,10 @@ def _kind_of_source(path: Path, source: str) -> str:
         if is_name and not Path(owner).exists() and not is_table(Path(name)):  # no path whose end is missing
             return "dataset"
         raise DataError(f"there is no file or folder {source}; data sets of the hub are called OWNER/NAME.")
-    files = [file for file in path.rglob("*") if file.is_file()]
-    tables = [file for file in files if is_table(file)]
     if _is_stored(path):
         return "dataset"
+    files = [file for file in path.rglob("*") if file.is_file()]
+    tables = [file for file in files if is_table(file)]
     if not tables or any(map(is_image, files)):
         return "images"
     if "train" in table_parts(path):
@@ -240,11 +216,11 @@ def _choose(
 def _absent(column: Column) -> set[int]:
     """Return the rows without a value; of stored images none, since reading them takes too long."""
     values = () if isinstance(column, StoredImages) else column.values
-    return {
-        row
-        for row, v in enumerate(values)
-        if not (v.strip() if isinstance(v, str) else isinstance(v, bytes | dict))
-    }
+
+    def is_given(value: Any) -> bool:
+        return bool(value.strip()) if isinstance(value, str) else isinstance(value, bytes | dict)
+
+    return {row for row, value in enumerate(values) if not is_given(value)}
 
 
 def _labels(rows: _Rows, label: str) -> list[str | None]:

@@ -16,8 +16,8 @@ from torch import Tensor
 from fpe import __version__
 from fpe._util.files import read_json, write_json
 from fpe.data.embed.encoders import Encoder, load_encoder
-from fpe.data.embed.images import read_image
-from fpe.data.embed.items import Items, open_items
+from fpe.data.embed.images import Items, read_image
+from fpe.data.embed.items import open_items
 from fpe.data.embed.shards import FORMATS, MANIFEST, shard_names, write_shard
 from fpe.data.parts import some
 from fpe.errors import ArgumentError, DataError, raise_problems
@@ -123,15 +123,9 @@ def embed(
     items = open_items(source, label=label, column=column, test=test, classes=classes, seed=seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder = encoder or (IMAGES if items.kind == "image" else TEXTS)
-    settings = {
-        "encoder": encoder,
-        "normalize": normalize,
-        "dtype": dtype,
-        "half": half,
-        "format": format,
-        **sizes,
-    }
-    settings |= {"label": items.label, "column": items.column, "test": test and Path(test).name, "seed": seed}
+    settings = {"encoder": encoder, "normalize": normalize, "dtype": dtype, "half": half, "format": format}
+    settings |= {**sizes, "label": items.label, "column": items.column, "seed": seed}
+    settings["test"] = None if test is None else Path(test).name
     manifest, old = _manifest(source, settings, items), read_json(out / MANIFEST)
     files = shard_names(manifest)
     kept = set() if old is None or fresh else _unchanged(out, old, manifest)
@@ -154,10 +148,8 @@ def embed(
             _make(out, manifest, items, absent, frozen, device, workers, skip_broken, on_batch)
         except KeyboardInterrupt:
             made = sum((out / file).exists() for file in files.values())
-            raise KeyboardInterrupt(
-                f"stopped. {made} of {len(files)} shards are finished and kept in {out}; run the same "
-                "command again to resume."
-            ) from None
+            text = f"stopped. {made} of {len(files)} shards are finished and kept in {out}"
+            raise KeyboardInterrupt(f"{text}; run the same command again to resume.") from None
     broken = {name for own in manifest["broken"].values() for name in own}
     pairs = zip(items.rows["train"], items.labels["train"], strict=True) if broken else ()
     found = {int(label) for row, label in pairs if items.parts["train"].name(row) not in broken}
@@ -208,9 +200,7 @@ def _unchanged(out: Path, old: dict[str, Any], manifest: dict[str, Any]) -> set[
     elif old["digests"] != manifest["digests"] and old["place"] != manifest["place"]:
         what.append(f"made from another {manifest['source']}")
     if what:
-        raise ArgumentError(
-            f"{out} has other embeddings ({'; '.join(what)}); give another --out, or --fresh."
-        )
+        raise ArgumentError(f"{out} has other embeddings ({'; '.join(what)}); choose another, or --fresh.")
     before = {file: old["digests"][part][n] for (part, n), file in shard_names(old).items()}
     now = {file: manifest["digests"][part][n] for (part, n), file in shard_names(manifest).items()}
     return {file for file, digest in now.items() if before.get(file) == digest}
