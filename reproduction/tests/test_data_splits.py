@@ -12,7 +12,7 @@ from fpe.data import dnf
 from fpe.errors import ArgumentError, ModelError
 from fpe.expansion.clusters import MOST_DRAWS, clustered, correlations, swapped
 from fpe.training.ensemble import accuracies
-from fpe.training.learned_split import most_wanted
+from fpe.training.learned_split import best_assignment
 from fpe.training.loop import adam, train
 from fpe.training.losses import loss_of
 from fpe_reproduction.experiments import formulas, shows
@@ -172,8 +172,8 @@ def test_children_that_do_not_fit_are_refused(children, factor, message):
 
 def test_seats_are_given_by_what_is_wanted():
     """Child 0 is wanted by all; the two that lose least go to child 1."""
-    assert most_wanted(np.array([[4.0, 3, 2, 1], [0, 0, 0, 0]])).tolist() == [0, 0, 1, 1]
-    assert np.bincount(most_wanted(np.random.default_rng(0).random((3, 8)))).tolist() == [3, 3, 2]
+    assert best_assignment(np.array([[4.0, 3, 2, 1], [0, 0, 0, 0]])).tolist() == [0, 0, 1, 1]
+    assert np.bincount(best_assignment(np.random.default_rng(0).random((3, 8)))).tolist() == [3, 3, 2]
 
 
 def test_a_learnt_split_is_balanced_and_depends_on_the_seed_alone():
@@ -204,7 +204,7 @@ def test_a_learnt_split_keeps_more_clauses_whole_than_chance():
 @pytest.mark.parametrize("scale", [1e30, 1e38], ids=["gradients", "weights"])
 def test_learning_that_diverges_is_told(scale):
     X = scale * torch.randn(10, 8, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ArgumentError, match=r"learn: .* became NaN or infinite.*scale the inputs"):
+    with pytest.raises(ArgumentError, match=r"learn_split: .* became NaN or infinite.*scale the inputs"):
         fpe.training.learn_split(fpe.mlp(8, 4, 2, seed=0), X, torch.arange(10) % 2, steps=5)
 
 

@@ -27,55 +27,47 @@ from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
-from fpe.training.recipe import Recipe, check_parameters
+from fpe.training.recipe import Recipe
 from fpe.training.trials import Trial, best_of, train_trials
-
-#: The parameters that make a `Recipe`.
-RECIPE = ["factor", "split", "prune", "rewire", "warmup_epochs", "epochs", "lr", "decay", "batch_size", "l2"]
 
 
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that trains a small dense network, expands it, and trains it on.
 
-    The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32,
-    else in float64. What is left open is chosen by `fpe.training.Recipe.choose`.
+    The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32, else in
+    float64. Where an optional parameter is None, `fpe.training.Recipe.choose` chooses it.
 
     Parameters
     ----------
     hidden : int or sequence of int, default 16
         Neurons of the dense network's hidden layer, or of each of several.
     factor : int, optional
-        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with
-        dynamic masks 4, or 3 where whole inputs move.
-    split : str or Split, optional
-        The assignment of inputs to children, as for `fpe.expand`. By default ``"random"``; with input pruning
-        ``"shared"``, or ``"shared-8"`` where masks are dynamic.
-    prune : str or Pruning, optional
-        Which weights are pruned, as for `fpe.expand`. By default ``"magnitude"``; with dynamic masks
-        ``"balanced"``, or ``"columns"`` where whole inputs move.
+        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with dynamic
+        masks 4, or 3 where whole inputs move.
+    split, prune : str, Split or Pruning, optional
+        As for `fpe.expand`. By default ``"random"`` and ``"magnitude"``, with dynamic masks ``"random"`` and
+        ``"balanced"``; with input pruning a ``"shared"`` split, or ``"shared-8"`` where whole inputs move.
     rewire : bool, str or RewiringPolicy, default False
-        Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for ``"columns"``
-        with ``prune="columns"`` and ``"accumulated"`` otherwise.
+        Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for ``"columns"`` with
+        ``prune="columns"`` and ``"accumulated"`` otherwise.
     warmup_epochs, epochs : int, optional
-        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic
-        masks 0 and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
+        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic masks 0
+        and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
     lr : float, optional
         Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 with dynamic masks.
     decay : bool, optional
-        Whether it falls to 0 as half a cosine over all epochs; ignored by `partial_fit`, which has no last
-        epoch. By default only with dynamic masks and no warm-up.
+        Whether it falls to 0 as half a cosine over all epochs; `partial_fit`, which has no last epoch, ignores it.
+        By default only with dynamic masks and no warm-up.
     batch_size : int, optional
         Samples in a mini-batch. By default a thirtieth of the data, from 64 to the paper's 500 (A.3.1).
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional
-        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this many
-        epochs. By default there is no early stopping.
+        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this many epochs.
     validation_fraction : float, default 0.1
-        The share of the data held out for it.
+        The share of the data held out where `patience` is given.
     trials : int, default 1
-        Networks trained together from different seeds, of which the one with the lowest loss is kept (on
-        held-out data with early stopping).
+        Networks trained together from different seeds; the one of the lowest loss (on held-out data, if any) is kept.
     random_state : int, RandomState or None, default 0
         Seed of weights, splits and order of the data.
     verbose : bool, default False
@@ -86,15 +78,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : ndarray of shape (n_classes,)
         The labels seen.
     model_, dense_model_ : torch.nn.Sequential
-        The expanded network, whose outputs are logits (one for two classes), and the dense network as it was
-        at the expansion.
-    n_nonzero_ : int
-        Non-zero parameters of ``model_``.
+        The expanded network, whose outputs are logits (one for two classes), and the dense one at the expansion.
+    n_nonzero_, n_features_in_ : int
+        Non-zero parameters of ``model_``; features seen.
     history_ : list of dict
-        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both, ``loss`` and,
-        with early stopping, ``validation_loss``. Kept after Ctrl-C.
-    n_features_in_ : int
-        Features seen.
+        One record for each epoch, also after Ctrl-C: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both,
+        ``loss`` and, with early stopping, ``validation_loss``.
 
     Examples
     --------
@@ -178,19 +167,14 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
             kept, held = self._hold_out(codes)
             inputs, labels, weights = part(kept)
-            stop = None
+            options: dict[str, Any] = {"sample_weight": weights}
             if self.patience is not None:
-                held_out = part(held)
-                stop = EarlyStopping(*held_out[:2], self.patience, held_out[2])
+                X_held, y_held, weight_held = part(held)
+                options["early_stopping"] = EarlyStopping(X_held, y_held, self.patience, weight_held)
             with progress_bar("training", recipe.total_epochs * self.trials, self.verbose) as advance:
-
-                def show(records: list[Record]) -> None:
-                    for record in records:
-                        advance(f"loss {record['loss']:.4f}")
-
-                options = {"sample_weight": weights, "early_stopping": stop}
+                options["on_epoch"] = lambda records: [advance(f"loss {r['loss']:.4f}") for r in records]
                 try:
-                    train_trials(trials, inputs, labels, until=None, on_epoch=show, **options)
+                    train_trials(trials, inputs, labels, **options)
                 finally:
                     self._trial = best_of(trials)
         return self
@@ -297,9 +281,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         refuse_sparse(X)
         X, y = validate_data(self, X, checked_labels(y), dtype=[np.float64, np.float32], reset=reset)
         check_classification_targets(y)
-        own = self.get_params(deep=False)
-        check_parameters(own, "the parameters of FPEClassifier")
-        recipe = Recipe.choose(**{name: own[name] for name in RECIPE})
+        recipe = Recipe.of(self.get_params(deep=False), "the parameters of FPEClassifier")
         if isinstance(self.prune, InputPruning) and self.prune.by != "norm":
             raise ArgumentError(
                 f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns', or "
@@ -310,10 +292,10 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"factor {recipe.factor} is larger than the number of features, n_features = {X.shape[1]}; "
                 f"give a factor from 1 to {X.shape[1]}."
             )
-        weight = None
-        if sample_weight is not None:
-            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
-        return X, y, None if weight is None else as_tensor(weight), recipe
+        if sample_weight is None:
+            return X, y, None, recipe
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
+        return X, y, as_tensor(weight), recipe
 
     def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe, trials: int = 1) -> list[Trial]:
         """Make untrained dense networks and what trains them."""
@@ -323,10 +305,10 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         hidden = [int(size) for size in np.atleast_1d(self.hidden)]
         outputs = 1 if len(classes) == 2 else len(classes)
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        started = []
-        for own in range(seed, seed + trials):
-            dense = mlp(X.shape[1], hidden, outputs, seed=own, dtype=dtype)
-            started.append(Trial.start(recipe, dense, own))
+        started = [
+            Trial.start(recipe, mlp(X.shape[1], hidden, outputs, seed=own, dtype=dtype), own)
+            for own in range(seed, seed + trials)
+        ]
         if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
             plan(started[0].dense, recipe.factor, recipe.split, recipe.prune, seed=seed)
         self.classes_, self._trial = classes, started[0]

@@ -25,7 +25,7 @@ class Settings:
     @property
     def recipe(self) -> Recipe:
         """How it is expanded and trained."""
-        return Recipe.choose(**{k: v for k, v in vars(self).items() if k != "hidden"})
+        return Recipe.of(vars(self))
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,7 @@ class FitConfig:
     @property
     def recipe(self) -> Recipe:
         """How networks are expanded and trained, with all defaults filled in."""
-        others = {"hidden", "trials", "patience", "validation_fraction", "standardize", "seed"}
-        own = {k: v for k, v in vars(self).items() if k not in others}
-        return Recipe.choose(**own, default_epochs=EPOCHS)
+        return Recipe.of(vars(self), "the configuration", EPOCHS)
 
     def filled(self) -> dict[str, Any]:
         """Return all settings by name, with all defaults filled in."""

@@ -1,4 +1,4 @@
-"""Who gets which input, learnt by gradient descent before the expansion."""
+"""Learn by gradient descent which input each child gets, before the expansion."""
 
 from __future__ import annotations
 
@@ -31,27 +31,25 @@ def learn_split(
 ) -> FixedSplit:
     """Learn a split for a network with one hidden layer; `model` is not changed.
 
-    A copy of the network is expanded softly: every weight of every neuron has a logit for each child, and
-    in each step it goes to one child by the Gumbel-softmax with straight-through gradients (Jang et al.,
-    2017; Maddison et al., 2017), at a temperature that falls from 1 to 0.3. Logits and weights are
-    trained together by Adam. Only the assignment is kept: in the end each neuron's inputs go to the
-    children by their logits, as many to each child.
+    A copy of the network is expanded softly: every weight has a logit for each child, and in each step goes to one
+    child by the Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al., 2017), at a
+    temperature that falls from 1 to 0.3. Adam trains logits and weights together. Only the assignment is kept: each
+    neuron's inputs are assigned to the children by their logits, equally many to each.
 
-    The steps cost about as much as those of the expanded network. It pays where the training that follows is
-    much longer: otherwise a random split that is trained for as many steps more is as good
-    (``fpe reproduce splits`` compares the two).
+    The steps cost about as much as those of the expanded network, so this helps only if the training that follows is
+    much longer; otherwise a random split trained for as many steps more is as good (``fpe reproduce splits``).
 
     Parameters
     ----------
     model : nn.Module
-        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it,
-        trained for a while.
+        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it, trained for a
+        while.
     X, y : Tensor
         Training data as for `fpe.training.train`: inputs, (samples, inputs), and class numbers, (samples,).
     factor : int, default 2
         Children of each neuron; give `fpe.expand` the same.
     steps, batch_size : int, default 1000 and 250
-        Mini-batches, and samples in each at most.
+        Mini-batches, and the most samples in each.
     lr : float, default 1e-2
         Adam's rate for the weights; that of the dense training is a good choice.
     seed : int, default 0
@@ -59,13 +57,13 @@ def learn_split(
 
     Returns
     -------
-    Given
+    FixedSplit
         For ``fpe.expand(model, factor, split=…)``.
 
     Raises
     ------
     ArgumentError
-        For numbers that mean nothing, data that do not fit the model, or training that diverges.
+        For bad numbers, data that do not fit the model, or training that diverges.
     ModelError
         For another model.
 
@@ -100,36 +98,25 @@ def learn_split(
     moments = [moment for state in optimizer.state.values() for moment in state.values()]
     if not all(bool(tensor.isfinite().all()) for tensor in (logits, *trained, *moments)):
         raise ArgumentError(
-            f"learn: weights or gradients became NaN or infinite in {steps} steps; use a smaller lr than "
+            f"learn_split: weights or gradients became NaN or infinite in {steps} steps; use a smaller lr than "
             f"{lr}, or scale the inputs."
         )
-    return FixedSplit(np.stack([most_wanted(score) for score in logits.detach().cpu().double().numpy()]))
+    return FixedSplit(np.stack([best_assignment(score) for score in logits.detach().cpu().double().numpy()]))
 
 
-def most_wanted(score: np.ndarray) -> np.ndarray:
-    """Give each input to a child so that the sum of scores is greatest and each child has as many.
-
-    Parameters
-    ----------
-    score : ndarray
-        What each child says of each input, (factor, inputs).
-
-    Returns
-    -------
-    ndarray of int
-        Shape (inputs,).
-    """
+def best_assignment(score: np.ndarray) -> np.ndarray:
+    """Assign inputs to children, equally many to each, with the greatest sum of `score`, (factor, inputs)."""
     from scipy.optimize import linear_sum_assignment
 
-    seats = np.arange(score.shape[1]) % len(score)
-    inputs, seat = linear_sum_assignment(-score.T[:, seats])
+    slots = np.arange(score.shape[1]) % len(score)
+    inputs, slot = linear_sum_assignment(-score.T[:, slots])
     child = np.empty(score.shape[1], dtype=int)
-    child[inputs] = seats[seat]
+    child[inputs] = slots[slot]
     return child
 
 
 def _batches(samples: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield mini-batches, epoch after epoch, without end."""
+    """Yield the rows of mini-batches without end, each epoch in a new order."""
     while True:
         order = torch.randperm(samples, generator=generator)
         yield from (order[start : start + size] for start in range(0, samples, size))
@@ -150,7 +137,7 @@ def _parts(model: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Linear]:
             return first, activation, last
     known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
     raise ModelError(
-        f"learn: the model is a {type(model).__name__} that is not nn.Sequential(Linear, activation, Linear) "
+        f"learn_split: the model is a {type(model).__name__} that is not nn.Sequential(Linear, activation, Linear) "
         f"with an activation of {known}; learn a split in a loop of your own and give it as "
         "fpe.FixedSplit(children)."
     )
@@ -161,7 +148,7 @@ def _check(X: Tensor, y: Tensor, inputs: int, factor: int, steps: int, batch_siz
     if X.dim() != 2 or X.shape[1] != inputs:
         problems.append(f"X has shape {tuple(X.shape)}; give (samples, {inputs}).")
     if len(X) != len(y) or len(X) == 0:
-        problems.append(f"X has {len(X)} samples and y has {len(y)}; give as many, and one at least.")
+        problems.append(f"X has {len(X)} samples and y has {len(y)}; give equally many, and at least one.")
     if not 1 <= factor <= inputs:
         problems.append(f"factor is {factor}; give 1 to {inputs}, the inputs of the layer.")
     for name, value in (("steps", steps), ("batch_size", batch_size)):
@@ -169,4 +156,4 @@ def _check(X: Tensor, y: Tensor, inputs: int, factor: int, steps: int, batch_siz
             problems.append(f"{name} is {value}; give at least 1.")
     if not 0 < lr < float("inf"):
         problems.append(f"lr is {lr}; give a number above 0.")
-    raise_problems(problems, ArgumentError, "learn")
+    raise_problems(problems, ArgumentError, "the arguments of learn_split")

@@ -1,7 +1,7 @@
 """One plain training loop, for a dense network and for an expanded one.
 
-The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it,
-`train` the wide one. The dense baseline is trained for as long in total.
+The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it, `train` the
+wide one. The dense baseline is trained for as long in total.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from fpe.training.losses import loss_of
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
 Record = dict[str, Any]
+#: What to do about training that diverges.
+DIVERGED = "use a smaller learning rate, or scale the inputs."
 
 
 def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
-    """Make the optimizer of the paper (A.3.1): Adam, with the squared norm of all parameters as penalty.
+    """Make the paper's optimizer (A.3.1): Adam with the penalty ``l2 / 2 · Σ w²`` over all parameters.
 
     Parameters
     ----------
     model : nn.Module
         Its parameters are trained.
-    lr : float, default 1e-3
-        Learning rate.
-    l2 : float, default 0
-        Weight of the penalty ``l2 / 2 · Σ w²``.
+    lr, l2 : float, default 1e-3 and 0
+        Learning rate, and weight of the penalty.
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
@@ -70,90 +70,13 @@ class Cosine:
     begin: int = 0
 
     def factor(self, epochs: float) -> float:
-        """Return the share of the learning rate that is left after so many epochs more."""
+        """Return the factor of the learning rate after `epochs` more epochs."""
         return (1 + math.cos(math.pi * min(1.0, (self.begin + epochs) / self.epochs))) / 2
-
-
-def run_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    X: Tensor,
-    y: Tensor,
-    batch_size: int,
-    generator: torch.Generator,
-    sample_weight: Tensor | None = None,
-    rewirer: Rewirer | None = None,
-    decay: Cosine | None = None,
-) -> float:
-    """Train for one epoch of mini-batches in random order; `model` and `optimizer` are changed.
-
-    Learning rates and training modes are afterwards as they were, also after an error.
-
-    Parameters
-    ----------
-    model, optimizer
-        What is trained, and by what.
-    X, y : Tensor
-        Inputs, (samples, features), and class numbers, (samples,).
-    batch_size : int
-        Samples in a mini-batch; the last one of an epoch may be smaller.
-    generator : torch.Generator
-        Source of the order.
-    sample_weight : Tensor, optional
-        Weight of each sample, shape (samples,).
-    rewirer : Rewirer, optional
-        Lets masks move.
-    decay : Cosine, optional
-        How the learning rate falls, step by step; afterwards it is as before.
-
-    Returns
-    -------
-    float
-        The mean loss over the samples, each as it was when its mini-batch came.
-    """
-    order = torch.randperm(len(X), generator=generator).to(X.device)
-    total = torch.zeros((), dtype=torch.float64, device=X.device)
-    batches = torch.split(order, batch_size)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    try:
-        with _mode(model, training=True):
-            for number, batch in enumerate(batches):
-                if decay is not None:
-                    left = decay.factor(number / len(batches))
-                    _set_rates(optimizer, [left * rate for rate in rates])
-                weight = None if sample_weight is None else sample_weight[batch]
-                optimizer.zero_grad()
-                loss = loss_of(model(X[batch]), y[batch], weight)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                if rewirer is not None:
-                    rewirer.step()
-                total += loss.detach() * len(batch)
-    finally:
-        _set_rates(optimizer, rates)
-    return float(total) / len(X)
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put all modules into training or evaluation mode while the block runs; then each has its own again."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, was in before:
-            module.training = was
-
-
-def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when the loss on held-out data has not fallen for a while, and go back to where it was lowest.
+    """Stop when the loss on held-out data has not fallen for a while, and return to where it was lowest.
 
     Attributes
     ----------
@@ -188,8 +111,8 @@ def train(
 ) -> list[Record]:
     """Train a model in place for some epochs.
 
-    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
-    Training modes and learning rates are afterwards as they were.
+    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch. Training
+    modes and learning rates are afterwards as before.
 
     Parameters
     ----------
@@ -202,18 +125,17 @@ def train(
     optimizer : Optimizer
         Over the model's parameters. Changed.
     generator : torch.Generator
-        Source of the mini-batches' order; the same state gives the same result on the same machine.
+        Orders the mini-batches; the same state gives the same result on the same machine. Changed.
     batch_size : int, optional
-        Samples in a mini-batch; by default as `default_batch_size` says.
+        Samples in a mini-batch; by default `default_batch_size`.
     sample_weight : Tensor, optional
-        Weight of each sample, shape (samples,).
+        Weight of each sample, (samples,).
     early_stopping : EarlyStopping, optional
         Off by default.
     rewirer : Rewirer, optional
-        Lets masks move while it trains. Changed.
+        Changes the masks of the model while it trains. Changed.
     decay : Cosine, optional
-        How the learning rate falls, step by step; afterwards the optimizer has its own again. By default it
-        stays as it is.
+        How the learning rate falls, step by step. By default it is constant.
     on_epoch : callable, optional
         Gets the record of each finished epoch.
 
@@ -225,13 +147,12 @@ def train(
     Raises
     ------
     ArgumentError
-        If training diverges: the loss, a parameter or a number that the optimizer keeps of it becomes NaN
-        or infinite. Everything is then as after the last finished epoch.
+        If training diverges: the loss, a parameter or a moment of the optimizer becomes NaN or infinite.
     """
     history: list[Record] = []
     batch_size = batch_size or default_batch_size(len(X))
-    best, lowest, best_epoch = _state(model, rewirer), float("inf"), 0
     finished = _Snapshot(model, optimizer, generator, rewirer)
+    best, lowest, best_epoch = finished.model_state, float("inf"), 0
     for epoch in range(1, epochs + 1):
         now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
         try:
@@ -240,7 +161,9 @@ def train(
             if early_stopping is not None:
                 held_out = early_stopping.X, early_stopping.y, early_stopping.weight
                 record["validation_loss"] = evaluate_loss(model, *held_out)
-            problem = divergence(record, [*model.parameters(), *_moments(optimizer)])
+            moments = (value for state in optimizer.state.values() for value in state.values())
+            trained = [*model.parameters(), *(value for value in moments if torch.is_tensor(value))]
+            problem = divergence(record, trained)
             if problem is not None:
                 raise ArgumentError(f"{problem} in epoch {epoch}; {DIVERGED}")
         except BaseException:
@@ -255,48 +178,112 @@ def train(
         if early_stopping is not None and epoch - best_epoch >= early_stopping.patience:
             break
     if early_stopping is not None:
-        _restore(model, best, rewirer)
+        model.load_state_dict(best, strict=False)
+        if rewirer is not None:
+            rewirer.project()
     return history
 
 
-#: What to do about training that diverges.
-DIVERGED = "use a smaller learning rate, or scale the inputs."
+def run_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    X: Tensor,
+    y: Tensor,
+    batch_size: int,
+    generator: torch.Generator,
+    sample_weight: Tensor | None = None,
+    rewirer: Rewirer | None = None,
+    decay: Cosine | None = None,
+) -> float:
+    """Train for one epoch of mini-batches in random order, as `train` does; the last may be smaller.
+
+    Returns
+    -------
+    float
+        The mean loss over the samples, each before the step of its mini-batch.
+    """
+    order = torch.randperm(len(X), generator=generator).to(X.device)
+    total = torch.zeros((), dtype=torch.float64, device=X.device)
+    batches = torch.split(order, batch_size)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        with _mode(model, training=True):
+            for number, batch in enumerate(batches):
+                if decay is not None:
+                    factor = decay.factor(number / len(batches))
+                    _set_rates(optimizer, [factor * rate for rate in rates])
+                weight = None if sample_weight is None else sample_weight[batch]
+                optimizer.zero_grad()
+                loss = loss_of(model(X[batch]), y[batch], weight)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                if rewirer is not None:
+                    rewirer.step()
+                total += loss.detach() * len(batch)
+    finally:
+        _set_rates(optimizer, rates)
+    return float(total) / len(X)
+
+
+@contextmanager
+def _mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """Put all modules into training or evaluation mode while the block runs; then each has its own again."""
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, was in before:
+            module.training = was
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+class _Snapshot:
+    """A copy of everything that training changes, to go back to."""
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
+    ) -> None:
+        self._live = model, optimizer, generator, rewirer
+        fixed = mask_names(model) if rewirer is None else ()
+        state = model.state_dict()
+        self.model_state = {n: copy.deepcopy(value) for n, value in state.items() if n not in fixed}
+        self._optimizer = copy.deepcopy(optimizer.state_dict())
+        self._order = generator.get_state()
+        self._rewirer = None if rewirer is None else rewirer.state_dict()
+
+    def restore(self) -> None:
+        model, optimizer, generator, rewirer = self._live
+        model.load_state_dict(self.model_state, strict=False)
+        optimizer.load_state_dict(self._optimizer)
+        generator.set_state(self._order)
+        if rewirer is not None and self._rewirer is not None:
+            rewirer.load_state_dict(self._rewirer)
 
 
 def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
     """Say what became NaN or infinite in an epoch; None if nothing did.
 
-    Parameters
-    ----------
-    record : dict
-        The record of the epoch, whose losses are looked at.
-    trained : iterable of Tensor
-        The parameters, and what the optimizer keeps: a gradient that overflows leaves a finite loss and
-        infinite moments, after which a weight never changes again.
+    `record` is the epoch's, and `trained` the parameters and the optimizer's moments: a gradient that overflows
+    leaves a finite loss and infinite moments, after which a weight never changes again.
     """
     for name in ("loss", "validation_loss"):
         if not record.get(name, 0.0) < float("inf"):
             return f"the {name.replace('_', ' ')} became {record[name]}"
-    if not all(finite(tensor) for tensor in trained):
-        return "a gradient became NaN or infinite"
-    return None
+    return None if all(map(finite, trained)) else "a gradient became NaN or infinite"
 
 
 def finite(tensor: Tensor) -> bool:
-    """Tell whether all numbers are finite: they are if their sum is, which is quick to find."""
+    """Tell whether all numbers are finite: they are if their sum is, which is fast to compute."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
-def _moments(optimizer: Optimizer) -> list[Tensor]:
-    """Return the tensors that an optimizer keeps of each parameter."""
-    return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-
-
 def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tensor:
-    """Return the logits of all samples, shape (samples, outputs), in evaluation mode.
-
-    Training modes are afterwards as they were.
-    """
+    """Return the logits of all samples, (samples, outputs), in evaluation mode; training modes are kept."""
     with _mode(model, training=False), torch.no_grad():
         return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
 
@@ -312,44 +299,10 @@ def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:
 
 
 def accuracy_of(logits: Tensor, y: Tensor) -> float:
-    """Return the share of samples, 0 to 1, whose logits, (samples, outputs), say their class."""
+    """Return the share of samples, 0 to 1, whose class is predicted by their logits, (samples, outputs)."""
     return float((predicted(logits) == y).double().mean())
 
 
 def predicted(logits: Tensor) -> Tensor:
-    """Return the class that logits, (…, outputs), say; one logit says class 1 where it is positive."""
+    """Return the class that logits, (…, outputs), predict; one logit predicts class 1 if it is positive."""
     return (logits[..., 0] > 0).long() if logits.shape[-1] == 1 else logits.argmax(dim=-1)
-
-
-def _state(model: nn.Module, rewirer: Rewirer | None = None) -> dict[str, Tensor]:
-    """Copy what training changes: all but the masks, unless they move."""
-    state = model.state_dict()
-    moves, masks = rewirer is not None, mask_names(model)
-    return {n: copy.deepcopy(value) for n, value in state.items() if moves or n not in masks}
-
-
-def _restore(model: nn.Module, state: dict[str, Tensor], rewirer: Rewirer | None = None) -> None:
-    model.load_state_dict(state, strict=False)
-    if rewirer is not None:
-        rewirer.project()
-
-
-class _Snapshot:
-    """All that training changes, as it is now, to go back to."""
-
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
-    ) -> None:
-        self._live = model, optimizer, generator, rewirer
-        self.model_state = _state(model, rewirer)
-        self._optimizer = copy.deepcopy(optimizer.state_dict())
-        self._order = generator.get_state()
-        self._rewirer = None if rewirer is None else rewirer.state_dict()
-
-    def restore(self) -> None:
-        model, optimizer, generator, rewirer = self._live
-        model.load_state_dict(self.model_state, strict=False)
-        optimizer.load_state_dict(self._optimizer)
-        generator.set_state(self._order)
-        if rewirer is not None and self._rewirer is not None:
-            rewirer.load_state_dict(self._rewirer)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-#: Element-wise layers without parameters, by what they do to a batch of any shape.
+#: Element-wise layers without parameters, as functions.
 ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.ReLU: F.relu,
     nn.GELU: F.gelu,
@@ -25,17 +25,11 @@ def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
     Parameters
     ----------
     logits : Tensor
-        Shape (batch, 1) or (batch, classes).
+        (batch, 1) or (batch, classes).
     y : Tensor
-        Class numbers from 0, shape (batch,), integers; with several logits also probabilities of the
-        classes, (batch, classes).
+        Class numbers, (batch,), or with several logits probabilities of the classes, (batch, classes).
     weight : Tensor, optional
-        Weight of each sample, shape (batch,); the mean is weighted.
-
-    Returns
-    -------
-    Tensor
-        A scalar.
+        Weight of each sample, (batch,); the mean is weighted.
     """
     reduction = "mean" if weight is None else "none"
     if logits.shape[1] == 1:

@@ -5,6 +5,7 @@ All defaults and all constraints stand here; `fpe.training.trials` runs a recipe
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -174,6 +175,15 @@ class Recipe:
             policy=policy,
             reinitialize=fresh,
         )
+
+    @classmethod
+    def of(
+        cls, given: Mapping[str, Any], what: str = "the recipe", default_epochs: tuple[int, int] = (25, 25)
+    ) -> Recipe:
+        """Check parameters by name, as `check_parameters`, and choose a recipe by those that `choose` takes."""
+        check_parameters(given, what)
+        names = inspect.signature(cls.choose).parameters
+        return cls.choose(**{k: v for k, v in given.items() if k in names}, default_epochs=default_epochs)
 
     @property
     def total_epochs(self) -> int:

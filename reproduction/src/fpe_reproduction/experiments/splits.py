@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from fpe.expansion.clusters import clustered, correlations, swapped
 from fpe.expansion.splits import FixedSplit, LabelSplit
-from fpe.training.learned_split import learn_split, most_wanted
+from fpe.training.learned_split import best_assignment, learn_split
 from fpe.training.loop import adam, train
 
 #: Samples on which a parent is measured.
@@ -286,7 +286,7 @@ def scout(parent: Parent, factor: int, rng: np.random.Generator) -> np.ndarray:
             parameter.copy_(value)
     train_steps_(network, parent, int(rng.integers(2**31)))
     weights = np.abs(_array(network.get_submodule("0").get_parameter("weight")))
-    return np.stack([most_wanted(w) for w in weights.reshape(neurons, factor, inputs)])
+    return np.stack([best_assignment(w) for w in weights.reshape(neurons, factor, inputs)])
 
 
 def train_steps_(network: nn.Module, parent: Parent, seed: int) -> nn.Module:
