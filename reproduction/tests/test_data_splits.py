@@ -15,8 +15,9 @@ from fpe.training.ensemble import accuracies
 from fpe.training.learned_split import best_assignment
 from fpe.training.loop import adam, train
 from fpe.training.losses import loss_of
-from fpe_reproduction.experiments import formulas, shows
+from fpe_reproduction.experiments import formulas
 from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
+from fpe_reproduction.experiments.catalogue import chosen
 from fpe_reproduction.experiments.findings import Results, sorted_findings
 from fpe_reproduction.experiments.splits import SPLITS, Parent, fixed_split, ordered, spectral
 
@@ -282,8 +283,7 @@ def test_a_split_is_better_if_its_interval_says_so():
         for x in ("", "-x4")
         for t in (0, 1, 2)
     ]
-    results = Results.of("made-up", made)
-    found = sorted_findings(finding for show in shows.SPLIT for finding in show(results))
+    found = sorted_findings(chosen("splits")[0].findings(Results.of("made-up", made)))
     claims = {claim["paper"]: claim["agrees"] for claim in found["claims"]}
     assert claims["asked: learnt split is better than random-split"]
     assert not claims["asked: sign of the weight is better than random-split"]

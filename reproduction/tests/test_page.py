@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fpe._util.files import write_json
 from fpe.cli.main import main
 from fpe_reproduction.experiments.networks import KINDS
-from fpe_reproduction.report.kinds import colours
+from fpe_reproduction.report.charts import colors
 from fpe_reproduction.report.page import write_page
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -167,13 +167,13 @@ def test_the_command_writes_the_page_where_it_is_told(folder, tmp_path):
     assert (tmp_path / "p.html").stat().st_size > 100_000
 
 
-def test_kinds_of_one_figure_have_colours_of_their_own():
+def test_kinds_of_one_figure_have_colors_of_their_own():
     """Dense is always grey; a kind keeps its colour at another factor, unless both are there."""
     for kinds in (
         list(KINDS)[:9],
         ["dense", "random-x3", "columns-x3", "fewer-norm-x3"],
         ["random", "random-x4"],
     ):
-        assert len(set(colours(kinds).values())) == len(kinds)
-    assert colours(["random-x3"])["random-x3"] == colours(["random"])["random"]
-    assert {colours(kinds)["dense"] for kinds in (["dense"], ["scratch", "dense"])} == {"#6b6b6b"}
+        assert len(set(colors(kinds).values())) == len(kinds)
+    assert colors(["random-x3"])["random-x3"] == colors(["random"])["random"]
+    assert {colors(kinds)["dense"] for kinds in (["dense"], ["scratch", "dense"])} == {"#6b6b6b"}

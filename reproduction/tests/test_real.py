@@ -12,24 +12,24 @@ from click.testing import CliRunner
 from fpe.cli.main import main
 from fpe.compare.runner import parallel_backend
 from fpe.errors import ArgumentError, DataError
-from fpe_reproduction.experiments import real, shows
 from fpe_reproduction.experiments.catalogue import REAL, chosen
 from fpe_reproduction.experiments.findings import Claim, Results, sorted_findings
 from fpe_reproduction.experiments.reproduce import count_tasks, reproduce
 from fpe_reproduction.experiments.tasks import Request, config_of
 from fpe_reproduction.experiments.timeline import Source
 
-TINY = Request(quick=True, hidden=(3, 4), trials=2, warmup_epochs=1, epochs=1)
+TINY = Request(quick=True, hidden=(3,), trials=2, warmup_epochs=1, epochs=1)
 
 
 def fpe(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_every_experiment_runs_and_says_what_it_found(tmp_path):
+def test_every_experiment_runs_and_says_what_it_found(tmp_path, monkeypatch):
     """On digits, for two epochs: claims, tables and figures of all of them, and one page."""
+    monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     result = fpe(
-        *("reproduce", "real", "--quick", "--data", "digits", "--hidden", 3, 4, "--trials", 2),
+        *("reproduce", "real", "--quick", "--data", "digits", "--hidden", 3, "--trials", 2, "--jobs", 1),
         *("--warmup-epochs", 1, "--epochs", 1, "--out", tmp_path, "--json"),
     )
     assert result.exit_code == 0, result.output
@@ -42,7 +42,7 @@ def test_every_experiment_runs_and_says_what_it_found(tmp_path):
         assert all(figure["lines"] for figure in found["figures"]), name
         assert found["values"], name
         assert {n["data"] for n in found["values"]} == {"digits"}
-        assert found["command"].startswith(f"fpe reproduce {name} --quick --data digits --hidden 3 4")
+        assert found["command"].startswith(f"fpe reproduce {name} --quick --data digits --hidden 3")
         assert (tmp_path / name / "figure.png").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
     assert all(f'id="{experiment.name}"' in page for experiment in REAL)
@@ -52,7 +52,7 @@ def test_one_trial_gives_valid_json_without_intervals(tmp_path):
     """A mean of one value has no interval: null in the file, no band in figure and page."""
     result = fpe(
         *("reproduce", "vision", "--data", "digits", "--hidden", 3, "--trials", 1, "--warmup-epochs", 1),
-        *("--epochs", 1, "--out", tmp_path, "--json"),
+        *("--epochs", 1, "--out", tmp_path, "--jobs", 1, "--json"),
     )
     assert result.exit_code == 0, result.output
 
@@ -67,10 +67,10 @@ def test_one_trial_gives_valid_json_without_intervals(tmp_path):
 
 
 def test_finished_networks_are_not_trained_again(tmp_path):
-    first = reproduce("vision", tmp_path, TINY, ["digits"])
+    first = reproduce("vision", tmp_path, TINY, ["digits"], jobs=1)
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / "digits" / "trials").glob("*.json")}
-    assert len(times) == count_tasks("vision", TINY, ["digits"]) == 2
-    shared = reproduce("two-four", tmp_path, TINY, ["digits"])
+    assert len(times) == count_tasks("vision", TINY, ["digits"]) == 1
+    shared = reproduce("two-four", tmp_path, TINY, ["digits"], jobs=1)
     assert {f: f.stat().st_mtime_ns for f in times} == times
     assert shared["two-four"]["values"] == first["vision"]["values"]
 
@@ -81,14 +81,14 @@ def test_data_of_ones_own(tmp_path):
     X, y = rng.random((300, 9)), np.arange(300) % 3
     X[np.arange(300), y] += 1
     np.savez(tmp_path / "mine.npz", X=X, y=y)
-    results = reproduce("vision", tmp_path / "out", TINY, [str(tmp_path / "mine.npz")])
+    results = reproduce("vision", tmp_path / "out", TINY, [str(tmp_path / "mine.npz")], jobs=1)
     assert {n["data"] for n in results["vision"]["values"]} == {"mine"}
 
 
 def test_a_lost_worker_changes_nothing(tmp_path):
     """Three workers of a Dask cluster, one killed when the first task is done: the table of loky."""
     distributed = pytest.importorskip("dask.distributed")
-    request = Request(quick=True, hidden=(3, 4, 5, 6), trials=2, warmup_epochs=4, epochs=4)
+    request = Request(quick=True, hidden=(3, 4, 5, 6), trials=2, warmup_epochs=2, epochs=2)
     here = reproduce("timing", tmp_path / "here", request, ["digits"], jobs=2)
     killed = []
     with distributed.LocalCluster(
@@ -200,7 +200,7 @@ def test_parameters_to_match_by_hand():
     """Dense: 0.5 at 400, 0.7 at 800. An expanded one of 400 at 0.6 is worth 600: 1.5 times."""
     made = [network(h, "dense", t, a) for t in (0, 1) for h, a in ((4, 0.5), (8, 0.7))]
     made += [network(4, "random", t, 0.6) for t in (0, 1)]
-    found = sorted_findings(real.equivalent(Results.of("made-up", made)))
+    found = sorted_findings(chosen("equivalent")[0].findings(Results.of("made-up", made)))
     assert found["tables"][0]["rows"][0][3:] == ["600", "1.50 [1.50, 1.50]"]
     assert found["claims"][0]["agrees"]
 
@@ -228,7 +228,7 @@ def test_a_claim_that_does_not_hold_says_so():
         for k in kinds
         for t in (0, 1, 2)
     ]
-    found = sorted_findings(f for show in shows.VISION for f in show(Results.of("made-up", made)))
+    found = sorted_findings(chosen("vision")[0].findings(Results.of("made-up", made)))
     claims = {c["paper"]: c["agrees"] for c in found["claims"]}
     assert not claims["random-split is above dense"]
     assert not claims["gram-split is only comparable to random-split"]

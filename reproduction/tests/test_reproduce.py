@@ -29,7 +29,7 @@ from fpe_reproduction.experiments.tasks import Request
 from fpe_reproduction.experiments.reproduce import reproduce
 
 def boolean_config(request):
-    return BooleanConfig(warmup_epochs=8, epochs=8, samples=1000, test_samples=400, seed=request.seed)
+    return BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100, seed=request.seed)
 
 module.boolean_config = boolean_config
 if __name__ == "__main__":
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_table(tmp_path):
 
 
 def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
-    small = BooleanConfig(warmup_epochs=2, epochs=2, samples=200, test_samples=100)
+    small = BooleanConfig(warmup_epochs=1, epochs=1, samples=200, test_samples=100)
     monkeypatch.setattr("fpe_reproduction.experiments.tasks.boolean_config", lambda request: small)
     results = [reproduce("clauses", tmp_path / str(jobs), Request(quick=True), jobs=jobs) for jobs in (1, 2)]
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]

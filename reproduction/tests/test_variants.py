@@ -39,8 +39,9 @@ def parent_of(inputs=40, hidden=4, outputs=6, seed=3, layers=1, zero=None):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in DOUBLED])
-def test_no_network_has_more_nonzeros_than_its_parent(kind):
+def test_no_network_has_more_nonzeros_than_its_parent(kind, monkeypatch):
     """Expanded ones have exactly as many; a rival that reads whole inputs lacks less than one input's."""
+    monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     given = parent_of()
     before = copy.deepcopy(given.model.state_dict())
     network = MADE[kind].make(given)
@@ -168,11 +169,11 @@ def records(kinds, hidden=(4,), trials=(0, 1), layers=1):
     return run_networks(SOURCE, CONFIG, hidden, kinds, trials, layers)["networks"]
 
 
-def test_every_kind_is_trained_and_measured():
+def test_every_kind_is_trained_and_measured(monkeypatch):
+    monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     kinds = [k for k in KINDS if k not in ("random-x8",)]
-    made = records(kinds)
-    assert {n["kind"] for n in made} == set(kinds)
-    assert len(made) == 2 * len(kinds)
+    made = records(kinds, trials=[0])
+    assert sorted(n["kind"] for n in made) == sorted(kinds)
     dense = next(n for n in made if n["kind"] == "dense")
     for n in made:
         assert n["nonzero"] <= (2 * dense["nonzero"] if n["kind"] in DOUBLED else dense["nonzero"])

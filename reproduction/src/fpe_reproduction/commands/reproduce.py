@@ -73,7 +73,7 @@ def reproduce(
     from fpe_reproduction.experiments.reproduce import count_tasks
     from fpe_reproduction.experiments.reproduce import reproduce as run
     from fpe_reproduction.experiments.tasks import Request
-    from fpe_reproduction.report.figures import draw
+    from fpe_reproduction.report.charts import draw
     from fpe_reproduction.report.page import write_page
     from fpe_reproduction.report.text import findings_text
 

@@ -225,6 +225,22 @@ class Claim:
         return [judge(f"{width} neurons", found[width]) for width in chosen if width in found]
 
 
+def above(kind: str, other: str, text: str = "", **how: Any) -> Claim:
+    """Claim that a kind is above another; by default this is asked by the paper's readers."""
+    return Claim(text or f"asked: {label(kind)} is above {label(other)}", kind, other, **how)
+
+
+def comparable(kind: str, other: str, text: str) -> Claim:
+    """Claim that two kinds differ by less than a point in the mean over widths."""
+    return Claim(text, kind, other, "mean", -1.0, 1.0, digits=2)
+
+
+def close(kind: str, other: str, note: str = "") -> Claim:
+    """Claim that a kind loses less than half a point against another at every width."""
+    text = f"asked: {label(kind)} is within 0.5 points of {label(other)} at every width, or above{note}"
+    return Claim(text, kind, other, "every", -0.5, digits=2)
+
+
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Finding:
     """Return rows of text under heads."""
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
@@ -348,23 +364,6 @@ class Curves:
 
 #: What shows something of results: a claim, a table, a figure, or a function of its own.
 Show = Callable[[Results], Iterable[Finding]]
-
-
-@dataclass(frozen=True)
-class Where:
-    """What is shown of the networks with one value in a column, if there are any."""
-
-    column: str
-    value: Any
-    shows: Sequence[Show]
-
-    def __call__(self, results: Results) -> list[Finding]:
-        """Return the findings."""
-        if self.column not in results.frame or not len(
-            own := results.where(**{self.column: self.value}).frame
-        ):
-            return []
-        return [f for show in self.shows for f in show(dataclasses.replace(results, frame=own))]
 
 
 def sorted_findings(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

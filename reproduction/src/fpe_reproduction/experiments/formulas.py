@@ -1,8 +1,9 @@
-"""What is special in the findings of the Boolean experiments (sections 3.1, 3.2, A.5 and A.6)."""
+"""The experiments on Boolean formulas (sections 3.1, 3.2, A.5 and A.6)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,11 @@ import pandas as pd
 
 from fpe.compare.statistics import Interval, mean, slope_over_trials
 from fpe_reproduction.experiments.boolean import KINDS
+from fpe_reproduction.experiments.experiment import experiment
 from fpe_reproduction.experiments.findings import Finding, Results, each, judged, line, lines, table
 from fpe_reproduction.experiments.networks import label
+from fpe_reproduction.experiments.splits import SPLITS
+from fpe_reproduction.experiments.tasks import Rows
 from fpe_reproduction.theory import CoverageModel, simulate
 
 #: Accuracies of the case study, in per cent (3.1).
@@ -22,6 +26,18 @@ AXES = {"neurons": "hidden neurons of the dense network", "clauses": "clauses"}
 SIMULATED = (
     (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 3, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4), (12, 3, 4, 3),
 )  # fmt: skip
+
+
+_CASE = Rows([(8, (8,), 0, 10), (8, (8,), 10, 10)], [(8, (8,), 0, 10)])
+_NEURONS = Rows([(8, (4, 6, 8, 12, 16, 24, 32), first, 5) for first in (0, 5)], [(8, (4, 8, 16), 0, 5)])
+_CLAUSES = Rows(  # 12 … 128 literals, as in tables A1 and A2
+    [(clauses, (8,), 0, 10) for clauses in (3, 6, 8, 10, 15, 20, 25, 32)],
+    [(clauses, (8,), 0, 5) for clauses in (3, 8, 15, 32)],
+)
+_HEATMAP = Rows(
+    [(clauses, (4, 6, 8, 12, 16), 0, 5) for clauses in (4, 8, 12, 16, 24)],
+    [(clauses, (4, 8, 16), 0, 3) for clauses in (4, 8, 16)],
+)
 
 
 def _signed(
@@ -49,8 +65,13 @@ def _both(results: Results) -> list[tuple[Results, str]]:
     ]
 
 
+@experiment("section 3.1, figures 2 and A1", 1.5, [_CASE])
 def case_study(results: Results) -> Iterator[Finding]:
-    """Compare dense, clause-split and random-split networks at 8 clauses and 8 neurons (3.1)."""
+    """Does splitting neurons by clauses, or at random, help at 8 clauses and 8 neurons?
+
+    Test accuracy: dense 78.7 %, clause-split 99.4 %, random-split 88.7 %. Gram matrices become block-
+    diagonal when split by clauses.
+    """
     frame = results.frame.set_index(["kind", "trial"]).sort_index()
     accuracy = frame["accuracy"].unstack("kind")
     for high, low in (("clause", "random"), ("random", "dense"), ("clause", "dense")):
@@ -106,8 +127,12 @@ def _matrices(kind: str, trial: int, network: pd.Series) -> Iterator[Finding]:
     yield matrix(f"Gram matrix: {title}", gram, ("input", "input"), (inputs, inputs), (literals, literals))
 
 
+@experiment("figure 3a", 4, [_NEURONS])
 def neurons(results: Results) -> Iterator[Finding]:
-    """Relate the gain to the number of neurons at 8 clauses (figure 3a)."""
+    """How does the gain depend on the number of neurons, at 8 clauses?
+
+    Diminishing returns with more neurons; clause above random splitting.
+    """
     results = results.where("neurons")
     for kind in EXPANDED:
         paper = f"the relative improvement of {label(kind)} shrinks with more neurons"
@@ -119,8 +144,12 @@ def neurons(results: Results) -> Iterator[Finding]:
     yield from _gains(results, "8 clauses")
 
 
+@experiment("figure 3b", 6, [_CLAUSES])
 def clauses(results: Results) -> Iterator[Finding]:
-    """Relate the gain to the number of clauses at 8 neurons (figure 3b)."""
+    """How does the gain depend on the number of clauses, at 8 neurons?
+
+    Gains rise at first, then level off or decline beyond roughly 16 clauses.
+    """
     results, unit = results.where("clauses"), " % of relative improvement"
     for kind in EXPANDED:
         means = {count: i.value for count, i in each(results.values(kind, "gain")).items()}
@@ -157,8 +186,12 @@ def _gains(results: Results, fixed: str) -> Iterator[Finding]:
         yield lines(f"{title}, {fixed}", x, y, [line(kind, own) for kind, own in values.items()], level)
 
 
+@experiment("figure 3c", 6, [_HEATMAP])
 def heatmap(results: Results) -> Iterator[Finding]:
-    """Relate the gain to both clauses and neurons (figure 3c)."""
+    """How do clauses and neurons act together?
+
+    The benefit diminishes with fewer clauses; random splitting gives a modest gain nearly everywhere.
+    """
     for kind in EXPANDED:
         own = results.frame[results.frame["kind"] == kind].sort_values(["clauses", "neurons", "trial"])
         gain = (100 * own["gain"]).groupby([own["neurons"], own["clauses"]]).apply(list)
@@ -182,13 +215,22 @@ def heatmap(results: Results) -> Iterator[Finding]:
         yield _signed(paper, what, mean(change), " % of relative improvement")
 
 
+@experiment("figures 4a and 4b, top; table A1", 10, [_NEURONS, _CLAUSES])
 def capacity(results: Results) -> Iterator[Finding]:
-    """Compare the feature capacity of expanded and dense networks (figures 4a, 4b, top; table A1)."""
+    """Do expanded networks give features more capacity of their own?
+
+    Feature capacity rises consistently against dense, most where neurons are few (the table's numbers
+    are lost in the text).
+    """
     yield from _measure(results, "capacity", "feature capacity", up=True)
 
 
+@experiment("figures 4a and 4b, bottom; table A2", 10, [_NEURONS, _CLAUSES])
 def orthogonality(results: Results) -> Iterator[Finding]:
-    """Compare the mean cosine similarity of expanded and dense networks (4a, 4b, bottom; table A2)."""
+    """Are neurons of expanded networks less alike?
+
+    Mean cosine similarity below dense in all but one setting (the table's numbers are lost in the text).
+    """
     yield from _measure(results, "cosine", "mean cosine similarity", up=False)
 
 
@@ -230,8 +272,12 @@ def _fold(values: pd.DataFrame, dense: pd.DataFrame) -> pd.DataFrame:
     return values / dense.where(dense != 0)
 
 
+@experiment("figure 4c", 4, [_NEURONS])
 def regression(results: Results) -> Iterator[Finding]:
-    """Relate the gain to the fall of interference over numbers of neurons (figure 4c)."""
+    """Does accuracy rise where interference falls?
+
+    Strong correlations: improvement rises with capacity and falls with cosine similarity.
+    """
     results = results.where("neurons")
     for measure, name, text, up in (
         ("capacity", "feature capacity", "fold change of feature capacity", True),
@@ -257,8 +303,12 @@ def regression(results: Results) -> Iterator[Finding]:
         yield {"type": "points", "title": title, "x": text, "y": y, "points": points}
 
 
+@experiment("section A.5", 6, [_CLAUSES])
 def theory(results: Results) -> Iterator[Finding]:
-    """Compare the formulas of A.5 with simulation, and with random-split networks after training."""
+    """How often do sparse neurons see whole clauses, and how often two of them?
+
+    P[cover] ≈ α^−k, collision ratio ≈ α^−(2k−1).
+    """
     models = [CoverageModel(*numbers) for numbers in SIMULATED]
     networks = 4_000 if results.quick else 20_000
     made = [(model, simulate(model, networks, seed=0)) for model in models]
@@ -318,8 +368,12 @@ def _coverage(results: Results) -> Iterator[Finding]:
     yield lines(title, "clauses", y, [exact, line("random", covering)], 2.0**-4)
 
 
+@experiment("asked by its readers", 8, [replace(_CASE, others=("gram", *SPLITS))])
 def clause_free(results: Results) -> Iterator[Finding]:
-    """Compare splits that are not told the formula with a random one and with that by clauses."""
+    """Can a split find the clauses without being told?
+
+    Not in the paper, whose split by clauses knows the formula.
+    """
     frame, rows = results.frame, []
     kinds = list(dict.fromkeys(frame["kind"]))
     accuracy = 100 * frame.pivot(index="trial", columns="kind", values="accuracy")

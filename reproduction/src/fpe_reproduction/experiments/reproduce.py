@@ -16,7 +16,8 @@ from fpe.compare.store import commits, provenance
 from fpe.data import Dataset, load
 from fpe.data.named import NAMED
 from fpe.errors import ArgumentError
-from fpe_reproduction.experiments.catalogue import Experiment, chosen
+from fpe_reproduction.experiments.catalogue import chosen
+from fpe_reproduction.experiments.experiment import Experiment
 from fpe_reproduction.experiments.findings import Results, sorted_findings
 from fpe_reproduction.experiments.tasks import Request, Task
 from fpe_reproduction.experiments.timeline import Source
@@ -189,7 +190,7 @@ def _result(
         "settings": settings,
         "networks": len(networks),
         "training_seconds": round(sum(record["seconds"] for _, record in own)),
-        **sorted_findings(finding for each in results for show in experiment.shows for finding in show(each)),
+        **sorted_findings(finding for each in results for finding in experiment.findings(each)),
         "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
         "commits": commits(record for _, record in own),
         "provenance": provenance(),

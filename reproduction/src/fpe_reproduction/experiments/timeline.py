@@ -335,10 +335,10 @@ def rewire_at_random_(
     """Mask the smallest share of the free weights of each masked layer, and free as many others at random.
 
     The paper (A.7) frees first and prunes later, which for a while exceeds the count. Freed weights start
-    at 0, and so do their moments in the optimizer, which must have taken a step.
+    at 0, and so do their moments in the optimizer; before its first step nothing happens.
     """
     for layer in network.modules():
-        if not isinstance(layer, MaskedLinear):
+        if not isinstance(layer, MaskedLinear) or layer.weight not in optimizer.state:
             continue
         weight, mask = layer.weight.view(-1), layer.fpe_mask.view(-1)
         free, masked = mask.nonzero().flatten(), (mask == 0).nonzero().flatten()
