@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fpe.expansion.index_maps import drop_maps_
+
 Built = tuple[nn.Module, Tensor]
 
 MODELS: dict[str, Callable[[], Built]] = {}
@@ -34,6 +36,12 @@ def tiny(build: Callable[[], nn.Module]) -> Callable[[], Built]:
 
     MODELS[build.__name__] = built
     return built
+
+
+def forget_maps_(model: nn.Module) -> None:
+    """Take from a model what its layers know of their expansion, as in one that a user has masked by hand."""
+    for module in model.modules():
+        drop_maps_(module)
 
 
 def _move_from_defaults(module: nn.Module) -> None:

@@ -10,7 +10,6 @@ from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError, ModelError
-from fpe.expansion.lineage import family_of
 from fpe.expansion.pruning import ChildPruning
 from fpe.rewiring.policies import POLICIES
 from fpe.rewiring.sites import find_sites
@@ -34,9 +33,9 @@ def large_reader(seed=1):
 def of_origin(wide):
     """Return the children's weights and their readers', by what the plan says of them."""
     (layer,) = wide.fpe_plan.layers
-    family = family_of(layer)
-    assert layer.neurons_after == len(family.parent) == layer.neurons * layer.factor - len(layer.left)
-    return layer, family
+    index_map = wide[0].fpe_neurons
+    assert layer.neurons_after == len(index_map.parent) == layer.neurons * layer.factor - len(layer.dropped)
+    return layer, index_map
 
 
 @pytest.mark.parametrize(
@@ -54,15 +53,15 @@ def test_the_count_stays_the_readers_stay_dense_and_blocks_are_of_one_size(sizes
     model = fpe.mlp(*sizes, seed=1)
     foreseen = fpe.plan(model, factor, split, "children", seed=2)
     wide = fpe.expand(model, factor, split, "children", seed=2)
-    layer, family = of_origin(wide)
+    layer, index_map = of_origin(wide)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == foreseen.nonzero
     assert foreseen.layers[0].neurons_after == wide[0].out_features == layer.neurons_after
     assert bool(wide[2].fpe_mask.all())
-    block = family.parent * layer.groups // layer.neurons * factor + family.role
+    block = index_map.parent * layer.groups // layer.neurons * factor + index_map.child
     assert block.bincount().unique().numel() == 1
     assert model[0].out_features <= wide[0].out_features <= factor * model[0].out_features
-    assert torch.equal(wide[0].bias, model[0].bias[family.parent])
-    assert torch.equal(wide[2].weight, model[2].weight[:, family.parent])
+    assert torch.equal(wide[0].bias, model[0].bias[index_map.parent])
+    assert torch.equal(wide[2].weight, model[2].weight[:, index_map.parent])
 
 
 def test_what_stays_unpaid_is_less_than_one_child_of_each_block_and_goes_from_their_columns():
@@ -70,7 +69,7 @@ def test_what_stays_unpaid_is_less_than_one_child_of_each_block_and_goes_from_th
     wide = fpe.expand(model, 2, "shared", "children", seed=2)
     layer, _ = of_origin(wide)
     # 16 × 31 copies; two children pay the 12 inputs between them, and 31 each.
-    assert len(layer.left) == 16 * 31 // (12 + 2 * 31) * 2 == 12
+    assert len(layer.dropped) == 16 * 31 // (12 + 2 * 31) * 2 == 12
     rest = 16 * 31 - 6 * (12 + 2 * 31)
     assert int(wide[0].fpe_mask.sum()) == len(wide[0].fpe_mask) // 2 * 12 - rest
 
@@ -81,14 +80,14 @@ def test_those_leave_whose_weights_in_and_out_are_small():
         model[0].weight[:4] *= 0.01
         model[2].weight[:, :4] *= 0.01
     wide = fpe.expand(model, 2, "shared", "children", seed=2)
-    assert {child // 2 for child in wide.fpe_plan.layers[0].left} >= {0, 1, 2, 3}
+    assert {child // 2 for child in wide.fpe_plan.layers[0].dropped} >= {0, 1, 2, 3}
 
 
 def test_a_small_head_loses_no_child_and_columns_pay():
     model = fpe.mlp(64, 16, 3, seed=1)
     wide = fpe.expand(model, 2, "shared-2", "children", seed=2)
     columns = fpe.expand(model, 2, "shared-2", "columns", seed=2)
-    assert wide.fpe_plan.layers[0].left == ()
+    assert wide.fpe_plan.layers[0].dropped == ()
     assert torch.equal(wide[0].fpe_mask, columns[0].fpe_mask)
 
 
@@ -177,7 +176,7 @@ def test_a_network_with_zeros_loses_as_many_as_pay():
     once = fpe.expand(large_reader(), 2, "random", seed=2)
     twice = fpe.expand(once, 2, "shared", "children", seed=3)
     layer, _ = of_origin(twice)
-    assert layer.left
+    assert layer.dropped
     assert fpe.count_nonzero(twice) == fpe.count_nonzero(once)
 
 
@@ -188,11 +187,11 @@ def test_moments_follow_the_children_that_are_there():
     optimizer.step()
     moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
     fpe.expand_(model, optimizer, "kept", factor=2, split="shared", prune="children", seed=2)
-    _, family = of_origin(model)
+    _, index_map = of_origin(model)
     now = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
-    assert torch.equal(now[0], moments[0][family.parent] * model[0].fpe_mask)
-    assert torch.equal(now[1], moments[1][family.parent])
-    assert torch.equal(now[2], moments[2][:, family.parent])
+    assert torch.equal(now[0], moments[0][index_map.parent] * model[0].fpe_mask)
+    assert torch.equal(now[1], moments[1][index_map.parent])
+    assert torch.equal(now[2], moments[2][:, index_map.parent])
     optimizer.zero_grad()
     model(x).square().mean().backward()
     optimizer.step()
@@ -215,14 +214,14 @@ def test_who_has_left_goes_through_a_file(tmp_path):
 def test_columns_move_between_the_children_that_are_there():
     """A parent may have both children, one, or none; blocks are those of the plan."""
     wide = fpe.expand(large_reader(), 2, "shared", "children", seed=2)
-    layer, family = of_origin(wide)
+    layer, index_map = of_origin(wide)
     site = next(s for s in find_sites(wide, POLICIES["columns"])[0] if s.name == "0")
-    assert site.left == layer.left
+    assert site.index_map.dropped == layer.dropped
     for parent, rows in enumerate(site.children.tolist()):
         own = [row for row in rows if row < layer.neurons_after]
-        assert own == (family.parent == parent).nonzero().flatten().tolist()
+        assert own == (index_map.parent == parent).nonzero().flatten().tolist()
     for role, rows in enumerate(site.blocks):
-        assert bool((family.role[rows] == role).all())
+        assert bool((index_map.child[rows] == role).all())
 
 
 @pytest.mark.parametrize("policy", ["columns", "accumulated"])

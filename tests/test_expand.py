@@ -112,7 +112,7 @@ def test_hidden_layers_1_3_5_are_expanded_and_the_head_never():
     wide = fpe.expand(MODELS["three_hidden"]()[0], 3)
     assert [m.out_features for m in wide if isinstance(m, nn.Linear)] == [18, 8, 15, 2]
     assert {s.name: s.reason for s in wide.fpe_plan.skipped} == {
-        "2": "it reads '0', which is expanded (every second hidden layer is)",
+        "2": "it consumes '0', which is expanded (every second hidden layer is)",
         "6": "it is a head: its neurons are outputs of the network",
     }
     assert type(wide[6]) is fpe.MaskedLinear  # reads children, so it pays too
@@ -205,10 +205,10 @@ def test_a_plan_survives_json_and_foretells_the_expansion(name):
 def test_a_plan_prints_what_will_be_done_and_what_is_left_alone():
     expected = """\
 Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0
-layer  read by  with  shares out  neurons  after  non-zeros  copies to pay for
------  -------  ----  ----------  -------  -----  ---------  -----------------
-0      3        1       8 inputs        4      8         54                 20
-left alone:
+layer  consumers  between    splits  neurons  after  non-zeros  copies
+-----  ---------  -------  --------  -------  -----  ---------  ------
+0      3          1        8 inputs        4      8         54      20
+left unchanged:
   3: it is a head: its neurons are outputs of the network
 non-zero parameters of the network, before and after: 54"""
     assert str(fpe.plan(MODELS["layer_norm"]()[0])) == expected
@@ -222,7 +222,7 @@ layer  kind          neurons  non-zeros  density      bytes
 0      MaskedLinear    4 → 8    36 → 32    44.4%  144 → 544
 2      MaskedLinear        2    10 → 14    77.8%   40 → 136
 total                 6 → 10         46    51.1%  184 → 680
-left alone:
+left unchanged:
   2: it is a head: its neurons are outputs of the network
 bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks"""
     assert str(fpe.summary(model, fpe.expand(model))) == expected

@@ -18,7 +18,7 @@ from fpe.graph.inputs import as_call, tensors_in
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.layers import bytes_of
 from fpe.packing.separate import SeparateBlocks, with_separate_blocks
-from models import assert_unchanged, snapshot
+from models import assert_unchanged, forget_maps_, snapshot
 from zoo import ZOO, answer
 
 
@@ -84,7 +84,7 @@ def test_each_block_is_a_product_in_onnx_and_stored_once(split, keeps_order, blo
     model = nn.Sequential(nn.Linear(200, 64, bias=bias), nn.ReLU(), nn.Linear(64, 5))
     wide = fpe.expand(model, 3, split, prune="columns", seed=0)
     if keeps_order:  # without a plan nobody knows the readers, and outputs are put back
-        del wide.fpe_plan
+        forget_maps_(wide)
     packed = fpe.pack(wide, format={"0": "blocks"})
     assert (packed[0].restore is not None) == keeps_order
     before = snapshot(packed)

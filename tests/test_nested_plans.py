@@ -1,11 +1,13 @@
 """A model that is expanded in parts, or one part after another, is known as one that is expanded whole."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 import fpe
-from fpe.expansion.plan import plans_in
+from fpe.expansion.index_maps import groups_in
 
 SHARED = {"split": "shared", "prune": "columns"}
 
@@ -52,7 +54,7 @@ def test_a_part_keeps_its_plan_in_files_summaries_and_scopes(tmp_path):
     fpe.save(wide, tmp_path / "wide.safetensors")
     loaded = fpe.load(tmp_path / "wide.safetensors", like=outer(inner(expand=False)))
     assert loaded[1].fpe_plan == wide[1].fpe_plan
-    assert plans_in(loaded) == plans_in(wide)
+    assert str(groups_in(loaded)) == str(groups_in(wide))
     left = fpe.summary(outer(inner(expand=False)), loaded).skipped
     assert [(one.name, one.reason) for one in left] == [
         (f"1.{one.name}", one.reason) for one in wide[1].fpe_plan.skipped
@@ -70,8 +72,8 @@ def test_a_part_keeps_its_plan_in_files_summaries_and_scopes(tmp_path):
 def test_a_part_expanded_again_with_its_model_moves_by_the_later_plan():
     part = fpe.expand(inner(), 2, "shared", layers=["3"], seed=2)
     wide = fpe.expand(outer(part), 2, "shared", layers=["1.0"], seed=3)
-    names = [[(layer.group.name, layer.neurons_after) for layer in plan.layers] for plan in plans_in(wide)]
-    assert names == [[("1.0", 32)], [("1.3", 12)], []]
+    assert {g.producers[0]: len(g.index_map.parent) for g in groups_in(wide)} == {"1.0": 32, "1.3": 12}
+    assert all(group.complete for group in groups_in(wide))
     torch.testing.assert_close(fpe.pack(wide)(batch()), wide(batch()))
     torch.testing.assert_close(fpe.unpack(fpe.pack(wide))(batch()), wide(batch()))
 
@@ -82,7 +84,7 @@ def test_layers_expanded_one_after_another_keep_both_plans(tmp_path):
     fpe.save(wide, tmp_path / "wide.safetensors")
     loaded = fpe.load(tmp_path / "wide.safetensors", like=dense)
     for model in (wide, loaded):
-        assert [layer.group.name for plan in plans_in(model) for layer in plan.layers] == ["3", "0"]
+        assert [group.producers for group in groups_in(model)] == [["0"], ["3"]]
         assert [one.name for one in fpe.summary(dense, model).skipped] == ["6"]
         packed = fpe.pack(model)
         assert [packed[i].restore for i in (0, 3)] == [None, None]
@@ -114,10 +116,30 @@ def test_a_reader_of_two_plans_reads_the_right_neurons_when_packed(order):
     torch.testing.assert_close(fpe.unpack(packed)(batch()), wide(batch()))
 
 
-def test_a_layer_that_was_replaced_is_in_no_plan():
+def test_a_layer_that_was_replaced_is_in_no_group_and_its_neurons_keep_their_order():
     wide = inner()
-    wide[0] = nn.Linear(12, 16)
+    expected = fpe.expand(fpe.mlp(12, (8, 6), 4, seed=0), 2, **SHARED, seed=1)
     wide[3] = nn.Linear(16, 6)
-    assert [layer.group.name for plan in plans_in(wide) for layer in plan.layers] == ["0"]
-    wide[0] = nn.Linear(12, 8)
-    assert [layer for plan in plans_in(wide) for layer in plan.layers] == []
+    assert [(group.producers, group.complete) for group in groups_in(wide)] == [(["0"], False)]
+    expected[3] = wide[3]
+    torch.testing.assert_close(fpe.pack(wide)(batch()), expected(batch()))
+    wide[0] = nn.Linear(12, 16)
+    assert groups_in(wide) == []
+
+
+def test_a_part_of_an_expanded_model_and_a_model_of_its_layers_know_their_groups():
+    whole = fpe.expand(outer(inner(expand=False)), 2, **SHARED, layers=["1.0"], seed=1)
+    for part in (whole[1], nn.Sequential(*whole[1])):
+        (group,) = groups_in(part)
+        assert group.producers == ["0"]
+        assert group.complete
+        packed = fpe.pack(part)
+        assert packed[0].restore is None
+        torch.testing.assert_close(packed(batch()), part(batch()))
+        assert torch.equal(fpe.unpack(packed)[0].fpe_mask, whole[1][0].fpe_mask)
+
+
+def test_a_copied_group_is_one_of_its_own():
+    part = inner()
+    both = nn.Sequential(part, nn.Linear(4, 12), copy.deepcopy(part))
+    assert [group.producers for group in groups_in(both)] == [["0.0"], ["2.0"]]

@@ -15,7 +15,7 @@ from fpe.packing.blocks import MOST_BATCHED, Batch, BlockLayer, block_layout, pa
 from fpe.packing.codes import CodedLayer
 from fpe.packing.formats import Structure, choose_format
 from fpe.packing.layers import DenseLayer, PackedLayer
-from models import assert_unchanged, snapshot
+from models import assert_unchanged, forget_maps_, snapshot
 from zoo import ZOO, answer
 
 #: Splits and ways of paying that the table of models is packed with.
@@ -401,7 +401,7 @@ def test_a_norm_over_groups_of_neurons_keeps_their_order():
 
 def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
     wide = fpe.expand(fpe.mlp(12, 4, 2), 3, "shared", "columns", seed=1)
-    del wide.fpe_plan
+    forget_maps_(wide)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLayer)
     assert len(packed[0].sizes) == 3
@@ -546,7 +546,7 @@ def test_neurons_that_read_alike_are_found_without_a_plan():
 def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
     wide = fpe.expand(fpe.mlp(120, 48, 3, seed=0), factor, "shared-4", prune="columns", seed=0)
     planned = fpe.pack(wide)
-    del wide.fpe_plan
+    forget_maps_(wide)
     packed, x = fpe.pack(wide), torch.randn(5, 120)
     assert packed.fpe_packing.rows[0].why == f"{4 * factor} blocks, all of it free"
     assert sorted(packed[0].sizes) == sorted(planned[0].sizes)
@@ -558,7 +558,7 @@ def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
 
 def test_the_largest_family_is_found_without_a_plan():
     wide = fpe.expand(fpe.mlp(64, 16, 3, seed=0), 4, "random", seed=0)
-    del wide.fpe_plan
+    forget_maps_(wide)
     assert fpe.pack(wide).fpe_packing.rows[0].why == "each input of 4 children once, with its owner"
 
 

@@ -14,7 +14,7 @@ import fpe
 from fpe.errors import ArgumentError, ModelError
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.layers import PackedLayer, Shape
-from models import assert_unchanged, same_state, snapshot
+from models import assert_unchanged, forget_maps_, same_state, snapshot
 from zoo import ZOO, answer
 
 
@@ -131,7 +131,7 @@ def test_the_weight_of_blocks_has_the_order_of_the_outputs(inputs, planned):
     """Without a plan the outputs, and so the bias, are put back into the masked layer's order."""
     wide = fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2)
     if not planned:
-        del wide.fpe_plan
+        forget_maps_(wide)
     layer = fpe.pack(wide)[0]
     assert (layer.restore is None) is planned
     assert_stands_for_itself(layer)
@@ -142,7 +142,7 @@ def test_the_weight_of_blocks_has_the_order_of_the_outputs(inputs, planned):
 def test_the_weight_of_int8_is_the_rounded_one():
     pytest.importorskip("torchao")
     wide = fpe.expand(fpe.mlp(40, 8, 3), 2, "shared", seed=1)
-    del wide.fpe_plan
+    forget_maps_(wide)
     layer = fpe.quantize(fpe.pack(wide))[0]
     assert layer.restore is not None
     x = torch.randn(4, 40)
@@ -181,7 +181,7 @@ def test_a_compiled_packed_model_is_the_masked_one(name, split, prune, trains):
 def test_a_file_that_has_the_bias_block_by_block_is_read():
     """Also where the outputs are put back into order; torch's own state dicts of the first version too."""
     wide = fpe.expand(fpe.mlp(12, 4, 2), 3, "shared", "columns", seed=1)
-    del wide.fpe_plan
+    forget_maps_(wide)
     layer = fpe.pack(wide)[0]
     config, state = layer.config(), layer.state_dict()
     assert Shape.from_dict(config["shape"]) == layer.shape

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from fpe import MaskedLinear
+from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import MagnitudePruning
 from fpe.expansion.splits import SPLITS, LabelSplit
-from fpe.expansion.steps import Weights, duplicate, mask, partition, prune, widen
+from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen
 from models import assert_unchanged, same_bits, snapshot
 
 CHILDREN = torch.tensor([[0, 1, 0], [1, 0, 1]])
@@ -105,7 +106,7 @@ def test_with_identity_activation_only_the_copied_bias_moves_the_output(factor):
 def test_the_smallest_weights_of_all_layers_pay_for_the_copies():
     """Two weights and two biases were copied: 1, 1 and 1 pay, then the first 2."""
     wide = duplicate(producer(), [weights([[1.0, 2.0]], [9.0])], CHILDREN, 2)
-    prune(wide, 4, MagnitudePruning(), 2)
+    prune_(wide, 4, MagnitudePruning(), 2)
     assert wide[0].mask.tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
     assert wide[0].weight.tolist() == [[0, 0, 3], [0, 0, 0], [0, 5, 0], [4, 0, 6]]
     assert wide[1].mask.tolist() == [[0, 0, 1, 1]]
@@ -166,7 +167,7 @@ def test_each_entry_of_a_norm_stands_once_for_each_child(module, attribute, widt
         tensor.data.copy_(torch.tensor([start + 1.0, -start - 0.5]))
     module.weight.requires_grad_(False)
     before = snapshot(module)
-    wide = widen(module, 2, 3)
+    wide = widen(module, IndexMap(2, 3))
     assert getattr(wide, attribute) == width
     state = wide.state_dict()
     for name, tensor in module.state_dict().items():
@@ -179,13 +180,13 @@ def test_each_entry_of_a_norm_stands_once_for_each_child(module, attribute, widt
 
 @pytest.mark.parametrize("neurons", [1, 4])
 def test_a_prelu_with_one_slope_for_all_neurons_keeps_it(neurons):
-    wide = widen(nn.PReLU(), neurons, 3)
+    wide = widen(nn.PReLU(), IndexMap(neurons, 3))
     assert wide.weight.tolist() == [0.25]
     assert wide.num_parameters == 1
 
 
 def test_a_norm_without_parameters_only_gets_its_new_width():
-    assert widen(nn.LayerNorm(2, elementwise_affine=False), 2, 3).normalized_shape == (6,)
-    wide = widen(nn.BatchNorm1d(2, affine=False, track_running_stats=False), 2, 3)
+    assert widen(nn.LayerNorm(2, elementwise_affine=False), IndexMap(2, 3)).normalized_shape == (6,)
+    wide = widen(nn.BatchNorm1d(2, affine=False, track_running_stats=False), IndexMap(2, 3))
     assert wide.num_features == 6
     assert wide.state_dict() == {}

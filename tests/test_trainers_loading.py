@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import fpe
 from fits import Module, data, fitted, lightning, transformers
 from fpe.errors import CheckpointError, ModelError
-from fpe.expansion.plan import plans_in
+from fpe.expansion.index_maps import groups_in
 from fpe.integrations import huggingface
 from fpe.integrations.base import dense_kept
 from fpe.integrations.lightning import Expand, restore_shape
@@ -51,7 +51,7 @@ def test_the_best_model_is_restored_as_the_dense_one_that_it_was(settings, tmp_p
     trainer = choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[3, 1, 2], **settings)
     trainer.train()
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
-    assert not plans_in(model)
+    assert not groups_in(model)
     assert type(hidden(model)) is type(hidden(gpt2()))
     before = gpt2()
     before.load_state_dict(load_file(tmp_path / "checkpoint-3" / "model.safetensors"), strict=False)
@@ -68,7 +68,7 @@ def test_the_best_model_is_the_expanded_one_if_that_is_best(tmp_path):
     choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[1, 3, 2]).train()
     wide = huggingface.restore_shape(gpt2(), tmp_path / "checkpoint-6")
     wide.load_state_dict(load_file(tmp_path / "checkpoint-6" / "model.safetensors"), strict=False)
-    assert plans_in(model)
+    assert groups_in(model)
     assert same(model, wide)
 
 
@@ -78,7 +78,7 @@ def test_a_resumed_training_restores_a_best_model_from_before_the_expansion(tmp_
     trainer = choosing(model, tmp_path, huggingface.Expand(1, factor=2), scores=[2], epochs=3)
     trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert trainer.state.best_model_checkpoint == str(tmp_path / "checkpoint-3")
-    assert not plans_in(model)
+    assert not groups_in(model)
     assert hidden(model).weight.shape == hidden(gpt2()).weight.shape
 
 
@@ -86,12 +86,12 @@ def test_a_model_that_a_trainer_expanded_is_copied_and_pickled_with_its_dense_sh
     model, dense = gpt2(), gpt2().state_dict()
     transformers(model, tmp_path, huggingface.Expand(0), max_steps=1, save_strategy="no").train()
     for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        assert plans_in(copied)
+        assert groups_in(copied)
         assert same(copied, model)
         copied.load_state_dict(dense)
-        assert not plans_in(copied)
+        assert not groups_in(copied)
         assert same(copied, gpt2())
-    assert plans_in(model)
+    assert groups_in(model)
 
 
 def test_only_all_of_the_dense_weights_make_the_model_dense(tmp_path):
@@ -103,7 +103,7 @@ def test_only_all_of_the_dense_weights_make_the_model_dense(tmp_path):
     assert torch.equal(model.state_dict()[name], dense[name])
     with pytest.raises(CheckpointError, match="all files"):
         model.load_state_dict({k: v for k, v in dense.items() if k != name}, strict=False)
-    assert plans_in(model)
+    assert groups_in(model)
 
 
 def test_norms_without_any_tensor_become_as_narrow_as_they_were():
@@ -176,7 +176,7 @@ def test_lightnings_best_checkpoint_is_loaded_as_what_it_was(epoch, tmp_path):
     for path, wide in [("best", epoch == 1), (tmp_path / "epoch=2.ckpt", True), ("best", epoch == 1)]:
         trainer.test(module, data(), ckpt_path=path, verbose=False)
         assert module.network[0].out_features == (8 if wide else 4)
-        assert bool(plans_in(module)) == wide
+        assert bool(groups_in(module)) == wide
         trainer.save_checkpoint(tmp_path / "again.ckpt")
         again = torch.load(tmp_path / "again.ckpt")
         assert (again["callbacks"]["fpe.Expand()"]["shapes"] is not None) == wide
@@ -195,7 +195,7 @@ def test_lightning_expands_a_dense_checkpoint_that_is_resumed_with_epoch_0(tmp_p
 def test_lightning_modules_load_an_expanded_checkpoint_by_restoring_its_shape(tmp_path):
     module = fitted(tmp_path, Expand(0, factor=2), epochs=1)
     wide = Restoring.load_from_checkpoint(tmp_path / "after-1.ckpt")
-    assert plans_in(wide)
+    assert groups_in(wide)
     assert same(wide, module)
     resumed = Restoring()
     trainer = lightning(tmp_path, Expand(0, factor=2), epochs=2, enable_checkpointing=False)

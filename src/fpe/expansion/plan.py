@@ -1,51 +1,56 @@
-"""The plan: what an expansion does, as a value that can be printed, stored and read again."""
+"""The plan: what an expansion does, as a value that can be printed, stored, read again and applied."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from fpe.errors import ArgumentError, ModelError
+from fpe.expansion.index_maps import IndexMap
+from fpe.expansion.pruning import Pruning
+from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup, Skipped
+from fpe.masked import count_nonzero
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One group of neurons and what becomes of it.
+    """One group of neurons and its expansion.
 
     Attributes
     ----------
-    group : Group
+    group : NeuronGroup
         The modules concerned.
     factor : int
         Children of each neuron that is expanded.
     inputs : int
-        What a producer has to share out among the children of a neuron, when its turn comes.
+        How many inputs of a producer are split among the children of a neuron, when it is expanded.
     shares : str
-        What that is: ``"inputs"``, ``"channels"`` with all their taps, or ``"taps"``.
+        What is split: ``"inputs"``, ``"channels"`` with all their taps, or ``"taps"``.
     neurons, neurons_after : int
-        Neurons before and after. Where whole children pay and a mask holds weights at zero already, more or
-        fewer may be left when the layer has been expanded.
+        Neurons before and after. With `ChildPruning`, in a model with masks, the number after is an estimate
+        until the layer has been expanded.
     free : int
-        Non-zero parameters of the group before, and again after.
+        Non-zero parameters of the group, before and after.
     copies : int
-        Duplicated weights, biases and norm parameters, each paid for by a weight held at zero. Where two
-        groups have a consumer in common, the most that it can be.
+        Duplicated weights, biases and norm parameters: as many weights are pruned. Where two groups have a
+        consumer in common, an upper bound.
     chosen : tuple of int, optional
         The neurons that are expanded, if not all are.
     groups : int
-        Into how many groups of adjacent neurons, each with a partition of its own, a shared split cuts it.
-    left : tuple of int
-        The children that were not born because whole children paid, numbered as if all were: parent × factor
-        + which child. Known when the layer has been expanded.
+        Groups of adjacent neurons with a partition each, if the split is shared.
+    dropped : tuple of int
+        The children that `ChildPruning` did not create, numbered as if all were: parent × factor + child.
+        Known when the layer has been expanded.
     notes : tuple of str
-        What is done otherwise than the split and the pruning of the plan say, and why; as far as it can be
-        foreseen, and completely when the layer has been expanded.
+        What is done otherwise than asked, and why; complete when the layer has been expanded.
     """
 
     group: NeuronGroup
@@ -58,13 +63,49 @@ class LayerPlan:
     copies: int
     chosen: tuple[int, ...] | None = None
     groups: int = 1
-    left: tuple[int, ...] = ()
+    dropped: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def index_map(self) -> IndexMap:
+        """The child and the parent of each new neuron."""
+        members = len(self.group.producers), len(self.group.between), len(self.group.consumers)
+        how = self.groups, self.chosen, self.dropped, self.notes
+        return IndexMap(self.neurons, self.factor, *how, members)
+
+
+@dataclass
+class Basis:
+    """What a plan was made from, with all that was measured for it; not stored in files.
+
+    Attributes
+    ----------
+    split, pruning : Split, Pruning
+        As values, not as names.
+    batch : Tensor, tuple, dict or None
+        One batch for the model.
+    scores, inputs : dict of str to Tensor
+        By the producer's name, what the pruning ranks by and what the split looks at.
+    shapes : list of torch.Size or None
+        Of the model's outputs on the batch.
+    modules : dict
+        Type and shapes of each module with parameters.
+    """
+
+    split: Split
+    pruning: Pruning
+    batch: Any
+    scores: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    shapes: list[torch.Size] | None
+    modules: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be expanded, how, and what is left alone; ``print(plan)`` shows it as a table.
+    """What will be expanded, how, and what is left unchanged; ``print(plan)`` shows it as a table.
+
+    `fpe.expand(model, plan=plan)` and `fpe.expand_` apply it.
 
     Attributes
     ----------
@@ -75,15 +116,15 @@ class Plan:
     factor : int
         Children of each neuron, where `layers` gave no other.
     split, prune : str
-        Printed forms of the split and of the way of paying.
+        Printed forms of the split and of the pruning.
     budget : str
-        Who pays for a group's copies: the ``"group"`` itself, or the whole ``"network"``.
+        Whether each ``"group"`` is pruned to its own count, or the ``"network"`` to one.
     seed : int
         Seed of the partitions.
     nonzero : int
         Non-zero parameters of the whole network, before and after.
-    earlier : Plan, optional
-        That of the model's last expansion before this one.
+    basis : Basis, optional
+        What the plan was made from; None for a plan that was applied, or read from a file.
     """
 
     layers: tuple[LayerPlan, ...]
@@ -94,94 +135,70 @@ class Plan:
     budget: str
     seed: int
     nonzero: int
-    earlier: Plan | None = None
+    basis: Basis | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        head = (
-            "layer", "read by", "with", "shares out", "neurons", "after", "non-zeros", "copies to pay for"
-        )  # fmt: skip
+        head = ("layer", "consumers", "between", "splits", "neurons", "after", "non-zeros", "copies")
         rows = _folded([_cells(layer) for layer in self.layers])
         each = ", numbers are of one layer" if len(rows) < len(self.layers) else ""
-        whole = ", paid for by the whole network" if self.budget == "network" else ""
-        lines = [
-            f"Expansion by {self.factor}: split {self.split}, prune {self.prune}{whole}, seed {self.seed}"
-            + each,
-            *text_table(head, rows, left=3),
-        ]
-        lines += noted_lines(self.layers)
-        if self.skipped:
-            lines += ["left alone:", *skipped_lines(self.skipped)]
+        whole = ", budget of the whole network" if self.budget == "network" else ""
+        how = f"split {self.split}, prune {self.prune}{whole}, seed {self.seed}{each}"
+        lines = [f"Expansion by {self.factor}: {how}", *text_table(head, rows, left=3)]
+        notes = [(braced(layer.group.producers), note) for layer in self.layers for note in layer.notes]
+        lines += remarks(notes, self.skipped)
         lines.append(f"non-zero parameters of the network, before and after: {self.nonzero:,}")
         return "\n".join(lines)
 
+    def basis_for(self, model: nn.Module) -> Basis:
+        """Return what the plan was made from, if it can be applied to a model; else raise an error."""
+        if self.basis is None:
+            raise ArgumentError(
+                "this plan was read from a file, or has been applied, and no longer holds its split, pruning and "
+                "measurements; make a new one with fpe.plan."
+            )
+        now = modules_of(model)
+        if now != self.basis.modules:
+            names = [n for n in {**now, **self.basis.modules} if now.get(n) != self.basis.modules.get(n)]
+            raise ModelError(
+                f"the model is not the one that was planned: {', '.join(map(repr, names[:5]))} "
+                f"{'is' if len(names) == 1 else 'are'} other than then; make a new plan with fpe.plan."
+            )
+        if (count := count_nonzero(model)) != self.nonzero:
+            raise ModelError(
+                f"the model is not the one that was planned: it has {count:,} non-zero parameters, and had "
+                f"{self.nonzero:,}; make a new plan with fpe.plan."
+            )
+        return self.basis
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain lists, dicts, strings and numbers, fit for JSON."""
-        return dataclasses.asdict(self)
+        record = dataclasses.asdict(dataclasses.replace(self, basis=None))
+        del record["basis"]
+        return record
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> Plan:
-        """Make the plan again from what `to_dict` returned, or from its JSON."""
+        """Make the plan again from what `to_dict` returned, from its JSON, or from an earlier version's."""
         layers = []
         for layer in record["layers"]:
-            chosen = layer["chosen"]
-            again = {
-                "group": NeuronGroup.from_dict(layer["group"]),
-                "chosen": None if chosen is None else tuple(chosen),
-            }
-            again |= {name: tuple(layer.get(name, ())) for name in ("left", "notes")}
-            layers.append(LayerPlan(**{**layer, **again}))
+            known = {f.name: layer[f.name] for f in dataclasses.fields(LayerPlan) if f.name in layer}
+            known["group"] = NeuronGroup.from_dict(layer["group"])
+            known["dropped"] = layer.get("dropped", layer.get("left", ()))  # the name in earlier versions
+            for name in ("chosen", "dropped", "notes"):
+                known[name] = None if known.get(name) is None else tuple(known[name])
+            layers.append(LayerPlan(**{**known, "notes": known["notes"] or ()}))
+        names = ("factor", "split", "prune", "budget", "seed", "nonzero")
         skipped = tuple(Skipped(**s) for s in record["skipped"])
-        earlier = Plan.from_dict(record["earlier"]) if record.get("earlier") else None
-        return Plan(**{**record, "layers": tuple(layers), "skipped": skipped, "earlier": earlier})
-
-    def under(self, name: str) -> Plan:
-        """Return the plan in the names of a larger model, of which its own is the part `name`."""
-        if not name:
-            return self
-
-        def longer(names: Sequence[str]) -> tuple[str, ...]:
-            return tuple(f"{name}.{inner}" for inner in names)
-
-        layers = []
-        for layer in self.layers:
-            own = layer.group
-            producers, consumers, between = map(longer, (own.producers, own.consumers, own.between))
-            group = NeuronGroup(producers, consumers, between, own.input_layouts)
-            layers.append(dataclasses.replace(layer, group=group))
-        skipped = tuple(Skipped(f"{name}.{one.name}", one.reason) for one in self.skipped)
-        return dataclasses.replace(self, layers=tuple(layers), skipped=skipped)
+        return Plan(tuple(layers), skipped, **{name: record[name] for name in names})
 
 
-def plans_in(model: nn.Module) -> list[Plan]:
-    """Return the plans by which a model and its parts were expanded, in the model's names.
-
-    Each holds the layers that are still as it says. No layer that makes neurons is in two of them; it is in
-    the plan of the outermost module, and there in the latest.
-    """
-    found: list[Plan] = []
-    known: set[str] = set()
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, module in model.named_modules():
-        plan = vars(module).get("fpe_plan")
-        while isinstance(plan, Plan):
-            here = plan.under(name)
-            layers = tuple(layer for layer in here.layers if _is_as_planned(modules, layer, known))
-            known.update(producer for layer in layers for producer in layer.group.producers)
-            found.append(dataclasses.replace(here, layers=layers))
-            plan = plan.earlier
-    return found
-
-
-def _is_as_planned(modules: Mapping[str, nn.Module], layer: LayerPlan, known: set[str]) -> bool:
-    """Tell whether a group's modules are there, with the planned number of neurons, and not known yet."""
-    group = layer.group
-    if known.intersection(group.producers) or not modules.keys() >= {
-        *group.producers, *group.consumers, *group.between
-    }:  # fmt: skip
-        return False
-    producers = [modules[name] for name in group.producers]
-    widths = {getattr(m, "out_features", getattr(m, "out_channels", None)) for m in producers}
-    return widths == {layer.neurons_after}
+def modules_of(model: nn.Module) -> dict[str, Any]:
+    """Return the type, and the shapes of the parameters, of each module that has some."""
+    return {
+        name: (type(module).__qualname__, shapes)
+        for name, module in model.named_modules()
+        if (shapes := {n: tuple(p.shape) for n, p in module.named_parameters(recurse=False)})
+    }
 
 
 def _cells(layer: LayerPlan) -> tuple[str, ...]:
@@ -190,10 +207,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
         ", ".join(layer.group.consumers),
         ", ".join(layer.group.between) or "-",
         f"{layer.inputs:,} {layer.shares}" + (f", {layer.groups} groups" if layer.groups > 1 else ""),
-        f"{layer.neurons:,}",
-        f"{layer.neurons_after:,}",
-        f"{layer.free:,}",
-        f"{layer.copies:,}",
+        *(f"{n:,}" for n in (layer.neurons, layer.neurons_after, layer.free, layer.copies)),
     )
 
 
@@ -209,15 +223,15 @@ def braced(names: Sequence[str]) -> str:
     return f"{parent}.{{{last}}}" if parent else last
 
 
-def skipped_lines(skipped: Sequence[Skipped]) -> list[str]:
-    """Write what is left alone in lines, equal layers of a stack in one."""
-    return [f"  {name}: {reason}" for name, reason in _folded([(s.name, s.reason) for s in skipped])]
-
-
-def noted_lines(layers: Sequence[LayerPlan]) -> list[str]:
-    """Return what is done otherwise than asked, layer by layer, under a heading; nothing if nothing is."""
-    noted = [(braced(layer.group.producers), note) for layer in layers for note in layer.notes]
-    return ["otherwise than asked:", *(f"  {name}: {note}" for name, note in _folded(noted))] if noted else []
+def remarks(notes: Sequence[tuple[str, str]], skipped: Sequence[Skipped]) -> list[str]:
+    """Write what is done otherwise than asked, and the skipped layers, equal layers of a stack in one line."""
+    lines = []
+    for head, rows in (
+        ("otherwise than asked:", notes),
+        ("left unchanged:", [(s.name, s.reason) for s in skipped]),
+    ):
+        lines += [head, *(f"  {name}: {reason}" for name, reason in _folded(rows))] if rows else []
+    return lines
 
 
 def _folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:

@@ -1,8 +1,9 @@
-"""What `expand` will do, known and checked before any weight is touched."""
+"""Make a plan: what `expand` will do, known and checked before any weight is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,28 +11,37 @@ from torch import nn
 
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
-from fpe.expansion.choice import Chosen, Layers, choose, without
-from fpe.expansion.foreseen import free_by_neuron, free_weights, layer_plans
-from fpe.expansion.plan import LayerPlan, Plan
+from fpe.expansion.measure import (
+    TARGETS,
+    Measurements,
+    inputs_of,
+    most_polysemantic,
+    scores_of,
+    shapes_of,
+    width_problems,
+)
+from fpe.expansion.plan import Basis, LayerPlan, Plan, modules_of
 from fpe.expansion.pruning import Pruning, as_pruning
-from fpe.expansion.ranking import example_problem, scales_of, split_problem
+from fpe.expansion.selection import Chosen, Layers, select, without
 from fpe.expansion.splits import Split, as_split
-from fpe.expansion.target import TARGETS, most_polysemantic
-from fpe.expansion.widths import written_down
 from fpe.graph import NeuronGroup
+from fpe.graph.groups import default_layout, layout_neurons
 from fpe.graph.inputs import inputs_for
 from fpe.graph.layers import (
     OVER_NEURONS,
+    bias_of,
+    mask_of,
     memory_problem,
+    neuron_tensors,
     oriented_weight,
+    size_of,
 )
 from fpe.graph.verification import unverified
-from fpe.masked import check_masks, count_nonzero
+from fpe.masked import check_masks, count_free, count_nonzero
 
-BUDGETS = ("group", "network")
-CONVOLUTIONS = ("channels", "taps")
+_ALLOWED = {"budget": ("group", "network"), "convolutions": ("channels", "taps"), "target": TARGETS}
 #: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
-WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine")
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
 def plan(
@@ -52,51 +62,46 @@ def plan(
     Parameters
     ----------
     model : nn.Module
-        Any module; it is not changed. Of a compiled one the model in it is taken. Without
-        `example_inputs`, the linear layers of an ``nn.Sequential``
-        or of a module that can be traced symbolically are found; for a model of transformers a batch is
-        made up from its configuration.
+        Any module; it is not changed. Of a compiled one the model in it is taken. Without `example_inputs`,
+        the linear layers of an ``nn.Sequential``, or of a module that can be traced symbolically, are found;
+        for a model of transformers a batch is made up from its configuration.
     factor : int, default 2
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
-        Who gets which input: ``"random"``, ``"shared"``, ``"shared-8"`` (one partition for each of 8 groups
-        of neurons; see `fpe.SharedSplit`), ``"gram"``, ``"2:4"`` or an object such as
+        Which child gets which input: ``"random"``, ``"shared"``, ``"shared-8"`` (one partition for each of 8
+        groups of neurons; see `fpe.SharedSplit`), ``"gram"``, ``"2:4"`` or an object such as
         ``fpe.LabelSplit(labels)``. ``fpe.CorrelationSplit()`` looks at `example_inputs`.
-    prune : str or Prune, default "magnitude"
-        Which weights pay for the copies: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the
-        readers of the new neurons keep at most half of the free weights; for networks that are expanded
-        before they are trained), ``"columns"`` (whole inputs, for a shared split) or ``"children"`` (whole
-        children, for a shared split whose readers are as large as the layer; see `fpe.ChildPruning`).
-        ``fpe.InputPruning(by="activation")`` ranks the inputs by what they hold on `example_inputs` too,
-        ``fpe.InputPruning(by="gradient")`` by the gradients that a backward pass has left.
-    layers : sequence of str or Group, or mapping of these to int, optional
-        Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own
-        factor, the last that matches. By default every second hidden layer from the first (A.7), which
-        for a network with one hidden layer is that one and for a transformer every MLP; never a head,
-        an embedding or a projection of attention. A `NeuronGroup` gives a layer with its readers by hand, for a
-        model that cannot be followed; it needs `example_inputs`, and is taken instead of what a name or a
-        pattern beside it finds for its layer.
+    prune : str or Pruning, default "magnitude"
+        Which weights are pruned: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the consumers of
+        the new neurons keep at most half of the free weights; for networks that are expanded before they are
+        trained), ``"columns"`` (whole inputs, for a shared split; see `fpe.InputPruning`, which may rank by
+        activations or gradients) or ``"children"`` (whole children; see `fpe.ChildPruning`).
+    layers : str, NeuronGroup, sequence of them, or mapping of them to int, optional
+        Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own factor,
+        the last that matches. By default every second hidden layer from the first (A.7), which for a
+        transformer is every MLP; never a head, an embedding or a projection of attention. A `NeuronGroup`
+        gives a layer with its consumers by hand, for a model that cannot be traced; it needs
+        `example_inputs`, and replaces what a name or a pattern finds for its layer.
     example_inputs : Tensor, tuple or dict, optional
         One small batch: the model's input, its positional arguments, or its keyword arguments. With it
-        any model that ``torch.export`` can follow is, convolutions and gated pairs included, and each
-        group is verified numerically, by permuting its neurons in evaluation and in training mode.
+        convolutions and gated pairs are found too, and each group is verified numerically.
     seed : int, default 0
         Seed of the partitions.
     budget : str, default "group"
-        Who pays for a group's copies: the ``"group"`` itself, or all groups of the ``"network"`` together.
+        Whether each ``"group"`` is pruned to its own count, or the ``"network"`` to one.
     convolutions : str, default "channels"
-        What a convolution's children share out: its input ``"channels"``, all taps of one staying
-        together, or its single ``"taps"``. A layer with fewer channels than children shares out taps.
+        What a convolution's children split: its input ``"channels"``, all taps of one staying together, or
+        its single ``"taps"``. A layer with fewer channels than children splits taps.
     target_fraction : float, default 1.0
         Share of each layer's neurons to expand, the most polysemantic first; the others keep one child.
     target : str, default "participation"
-        What the most polysemantic neurons are: those of the highest ``"participation"`` ratio of
-        incoming weights, or those whose inputs have the least feature ``"capacity"`` on `example_inputs`.
+        The most polysemantic neurons are those of the highest ``"participation"`` ratio of incoming weights,
+        or those whose inputs have the least feature ``"capacity"`` on `example_inputs`.
 
     Returns
     -------
     Plan
-        Printable.
+        Printable; ``fpe.expand(model, plan=plan)`` applies it.
 
     Raises
     ------
@@ -104,9 +109,9 @@ def plan(
         For an argument that no model could satisfy.
     ModelError
         If there is nothing to expand, a named layer cannot be expanded, a ranking by gradient finds none,
-        or the model was expanded before and a weight is not zero where its mask is (see `fpe.project_`).
+        or a masked weight of a model that was expanded before is not zero (see `fpe.project_`).
     BudgetError
-        If the copies cannot be paid for.
+        If too few weights can be pruned.
 
     Examples
     --------
@@ -114,15 +119,15 @@ def plan(
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> print(fpe.plan(model, factor=2))
     Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0
-    layer  read by  with  shares out  neurons  after  non-zeros  copies to pay for
-    -----  -------  ----  ----------  -------  -----  ---------  -----------------
-    0      2        -       8 inputs        4      8         46                 12
-    left alone:
+    layer  consumers  between    splits  neurons  after  non-zeros  copies
+    -----  ---------  -------  --------  -------  -----  ---------  ------
+    0      2          -        8 inputs        4      8         46      12
+    left unchanged:
       2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
     model = uncompiled(model)
-    split, prune = check_arguments(
+    own_split, pruning = check_arguments(
         model,
         factor,
         split,
@@ -136,40 +141,38 @@ def plan(
         example_inputs,
     )
     check_masks(model, "expanding")
-    chosen, skipped = choose(model, layers, factor, example_inputs)
+    batch = example_inputs
+    if batch is None and isinstance(model, nn.Module):
+        batch = inputs_for(model)
+    chosen, skipped = select(model, layers, factor, example_inputs)
+    producers = [name for group, _ in chosen for name in group.producers]
+    measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
 
     def planned_for(chosen: Chosen) -> list[LayerPlan]:
-        problems = _memory_problems(model, chosen) + _hook_problems(model, chosen)
-        wanted = [most_polysemantic(model, g, target_fraction, target, example_inputs) for g, _ in chosen]
-        planned = layer_plans(model, chosen, wanted, convolutions, split, prune)
-        problems += _split_problems(model, planned, split, prune)
+        problems = layer_problems(model, [group for group, _ in chosen])
+        wanted = [most_polysemantic(model, g, target_fraction, target, measured) for g, _ in chosen]
+        planned = _layer_plans(model, chosen, wanted, convolutions, own_split, pruning)
+        problems += _split_problems(model, planned, own_split, pruning)
         raise_problems(problems, ModelError, "the layers to expand")
-        _check_budget(model, planned, prune, budget)
+        _check_budget(model, planned, pruning, budget)
         return planned
 
-    planned = planned_for(chosen)
-    batch = inputs_for(model) if example_inputs is None else example_inputs
+    planned, shapes = planned_for(chosen), None
     if batch is not None:
         # Only what has been verified is worth widening.
         if reasons := unverified(model, [group for group, _ in chosen], batch):
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
-        if reasons := written_down(model, planned, batch):
+        shapes = shapes_of(model, batch)
+        if reasons := width_problems(model, planned, batch, shapes):
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
-    scales_of(model, [group for group, _ in chosen], prune, example_inputs)  # or say that it cannot be done
-    earlier = vars(model).get("fpe_plan")
-    return Plan(
-        layers=tuple(planned),
-        skipped=skipped,
-        factor=factor,
-        split=repr(split),
-        prune=repr(prune),
-        budget=budget,
-        seed=seed,
-        nonzero=count_nonzero(model),
-        earlier=earlier if isinstance(earlier, Plan) else None,
-    )
+    groups = [group for group, _ in chosen]
+    scores = scores_of(model, groups, pruning, measured)
+    inputs = inputs_of([g.name for g in groups], measured) if own_split.needs_inputs else {}
+    basis = Basis(own_split, pruning, batch, scores, inputs, shapes, modules_of(model))
+    how = (repr(own_split), repr(pruning), budget, seed)
+    return Plan(tuple(planned), skipped, factor, *how, nonzero=count_nonzero(model), basis=basis)
 
 
 def check_arguments(
@@ -197,41 +200,45 @@ def check_arguments(
         problems += [f"layers[{entry!r}]: {p}" for entry, f in layers.items() if (p := factor_problem(f))]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-    for name, value, allowed in (
-        ("budget", budget, BUDGETS),
-        ("convolutions", convolutions, CONVOLUTIONS),
-        ("target", target, TARGETS),
-    ):
+    for (name, allowed), value in zip(_ALLOWED.items(), (budget, convolutions, target), strict=True):
         if value not in allowed:
             problems.append(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}.")
     if not isinstance(target_fraction, int | float) or not 0 < target_fraction <= 1:
         problems.append(f"target_fraction is {target_fraction!r}; give a number above 0 and at most 1.")
-    resolved: list[Any] = []
-    for resolve in (lambda: as_split(split), lambda: as_pruning(prune)):
-        try:
-            resolved.append(resolve())
-        except FPEError as error:
-            problems.append(str(error))
-    if len(resolved) == 2 and resolved[1].needs_shared:
-        name = resolved[1]
-        if not resolved[0].shared:
+    own_split, pruning = Split(), Pruning()
+    try:
+        own_split = as_split(split)
+    except FPEError as error:
+        problems.append(str(error))
+    try:
+        pruning = as_pruning(prune)
+    except FPEError as error:
+        problems.append(str(error))
+    else:
+        if pruning.needs_shared and not own_split.shared and type(own_split) is not Split:
             problems.append(
-                f"prune={name!r} needs one partition for all neurons of a layer, which split "
-                f"{resolved[0]!r} does not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or "
+                f"prune {pruning!r} needs one partition for all neurons of a layer, which split {own_split!r} does "
+                "not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'."
+            )
+        if pruning.needs_shared and budget == "network":
+            problems.append(
+                f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'."
+            )
+        if pruning.needs_shared and target_fraction != 1:
+            problems.append(
+                f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
                 "prune='magnitude'."
             )
-        if budget == "network":
-            problems.append(f"prune={name!r} pays layer by layer; give budget='group', or prune='magnitude'.")
-        if target_fraction != 1:
+    for what, needs in (
+        (f"split={own_split!r}", own_split.needs_inputs),
+        (f"prune={pruning!r}", pruning.needs_scores == "inputs"),
+    ):
+        if needs and example_inputs is None:
             problems.append(
-                f"prune={name!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
-                "prune='magnitude'."
+                f"{what} needs the inputs of each layer on data; give example_inputs=…, a batch of them."
             )
-    if len(resolved) == 2:
-        needs = split_problem(resolved[0], example_inputs), example_problem(resolved[1], example_inputs)
-        problems += [problem for problem in needs if problem]
     raise_problems(problems, ArgumentError, "the arguments")
-    return resolved[0], resolved[1]
+    return own_split, pruning
 
 
 def wrapped_problem(model: nn.Module) -> str | None:
@@ -241,10 +248,9 @@ def wrapped_problem(model: nn.Module) -> str | None:
         if isinstance(module, torch.jit.ScriptModule):
             return (
                 f"{where} is a ScriptModule, made by torch.jit.script or torch.jit.trace, which cannot be "
-                "followed; expand the model first, and script it then."
+                "analyzed; expand the model first, and script it then."
             )
-        found = {kind.__name__ for kind in type(module).__mro__} & set(WRAPPERS)
-        if found:
+        if found := {kind.__name__ for kind in type(module).__mro__} & _WRAPPERS:
             return f"{where} is a {found.pop()}; expand the model first, and wrap it then."
     return None
 
@@ -256,43 +262,113 @@ def factor_problem(factor: Any) -> str | None:
     return None
 
 
-def _memory_problems(model: nn.Module, chosen: Chosen) -> list[str]:
-    """Check that the weights concerned are there, and are numbers."""
-    names = dict.fromkeys(name for group, _ in chosen for name in (*group.producers, *group.consumers))
-    return [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
+def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
+    """Say which weights of some groups are missing or no numbers, and which replaced parameters have hooks."""
+    names = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
+    problems = [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
+    names |= dict.fromkeys(name for group in groups for name in group.between)
+    modules = {name: model.get_submodule(name) for name in names}
+    return problems + hook_problems(
+        (f"{name}.{own}", p) for name, m in modules.items() for own, p in m.named_parameters(recurse=False)
+    )
 
 
-def _hook_problems(model: nn.Module, chosen: Chosen) -> list[str]:
-    """Check that no parameter that will be replaced has hooks."""
-    groups = [group for group, _ in chosen]
-    names = dict.fromkeys(n for g in groups for n in (*g.producers, *g.between, *g.consumers))
-    found = [
-        (f"{name}.{own}", parameter)
-        for name in names
-        for own, parameter in model.get_submodule(name).named_parameters(recurse=False)
-    ]
-    return hook_problems(found)
+def _layer_plans(
+    model: nn.Module,
+    chosen: Chosen,
+    wanted: Sequence[tuple[int, ...] | None],
+    convolutions: str,
+    split: Split,
+    pruning: Pruning,
+) -> list[LayerPlan]:
+    """Plan each group, in order: a producer may have inputs from one that is expanded before it."""
+    grown: dict[str, int] = {}  # further inputs of each layer
+    planned = []
+    for (group, factor), some in zip(chosen, wanted, strict=True):
+        neurons, inputs = size_of(model, group.name)
+        inputs += grown.get(group.name, 0)
+        taps = oriented_weight(model.get_submodule(group.name))[0, 0].numel()
+        shares = "inputs" if taps == 1 else convolutions
+        if shares == "taps" or (shares == "channels" and inputs < factor):
+            shares, inputs = "taps", inputs * taps
+        expanded = range(neurons) if some is None else some
+        mine, others = (sum(counts) for counts in zip(*_free_by_neuron(model, group, expanded), strict=True))
+        biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
+        others += sum(bias.numel() for bias in biases if bias is not None)
+        per_neuron = parameters_per_neuron(model, group)
+        copies = (factor - 1) * (mine + per_neuron * len(expanded))
+        own = sum(_free_weights(model, name) for name in group.producers)
+        groups, entries = (
+            split.num_groups(neurons),
+            len(group.producers) * (taps if shares == "channels" else 1),
+        )
+        dropped, note = pruning.expected_dropped(neurons, groups, factor, inputs, entries, copies)
+        after = neurons + len(expanded) * (factor - 1) - dropped
+        free = own + mine + others + per_neuron * neurons
+        layer = LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups)
+        planned.append(replace(layer, notes=(note,) if note else ()))
+        for position, name in enumerate(group.consumers):
+            runs = _runs(model, group, position)
+            grown[name] = grown.get(name, 0) + (after - neurons) * sum(k for k in runs if k > 0)
+    return planned
+
+
+def _runs(model: nn.Module, group: NeuronGroup, position: int) -> tuple[int, ...]:
+    if group.input_layouts:
+        return group.input_layouts[position]
+    return default_layout(size_of(model, group.name)[0], size_of(model, group.consumers[position])[1])
+
+
+def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
+    """Return how many biases and parameters of norms each neuron of a group has."""
+    neurons, _ = size_of(model, group.name)
+    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    for name in group.between:
+        module = model.get_submodule(name)
+        own = neuron_tensors(module, neurons)
+        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+    return total
+
+
+def _free_weights(model: nn.Module, name: str) -> int:
+    layer = model.get_submodule(name)
+    mask = mask_of(layer)
+    return oriented_weight(layer).numel() if mask is None else count_free(mask)
+
+
+def _free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> list[tuple[int, int]]:
+    """Count each consumer's free weights for the neurons to be expanded, and the others."""
+    neurons, counts = size_of(model, group.name)[0], []
+    for position, name in enumerate(group.consumers):
+        total, mask = _free_weights(model, name), mask_of(model.get_submodule(name))
+        mine = torch.isin(
+            layout_neurons(_runs(model, group, position), neurons), torch.tensor(list(expanded))
+        )
+        if mask is None:
+            own = int(mine.sum()) * (total // len(mine))
+        else:
+            own = count_free(mask[:, mine.to(mask.device)].contiguous())
+        counts.append((own, total - own))
+    return counts
 
 
 def _split_problems(
-    model: nn.Module, planned: Sequence[LayerPlan], split: Split, prune: Pruning
+    model: nn.Module, planned: Sequence[LayerPlan], split: Split, pruning: Pruning
 ) -> list[str]:
-    """Check that each layer can be split so."""
     problems = []
     for layer in planned:
         factor, name = layer.factor, layer.group.name
-        shared_out = layer.inputs
-        if factor > shared_out:
+        if factor > layer.inputs:
             problems.append(
-                f"factor {factor} is larger than the {shared_out} {layer.shares} of layer {name!r}, so that "
-                f"some child would have none; give a factor from 1 to {shared_out}."
+                f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
+                f"some child would have none; give a factor from 1 to {layer.inputs}."
             )
         elif split.needs_inputs and layer.shares == "taps":
             problems.append(
-                f"layer {name!r} shares out taps, of which split {split!r} knows nothing; give "
+                f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
                 "convolutions='channels' and no more children than channels, or another split."
             )
-        elif factor > 1 and (problem := split.problem(shared_out, factor)):
+        elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
             problems.append(f"layer {name!r}: {problem}.")
         for between in layer.group.between:
             norm = model.get_submodule(between)
@@ -302,40 +378,38 @@ def _split_problems(
                     "count the expanded ones more often than the others; leave target_fraction out for this "
                     "layer."
                 )
-            if prune.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
+            if pruning.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
                 problems.append(
                     f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} "
-                    "equal pieces, of which prune='children' would take unequal parts; give "
+                    "equal pieces, and would lose unequal numbers of children from them; give "
                     "prune='magnitude', or leave this layer out."
                 )
     return problems
 
 
-def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], prune: Pruning, budget: str) -> None:
-    """Check that the copies can be paid for."""
-    problems = []
+def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruning, budget: str) -> None:
+    """Check that enough weights can be pruned."""
     if budget == "network":
         names = dict.fromkeys(n for p in planned for n in (*p.group.producers, *p.group.consumers))
         copies = sum(layer.copies for layer in planned)
-        can_pay = sum(free_weights(model, n) for n in names) + copies
-        if copies > can_pay:
-            problems.append(
-                f"the expansion makes {copies} copies, and only {can_pay} weights could pay for them."
+        capacity = sum(_free_weights(model, n) for n in names) + copies
+        if copies > capacity:
+            raise BudgetError(
+                f"the expansion makes {copies} copies, but only {capacity} weights can be pruned."
             )
-    for layer in planned if budget == "group" else ():
+        return
+    problems = []
+    for layer in planned:
         group = layer.group
-        expanded = layer.chosen or range(layer.neurons)
-        read = [free_by_neuron(model, group, i, expanded)[0] for i in range(len(group.consumers))]
-        per_neuron = layer.copies - (layer.factor - 1) * sum(read)
-        weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
-        can_pay = weights + layer.copies - per_neuron
+        mine = sum(own for own, _ in _free_by_neuron(model, group, layer.chosen or range(layer.neurons)))
+        weights = sum(_free_weights(model, n) for n in (*group.producers, *group.consumers))
         shape = oriented_weight(model.get_submodule(group.name)).shape
         taps = shape[2:].numel() if layer.shares != "taps" else 1
         entries = len(group.producers) * layer.neurons * taps
-        can_pay = prune.capacity(can_pay, entries, layer.inputs, layer.factor)
-        if layer.copies > can_pay:
+        capacity = pruning.capacity(weights + (layer.factor - 1) * mine, entries, layer.inputs, layer.factor)
+        if layer.copies > capacity:
             problems.append(
-                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and prune={prune!r} "
-                f"can prune only {can_pay} weights; give a smaller factor, or another prune."
+                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and {pruning!r} can "
+                f"prune only {capacity} weights; give a smaller factor, or another prune."
             )
     raise_problems(problems, BudgetError, "the budget")

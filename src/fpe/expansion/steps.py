@@ -1,8 +1,8 @@
-"""The steps of Fixed Parameter Expansion, as section 2.3 tells them: partition, duplicate, prune, mask.
+"""The steps of Fixed Parameter Expansion in the paper's order (section 2.3): partition, duplicate, prune, mask.
 
-`partition` shares a neuron's inputs out among its children, `duplicate` makes the children and copies
-what leaves the neuron, `prune` pays for the copies, `mask` makes layers that hold it all in place. A norm
-over the neurons is made to fit by `widen`.
+`partition` assigns each input of a neuron to one of its children, `duplicate` makes the children and copies
+the outgoing weights, `prune_` masks as many weights as were copied, `mask` makes layers whose masked weights
+stay zero. `widen` fits a norm over the neurons.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
+from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph.groups import Layout, layout_sources
@@ -24,32 +25,9 @@ from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_ten
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 
-@dataclass(frozen=True)
-class Family:
-    """The neurons of an expanded layer, in the order in which they stand.
-
-    Attributes
-    ----------
-    parent : Tensor
-        The parent of each, integers in ascending order.
-    role : Tensor
-        Which child of it each is, from 0; a number of at least the factor for a neuron that was not expanded
-        and keeps all its inputs.
-    """
-
-    parent: Tensor
-    role: Tensor
-
-    @classmethod
-    def of(cls, neurons: int, factor: int) -> Family:
-        """Return the family in which each neuron has all its children, side by side."""
-        parent = torch.arange(neurons).repeat_interleave(factor)
-        return cls(parent, torch.arange(factor).repeat(neurons))
-
-
 @dataclass
 class Weights:
-    """What a linear layer or a convolution holds.
+    """The tensors of a linear layer or a convolution.
 
     Attributes
     ----------
@@ -67,7 +45,7 @@ class Weights:
 
     @classmethod
     def of(cls, layer: nn.Module) -> Weights:
-        """Look at a layer's own tensors."""
+        """Return a layer's own tensors, not copied."""
         weight = oriented_weight(layer).detach()
         bias = bias_of(layer)
         all_free = weight.new_ones(()).expand_as(weight)  # takes no memory
@@ -76,7 +54,7 @@ class Weights:
 
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
-    """Give each input of each neuron to one of its children.
+    """Assign each input of each neuron to one of its children.
 
     Parameters
     ----------
@@ -85,7 +63,7 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     factor : int
         Number of children.
     split : Split
-        Who gets which input.
+        Makes the assignment.
     rng : numpy.random.Generator
         Source of the draws.
 
@@ -97,26 +75,22 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     Raises
     ------
     ArgumentError
-        If a split of the user's own returns anything else.
+        If a user's own split returns anything else.
     """
     shape = weight.shape[:2]
     if factor == 1:
         return torch.zeros(shape, dtype=torch.uint8, device=weight.device)
     children = split.assign(weight, factor, rng)
+    must = f"it must return a tensor of integers of the weight's shape {tuple(shape)}."
     if not isinstance(children, Tensor):
-        raise ArgumentError(
-            f"split {split!r} returned a {type(children).__name__}; it must return a tensor of integers of "
-            f"the weight's shape {tuple(shape)}."
-        )
+        raise ArgumentError(f"split {split!r} returned a {type(children).__name__}; {must}")
     if children.shape != shape or children.is_floating_point() or children.is_complex():
+        what = f"shape {tuple(children.shape)} and type {children.dtype}"
+        raise ArgumentError(f"split {split!r} returned {what}; {must}")
+    low, high = int(children.min()), int(children.max())
+    if low < 0 or high >= factor:
         raise ArgumentError(
-            f"split {split!r} returned shape {tuple(children.shape)} and type {children.dtype}; it must "
-            f"return integers of the weight's shape {tuple(shape)}."
-        )
-    if int(children.min()) < 0 or int(children.max()) >= factor:
-        raise ArgumentError(
-            f"split {split!r} returned children {int(children.min())} to {int(children.max())}; allowed are "
-            f"0 to {factor - 1}."
+            f"split {split!r} returned children {low} to {high}; allowed are 0 to {factor - 1}."
         )
     return children.to(weight.device)
 
@@ -127,13 +101,12 @@ def duplicate(
     children: Tensor,
     factor: int,
     columns: Sequence[Layout] | None = None,
-    family: Family | None = None,
+    index_map: IndexMap | None = None,
 ) -> list[Weights]:
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
 
-    Row (i, c) of the new producer is row i where child c keeps the weight, and zero elsewhere. Biases
-    are copied to each child. Outgoing weights are copied, not divided by the factor; nothing is paid
-    for yet.
+    Row (i, c) of the new producer is row i where child c keeps the weight, and zero elsewhere. Biases are
+    copied to each child. Outgoing weights are copied, not divided by the factor; nothing is pruned yet.
 
     Parameters
     ----------
@@ -142,91 +115,86 @@ def duplicate(
     consumers : sequence of Weights
         Weights of shape (outputs, inputs, *taps) whose inputs are the neurons.
     children : Tensor
-        What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to share taps out.
+        What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to split taps.
     factor : int
         Children of each neuron.
     columns : sequence of tuple of int, optional
         For each consumer the layout of its inputs, as in `NeuronGroup.input_layouts`; by default they are the neurons.
-    family : Family, optional
-        Who is born; by default all children of all neurons.
+    index_map : IndexMap, optional
+        The new neurons; by default all children of all neurons.
 
     Returns
     -------
     list of Weights
-        The producer, with as many rows as there are children, then the consumers.
+        The producer, then the consumers.
     """
     neurons = len(producer.weight)
-    family = family or Family.of(neurons, factor)
-    wide = [_children_of(producer, children, factor, family)]
-    for position, reader in enumerate(consumers):
-        runs = columns[position] if columns is not None else (1,)
-        source = layout_sources(runs, family.parent, neurons).to(reader.weight.device)
-        copied = None if reader.bias is None else reader.bias.clone()
-        weight = reader.weight.index_select(1, source).contiguous()
-        wide.append(Weights(weight, copied, reader.mask.index_select(1, source).contiguous()))
+    index_map = index_map or IndexMap(neurons, factor)
+    wide = [_children_of(producer, children, index_map)]
+    for runs, consumer in zip(columns or [(1,)] * len(consumers), consumers, strict=True):
+        source = layout_sources(runs, index_map.parent, neurons).to(consumer.weight.device)
+        weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
+        wide.append(Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask))
     return wide
 
 
-def _children_of(producer: Weights, children: Tensor, factor: int, family: Family) -> Weights:
-    weight, device = producer.weight, producer.weight.device
+def _children_of(producer: Weights, children: Tensor, index_map: IndexMap) -> Weights:
+    weight, factor = producer.weight, index_map.factor
+    parent = index_map.parent.to(weight.device)
+    bias = None if producer.bias is None else producer.bias.index_select(0, parent)
     if children.shape != weight.shape[:2]:
         children = children.view(weight.shape)
     each = children.reshape(*children.shape, *[1] * (weight.dim() - children.dim()))
-    parent = family.parent.to(device)
-    bias = None if producer.bias is None else producer.bias.index_select(0, parent)
-    if len(parent) == len(weight) * factor:
+    if len(parent) == len(weight) * factor:  # without the memory that index_select would take
         keeps = weight.new_empty(len(weight), factor, *weight.shape[1:])
         for child in range(factor):
             torch.eq(each.expand(weight.shape), child, out=keeps[:, child])
         keeps.mul_(producer.mask.unsqueeze(1))
-        born = torch.mul(weight.unsqueeze(1), keeps, out=torch.empty_like(keeps))
-        return Weights(born.flatten(0, 1), bias, keeps.flatten(0, 1))
-    role = family.role.to(device).view(-1, *[1] * (weight.dim() - 1))
-    kept = (each.index_select(0, parent) == role) | (role >= factor)
+        wide = torch.mul(weight.unsqueeze(1), keeps, out=torch.empty_like(keeps))
+        return Weights(wide.flatten(0, 1), bias, keeps.flatten(0, 1))
+    number = index_map.child.to(weight.device).view(-1, *[1] * (weight.dim() - 1))
+    kept = (each.index_select(0, parent) == number) | (number >= factor)
     mask = kept * producer.mask.index_select(0, parent)
-    born = weight.index_select(0, parent).contiguous() * mask
-    return Weights(born, bias, mask.to(weight.dtype).contiguous())
+    return Weights(
+        weight.index_select(0, parent).contiguous() * mask, bias, mask.to(weight.dtype).contiguous()
+    )
 
 
-def prune(
+def prune_(
     wide: Sequence[Weights],
-    copies: int,
-    method: Pruning,
+    count: int,
+    pruning: Pruning,
     factor: int,
-    scale: Tensor | None = None,
+    *,
     blocks: Tensor | None = None,
+    scores: Tensor | None = None,
 ) -> None:
-    """Hold as many weights at zero, in place, as were copied: the count of non-zeros is the parent's again.
+    """Mask as many weights, in place, as were copied: the count of non-zeros is the parent's again.
 
     Parameters
     ----------
     wide : sequence of Weights
-        What `duplicate` returned; weights and masks change where a weight pays.
-    copies : int
-        How many weights pay.
-    method : Prune
+        What `duplicate` returned.
+    count : int
+        How many weights to prune.
+    pruning : Pruning
         Which ones.
-    factor : int
-        Number of children.
-    scale : Tensor, optional
-        For a `InputPruning` that ranks by more than the weights; see `InputPruning.pay`.
-    blocks : Tensor, optional
-        For `InputPruning`, the block of each neuron where a child is more than one, and for `ChildPruning`; see
-        `InputPruning.pay`. Both go only to a method whose `prune_` has an argument of that name.
+    factor, blocks, scores
+        As for `Pruning.prune_`.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
-    method.prune_(weights, masks, copies, factor, blocks=blocks, scores=scale)
+    pruning.prune_(weights, masks, count, factor, blocks=blocks, scores=scores)
     for w in wide:
         w.weight.mul_(w.mask)
 
 
 def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
-    """Make the layer that holds these weights at zero where their mask is, for good.
+    """Make the layer in which masked weights stay zero.
 
     Parameters
     ----------
     layer : nn.Module
-        The layer that it stands for: gives stride and padding, training mode and what is trained.
+        The layer that it replaces: gives stride and padding, training mode and what is trained.
     weights : Weights
         Kept by the new layer.
 
@@ -248,16 +216,13 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
     return masked.train(layer.training)
 
 
-def widen(module: nn.Module, neurons: int, factor: int, family: Family | None = None) -> nn.Module:
+def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
     """Return a copy of a per-neuron module in which each neuron's entries stand once for each child."""
-    wide = copy.deepcopy(module)
-    parent = (family or Family.of(neurons, factor)).parent
-    for name, tensor in neuron_tensors(module, neurons).items():
+    wide, parent = copy.deepcopy(module), index_map.parent
+    for name, tensor in neuron_tensors(module, index_map.neurons).items():
         repeated = tensor.detach().index_select(0, parent.to(tensor.device))
-        if name in wide._parameters:
-            setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad))
-        else:
-            setattr(wide, name, repeated)
+        trained = name in wide._parameters
+        setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         for attribute in PER_NEURON[type(module)]:
             width = getattr(module, attribute)

@@ -1,4 +1,4 @@
-"""What an expansion has done: dense and wide side by side, module by module."""
+"""What an expansion has done: dense and wide model side by side, module by module."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import nn
 
 from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError
-from fpe.expansion.plan import LayerPlan, noted_lines, plans_in, skipped_lines, text_table
+from fpe.expansion.index_maps import groups_in
+from fpe.expansion.plan import Plan, braced, remarks, text_table
 from fpe.graph import Skipped
 from fpe.masked import check_masks, counted_parameters
 
@@ -40,31 +41,30 @@ class Summary:
     rows : tuple of Row
         Every module with parameters of its own.
     skipped : tuple of Skipped
-        The layers that were left alone, with the reason.
-    expanded : tuple of LayerPlan
-        What was done to the others, with notes on what was done otherwise than asked.
+        The layers that were left unchanged, with the reason.
+    notes : tuple of (str, str)
+        The layers in which something was done otherwise than asked, and what.
     """
 
     rows: tuple[Row, ...]
     skipped: tuple[Skipped, ...]
-    expanded: tuple[LayerPlan, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
     @property
     def total(self) -> Row:
         """All rows added up."""
 
         def add(field: str) -> tuple[int, int]:
-            pairs = [getattr(row, field) for row in self.rows]
-            return sum(p[0] for p in pairs), sum(p[1] for p in pairs)
+            before, after = zip(*(getattr(row, field) for row in self.rows), strict=True)
+            return sum(before), sum(after)
 
         stored = sum(row.stored for row in self.rows)
         return Row("total", "", add("neurons"), add("nonzero"), stored, add("bytes"))
 
     def __str__(self) -> str:
         head = ("layer", "kind", "neurons", "non-zeros", "density", "bytes")
-
-        def cells(row: Row) -> tuple[str, ...]:
-            return (
+        cells = [
+            (
                 row.name,
                 row.kind,
                 _change(row.neurons) if row.neurons[1] else "-",
@@ -72,25 +72,19 @@ class Summary:
                 f"{row.density:.1%}",
                 _change(row.bytes),
             )
-
-        lines = text_table(head, [cells(row) for row in (*self.rows, self.total)], left=2)
-        lines += noted_lines(self.expanded)
-        if self.skipped:
-            lines += ["left alone:", *skipped_lines(self.skipped)]
+            for row in (*self.rows, self.total)
+        ]
+        lines = text_table(head, cells, left=2) + remarks(self.notes, self.skipped)
         lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain dicts, lists, strings and numbers, fit for JSON."""
         rows = [{**vars(row), "density": row.density} for row in (*self.rows, self.total)]
-        notes = {layer.group.name: list(layer.notes) for layer in self.expanded if layer.notes}
+        notes: dict[str, list[str]] = {}
+        for name, note in self.notes:
+            notes.setdefault(name, []).append(note)
         return {"rows": rows, "skipped": [vars(s) for s in self.skipped], "notes": notes}
-
-
-def _neurons(module: nn.Module) -> int:
-    """Return a layer's output features or channels."""
-    names = ("out_features", "out_channels", "nf")  # the last is of transformers' Conv1D
-    return int(next((getattr(module, name) for name in names if hasattr(module, name)), 0))
 
 
 def _change(pair: tuple[int, int]) -> str:
@@ -115,7 +109,7 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     ArgumentError
         If the two do not have the same modules with parameters.
     ModelError
-        If a weight is not zero where its mask is; see `fpe.project_`.
+        If a masked weight is not zero; see `fpe.project_`.
     """
     model, wide = unwrapped(model), unwrapped(wide)
     for one in (model, wide):
@@ -127,46 +121,44 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
             f"the two models do not belong together: only one of them has {', '.join(map(repr, odd[:5]))}; "
             "give a model and what fpe.expand made of it."
         )
+    pairs = ("neurons", "nonzero", "bytes")
     rows = tuple(
-        Row(
-            name=name,
-            kind=after[name]["kind"],
-            neurons=(before[name]["neurons"], after[name]["neurons"]),
-            nonzero=(before[name]["nonzero"], after[name]["nonzero"]),
-            stored=after[name]["stored"],
-            bytes=(before[name]["bytes"], after[name]["bytes"]),
-        )
-        for name in before
+        Row(name, now["kind"], stored=now["stored"], **{p: (before[name][p], now[p]) for p in pairs})
+        for name, now in after.items()
     )
-    expanded = tuple(layer for plan in plans_in(wide) for layer in plan.layers)
-    return Summary(rows, _skipped(wide), expanded)
+    groups = groups_in(wide)
+    notes = tuple((braced(group.producers), note) for group in groups for note in group.index_map.notes)
+    return Summary(rows, _skipped(wide, {name for group in groups for name in group.producers}), notes)
 
 
-def _skipped(wide: nn.Module) -> tuple[Skipped, ...]:
-    """Return the layers that none of a model's plans has expanded, each with the first reason given."""
-    plans = plans_in(wide)
-    expanded = {name for plan in plans for layer in plan.layers for name in layer.group.producers}
+def _skipped(wide: nn.Module, expanded: set[str]) -> tuple[Skipped, ...]:
+    """Return the layers that were not expanded, in the model or a part of it, each with the first reason."""
     reasons: dict[str, Skipped] = {}
-    for one in (one for plan in plans for one in plan.skipped if one.name not in expanded):
-        reasons.setdefault(one.name, one)
+    for name, module in wide.named_modules():
+        plan = vars(module).get("fpe_plan")
+        for one in plan.skipped if isinstance(plan, Plan) else ():
+            full = f"{name}.{one.name}" if name else one.name
+            if full not in expanded:
+                reasons.setdefault(full, Skipped(full, one.reason))
     return tuple(reasons.values())
 
 
 def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Measure each module that holds parameters of its own; a shared one counts where it is first."""
+    """Measure each module that has parameters of its own; a shared one counts where it is first."""
     measured: dict[str, dict[str, Any]] = {}
+    widths = ("out_features", "out_channels", "nf")  # the last is of transformers' Conv1D
     for full_name, parameter, count in counted_parameters(model):
         name = full_name.rpartition(".")[0]
         module = model.get_submodule(name)
-        if name not in measured:
-            measured[name] = {
-                "kind": type(module).__name__,
-                "neurons": _neurons(module),
-                "nonzero": 0,
-                "stored": 0,
-                "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),
-            }
-        measured[name]["nonzero"] += count
-        measured[name]["stored"] += parameter.numel()
-        measured[name]["bytes"] += parameter.nbytes
+        start = {
+            "kind": type(module).__name__,
+            "neurons": int(next((getattr(module, width) for width in widths if hasattr(module, width)), 0)),
+            "nonzero": 0,
+            "stored": 0,
+            "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),
+        }
+        row = measured.setdefault(name, start)
+        row["nonzero"] += count
+        row["stored"] += parameter.numel()
+        row["bytes"] += parameter.nbytes
     return measured

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from fpe._util.modules import replace_modules_, uncompiled
 from fpe.errors import CheckpointError
 from fpe.expansion.inplace import check_moments, expand_
-from fpe.expansion.plan import Plan, plans_in
+from fpe.expansion.index_maps import groups_in
+from fpe.expansion.plan import Plan
 from fpe.masked import MASK, MaskedLayer
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.policies import RewiringPolicy, as_policy
@@ -88,7 +89,7 @@ class RewireBase:
 
 def is_expanded(model: nn.Module) -> bool:
     """Tell whether a model, or a part of it, has been expanded."""
-    return bool(plans_in(model))
+    return bool(groups_in(model))
 
 
 def has_masks(model: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from fpe._util.files import write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
+from fpe.io.groups import attach_groups_, group_records
 from fpe.io.shapes import layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
 from fpe.models import mlp, mlp_sizes
@@ -141,6 +142,7 @@ def shapes_of(wide: nn.Module) -> dict[str, Any]:
     shapes: dict[str, Any] = {"plan": None, **_known_of(wide), "modules": layer_shapes(wide)}
     parts = {name: _known_of(part) for name, part in wide.named_modules() if name}
     shapes["parts"] = {name: known for name, known in parts.items() if known}
+    shapes["groups"] = group_records(wide)
     is_packed = any(entry["kind"] == "packed" for entry in shapes["modules"].values())
     packings = "packing" in shapes or any("packing" in known for known in shapes["parts"].values())
     return {"format": PACKED_FORMAT if is_packed or packings else MASKED_FORMAT, **shapes}
@@ -185,7 +187,8 @@ def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
 
 
 def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
-    """Let a model and its parts know how they were expanded and packed."""
+    """Let a model, its parts and its layers know how they were expanded and packed."""
+    attach_groups_(model, shapes)
     for name, known in {"": shapes, **shapes.get("parts", {})}.items():
         part = model.get_submodule(name)
         if known.get("plan"):

@@ -12,21 +12,14 @@ from torch import Tensor, nn
 
 from fpe._util.modules import hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
-from fpe.expansion.lineage import blocks_of, family_of
-from fpe.expansion.plan import Plan, plans_in
+from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
 from fpe.packing.formats import FORMATS, Choice, Structure, block_of, choose_format, inputs_used
 from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of
-from fpe.packing.order import (
-    can_be_reordered,
-    ordered_layers,
-    planned_layer,
-    reorder_between,
-    reordered_columns,
-)
+from fpe.packing.order import can_be_reordered, reorder_between, reordered_columns
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
 
@@ -105,17 +98,17 @@ def pack(
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked = _masked_layers(model)
     requested = _requested(format, masked)
-    plans = plans_in(model)
-    choices = _choices(masked, plans, requested)
+    groups = groups_in(model)
+    choices = _choices(masked, requested)
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
-    orders = _orders(model, plans, choices)
-    replaced: dict[str, nn.Module] = _reorder(model, plans, orders, weights)
+    orders = _orders(model, groups, choices)
+    replaced: dict[str, nn.Module] = _reorder(model, groups, orders, weights)
     rows = []
     for name, layer in masked.items():
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
-        replaced[name] = made.train(layer.training)
+        replaced[name] = copy_maps_(made.train(layer.training), layer)
         rows.append(_row(name, layer, made, choices[name]))
-    packed = _copy_with(model, replaced)
+    packed = copy.deepcopy(model, memo_with(model, replaced))
     packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
 
@@ -141,35 +134,28 @@ def unpack(packed: nn.Module) -> nn.Module:
         If nothing is packed, or in a form for inference only.
     """
     packed = unwrapped(packed)
-    plans = plans_in(packed)
-    layers = [layer for plan in plans for layer in plan.layers]
-    planned = {name for layer in layers for name in (*layer.group.producers, *layer.group.consumers)}
+    groups = groups_in(packed)
+    expanded = {name for group in groups for name in (*group.producers, *group.consumers)}
     weights: dict[str, Weights] = {}
     for name, module in packed.named_modules():
         if isinstance(module, PackedLayer):
             weights[name] = module.to_masked()
-        elif type(module) in MASKED.values() and name in planned:
+        elif type(module) in MASKED.values() and name in expanded:
             weights[name] = Weights.of(module)
     if not any(isinstance(module, PackedLayer) for module in packed.modules()):
         raise ModelError("nothing in this model is packed; give what fpe.pack returned.")
     orders = {name: order.argsort() for name, order in stored_orders(packed).items()}
-    replaced: dict[str, nn.Module] = _reorder(packed, plans, orders, weights)
+    replaced: dict[str, nn.Module] = _reorder(packed, groups, orders, weights)
     for name, own in weights.items():
         module = packed.get_submodule(name)
         shape = module.shape if isinstance(module, PackedLayer) else Shape.of(module)
         bias = None if own.bias is None else own.bias.clone()
         made = shape.masked(Weights(own.weight.clone(), bias, own.mask.clone()))
-        replaced[name] = made.train(module.training)
-    masked = _copy_with(packed, replaced)
+        replaced[name] = copy_maps_(made.train(module.training), module)
+    masked = copy.deepcopy(packed, memo_with(packed, replaced))
     for module in masked.modules():
         vars(module).pop("fpe_packing", None)
     return masked
-
-
-def _copy_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> nn.Module:
-    """Copy a model with other modules in the places of its own."""
-    memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
-    return copy.deepcopy(model, memo)
 
 
 def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
@@ -245,13 +231,11 @@ def _requested(format: str | Mapping[str, str] | None, masked: Mapping[str, Mask
     return requested
 
 
-def _choices(
-    masked: Mapping[str, MaskedLayer], plans: Sequence[Plan], requested: Mapping[str, str]
-) -> dict[str, Choice]:
+def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
-        plan = planned_layer(plans, name, len(layer.weight))
-        known = (None, None) if plan is None else (family_of(plan).role, blocks_of(plan))
+        own = index_map_of(layer)
+        known = (None, None) if own is None else (own.child, own.blocks)
         choice = choose_format(Structure.of(layer.fpe_mask, *known), layer.weight, requested.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {requested[name]!r}: {choice}")
@@ -261,19 +245,20 @@ def _choices(
     return choices
 
 
-def _orders(model: nn.Module, plans: Sequence[Plan], choices: Mapping[str, Choice]) -> dict[str, Tensor]:
+def _orders(
+    model: nn.Module, groups: Sequence[ExpandedGroup], choices: Mapping[str, Choice]
+) -> dict[str, Tensor]:
     """Return the new order of the neurons of each producer whose consumers can be reordered too."""
     orders: dict[str, Tensor] = {}
-    known = ordered_layers(plans)
-    for plan, layer in [(each, layer) for each in plans for layer in each.layers if layer in known]:
-        own = [choices[name].blocks for name in layer.group.producers if name in choices]
-        if len(own) < len(layer.group.producers) or not all(len(blocks) > 1 for blocks in own):
+    for group in groups:
+        own = [choices[name].blocks for name in group.producers if name in choices]
+        if len(own) < len(group.producers) or not all(len(blocks) > 1 for blocks in own):
             continue
         order, *others = [torch.cat([block.rows for block in blocks]) for blocks in own]
         together = all(torch.equal(order, other) for other in others)
-        consumers = all(name in choices for name in layer.group.consumers)
-        if together and consumers and can_be_reordered(model, plan, layer):
-            orders |= dict.fromkeys(layer.group.producers, order)
+        consumers = all(name in choices for name in group.consumers)
+        if together and consumers and can_be_reordered(model, group):
+            orders |= dict.fromkeys(group.producers, order)
     return orders
 
 
@@ -287,22 +272,26 @@ def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
 
 
 def _reorder(
-    model: nn.Module, plans: Sequence[Plan], orders: Mapping[str, Tensor], weights: dict[str, Weights]
+    model: nn.Module,
+    groups: Sequence[ExpandedGroup],
+    orders: Mapping[str, Tensor],
+    weights: dict[str, Weights],
 ) -> dict[str, nn.Module]:
     """Reorder the consumers of reordered neurons in `weights`, and return copies of the modules between."""
     between: dict[str, nn.Module] = {}
-    for plan, layer in [(each, layer) for each in plans for layer in each.layers]:
-        order = orders.get(layer.group.name)
+    for group in groups:
+        order = orders.get(group.producers[0])
         if order is None:
             continue
-        for name, columns in reordered_columns(model, plan, layer, order.cpu()).items():
+        for name, columns in reordered_columns(group, order.cpu()).items():
             old = weights[name]
             own = columns.to(old.weight.device)
             weight, mask = (t.index_select(1, own) for t in (old.weight, old.mask))
             weights[name] = Weights(weight, old.bias, mask)
-        for name in layer.group.between:
-            module = copy.deepcopy(between.get(name) or model.get_submodule(name))
-            for key, tensor in reorder_between(module, layer.neurons_after, order).items():
+        for name in group.between:
+            old_module = between.get(name) or model.get_submodule(name)
+            module = copy_maps_(copy.deepcopy(old_module), old_module)
+            for key, tensor in reorder_between(module, len(group.index_map.parent), order).items():
                 getattr(module, key).data.copy_(tensor)
             between[name] = module
     return between

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.expansion.lineage import blocks_of, family_of
-from fpe.expansion.plan import LayerPlan, plans_in
+from fpe.expansion.index_maps import ExpandedGroup, IndexMap, groups_in, index_map_of
 from fpe.masked import MaskedLayer, placed_like
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.drop_and_grow import by_block
@@ -28,32 +27,31 @@ class Site:
     ----------
     name, layer
         Its name in the model, and the layer.
-    planned : LayerPlan or None
-        How it was expanded; None for a layer that only consumes expanded neurons.
+    index_map : IndexMap or None
+        Of its neurons; None for a layer that only consumes expanded neurons.
     children, blocks : Tensor or None
         As for `fpe.rewiring.drop_and_grow.LayerBatch`.
     """
 
     name: str
     layer: MaskedLayer
-    planned: LayerPlan | None = None
+    index_map: IndexMap | None = None
     children: Tensor | None = None
     blocks: Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, layer: MaskedLayer, planned: LayerPlan | None) -> Site:
+    def of(cls, name: str, layer: MaskedLayer) -> Site:
         """Return the site of a layer with the tables of its children and blocks."""
-        rows = layer.weight.shape[0]
-        if planned is None or planned.neurons_after != rows:
+        rows, own = layer.weight.shape[0], index_map_of(layer)
+        if own is None:
             return cls(name, layer)
-        parent = family_of(planned).parent
-        children = torch.full((planned.neurons, planned.factor), rows)
+        parent = own.parent
+        children = torch.full((own.neurons, own.factor), rows)
         children[parent, torch.arange(rows) - torch.searchsorted(parent, parent)] = torch.arange(rows)
         blocks = None
-        if planned.chosen is None and (planned.groups > 1 or planned.left):
-            count = planned.groups * planned.factor
-            blocks = blocks_of(planned).argsort(stable=True).view(count, -1)
-        return cls(name, layer, planned, children, blocks)
+        if own.chosen is None and (own.groups > 1 or own.dropped):
+            blocks = own.blocks.argsort(stable=True).view(own.groups * own.factor, -1)
+        return cls(name, layer, own, children, blocks)
 
 
 def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[list[int]]]:
@@ -77,50 +75,44 @@ def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[lis
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not layers:
         raise ModelError("no layer of this model is masked; call fpe.expand first.")
-    plans = [layer for plan in plans_in(model) for layer in plan.layers]
-    planned = {name: layer for layer in plans for name in layer.group.producers}
-    sites = [
-        Site.of(name, layer, planned.get(name))
-        for name, layer in layers.items()
-        if layer.weight.requires_grad
-    ]
+    sites = [Site.of(name, layer) for name, layer in layers.items() if layer.weight.requires_grad]
     if not sites:
         raise ModelError("the weights of all masked layers are frozen; rewiring needs one that is trained.")
     if policy.unit == "column":
-        return sites, _column_scopes(plans, sites)
+        return sites, _column_scopes(groups_in(model), sites)
     if policy.scope == "network":
         return sites, [list(range(len(sites)))]
     if policy.scope == "group":
-        return sites, _group_scopes(plans, sites)
+        return sites, _group_scopes(groups_in(model), sites)
     return sites, [[i] for i in range(len(sites))]
 
 
-def _group_scopes(plans: Sequence[LayerPlan], sites: Sequence[Site]) -> list[list[int]]:
+def _group_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> list[list[int]]:
     """Return the sites of each expanded layer and its consumers; groups that overlap are merged."""
     number = {site.name: i for i, site in enumerate(sites)}
     root = list(range(len(sites)))
-    for layer in plans:
-        names = (*layer.group.producers, *layer.group.consumers)
+    for group in groups:
+        names = (*group.producers, *group.consumers)
         joined = {root[number[name]] for name in names if name in number}
         root = [min(joined) if r in joined else r for r in root]
     return [[i for i, r in enumerate(root) if r == first] for first in sorted(set(root))]
 
 
-def _column_scopes(plans: Sequence[LayerPlan], sites: Sequence[Site]) -> list[list[int]]:
+def _column_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> list[list[int]]:
     """Return the sites of each group of producers, whose columns move together."""
     number = {site.name: i for i, site in enumerate(sites)}
     scopes, problems = [], []
-    for layer in plans:
-        mine = [number[name] for name in layer.group.producers if name in number]
-        if mine and (len(mine) < len(layer.group.producers) or not _are_blocks([sites[i] for i in mine])):
+    for group in groups:
+        mine = [number[name] for name in group.producers if name in number]
+        if mine and (len(mine) < len(group.producers) or not _are_blocks([sites[i] for i in mine])):
             problems.append(
-                f"layer {layer.group.name!r} is not a shared split with whole columns, so no column can "
+                f"layer {group.producers[0]!r} is not a shared split with whole columns, so no column can "
                 "move; expand with split='shared' and prune='columns', or give unit='weight'."
             )
         scopes += [mine] if mine else []
     if not scopes:
         problems.append(
-            "unit='column' needs the plan of the expansion, which this model does not have; give a model that "
+            "unit='column' needs layers that know how they were expanded, and this model has none; give one that "
             "fpe.expand or fpe.load returned, or unit='weight'."
         )
     raise_problems(problems, ModelError, "the columns")
@@ -129,7 +121,7 @@ def _column_scopes(plans: Sequence[LayerPlan], sites: Sequence[Site]) -> list[li
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
     """Tell whether layers are dense blocks over the same columns, with fewer holes than a column has entries."""
-    if any(site.planned is None or site.planned.chosen is not None for site in sites):
+    if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
     if len({table.shape for table in tables}) > 1:

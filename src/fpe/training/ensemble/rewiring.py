@@ -26,9 +26,9 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     # Which rows are siblings or a block depends on the dropped children, and on the width only where there are
     # several groups of parents.
     tables = tuple(
-        (site.name, p and (p.factor, p.chosen, p.left), None if site.blocks is None else site.blocks.shape)
+        (site.name, p and (p.factor, p.chosen, p.dropped), None if site.blocks is None else site.blocks.shape)
         for site in rewirer.sites
-        for p in (site.planned,)
+        for p in (site.index_map,)
     )
     scopes = tuple(map(tuple, rewirer.scopes))
     return rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer.late, tables, scopes

@@ -1,4 +1,4 @@
-"""Which groups of a model are expanded: those asked for, or the paper's choice."""
+"""Select the groups of a model that are expanded: those asked for, or the paper's choice."""
 
 from __future__ import annotations
 
@@ -31,40 +31,18 @@ Layers = Sequence["str | NeuronGroup"] | Mapping["str | NeuronGroup", int] | Map
 Chosen = list[tuple[NeuronGroup, int]]
 
 
-def choose(
+def select(
     model: nn.Module, layers: str | NeuronGroup | Layers | None, factor: int, example_inputs: Any
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Choose the groups to expand: those asked for, or every second hidden layer (A.7).
+    """Select the groups to expand, those asked for or every second hidden layer (A.7), and say why not the others.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Not changed.
-    layers : str, Group, sequence or mapping, optional
-        Names or patterns of producers, groups given by hand, or a factor for each of them. A group given by
-        hand is taken instead of one that was found for a producer of it, with its own factor.
-    factor : int
-        For all that have none of their own.
-    example_inputs : Tensor, tuple or dict, optional
-        One batch.
-
-    Returns
-    -------
-    list of (Group, int), tuple of Skipped
-        The groups in the order of the forward pass, and every other layer with the reason.
-
-    Raises
-    ------
-    ArgumentError
-        If a group is given by hand without a batch to verify it on, or contradicts another or a name.
-    ModelError
-        If there is nothing to expand, or something asked for is not there or cannot be expanded.
+    A group given by hand replaces one that was found for a producer of it, with its own factor.
     """
     if isinstance(layers, str | NeuronGroup):
         layers = [layers]
     if layers is None:
         found = find_groups(model, example_inputs)
-        groups, skipped = by_default(model, found)
+        groups, skipped = _by_default(model, found)
         if not groups:
             raise ModelError(_nothing(model, skipped))
         return [(group, factor) for group in groups], skipped
@@ -87,24 +65,23 @@ def choose(
         problems.append("layers is empty; name at least one layer, or leave it out.")
     raise_problems(problems, ModelError, "the layers to expand")
     chosen: dict[NeuronGroup, int] = {}
-    left = []
+    others = []
     for group in found.groups:
         instead = [by_hand[name] for name in group.producers if name in by_hand]
         patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
         if instead:
             chosen |= {own: factors[own] for own in instead}
             reason = f"the group of {instead[0].name!r} is given by hand without it"
-            left += [Skipped(name, reason) for name in group.producers if name not in by_hand]
+            others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
         elif patterns:
             chosen[group] = factors[patterns[-1]]
         else:
-            left += [Skipped(name, "it was not asked for") for name in group.producers]
+            others += [Skipped(name, "it was not asked for") for name in group.producers]
     chosen |= {group: factors[group] for group in given}
-    return list(chosen.items()), (*left, *(skip for skip in found.skipped if skip.name not in by_hand))
+    return list(chosen.items()), (*others, *(skip for skip in found.skipped if skip.name not in by_hand))
 
 
 def _contradictions(factors: Mapping[str | NeuronGroup, int]) -> list[str]:
-    """Say which groups given by hand contradict each other, or a name with another factor."""
     given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
     problems = []
     for position, group in enumerate(given):
@@ -129,27 +106,7 @@ def without(
     layers: str | NeuronGroup | Layers | None,
     reasons: Mapping[str, str],
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Leave out groups that have turned out not to be expandable, if fpe chose them itself or by a pattern.
-
-    Parameters
-    ----------
-    model, layers
-        As for `choose`.
-    chosen, skipped
-        What `choose` returned.
-    reasons : mapping of str to str
-        Why, in a clause, by the name of the group.
-
-    Returns
-    -------
-    list of (Group, int), tuple of Skipped
-        As `choose` returns them.
-
-    Raises
-    ------
-    ModelError
-        If one is of a layer that was named, or nothing is left.
-    """
+    """Drop groups that turn out not to be expandable, with reasons by name, unless their layers were named."""
     asked = [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
     named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in asked}
     failed = [group for group, _ in chosen if group.name in reasons]
@@ -160,26 +117,24 @@ def without(
     )
     more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
     free = {
-        _reads(g.name): f"{_reads(g.name, 'was to be')}; name it in layers=… to expand it" for g in failed
+        _consumes(g.name): f"{_consumes(g.name, 'was to be')}; name it in layers=… to expand it"
+        for g in failed
     }
     skipped = tuple(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped)
-    left = [(group, factor) for group, factor in chosen if group.name not in reasons]
-    if not left:
+    kept = [(group, factor) for group, factor in chosen if group.name not in reasons]
+    if not kept:
         raise ModelError(_nothing(model, (*more, *skipped)))
-    return left, (*more, *skipped)
+    return kept, (*more, *skipped)
 
 
-def by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
-    """Take hidden layers 1, 3, 5 …: none that already reads an expanded one (A.7).
-
-    In a transformer these are its MLPs; the layers of its head, and what is frozen, are left alone.
-    """
+def _by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
+    """Take hidden layers 1, 3, 5 …, no consumer of an expanded one (A.7); no frozen layers, no transformer's head."""
     groups: list[NeuronGroup] = []
     skipped: list[Skipped] = []
-    readers: dict[str, str] = {}
+    producer_of: dict[str, str] = {}
     heads = {s.name for s in found.skipped if s.reason == HEAD}
     for group in found.groups:
-        read = next((readers[name] for name in group.producers if name in readers), None)
+        earlier = next((producer_of[name] for name in group.producers if name in producer_of), None)
         if is_frozen(model, (*group.producers, *group.consumers)):
             reason = (
                 "it is frozen, so that no training could make up for pruned weights; name it in layers=… to "
@@ -187,18 +142,18 @@ def by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple
             )
         elif found.attention and set(group.consumers) <= heads:
             reason = "it belongs to the head of a transformer; name it in layers=… to expand it"
-        elif read is not None:
-            reason = _reads(read)
+        elif earlier is not None:
+            reason = _consumes(earlier)
         else:
             groups.append(group)
-            readers |= dict.fromkeys(group.consumers, group.name)
+            producer_of |= dict.fromkeys(group.consumers, group.name)
             continue
         skipped += [Skipped(name, reason) for name in group.producers]
     return groups, (*skipped, *found.skipped)
 
 
-def _reads(name: str, expanded: str = "is") -> str:
-    return f"it reads {name!r}, which {expanded} expanded (every second hidden layer is)"
+def _consumes(name: str, expanded: str = "is") -> str:
+    return f"it consumes {name!r}, which {expanded} expanded (every second hidden layer is)"
 
 
 def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
@@ -207,7 +162,7 @@ def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
     more = f"; and {len(skipped) - 8} more" if len(skipped) > 8 else ""
     return (
         f"there is nothing to expand in this {type(model).__name__}: {first}{more}. Expandable are "
-        "neurons that a linear layer or convolution makes and another reads, with activations, norms and "
+        "neurons that a linear layer or convolution makes and another consumes, with activations, norms and "
         "dropout between."
     )
 
@@ -231,7 +186,6 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
 
 
 def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
-    """Check a group that the user gave by hand."""
     known = Names(model)
     modules = known.modules
     names = [*group.producers, *group.consumers, *group.between]
@@ -249,7 +203,7 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
             problems.append(f"{n!r} {problem}.")
     if not group.producers or not group.consumers:
         owner = f"of {group.name!r} " if group.producers else ""
-        problems.append(f"the group {owner}has no consumers; name the layers that read it.")
+        problems.append(f"the group {owner}has no consumers; name the layers that consume it.")
     if group.input_layouts and len(group.input_layouts) != len(group.consumers):
         problems.append(
             f"the group of {group.name!r} has {len(group.consumers)} consumers and input_layouts for "

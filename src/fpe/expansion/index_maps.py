@@ -1,0 +1,239 @@
+"""Index maps: which child of which parent each neuron of an expanded layer is.
+
+They are attributes of the layers themselves, so that copies, parts and larger models have them too:
+``fpe_neurons`` of a producer and ``fpe_between`` of a norm over its neurons are the `IndexMap` of the group,
+``fpe_inputs`` of a consumer holds pairs of an `IndexMap` and the neuron of each input, −1 for other inputs.
+All layers of a group share one object, by which `groups_in` finds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from fpe.graph.groups import Layout, default_layout, layout_neurons, layout_of, layout_sources
+from fpe.graph.layers import is_transposed, size_of
+
+if TYPE_CHECKING:
+    from fpe.expansion.plan import LayerPlan
+
+_ATTRIBUTES = ("fpe_neurons", "fpe_between", "fpe_inputs")
+
+
+@dataclass(frozen=True)
+class IndexMap:
+    """The neurons of an expanded layer, in the order in which they stand.
+
+    Attributes
+    ----------
+    neurons, factor : int
+        Parents, and children of each that is expanded.
+    groups : int
+        Groups of adjacent parents with a partition each, if the split is shared.
+    chosen : tuple of int, optional
+        The parents that are expanded, if not all are.
+    dropped : tuple of int
+        Children that were not created, numbered as if all were: parent × factor + child.
+    notes : tuple of str
+        What was done otherwise than asked.
+    members : tuple of int
+        How many producers, modules between and consumers the group had.
+    """
+
+    neurons: int
+    factor: int
+    groups: int = 1
+    chosen: tuple[int, ...] | None = None
+    dropped: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    members: tuple[int, ...] = ()
+
+    @cached_property
+    def _parent_and_child(self) -> tuple[Tensor, Tensor]:
+        counts = torch.full((self.neurons,), self.factor)
+        if self.chosen is not None:
+            counts = torch.ones_like(counts)
+            counts[list(self.chosen)] = self.factor
+        parent = torch.arange(self.neurons).repeat_interleave(counts)
+        child = torch.arange(len(parent)) - torch.searchsorted(parent, parent)
+        if self.chosen is not None:
+            alone = torch.ones(self.neurons, dtype=torch.bool)
+            alone[list(self.chosen)] = False
+            child = child.masked_fill(alone[parent], self.factor)
+        stays = torch.ones(len(parent), dtype=torch.bool)
+        stays[list(self.dropped)] = False
+        return parent[stays], child[stays]
+
+    @property
+    def parent(self) -> Tensor:
+        """The parent of each neuron, in ascending order."""
+        return self._parent_and_child[0]
+
+    @property
+    def child(self) -> Tensor:
+        """Which child of it each is, from 0; `factor` for a neuron that was not expanded."""
+        return self._parent_and_child[1]
+
+    @property
+    def blocks(self) -> Tensor:
+        """The block of each neuron: in each group of parents all first children make one, and so on."""
+        group = self.parent * self.groups // self.neurons
+        return group * (self.factor + (self.chosen is not None)) + self.child
+
+
+@dataclass
+class ExpandedGroup:
+    """The layers of a model that share an index map, by name; of each consumer the neuron of each input."""
+
+    index_map: IndexMap
+    producers: list[str] = field(default_factory=list)
+    between: list[str] = field(default_factory=list)
+    consumers: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all its layers are in the model."""
+        found = (len(self.producers), len(self.between), len(self.consumers))
+        return found == self.index_map.members
+
+
+def groups_in(model: nn.Module) -> list[ExpandedGroup]:
+    """Return the expanded groups of a model and its parts, with those of their layers that are still there."""
+    found: dict[int, ExpandedGroup] = {}
+
+    def group(index_map: IndexMap) -> ExpandedGroup:
+        return found.setdefault(id(index_map), ExpandedGroup(index_map))
+
+    for name, module in model.named_modules():
+        neurons, between, inputs = (vars(module).get(attribute) for attribute in _ATTRIBUTES)
+        if neurons is not None:
+            group(neurons).producers.append(name)
+        if between is not None:
+            group(between).between.append(name)
+        for index_map, neuron in inputs or ():
+            group(index_map).consumers[name] = neuron
+    return [one for one in found.values() if one.producers]
+
+
+def index_map_of(layer: nn.Module) -> IndexMap | None:
+    """Return the index map of an expanded layer's neurons; None for another layer."""
+    own = vars(layer).get("fpe_neurons")
+    return own if isinstance(own, IndexMap) and len(own.parent) == len(layer.weight) else None  # type: ignore[arg-type]
+
+
+def copy_maps_(module: nn.Module, like: nn.Module) -> nn.Module:
+    """Give a module that stands for another one its index maps."""
+    for attribute in _ATTRIBUTES:
+        if attribute in vars(like):
+            setattr(module, attribute, vars(like)[attribute])
+    return module
+
+
+def drop_maps_(module: nn.Module) -> nn.Module:
+    """Take the index maps from a module."""
+    for attribute in _ATTRIBUTES:
+        vars(module).pop(attribute, None)
+    return module
+
+
+def memo_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> dict[int, Any]:
+    """Return a memo for copying a model with other modules in the places of some, and the same index maps."""
+    memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
+    return memo | {id(group.index_map): group.index_map for group in groups_in(model)}
+
+
+def attach_maps_(
+    modules: dict[str, nn.Module], model: nn.Module, layers: Sequence[LayerPlan], origins: Origins
+) -> None:
+    """Give the new modules of a model their index maps, and the older ones that are still true."""
+    old = [vars(model.get_submodule(name)).get("fpe_neurons") for p in layers for name in p.group.producers]
+    gone = {id(index_map) for index_map in old if index_map is not None}
+    inputs: dict[str, list[Any]] = {}
+    for name, module in modules.items():
+        copy_maps_(module, model.get_submodule(name))
+        columns = origins.columns.get(name)
+        for index_map, neuron in vars(module).get("fpe_inputs", ()):
+            if id(index_map) not in gone:
+                moved = neuron if columns is None else neuron[columns]
+                inputs.setdefault(name, []).append((index_map, moved))
+    for layer in layers:
+        index_map = layer.index_map
+        for name in layer.group.producers:
+            modules[name].fpe_neurons = index_map  # type: ignore[assignment]
+        for name in layer.group.between:
+            modules[name].fpe_between = index_map  # type: ignore[assignment]
+        for name in layer.group.consumers:
+            pair = index_map, origins.neuron_of_inputs(layer, name)
+            inputs.setdefault(name, []).append(pair)
+    for name, pairs in inputs.items():
+        modules[name].fpe_inputs = pairs  # type: ignore[assignment]
+
+
+class Origins:
+    """The old row and column of each new one, after the groups of a model that were expanded so far.
+
+    `inputs` are numbers of inputs before that the model does not show.
+    """
+
+    def __init__(
+        self, model: nn.Module, layers: Sequence[LayerPlan] = (), inputs: Mapping[str, int] | None = None
+    ) -> None:
+        self.model, self.inputs = model, inputs or {}
+        self.rows: dict[str, Tensor] = {}
+        self.columns: dict[str, Tensor] = {}
+        for layer in layers:
+            self.add(layer)
+
+    def runs(self, layer: LayerPlan) -> list[Layout]:
+        """Return the present layouts of a group's consumers: other groups may have widened them."""
+        layouts = []
+        for name in layer.group.consumers:
+            runs = self._dense_runs(layer, name)
+            if name in self.columns:
+                neuron = layout_neurons(runs, layer.neurons)[self.columns[name]]
+                runs = layout_of(neuron, layer.neurons)
+            layouts.append(runs)
+        return layouts
+
+    def add(self, layer: LayerPlan) -> None:
+        """Record the expansion of one group."""
+        parent = layer.index_map.parent
+        layouts = self.runs(layer)
+        for name in (*layer.group.producers, *layer.group.between):
+            self.rows[name] = parent
+        for name, runs in zip(layer.group.consumers, layouts, strict=True):
+            before = self.columns.get(name, torch.arange(self._inputs(name)))
+            self.columns[name] = before[layout_sources(runs, parent, layer.neurons)]
+
+    def neuron_of_inputs(self, layer: LayerPlan, name: str) -> Tensor:
+        """Return the new neuron of each new input of a consumer, −1 for others."""
+        runs, start = [], 0
+        for k in self._dense_runs(layer, name):
+            width = k * layer.neurons if k > 0 else -k
+            inside = (self.columns[name] >= start) & (self.columns[name] < start + width)
+            runs.append(k if k > 0 else -int(inside.sum()))
+            start += width
+        return layout_neurons(tuple(runs), layer.neurons_after)
+
+    def _dense_runs(self, layer: LayerPlan, name: str) -> Layout:
+        if layer.group.input_layouts:
+            return layer.group.input_layouts[layer.group.consumers.index(name)]
+        return default_layout(layer.neurons, self._inputs(name))
+
+    def _inputs(self, name: str) -> int:
+        return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
+
+    def lift(self, name: str, parameter: str, value: Tensor) -> Tensor:
+        """Give each entry of a new parameter the value of its origin, such as a moment; masks are not applied."""
+        if is_transposed(self.model.get_submodule(name)) and value.dim() == 2:
+            value = value.t()
+        if name in self.rows and len(value):
+            value = value.index_select(0, self.rows[name].to(value.device))
+        if name in self.columns and parameter == "weight":
+            value = value.index_select(1, self.columns[name].to(value.device))
+        return value.contiguous()

@@ -1,0 +1,210 @@
+"""What is measured of a model before it is expanded: inputs of layers, gradients, shapes of wider copies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fpe._util.modules import replace_modules_
+from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.expansion import steps
+from fpe.expansion.index_maps import Origins
+from fpe.expansion.plan import LayerPlan
+from fpe.expansion.pruning import Pruning
+from fpe.graph import NeuronGroup
+from fpe.graph.copies import analyzed, first_line
+from fpe.graph.inputs import as_call, copied_call, tensors_in
+from fpe.graph.layers import bias_of, is_linear, is_transposed, oriented_weight
+from fpe.metrics import crowding, participation_ratio
+
+#: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
+MOST_SAMPLES = 4096
+TARGETS = ("participation", "capacity")
+_WRITTEN_DOWN = "the forward pass has the number of neurons written down, in a view or a constant"
+
+
+class Measurements:
+    """The inputs of some layers on a batch, measured when they are first asked for, in one forward pass.
+
+    A copy of the model is run, in evaluation mode. Each position of a text or an image is a sample.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], batch: Any, samples: bool) -> None:
+        self.model, self.names, self.batch, self.samples = model, names, batch, samples
+
+    @cached_property
+    def _seen(self) -> dict[str, list[tuple[Tensor, Tensor | None]]]:
+        seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in self.names}
+
+        def watch(name: str, layer: nn.Module) -> None:
+            axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
+
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                x = (*args, *kwargs.values())[0].detach()
+                x = x.movedim(axis, -1).flatten(0, -2)
+                scale = x.double().square().mean(0).sqrt()
+                seen[name].append((scale, _thinned(x) if self.samples else None))
+
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+        args, kwargs = copied_call(as_call(self.batch))
+        with analyzed(self.model) as own, torch.no_grad():
+            for name in seen:
+                watch(name, own.get_submodule(name))
+            own(*args, **kwargs)
+        return seen
+
+    def _of(self, name: str) -> list[tuple[Tensor, Tensor | None]]:
+        if not self._seen[name]:
+            raise ModelError(
+                f"layer {name!r} is not called as a module on example_inputs, so that its inputs cannot be "
+                "measured; leave it out of layers=…, or choose a split, a pruning or a target without data."
+            )
+        return self._seen[name]
+
+    def scale(self, name: str) -> Tensor:
+        """Return the root mean square of each input, or channel, of a layer, (inputs,), in double precision."""
+        return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
+
+    def inputs(self, name: str) -> Tensor:
+        """Return a layer's inputs, or channels, at no more than 4096 places, (samples, inputs)."""
+        return _thinned(torch.cat([x for _, x in self._of(name) if x is not None]))
+
+
+def _thinned(x: Tensor) -> Tensor:
+    return x[:: max(1, -(-len(x) // MOST_SAMPLES))].clone()
+
+
+def scores_of(
+    model: nn.Module, groups: Sequence[NeuronGroup], pruning: Pruning, measured: Measurements
+) -> dict[str, Tensor]:
+    """Return what the weights of each producer are multiplied by before they are ranked, (neurons, inputs, *taps)."""
+    scores, problems = {}, []
+    for name in [name for group in groups for name in group.producers] if pruning.needs_scores else ():
+        layer = model.get_submodule(name)
+        weight = oriented_weight(layer)
+        if pruning.needs_scores == "inputs":
+            what = "inputs on example_inputs"
+            scores[name] = measured.scale(name).view(1, -1, *[1] * (weight.dim() - 2)).expand(weight.shape)
+        elif (gradient := layer.get_parameter("weight").grad) is not None:
+            what = "gradients"
+            gradient = gradient.detach().to_dense()
+            scores[name] = gradient.t() if is_transposed(layer) else gradient
+        else:
+            problems.append(
+                f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() on a "
+                "batch first, and expand before the gradients are cleared."
+            )
+    problems += [
+        f"layer {name!r} has {what} that are NaN or infinite, which cannot be ranked; repair them first."
+        for name, score in scores.items()
+        if not bool(score.isfinite().all())
+    ]
+    raise_problems(problems, ModelError, "the ranking of weights")
+    return scores
+
+
+def inputs_of(names: Sequence[str], measured: Measurements) -> dict[str, Tensor]:
+    """Return the inputs of some layers that a split looks at, all finite."""
+    inputs = {name: measured.inputs(name) for name in names}
+    problems = [
+        f"layer {name!r} has inputs on example_inputs that are NaN or infinite; repair them first."
+        for name, x in inputs.items()
+        if not bool(x.isfinite().all())
+    ]
+    raise_problems(problems, ModelError, "the inputs of layers")
+    return inputs
+
+
+def most_polysemantic(
+    model: nn.Module, group: NeuronGroup, fraction: float, target: str, measured: Measurements
+) -> tuple[int, ...] | None:
+    """Choose the neurons of a group that are expanded, at least one; None for all.
+
+    By ``"participation"``, the participation ratio of all incoming weights, or by ``"capacity"``, how little
+    feature capacity the inputs of a neuron have, each scaled by its root mean square on the data.
+    """
+    producers = [model.get_submodule(name) for name in group.producers]
+    weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
+    count = max(1, round(fraction * len(weight)))
+    if count == len(weight):
+        return None
+    if target == "participation":
+        score = participation_ratio(weight)
+    elif measured.batch is None:
+        raise ArgumentError(
+            "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
+        )
+    else:
+        scale = measured.scale(group.name)
+        taps = weight.shape[1] // (len(producers) * len(scale))
+        score = crowding(weight * scale.repeat_interleave(taps).repeat(len(producers)).to(weight))
+    return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))
+
+
+def shapes_of(
+    model: nn.Module, batch: Any, training: bool = False, instead: dict[str, nn.Module] | None = None
+) -> list[torch.Size]:
+    """Run a copy of a model, with other modules in the places of some; return the shapes of its outputs."""
+    args, kwargs = copied_call(as_call(batch))
+    with analyzed(model) as own, torch.no_grad():
+        replace_modules_(own, instead or {})
+        return [t.shape for t in tensors_in(own.train(training)(*args, **kwargs))]
+
+
+def width_problems(
+    model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
+) -> dict[str, str]:
+    """Return the groups with which a wider model does not run, or has outputs of other shapes than `expected`.
+
+    Copies are run, in evaluation and in training mode. All groups are widened at once; only if that copy fails
+    are there more, by halves. The reason is a clause, by the name of the group.
+    """
+    trains: list[bool] = []
+
+    def problem(layers: Sequence[LayerPlan]) -> str | None:
+        for training in (False, True):
+            try:
+                found = shapes_of(model, batch, training, _widened(model, layers))
+            except Exception as error:  # the user's own code may fail in any way
+                if training and not trains:  # what cannot be trained at all is judged in evaluation mode
+                    with suppress(Exception):
+                        shapes_of(model, batch, training=True)
+                        trains.append(True)
+                    if not trains:
+                        return None
+                mode = " in training mode" if training else ""
+                return f"{_WRITTEN_DOWN}: with more of them it does not run{mode} ({first_line(error)})"
+            if found != expected and not training:  # in training mode shapes may be drawn at random
+                wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
+                return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
+        return None
+
+    def search(layers: Sequence[LayerPlan]) -> dict[str, str]:
+        reason = problem(layers)
+        if reason is None:
+            return {}
+        half = len(layers) // 2
+        found = search(layers[:half]) | search(layers[half:]) if half else {}
+        return found or {layer.group.name: reason for layer in layers[half:]}
+
+    return search(layers) if layers else {}
+
+
+def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Module]:
+    """Return the modules of a wider model in which nothing is masked."""
+    origins = Origins(model, layers)
+    between = {name: layer.index_map for layer in layers for name in layer.group.between}
+    wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
+    for name in {**origins.rows, **origins.columns}.keys() - between.keys():
+        module = model.get_submodule(name)
+        old, bias = cast(Tensor, module.weight), bias_of(module)
+        weight = origins.lift(name, "weight", old.detach())
+        bias = None if bias is None else origins.lift(name, "bias", bias.detach())
+        wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
+    return wide
