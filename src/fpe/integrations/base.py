@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fpe._util.modules import replace_modules_, uncompiled
 from fpe.errors import CheckpointError
-from fpe.expansion.inplace import check_moments, expand_
 from fpe.expansion.index_maps import groups_in
+from fpe.expansion.inplace import check_moments, expand_
 from fpe.expansion.plan import Plan
 from fpe.masked import MASK, MaskedLayer
 from fpe.packing.layers import PackedLayer

@@ -31,7 +31,9 @@ def attach_groups_(model: nn.Module, manifest: Mapping[str, Any]) -> None:
     """Give the layers of a model the index maps of a manifest, instead of any that they have."""
     for module in model.modules():
         drop_maps_(module)
-    groups = _groups_of_plans(model, manifest) if "groups" not in manifest else map(_group, manifest["groups"])
+    groups = (
+        _groups_of_plans(model, manifest) if "groups" not in manifest else map(_group, manifest["groups"])
+    )
     for group in groups:
         for name in group.producers:
             model.get_submodule(name).fpe_neurons = group.index_map  # type: ignore[assignment]
@@ -74,8 +76,9 @@ def _groups_of_plans(model: nn.Module, manifest: Mapping[str, Any]) -> list[Expa
             origins = Origins(model, layers, inputs)
             for layer in layers:
                 own = {prefix + n: origins.neuron_of_inputs(layer, n) for n in layer.group.consumers}
-                names = ([prefix + n for n in each] for each in (layer.group.producers, layer.group.between))
-                groups.append(ExpandedGroup(layer.index_map, *names, own))
+                producers = [prefix + name for name in layer.group.producers]
+                between = [prefix + name for name in layer.group.between]
+                groups.append(ExpandedGroup(layer.index_map, producers, between, own))
                 consumed += own
             record = record.get("earlier")
     for group in groups:  # the inputs of the consumers of two plans are not known
