@@ -18,11 +18,11 @@ RUNS = {
     "digits": ("Handwritten digits, random split (`make demo`)", "digits"),
     "banking77-random": ("Banking77, random split", f"{BANKING} --factor 2 --split random"),
     "banking77-columns-2": (
-        "Banking77, shared split, whole columns pay, α = 2",
+        "Banking77, shared split, input pruning, α = 2",
         f"{BANKING} --factor 2 --split shared --prune columns",
     ),
     "banking77-columns-3": (
-        "Banking77, shared split, whole columns pay, α = 3",
+        "Banking77, shared split, input pruning, α = 3",
         f"{BANKING} --factor 3 --split shared --prune columns",
     ),
     "banking77-batch-500": (

@@ -34,7 +34,7 @@ class CharLM:
         "shared, α = 2": {"factor": 2, "split": "shared"},
         "shared, whole children, α = 2": {"factor": 2, "split": "shared", "prune": "children"},
         "shared, whole children, α = 4": {"factor": 4, "split": "shared", "prune": "children"},
-        "random, α = 2, network pays": {"factor": 2, "budget": "network"},
+        "random, α = 2, budget of the network": {"factor": 2, "budget": "network"},
     }
 
     def __init__(self) -> None:

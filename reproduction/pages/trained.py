@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import made_by, run_all, store, stored, table, trained_at
+from common import block, made_by, run_all, store, stored, table, trained_at
 from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread
@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 #: The learning rate: constant; falling over all epochs; constant until the expansion, then falling.
 RATES = ("constant", "all", "after")
+ARGUMENTS = ("data", "part", "hidden", "variant", "rate", "before", "epochs", "seeds")
 SEEDS = {"validation": range(100, 105), "test": range(10)}
 
 
@@ -104,52 +105,45 @@ def run(page: str) -> None:
         untrained = [(part, "balanced", "all", 0, 2 * half) for part in ("validation", "test")]
         for hidden in WIDTHS:
             for part, variant, rate, before, epochs in [*trained, *untrained]:
+                values = data, part, hidden, variant, rate, before, epochs, list(SEEDS[part])
                 name = f"{part}-{data}-h{hidden}-{variant}-{rate}-{before}".replace(" ", "-")
-                tasks[name] = {
-                    "data": data, "part": part, "hidden": hidden, "variant": variant, "rate": rate,
-                    "before": before, "epochs": epochs, "seeds": list(SEEDS[part]),
-                }  # fmt: skip
+                tasks[name] = dict(zip(ARGUMENTS, values, strict=True))
     results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=1).items()]
     store("rewiring/trained", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    """Return what the page about dynamic masks says about trained parents."""
     results = stored("rewiring/trained")["results"]
+    found = {tuple(r[key] for key in ARGUMENTS[:6]): r for r in results}
 
-    def pick(**wanted: Any) -> list[float]:
-        (found,) = [r for r in results if all(r[name] == value for name, value in wanted.items())]
-        accuracies: list[float] = found.get("accuracies", [])
-        return accuracies
+    def pick(*key: Any) -> list[float]:
+        return list(found[key].get("accuracies", []))
 
     choice, test = [], []
     for data, (half, title) in DATA.items():
         for hidden in WIDTHS:
-            where: dict[str, Any] = {"data": data, "hidden": hidden, "part": "validation", "before": half}
             for variant in list(VARIANTS)[1:]:
-                cells = [text(pick(variant=variant, rate=rate, **where)) for rate in RATES]
+                cells = [text(pick(data, "validation", hidden, variant, rate, half)) for rate in RATES]
                 name = variant if variant == "expanded once" else f"rewired, {variant}"
                 choice.append([title, f"{hidden}", name, *cells])
-            where["part"] = "test"
-            found = [pick(variant=v, **where) for v in ("dense", "expanded once", "balanced")]
-            gain = [rewired - once for once, rewired in zip(found[1], found[2], strict=True)]
-            untrained = pick(variant="balanced", **{**where, "before": 0})
-            (count,) = {
-                r["nonzero"] for r in results if all(r[k] == where[k] for k in ("data", "hidden", "part"))
-            }
-            cells = [*map(text, found), text(gain, sign=True), text(untrained)]
-            test.append([title, f"{hidden}", f"{count:,}", *cells])
+            own = [
+                (data, "test", hidden, v, "constant", half) for v in ("dense", "expanded once", "balanced")
+            ]
+            dense, once, rewired = (pick(*key) for key in own)
+            gain = text([b - a for a, b in zip(once, rewired, strict=True)], sign=True)
+            untrained = text(pick(data, "test", hidden, "balanced", "all", 0))
+            count = f"{found[own[0]]['nonzero']:,}"
+            test.append([title, f"{hidden}", count, *map(text, (dense, once, rewired)), gain, untrained])
     columns = ["", "neurons", "non-zeros", "dense %", "expanded once %", "rewired, trained parent %"]
     columns += ["rewired − once", "rewired, untrained parent %"]
-    seconds = sum(result["seconds"] for result in results)
-    own = {
-        "trained-choice": table(
-            ["", "neurons", "%", "constant", "falls over all epochs", "falls after it"], choice
-        ),
+    heads = ["", "neurons", "%", "constant", "falls over all epochs", "falls after it"]
+    took = f"{sum(result['seconds'] for result in results):,.0f} seconds of one core"
+    own_parts = {
+        "trained-choice": table(heads, choice),
         "trained-test": table(columns, test),
-        "trained-made": f"{made_by(results[-1], 'torch')}, {seconds:,.0f} seconds of one core. {trained_at(results)}",
+        "trained-made": block(f"{made_by(results[-1], 'torch')}, {took}. {trained_at(results)}"),
     }
-    return {"rewiring": own}
+    return {"rewiring": own_parts}
 
 
 def text(values: Sequence[float], sign: bool = False) -> str:

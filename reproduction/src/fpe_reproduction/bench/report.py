@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fpe._util.files import write_atomically
 from fpe.expansion.plan import text_table
 from fpe_reproduction.bench import cases as names
@@ -241,19 +243,14 @@ def _panel(case: dict[str, Any], axes: Any) -> dict[str, Any]:
     for row in case["forward"]:
         color, dash, marker = STYLES.get(row["name"], OTHER_STYLE)
         ratios = [times["ratio"] for times in row["batches"].values()]
-        middles = [ratio["median"] for ratio in ratios]
-        spread = [[r["median"] - r["low"] for r in ratios], [r["high"] - r["median"] for r in ratios]]
+        middle, low, high = (np.array([r[key] for r in ratios]) for key in ("median", "low", "high"))
         style = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        drawn[row["name"]] = axes.errorbar(
-            [int(batch) for batch in row["batches"]], middles, spread, elinewidth=0.8, **style
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.set_xticks([int(batch) for batch in case["forward"][0]["batches"]], case["forward"][0]["batches"])
+        batches, spread = [int(batch) for batch in row["batches"]], [middle - low, high - middle]
+        drawn[row["name"]] = axes.errorbar(batches, middle, spread, elinewidth=0.8, **style)
+    axes.set(xscale="log", yscale="log", xlabel="samples in a batch", ylabel="time / dense parent's")
+    axes.set_xticks(batches, [str(batch) for batch in batches])
     axes.minorticks_off()
     axes.set_title(case_name(case), fontsize=10)
-    axes.set_xlabel("samples in a batch")
-    axes.set_ylabel("time / dense parent's")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
