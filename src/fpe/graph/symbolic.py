@@ -6,7 +6,6 @@ From each linear layer the walk passes operations of an allow-list, each of whic
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from contextlib import suppress
 
 import torch
@@ -93,27 +92,23 @@ class _Walk:
     """A walk through a traced graph from each linear layer to its consumers."""
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
-        self.model, self.graph, self.known = model, graph, Names(model)
-        self.calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-        # A parameter that the forward pass uses directly counts as one more call of its layer.
-        self.calls.update(
-            str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
-        )
+        self.model, self.known = model, Names(model)
+        #: The calls of each module; a parameter that the forward pass uses directly counts as one more.
+        self.uses: dict[str, list[fx.Node]] = {}
+        for node in graph.nodes:
+            if node.op in ("call_module", "get_attr"):
+                name = str(node.target)
+                name = name if node.op == "call_module" else name.rpartition(".")[0]
+                self.uses.setdefault(name, []).append(node)
 
     def found(self) -> Found:
         """Return the groups in the order of the forward pass, and a reason for every other layer."""
-        groups, skipped, reached = [], [], set()
-        for node in self.graph.nodes:
-            name = str(node.target)
-            if (
-                node.op != "call_module"
-                or not isinstance(self.known.modules[name], nn.Linear)
-                or name in reached
-            ):
-                continue
-            reached.add(name)
+        groups, skipped = [], []
+        called = [name for name, nodes in self.uses.items() if any(n.op == "call_module" for n in nodes)]
+        reached = [name for name in called if isinstance(self.known.modules[name], nn.Linear)]
+        for name in reached:
             try:
-                groups.append(self.follow(node))
+                groups.append(self.follow(name))
             except Refused as refused:
                 skipped.append(Skipped(name, str(refused)))
         for name, module in self.model.named_modules():
@@ -123,14 +118,13 @@ class _Walk:
                 skipped.append(Skipped(name, reason if name or not isinstance(module, nn.Linear) else HEAD))
         return Found(tuple(groups), tuple(skipped))
 
-    def follow(self, start: fx.Node) -> NeuronGroup:
+    def follow(self, producer: str) -> NeuronGroup:
         """Walk from one linear layer to its consumers."""
-        producer = str(start.target)
         self.check_layer(producer)
         neurons, _ = size_of(self.model, producer)
         consumers: dict[str, None] = {}
         between: list[str] = []
-        frontier = [start]
+        frontier = list(self.uses[producer])
         while frontier:
             node = frontier.pop(0)
             for user in node.users:
@@ -163,8 +157,8 @@ class _Walk:
         module = self.known.modules[name]
         if isinstance(module, nn.Linear) and not is_linear(module):
             raise Refused(f"{name!r} {kind_problem(module)}")
-        if self.calls[name] > 1:
-            raise Refused(f"{name!r} is used {self.calls[name]} times in one forward pass")
+        if len(self.uses[name]) > 1:
+            raise Refused(f"{name!r} is used {len(self.uses[name])} times in one forward pass")
         if problem := layer_problem(self.known, name):
             raise Refused(f"{name!r} {problem}")
 
