@@ -42,40 +42,26 @@ def test_each_layer_can_have_a_factor_of_its_own_and_the_last_pattern_counts():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(ModelError, match=r"matches 'h\*n\.\*'.* 'first', 'hidden'"):
         fpe.plan(MODELS["skip"]()[0], layers=["h*n.*"])
-    assert str(error.value) == (
-        "no layer that can be expanded matches 'h*n.*'. Expandable: 'first', 'hidden'."
-    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            {"layers": {"0": 0}},
-            "layers['0']: factor is 0; give an integer of at least 1 (2 doubles the neurons).",
-        ),
-        ({"budget": "layer"}, "budget is 'layer'; give 'group' or 'network'."),
-        ({"convolutions": "rows"}, "convolutions is 'rows'; give 'channels' or 'taps'."),
-        ({"target": "size"}, "target is 'size'; give 'participation' or 'capacity'."),
-        ({"target_fraction": 0}, "target_fraction is 0; give a number above 0 and at most 1."),
-        ({"target_fraction": 1.5}, "target_fraction is 1.5; give a number above 0 and at most 1."),
-        (
-            {"budget": "network", "split": "shared", "prune": "columns"},
-            "layer by layer; give budget='group'",
-        ),
-        (
-            {"target_fraction": 0.5, "split": "shared", "prune": "columns"},
-            "prune='columns' needs all neurons of a layer expanded; leave target_fraction out, or give "
-            "prune='magnitude'.",
-        ),
+        ({"layers": {"0": 0}}, r"layers\['0'\]: factor is 0"),
+        ({"budget": "layer"}, "budget is 'layer'; give 'group' or 'network'"),
+        ({"convolutions": "rows"}, "convolutions is 'rows'; give 'channels' or 'taps'"),
+        ({"target": "size"}, "target is 'size'; give 'participation' or 'capacity'"),
+        ({"target_fraction": 0}, "target_fraction is 0; give a number"),
+        ({"target_fraction": 1.5}, "target_fraction is 1.5; give a number"),
+        ({"budget": "network", "split": "shared", "prune": "columns"}, "prune.*budget='group'"),
+        ({"target_fraction": 0.5, "split": "shared", "prune": "columns"}, "prune.*target_fraction"),
     ],
 )
 def test_bad_choices_are_refused_in_words(arguments, message):
-    with pytest.raises(ArgumentError) as error:
+    with pytest.raises(ArgumentError, match=message):
         fpe.plan(MODELS["mlp"]()[0], **arguments)
-    assert message in str(error.value)
 
 
 def test_a_model_that_is_wrapped_for_several_processes_is_refused():
@@ -137,13 +123,9 @@ def test_the_neurons_of_the_most_crowded_features_of_the_data_are_expanded():
 
 @pytest.mark.parametrize("name", ["layer_norm", "rms_norm"])
 def test_a_norm_over_the_neurons_would_count_expanded_ones_twice(name):
-    with pytest.raises(ModelError) as error:
-        fpe.plan(MODELS[name]()[0], 2, target_fraction=0.5)
     kind = "LayerNorm" if name == "layer_norm" else "RMSNorm"
-    assert str(error.value) == (
-        f"layer '0': the {kind} '1' is over its neurons, and would count the expanded ones more often than "
-        "the others; leave target_fraction out for this layer."
-    )
+    with pytest.raises(ModelError, match=f"layer '0'.*{kind} '1'.*target_fraction"):
+        fpe.plan(MODELS[name]()[0], 2, target_fraction=0.5)
 
 
 def test_a_group_pays_for_itself_or_the_network_pays_for_all():

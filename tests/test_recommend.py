@@ -1,4 +1,4 @@
-"""Choosing a network for a budget: who is tried, who stays, and what is told."""
+"""Choosing a network for a budget: which are tried, which are kept, and what is reported."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def found():
     return fpe.recommend(X, y, 400, epochs=8, trials=2)
 
 
-def test_a_budget_pays_for_so_many_neurons():
+def test_a_budget_allows_this_many_neurons():
     """5 · (64 + 1 + 10) + 10 = 385; a sixth neuron would make it 460."""
     assert dense_count(64, 5, 10) == 385
     assert [widest(64, 10, budget) for budget in (385, 459, 460, 84, 85, 3)] == [5, 5, 6, 0, 1, 0]
@@ -48,8 +48,8 @@ def test_the_better_half_stays_in_each_round(found):
     assert all(len(entry.accuracies) == 2 for entry in found.table)
 
 
-def test_those_who_stay_simply_train_on(found):
-    """Each that came to the end is as one that was trained without a stop: no round starts anything anew."""
+def test_candidates_that_stay_simply_train_on(found):
+    """Each finalist equals one that was trained without interruption: no round restarts anything."""
     kept, held = hold_out(y, 0.2, 0)
     data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
     for entry in found.table[:3]:

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import fpe
 from fpe.compare.runner import one_thread
-from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe.data import load
+from fpe_reproduction.statistics import mean
 
 ANEW = "dense, optimizer anew"
 ALL = ("conv1", "conv2", "hidden")

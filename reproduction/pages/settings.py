@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from common import block, made_by, run_all, store, stored, table
 
-from fpe.compare.statistics import mean
 from fpe.compare.store import provenance
 from fpe.data import load
 from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
 from fpe_reproduction.experiments.tasks import SETTINGS
 from fpe_reproduction.experiments.timeline import Source, run_networks
+from fpe_reproduction.statistics import mean
 
 #: Learning rate, weight of the regularizer, samples.
 BOOLEAN = [

@@ -17,7 +17,6 @@ from common import block, made_by, run_all, store, stored, table, trained_at
 from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread
-from fpe.compare.statistics import mean
 from fpe.data import load
 from fpe.data.named import find_folder
 from fpe.errors import BudgetError
@@ -27,6 +26,7 @@ from fpe.training import ensemble
 from fpe.training.loop import Cosine
 from fpe.training.recipe import Recipe
 from fpe.training.trials import Trial, train_trials
+from fpe_reproduction.statistics import mean
 
 #: Data: epochs before the expansion, of as many after it; name.
 DATA = {"banking77": (50, "Banking77"), "letter": (50, "Letter"), "fashion-mnist": (10, "Fashion-MNIST")}

@@ -9,7 +9,6 @@ from click.testing import CliRunner
 
 import fpe
 from fpe.cli.main import main
-from fpe.compare.statistics import ratio_of_sums
 from fpe.data import load
 from fpe_reproduction.experiments.catalogue import DYNAMIC_MASKS
 from fpe_reproduction.experiments.dynamic import gap_closed
@@ -17,6 +16,7 @@ from fpe_reproduction.experiments.findings import Results
 from fpe_reproduction.experiments.networks import DYNAMIC, STARTS
 from fpe_reproduction.experiments.splits import Parent
 from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
+from fpe_reproduction.statistics import ratio_of_sums
 
 
 def parent_of(model, seed=3, samples=200):

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli.main import main
-from fpe.compare.runner import parallel_backend
 from fpe.errors import ArgumentError, DataError
+from fpe_reproduction.cluster import parallel_backend
 from fpe_reproduction.experiments.catalogue import REAL, chosen
 from fpe_reproduction.experiments.findings import Claim, Results, sorted_findings
 from fpe_reproduction.experiments.reproduce import count_tasks, reproduce

@@ -12,12 +12,12 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli.main import main
-from fpe.compare.statistics import Interval, mean, slope, slope_over_trials
 from fpe_reproduction.experiments import catalogue, formulas
 from fpe_reproduction.experiments.boolean import KINDS, BooleanConfig, run_row
 from fpe_reproduction.experiments.findings import Results, judged, verdict
 from fpe_reproduction.experiments.reproduce import reproduce
 from fpe_reproduction.experiments.tasks import Request
+from fpe_reproduction.statistics import Interval, mean, slope, slope_over_trials
 
 # The smallest thing that has all parts: few epochs, few samples, in a process of its own.
 SCRIPT = """

@@ -26,20 +26,10 @@ ROUNDS = 3
 
 @dataclass
 class Entry:
-    """What became of one candidate.
+    """What became of one candidate: its accuracies on the held-out part, one for each seed.
 
-    Attributes
-    ----------
-    name, settings
-        Its name in tables, and what defines it.
-    nonzero : int
-        Its non-zero parameters; 0 if it could not be made.
-    rounds : int
-        The number of comparisons.
-    accuracies : list of float
-        Of each seed on the held-out part, 0 to 1, at the last comparison; empty after a failure.
-    reason : str
-        Why it could not be made, or how it diverged; empty if all went well.
+    `nonzero` is 0 if it could not be made; `rounds` counts its comparisons. `reason` says why it could not be made,
+    or how it diverged, and is empty otherwise.
     """
 
     name: str
@@ -87,31 +77,12 @@ def halve(
     epochs: int,
     on_epoch: Callable[[str, int, int], None] | None = None,
 ) -> list[Entry]:
-    """Train candidates, and drop the worse half in each round, until the last ones have had all epochs.
+    """Train candidates, and drop the worse half in each round, until the last ones have had all epochs, at least 8.
 
-    Learning rates and schedules are those of the full length from the start, so that a candidate that stays
-    simply trains on. A candidate that cannot be made, or diverges, loses; `Entry.reason` says why.
-
-    Parameters
-    ----------
-    candidates : sequence of (str, Settings)
-        Names and settings, the simpler first.
-    task : Task
-        What is learned.
-    epochs : int
-        All epochs, of the last round; at least 8.
-    on_epoch : callable, optional
-        Gets, after each epoch, a text, the epochs of networks so far, and their total.
-
-    Returns
-    -------
-    list of Entry
-        The best first: by rounds, then by mean accuracy. Failed ones are last.
-
-    Raises
-    ------
-    ArgumentError
-        If all candidates diverge.
+    Of equal candidates the earlier, simpler one is kept. Learning rates and schedules are those of the full length
+    from the start, so that a candidate that stays simply trains on. A candidate that cannot be made, or diverges,
+    loses; if all diverge, raise `ArgumentError`. After each epoch `on_epoch` gets a text, the epochs of networks so
+    far, and their total. Return the best first, failed ones last.
     """
     entries = [Entry(name, settings) for name, settings in candidates]
     alive = [(entry, trials) for entry in entries if (trials := _start(entry, task))]

@@ -11,9 +11,7 @@ from fpe._util.files import to_json
 from fpe.cli.shared import SHOWN
 
 
-@click.command(
-    context_settings=SHOWN, short_help="Turn images or texts into embeddings with a frozen encoder."
-)
+@click.command(context_settings=SHOWN, short_help="Turn images or texts into embeddings.")
 @click.argument("source")
 @click.option(
     "--encoder",
@@ -34,7 +32,7 @@ from fpe.cli.shared import SHOWN
 @click.option("--batch-size", default=64, help="Items at a time.")
 @click.option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
 @click.option("--workers", type=int, help="Processes that read images.  [default: 1; beside a GPU 8]")
-@click.option("--fresh", is_flag=True, help="Throw away the shards of an earlier run.")
+@click.option("--fresh", is_flag=True, help="Remove the shards of an earlier run.")
 @click.option("--skip-broken", is_flag=True, help="Leave out and list images that cannot be read.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def embed(source: str, out: Path | None, as_json: bool, **settings: Any) -> None:

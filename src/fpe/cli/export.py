@@ -58,7 +58,9 @@ def export(
 
     from fpe.io.checkpoint import load
     from fpe.io.export import export as write
-    from fpe.masked import counted_parameters
+    from fpe.masked import MaskedLayer, counted_parameters
+    from fpe.packing import pack as packing
+    from fpe.packing.layers import PackedLayer
     from fpe.packing.quantized import quantize
 
     batch_axis = _batch_axis(axes)
@@ -66,7 +68,14 @@ def export(
     model = load(file, like=dense).eval()
     rows = _made_up_rows(model, file) if given is None else given
     batch = rows[:2] if given is None and isinstance(rows, Tensor) else rows
-    own = _packed(model, batch) if pack else _unpacked(model)
+    kinds = {
+        kind for module in model.modules() for kind in (MaskedLayer, PackedLayer) if isinstance(module, kind)
+    }
+    own = model
+    if pack and MaskedLayer in kinds:
+        own = packing.pack(model, example_inputs=batch)
+    elif not pack and PackedLayer in kinds:
+        own = packing.unpack(model)
     counts = [(count, count * parameter.element_size()) for _, parameter, count in counted_parameters(own)]
     nonzero, nonzero_bytes = map(sum, zip(*counts, strict=True))
     rounded = quantize(own) if int8 else own
@@ -158,18 +167,3 @@ def _rounding(model: nn.Module, rounded: nn.Module, rows: Any, made_up: bool) ->
         "rows": changed.numel(),
         "made_up": made_up,
     }
-
-
-def _packed(model: nn.Module, batch: Any) -> nn.Module:
-    from fpe.masked import MaskedLayer
-    from fpe.packing.pack import pack
-
-    is_masked = any(isinstance(module, MaskedLayer) for module in model.modules())
-    return pack(model, example_inputs=batch) if is_masked else model
-
-
-def _unpacked(model: nn.Module) -> nn.Module:
-    from fpe.packing.layers import PackedLayer
-    from fpe.packing.pack import unpack
-
-    return unpack(model) if any(isinstance(module, PackedLayer) for module in model.modules()) else model

@@ -26,12 +26,7 @@ NOT_WITH_AUTO = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs"
 )
 @click.argument("data")
 @click.option(
-    "--hidden",
-    type=int,
-    multiple=True,
-    default=(4, 8, 16),
-    metavar="WIDTH…",
-    help="Hidden neurons of the dense network; several are tried.",
+    "--hidden", type=int, multiple=True, default=(4, 8, 16), metavar="WIDTH…", help="Hidden neurons to try."
 )
 @expansion_options(rewired=True)
 @click.option(
@@ -45,15 +40,10 @@ NOT_WITH_AUTO = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs"
 )
 @click.option("--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring, then train.")
 @click.option(
-    "--budget",
-    type=int,
-    metavar="N",
-    help="With --auto: the most non-zero parameters.  [default: those of 16 dense neurons]",
+    "--budget", type=int, metavar="N", help="With --auto: the most non-zeros.  [default: as 16 dense neurons]"
 )
 @click.option("--trials", default=5, help="Networks of each width.")
-@click.option(
-    "--warmup-epochs", type=int, help="Epochs before the expansion.  [default: 100; 0 with --rewire]"
-)
+@click.option("--warmup-epochs", type=int, help="Epochs before expansion.  [default: 100; 0 with --rewire]")
 @click.option("--epochs", type=int, help="Epochs after it.  [default: 100; 200 with --rewire and no warm-up]")
 @click.option("--lr", type=float, help="Adam's learning rate.  [default: 0.001; 0.01 with --rewire]")
 @click.option(

@@ -26,25 +26,11 @@ EPOCHS = (100, 100)
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What `run_fit` does; the defaults of ``fpe fit``.
+    """What `run_fit` does; the defaults of ``fpe fit``. None stands for a default of `Recipe.choose`.
 
-    Attributes
-    ----------
-    hidden : tuple of int
-        Widths of the dense network's hidden layer, each tried.
-    factor, split, prune, rewire, lr, decay, batch_size, l2, patience
-        As for `fpe.sklearn.FPEClassifier`; None for its defaults.
-    trials : int
-        Networks of each width; trial t has seed ``seed + t``.
-    warmup_epochs, epochs : int or None
-        Epochs before and after the expansion; by default 100 and 100, or 0 and 200 with rewiring.
-    validation_fraction : float
-        Share of the training samples that is held out, by which the best model is chosen; `patience` looks
-        at the loss there.
-    standardize : bool
-        Train on features of mean 0 and standard deviation 1. The saved model does this itself.
-    seed : int
-        Seed of everything.
+    Each width in `hidden` is tried with `trials` networks; trial t has seed ``seed + t``. `validation_fraction` of the
+    training samples is held out, to choose the best model and for `patience`. With `standardize` networks are trained
+    on features of mean 0 and standard deviation 1; the saved model does this itself.
     """
 
     hidden: tuple[int, ...] = (4, 8, 16)
@@ -75,13 +61,7 @@ class FitConfig:
         return {k: getattr(recipe, k, v) for k, v in dataclasses.asdict(self).items()}
 
     def check(self, dataset: Dataset) -> None:
-        """Raise if this cannot be done with this data, before anything is trained or written.
-
-        Raises
-        ------
-        ArgumentError, DataError, ModelError, BudgetError
-            For wrong settings, all at once, or if one of the networks cannot be expanded.
-        """
+        """Raise if this cannot be done with this data, before anything is trained or written."""
         check_parameters(vars(self), "the configuration")
         if not len(self.held_out(dataset)[1]):
             raise DataError(

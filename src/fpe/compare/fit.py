@@ -28,43 +28,16 @@ def run_fit(
     fresh: bool = False,
     on_trial: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Train dense and expanded networks over widths and trials, and store everything in a folder.
+    """Train dense and expanded networks over widths and trials, and store everything in the folder `out`.
 
-    Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and
-    resumed, and widths and trials added.
+    It gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, which is returned, and
+    ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A better one
+    of an earlier run stays (``kept``); one that cannot be compared is replaced (``replaced``).
 
-    Parameters
-    ----------
-    dataset : Dataset
-        What to learn and to test on.
-    config : FitConfig
-        How.
-    out : Path
-        Gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, and
-        ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A
-        model of an earlier run that is better on the same samples stays.
-    jobs : int, default −1
-        Processes; −1 means one for each core. Results do not depend on it.
-    fresh : bool, default False
-        Remove the trials of an earlier run.
-    on_trial : callable, optional
-        Gets a short text after each trial.
-
-    Returns
-    -------
-    dict
-        What ``results.json`` holds: configuration, data, provenance, one row for each width, all trials,
-        the best one. In ``best``, ``kept`` tells whether it is of an earlier run, and ``replaced`` whether it
-        replaced a model that could not be compared.
-
-    Raises
-    ------
-    ArgumentError, DataError, ModelError, BudgetError
-        As `FitConfig.check`, or if `out` holds results of another configuration.
-    WriteError
-        If a file cannot be written.
-    KeyboardInterrupt
-        After Ctrl-C, with a message that says how to resume.
+    Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and resumed,
+    and widths and trials added; `fresh` removes the trials of an earlier run. Results do not depend on `jobs`, the
+    number of processes (−1: one for each core). `on_trial` gets a short text after each trial. Errors are those of
+    `FitConfig.check`, `claim_folder` and `run_tasks`.
     """
     config.check(dataset)
     claim_folder(out, config.identity(dataset), fresh)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from fpe._util.files import write_atomically
-from fpe.compare.statistics import mean
 from fpe.expansion.plan import text_table
 
 DENSE, EXPANDED, DOUBLE = "#7a7a7a", "#d1495b", "#4a7fb5"
@@ -69,23 +71,9 @@ def percent(mean: float, spread: float | None, sign: str = "") -> str:
 
 
 def fit_figure(result: dict[str, Any], path: Path) -> None:
-    """Draw test accuracy against width and write it as PNG or SVG.
+    """Draw test accuracy against width as a file whose suffix is the format; needs matplotlib.
 
     Lines are means, bands their 95 % intervals (Student's t over the trials), dots the trials.
-
-    Parameters
-    ----------
-    result : dict
-        What ``results.json`` holds.
-    path : Path
-        The file; its suffix is the format.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    WriteError
-        If the file cannot be written.
     """
     from matplotlib.figure import Figure
 
@@ -104,14 +92,14 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
     for kind, (label, color, marker) in kinds.items():
         if kind not in rows[0]:
             continue
-        values = [[t[kind]["accuracy"] * 100 for t in result["trials"] if t["hidden"] == h] for h in widths]
-        bands = [mean(own) for own in values]
-        axes.plot(widths, [band.value for band in bands], color=color, marker=marker, label=label)
-        if config["trials"] > 1:
-            low, high = [band.low for band in bands], [band.high for band in bands]
-            axes.fill_between(widths, low, high, color=color, alpha=0.18, linewidth=0)
-        for width, own in zip(widths, values, strict=True):
-            axes.scatter([width] * len(own), own, color=color, marker=".", s=14, alpha=0.6)
+        own = [[t[kind]["accuracy"] for t in result["trials"] if t["hidden"] == width] for width in widths]
+        values = 100 * np.array(own)
+        mean, trials = values.mean(axis=1), values.shape[1]
+        axes.plot(widths, mean, color=color, marker=marker, label=label)
+        if trials > 1:
+            half = stats.t.ppf(0.975, trials - 1) * stats.sem(values, axis=1)
+            axes.fill_between(widths, mean - half, mean + half, color=color, alpha=0.18, linewidth=0)
+        axes.scatter(np.repeat(widths, trials), values, color=color, marker=".", s=14, alpha=0.6)
     axes.set_xscale("log", base=2)
     axes.set_xticks(widths, [f"{row['hidden']}\n{row['dense']['nonzero']:,}" for row in rows])
     axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""Run independent tasks on this machine or a Dask cluster, and store each result as soon as it is there."""
+"""Run independent tasks through joblib, here or on a cluster, and store each result as soon as it is there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import torch
 
 from fpe._util.files import finite, read_json, write_json
 from fpe.compare.store import depends, provenance
-from fpe.errors import ArgumentError, FPEError, did_you_mean
+from fpe.errors import ArgumentError, FPEError
 
 #: What a task runs: it gets the task's arguments and returns what is stored as JSON.
 Work = Callable[..., dict[str, Any]]
-ENGINES = ("loky", "dask")
 
 
 def run_tasks(
@@ -34,28 +33,14 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Run ``work(**tasks[name])`` for each name without a finished record in `folder`; return all records.
 
-    Parameters
-    ----------
-    work : callable
-        A function of a module that other processes can import.
-    tasks : mapping of str to mapping
-        The arguments of each task. Its name becomes the name of its file.
-    folder : Path
-        Holds one JSON file for each finished task.
-    identity : str
-        Stands for what results depend on beside arguments, code and libraries (`fpe.compare.store.depends`).
-        A record where any of these differs is outdated: the task is run again, with a warning.
-    jobs : int, default −1
-        Processes; −1 means one for each core. Within `parallel_backend` tasks run on the cluster.
-    on_finished : callable, optional
-        Gets the name and the record of each task, whether stored before or new.
+    `work` is a function of a module that other processes can import. Each record is a JSON file named by its task,
+    and outdated if `identity`, or what `fpe.compare.store.depends` returns, has changed: then the task is run again,
+    with a warning. `jobs` is the number of processes (−1: one for each core); within
+    ``joblib.parallel_config("dask")`` tasks run on that cluster. `on_finished` gets the name and the record of each
+    task, whether stored before or new.
 
-    Raises
-    ------
-    FPEError
-        If a process is killed, as by a machine out of memory. Finished tasks stay stored.
-    KeyboardInterrupt
-        After Ctrl-C, with a message that says what is finished and how to resume.
+    After Ctrl-C (KeyboardInterrupt), or if a process is killed (FPEError), finished tasks stay stored, and the
+    message says how to resume.
     """
     records: dict[str, dict[str, Any]] = {}
 
@@ -120,52 +105,6 @@ def call(work: Work, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def parallel_backend(engine: str = "loky", address: str | None = None, jobs: int = -1) -> Iterator[None]:
-    """Let `run_tasks` run on the processes of this machine (loky) or on the workers of a Dask cluster.
-
-    Workers need fpe and the data. Dask runs the task of a lost worker on another one.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown engine, a missing or needless `address` or `jobs`, no scheduler at the address, or
-        workers of several threads.
-    """
-    if engine not in ENGINES:
-        hint = did_you_mean(engine, ENGINES)
-        raise ArgumentError(f"unknown engine {engine!r}; allowed are {' and '.join(ENGINES)}.{hint}")
-    if (engine == "dask") != (address is not None):
-        raise ArgumentError(
-            "the engine dask needs the address of its scheduler, and only it does: --engine dask "
-            "--address tcp://HOST:8786. `dask scheduler` prints the address when it starts."
-        )
-    if engine == "loky":
-        yield
-        return
-    if jobs != -1:
-        raise ArgumentError("a Dask cluster has as many processes as workers; leave jobs out.")
-    try:
-        from dask.distributed import Client
-    except ImportError as error:
-        raise ArgumentError(
-            "the engine dask needs dask.distributed: pip install 'fixed-parameter-expansion[cluster]'"
-        ) from error
-    try:
-        client = Client(address, timeout="10s", set_as_default=False)
-    except (OSError, TimeoutError, ValueError) as error:
-        raise ArgumentError(f"no Dask scheduler answers at {address} ({error}).") from error
-    with client:
-        threads = sorted(set(client.nthreads().values()))
-        if threads not in ([], [1]):
-            raise ArgumentError(
-                f"the workers at {address} have {threads} threads; with one a result depends on no other "
-                "task: start them with `dask worker ADDRESS --nworkers N --nthreads 1`."
-            )
-        with joblib.parallel_config("dask", client=client):
-            yield
-
-
-@contextmanager
 def one_thread() -> Iterator[None]:
     """Compute on one thread, so that the order of sums does not depend on what runs beside it."""
     before = torch.get_num_threads()
@@ -179,19 +118,8 @@ def one_thread() -> Iterator[None]:
 def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
     """Write ``config.json`` into a folder, which may hold results of this configuration only.
 
-    Parameters
-    ----------
-    folder : Path
-        New, empty, or made by an earlier run.
-    identity : mapping
-        What the results depend on.
-    fresh : bool, default False
-        Remove the trials of an earlier run.
-
-    Raises
-    ------
-    ArgumentError
-        If the folder holds results of another configuration; nothing is changed.
+    `fresh` removes the trials of an earlier run. Otherwise raise `ArgumentError` if the folder holds results of
+    another configuration, and change nothing.
     """
     stored = read_json(folder / "config.json")
     if fresh:

@@ -29,26 +29,10 @@ def run_trial(
 ) -> dict[str, Any]:
     """Train a dense network, continue from the warm-up as it is and expanded, and measure both.
 
-    All networks are trained for as long, at the same learning rates, with the same mini-batches in the same
-    order; on one thread, so that the result does not depend on what runs beside it.
-
-    Parameters
-    ----------
-    dataset : Dataset
-        What to learn and to test on; `FitConfig.held_out` is not trained on.
-    config : FitConfig
-        How.
-    hidden, trial : int
-        Width of the dense network, and number of the trial.
-    models : Path, optional
-        A folder that gets the expanded model.
-
-    Returns
-    -------
-    dict
-        Accuracies on all parts, non-zeros and interference of the dense and the expanded network, test accuracy
-        at the expansion, and a record of each epoch. With rewiring also ``double``: a dense network of twice the
-        hidden neurons, and so of about twice the parameters.
+    All networks are trained for as long, at the same learning rates, with the same mini-batches in the same order;
+    on one thread, so that the result does not depend on what runs beside it. With rewiring there is also
+    ``double``: a dense network of twice the hidden neurons, and so of about twice the parameters. The folder
+    `models` gets the expanded model.
     """
     recipe, seed = config.recipe, config.seed + trial
     with one_thread():

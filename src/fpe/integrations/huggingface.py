@@ -65,16 +65,14 @@ class Expand(ExpandBase, TrainerCallback):
     ArgumentError
         For a bad epoch or `moments`, or a ranking by gradient.
     ModelError, BudgetError
-        When training starts: if the model cannot be expanded as asked, or on several processes, or if dense
-        weights were loaded into a model that the optimizer trains expanded.
+        When training starts, if the model cannot be expanded as asked, or on several processes.
     CheckpointError
         If weights of an expanded model are loaded into the dense one.
 
     Warns
     -----
     UserWarning
-        If training ends before the epoch (at the start where the length of the data is known, else at the
-        end), or if the model is expanded already.
+        If training ends before the epoch, as soon as that is known, or if the model is expanded already.
     """
 
     advice = ADVICE
@@ -149,10 +147,8 @@ class Rewire(RewireBase, TrainerCallback):
 
     Raises
     ------
-    ArgumentError
-        For an unknown policy.
-    CheckpointError
-        If there is no such checkpoint, or, at the start, if it is of another model or policy.
+    ArgumentError, CheckpointError
+        For an unknown policy; if there is no such checkpoint, or it is of another model or policy.
 
     Warns
     -----

@@ -57,16 +57,14 @@ class Expand(ExpandBase, Callback):
     ArgumentError
         For a bad epoch or `moments`.
     ModelError, BudgetError
-        When training starts: if the network is not found, cannot be expanded as asked, or is to be expanded
-        while it is wrapped.
+        When training starts, if the network is not found or cannot be expanded as asked.
     CheckpointError
         If weights of an expanded network are loaded into the dense one, and no shape is beside them.
 
     Warns
     -----
     UserWarning
-        If training ends before the epoch (at the start where the length of the data is known, else at the
-        end), or if the network is expanded already.
+        If training ends before the epoch, as soon as that is known, or if the network is expanded already.
     """
 
     advice = ADVICE

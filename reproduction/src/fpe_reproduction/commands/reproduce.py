@@ -68,8 +68,8 @@ def reproduce(
         click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
         return
     from fpe._util.terminal import progress_bar
-    from fpe.compare.runner import parallel_backend
     from fpe.data import Dataset
+    from fpe_reproduction.cluster import parallel_backend
     from fpe_reproduction.experiments.reproduce import count_tasks
     from fpe_reproduction.experiments.reproduce import reproduce as run
     from fpe_reproduction.experiments.tasks import Request

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from fpe.compare.statistics import Interval, ratio_of_sums
 from fpe_reproduction.experiments.experiment import BOTH, experiment
 from fpe_reproduction.experiments.findings import (
     Accuracies,
@@ -22,6 +21,7 @@ from fpe_reproduction.experiments.findings import (
 )
 from fpe_reproduction.experiments.networks import DYNAMIC, FEWER, STARTS, label
 from fpe_reproduction.experiments.tasks import Family
+from fpe_reproduction.statistics import Interval, ratio_of_sums
 
 #: The share of the gap to twice the parameters that should be closed, in the mean over the widths.
 ENOUGH = 0.9

@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from fpe.compare.statistics import Interval, mean, slope
 from fpe_reproduction.experiments.networks import label
+from fpe_reproduction.statistics import Interval, mean, slope
 
 Finding = dict[str, Any]
 #: What distinguishes networks of one data set.

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fpe.compare.statistics import Interval, mean, slope_over_trials
 from fpe_reproduction.experiments.boolean import KINDS
 from fpe_reproduction.experiments.experiment import experiment
 from fpe_reproduction.experiments.findings import Finding, Results, each, judged, line, lines, table
 from fpe_reproduction.experiments.networks import label
 from fpe_reproduction.experiments.splits import SPLITS
 from fpe_reproduction.experiments.tasks import Rows
+from fpe_reproduction.statistics import Interval, mean, slope_over_trials
 from fpe_reproduction.theory import CoverageModel, simulate
 
 #: Accuracies of the case study, in per cent (3.1).

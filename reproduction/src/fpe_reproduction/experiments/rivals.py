@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fpe.compare.statistics import mean
 from fpe_reproduction.experiments.experiment import BOTH, experiment
 from fpe_reproduction.experiments.findings import (
     AXIS,
@@ -31,6 +30,7 @@ from fpe_reproduction.experiments.networks import DROPPED, FEWER, RANKED, label
 from fpe_reproduction.experiments.splits import SPLITS
 from fpe_reproduction.experiments.tasks import Family
 from fpe_reproduction.experiments.vision import COLUMNS, CORE, FACTOR
+from fpe_reproduction.statistics import mean
 
 ASKED = "asked by its readers"
 #: Factors, as they stand in names of networks.

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fpe.compare.statistics import mean
 from fpe.metrics import relative_improvement
 from fpe_reproduction.experiments.experiment import BOTH, experiment
 from fpe_reproduction.experiments.findings import (
@@ -30,6 +29,7 @@ from fpe_reproduction.experiments.findings import (
 )
 from fpe_reproduction.experiments.networks import KINDS, REWIRED, TIMES, label
 from fpe_reproduction.experiments.tasks import Family
+from fpe_reproduction.statistics import mean
 
 #: Table A3: relative improvement in per cent by layers and hidden neurons.
 PAPER_DEPTH = {
