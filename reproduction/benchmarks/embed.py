@@ -1,8 +1,8 @@
 """Throughput of ``fpe embed`` on small images, reading and preparing them included.
 
-Named alternative: the bare encoder's forward passes over batches that lie ready in memory, in the same rounds. The
-encoder is a CLIP whose image tower has the size of DeiT-Tiny (224 × 224 pixels, 12 layers of 192), with random
-weights. Usage: python reproduction/benchmarks/embed.py [--rounds 3] [--images 2000] [--record]
+Named alternative: the bare encoder's forward passes over batches that are ready in memory, in the same
+rounds. The encoder is a CLIP whose image tower has the size of DeiT-Tiny (224 × 224 pixels, 12 layers of
+192), with random weights. Usage: python reproduction/benchmarks/embed.py [--rounds 3] [--images 2000] [--record]
 """
 
 from __future__ import annotations

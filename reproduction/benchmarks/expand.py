@@ -1,7 +1,7 @@
 """Time and memory of planning and expanding: a pair of large linear layers, or a model of BERT-base's size.
 
-Named alternative: copying the model once with ``copy.deepcopy``, by turns in the same run. The peak memory is that of
-this process while it works, beyond what it had before (Linux only).
+Named alternative: copying the model once with ``copy.deepcopy``, by turns in the same run. The peak memory is
+that of this process while it works, beyond what it had before (Linux only).
 Usage: python reproduction/benchmarks/expand.py [--model mlp|bert] [--rounds 5] [--record]
 """
 

@@ -1,9 +1,10 @@
-"""Make pages of docs/results from experiments: run them, store their data, and put tables and numbers in place.
+"""Make pages of docs/results: run experiments, store their data, put tables and numbers in place.
 
-Usage: python reproduction/pages/make.py [--stored] PAGE…        (``make results`` makes all; about five hours)
+Usage: python reproduction/pages/make.py [--stored] PAGE…    (``make results`` makes all; about five hours)
 
-The prose stands in the pages; this program replaces what is between ``<!-- NAME -->`` and ``<!-- end NAME -->``.
-Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made from their stored data.
+The prose stands in the pages; this program replaces what is between ``<!-- NAME -->`` and
+``<!-- end NAME -->``. Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made
+from their stored data.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from common import RESULTS, inject
 
 from fpe._util.files import write_atomically
 
-#: The module of each page, in the order in which pages depend on each other's data. A module has ``run(page)``,
-#: which stores data, and ``parts(page)``: for each page that it writes, the texts between the page's marks.
+#: The module of each page, in the order in which pages depend on each other's data. A module has
+#: ``run(page)``, which stores data, and ``parts(page)``: for each page that it writes, the texts between the page's marks.
 PAGES = {
     "fit": "commands",
     "picture": "picture",

@@ -1,4 +1,4 @@
-"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure [CASE, CONFIG]`` prints JSON."""
+"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure "[CASE, CONFIG]"``, all JSON."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def interleave(
     """Time calls by turns, one sample of each in a round, in an order that is drawn anew each time.
 
     What slows the machine slows all calls of a round alike, so ratios are taken within rounds. A call that
-    would take more than `seconds` in all takes part in fewer rounds, evenly spread, but in three at least; the
-    dense parent and the packed layer take part in all.
+    would take more than `seconds` in all takes part in fewer rounds, evenly spread, but in three at least;
+    the dense parent and the packed layer take part in all.
 
     Returns the seconds of one call, an array over the rounds with NaN where it took no part, and the calls in
     a sample.

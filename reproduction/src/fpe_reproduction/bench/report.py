@@ -38,8 +38,8 @@ OTHER_STYLE = ("#1f4e8b", ":", "P")
 class Target:
     """A limit of what is measured of a row, at each batch size or at one.
 
-    ``measure`` is "stored", "peak" or "seconds", divided by that of the row ``over``; or "ratio" (to the dense
-    parent) or "to_packed".
+    ``measure`` is "stored", "peak" or "seconds", divided by that of the row ``over``; or "ratio" (to the
+    dense parent) or "to_packed".
     """
 
     what: str
@@ -69,7 +69,7 @@ class Target:
         return {f"batch {b}": number(own["batches"][b]) / over[b] for b in batches}
 
     def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
-        """Write the worst value of a case and where it was; say whether it holds, None if nothing was measured."""
+        """Write the worst value of a case and where it was; say whether it holds (None without values)."""
         values = self.values(case)
         if not values:
             return "–", None
@@ -83,17 +83,18 @@ TARGETS = (
     Target("blocks, forward: time over the dense parent's", "≤", 1.05, "forward", names.PACKED, "ratio"),
     Target("wide with zeros: time over the blocks'", "≥", 2, "forward", names.WIDE, "to_packed"),
     Target("CSR, one sample: time over the blocks'", "≥", 10, "forward", names.CSR, "to_packed", batch="1"),
-    Target("mask in forward, one sample: time over the blocks'", "≥", 30, "forward", names.PRUNE, "to_packed",
-           batch="1"),
-    Target("network of blocks: bytes over the dense network's", "≤", 1.02, "training", names.PACKED, "stored",
-           names.DENSE),
-    Target("blocks, training step: time over the dense network's", "≤", 1.2, "training", names.PACKED, "ratio"),
-    Target("blocks, training step: peak bytes over the dense network's", "≤", 1.1, "training", names.PACKED,
-           "peak", names.DENSE),
-    Target("codes of a random split: bytes over the dense parent's", "≤", 1.1, "forward", names.CODES, "stored",
-           names.DENSE),
-    Target("codes, one sample: time over wide with zeros", "≤", 1, "forward", names.CODES, "seconds", names.WIDE,
-           "1"),
+    Target("mask in forward, one sample: time over the blocks'", "≥", 30,
+           "forward", names.PRUNE, "to_packed", batch="1"),
+    Target("network of blocks: bytes over the dense network's", "≤", 1.02,
+           "training", names.PACKED, "stored", names.DENSE),
+    Target("blocks, training step: time over the dense network's", "≤", 1.2,
+           "training", names.PACKED, "ratio"),
+    Target("blocks, training step: peak bytes over the dense network's", "≤", 1.1,
+           "training", names.PACKED, "peak", names.DENSE),
+    Target("codes of a random split: bytes over the dense parent's", "≤", 1.1,
+           "forward", names.CODES, "stored", names.DENSE),
+    Target("codes, one sample: time over wide with zeros", "≤", 1,
+           "forward", names.CODES, "seconds", names.WIDE, "1"),
 )
 # fmt: on
 
@@ -140,8 +141,8 @@ def bench_text(result: dict[str, Any]) -> str:
     if earlier:
         lines += [
             "",
-            f"{len(earlier)} of {len(result['cases'])} cases were measured by an earlier run and found in its "
-            "folder; --fresh measures them again.",
+            f"{len(earlier)} of {len(result['cases'])} cases were measured by an earlier run and found in "
+            "its folder; --fresh measures them again.",
         ]
     return "\n".join(lines)
 

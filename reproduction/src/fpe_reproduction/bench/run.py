@@ -46,8 +46,8 @@ def run_bench(
 
     A case is stored in ``cases/`` once it is measured, and taken from there if settings, code, versions and
     kind of machine are the same; `fresh` throws stored cases away. A case's ``measured`` is the time at which
-    the run began that measured it. A failed case has a ``problem`` and no rows, and is measured again next time.
-    `advance` gets a text after each case.
+    the run began that measured it. A failed case has a ``problem`` and no rows, and is measured again next
+    time. `advance` gets a text after each case.
     """
     began, stored = now(), folder / "cases"
     if fresh:
@@ -78,7 +78,7 @@ def run_bench(
 
 
 def conditions(config: BenchConfig) -> str:
-    """Return what the times of a case depend on beside the case: settings, code, versions, kind of machine."""
+    """Return what times depend on beside the case: settings, code, versions, kind of machine."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("sizes", "factors", "models")}
     settings["threads"] = config.threads or torch.get_num_threads()
     made = {k: v for k, v in provenance().items() if k not in ("commit", "written")}
