@@ -34,40 +34,43 @@ from fpe.training.trials import Trial, best_of, train_trials
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that trains a small dense network, expands it, and trains it on.
 
-    The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32, else in
-    float64. Where an optional parameter is None, `fpe.training.Recipe.choose` chooses it.
+    The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32,
+    else in float64. Where an optional parameter is None, `fpe.training.Recipe.choose` chooses it.
 
     Parameters
     ----------
     hidden : int or sequence of int, default 16
         Neurons of the dense network's hidden layer, or of each of several.
     factor : int, optional
-        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with dynamic
-        masks 4, or 3 where whole inputs move.
+        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with
+        dynamic masks 4, or 3 where whole inputs move.
     split, prune : str, Split or Pruning, optional
         As for `fpe.expand`. By default ``"random"`` and ``"magnitude"``, with dynamic masks ``"random"`` and
         ``"balanced"``; with input pruning a ``"shared"`` split, or ``"shared-8"`` where whole inputs move.
     rewire : bool, str or RewiringPolicy, default False
-        Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for ``"columns"`` with
-        ``prune="columns"`` and ``"accumulated"`` otherwise.
+        Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for
+        ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise.
     warmup_epochs, epochs : int, optional
-        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic masks 0
-        and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
+        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic
+        masks 0 and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
     lr : float, optional
-        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 with dynamic masks.
+        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 with dynamic
+        masks.
     decay : bool, optional
-        Whether it falls to 0 as half a cosine over all epochs; `partial_fit`, which has no last epoch, ignores it.
-        By default only with dynamic masks and no warm-up.
+        Whether it falls to 0 as half a cosine over all epochs; `partial_fit`, which has no last epoch,
+        ignores it. By default only with dynamic masks and no warm-up.
     batch_size : int, optional
         Samples in a mini-batch. By default a thirtieth of the data, from 64 to the paper's 500 (A.3.1).
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional
-        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this many epochs.
+        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this
+        many epochs.
     validation_fraction : float, default 0.1
         The share of the data held out where `patience` is given.
     trials : int, default 1
-        Networks trained together from different seeds; the one of the lowest loss (on held-out data, if any) is kept.
+        Networks trained together from different seeds; the one of the lowest loss (on held-out data, if any)
+        is kept.
     random_state : int, RandomState or None, default 0
         Seed of weights, splits and order of the data.
     verbose : bool, default False
@@ -78,12 +81,13 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : ndarray of shape (n_classes,)
         The labels seen.
     model_, dense_model_ : torch.nn.Sequential
-        The expanded network, whose outputs are logits (one for two classes), and the dense one at the expansion.
+        The expanded network, whose outputs are logits (one for two classes), and the dense one at the
+        expansion.
     n_nonzero_, n_features_in_ : int
         Non-zero parameters of ``model_``; features seen.
     history_ : list of dict
-        One record for each epoch, also after Ctrl-C: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both,
-        ``loss`` and, with early stopping, ``validation_loss``.
+        One record for each epoch, also after Ctrl-C: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over
+        both, ``loss`` and, with early stopping, ``validation_loss``.
 
     Examples
     --------
@@ -182,8 +186,9 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
         """Train for one epoch over this data, in mini-batches, expanding the network after the warm-up.
 
-        The first ``warmup_epochs`` calls train the dense network, the next one expands it first. Early stopping
-        and ``epochs`` play no part, except that with ``rewire`` masks change during ``epochs`` calls.
+        The first ``warmup_epochs`` calls train the dense network, the next one expands it first. Early
+        stopping and ``epochs`` play no part, except that with ``rewire`` masks change during ``epochs``
+        calls.
 
         Parameters
         ----------
@@ -322,7 +327,8 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fewest, classes = np.bincount(codes).min(), codes.max() + 1
         held = max(1, round(len(codes) * self.validation_fraction))
         stratify = codes if fewest > 1 and held >= classes and len(codes) - held >= classes else None
-        return train_test_split(every, test_size=held, random_state=self._trial.seed, stratify=stratify)  # type: ignore[no-any-return]
+        kept, held = train_test_split(every, test_size=held, random_state=self._trial.seed, stratify=stratify)
+        return kept, held
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)

@@ -127,11 +127,11 @@ def _move_columns(
 ) -> list[Tensor]:
     """Exchange whole columns, each grown one taking over the mask of a dropped one, its holes included.
 
-    With blocks for several groups of parents each block keeps its number of columns. The best column of a block
-    stays, so that no block loses all its inputs.
+    With blocks for several groups of parents each block keeps its number of columns. The best column of a
+    block stays, so that no block loses all its inputs.
     """
     first = layers[0]
-    tables = [layer.blocks if layer.blocks is not None else layer.children.t() for layer in layers]  # type: ignore[union-attr]
+    tables = [_table(layer) for layer in layers]
 
     def split(tensors: Sequence[Tensor]) -> list[Tensor]:
         return [by_block(own, table) for own, table in zip(tensors, tables, strict=True)]
@@ -171,8 +171,15 @@ def _move_columns(
     ]
 
 
+def _table(layer: LayerBatch) -> Tensor:
+    if layer.blocks is not None:
+        return layer.blocks
+    assert layer.children is not None
+    return layer.children.t()
+
+
 def by_block(tensor: Tensor, blocks: Tensor) -> Tensor:
-    """Return (M, outputs, inputs, *taps) as (M, blocks, neurons, inputs, taps); `blocks` as in `LayerBatch`."""
+    """Return (M, outputs, inputs, *taps) as (M, blocks, neurons, inputs, taps)."""
     parts = tensor.reshape(*tensor.shape[:3], -1).index_select(1, blocks.flatten().to(tensor.device))
     return parts.view(len(tensor), *blocks.shape, *parts.shape[2:])
 

@@ -15,7 +15,8 @@ ALLOWED = {
     "partition": ("free", "kept"),
     "unit": ("weight", "column"),
 }
-#: Decay of the momentum for each step, and the steps it sums: an older gradient would count less than an eighth.
+#: Decay of the momentum for each step, and the steps it sums: an older gradient would count less than an
+#: eighth.
 MOMENTUM, MOMENTUM_STEPS = 0.9, 20
 
 
@@ -26,10 +27,10 @@ class RewiringPolicy:
     Parameters
     ----------
     grow : str, default "gradient"
-        Which masked weights become free. ``"random"``: any (Mocanu et al., 2018). ``"gradient"``: those with the
-        largest gradient in the step of the rewiring (RigL; Evci et al., 2020). ``"accumulated"``: with the
-        largest sum of gradients since the last rewiring. ``"momentum"``: with the largest exponential average
-        (Dettmers and Zettlemoyer, 2019).
+        Which masked weights become free. ``"random"``: any (Mocanu et al., 2018). ``"gradient"``: those with
+        the largest gradient in the step of the rewiring (RigL; Evci et al., 2020). ``"accumulated"``: with
+        the largest sum of gradients since the last rewiring. ``"momentum"``: with the largest exponential
+        average (Dettmers and Zettlemoyer, 2019).
     drop : str, default "magnitude"
         Which free weights are masked: the smallest, or with ``"movement"`` those of the smallest
         ``|weight × gradient|``.
@@ -37,12 +38,12 @@ class RewiringPolicy:
         Where the count is constant: in each ``"layer"``, in each ``"group"`` of an expanded layer and its
         consumers, or in the ``"network"``.
     partition : str, default "free"
-        With ``"kept"`` the children of one neuron stay disjoint: a weight is grown only where no sibling has one
-        on the same input, so that `fpe.pack` can store codes.
+        With ``"kept"`` the children of one neuron stay disjoint: a weight is grown only where no sibling has
+        one on the same input, so that `fpe.pack` can store codes.
     unit : str, default "weight"
-        With ``"column"`` whole inputs of the blocks of a shared split move, so that the layer stays dense blocks
-        for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. Only for scope
-        "layer"; consumers keep their masks.
+        With ``"column"`` whole inputs of the blocks of a shared split move, so that the layer stays dense
+        blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. Only for
+        scope "layer"; consumers keep their masks.
 
     Raises
     ------

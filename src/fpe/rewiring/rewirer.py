@@ -27,20 +27,21 @@ class Rewirer:
     """Change the masks of an expanded model while it is trained, at a constant count of non-zeros.
 
     Every ``schedule.every`` steps some free weights of each scope of the policy are dropped: set to zero and
-    masked; and as many masked ones are grown: they become free, starting at 0. The optimizer's moments of both
-    become 0. The gradients that the policy needs are gathered in the steps before; all other steps cost what
-    they cost without a rewirer.
+    masked; and as many masked ones are grown: they become free, starting at 0. The optimizer's moments of
+    both become 0. The gradients that the policy needs are gathered in the steps before; all other steps cost
+    what they cost without a rewirer.
 
     Parameters
     ----------
     model : nn.Module
-        What `fpe.expand` or `fpe.load` returned, also wrapped by ``torch.compile``, DDP or FSDP2. `step` changes
-        its masks and weights; frozen layers keep theirs.
+        What `fpe.expand` or `fpe.load` returned, also wrapped by ``torch.compile``, DDP or FSDP2. `step`
+        changes its masks and weights; frozen layers keep theirs.
     optimizer : Optimizer or sequence of Optimizer
         Trains it.
     policy : str or RewiringPolicy, default "rigl"
-        ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``, ``"momentum"``, ``"columns"``
-        (whole inputs of the blocks of a shared split, which stay packable), or an `fpe.RewiringPolicy`.
+        ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``, ``"momentum"``,
+        ``"columns"`` (whole inputs of the blocks of a shared split, which stay packable), or an
+        `fpe.RewiringPolicy`.
     steps : int
         All steps of the optimizer to come, to which the schedule refers.
     schedule : RewiringSchedule, optional
@@ -124,8 +125,8 @@ class Rewirer:
     def step(self) -> None:
         """Count a step of the optimizer, and change masks if it is time; call it after each step.
 
-        A rewiring whose gradients are not finite, as when a gradient scaler skips a step, is done one step later
-        by the gradients of that step; after 20 such steps in a row there is a warning.
+        A rewiring whose gradients are not finite, as when a gradient scaler skips a step, is done one step
+        later by the gradients of that step; after 20 such steps in a row there is a warning.
 
         Raises
         ------

@@ -69,8 +69,8 @@ def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[lis
     packed = [name for name, m in model.named_modules() if isinstance(m, PackedLayer)]
     if packed:
         raise ModelError(
-            f"layers {', '.join(map(repr, packed))} are packed, and packed layers have no masks to change; make "
-            "the rewirer for fpe.unpack(model), and pack it after training."
+            f"layers {', '.join(map(repr, packed))} are packed, and packed layers have no masks to change; "
+            "make the rewirer for fpe.unpack(model), and pack it after training."
         )
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not layers:
@@ -112,15 +112,15 @@ def _column_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> li
         scopes += [mine] if mine else []
     if not scopes:
         problems.append(
-            "unit='column' needs layers that know how they were expanded, and this model has none; give one that "
-            "fpe.expand or fpe.load returned, or unit='weight'."
+            "unit='column' needs layers that know how they were expanded, and this model has none; give one "
+            "that fpe.expand or fpe.load returned, or unit='weight'."
         )
     raise_problems(problems, ModelError, "the columns")
     return scopes
 
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
-    """Tell whether layers are dense blocks over the same columns, with fewer holes than a column has entries."""
+    """Tell whether layers are dense blocks over the same columns, with fewer holes than one column's."""
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
@@ -155,7 +155,7 @@ def average_(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def set_mask_(layer: MaskedLayer, mask: Tensor, optimizers: Sequence[Optimizer]) -> None:
-    """Give a layer a new mask (whole); masked weights, and the moments of all entries that changed, become 0."""
+    """Set a layer's mask (whole); masked weights, and the moments of changed entries, become 0."""
     own = layer.fpe_mask
     stays = placed_like(mask * (mask == whole(own)), layer.weight)
     own.copy_(placed_like(mask, own))

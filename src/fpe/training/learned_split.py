@@ -31,19 +31,21 @@ def learn_split(
 ) -> FixedSplit:
     """Learn a split for a network with one hidden layer; `model` is not changed.
 
-    A copy of the network is expanded softly: every weight has a logit for each child, and in each step goes to one
-    child by the Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al., 2017), at a
-    temperature that falls from 1 to 0.3. Adam trains logits and weights together. Only the assignment is kept: each
-    neuron's inputs are assigned to the children by their logits, equally many to each.
+    A copy of the network is expanded softly: every weight has a logit for each child, and in each step goes
+    to one child by the Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al.,
+    2017), at a temperature that falls from 1 to 0.3. Adam trains logits and weights together. Only the
+    assignment is kept: each neuron's inputs are assigned to the children by their logits, equally many to
+    each.
 
-    The steps cost about as much as those of the expanded network, so this helps only if the training that follows is
-    much longer; otherwise a random split trained for as many steps more is as good (``fpe reproduce splits``).
+    The steps cost about as much as those of the expanded network, so this helps only if the training that
+    follows is much longer; otherwise a random split trained for as many steps more is as good (``fpe
+    reproduce splits``).
 
     Parameters
     ----------
     model : nn.Module
-        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it, trained for a
-        while.
+        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it, trained
+        for a while.
     X, y : Tensor
         Training data as for `fpe.training.train`: inputs, (samples, inputs), and class numbers, (samples,).
     factor : int, default 2
@@ -98,8 +100,8 @@ def learn_split(
     moments = [moment for state in optimizer.state.values() for moment in state.values()]
     if not all(bool(tensor.isfinite().all()) for tensor in (logits, *trained, *moments)):
         raise ArgumentError(
-            f"learn_split: weights or gradients became NaN or infinite in {steps} steps; use a smaller lr than "
-            f"{lr}, or scale the inputs."
+            f"learn_split: weights or gradients became NaN or infinite in {steps} steps; use a smaller lr "
+            f"than {lr}, or scale the inputs."
         )
     return FixedSplit(np.stack([best_assignment(score) for score in logits.detach().cpu().double().numpy()]))
 
@@ -137,8 +139,8 @@ def _parts(model: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Linear]:
             return first, activation, last
     known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
     raise ModelError(
-        f"learn_split: the model is a {type(model).__name__} that is not nn.Sequential(Linear, activation, Linear) "
-        f"with an activation of {known}; learn a split in a loop of your own and give it as "
+        f"learn_split: the model is a {type(model).__name__} and not nn.Sequential(Linear, activation, "
+        f"Linear) with an activation of {known}; learn a split in a loop of your own and give it as "
         "fpe.FixedSplit(children)."
     )
 

@@ -1,7 +1,7 @@
 """One plain training loop, for a dense network and for an expanded one.
 
-The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it, `train` the
-wide one. The dense baseline is trained for as long in total.
+The paper's recipe (A.3.1) is three calls: `train` the dense network for the warm-up, `fpe.expand` it, `train`
+the wide one. The dense baseline is trained for as long in total.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
 
 
 def default_batch_size(samples: int) -> int:
-    """Return the samples of a mini-batch by default: a thirtieth of all, from 64 to the paper's 500 (A.3.1)."""
+    """Return the default samples of a mini-batch: a thirtieth of all, from 64 to the paper's 500 (A.3.1)."""
     return min(500, max(64, samples // 30))
 
 
@@ -111,8 +111,8 @@ def train(
 ) -> list[Record]:
     """Train a model in place for some epochs.
 
-    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch. Training
-    modes and learning rates are afterwards as before.
+    After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
+    Training modes and learning rates are afterwards as before.
 
     Parameters
     ----------
@@ -268,8 +268,8 @@ class _Snapshot:
 def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
     """Say what became NaN or infinite in an epoch; None if nothing did.
 
-    `record` is the epoch's, and `trained` the parameters and the optimizer's moments: a gradient that overflows
-    leaves a finite loss and infinite moments, after which a weight never changes again.
+    `record` is the epoch's, and `trained` the parameters and the optimizer's moments: a gradient that
+    overflows leaves a finite loss and infinite moments, after which a weight never changes again.
     """
     for name in ("loss", "validation_loss"):
         if not record.get(name, 0.0) < float("inf"):

@@ -59,7 +59,7 @@ OPTIONAL = {"factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr",
 
 
 def check_parameters(given: Mapping[str, Any], what: str) -> None:
-    """Check parameters by `CONSTRAINTS`, and ``split``, ``prune`` and ``rewire``; raise all problems at once."""
+    """Check parameters by `CONSTRAINTS`, and ``split``, ``prune``, ``rewire``; raise all problems at once."""
     problems = []
     for name, (allowed, text) in CONSTRAINTS.items():
         value = given.get(name)
@@ -132,12 +132,12 @@ class Recipe:
     ) -> Recipe:
         """Return a recipe; whatever is None gets its default.
 
-        With fixed masks the defaults are the paper's: factor 2, a random split, pruning by magnitude, a constant
-        rate of 1e-3. With dynamic masks they are what this project's experiments chose
-        (docs/results/rewiring.md): expand by 4 before any training, draw the weights anew, and spend all epochs
-        afterwards, at a rate that falls from 1e-2. Where whole inputs move, the factor is 3 and the split shared
-        in 8 groups of neurons. After a warm-up the rate is a constant 1e-2: one that falls over all epochs is
-        too small by the time the masks begin to change.
+        With fixed masks the defaults are the paper's: factor 2, a random split, pruning by magnitude, a
+        constant rate of 1e-3. With dynamic masks they are what this project's experiments chose
+        (docs/results/rewiring.md): expand by 4 before any training, draw the weights anew, and spend all
+        epochs afterwards, at a rate that falls from 1e-2. Where whole inputs move, the factor is 3 and the
+        split shared in 8 groups of neurons. After a warm-up the rate is a constant 1e-2: one that falls over
+        all epochs is too small by the time the masks begin to change.
 
         Parameters
         ----------
@@ -180,7 +180,7 @@ class Recipe:
     def of(
         cls, given: Mapping[str, Any], what: str = "the recipe", default_epochs: tuple[int, int] = (25, 25)
     ) -> Recipe:
-        """Check parameters by name, as `check_parameters`, and choose a recipe by those that `choose` takes."""
+        """Check parameters, as `check_parameters` does, and `choose` by those of them that it takes."""
         check_parameters(given, what)
         names = inspect.signature(cls.choose).parameters
         return cls.choose(**{k: v for k, v in given.items() if k in names}, default_epochs=default_epochs)
@@ -198,7 +198,7 @@ class Recipe:
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
     ) -> Rewirer | None:
-        """Return what changes the masks of an expanded network that learns from `samples`; None if nothing does."""
+        """Return the rewirer of an expanded network that learns from `samples`; None for fixed masks."""
         steps = self.epochs * -(-samples // (self.batch_size or default_batch_size(samples)))
         if self.policy is None or self.factor == 1 or steps == 0:
             return None
@@ -218,8 +218,8 @@ def _chosen_policy(rewire: Any, prune: str | Pruning | None) -> RewiringPolicy |
     policy = named or POLICIES["columns" if shared else "accumulated"]
     if policy.unit == "column" and prune is not None and not shared:
         raise ArgumentError(
-            f"rewire is {rewire!r}, which moves whole inputs, and prune is {prune!r}; give split='shared' and "
-            "prune='columns', or another policy."
+            f"rewire is {rewire!r}, which moves whole inputs, and prune is {prune!r}; give split='shared' "
+            "and prune='columns', or another policy."
         )
     return policy
 

@@ -27,15 +27,15 @@ class Trial:
     recipe, seed
         What it follows; the seed of weights, split and order of the data.
     dense, model : nn.Module
-        The dense network (at last as it was at the expansion), and the network that is trained: the dense one,
-        then its expansion.
+        The dense network (at last as it was at the expansion), and the network that is trained: the dense
+        one, then its expansion.
     optimizer, generator, rewirer
         Train `model`, order its mini-batches, and change its masks.
     epoch : int
         Epochs of the recipe that lie behind, including those that early stopping saved.
     history : list of dict
-        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both stages, ``loss``
-        and, with early stopping, ``validation_loss``.
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both stages,
+        ``loss`` and, with early stopping, ``validation_loss``.
     """
 
     recipe: Recipe
@@ -70,7 +70,7 @@ class Trial:
             self.rewirer = self.recipe.rewirer(self.model, self.optimizer, samples, self.seed)
 
     def baseline(self) -> Trial:
-        """Return an independent copy that goes on as a dense network, from the same state in the same order."""
+        """Return an independent copy that stays a dense network, with the same state and order."""
         return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1))
 
     def _expand_if_due(self, samples: int) -> None:
@@ -94,8 +94,8 @@ def train_trials(
 ) -> None:
     """Take trials forward along their recipes, in place, expanding each after its warm-up.
 
-    One trial is trained by `fpe.training.train`, several together by `fpe.training.ensemble.train`: each as it
-    would be alone, within rounding. Calls with a rising `until` give the same result as one call.
+    One trial is trained by `fpe.training.train`, several together by `fpe.training.ensemble.train`: each as
+    it would be alone, within rounding. Calls with a rising `until` give the same result as one call.
 
     Parameters
     ----------
@@ -200,8 +200,9 @@ def run_recipe(
     Returns
     -------
     list of dict of str to Trial
-        For each seed ``"dense"``, ``"expanded"`` and, if asked for, ``"double"``. Each has the trained ``model``
-        and its ``history`` from the first epoch; ``["expanded"].dense`` is the network before the expansion.
+        For each seed ``"dense"``, ``"expanded"`` and, if asked for, ``"double"``. Each has the trained
+        ``model`` and its ``history`` from the first epoch; ``["expanded"].dense`` is the network before the
+        expansion.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Many small networks trained as one program: one batched matrix product instead of hundreds of small ones."""
+"""Many small networks trained as one program, with batched matrix products."""
 
 from fpe.training.ensemble.evaluation import accuracies, predict_logits
 from fpe.training.ensemble.training import train

@@ -31,8 +31,9 @@ class Batch:
     def __init__(
         self, members: list[Member], batch_size: int, epochs: int, compile: bool | None = None
     ) -> None:
-        # A trick for the C library: without it a step of 50 small networks takes up to twice as long. glibc keeps
-        # freed memory, instead of returning it in each step, once a large block (up to 32 MiB) has been freed.
+        # A trick for the C library: without it a step of 50 small networks takes up to twice as long. glibc
+        # keeps freed memory, instead of returning it in each step, once a large block (up to 32 MiB) has been
+        # freed.
         torch.empty(31 * 2**20, dtype=torch.uint8)
         together: dict[tuple[int, ...], list[Member]] = {}
         for member in members:  # those that see the same mini-batches side by side
@@ -257,8 +258,8 @@ def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor |
     Returns
     -------
     X, y, weight : Tensor
-        All samples, and their weights. Where mini-batches are uneven or samples weighted, the last sample has no
-        weight, and fills mini-batches up; otherwise the weights are None.
+        All samples, and their weights. Where mini-batches are uneven or samples weighted, the last sample has
+        no weight, and fills mini-batches up; otherwise the weights are None.
     first_row : Tensor
         Where each member's data set begins, (members,).
     """

@@ -22,7 +22,8 @@ from fpe.training.loop import Cosine, EarlyStopping, Record
 class Member:
     """A network, how it is trained, and how that went: ``history``, and the lowest loss on held-out data.
 
-    ``number`` is its place in the call; ``best`` are the parameters of ``best_epoch``, and the masks if dynamic.
+    ``number`` is its place in the call; ``best`` are the parameters of ``best_epoch``, and the masks if
+    dynamic.
     """
 
     number: int
@@ -77,8 +78,8 @@ class Member:
 def check_members(networks: Sequence[nn.Module], given: dict[str, Any]) -> list[Member]:
     """Return the members of an ensemble; see `fpe.training.ensemble.train` for the arguments and errors.
 
-    `given` are the arguments ``X``, ``y``, ``optimizers``, ``generators``, ``sample_weight``, ``early_stopping``,
-    ``rewirers`` and ``decay``, in this order.
+    `given` are the arguments ``X``, ``y``, ``optimizers``, ``generators``, ``sample_weight``,
+    ``early_stopping``, ``rewirers`` and ``decay``, in this order.
     """
     problems, columns = [], []
     for name, values in given.items():

@@ -30,7 +30,8 @@ Step = Callable[..., Tensor]
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
     """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch).
 
-    Class numbers are as `Stack.labels` makes them; or `y` is the probabilities of the classes, (M, batch, outputs).
+    Class numbers are as `Stack.labels` makes them; or `y` is the probabilities of the classes, (M, batch,
+    outputs).
     """
     if y.dim() == 3:
         return -(y * logits.log_softmax(dim=-1)).sum(dim=-1)
@@ -62,7 +63,8 @@ def _step(
     parameters, first_moments, second_moments, masks : list of Tensor
         (groups, sharing, …) each: the networks of a group share their mini-batches.
     X, y, weight : Tensor
-        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,) or None.
+        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,) or
+        None.
     index : Tensor
         Rows of the mini-batches, (groups, batch).
     rates : Tensor
@@ -116,8 +118,8 @@ def _step(
 def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
     """Return the step for an architecture, made once in a process.
 
-    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers of networks
-    and features may vary.
+    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers of
+    networks and features may vary.
     """
 
     def step(*arguments: Any) -> Tensor:

@@ -1,8 +1,9 @@
 """Rewirers of networks that are trained together: drop and grow on stacked tensors.
 
-A policy that sums the gradients of all steps has the program sum them. For a policy that needs the gradients of
-few steps, those steps run with masks that are all free: Adam's first moment, which was 0 where a weight is masked,
-then gives the gradient there, and afterwards masked entries are set to zero again. Other steps cost nothing more.
+A policy that sums the gradients of all steps has the program sum them. For a policy that needs the gradients
+of few steps, those steps run with masks that are all free: Adam's first moment, which was 0 where a weight is
+masked, then gives the gradient there, and afterwards masked entries are set to zero again. Other steps cost
+nothing more.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     """Return what rewirers must have in common to change masks together."""
     if rewirer is None:
         return None
-    # Which rows are siblings or a block depends on the dropped children, and on the width only where there are
-    # several groups of parents.
+    # Which rows are siblings or a block depends on the dropped children, and on the width only where there
+    # are several groups of parents.
     tables = tuple(
         (site.name, p and (p.factor, p.chosen, p.dropped), None if site.blocks is None else site.blocks.shape)
         for site in rewirer.sites
@@ -53,8 +54,8 @@ class StackRewiring:
     Parameters
     ----------
     rewirers : list of Rewirer
-        One for each network of the stack. Their counts and generators change at each rewiring, their steps and
-        gathered gradients in `write_back`.
+        One for each network of the stack. Their counts and generators change at each rewiring, their steps
+        and gathered gradients in `write_back`.
     stack, moments, beta
         The stack and Adam's moments, which change; Adam's β1.
     """

@@ -1,8 +1,8 @@
 """Networks of one architecture as batched tensors, and back.
 
-Parameter k of all M networks is one tensor, (M, …), padded with zeros to the widest network. A mask of the same
-shape is 1 where the entry is free, and 0 where it is masked or padding. Weights are stored as (M, inputs, outputs),
-so that neither their product nor its gradient needs a transposition.
+Parameter k of all M networks is one tensor, (M, …), padded with zeros to the widest network. A mask of the
+same shape is 1 where the entry is free, and 0 where it is masked or padding. Weights are stored as (M,
+inputs, outputs), so that neither their product nor its gradient needs a transposition.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from fpe.training.losses import ACTIVATIONS
 
 T = TypeVar("T")
 
-#: Bytes that a step of one batch may touch on a CPU. A step reads its mini-batches and activations several times:
-#: above this from main memory each time; far below it the calls cost more.
+#: Bytes that a step of one batch may touch on a CPU. A step reads its mini-batches and activations several
+#: times: above this from main memory each time; far below it the calls cost more.
 CACHE = 16 * 2**20
 
 #: Share of a GPU's free memory that a batch may take.
@@ -29,7 +29,7 @@ MEMORY_SHARE = 0.25
 
 
 class Layer(NamedTuple):
-    """One layer of an architecture without its widths: ``nn.Linear``, ``nn.LayerNorm``, or a key of `ACTIVATIONS`."""
+    """A layer without its widths: ``nn.Linear``, ``nn.LayerNorm``, or a key of `ACTIVATIONS`."""
 
     kind: type[nn.Module]
     bias: bool = False
@@ -42,8 +42,8 @@ def architecture(network: nn.Module) -> tuple[Layer, ...]:
     Raises
     ------
     ModelError
-        If it is not an ``nn.Sequential`` of linear layers, LayerNorms and simple activations, or if a parameter of
-        it is not trained.
+        If it is not an ``nn.Sequential`` of linear layers, LayerNorms and simple activations, or if a
+        parameter of it is not trained.
     """
     advice = "train it with fpe.training.train, or in a loop of your own"
     if not isinstance(network, nn.Sequential) or len(network) == 0:
@@ -72,9 +72,9 @@ def batches(
 ) -> list[list[int]]:
     """Group networks into batches of similar widths that fit the cache; return their numbers.
 
-    Networks of one batch have the same key, and widths between the same powers of two (at least 8), so that little
-    is padded and few programs are compiled. Networks of the same reading see the same mini-batches, and stay
-    together as far as there is room, since one product then serves them all.
+    Networks of one batch have the same key, and widths between the same powers of two (at least 8), so that
+    little is padded and few programs are compiled. Networks of the same reading see the same mini-batches,
+    and stay together as far as there is room, since one product then serves them all.
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, (network, key) in enumerate(zip(networks, keys, strict=True)):
@@ -145,7 +145,7 @@ class Stack:
         self.masks = pad([_masks(network) for network in networks])
 
     def labels(self, y: Tensor) -> Tensor:
-        """Give class numbers the type that `losses_of` takes: that of the weights where there is one logit."""
+        """Give class numbers the type for `losses_of`: that of the weights where there is one logit."""
         outputs = [p for p in self.parameters if p.dim() == 3][-1].shape[2]
         return y.to(self.parameters[0].dtype) if outputs == 1 else y
 

@@ -32,15 +32,15 @@ def train(
 ) -> list[list[Record]]:
     """Train many networks in place for some epochs, each as `fpe.training.train` would, within rounding.
 
-    Networks of one architecture and similar widths are trained as one program; how many at a time follows from the
-    size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers are left as the ordinary
-    loop would leave them, after Ctrl-C as after the last finished epoch.
+    Networks of one architecture and similar widths are trained as one program; how many at a time follows
+    from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers are left
+    as the ordinary loop would leave them, after Ctrl-C as after the last finished epoch.
 
     Parameters
     ----------
     networks : sequence of nn.Module
-        ``nn.Sequential`` of linear (also masked) layers, LayerNorms and activations without parameters, such as
-        `fpe.mlp` makes and `fpe.expand` returns. Changed.
+        ``nn.Sequential`` of linear (also masked) layers, LayerNorms and activations without parameters, such
+        as `fpe.mlp` makes and `fpe.expand` returns. Changed.
     X, y : Tensor or sequence of Tensor
         Inputs, (samples, features), and class numbers, (samples,), or probabilities of the classes,
         (samples, classes); the same for all networks, or one tensor for each.
@@ -57,8 +57,8 @@ def train(
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
-        Whether to compile; by default if the steps are many enough to make up for the seconds that it takes. Without
-        a compiler there is a warning.
+        Whether to compile; by default if the steps are many enough to make up for the seconds that it takes.
+        Without a compiler there is a warning.
 
     Returns
     -------
@@ -68,8 +68,8 @@ def train(
     Raises
     ------
     ArgumentError
-        For arguments that do not fit each other, or if training diverges; the networks of that batch are then as after
-        their last finite epoch.
+        For arguments that do not fit each other, or if training diverges; the networks of that batch are then
+        as after their last finite epoch.
     ModelError
         For a network that cannot be stacked; nothing is trained then.
     """
