@@ -1,6 +1,7 @@
 """Packed models compute what the masked ones compute, from (nearly) their non-zeros alone, and go back."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -231,22 +232,23 @@ def test_kernels_compute_with_the_weight_that_codes_stand_for(factor):
     torch.testing.assert_close(codes.product(values, stored, x, *known[1:]).flatten(), weight @ x)
 
 
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no compiler")
 @pytest.mark.parametrize("samples", [0, 1, 3, 4, 70])
 @pytest.mark.parametrize("prune", [True, False])
-def test_codes_go_through_the_compiled_kernels(samples, prune, monkeypatch):
+@pytest.mark.parametrize(("factor", "inputs"), [(2, 40), (3, 48)])
+def test_codes_go_through_the_compiled_kernels(samples, prune, factor, inputs, monkeypatch):
+    """Also those of a second layer, with other numbers of children and of inputs."""
     monkeypatch.setattr(codes, "WORTH_COMPILING", 1)
-    factor = 5
-    wide = fpe.expand(fpe.mlp(40, 4, 3), factor, "random", seed=2)
+    wide = fpe.expand(fpe.mlp(inputs, 4, 3), factor, "random", seed=2)
     if not prune:
-        of_parent = torch.arange(40) * 7 % factor
+        of_parent = torch.arange(inputs) * 7 % factor
         for child in range(factor):
             wide[0].fpe_mask[child::factor] = (of_parent == child).float()
         wide[0].project()
     packed = fpe.pack(wide, format={"0": "codes"})
     assert isinstance(packed[0], CodedLayer)
-    x = torch.randn(samples, 40, generator=torch.Generator().manual_seed(0))
-    if codes.kernels_for(packed[0].values, factor) is None:
-        pytest.skip("there is no compiler")
+    x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(0))
+    assert codes.kernels_for(packed[0].values, factor) is not None
     with torch.no_grad():
         torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
 

@@ -34,40 +34,40 @@ FORMATS = (2, 3, MASKED_FORMAT, PACKED_FORMAT)
 _KEY = "fpe"
 
 
-def save(wide: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write an expanded model's weights, masks and plan; a failure leaves the old file.
+def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+    """Write an expanded or packed model's weights, masks and plan; a failure leaves the old file.
 
     Parameters
     ----------
-    wide : nn.Module
+    model : nn.Module
         What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile``,
         ``DistributedDataParallel`` or ``AveragedModel``, or sharded by ``fully_shard``. It is not changed.
-        Every process that calls this writes its file, as with ``torch.save``. If the model is sharded all of
-        them must call it, and the first of those that give the same path writes.
+        Every process that calls this writes its file, as with ``torch.save``. If the model is sharded, all
+        processes must call it, and the first of those that give the same path writes.
     path : path-like
-        The file, ``.safetensors`` by custom. Missing parent folders are made.
+        The file, ``.safetensors`` by convention. Missing parent folders are made.
 
     Raises
     ------
     ArgumentError
-        If the model holds state that this format cannot hold: no tensor, or one that is packed as 2:4 or
+        If the model has state that this format cannot store: no tensor, or one that is packed as 2:4 or
         quantized. The message names what to save instead.
     ModelError
         If a weight is not zero where its mask is (see `fpe.project_`), or is computed by torch's pruning or a
         parametrization.
     WriteError
-        If the file cannot be written; what stood there before still stands.
+        If the file cannot be written; an old file stays.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    wide = unwrapped(wide)
-    writes = _checked_everywhere(wide, path)
-    tensors, tied = _storable(wide)
+    model = unwrapped(model)
+    writes = _checked_everywhere(model, path)
+    tensors, tied = _storable(model)
     if not writes:
         return
-    kind, sizes = type(wide).__name__, mlp_sizes(wide)
-    manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(wide), "tied": tied}
+    kind, sizes = type(model).__name__, mlp_sizes(model)
+    manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(model), "tied": tied}
     metadata = {"format": "pt", _KEY: json.dumps(manifest)}
 
     def write(temporary: Path) -> None:
@@ -127,7 +127,7 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
 
 
 def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
-    """Build the model that a file says it holds, its weights yet to be loaded."""
+    """Build the model that a file describes, without its weights."""
     sizes = manifest.get("mlp")
     if sizes is None:
         raise ArgumentError(
@@ -149,7 +149,7 @@ def shapes_of(wide: nn.Module) -> dict[str, Any]:
 
 
 def _known_of(module: nn.Module) -> dict[str, Any]:
-    """Return what a module knows of how it was expanded and packed."""
+    """Return the plan and the packing of a module, as JSON values."""
     plan, packing = (vars(module).get(name) for name in ("fpe_plan", "fpe_packing"))
     known = {"plan": plan.to_dict()} if isinstance(plan, Plan) else {}
     return {**known, "packing": packing.to_dict()} if isinstance(packing, Packing) else known
@@ -161,7 +161,7 @@ def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
     Parameters
     ----------
     like : nn.Module
-        Changed: its layers concerned are replaced by masked ones with weights that mean nothing yet.
+        Changed: the layers concerned are replaced by masked or packed ones with uninitialized weights.
     shapes : dict
         What `shapes_of` returned, or its JSON.
 
@@ -198,7 +198,7 @@ def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
 
 
 def _sharded() -> Any:
-    """Return the type of a tensor that several processes hold in pieces."""
+    """Return the type of a tensor that is sharded over processes."""
     if not torch.distributed.is_available():
         return ()
     from torch.distributed.tensor import DTensor
@@ -207,7 +207,7 @@ def _sharded() -> Any:
 
 
 def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
-    """Refuse weights past their masks, on all processes that hold a piece; tell whether this one writes."""
+    """Refuse weights past their masks, on all processes of a sharded model; tell whether this one writes."""
     refused: ModelError | None = None
     try:
         check_masks(model, "saving")
@@ -226,7 +226,7 @@ def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
 
 
 def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state's tensors, each stored once, and which names mean which other's tensor."""
+    """Return the state's tensors, each stored once, and the names that mean another name's tensor."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
@@ -252,7 +252,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_kind(name: str, tensor: Tensor) -> None:
-    """Refuse tensors that hold something else than their values in a row."""
+    """Refuse tensors that are not stored as plain values."""
     if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):
         raise ArgumentError(
             f"the state {name!r} is packed as 2:4, which is for the GPU that it was made on; save the masked "
@@ -260,7 +260,7 @@ def _check_kind(name: str, tensor: Tensor) -> None:
         )
     if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
         raise ArgumentError(
-            f"the state {name!r} is a {type(tensor).__name__}, which this format cannot hold; save the model "
+            f"the state {name!r} is a {type(tensor).__name__}, which this format cannot store; save the model "
             "before it is quantized, and quantize it again after fpe.load."
         )
 

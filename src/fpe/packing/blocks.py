@@ -281,11 +281,11 @@ class BlockLayer(PackedLayer):
         return [torch.cat(own, dim=1) for own in parts]
 
     def block_weights(self) -> list[Tensor]:
-        """Return the weight of each block, (neurons, inputs, *taps)."""
+        """Return the weight of each block."""
         return self._by_block(self._stored_weights())
 
     def block_masks(self) -> list[Tensor]:
-        """Return the mask of each block, of the weight's type."""
+        """Return the mask of each block."""
         stored = [(getattr(self, f"weight_{i}"), self.free(f"weight_{i}")) for i in range(len(self.batches))]
         return self._by_block([torch.ones_like(w) if free is None else free.to(w) for w, free in stored])
 

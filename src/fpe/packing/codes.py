@@ -45,9 +45,9 @@ def unpack_codes(values: Tensor, codes: Tensor, factor: int) -> Tensor:
     return torch.stack(each, dim=1).flatten(0, 1)
 
 
-def bits_of(factor: int, holes: bool) -> int:
-    """Return the bits of a code: with `holes`, it may also say that no child owns the weight."""
-    return max(1, (factor - 1 + holes).bit_length())
+def bits_of(factor: int, unowned: bool) -> int:
+    """Return the bits of a code: with `unowned`, it may also say that no child owns the weight."""
+    return max(1, (factor - 1 + unowned).bit_length())
 
 
 class CodedLayer(PackedLayer):
@@ -93,7 +93,7 @@ class CodedLayer(PackedLayer):
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of the values: 0 where no child owns the weight."""
-        if name != "values" or len(self.codes) < bits_of(self.factor, holes=True):
+        if name != "values" or len(self.codes) < bits_of(self.factor, unowned=True):
             return None
         return unpack_bits(self.codes, self.values.shape[1]) != self.factor
 
@@ -122,8 +122,8 @@ class CodedLayer(PackedLayer):
         x = input.reshape(-1, self.in_features)
         kernels = kernels_for(self.values, self.factor) if self.values.dtype == x.dtype else None
         if kernels is not None and 0 < len(x) <= ONE_BY_ONE:
-            codes = self.codes[: bits_of(self.factor, holes=False)]
-            y = torch.stack([kernels[0](self.values, codes, sample).flatten() for sample in x])
+            codes = self.codes[: bits_of(self.factor, unowned=False)]
+            y = torch.stack([kernels[0](self.values, codes, sample.clone()).flatten() for sample in x])
             y = y if self.bias is None else y.add_(self.bias)
         else:
             y = self._in_chunks(x, None if kernels is None else kernels[1])
@@ -138,7 +138,7 @@ class CodedLayer(PackedLayer):
             if spread is None:
                 weight = unpack_codes(values, codes, self.factor)
             else:
-                weight = spread(values, codes[: bits_of(self.factor, holes=False)])
+                weight = spread(values, codes[: bits_of(self.factor, unowned=False)])
             children = slice(first * self.factor, first * self.factor + len(weight))
             pieces.append(nn.functional.linear(x, weight, None if self.bias is None else self.bias[children]))
         return torch.cat(pieces, dim=1)
@@ -200,14 +200,18 @@ def _compiled(
     for function in (multiply, make):
         # The compiler keeps what it has compiled by code object, and few for each.
         function.__code__ = function.__code__.replace()
-    fast = torch.compile(multiply, fullgraph=True), torch.compile(make, fullgraph=True)
+    # Only the axes that are marked below are dynamic, not those that differ from layer to layer.
+    fast = (
+        torch.compile(multiply, fullgraph=True, dynamic=False),
+        torch.compile(make, fullgraph=True, dynamic=False),
+    )
     try:
         values = torch.ones(4, columns, dtype=dtype, device=device)
         size = ((factor - 1).bit_length(), 4, columns // 8)
         codes = torch.zeros(size, dtype=torch.uint8, device=device)
         torch._dynamo.mark_dynamic(values, 0)
         torch._dynamo.mark_dynamic(codes, 1)
-        fast[0](values, codes, values[0])
+        fast[0](values, codes, values.new_ones(columns))  # no view: what it is a view of would be compiled in
         fast[1](values, codes)
     except Exception as error:  # compilers fail in many ways
         warnings.warn(
