@@ -85,7 +85,7 @@ def pack(
     >>> torch.allclose(packed(x), wide(x), atol=1e-5)
     True
     >>> packed[0]
-    BlockLayer(384 → 32, blocks, 20,924 bytes)
+    BlockLayer(384 → 32, blocks, 21,064 bytes)
     """
     model = unwrapped(model)
     packed = _pack(model, format)
