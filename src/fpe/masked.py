@@ -170,12 +170,6 @@ def mask_names(model: nn.Module) -> set[str]:
     }
 
 
-def named_as_now(names: set[str], masks: set[str]) -> dict[str, str]:
-    """Return which names of a state dict are those of masks in earlier versions, and the present ones."""
-    renamed = {name.removesuffix(MASK) + _OLD_MASK: name for name in masks if name not in names}
-    return {old: new for old, new in renamed.items() if old in names}
-
-
 def past_mask(weight: Tensor, mask: Tensor) -> int:
     """Count the entries that are not zero where their mask is; of a sharded weight, in this process's piece."""
     mask = placed_like(mask, weight)
