@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
-from typing import Any
-
 import torch
 from torch import nn
 
 from fpe._util.modules import uncompiled
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
+from fpe.expansion.index_maps import copy_maps_, memo_with
 from fpe.expansion.steps import Weights
 from fpe.masked import MaskedLayer
 from fpe.packing.blocks import Block, BlockLayer
@@ -55,19 +54,20 @@ def quantize(packed: nn.Module, *, activations: bool = False) -> nn.Module:
     masked = [name for name, module in packed.named_modules() if isinstance(module, MaskedLayer)]
     if masked:
         raise ModelError(f"layer {masked[0]!r} is masked; pack first: fpe.quantize(fpe.pack(wide)).")
-    known, memo = packed_names(packed), {}
+    known = packed_names(packed)
+    replaced: dict[str, nn.Module] = {}
     for name, module in packed.named_modules():
         is_packed_linear = isinstance(module, PackedLayer) and not module.shape.taps
         if is_packed_linear or (name in known and type(module) is nn.Linear):
-            memo[id(module)] = _separated(module)
-    copied = copy.deepcopy(packed, memo)
+            replaced[name] = copy_maps_(_separated(module), module)
+    copied = copy.deepcopy(packed, memo_with(packed, replaced))
     if not any(isinstance(module, nn.Linear) for module in copied.modules()):
         raise ModelError("there is no linear layer, and convolutions are not quantized; export it as it is.")
     _quantize_(copied, activations)
     return copied.requires_grad_(False).eval()
 
 
-def _separated(layer: nn.Module) -> Any:
+def _separated(layer: nn.Module) -> SeparateBlocks:
     if not isinstance(layer, BlockLayer):
         weights = layer.to_masked() if isinstance(layer, PackedLayer) else Weights.of(layer)
         everything = Block(*(torch.arange(n, device=weights.weight.device) for n in weights.weight.shape))
