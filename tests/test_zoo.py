@@ -81,7 +81,7 @@ def test_exporting_leaves_dense_expanded_and_packed_models_as_they_were(name, tm
     model, batch, wide = expanded(name)
     for kind in (model, wide, fpe.pack(wide, example_inputs=batch)):
         with untouched(kind, batch):
-            fpe.export(kind, tmp_path / "model.pt2", batch)
+            fpe.export(kind, tmp_path / "model.pt2", example_inputs=batch)
 
 
 @pytest.mark.parametrize("name", EXPANDED)

@@ -70,7 +70,15 @@ class Picture:
             self.look([value.func, value.args, value.keywords], f"{path} partial")
         slots = {n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ())}
         own = getattr(value, "__dict__", None)
-        if isinstance(own, dict):
+        if isinstance(own, dict) and type(value).__module__.startswith("fpe."):
+            kinds = {
+                n: getattr(type(value), n, None) for n in own
+            }  # what a value of fpe computes once may come
+            names = [n for n in own if not isinstance(kinds[n], functools.cached_property)]
+            self.parts[f"{path}. keys"] = names
+            for name in names:
+                self.look(own[name], f"{path}.{name}")
+        elif isinstance(own, dict):
             self.look(own, f"{path}.")
         for name in sorted(slots):
             if hasattr(value, name) and not name.startswith("__"):
