@@ -28,8 +28,8 @@ ROUNDS = 3
 class Entry:
     """What became of one candidate: its accuracies on the held-out part, one for each seed.
 
-    `nonzero` is 0 if it could not be made; `rounds` counts its comparisons. `reason` says why it could not be made,
-    or how it diverged, and is empty otherwise.
+    `nonzero` is 0 if it could not be made; `rounds` counts its comparisons. `reason` says why it could not be
+    made, or how it diverged, and is empty otherwise.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Task:
-    """Training data and held-out data, (samples, features) and class numbers, and how networks train on them."""
+    """Training and held-out data, (samples, features) and class numbers, and how networks are trained."""
 
     X: Tensor
     y: Tensor
@@ -77,12 +77,12 @@ def halve(
     epochs: int,
     on_epoch: Callable[[str, int, int], None] | None = None,
 ) -> list[Entry]:
-    """Train candidates, and drop the worse half in each round, until the last ones have had all epochs, at least 8.
+    """Train candidates, and drop the worse half in each round, until the last have had all epochs.
 
-    Of equal candidates the earlier, simpler one is kept. Learning rates and schedules are those of the full length
-    from the start, so that a candidate that stays simply trains on. A candidate that cannot be made, or diverges,
-    loses; if all diverge, raise `ArgumentError`. After each epoch `on_epoch` gets a text, the epochs of networks so
-    far, and their total. Return the best first, failed ones last.
+    Of equal candidates the earlier, simpler one is kept. Learning rates and schedules are those of the full
+    length from the start, so that a candidate that stays simply trains on. A candidate that cannot be made,
+    or diverges, loses; if all diverge, raise `ArgumentError`. After each epoch `on_epoch` gets a text, the
+    epochs of networks so far, and their total. Return the best first, failed ones last.
     """
     entries = [Entry(name, settings) for name, settings in candidates]
     alive = [(entry, trials) for entry in entries if (trials := _start(entry, task))]

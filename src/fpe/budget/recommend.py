@@ -48,13 +48,14 @@ def recommend(
 ) -> Recommendation:
     """Choose width, factor, split, pruning and rewiring for a budget of non-zero parameters.
 
-    A part of the data is held out. Candidates are dense networks, expanded ones with fixed masks and with dynamic
-    masks, all of the widest dense parent within the budget. All are trained for a quarter of the epochs, the
-    better half for another, the better half of these to the end (successive halving; Jamieson and Talwalkar,
-    2016), all with a learning rate that falls as a cosine. A candidate that diverges loses, and is named.
+    A part of the data is held out. Candidates are dense networks, expanded ones with fixed masks and with
+    dynamic masks, all of the widest dense parent within the budget. All are trained for a quarter of the
+    epochs, the better half for another, the better half of these to the end (successive halving; Jamieson and
+    Talwalkar, 2016), all with a learning rate that falls as a cosine. A candidate that diverges loses, and is
+    named.
 
-    The winner's accuracy on the held-out part is optimistic, as it was chosen by it. Networks that learn slowly at
-    first, such as those with dynamic masks and many children, may be dropped too early.
+    The winner's accuracy on the held-out part is optimistic, as it was chosen by it. Networks that learn
+    slowly at first, such as those with dynamic masks and many children, may be dropped too early.
 
     Parameters
     ----------
@@ -63,7 +64,8 @@ def recommend(
     y : array-like of shape (samples,)
         Labels of any type, at least two different ones.
     budget : int, optional
-        The most non-zero parameters, biases included. By default those of a dense network of 16 hidden neurons.
+        The most non-zero parameters, biases included. By default those of a dense network of 16 hidden
+        neurons.
     epochs : int, default 100
         Passes over the data in the last round, in total; at least 8.
     lr : float or sequence of float, default 1e-2
@@ -81,8 +83,8 @@ def recommend(
     verbose : bool, default False
         Show a progress bar on a terminal.
     folder : path-like, optional
-        Where the table of each budget is stored as soon as it is finished. The same call finds it there, so that
-        an interrupted choice is resumed.
+        Where the table of each budget is stored as soon as it is finished. The same call finds it there, so
+        that an interrupted choice is resumed.
     on_budget : callable, optional
         Gets the winner of each budget as soon as it is known.
 
@@ -95,8 +97,8 @@ def recommend(
     Raises
     ------
     ArgumentError, DataError
-        For arguments or data that cannot be used, all problems at once, before any training; ArgumentError also
-        if all candidates diverge.
+        For arguments or data that cannot be used, all problems at once, before any training; ArgumentError
+        also if all candidates diverge.
 
     Examples
     --------
@@ -192,7 +194,7 @@ def _identity(X: Tensor, y: Tensor, how: dict[str, Any]) -> str:
 
 
 def _check_arguments(given: dict[str, Any], least: dict[str, int]) -> None:
-    """Check arguments by the constraints of a recipe, and `least` for integers; raise all problems at once."""
+    """Check arguments by the constraints of a recipe, and integers by `least`; raise all problems."""
     why = {"epochs": f", so that each of {ROUNDS} rounds has some", "budget": ", that of one hidden neuron"}
     problems = []
     for name, value in given.items():
@@ -240,8 +242,8 @@ def _checked(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:
             problems.append(f"y has one class only, {classes.tolist()}; give samples of at least two.")
         elif counts.max() < 2:
             problems.append(
-                f"y has {len(classes)} classes of one sample each; give at least two samples of one of them, so "
-                "that one can be held out."
+                f"y has {len(classes)} classes of one sample each; give at least two samples of one, so that "
+                "one can be held out."
             )
     raise_problems(problems, DataError, "the data")
     return X, y

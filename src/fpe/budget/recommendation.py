@@ -54,7 +54,7 @@ class Recommendation:
         return self.best.settings
 
     def classifier(self, **others: Any) -> FPEClassifier:
-        """Return an untrained classifier of these settings; `others` are parameters of it that replace them."""
+        """Return an untrained classifier of these settings, with `others` as further parameters."""
         from fpe.sklearn import FPEClassifier
 
         own = {**asdict(self.settings), "batch_size": self.batch_size, "random_state": self.seed}

@@ -15,7 +15,7 @@ from fpe.errors import ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-#: Random rows that show what rounding changes where no batch is given; the model is exported with the first two.
+#: Random rows where no batch is given: all show what rounding changes, two are for the export.
 ROWS = 1000
 
 

@@ -191,8 +191,8 @@ def _choose(
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"stopped. The choice is made for {len(winners)} budgets and kept in {folder}; run the same command "
-            "again to resume."
+            f"stopped. The choice is made for {len(winners)} budgets and kept in {folder}; run the same "
+            "command again to resume."
         ) from None
     settings = asdict(found.settings)
     return found, replace(config, **{**settings, "hidden": (found.settings.hidden,)})
@@ -220,7 +220,7 @@ def _best(best: dict[str, Any], samples: int) -> str:
     own = best["expanded"]
     text = (
         f"  {own['neurons']} neurons, trial {best['trial']}: {own['validation_accuracy']:.1%} on the "
-        f"{samples:,} held-out training samples, by which it was chosen; {own['accuracy']:.1%} on the test data"
+        f"{samples:,} held-out training samples that chose it; {own['accuracy']:.1%} on the test data"
     )
     if best["kept"]:
         text += "\n  it is of an earlier run in this folder, and better than the best model of this one"

@@ -79,8 +79,8 @@ def expansion_options(rewired: bool = False) -> Decorator:
             "split",
             "random",
             "shared with --prune columns, shared-8 where --rewire moves columns",
-            "How inputs are assigned to children: random, shared, shared-N (N groups of neurons have splits of "
-            "their own), gram or 2:4.",
+            "How inputs are assigned to children: random, shared, shared-N (N groups of neurons have splits "
+            "of their own), gram or 2:4.",
         ),
         option(
             "prune",

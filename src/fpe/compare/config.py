@@ -28,9 +28,10 @@ EPOCHS = (100, 100)
 class FitConfig:
     """What `run_fit` does; the defaults of ``fpe fit``. None stands for a default of `Recipe.choose`.
 
-    Each width in `hidden` is tried with `trials` networks; trial t has seed ``seed + t``. `validation_fraction` of the
-    training samples is held out, to choose the best model and for `patience`. With `standardize` networks are trained
-    on features of mean 0 and standard deviation 1; the saved model does this itself.
+    Each width in `hidden` is tried with `trials` networks; trial t has seed ``seed + t``.
+    `validation_fraction` of the training samples is held out, to choose the best model and for `patience`.
+    With `standardize` networks are trained on features of mean 0 and standard deviation 1; the saved model
+    does this itself.
     """
 
     hidden: tuple[int, ...] = (4, 8, 16)

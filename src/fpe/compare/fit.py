@@ -30,14 +30,14 @@ def run_fit(
 ) -> dict[str, Any]:
     """Train dense and expanded networks over widths and trials, and store everything in the folder `out`.
 
-    It gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, which is returned, and
-    ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A better one
-    of an earlier run stays (``kept``); one that cannot be compared is replaced (``replaced``).
+    It gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, which is returned,
+    and ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A
+    better one of an earlier run stays (``kept``); one that cannot be compared is replaced (``replaced``).
 
-    Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and resumed,
-    and widths and trials added; `fresh` removes the trials of an earlier run. Results do not depend on `jobs`, the
-    number of processes (−1: one for each core). `on_trial` gets a short text after each trial. Errors are those of
-    `FitConfig.check`, `claim_folder` and `run_tasks`.
+    Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and
+    resumed, and widths and trials added; `fresh` removes the trials of an earlier run. Results do not depend
+    on `jobs`, the number of processes (−1: one for each core). `on_trial` gets a short text after each trial.
+    Errors are those of `FitConfig.check`, `claim_folder` and `run_tasks`.
     """
     config.check(dataset)
     claim_folder(out, config.identity(dataset), fresh)

@@ -1,4 +1,4 @@
-"""Run independent tasks through joblib, here or on a cluster, and store each result as soon as it is there."""
+"""Run independent tasks through joblib, here or on a cluster, and store each result at once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def run_tasks(
 ) -> dict[str, dict[str, Any]]:
     """Run ``work(**tasks[name])`` for each name without a finished record in `folder`; return all records.
 
-    `work` is a function of a module that other processes can import. Each record is a JSON file named by its task,
-    and outdated if `identity`, or what `fpe.compare.store.depends` returns, has changed: then the task is run again,
-    with a warning. `jobs` is the number of processes (−1: one for each core); within
-    ``joblib.parallel_config("dask")`` tasks run on that cluster. `on_finished` gets the name and the record of each
-    task, whether stored before or new.
+    `work` is a function of a module that other processes can import. Each record is a JSON file named by its
+    task, and outdated if `identity`, or what `fpe.compare.store.depends` returns, has changed: then the task
+    is run again, with a warning. `jobs` is the number of processes (−1: one for each core); within
+    ``joblib.parallel_config("dask")`` tasks run on that cluster. `on_finished` gets the name and the record
+    of each task, whether stored before or new.
 
-    After Ctrl-C (KeyboardInterrupt), or if a process is killed (FPEError), finished tasks stay stored, and the
-    message says how to resume.
+    After Ctrl-C (KeyboardInterrupt), or if a process is killed (FPEError), finished tasks stay stored, and
+    the message says how to resume.
     """
     records: dict[str, dict[str, Any]] = {}
 
@@ -63,7 +63,7 @@ def run_tasks(
     if outdated:
         why = ", ".join(dict.fromkeys(key for changed in outdated.values() for key in changed))
         warnings.warn(
-            f"{len(outdated)} of {len(tasks)} parts in {folder} are outdated (other {why}) and are made again.",
+            f"{len(outdated)} of {len(tasks)} parts in {folder} are outdated (other {why}) and made again.",
             stacklevel=3,
         )
     missing = {name: dict(tasks[name]) for name in tasks if name not in records}
@@ -118,8 +118,8 @@ def one_thread() -> Iterator[None]:
 def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
     """Write ``config.json`` into a folder, which may hold results of this configuration only.
 
-    `fresh` removes the trials of an earlier run. Otherwise raise `ArgumentError` if the folder holds results of
-    another configuration, and change nothing.
+    `fresh` removes the trials of an earlier run. Otherwise raise `ArgumentError` if the folder holds results
+    of another configuration, and change nothing.
     """
     stored = read_json(folder / "config.json")
     if fresh:

@@ -97,9 +97,9 @@ def _plain(value: Any) -> Any:
 
 @functools.cache
 def code_digest(*files: str) -> str:
-    """Return a hash of the code of modules and of all fpe modules they import, without comments or docstrings.
+    """Return a hash of the code of modules and of the fpe modules they import; by default of all of fpe.
 
-    Without any file, of all modules of fpe.
+    Comments and docstrings do not count.
     """
     queue = [Path(file) for file in files] or sorted(PACKAGE.rglob("*.py"))
     seen: dict[Path, tuple[str, str]] = {}

@@ -1,4 +1,4 @@
-"""A trial of one width: a dense network and its expansion, trained for as long; with rewiring a double one too."""
+"""A trial of one width: a dense network and its expansion, and with rewiring a double one."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run_trial(
 ) -> dict[str, Any]:
     """Train a dense network, continue from the warm-up as it is and expanded, and measure both.
 
-    All networks are trained for as long, at the same learning rates, with the same mini-batches in the same order;
-    on one thread, so that the result does not depend on what runs beside it. With rewiring there is also
-    ``double``: a dense network of twice the hidden neurons, and so of about twice the parameters. The folder
-    `models` gets the expanded model.
+    All networks are trained for as long, at the same learning rates, with the same mini-batches in the same
+    order; on one thread, so that the result does not depend on what runs beside it. With rewiring there is
+    also ``double``: a dense network of twice the hidden neurons, and so of about twice the parameters. The
+    folder `models` gets the expanded model.
     """
     recipe, seed = config.recipe, config.seed + trial
     with one_thread():

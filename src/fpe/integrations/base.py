@@ -43,15 +43,15 @@ class ExpandBase:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"Expand(epoch={self.epoch:g}) does not expand the model in this training: {end}. Give an earlier "
-                "epoch, counted from 0.",
+                f"Expand(epoch={self.epoch:g}) does not expand the model in this training: {end}. Give an "
+                "earlier epoch, counted from 0.",
                 stacklevel=3,
             )
 
     def _warn_expanded(self) -> None:
         warnings.warn(
-            "the model is expanded already, and Expand does not change it. To train another model, as for the "
-            "next fold, give the trainer a new dense one.",
+            "the model is expanded already, and Expand does not change it. To train another model, as for "
+            "the next fold, give the trainer a new dense one.",
             stacklevel=3,
         )
 
@@ -73,16 +73,17 @@ class RewireBase:
         schedule = self.rewirer.schedule
         if not schedule.rewires(schedule.every, steps):
             warnings.warn(
-                f"Rewire changes no masks in {steps:,} steps: {schedule} changes them every {schedule.every:,} "
-                f"steps, before step {schedule.until * steps:g}. Give a shorter interval, or train longer.",
+                f"Rewire changes no masks in {steps:,} steps: {schedule} changes them every "
+                f"{schedule.every:,} steps, before step {schedule.until * steps:g}. Give a shorter "
+                "interval, or train longer.",
                 stacklevel=3,
             )
 
     def _warn_unless_begun(self) -> None:
         if self.rewirer is None:
             warnings.warn(
-                "Rewire has changed no masks: no layer of the model has one. Expand the model first, by fpe.expand "
-                "or an Expand callback before Rewire.",
+                "Rewire has changed no masks: no layer of the model has one. Expand the model first, by "
+                "fpe.expand or an Expand callback before Rewire.",
                 stacklevel=3,
             )
 

@@ -45,10 +45,10 @@ SLACK = 1e-6
 class Expand(ExpandBase, TrainerCallback):
     """Expand the model before an epoch, and let the Trainer's optimizer and schedule continue.
 
-    Every later checkpoint, and every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes, gets
-    a small file ``fpe.json`` with the shapes. To resume, call `restore_shape` on the dense model before the
-    Trainer is made. Weights from before the expansion, as of ``load_best_model_at_end``, make the model dense
-    again. One callback serves any number of Trainers, one after another.
+    Every later checkpoint, and every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes,
+    gets a small file ``fpe.json`` with the shapes. To resume, call `restore_shape` on the dense model before
+    the Trainer is made. Weights from before the expansion, as of ``load_best_model_at_end``, make the model
+    dense again. One callback serves any number of Trainers, one after another.
 
     Parameters
     ----------
@@ -135,8 +135,8 @@ class Expand(ExpandBase, TrainerCallback):
 class Rewire(RewireBase, TrainerCallback):
     """Change the masks of an expanded model while it is trained.
 
-    For a model that `fpe.expand`, or an `Expand` before this callback, has expanded. Every checkpoint gets a file
-    ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
+    For a model that `fpe.expand`, or an `Expand` before this callback, has expanded. Every checkpoint gets a
+    file ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
 
     Parameters
     ----------
@@ -289,8 +289,8 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
     model : nn.Module
         The dense model; the values of its weights are to be loaded next. It is changed, and returned.
     folder : path-like
-        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote. One from
-        before the expansion changes nothing, with a warning.
+        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote. One
+        from before the expansion changes nothing, with a warning.
 
     Raises
     ------
@@ -308,8 +308,9 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         with safe_open(weights, framework="pt") as file:
             if holds_masks(dict.fromkeys(file.keys())):
                 raise CheckpointError(
-                    f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; give one that "
-                    "a Trainer with Expand, fpe.integrations.huggingface.save_pretrained or fpe.save wrote."
+                    f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; give "
+                    "one that a Trainer with Expand, fpe.integrations.huggingface.save_pretrained or "
+                    "fpe.save wrote."
                 )
     warnings.warn(
         f"{folder} has no {FILE}: its model is not expanded, and there is no shape to restore.", stacklevel=2

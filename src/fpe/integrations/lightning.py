@@ -43,7 +43,8 @@ class Expand(ExpandBase, Callback):
     Parameters
     ----------
     epoch : int, default 0
-        Counted from 0. With several processes the network is wrapped at the start, so that only 0 is possible.
+        Counted from 0. With several processes the network is wrapped at the start, so that only 0 is
+        possible.
     network : str, optional
         Name of the attribute of the LightningModule that holds the network; by default its only child
         with parameters.
@@ -114,8 +115,8 @@ class Expand(ExpandBase, Callback):
             if self.epoch > 0 or callbacks.index(self) > callbacks.index(callback):
                 name = type(callback).__name__
                 raise ModelError(
-                    f"{name} copies the network at the start, and its average would be of the dense one; give "
-                    f"Expand(epoch=0), and put it before {name} in callbacks."
+                    f"{name} copies the network at the start, and its average would be of the dense one; "
+                    f"give Expand(epoch=0), and put it before {name} in callbacks."
                 )
 
     def _reshape_on_load(self, pl_module: LightningModule) -> None:
@@ -165,8 +166,8 @@ class Expand(ExpandBase, Callback):
 class Rewire(RewireBase, Callback):
     """Change the masks of an expanded network of a LightningModule while it is trained.
 
-    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Checkpoints hold what is
-    needed to resume. One callback serves any number of fits, one after another.
+    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Checkpoints hold what
+    is needed to resume. One callback serves any number of fits, one after another.
 
     Parameters
     ----------
