@@ -42,7 +42,7 @@ def test_the_same_seed_draws_the_same():
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ModelError) as caught:
         fpe.reinitialize_(fpe.mlp(4, 2, 2))
-    message = "there is no masked layer whose weights could be drawn anew; call fpe.expand first."
+    message = "there is no masked layer to reinitialize; call fpe.expand first."
     assert str(caught.value) == message
     with pytest.raises(ArgumentError) as refused:
         fpe.reinitialize_(expanded(), seed=-1)

@@ -22,11 +22,11 @@ class ModelError(FPEError, ValueError):
 
 
 class BudgetError(FPEError, ValueError):
-    """The copies cannot be paid for: too few weights, or none of the kind that was to pay."""
+    """Too few weights can be pruned to make up for the copies."""
 
 
 class DataError(FPEError, ValueError):
-    """Data that cannot be read, or cannot be learnt from."""
+    """Data that cannot be read, or cannot be learned from."""
 
 
 class CheckpointError(FPEError, ValueError):

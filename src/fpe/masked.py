@@ -90,8 +90,7 @@ class MaskedLayer(HasMasks):
         bias: Any
         fpe_mask: Tensor
 
-    #: A leaf of the weight's shape whose ``grad`` gathers, over any number of backward passes, the gradient
-    #: that the weight would have without its mask. A rewirer sets it for the steps in which it needs that.
+    #: A leaf whose ``grad`` gathers the gradient that the weight would have without its mask; set by a rewirer.
     _probe: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -102,8 +101,8 @@ class MaskedLayer(HasMasks):
         """Return the weight, through which no gradient reaches a masked entry."""
         weight = self.weight
         if not isinstance(weight, nn.Parameter):
-            # Given by torch.func.functional_call, or computed by a parametrization or by torch's pruning:
-            # it need not be zero where the mask is. The product has all derivatives, forward too.
+            # Given by functional_call, or computed by a parametrization or torch's pruning, so that it need not
+            # be zero where the mask is. The product has all derivatives, forward too.
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
@@ -171,7 +170,7 @@ def mask_names(model: nn.Module) -> set[str]:
 
 
 def past_mask(weight: Tensor, mask: Tensor) -> int:
-    """Count the entries that are not zero where their mask is; of a sharded weight, in this process's piece."""
+    """Count the masked entries that are not zero; of a sharded weight, in this process's piece."""
     mask = placed_like(mask, weight)
     if hasattr(weight, "qdata"):  # rounded by torchao, whose tensors cannot be compared
         weight = cast(Any, weight).dequantize()
@@ -209,8 +208,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
         A buffer of the weight's shape (out_features, in_features) and type: 1 where the weight is free,
         0 where it is masked. All ones in a new layer.
 
-    Notes
-    -----
     Loading a state dict sets masked weights to zero, with a warning.
     """
 
@@ -285,8 +282,8 @@ def count_nonzero(model: nn.Module) -> int:
     Returns
     -------
     int
-        The number of entries that are not masked, and of those that are not zero although they are masked
-        (see `fpe.project_`). Of a sharded model, the latter in the piece of this process.
+        Entries that are not masked, or not zero although they are masked (see `fpe.project_`). Of a sharded
+        model, the latter in the piece of this process.
     """
     return sum(count for _, _, count in counted_parameters(model))
 
@@ -313,8 +310,7 @@ def count_free(mask: Tensor) -> int:
 def project_(model: nn.Module) -> int:
     """Set every masked weight to exactly zero, in place.
 
-    Needed after something has written to weights directly: an average of weights whose masks have changed,
-    merged LoRA weights, an initializer. The outputs change with the weights that are set to zero.
+    Needed after something has written to weights directly: averages, merged LoRA weights, an initializer.
 
     Parameters
     ----------
@@ -364,7 +360,7 @@ def enforce_masks_(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
     Returns
     -------
     RemovableHandle
-        Its ``remove()`` removes the hook.
+        Of the hook.
     """
     layers = [m for m in model.modules() if isinstance(m, HasMasks)]
 

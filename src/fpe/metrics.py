@@ -1,4 +1,4 @@
-"""How much the features of a layer are in each other's way (sections 3.1 and 3.2).
+"""How much the features of a layer interfere (sections 3.1 and 3.2).
 
 All measures take the weight of a layer, of shape (neurons, features), as in ``model[0].weight``.
 """
@@ -50,7 +50,7 @@ def feature_capacity(weight: Tensor) -> Tensor:
     """Return each feature's capacity ``(w_i·w_i)² / Σ_j (w_i·w_j)²`` (Scherlis et al. 2022; section 3.2).
 
     The share of a dimension that belongs to the feature alone: 1 if it is orthogonal to all others,
-    0 for a feature that no neuron reads. Over all features it adds up to at most the number of neurons.
+    0 for a feature that no neuron uses. Over all features it adds up to at most the number of neurons.
 
     Parameters
     ----------
@@ -114,10 +114,10 @@ def mean_cosine_similarity(weight: Tensor) -> float:
 
 
 def participation_ratio(weight: Tensor) -> Tensor:
-    """Return each neuron's participation ratio ``(Σ_i w_i²)² / Σ_i w_i⁴``: how many features it reads.
+    """Return each neuron's participation ratio ``(Σ_i w_i²)² / Σ_i w_i⁴``: how many features it uses.
 
-    1 for a neuron that reads one feature, the number of features for one that reads all alike, 0 for one
-    that reads none. The measure is that of the theory of localisation (Bell and Dean 1970).
+    1 for a neuron that uses one feature, the number of features for one that uses all alike, 0 for one
+    that uses none (Bell and Dean 1970).
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def participation_ratio(weight: Tensor) -> Tensor:
 
 
 def crowding(weight: Tensor) -> Tensor:
-    """Return how little capacity the features have that each neuron reads: ``Σ_i w_i² (1 − C_i) / Σ_i w_i²``.
+    """Return how little capacity each neuron's features have: ``Σ_i w_i² (1 − C_i) / Σ_i w_i²``.
 
     C is the `feature_capacity`. 0 for a neuron whose features have a dimension of their own, towards 1 for
     one whose features share theirs with many.

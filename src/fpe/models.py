@@ -18,8 +18,7 @@ from fpe.masked import HasMasks
 class Standardize(nn.Module):
     """Subtract a mean from each feature and divide by a scale, both fixed: (…, inputs) to (…, inputs).
 
-    A layer of its own, rather than a part of the next layer's weights: these stay of one size, as rounding
-    them to few bits needs.
+    It is not merged into the next layer's weights, which would make them unequal and harder to quantize.
 
     Parameters
     ----------
@@ -47,7 +46,7 @@ class Standardize(nn.Module):
 def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequential:
     """Return the layers of an ``nn.Sequential`` after a `Standardize` called ``"scaler"``.
 
-    The layers are the same and keep their names, so that plans and state dicts go on to fit.
+    The layers are the same and keep their names, so that plans and state dicts still fit.
     """
     layers = [("scaler", Standardize(mean, scale)), *network.named_children()]
     made = nn.Sequential(OrderedDict(layers)).train(network.training)
@@ -70,11 +69,11 @@ def mlp(
     Parameters
     ----------
     inputs, outputs : int
-        Features that come in and logits that come out, at least 1.
+        Features and logits, at least 1.
     hidden : int or sequence of int
         Neurons of the hidden layer, or of each.
     seed : int, optional
-        Makes the weights the same each time; torch's own random state is then neither read nor moved.
+        Of the weights; torch's own random state is then not used.
     dtype : torch.dtype, default torch.float32
         Type of the weights.
     standardize : bool, default False

@@ -84,7 +84,7 @@ def own_forward(model: nn.Module) -> Iterator[None]:
 def seeded(seed: int = 0) -> Iterator[None]:
     """Seed all global random number generators, and put them back afterwards.
 
-    Those of torch on the CPU and on each CUDA device, of Python and of NumPy. CUDA is not initialised for it.
+    Those of torch on the CPU and on each CUDA device, of Python and of NumPy. CUDA is not initialized for it.
 
     Parameters
     ----------

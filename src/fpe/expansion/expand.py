@@ -16,7 +16,7 @@ from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner
 from fpe.expansion.index_maps import Origins, attach_maps_, memo_with
-from fpe.expansion.measure import shapes_of
+from fpe.expansion.measure import parameters_per_neuron, shapes_of
 from fpe.expansion.plan import Basis, LayerPlan, Plan
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
@@ -180,7 +180,7 @@ class _Expansion:
             sum(count_free(w.mask) for w in each)
             for each in ([*producers, *consumers], [*wide, *consumers_now])
         ]
-        per_neuron = planner.parameters_per_neuron(self.model, group)
+        per_neuron = parameters_per_neuron(self.model, group)
         copies = free[1] - free[0] + (layer.neurons_after - layer.neurons) * per_neuron
         if self.todo.budget == "group":
             with _notes(notes):
@@ -226,7 +226,7 @@ class _Expansion:
 
         squares, outgoing_squares = count(lambda w: w.weight.float().square())
         entries, outgoing_entries = count(lambda w: w.mask.float())
-        copied = outgoing_entries + planner.parameters_per_neuron(self.model, layer.group)
+        copied = outgoing_entries + parameters_per_neuron(self.model, layer.group)
         dropped = self.pruning.dropped_children(
             (squares + outgoing_squares.unsqueeze(1)).flatten(),
             (entries + copied.unsqueeze(1)).long().flatten(),

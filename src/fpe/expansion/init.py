@@ -1,4 +1,4 @@
-"""What an expanded network starts from, where that is not its parent's weights."""
+"""Fresh weights for an expansion of an untrained network."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from fpe.masked import MaskedLayer
 
 @torch.no_grad()
 def reinitialize_(wide: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw the free weights and the biases of all masked layers anew, in place; the masks stay.
+    """Reinitialize the free weights and the biases of all masked layers, in place; the masks stay.
 
-    For a network that is expanded before it has been trained. Children of an untrained parent read a part of
-    its inputs through weights that were drawn for all of them, and have the same outgoing weights. This draws
-    each neuron's weights as PyTorch draws those of a layer with as many inputs as the neuron really reads:
-    uniformly within ``±1 / √n`` (Evci et al., 2022, on why sparse networks need that). What it reads then
-    varies as what a dense neuron reads, so that its bias is drawn as a dense one's: within ``±1 / √m``, for
-    a layer of m inputs. Larger ones leave neurons that no sample, or every sample, switches on.
+    For a network that is expanded before it has been trained: children of an untrained parent have a part of its
+    inputs, with weights drawn for all of them, and equal outgoing weights. Each neuron's weights are drawn as
+    PyTorch draws those of a layer with as many inputs n as the neuron has free weights, uniformly within
+    ``±1 / √n`` (Evci et al., 2022), its bias within ``±1 / √m``, for a layer of m inputs. With larger biases some
+    neurons would be active for no sample, or for every one.
 
     Parameters
     ----------
@@ -50,12 +49,12 @@ def reinitialize_(wide: nn.Module, seed: int = 0) -> nn.Module:
         raise ArgumentError(f"seed is {seed!r}; give an integer of at least 0.")
     layers = [module for module in wide.modules() if isinstance(module, MaskedLayer)]
     if not layers:
-        raise ModelError("there is no masked layer whose weights could be drawn anew; call fpe.expand first.")
+        raise ModelError("there is no masked layer to reinitialize; call fpe.expand first.")
     generator = torch.Generator().manual_seed(seed)
     for layer in layers:
         weight, mask = layer.weight, layer.fpe_mask
-        reads = mask.flatten(1).sum(dim=1).clamp_min(1)
-        bound = reads.rsqrt().view(-1, *[1] * (weight.dim() - 1))
+        inputs = mask.flatten(1).sum(dim=1).clamp_min(1)
+        bound = inputs.rsqrt().view(-1, *[1] * (weight.dim() - 1))
         weight.copy_(_uniform(weight, generator) * bound * mask)
         if layer.bias is not None:
             layer.bias.copy_(_uniform(layer.bias, generator) * weight[0].numel() ** -0.5)

@@ -1,4 +1,4 @@
-"""What is measured of a model before it is expanded: inputs of layers, gradients, shapes of wider copies."""
+"""What is measured and counted in a model before it is expanded."""
 
 from __future__ import annotations
 
@@ -18,8 +18,18 @@ from fpe.expansion.plan import LayerPlan
 from fpe.expansion.pruning import Pruning
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed, first_line
+from fpe.graph.groups import Layout, default_layout, layout_neurons
 from fpe.graph.inputs import as_call, copied_call, tensors_in
-from fpe.graph.layers import bias_of, is_linear, is_transposed, oriented_weight
+from fpe.graph.layers import (
+    bias_of,
+    is_linear,
+    is_transposed,
+    mask_of,
+    neuron_tensors,
+    oriented_weight,
+    size_of,
+)
+from fpe.masked import count_free
 from fpe.metrics import crowding, participation_ratio
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
@@ -208,3 +218,44 @@ def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modu
         bias = None if bias is None else origins.lift(name, "bias", bias.detach())
         wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
     return wide
+
+
+def layout_for(model: nn.Module, group: NeuronGroup, position: int) -> Layout:
+    """Return the layout of a consumer's inputs."""
+    if group.input_layouts:
+        return group.input_layouts[position]
+    return default_layout(size_of(model, group.name)[0], size_of(model, group.consumers[position])[1])
+
+
+def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
+    """Return how many biases and parameters of norms each neuron of a group has."""
+    neurons, _ = size_of(model, group.name)
+    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    for name in group.between:
+        module = model.get_submodule(name)
+        own = neuron_tensors(module, neurons)
+        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+    return total
+
+
+def free_weights(model: nn.Module, name: str) -> int:
+    """Count the free weights of a layer."""
+    layer = model.get_submodule(name)
+    mask = mask_of(layer)
+    return oriented_weight(layer).numel() if mask is None else count_free(mask)
+
+
+def free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> list[tuple[int, int]]:
+    """Count each consumer's free weights for the neurons to be expanded, and the others."""
+    neurons, counts = size_of(model, group.name)[0], []
+    for position, name in enumerate(group.consumers):
+        total, mask = free_weights(model, name), mask_of(model.get_submodule(name))
+        mine = torch.isin(
+            layout_neurons(layout_for(model, group, position), neurons), torch.tensor(list(expanded))
+        )
+        if mask is None:
+            own = int(mine.sum()) * (total // len(mine))
+        else:
+            own = count_free(mask[:, mine.to(mask.device)].contiguous())
+        counts.append((own, total - own))
+    return counts

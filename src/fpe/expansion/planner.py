@@ -14,8 +14,12 @@ from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_p
 from fpe.expansion.measure import (
     TARGETS,
     Measurements,
+    free_by_neuron,
+    free_weights,
     inputs_of,
+    layout_for,
     most_polysemantic,
+    parameters_per_neuron,
     scores_of,
     shapes_of,
     width_problems,
@@ -25,19 +29,16 @@ from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.selection import Chosen, Layers, select, without
 from fpe.expansion.splits import Split, as_split
 from fpe.graph import NeuronGroup
-from fpe.graph.groups import default_layout, layout_neurons
 from fpe.graph.inputs import inputs_for
 from fpe.graph.layers import (
     OVER_NEURONS,
     bias_of,
-    mask_of,
     memory_problem,
-    neuron_tensors,
     oriented_weight,
     size_of,
 )
 from fpe.graph.verification import unverified
-from fpe.masked import check_masks, count_free, count_nonzero
+from fpe.masked import check_masks, count_nonzero
 
 _ALLOWED = {"budget": ("group", "network"), "convolutions": ("channels", "taps"), "target": TARGETS}
 #: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
@@ -292,12 +293,12 @@ def _layer_plans(
         if shares == "taps" or (shares == "channels" and inputs < factor):
             shares, inputs = "taps", inputs * taps
         expanded = range(neurons) if some is None else some
-        mine, others = (sum(counts) for counts in zip(*_free_by_neuron(model, group, expanded), strict=True))
+        mine, others = (sum(counts) for counts in zip(*free_by_neuron(model, group, expanded), strict=True))
         biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
         others += sum(bias.numel() for bias in biases if bias is not None)
         per_neuron = parameters_per_neuron(model, group)
         copies = (factor - 1) * (mine + per_neuron * len(expanded))
-        own = sum(_free_weights(model, name) for name in group.producers)
+        own = sum(free_weights(model, name) for name in group.producers)
         groups, entries = (
             split.num_groups(neurons),
             len(group.producers) * (taps if shares == "channels" else 1),
@@ -308,48 +309,9 @@ def _layer_plans(
         layer = LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups)
         planned.append(replace(layer, notes=(note,) if note else ()))
         for position, name in enumerate(group.consumers):
-            runs = _runs(model, group, position)
+            runs = layout_for(model, group, position)
             grown[name] = grown.get(name, 0) + (after - neurons) * sum(k for k in runs if k > 0)
     return planned
-
-
-def _runs(model: nn.Module, group: NeuronGroup, position: int) -> tuple[int, ...]:
-    if group.input_layouts:
-        return group.input_layouts[position]
-    return default_layout(size_of(model, group.name)[0], size_of(model, group.consumers[position])[1])
-
-
-def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
-    """Return how many biases and parameters of norms each neuron of a group has."""
-    neurons, _ = size_of(model, group.name)
-    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
-    for name in group.between:
-        module = model.get_submodule(name)
-        own = neuron_tensors(module, neurons)
-        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
-    return total
-
-
-def _free_weights(model: nn.Module, name: str) -> int:
-    layer = model.get_submodule(name)
-    mask = mask_of(layer)
-    return oriented_weight(layer).numel() if mask is None else count_free(mask)
-
-
-def _free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> list[tuple[int, int]]:
-    """Count each consumer's free weights for the neurons to be expanded, and the others."""
-    neurons, counts = size_of(model, group.name)[0], []
-    for position, name in enumerate(group.consumers):
-        total, mask = _free_weights(model, name), mask_of(model.get_submodule(name))
-        mine = torch.isin(
-            layout_neurons(_runs(model, group, position), neurons), torch.tensor(list(expanded))
-        )
-        if mask is None:
-            own = int(mine.sum()) * (total // len(mine))
-        else:
-            own = count_free(mask[:, mine.to(mask.device)].contiguous())
-        counts.append((own, total - own))
-    return counts
 
 
 def _split_problems(
@@ -392,7 +354,7 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruni
     if budget == "network":
         names = dict.fromkeys(n for p in planned for n in (*p.group.producers, *p.group.consumers))
         copies = sum(layer.copies for layer in planned)
-        capacity = sum(_free_weights(model, n) for n in names) + copies
+        capacity = sum(free_weights(model, n) for n in names) + copies
         if copies > capacity:
             raise BudgetError(
                 f"the expansion makes {copies} copies, but only {capacity} weights can be pruned."
@@ -401,8 +363,8 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruni
     problems = []
     for layer in planned:
         group = layer.group
-        mine = sum(own for own, _ in _free_by_neuron(model, group, layer.chosen or range(layer.neurons)))
-        weights = sum(_free_weights(model, n) for n in (*group.producers, *group.consumers))
+        mine = sum(own for own, _ in free_by_neuron(model, group, layer.chosen or range(layer.neurons)))
+        weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
         shape = oriented_weight(model.get_submodule(group.name)).shape
         taps = shape[2:].numel() if layer.shares != "taps" else 1
         entries = len(group.producers) * layer.neurons * taps

@@ -7,9 +7,8 @@ consumers.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,15 +16,12 @@ import torch
 from torch import Tensor
 
 from fpe.errors import ArgumentError, BudgetError, did_you_mean
+from fpe.expansion.magnitudes import prune_smallest_
 from fpe.masked import count_free
 
 Tensors = Sequence[Tensor]
 Given = Tensor | None
 
-#: Entries worked on at a time: few enough for the cache.
-_CHUNK = 1 << 18
-#: Entries that are sampled to estimate a quantile.
-_SAMPLE = 1 << 16
 #: How `InputPruning` may rank inputs, and what must be measured for it.
 RANKINGS = {"norm": "", "activation": "inputs", "gradient": "gradients"}
 #: The note on a layer whose columns cannot make up for what whole children leave over.
@@ -184,12 +180,12 @@ class MagnitudePruning(Pruning):
         if count > free:
             raise BudgetError(f"{count} weights are to be pruned, but only {free} are free.")
         if self.consumers is None:
-            _prune_smallest(weights, masks, count)
+            prune_smallest_(weights, masks, count)
             return
         own = count_free(masks[0])
         kept = max(min(free - own, int(self.consumers * (free - count))), free - count - own)
-        _prune_smallest(weights[1:], masks[1:], free - own - kept)
-        _prune_smallest(weights[:1], masks[:1], own - (free - count - kept))
+        prune_smallest_(weights[1:], masks[1:], free - own - kept)
+        prune_smallest_(weights[:1], masks[:1], own - (free - count - kept))
 
 
 @dataclass(frozen=True)
@@ -388,7 +384,7 @@ def _prune_columns(
         pinned = torch.zeros_like(rank, dtype=torch.bool).scatter_(1, last, True)
         kept = weights[0].detach() * masks[0]  # of these, those of last inputs are pruned last
         kept.masked_fill_(as_rows(pinned) & (masks[0] > 0), torch.inf)
-        _prune_smallest([kept, *weights[1:]], masks, rest)
+        prune_smallest_([kept, *weights[1:]], masks, rest)
 
 
 def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tensor]) -> Tensor:
@@ -396,64 +392,3 @@ def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tenso
     parts, blocks = tensor.view(*tensor.shape[:2], -1), blocks.to(tensor.device)
     owners = [(blocks == block).nonzero().flatten() for block in range(int(blocks.max()) + 1)]
     return torch.stack([measure(parts.index_select(0, rows)) for rows in owners])
-
-
-def _prune_smallest(weights: Tensors, masks: Tensors, count: int) -> None:
-    if count == 0:
-        return
-    free = sum(map(count_free, masks))
-    masked = sum(m.numel() for m in masks) - free
-    # Masked weights are zero, so they are first in order and only shift the rank.
-    threshold = _nth_smallest_magnitude(weights, masked + count)
-    for w, m in zip(weights, masks, strict=True):
-        for part, keep in _chunks(w, m):
-            size = part.abs()
-            keep.mul_(torch.ge(size, threshold, out=size))
-    rest = count - (free - sum(map(count_free, masks)))
-    for w, m in zip(weights, masks, strict=True):
-        for part, keep in _chunks(w, m):
-            if rest == 0:
-                return
-            ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:rest]
-            keep[ties] = 0
-            rest -= len(ties)
-
-
-def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over two contiguous tensors in flat pieces that fit the processor's cache."""
-    return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
-
-
-def _nth_smallest_magnitude(weights: Tensors, n: int) -> float:
-    """Return the n-th smallest (from 1) magnitude of all entries.
-
-    A sample says between which two magnitudes it lies; one pass then counts the entries below them and
-    gathers the few between them (Floyd and Rivest, 1975). Should the sample mislead, all are gathered.
-    """
-    total = sum(w.numel() for w in weights)
-    low, high = _bracket(weights, n / total) if total > _SAMPLE else (0.0, torch.inf)
-    below, between = 0, []
-    for part in (part for w in weights for part in torch.split(w.detach().view(-1), _CHUNK)):
-        size = part.abs()
-        under = size < low
-        below += int(under.count_nonzero())
-        between.append(size[(size <= high) & ~under])
-    gathered = torch.cat(between)
-    if not below < n <= below + len(gathered):
-        below, gathered = 0, torch.cat([w.detach().reshape(-1).abs() for w in weights])
-    return float(gathered.kthvalue(n - below).values)
-
-
-def _bracket(weights: Tensors, quantile: float) -> tuple[float, float]:
-    """Return two magnitudes between which the given quantile of all magnitudes lies, almost surely."""
-    generator = torch.Generator().manual_seed(0)
-    total = sum(w.numel() for w in weights)
-    sizes = [1 + _SAMPLE * w.numel() // total for w in weights]
-    picked = [
-        torch.randint(w.numel(), (k,), generator=generator) for w, k in zip(weights, sizes, strict=True)
-    ]
-    drawn = [w.detach().view(-1)[i.to(w.device)].abs() for w, i in zip(weights, picked, strict=True)]
-    sample = torch.cat(drawn).sort().values
-    spread = 5 * math.sqrt(quantile * (1 - quantile) / len(sample)) + 5 / len(sample)
-    low, high = (round((quantile + side * spread) * len(sample)) for side in (-1, 1))
-    return float(sample[low]) if low >= 0 else 0.0, float(sample[high]) if high < len(sample) else torch.inf

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -63,15 +63,13 @@ class _OwnSplit(Split):
         return repr(self.own)
 
     def problem(self, inputs: int, factor: int) -> str | None:
-        problem: str | None = self.own.problem(inputs, factor)
-        return problem
+        return cast("str | None", self.own.problem(inputs, factor))
 
     def on(self, inputs: Tensor) -> Split:
         return as_split(self.own.on(inputs)) if self.needs_inputs else self
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        children: Tensor = self.own.assign(weight, factor, rng)
-        return children
+        return cast(Tensor, self.own.assign(weight, factor, rng))
 
 
 @dataclass(frozen=True)
@@ -90,11 +88,9 @@ class SharedSplit(Split):
     Parameters
     ----------
     groups : int, default 1
-        Into how many groups of adjacent neurons, all of one size, a layer is cut; each draws its own
-        partition. The layer is ``groups * factor`` blocks, which keep equally many inputs, or one more. The
-        more groups, the nearer to masks without any structure. Where the number of neurons is no multiple of
-        it, the largest smaller divisor is taken, which the plan says; in a layer of fewer neurons each is a
-        group, as with `RandomSplit`.
+        How many groups of adjacent neurons, all of one size, draw a partition each. The layer is then
+        ``groups * factor`` blocks, nearer to masks without any structure. If it does not divide the number of
+        neurons, the largest smaller divisor is taken, which the plan says.
 
     Raises
     ------
@@ -137,8 +133,7 @@ class SharedSplit(Split):
 class LabelSplit(Split):
     """Inputs with one label stay together: the clauses of section 2.3.
 
-    Labels are assigned in random order, each to the child with the fewest inputs so far, so that the sizes
-    of two children differ by at most the inputs of the largest label.
+    Labels are assigned in random order, each to the child with the fewest inputs so far.
 
     Parameters
     ----------
@@ -146,11 +141,6 @@ class LabelSplit(Split):
         One integer per input of the layer.
     shared : bool, default False
         One draw for all neurons of the layer, instead of one for each neuron.
-
-    Raises
-    ------
-    ArgumentError
-        If the labels are not a flat list of integers.
 
     Examples
     --------
@@ -205,9 +195,8 @@ class LabelSplit(Split):
 class GramSplit(Split):
     """The paper's feature-based split (section 3.3): clusters of the Gram matrix are the clauses.
 
-    The rows of ``G = W1ᵀ W1`` are clustered by k-means; inputs of one cluster stay together, as in
-    `LabelSplit`. It needs a trained model. Where there are fewer clusters than children, as in a layer of
-    equal weights, each input is assigned at random, which a warning and the plan of the expanded model say.
+    The rows of ``G = W1ᵀ W1`` of a trained model are clustered by k-means; inputs of one cluster stay together,
+    as in `LabelSplit`. With fewer clusters than children each input is assigned at random; a warning says so.
 
     Parameters
     ----------
@@ -292,11 +281,6 @@ class FixedSplit(Split):
         Child of each weight, shape (neurons, inputs), each from 0 to factor − 1; or shape (inputs,) for
         one partition for all neurons.
 
-    Raises
-    ------
-    ArgumentError
-        If the children are not integers from 0 in such a shape.
-
     Examples
     --------
     >>> import torch, fpe
@@ -342,12 +326,9 @@ class FixedSplit(Split):
 class CorrelationSplit(Split):
     """Inputs that are correlated on data are assigned to one child: features found without labels.
 
-    What belongs to one feature must stay together, since a child can combine its own inputs only. On Boolean
-    formulas the variables of a clause are on together more often than others, and this split finds the
-    clauses. On real data it is not better than a random split.
-
-    The sizes of a neuron's children differ by at most one. Each neuron draws its own partition, from 32
-    in wide layers, and swaps inputs while that raises the sum of correlations within children.
+    A child can combine its own inputs only. On Boolean formulas the variables of a clause are correlated, and
+    this split finds the clauses; on real data it is not better than a random split. Each neuron draws a balanced
+    partition, one of 32 in wide layers, and swaps inputs while that raises the correlations within children.
 
     Parameters
     ----------
