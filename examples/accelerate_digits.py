@@ -22,7 +22,7 @@ model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data
 
 for epoch in range(4):
     if epoch == 2:  # on several processes: before `prepare`, for each of them wraps the model there
-        fpe.expand_(accelerator.unwrap_model(model), optimizer, factor=2)  # the second line
+        fpe.expand_(accelerator.unwrap_model(model), optimizer=optimizer, factor=2)  # the second line
     for inputs, labels in loader:
         loss = nn.functional.cross_entropy(model(inputs), labels)
         optimizer.zero_grad()

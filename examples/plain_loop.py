@@ -33,7 +33,7 @@ if first:
 
 for epoch in range(first, 10):
     if epoch == 5:
-        plan = fpe.expand_(model, optimizer, factor=2, example_inputs=X[:2])
+        plan = fpe.expand_(model, optimizer=optimizer, factor=2, example_inputs=X[:2])
         print(plan)
     for batch in torch.randperm(len(X)).split(64):
         loss = nn.functional.cross_entropy(model(X[batch]), y[batch])

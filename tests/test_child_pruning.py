@@ -51,8 +51,8 @@ def of_origin(wide):
 @pytest.mark.parametrize("factor", [2, 3, 4])
 def test_the_count_stays_the_readers_stay_dense_and_blocks_are_of_one_size(sizes, factor, split):
     model = fpe.mlp(*sizes, seed=1)
-    foreseen = fpe.plan(model, factor, split, "children", seed=2)
-    wide = fpe.expand(model, factor, split, "children", seed=2)
+    foreseen = fpe.plan(model, factor, split=split, prune="children", seed=2)
+    wide = fpe.expand(model, factor, split=split, prune="children", seed=2)
     layer, index_map = of_origin(wide)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == foreseen.nonzero
     assert foreseen.layers[0].neurons_after == wide[0].out_features == layer.neurons_after
@@ -66,7 +66,7 @@ def test_the_count_stays_the_readers_stay_dense_and_blocks_are_of_one_size(sizes
 
 def test_what_stays_unpaid_is_less_than_one_child_of_each_block_and_goes_from_their_columns():
     model = large_reader()
-    wide = fpe.expand(model, 2, "shared", "children", seed=2)
+    wide = fpe.expand(model, 2, split="shared", prune="children", seed=2)
     layer, _ = of_origin(wide)
     # 16 × 31 copies; two children pay the 12 inputs between them, and 31 each.
     assert len(layer.dropped) == 16 * 31 // (12 + 2 * 31) * 2 == 12
@@ -79,14 +79,14 @@ def test_those_leave_whose_weights_in_and_out_are_small():
     with torch.no_grad():
         model[0].weight[:4] *= 0.01
         model[2].weight[:, :4] *= 0.01
-    wide = fpe.expand(model, 2, "shared", "children", seed=2)
+    wide = fpe.expand(model, 2, split="shared", prune="children", seed=2)
     assert {child // 2 for child in wide.fpe_plan.layers[0].dropped} >= {0, 1, 2, 3}
 
 
 def test_a_small_head_loses_no_child_and_columns_pay():
     model = fpe.mlp(64, 16, 3, seed=1)
-    wide = fpe.expand(model, 2, "shared-2", "children", seed=2)
-    columns = fpe.expand(model, 2, "shared-2", "columns", seed=2)
+    wide = fpe.expand(model, 2, split="shared-2", prune="children", seed=2)
+    columns = fpe.expand(model, 2, split="shared-2", prune="columns", seed=2)
     assert wide.fpe_plan.layers[0].dropped == ()
     assert torch.equal(wide[0].fpe_mask, columns[0].fpe_mask)
 
@@ -97,10 +97,10 @@ def test_a_small_head_loses_no_child_and_columns_pay():
 def test_where_single_weights_pay_the_plan_foresees_it_and_all_say_so(sizes, factor, split):
     """Readers are dense just where nothing is said; a warning names the layer, and the user's line."""
     model = fpe.mlp(*sizes, seed=1)
-    foreseen = fpe.plan(model, factor, split, "children", seed=2)
+    foreseen = fpe.plan(model, factor, split=split, prune="children", seed=2)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        wide = fpe.expand(model, factor, split, "children", seed=2)
+        wide = fpe.expand(model, factor, split=split, prune="children", seed=2)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     (layer,) = wide.fpe_plan.layers
     assert layer.notes == foreseen.layers[0].notes
@@ -125,7 +125,7 @@ def test_single_weights_are_pruned_where_columns_are_too_few_and_a_warning_says_
 @pytest.mark.parametrize("split", ["shared", "shared-4"])
 def test_it_packs_into_blocks_and_a_dense_reader_and_back(split):
     model = fpe.mlp(64, 128, 64, seed=1)
-    wide = fpe.expand(model, 2, split, "children", seed=2)
+    wide = fpe.expand(model, 2, split=split, prune="children", seed=2)
     packed, x = fpe.pack(wide), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
     assert [row.format for row in packed.fpe_packing.rows] == ["blocks", "dense"]
@@ -147,8 +147,8 @@ def test_layers_that_read_each_other_are_narrowed_one_after_the_other():
     ]
     model = nn.Sequential(*hidden, nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 5))
     how = {"layers": ["0", "3"], "example_inputs": torch.randn(4, 32), "seed": 0}
-    foreseen = fpe.plan(model, 2, "shared", "children", **how)
-    wide = fpe.expand(model, 2, "shared", "children", **how)
+    foreseen = fpe.plan(model, 2, split="shared", prune="children", **how)
+    wide = fpe.expand(model, 2, split="shared", prune="children", **how)
     first, second = wide.fpe_plan.layers
     assert second.inputs == first.neurons_after == wide[3].in_features
     assert foreseen.layers[0].neurons_after == first.neurons_after == wide[1].num_features
@@ -164,8 +164,8 @@ def test_convolutions_lose_whole_children(convolutions):
     model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3))
     x = torch.randn(2, 8, 7, 7, generator=torch.Generator().manual_seed(0))
     how = {"layers": ["0"], "example_inputs": x, "convolutions": convolutions}
-    foreseen = fpe.plan(model, 2, "shared", "children", **how)
-    wide = fpe.expand(model, 2, "shared", "children", **how).eval()
+    foreseen = fpe.plan(model, 2, split="shared", prune="children", **how)
+    wide = fpe.expand(model, 2, split="shared", prune="children", **how).eval()
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert 12 < wide[0].out_channels == wide[1].num_features == foreseen.layers[0].neurons_after < 24
     torch.testing.assert_close(fpe.pack(wide)(x), wide(x), rtol=1e-5, atol=1e-5)
@@ -173,8 +173,8 @@ def test_convolutions_lose_whole_children(convolutions):
 
 def test_a_network_with_zeros_loses_as_many_as_pay():
     """The second expansion of one layer, whose children have fewer weights than is foreseen."""
-    once = fpe.expand(large_reader(), 2, "random", seed=2)
-    twice = fpe.expand(once, 2, "shared", "children", seed=3)
+    once = fpe.expand(large_reader(), 2, split="random", seed=2)
+    twice = fpe.expand(once, 2, split="shared", prune="children", seed=3)
     layer, _ = of_origin(twice)
     assert layer.dropped
     assert fpe.count_nonzero(twice) == fpe.count_nonzero(once)
@@ -186,7 +186,9 @@ def test_moments_follow_the_children_that_are_there():
     model(x).square().mean().backward()
     optimizer.step()
     moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
-    fpe.expand_(model, optimizer, "kept", factor=2, split="shared", prune="children", seed=2)
+    fpe.expand_(
+        model, optimizer=optimizer, moments="kept", factor=2, split="shared", prune="children", seed=2
+    )
     _, index_map = of_origin(model)
     now = [optimizer.state[p]["exp_avg"] for p in model.parameters()]
     assert torch.equal(now[0], moments[0][index_map.parent] * model[0].fpe_mask)
@@ -198,7 +200,7 @@ def test_moments_follow_the_children_that_are_there():
 
 
 def test_who_has_left_goes_through_a_file(tmp_path):
-    wide = fpe.expand(large_reader(), 2, "shared", "children")
+    wide = fpe.expand(large_reader(), 2, split="shared", prune="children")
     fpe.save(wide, tmp_path / "wide")
     again = fpe.load(tmp_path / "wide", like=large_reader(seed=5))
     assert again.fpe_plan == wide.fpe_plan
@@ -213,7 +215,7 @@ def test_who_has_left_goes_through_a_file(tmp_path):
 
 def test_columns_move_between_the_children_that_are_there():
     """A parent may have both children, one, or none; blocks are those of the plan."""
-    wide = fpe.expand(large_reader(), 2, "shared", "children", seed=2)
+    wide = fpe.expand(large_reader(), 2, split="shared", prune="children", seed=2)
     layer, index_map = of_origin(wide)
     site = next(s for s in find_sites(wide, POLICIES["columns"])[0] if s.name == "0")
     assert site.index_map.dropped == layer.dropped
@@ -226,7 +228,7 @@ def test_columns_move_between_the_children_that_are_there():
 
 @pytest.mark.parametrize("policy", ["columns", "accumulated"])
 def test_masks_move_at_a_constant_count(policy):
-    wide = fpe.expand(fpe.mlp(24, 32, 30, seed=1), 2, "shared", "children", seed=2)
+    wide = fpe.expand(fpe.mlp(24, 32, 30, seed=1), 2, split="shared", prune="children", seed=2)
     before, mask = fpe.count_nonzero(wide), wide[0].fpe_mask.clone()
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, policy=policy, steps=10, schedule=fpe.RewiringSchedule(every=2))
@@ -276,11 +278,11 @@ def test_what_it_cannot_do_is_said(how, message):
 def test_norms_over_several_pieces_of_the_neurons_are_refused():
     model = nn.Sequential(nn.Linear(12, 16), nn.GroupNorm(4, 16), nn.ReLU(), nn.Linear(16, 30))
     with pytest.raises(ModelError, match="GroupNorm '1' cuts its neurons into 4 equal pieces"):
-        fpe.plan(model, 2, "shared", "children", example_inputs=torch.randn(4, 12))
+        fpe.plan(model, 2, split="shared", prune="children", example_inputs=torch.randn(4, 12))
 
 
 def test_what_cannot_be_paid_at_all_is_refused():
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.PReLU(3), nn.Linear(3, 1))
     with pytest.raises(BudgetError, match=r"factor 2 makes 15 copies, and .* only 12 weights"):
-        fpe.plan(model, 2, "shared", "children")
+        fpe.plan(model, 2, split="shared", prune="children")
     assert fpe.ChildPruning() == ChildPruning()

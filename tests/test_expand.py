@@ -32,7 +32,7 @@ def test_the_count_is_exact_and_the_model_untouched(name, split, prune, factor):
     model.eval()
     model(x).sum().backward()
     before = snapshot(model)
-    wide = fpe.expand(model, factor, split, prune, example_inputs=x)
+    wide = fpe.expand(model, factor, split=split, prune=prune, example_inputs=x)
     assert_unchanged(model, before)
     assert type(wide) is type(model)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == wide.fpe_plan.nonzero
@@ -197,9 +197,9 @@ def test_weights_stored_column_by_column_expand_like_any_others():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_plan_survives_json_and_foretells_the_expansion(name):
     model, x = MODELS[name]()
-    planned = fpe.plan(model, 2, fpe.LabelSplit(LABELS), example_inputs=x, seed=3)
+    planned = fpe.plan(model, 2, split=fpe.LabelSplit(LABELS), example_inputs=x, seed=3)
     assert Plan.from_dict(json.loads(json.dumps(planned.to_dict()))) == planned
-    assert fpe.expand(model, 2, fpe.LabelSplit(LABELS), example_inputs=x, seed=3).fpe_plan == planned
+    assert fpe.expand(model, 2, split=fpe.LabelSplit(LABELS), example_inputs=x, seed=3).fpe_plan == planned
 
 
 def test_a_plan_prints_what_will_be_done_and_what_is_left_alone():

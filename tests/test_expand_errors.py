@@ -275,7 +275,7 @@ def four_layers(spoil=lambda layer: None):
     return model
 
 
-CALLS = [fpe.plan, fpe.expand, lambda model, **how: fpe.expand_(model, None, **how)]
+CALLS = [fpe.plan, fpe.expand, lambda model, **how: fpe.expand_(model, optimizer=None, **how)]
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -24,7 +24,7 @@ from zoo import ZOO, answer
 
 def packed_of(name, split="shared"):
     model, batch = ZOO[name]()
-    return fpe.pack(fpe.expand(model, 2, split, example_inputs=batch, seed=3)).eval(), batch
+    return fpe.pack(fpe.expand(model, 2, split=split, example_inputs=batch, seed=3)).eval(), batch
 
 
 def longer(batch, times):
@@ -66,7 +66,7 @@ def test_a_packed_model_runs_in_onnx_at_any_batch_size_and_nothing_warns(name, s
 @pytest.mark.parametrize("format", ["codes", "dense"])
 def test_every_format_runs_in_onnx_and_stays_small(format, tmp_path):
     model = fpe.mlp(256, 128, 10, seed=0)
-    packed = fpe.pack(fpe.expand(model, 2, "random"), format={"0": format})
+    packed = fpe.pack(fpe.expand(model, 2, split="random"), format={"0": format})
     written = fpe.export(packed, tmp_path / "model.onnx", example_inputs=torch.randn(3, 256))
     assert written.bytes < bytes_of(packed) + 16_000
     if format != "dense":  # the zeros of the masked model would not fit in there
@@ -82,7 +82,7 @@ def test_each_block_is_a_product_in_onnx_and_stored_once(split, keeps_order, blo
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 64, bias=bias), nn.ReLU(), nn.Linear(64, 5))
-    wide = fpe.expand(model, 3, split, prune="columns", seed=0)
+    wide = fpe.expand(model, 3, split=split, prune="columns", seed=0)
     if keeps_order:  # without a plan nobody knows the readers, and outputs are put back
         forget_maps_(wide)
     packed = fpe.pack(wide, format={"0": "blocks"})
@@ -441,7 +441,7 @@ COMPILED = [("shared", None), ("random", None), ("random", "dense")]
 @pytest.mark.parametrize(("split", "format"), COMPILED)
 def test_packed_models_compile_whole_forward_and_backward(split, format):
     torch._dynamo.reset()
-    packed = fpe.pack(fpe.expand(fpe.mlp(16, 6, 3, seed=0), 2, split), format=format)
+    packed = fpe.pack(fpe.expand(fpe.mlp(16, 6, 3, seed=0), 2, split=split), format=format)
     same, x = copy.deepcopy(packed), torch.randn(5, 16)
     compiled = torch.compile(packed, fullgraph=True)
     for model in (compiled, same):

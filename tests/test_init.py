@@ -34,7 +34,7 @@ def test_each_neuron_is_drawn_for_the_inputs_that_it_reads(wide):
 
 def test_the_same_seed_draws_the_same():
     wide = fpe.expand(fpe.mlp(16, 4, 3), 2)
-    one, same, other = (fpe.reinitialize_(copy.deepcopy(wide), seed)[0].weight for seed in (1, 1, 2))
+    one, same, other = (fpe.reinitialize_(copy.deepcopy(wide), seed=seed)[0].weight for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

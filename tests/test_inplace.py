@@ -32,7 +32,7 @@ def test_in_place_gives_what_a_copy_would_be(name):
     model, batch, optimizer = trained(name)
     copied = fpe.expand(model, 2, example_inputs=batch, seed=4)
     before = id(model), fpe.count_nonzero(model)
-    plan = fpe.expand_(model, optimizer, factor=2, example_inputs=batch, seed=4)
+    plan = fpe.expand_(model, optimizer=optimizer, factor=2, example_inputs=batch, seed=4)
     assert plan == copied.fpe_plan == model.fpe_plan
     assert same_state(model, copied)
     assert (id(model), fpe.count_nonzero(model)) == before
@@ -42,7 +42,7 @@ def test_in_place_gives_what_a_copy_would_be(name):
 @pytest.mark.parametrize("name", ["mlp", "batch_norm", "CNN-BatchNorm-Flatten", "GPT-2"])
 def test_the_optimizer_trains_what_the_model_has_now(name, moments):
     model, batch, optimizer = trained(name)
-    fpe.expand_(model, optimizer, moments, factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments=moments, factor=2, example_inputs=batch)
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     assert {id(p) for p in owned} == {id(p) for p in model.parameters()}
     assert len(owned) == len(list(model.parameters()))
@@ -59,7 +59,7 @@ def test_the_optimizer_trains_what_the_model_has_now(name, moments):
 def test_fresh_moments_are_those_of_a_new_optimizer():
     model, batch, optimizer = trained("mlp")
     twin = fpe.expand(model, 2, example_inputs=batch)
-    fpe.expand_(model, optimizer, factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, factor=2, example_inputs=batch)
     new = torch.optim.Adam(twin.parameters(), lr=1e-3)
     for _ in range(3):
         step(model, batch, optimizer)
@@ -71,7 +71,7 @@ def test_kept_moments_are_the_parents():
     """Row by row in the producer, column by column in the consumer, none where a weight is held at zero."""
     model, batch, optimizer = trained("mlp")
     old = [optimizer.state[p]["exp_avg_sq"].clone() for p in model.parameters()]
-    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     new = [optimizer.state[p]["exp_avg_sq"] for p in model.parameters()]
     assert torch.equal(new[0], old[0].repeat_interleave(2, 0) * model[0].fpe_mask)
     assert torch.equal(new[1], old[1].repeat_interleave(2))
@@ -82,14 +82,14 @@ def test_kept_moments_are_the_parents():
 def test_kept_moments_follow_flattened_channels_and_transposed_weights():
     model, batch, optimizer = trained("CNN-BatchNorm-Flatten")
     old = optimizer.state[model[9].weight]["exp_avg"].clone()
-    fpe.expand_(model, optimizer, "kept", layers=["4"], factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="kept", layers=["4"], factor=2, example_inputs=batch)
     expected = old.view(10, 8, 4).repeat_interleave(2, 1).flatten(1) * model[9].fpe_mask
     assert torch.equal(optimizer.state[model[9].weight]["exp_avg"], expected)
 
     model, batch, optimizer = trained("GPT-2")
     mlp = model.transformer.h[0].mlp
     old = optimizer.state[mlp.c_fc.weight]["exp_avg"].clone()
-    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     expected = old.t().repeat_interleave(2, 0) * mlp.c_fc.fpe_mask
     assert torch.equal(optimizer.state[mlp.c_fc.weight]["exp_avg"], expected)
 
@@ -97,7 +97,7 @@ def test_kept_moments_follow_flattened_channels_and_transposed_weights():
 def test_a_schedule_goes_on():
     model, batch, optimizer = trained("mlp")
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
-    fpe.expand_(model, optimizer, factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, factor=2, example_inputs=batch)
     step(model, batch, optimizer)
     schedule.step()
     assert optimizer.param_groups[0]["lr"] == 5e-4
@@ -107,7 +107,7 @@ def test_a_compiled_model_is_expanded_inside():
     model, batch, optimizer = trained("mlp")
     compiled = torch.compile(model, backend="eager")
     compiled(batch)
-    fpe.expand_(compiled, optimizer, factor=2, example_inputs=batch)
+    fpe.expand_(compiled, optimizer=optimizer, factor=2, example_inputs=batch)
     assert model[0].out_features == 8
     assert torch.equal(compiled(batch), model(batch))
 
@@ -116,9 +116,9 @@ def test_state_that_does_not_go_entry_by_entry_cannot_be_kept():
     model, batch, optimizer = trained("mlp", torch.optim.Adafactor)
     before = snapshot(model)
     with pytest.raises(ArgumentError, match=r"Adafactor keeps 'row_var' \(of shape .* give moments='fresh'"):
-        fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+        fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     assert_unchanged(model, before)
-    fpe.expand_(model, optimizer, "fresh", factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="fresh", factor=2, example_inputs=batch)
     step(model, batch, optimizer)
 
 
@@ -151,7 +151,7 @@ def test_the_state_of_any_optimizer_is_gathered_entry_by_entry(make, how):
     model, batch, optimizer = trained("mlp", make, **how)
     old = {(n, p): copy.deepcopy(optimizer.state[t]) for n, m in model.named_modules()
            for p, t in m.named_parameters(recurse=False)}  # fmt: skip
-    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     assert len(optimizer.state) == len(old)
     for (name, parameter), state in old.items():
         new = optimizer.state[model.get_submodule(name).get_parameter(parameter)]
@@ -169,7 +169,7 @@ def test_the_state_of_any_optimizer_is_gathered_entry_by_entry(make, how):
 def test_momentum_that_has_not_begun_stays_so():
     model, batch = MODELS["mlp"]()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     assert not any(state.get("momentum_buffer") is not None for state in optimizer.state.values())
     step(model, batch, optimizer)
 
@@ -187,9 +187,9 @@ def test_lbfgs_begins_its_history_anew_and_keeps_none():
     optimizer.step(closure)
     before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(ArgumentError, match=r"LBFGS .* give moments='fresh'"):
-        fpe.expand_(model, optimizer, "kept", factor=2, example_inputs=batch)
+        fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     assert equal(optimizer.state_dict(), before)
-    fpe.expand_(model, optimizer, factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=optimizer, factor=2, example_inputs=batch)
     count, loss = fpe.count_nonzero(model), closure().item()
     optimizer.step(closure)
     assert closure().item() < loss
@@ -210,7 +210,7 @@ def test_several_optimizers_take_over_their_own_parameters(moments):
         for optimizer in (weights, biases):
             step(model, batch, optimizer)
     before = copy.deepcopy(foreign.state_dict())
-    fpe.expand_(model, [weights, biases, foreign], moments, factor=2, example_inputs=batch)
+    fpe.expand_(model, optimizer=[weights, biases, foreign], moments=moments, factor=2, example_inputs=batch)
     assert [id(p) for p in weights.param_groups[0]["params"]] == [id(model[0].weight), id(model[2].weight)]
     assert [id(p) for p in biases.param_groups[0]["params"]] == [id(model[0].bias), id(model[2].bias)]
     assert equal(foreign.state_dict(), before)
@@ -221,18 +221,20 @@ def test_a_parameter_that_no_given_optimizer_trains_is_named():
     model, batch = MODELS["mlp"]()
     weights = torch.optim.Adam([model[0].weight, model[2].weight])
     with pytest.warns(UserWarning, match=r"no given optimizer trains '0\.bias', '2\.bias'"):
-        fpe.expand_(model, weights, factor=2, example_inputs=batch)
+        fpe.expand_(model, optimizer=weights, factor=2, example_inputs=batch)
     model, batch = MODELS["mlp"]()
     model[0].bias.requires_grad_(False)
     with pytest.warns(UserWarning, match=r"no given optimizer trains '2\.bias'"):
-        fpe.expand_(model, torch.optim.Adam([model[0].weight, model[2].weight]), example_inputs=batch)
+        fpe.expand_(
+            model, optimizer=torch.optim.Adam([model[0].weight, model[2].weight]), example_inputs=batch
+        )
 
 
 @pytest.mark.parametrize("optimizer", ["adam", [None], 3])
 def test_what_is_no_optimizer_is_refused(optimizer):
     model, batch = MODELS["mlp"]()
     with pytest.raises(ArgumentError, match=r"give a torch\.optim\.Optimizer, or a list"):
-        fpe.expand_(model, optimizer, example_inputs=batch)
+        fpe.expand_(model, optimizer=optimizer, example_inputs=batch)
 
 
 def in_backward(parameter):
@@ -334,7 +336,7 @@ def test_what_fails_leaves_model_and_optimizer_as_they_were(model, how, kind):
     before, state = snapshot(model), copy.deepcopy(optimizer.state_dict())
     owned = [id(p) for p in optimizer.param_groups[0]["params"]]
     with pytest.raises(kind):
-        fpe.expand_(model, optimizer, **how, example_inputs=x)
+        fpe.expand_(model, optimizer=optimizer, **how, example_inputs=x)
     assert_unchanged(model, before)
     assert [id(p) for p in optimizer.param_groups[0]["params"]] == owned
     assert equal(optimizer.state_dict(), state)

@@ -70,8 +70,8 @@ def test_a_part_keeps_its_plan_in_files_summaries_and_scopes(tmp_path):
 
 
 def test_a_part_expanded_again_with_its_model_moves_by_the_later_plan():
-    part = fpe.expand(inner(), 2, "shared", layers=["3"], seed=2)
-    wide = fpe.expand(outer(part), 2, "shared", layers=["1.0"], seed=3)
+    part = fpe.expand(inner(), 2, split="shared", layers=["3"], seed=2)
+    wide = fpe.expand(outer(part), 2, split="shared", layers=["1.0"], seed=3)
     assert {g.producers[0]: len(g.index_map.parent) for g in groups_in(wide)} == {"1.0": 32, "1.3": 12}
     assert all(group.complete for group in groups_in(wide))
     torch.testing.assert_close(fpe.pack(wide)(batch()), wide(batch()))

@@ -37,7 +37,7 @@ def manifest_of(path):
 def test_what_is_loaded_is_what_was_packed(name, split, prune, format, tmp_path):
     """Also bit for bit in the outputs, and back to the masked model."""
     model, batch = ZOO[name]()
-    wide = fpe.expand(model, 2, split, prune=prune, example_inputs=batch).eval()
+    wide = fpe.expand(model, 2, split=split, prune=prune, example_inputs=batch).eval()
     packed = fpe.pack(wide, format=format)
     fpe.save(packed, tmp_path / "packed.safetensors")
     again = fpe.load(tmp_path / "packed.safetensors", like=model.eval())
@@ -55,12 +55,12 @@ def test_columns_cannot_be_pruned_in_the_other_models():
     for name in set(ZOO) - {"Mixtral", *COLUMNS}:
         model, batch = ZOO[name]()
         with pytest.raises(BudgetError):
-            fpe.expand(model, 2, "shared", prune="columns", example_inputs=batch)
+            fpe.expand(model, 2, split="shared", prune="columns", example_inputs=batch)
 
 
 @pytest.mark.parametrize(("split", "prune"), METHODS)
 def test_the_file_is_as_large_as_the_packed_model(split, prune, tmp_path):
-    packed = fpe.pack(fpe.expand(fpe.mlp(384, 64, 77, seed=0), 2, split, prune=prune))
+    packed = fpe.pack(fpe.expand(fpe.mlp(384, 64, 77, seed=0), 2, split=split, prune=prune))
     path = tmp_path / "packed.safetensors"
     fpe.save(packed, path)
     assert bytes_of(packed) < path.stat().st_size < bytes_of(packed) + 4000
@@ -220,7 +220,7 @@ def test_a_layer_packed_as_two_four_is_refused_with_what_to_save(tmp_path):
 @pytest.mark.parametrize("name", ["MLP", "CNN-BatchNorm-Flatten", "GPT-2", "LLaMA"])
 def test_the_summary_of_a_packed_model_counts_its_bytes(name):
     model, batch = ZOO[name]()
-    wide = fpe.expand(model, 2, "shared", example_inputs=batch)
+    wide = fpe.expand(model, 2, split="shared", example_inputs=batch)
     packed = fpe.pack(wide)
     total = fpe.summary(model, packed).total
     assert total.nonzero == (fpe.count_nonzero(model),) * 2

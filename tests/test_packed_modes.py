@@ -56,7 +56,7 @@ CASES = [(name, *way) for name in MODELS for way in (WAYS if name in FEW else WA
 def wide_of(name, split, prune):
     """Return an expanded model without dropout, and its batch, in float64: gradients may cancel out."""
     model, batch = MODELS[name]()
-    wide = fpe.expand(model, 2, split, prune, example_inputs=batch, seed=3).double()
+    wide = fpe.expand(model, 2, split=split, prune=prune, example_inputs=batch, seed=3).double()
     batch = pytree.tree_map(lambda own: own.double() if own.is_floating_point() else own, batch)
     for module in wide.modules():
         if isinstance(module, nn.Dropout):
@@ -129,7 +129,7 @@ def test_the_weight_that_is_read_is_the_one_that_is_applied(name, split, prune, 
 @pytest.mark.parametrize("planned", [True, False])
 def test_the_weight_of_blocks_has_the_order_of_the_outputs(inputs, planned):
     """Without a plan the outputs, and so the bias, are put back into the masked layer's order."""
-    wide = fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2)
+    wide = fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, split="shared", prune="columns", seed=2)
     if not planned:
         forget_maps_(wide)
     layer = fpe.pack(wide)[0]
@@ -141,7 +141,7 @@ def test_the_weight_of_blocks_has_the_order_of_the_outputs(inputs, planned):
 
 def test_the_weight_of_int8_is_the_rounded_one():
     pytest.importorskip("torchao")
-    wide = fpe.expand(fpe.mlp(40, 8, 3), 2, "shared", seed=1)
+    wide = fpe.expand(fpe.mlp(40, 8, 3), 2, split="shared", seed=1)
     forget_maps_(wide)
     layer = fpe.quantize(fpe.pack(wide))[0]
     assert layer.restore is not None
@@ -150,7 +150,7 @@ def test_the_weight_of_int8_is_the_rounded_one():
 
 
 def test_a_weight_that_is_made_cannot_be_replaced():
-    packed = fpe.pack(fpe.expand(fpe.mlp(8, 4, 2), 2, "shared"))
+    packed = fpe.pack(fpe.expand(fpe.mlp(8, 4, 2), 2, split="shared"))
     with pytest.raises(AttributeError, match="unpack"):
         packed[0].weight = nn.Parameter(torch.zeros(8, 8))
 
@@ -180,7 +180,7 @@ def test_a_compiled_packed_model_is_the_masked_one(name, split, prune, trains):
 
 def test_a_file_that_has_the_bias_block_by_block_is_read():
     """Also where the outputs are put back into order; torch's own state dicts of the first version too."""
-    wide = fpe.expand(fpe.mlp(12, 4, 2), 3, "shared", "columns", seed=1)
+    wide = fpe.expand(fpe.mlp(12, 4, 2), 3, split="shared", prune="columns", seed=1)
     forget_maps_(wide)
     layer = fpe.pack(wide)[0]
     config, state = layer.config(), layer.state_dict()
@@ -205,7 +205,7 @@ def test_a_file_that_has_the_bias_block_by_block_is_read():
 @pytest.mark.parametrize("name", ["MLP", "CNN-BatchNorm-Flatten", "BERT", "Mixtral-style experts"])
 def test_packing_verifies_itself_on_a_batch_and_changes_nothing(name):
     model, batch = MODELS[name]()
-    wide = fpe.expand(model, 2, "shared", example_inputs=batch, seed=3)
+    wide = fpe.expand(model, 2, split="shared", example_inputs=batch, seed=3)
     before, state = snapshot(wide), torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -236,7 +236,7 @@ def wrong_layer(monkeypatch):
 @pytest.mark.usefixtures("wrong_layer")
 def test_a_wrong_layer_is_found_however_little_it_adds():
     x = torch.randn(4, 8)
-    wide = fpe.expand(Branch(), 2, "shared", example_inputs=x)
+    wide = fpe.expand(Branch(), 2, split="shared", example_inputs=x)
     with pytest.raises(ModelError, match="layer 'a' differs"):
         fpe.pack(wide, example_inputs=x)
 
@@ -249,7 +249,7 @@ def test_a_weight_that_only_the_fast_path_reads_wrongly_is_found(monkeypatch):
 
 
 def test_a_batch_that_shows_nothing_is_refused_or_reported():
-    wide = fpe.expand(fpe.mlp(8, 4, 2), 2, "shared")
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2, split="shared")
     with pytest.raises(ArgumentError, match="example_inputs"):
         fpe.pack(wide, example_inputs=torch.randn(3, 7))
     with torch.no_grad():
@@ -257,14 +257,14 @@ def test_a_batch_that_shows_nothing_is_refused_or_reported():
     with pytest.raises(ModelError, match="all outputs"):
         fpe.pack(wide, example_inputs=torch.randn(3, 8))
     norm = nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
-    wide = fpe.expand(norm, 2, "shared", example_inputs=torch.randn(3, 8))
+    wide = fpe.expand(norm, 2, split="shared", example_inputs=torch.randn(3, 8))
     with pytest.warns(UserWarning, match="training mode was not compared"):
         fpe.pack(wide, example_inputs=torch.randn(1, 8))
 
 
 def test_a_weight_that_is_tied_after_expanding_is_refused():
     """Packed, it would be trained apart from the other."""
-    wide = fpe.expand(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 16)), 2, "shared")
+    wide = fpe.expand(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 16)), 2, split="shared")
     wide.append(nn.Linear(16, 16, bias=False))
     wide[3].weight = wide[2].weight
     with pytest.raises(ModelError, match=r"layer '2'.*with '3.weight'"):

@@ -126,7 +126,7 @@ def test_a_plan_beside_other_arguments_is_refused():
 def test_a_file_of_an_earlier_version_has_its_groups_in_its_plans(name, packed, tmp_path):
     """Its plan names the dropped children otherwise, and the layers' own index maps are missing."""
     model, _ = MODELS[name]()
-    once = fpe.expand(model, 2, "shared", "children", layers=["0"], seed=1)
+    once = fpe.expand(model, 2, split="shared", prune="children", layers=["0"], seed=1)
     wide = nn.Sequential(once)
     saved = fpe.pack(wide) if packed else wide
     fpe.save(saved, tmp_path / "new")

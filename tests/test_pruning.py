@@ -172,7 +172,9 @@ def test_columns_that_cannot_pay_say_so_and_change_no_mask():
 def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
     """All rows of a block read the same; 8 × 6 copies are whole columns, whatever the size of a block."""
     model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.SharedSplit(groups), InputPruning(by), example_inputs=X, seed=2)
+    wide = fpe.expand(
+        model, 2, split=fpe.SharedSplit(groups), prune=InputPruning(by), example_inputs=X, seed=2
+    )
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     assert bool(wide[2].fpe_mask.all())
     blocks = wide[0].fpe_mask.view(groups, 8 // groups, 2, 40)  # rows are parents, then children
@@ -305,7 +307,7 @@ class Derived(Pruning):
 )
 def test_a_pruning_of_the_users_own_is_given_what_it_asks_for(method):
     model = fpe.mlp(12, 4, 2)
-    wide = fpe.expand(model, 2, "shared-2", method)
+    wide = fpe.expand(model, 2, split="shared-2", prune=method)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     if isinstance(method, InBlocks | Derived):
         assert method.blocks.tolist() == [0, 1, 0, 1, 2, 3, 2, 3]

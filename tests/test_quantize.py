@@ -27,7 +27,7 @@ METHODS = [
 @pytest.fixture(params=METHODS, ids=str)
 def packed(request):
     split, prune, format = request.param
-    wide = fpe.expand(fpe.mlp(64, 12, 5, seed=0), 2, split, prune=prune)
+    wide = fpe.expand(fpe.mlp(64, 12, 5, seed=0), 2, split=split, prune=prune)
     return fpe.pack(wide, format=format)
 
 
@@ -60,7 +60,7 @@ def test_zeros_stay_exactly_zero_and_other_weights_are_within_half_a_step(packed
 
 @needs_torchao
 def test_blocks_take_a_quarter_of_their_bytes():
-    packed = fpe.pack(fpe.expand(fpe.mlp(512, 128, 10), 2, "shared", prune="columns"))
+    packed = fpe.pack(fpe.expand(fpe.mlp(512, 128, 10), 2, split="shared", prune="columns"))
     assert fpe.quantize(packed)[0].nbytes < 0.27 * packed[0].nbytes
 
 
@@ -68,7 +68,7 @@ def test_blocks_take_a_quarter_of_their_bytes():
 @pytest.mark.parametrize("name", ["CNN-BatchNorm-Flatten", "GPT-2", "LLaMA"])
 def test_models_of_other_kinds_are_quantized(name):
     model, batch = ZOO[name]()
-    packed = fpe.pack(fpe.expand(model, 2, "shared", example_inputs=batch)).eval()
+    packed = fpe.pack(fpe.expand(model, 2, split="shared", example_inputs=batch)).eval()
     quantized = fpe.quantize(packed)
     assert 0 < (answer(quantized, batch) - answer(packed, batch)).abs().max() < 0.03
     unpacked = fpe.unpack(quantized)

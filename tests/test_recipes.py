@@ -90,7 +90,7 @@ def test_the_rate_falls_over_all_epochs():
 
 def test_a_drawn_expansion_is_the_expansion_drawn_anew():
     dense = fpe.mlp(8, 4, 3, seed=0)
-    by_hand = fpe.reinitialize_(fpe.expand(dense, 2, prune="balanced", seed=5), 5)
+    by_hand = fpe.reinitialize_(fpe.expand(dense, 2, prune="balanced", seed=5), seed=5)
     made = recipe(True, factor=2).expand(dense, 5)
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), by_hand.parameters(), strict=True))
 
@@ -155,7 +155,7 @@ class TestRunRecipe:
             )
         history = train(network, self.X, self.y, epochs=recipe.warmup_epochs, optimizer=optimizer, **how)
         if kind == "expanded":
-            network = fpe.expand(network, recipe.factor, recipe.split, recipe.prune, seed=seed)
+            network = fpe.expand(network, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
             optimizer = adam(network, recipe.lr, recipe.l2)
         return network, history + train(
             network, self.X, self.y, epochs=recipe.epochs, optimizer=optimizer, **how

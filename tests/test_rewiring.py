@@ -229,7 +229,9 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
 def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
     """The count is exact, all rows of a block read the same, and packed and masked answer the same."""
     model = fpe.mlp(40, 8, 3, seed=1)
-    wide = fpe.reinitialize_(fpe.expand(model, 3, fpe.SharedSplit(groups), "columns", seed=2), 2)
+    wide = fpe.reinitialize_(
+        fpe.expand(model, 3, split=fpe.SharedSplit(groups), prune="columns", seed=2), seed=2
+    )
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=20, schedule=EVERY_2)
     x = torch.randn(30, 40, generator=torch.Generator().manual_seed(0))
@@ -254,7 +256,7 @@ def test_columns_of_groups_stay_whole_and_packable_after_each_move(groups):
 def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
     """Whatever moves: no input has two owners, holes included, and about half of the parent's places stay."""
     model = fpe.mlp(60, 8, 30, seed=1)
-    wide = fpe.reinitialize_(fpe.expand(model, 4, prune="balanced", seed=2), 2)
+    wide = fpe.reinitialize_(fpe.expand(model, 4, prune="balanced", seed=2), seed=2)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     policy = fpe.RewiringPolicy("accumulated", partition="kept")
     rewirer = fpe.Rewirer(wide, optimizer, policy, steps=12, schedule=EVERY_2)
@@ -278,7 +280,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
 def test_groups_of_convolutions_move_whole_channels():
     model = nn.Sequential(nn.Conv2d(12, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
     x = torch.randn(2, 12, 5, 5, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.SharedSplit(groups=2), "columns", example_inputs=x, seed=1)
+    wide = fpe.expand(model, 2, split=fpe.SharedSplit(groups=2), prune="columns", example_inputs=x, seed=1)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
@@ -300,7 +302,7 @@ class Gated(nn.Module):
 
 def test_groups_of_gated_pairs_move_the_same_inputs_in_both():
     model, x = Gated(), torch.randn(20, 16, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, fpe.SharedSplit(groups=3), "columns", example_inputs=x, seed=1)
+    wide = fpe.expand(model, 2, split=fpe.SharedSplit(groups=3), prune="columns", example_inputs=x, seed=1)
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
@@ -523,7 +525,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason():
     refused(ModelError, words, wide, optimizer, "columns")
     words = ["3 problems with the rewirer", "steps is 0", "seed is -1", "'rigel'", "Did you mean 'rigl'?"]
     refused(ArgumentError, [*words, "fpe.RewiringPolicy"], wide, optimizer, "rigel", steps=0, seed=-1)
-    packed = fpe.pack(fpe.expand(dense, 2, "shared"), format="blocks")
+    packed = fpe.pack(fpe.expand(dense, 2, split="shared"), format="blocks")
     names = ", ".join(repr(n) for n, m in packed.named_modules() if hasattr(m, "nbytes"))
     refused(ModelError, [f"layers {names} are packed", "fpe.unpack"], packed, optimizer)
 
@@ -550,7 +552,7 @@ def test_the_share_falls_as_a_cosine():
 def test_a_rewirer_says_so_when_its_layers_are_packed_away():
     wide, x, rewirer, optimizer = start()
     train(wide, x, rewirer, optimizer, 1)
-    wide[0] = fpe.pack(fpe.expand(MODELS["mlp"]()[0], 2, "shared"))[0]
+    wide[0] = fpe.pack(fpe.expand(MODELS["mlp"]()[0], 2, split="shared"))[0]
     with pytest.raises(ModelError, match=r"layer '0' is no longer .* packed .* fpe.unpack"):
         rewirer.step()
 

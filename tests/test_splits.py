@@ -210,7 +210,7 @@ def test_the_plan_and_the_summary_say_where_gram_found_no_clusters():
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     nn.init.ones_(model[0].weight)
     with pytest.warns(UserWarning, match="layer '0': its Gram matrix") as told:
-        wide = fpe.expand(model, 2, "gram", layers=["0", "2"])
+        wide = fpe.expand(model, 2, split="gram", layers=["0", "2"])
     assert len(told) == 1
     assert [len(layer.notes) for layer in wide.fpe_plan.layers] == [1, 0]
     for shown in (wide.fpe_plan, fpe.summary(model, wide)):

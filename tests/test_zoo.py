@@ -104,7 +104,7 @@ def test_expanding_keeps_count_class_and_shapes_and_a_seed_gives_the_same_weight
 def test_all_splits_and_factors_keep_the_count(name, split, factor):
     model, batch = ZOO[name]()
     for budget in ("group", "network"):
-        wide = fpe.expand(model, factor, split, example_inputs=batch, budget=budget)
+        wide = fpe.expand(model, factor, split=split, example_inputs=batch, budget=budget)
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
         if factor == 1:
             torch.testing.assert_close(answer(wide.eval(), batch), answer(model.eval(), batch))

@@ -283,7 +283,7 @@ def test_gated_networks_are_trained_and_measured():
     network, generator = Gated(64, 4, 10), torch.Generator().manual_seed(0)
     train(network, X, y, epochs=3, optimizer=adam(network, 1e-2), generator=generator)
     how = {"layers": ["gate"], "prune": fpe.InputPruning("activation"), "example_inputs": X}
-    wide = fpe.expand(network, 2, "shared", seed=0, **how)
+    wide = fpe.expand(network, 2, split="shared", seed=0, **how)
     train(wide, X, y, epochs=3, optimizer=adam(wide, 1e-2), generator=generator)
     assert made[4]["accuracy"] == accuracy(
         wide, *(torch.from_numpy(a) for a in (DIGITS.X_test, DIGITS.y_test))

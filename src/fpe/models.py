@@ -60,6 +60,7 @@ def mlp(
     inputs: int,
     hidden: int | Sequence[int],
     outputs: int,
+    *,
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     standardize: bool = False,

@@ -315,7 +315,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             for own in range(seed, seed + trials)
         ]
         if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
-            plan(started[0].dense, recipe.factor, recipe.split, recipe.prune, seed=seed)
+            plan(started[0].dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
         self.classes_, self._trial = classes, started[0]
         return started
 

@@ -116,7 +116,7 @@ def _start(entry: Entry, task: Task) -> list[Trial]:
     dense = [mlp(inputs, hidden, task.outputs, seed=seed, dtype=dtype) for seed in task.seeds]
     try:
         if recipe.factor > 1:
-            plan(dense[0], recipe.factor, recipe.split, recipe.prune, seed=task.seeds[0])
+            plan(dense[0], recipe.factor, split=recipe.split, prune=recipe.prune, seed=task.seeds[0])
         trials = [Trial.start(recipe, d, seed) for d, seed in zip(dense, task.seeds, strict=True)]
         if recipe.warmup_epochs == 0:
             for trial in trials:

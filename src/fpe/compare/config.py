@@ -72,7 +72,7 @@ class FitConfig:
         recipe = self.recipe
         for hidden in self.hidden:
             dense = dense_network(dataset, hidden, self.seed)
-            plan(dense, recipe.factor, recipe.split, recipe.prune, seed=self.seed)
+            plan(dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=self.seed)
 
     def held_out(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """Return the indices of the samples to train on and of the held-out ones; see `hold_out`."""

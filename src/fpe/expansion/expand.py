@@ -31,6 +31,7 @@ from fpe.masked import check_masks, count_free, count_nonzero
 def expand(
     model: nn.Module,
     factor: int = 2,
+    *,
     split: str | Split = "random",
     prune: str | Pruning = "magnitude",
     layers: str | NeuronGroup | Layers | None = None,
@@ -40,7 +41,6 @@ def expand(
     convolutions: str = "channels",
     target_fraction: float = 1.0,
     target: str = "participation",
-    *,
     plan: Plan | None = None,
 ) -> nn.Module:
     """Return a wider model with the same number of non-zero parameters; `model` is not changed.

@@ -10,7 +10,7 @@ from fpe.masked import MaskedLayer
 
 
 @torch.no_grad()
-def reinitialize_(wide: nn.Module, seed: int = 0) -> nn.Module:
+def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
     """Reinitialize the free weights and the biases of all masked layers, in place; the masks stay.
 
     For a network that is expanded before it has been trained: children of an untrained parent have a part of its

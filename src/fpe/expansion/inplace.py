@@ -25,9 +25,10 @@ Pair = tuple[str, str, nn.Parameter, nn.Parameter]
 
 def expand_(
     model: nn.Module,
+    factor: int = 2,
+    *,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     moments: str = "fresh",
-    *,
     plan: Plan | None = None,
     **how: Any,
 ) -> Plan:
@@ -41,6 +42,8 @@ def expand_(
     model : nn.Module
         Its layers concerned are replaced. Not one that is wrapped for several processes already: expand
         it first, on each of them with the same seed, and wrap it then.
+    factor : int, default 2
+        Children of each neuron.
     optimizer : Optimizer or sequence of Optimizer, optional
         All that train the model. Their parameter groups get the new parameters in the places of the old;
         rates and schedules continue. Without any, make the optimizer afterwards.
@@ -51,7 +54,7 @@ def expand_(
     plan : Plan, optional
         What `fpe.plan` returned for this model, instead of `how`.
     **how
-        All other arguments of `fpe.expand`: factor, split, prune, layers, example_inputs, seed and so on.
+        All other arguments of `fpe.expand`: split, prune, layers, example_inputs, seed and so on.
 
     Returns
     -------
@@ -76,7 +79,7 @@ def expand_(
     >>> import torch, fpe
     >>> model = fpe.mlp(8, 4, 2)
     >>> optimizer = torch.optim.Adam(model.parameters())
-    >>> plan = fpe.expand_(model, optimizer, factor=2)
+    >>> plan = fpe.expand_(model, factor=2, optimizer=optimizer)
     >>> model[0].out_features, optimizer.param_groups[0]["params"][0].shape
     (8, torch.Size([8, 8]))
     """
@@ -84,7 +87,7 @@ def expand_(
     optimizers = _as_optimizers(optimizer)
     model = uncompiled(model)
     with own_forward(model):
-        todo = planned(model, plan, how)
+        todo = planned(model, plan, {"factor": factor, **how})
         basis = todo.basis_for(model)
         done, replaced = wide_modules(model, todo)
         origins = Origins(model, done.layers)

@@ -48,6 +48,7 @@ _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"
 def plan(
     model: nn.Module,
     factor: int = 2,
+    *,
     split: str | Split = "random",
     prune: str | Pruning = "magnitude",
     layers: str | NeuronGroup | Layers | None = None,

@@ -37,7 +37,7 @@ class ExpandBase:
 
     def _expand(self, network: nn.Module, optimizers: Any) -> None:
         with dense_kept(network, self.advice):
-            expand_(network, optimizers, self.moments, **self.how)
+            expand_(network, optimizer=optimizers, moments=self.moments, **self.how)
 
     def _warn_too_late(self, end: str) -> None:
         if not self._warned:

@@ -192,8 +192,8 @@ class Recipe:
 
     def expand(self, dense: nn.Module, seed: int) -> nn.Module:
         """Return the expanded network, ready to be trained; `dense` is not changed."""
-        wide = expand(dense, self.factor, self.split, self.prune, seed=seed)
-        return reinitialize_(wide, seed) if self.reinitialize and self.factor > 1 else wide
+        wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
+        return reinitialize_(wide, seed=seed) if self.reinitialize and self.factor > 1 else wide
 
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int

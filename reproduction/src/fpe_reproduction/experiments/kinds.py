@@ -258,7 +258,7 @@ class Dynamic(Expanded):
     def make(self, parent: Parent) -> nn.Sequential:
         """Return the network."""
         network = super().make(parent) if self.begin == "expanded" else self._random(parent)
-        return reinitialize_(network, parent.seed) if self.reinitialized else network  # type: ignore[return-value]
+        return reinitialize_(network, seed=parent.seed) if self.reinitialized else network  # type: ignore[return-value]
 
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, steps: int, seed: int
