@@ -1,6 +1,6 @@
 """What can go wrong, each error also a built-in one, so that ordinary ``except`` clauses catch it.
 
-A message says what came, what is allowed, and what to do.
+A message says what was given, what is allowed, and what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class CheckpointError(FPEError, ValueError):
 
 
 class WriteError(FPEError, OSError):
-    """A file could not be written; what stood there before still stands."""
+    """A file could not be written; an older file of that name is unchanged."""
 
 
 def raise_problems(problems: Sequence[str], kind: type[FPEError], what: str) -> None:

@@ -52,7 +52,7 @@ class _ShowGradient(_MaskGradient):
         return grad * mask, None, grad
 
 
-#: The buffer of a masked layer that holds its mask: a name that neither torch nor users take.
+#: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
 MASK = "fpe_mask"
 #: What the buffer was called in files of earlier versions.
 _OLD_MASK = "weight_mask"
@@ -262,7 +262,7 @@ class MaskedConv3d(_MaskedConvolution, nn.Conv3d):
     """``nn.Conv3d`` whose weight stays zero where its mask is; as `MaskedLinear`."""
 
 
-#: The masked layers, and the plain layer that each stands for.
+#: The masked layers, and the plain layer that each replaces.
 MASKED: dict[type[MaskedLayer], type[nn.Module]] = {
     MaskedLinear: nn.Linear,
     MaskedConv1d: nn.Conv1d,

@@ -14,9 +14,9 @@ from fpe.errors import ArgumentError
 
 def _checked(weight: Tensor) -> Tensor:
     if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
-        came = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
+        given = f"shape {tuple(weight.shape)}" if isinstance(weight, Tensor) else type(weight).__name__
         raise ArgumentError(
-            f"the weight is {came}; give a floating-point tensor of shape (neurons, features), such as "
+            f"the weight is {given}; give a floating-point tensor of shape (neurons, features), such as "
             "model[0].weight."
         )
     return weight.detach().double()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-#: Hooks of a parameter, by the attribute that holds them, and what registers them.
+#: Hooks of a parameter, by the attribute, and what registers them.
 HOOKS = {
     "_backward_hooks": "register_hook",
     "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook, as for optimizers that step in the "
@@ -56,7 +56,7 @@ def uncompiled(model: Any) -> nn.Module:
 
 @contextmanager
 def own_forward(model: nn.Module) -> Iterator[None]:
-    """Let a model run by its own forward pass while accelerate's stands in front of it.
+    """Run a model by its own forward pass instead of accelerate's.
 
     ``Accelerator.prepare`` sets ``model.forward`` to a function that casts inputs and outputs, which
     ``torch.export`` and symbolic tracing cannot follow, and keeps the old one as ``_original_forward``.
@@ -89,7 +89,7 @@ def seeded(seed: int = 0) -> Iterator[None]:
     Parameters
     ----------
     seed : int, default 0
-        Where each of them starts.
+        Of each of them.
     """
     generators = [torch.default_generator]
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

@@ -47,8 +47,8 @@ def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -
 def clustered(affinity: np.ndarray, neurons: int, factor: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a partition for each neuron that keeps together what belongs together, (neurons, inputs).
 
-    Each is a balanced random partition, improved by swaps, so that neurons differ where the affinity leaves
-    a choice. `affinity`, (inputs, inputs), is symmetric; below 0 inputs are kept apart.
+    Each is a balanced random partition, improved by swaps, so that neurons differ where the affinity
+    allows it. `affinity`, (inputs, inputs), is symmetric; below 0 inputs are kept apart.
     """
     even = np.arange(len(affinity)) % factor
     found = [swapped(affinity, rng.permutation(even), factor) for _ in range(min(neurons, MOST_DRAWS))]

@@ -117,9 +117,7 @@ def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
         for n, v in how.items()
     }
     if other := [name for name, same in default.items() if not same]:
-        raise ArgumentError(
-            f"plan and {', '.join(other)} are given; a plan holds all that: give one of them."
-        )
+        raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
     check_masks(model, "expanding")
     problems = planner.layer_problems(model, [layer.group for layer in plan.layers])

@@ -27,7 +27,7 @@ _ATTRIBUTES = ("fpe_neurons", "fpe_between", "fpe_inputs")
 
 @dataclass(frozen=True)
 class IndexMap:
-    """The neurons of an expanded layer, in the order in which they stand.
+    """The neurons of an expanded layer, in their order.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ def index_map_of(layer: nn.Module) -> IndexMap | None:
 
 
 def copy_maps_(module: nn.Module, like: nn.Module) -> nn.Module:
-    """Give a module that stands for another one its index maps."""
+    """Give a module the index maps of the one that it replaces."""
     for attribute in _ATTRIBUTES:
         if attribute in vars(like):
             setattr(module, attribute, vars(like)[attribute])

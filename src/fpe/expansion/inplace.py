@@ -113,7 +113,7 @@ def expand_(
     return done
 
 
-def foresee(model: nn.Module, how: dict[str, Any]) -> Plan:
+def plan_ahead(model: nn.Module, how: dict[str, Any]) -> Plan:
     """Return the plan of `expand_` with these arguments, without gradients; nothing is changed."""
     model = uncompiled(model)
     if as_pruning(how.get("prune", "magnitude")).needs_scores == "gradients":

@@ -153,7 +153,7 @@ class Plan:
         """Return what the plan was made from, if it can be applied to a model; else raise an error."""
         if self.basis is None:
             raise ArgumentError(
-                "this plan was read from a file, or has been applied, and no longer holds its split, pruning and "
+                "this plan was read from a file, or has been applied, and no longer has its split, pruning and "
                 "measurements; make a new one with fpe.plan."
             )
         now = modules_of(model)

@@ -203,7 +203,7 @@ class InputPruning(Pruning):
         norm times the root mean square of the input on `example_inputs`, as Wanda ranks single weights (Sun
         et al., 2024). ``"gradient"``: by the sum over its column of ``|weight × gradient|``, to first order
         the change of the loss, as SNIP ranks single weights (Lee et al., 2019); the gradient is that which
-        ``loss.backward()`` left in the layer.
+        ``loss.backward()`` stored in the layer.
 
     Raises
     ------

@@ -229,7 +229,7 @@ def _width_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     for n in group.between:
         if type(modules[n]) not in PER_NEURON:
             kind = what_it_is(modules[n]).removeprefix("it is ")
-            problems.append(f"{n!r} is {kind}; between can stand norms, PReLU and depthwise convolutions.")
+            problems.append(f"{n!r} is {kind}; between are norms, PReLU and depthwise convolutions.")
         elif problem := width_problem(modules[n], neurons):
             problems.append(f"{n!r}: {problem}.")
     return problems

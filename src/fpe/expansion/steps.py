@@ -217,7 +217,7 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
 
 
 def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
-    """Return a copy of a per-neuron module in which each neuron's entries stand once for each child."""
+    """Return a copy of a per-neuron module with each neuron's entries once for each child."""
     wide, parent = copy.deepcopy(module), index_map.parent
     for name, tensor in neuron_tensors(module, index_map.neurons).items():
         repeated = tensor.detach().index_select(0, parent.to(tensor.device))

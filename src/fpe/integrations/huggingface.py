@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from fpe._util.files import write_atomically
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.expansion.inplace import foresee
+from fpe.expansion.inplace import plan_ahead
 from fpe.expansion.pruning import as_pruning
 from fpe.integrations.base import (
     ExpandBase,
@@ -107,7 +107,7 @@ class Expand(ExpandBase, TrainerCallback):
                 f"Expand on {args.world_size} processes: the model is wrapped for them when training starts. "
                 "Expand it before the Trainer is made: model = fpe.expand(model, …)."
             )
-        foresee(model, self.how)
+        plan_ahead(model, self.how)
         last = _last_epoch(args, state, kwargs.get("train_dataloader"))
         if last is not None and self.epoch > last + SLACK:
             self._warn_too_late(f"the last of its {state.max_steps:,} steps begins at epoch {last:.3g}")

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from fpe.expansion.inplace import foresee
+from fpe.expansion.inplace import plan_ahead
 from fpe.integrations.base import (
     ExpandBase,
     RewireBase,
@@ -139,7 +139,7 @@ class Expand(ExpandBase, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse what is impossible before any step, and warn if training ends too early."""
         if self.shapes is None:
-            foresee(network_of(pl_module, self.network, "Expand"), self.how)
+            plan_ahead(network_of(pl_module, self.network, "Expand"), self.how)
             epochs = _epochs(trainer)
             if self.epoch >= epochs:
                 self._warn_too_late(f"it ends after {epochs:g} epochs")
