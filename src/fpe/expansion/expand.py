@@ -27,6 +27,9 @@ from fpe.graph.copies import deep_copy
 from fpe.graph.groups import Layout, layout_neurons
 from fpe.masked import check_masks, count_free, count_nonzero
 
+#: The arguments of `fpe.plan` in order, but the model.
+_DEFAULTS: dict[str, Any] = {"factor": 2, **(planner.plan.__kwdefaults__ or {})}
+
 
 def expand(
     model: nn.Module,
@@ -81,7 +84,7 @@ def expand(
     """
     how = (factor, split, prune, layers, example_inputs, seed, budget, convolutions, target_fraction, target)
     model = uncompiled(model)
-    todo = planned(model, plan, dict(zip(_OPTIONS, how, strict=True)))
+    todo = planned(model, plan, dict(zip(_DEFAULTS, how, strict=True)))
     _check_copyable(model)
     basis = todo.basis_for(model)
     done, replaced = wide_modules(model, todo)
@@ -91,32 +94,15 @@ def expand(
     return wide
 
 
-#: The arguments of `fpe.plan` but the model, with their defaults.
-_OPTIONS: dict[str, Any] = {
-    "factor": 2,
-    "split": "random",
-    "prune": "magnitude",
-    "layers": None,
-    "example_inputs": None,
-    "seed": 0,
-    "budget": "group",
-    "convolutions": "channels",
-    "target_fraction": 1.0,
-    "target": "participation",
-}
-
-
 def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
     """Return a plan: the given one, checked again, if all other arguments are the defaults, or a new one."""
     if plan is None:
         return planner.plan(model, **how)
     if not isinstance(plan, Plan):
         raise ArgumentError(f"plan is a {type(plan).__name__}; give what fpe.plan returned.")
-    default = {
-        n: v is _OPTIONS.get(n) or (isinstance(v, str | int | float) and v == _OPTIONS[n])
-        for n, v in how.items()
-    }
-    if other := [name for name, same in default.items() if not same]:
+    default = {n for n, v in how.items() if v is _DEFAULTS.get(n, plan)}
+    default |= {n for n, v in how.items() if isinstance(v, str | int | float) and v == _DEFAULTS.get(n)}
+    if other := [name for name in how if name not in default]:
         raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
     check_masks(model, "expanding")

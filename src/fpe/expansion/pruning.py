@@ -8,7 +8,7 @@ consumers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 from fpe.errors import ArgumentError, BudgetError, did_you_mean
-from fpe.expansion.magnitudes import prune_smallest_
+from fpe.expansion.magnitudes import Tensors, prune_smallest_
 from fpe.masked import count_free
 
-Tensors = Sequence[Tensor]
 Given = Tensor | None
 
 #: How `InputPruning` may rank inputs, and what must be measured for it.
