@@ -59,7 +59,7 @@ def packed_of():
         key = name, split, prune
         if key not in made:
             model, batch = ZOO[name]()
-            wide = fpe.expand(model.eval(), 2, split, prune, example_inputs=batch, seed=3)
+            wide = fpe.expand(model.eval(), 2, split=split, prune=prune, example_inputs=batch, seed=3)
             made[key] = (wide, fpe.pack(wide), batch)
         return made[key]
 
@@ -112,7 +112,7 @@ def test_packing_leaves_the_wide_model_alone_even_when_the_packed_one_is_trained
 
 @pytest.mark.parametrize("split", ["shared", "random"])
 def test_training_packed_is_training_masked(split):
-    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, split, seed=1)
+    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, split=split, seed=1)
     packed = fpe.pack(wide)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(40, 20, generator=generator), torch.randint(3, (40,), generator=generator)
@@ -132,7 +132,7 @@ def test_training_packed_is_training_masked(split):
 def test_whole_columns_are_blocks_and_nothing_else():
     """d = 5, h = 2, k = 1: four copies are paid for by one column of each block, two entries each."""
     model = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 1))
-    packed = fpe.pack(fpe.expand(model, 2, "shared", "columns"))
+    packed = fpe.pack(fpe.expand(model, 2, split="shared", prune="columns"))
     assert isinstance(packed[0], BlockLayer)
     assert type(packed[2]) is nn.Linear
     stored = sum(p.numel() for n, p in packed[0].named_parameters() if n != "bias")
@@ -145,7 +145,7 @@ def test_whole_columns_are_blocks_and_nothing_else():
 @pytest.mark.parametrize("split", ["shared", "random"])
 @pytest.mark.parametrize("gradients", [True, False])
 def test_any_number_of_samples_and_of_leading_axes(samples, split, gradients):
-    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2)
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split=split, seed=2)
     packed = fpe.pack(wide)
     x = torch.randn(samples, 16, generator=torch.Generator().manual_seed(0))
     with torch.set_grad_enabled(gradients):
@@ -159,7 +159,7 @@ def test_any_number_of_samples_and_of_leading_axes(samples, split, gradients):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("split", ["shared", "random"])
 def test_types_stay(dtype, split):
-    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2).to(dtype)
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split=split, seed=2).to(dtype)
     packed = fpe.pack(wide)
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
@@ -171,7 +171,7 @@ def test_types_stay(dtype, split):
 @pytest.mark.parametrize("trained", [True, False])
 def test_blocks_work_under_autocast(samples, trained):
     """Blocks of unequal size: a rest is added to what autocast has made."""
-    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2)
+    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, split="shared", prune="columns", seed=2)
     packed = fpe.pack(wide)
     assert len(packed[0].batches) == 2
     x = torch.randn(samples, 41, generator=torch.Generator().manual_seed(0))
@@ -184,7 +184,7 @@ def test_blocks_work_under_autocast(samples, trained):
 @pytest.mark.parametrize("inputs", [41, 240])
 def test_blocks_work_with_function_transforms(inputs):
     """Gradients of parameters given from outside, for each sample by itself."""
-    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2))
+    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, split="shared", prune="columns", seed=2))
     x = torch.randn(4, inputs, generator=torch.Generator().manual_seed(0))
 
     def loss(parameters, sample):
@@ -201,7 +201,7 @@ def test_blocks_work_with_function_transforms(inputs):
 @pytest.mark.parametrize("samples", [1, 2, 5])
 def test_blocks_are_mapped_over_without_gradients_too(samples, inputs):
     """Over inputs, and over parameters with the same inputs for each."""
-    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, "shared", "columns", seed=2))
+    packed = fpe.pack(fpe.expand(fpe.mlp(inputs, 8, 2, seed=2), 3, split="shared", prune="columns", seed=2))
     x = torch.randn(4, samples, inputs, generator=torch.Generator().manual_seed(0))
     parameters = {name: torch.stack([p, 2 * p]) for name, p in packed.named_parameters()}
 
@@ -239,7 +239,7 @@ def test_kernels_compute_with_the_weight_that_codes_stand_for(factor):
 def test_codes_go_through_the_compiled_kernels(samples, prune, factor, inputs, monkeypatch):
     """Also those of a second layer, with other numbers of children and of inputs."""
     monkeypatch.setattr(codes, "WORTH_COMPILING", 1)
-    wide = fpe.expand(fpe.mlp(inputs, 4, 3), factor, "random", seed=2)
+    wide = fpe.expand(fpe.mlp(inputs, 4, 3), factor, split="random", seed=2)
     if not prune:
         of_parent = torch.arange(inputs) * 7 % factor
         for child in range(factor):
@@ -257,7 +257,7 @@ def test_codes_go_through_the_compiled_kernels(samples, prune, factor, inputs, m
 @pytest.mark.parametrize("inputs", [10, 64, 150])
 def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs):
     """Nothing is changed, whether gradients are wanted or not."""
-    wide = fpe.expand(fpe.mlp(inputs, 12, 3), 2, "shared", seed=2)
+    wide = fpe.expand(fpe.mlp(inputs, 12, 3), 2, split="shared", seed=2)
     packed = fpe.pack(wide)
     before = snapshot(packed)
     x = torch.randn(samples, inputs, generator=torch.Generator().manual_seed(0))
@@ -311,7 +311,7 @@ def test_blocks_are_filled_up_by_at_most_a_seventy_fifth(sizes, inputs):
 @pytest.fixture
 def filled():
     """Return a model and its packed form, whose blocks read 79, 79 and 76 inputs: one is filled up."""
-    wide = fpe.expand(fpe.mlp(240, 8, 2, seed=2), 3, "shared", "columns", seed=2)
+    wide = fpe.expand(fpe.mlp(240, 8, 2, seed=2), 3, split="shared", prune="columns", seed=2)
     return wide, fpe.pack(wide)
 
 
@@ -330,7 +330,7 @@ def test_a_filled_up_block_reads_others_inputs_with_weights_of_zero(filled):
 @pytest.mark.parametrize("factor", [2, 4])
 def test_blocks_that_are_filled_up_take_at_most_a_fiftieth_more_bytes_than_the_dense_network(factor):
     parent = fpe.mlp(512, 512, 10, seed=0)
-    packed = fpe.pack(fpe.expand(parent, factor, "shared", "columns", seed=0))
+    packed = fpe.pack(fpe.expand(parent, factor, split="shared", prune="columns", seed=0))
     assert packed[0].zero_positions_0 is not None
     stored = [sum(t.nbytes for t in model.state_dict().values()) for model in (packed, parent)]
     assert stored[0] <= 1.02 * stored[1]
@@ -381,7 +381,7 @@ def test_blocks_that_are_filled_up_are_compiled_whole(trained, filled):
 
 
 def test_blocks_of_a_linear_layer_are_one_parameter_input_by_input():
-    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, "shared", "columns", seed=2)
+    wide = fpe.expand(fpe.mlp(41, 8, 3), 2, split="shared", prune="columns", seed=2)
     packed = fpe.pack(wide)
     (_, many), (_, few) = packed[0].sizes
     assert packed[0].weight_0.shape == (2, few, 8)
@@ -394,7 +394,7 @@ def test_blocks_of_a_linear_layer_are_one_parameter_input_by_input():
 def test_a_norm_over_groups_of_neurons_keeps_their_order():
     model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Conv2d(4, 2, 1))
     x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, "shared", example_inputs=x, seed=1)
+    wide = fpe.expand(model, 2, split="shared", example_inputs=x, seed=1)
     packed = fpe.pack(wide)
     assert packed[0].restore is not None
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
@@ -402,7 +402,7 @@ def test_a_norm_over_groups_of_neurons_keeps_their_order():
 
 
 def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
-    wide = fpe.expand(fpe.mlp(12, 4, 2), 3, "shared", "columns", seed=1)
+    wide = fpe.expand(fpe.mlp(12, 4, 2), 3, split="shared", prune="columns", seed=1)
     forget_maps_(wide)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLayer)
@@ -416,7 +416,7 @@ def test_without_a_plan_blocks_are_found_and_the_order_is_kept():
 @pytest.mark.parametrize("groups", [2, 4, 8])
 def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
     """8 neurons, two children each: twice as many blocks as groups, each with one index for each input."""
-    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.SharedSplit(groups), prune, seed=1)
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, split=fpe.SharedSplit(groups), prune=prune, seed=1)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLayer)
     assert [neurons for neurons, _ in packed[0].sizes] == [8 // groups] * (2 * groups)
@@ -432,7 +432,7 @@ def test_each_group_of_a_shared_split_is_blocks_of_its_own(groups, prune):
 
 
 def test_groups_are_saved_with_the_plan(tmp_path):
-    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, fpe.SharedSplit(groups=4), "columns", seed=1)
+    wide = fpe.expand(fpe.mlp(60, 8, 3), 2, split=fpe.SharedSplit(groups=4), prune="columns", seed=1)
     assert "split SharedSplit(groups=4)" in str(wide.fpe_plan)
     fpe.save(wide, tmp_path / "wide.safetensors")
     again = fpe.load(tmp_path / "wide.safetensors")
@@ -449,7 +449,7 @@ def test_a_plan_saved_without_groups_has_one():
 
 def test_neurons_expanded_in_part_are_blocks_too():
     model = fpe.mlp(32, 8, 2)
-    wide = fpe.expand(model, 2, "shared", target_fraction=0.5, seed=1)
+    wide = fpe.expand(model, 2, split="shared", target_fraction=0.5, seed=1)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLayer)
     assert len(packed[0].sizes) == 3  # first children, second children, and neurons left whole
@@ -458,7 +458,7 @@ def test_neurons_expanded_in_part_are_blocks_too():
 
 
 def test_a_model_expanded_twice_is_packed():
-    wide = fpe.expand(fpe.expand(fpe.mlp(32, 6, 2), 2, "shared", seed=1), 2, "shared", seed=2)
+    wide = fpe.expand(fpe.expand(fpe.mlp(32, 6, 2), 2, split="shared", seed=1), 2, split="shared", seed=2)
     packed = fpe.pack(wide)
     x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(packed(x), wide(x), rtol=1e-5, atol=1e-6)
@@ -466,7 +466,7 @@ def test_a_model_expanded_twice_is_packed():
 
 
 def test_the_bytes_of_the_summary_are_those_of_the_tensors():
-    wide = fpe.expand(fpe.mlp(64, 16, 5), 2, "shared", "columns")
+    wide = fpe.expand(fpe.mlp(64, 16, 5), 2, split="shared", prune="columns")
     packed = fpe.pack(wide)
     tensors = [*packed.parameters(), *packed.buffers()]
     assert packed.fpe_packing.bytes[2] == sum(t.nbytes for t in tensors)
@@ -476,7 +476,7 @@ def test_the_bytes_of_the_summary_are_those_of_the_tensors():
 
 @pytest.mark.parametrize(("split", "format"), [("random", "codes"), ("2:4", "codes"), ("random", "dense")])
 def test_a_format_that_is_asked_for_is_taken(split, format):
-    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split, seed=2)
+    wide = fpe.expand(fpe.mlp(16, 8, 3), 2, split=split, seed=2)
     packed = fpe.pack(wide, format={"0": format})
     assert packed.fpe_packing.rows[0].format == format
     assert isinstance(packed[0], {"codes": CodedLayer, "dense": DenseLayer}[format])
@@ -490,7 +490,7 @@ def test_convolutions_become_blocks_of_channels():
         nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), nn.ReLU(), nn.Conv2d(6, 2, 1)
     )
     batch = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(0))
-    wide = fpe.expand(model, 2, "shared", example_inputs=batch)
+    wide = fpe.expand(model, 2, split="shared", example_inputs=batch)
     packed = fpe.pack(wide)
     assert isinstance(packed[0], BlockLayer)
     torch.testing.assert_close(packed(batch), wide(batch), rtol=1e-5, atol=1e-6)
@@ -546,7 +546,7 @@ def test_neurons_that_read_alike_are_found_without_a_plan():
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
-    wide = fpe.expand(fpe.mlp(120, 48, 3, seed=0), factor, "shared-4", prune="columns", seed=0)
+    wide = fpe.expand(fpe.mlp(120, 48, 3, seed=0), factor, split="shared-4", prune="columns", seed=0)
     planned = fpe.pack(wide)
     forget_maps_(wide)
     packed, x = fpe.pack(wide), torch.randn(5, 120)
@@ -559,7 +559,7 @@ def test_groups_of_a_shared_split_are_found_without_a_plan(factor):
 
 
 def test_the_largest_family_is_found_without_a_plan():
-    wide = fpe.expand(fpe.mlp(64, 16, 3, seed=0), 4, "random", seed=0)
+    wide = fpe.expand(fpe.mlp(64, 16, 3, seed=0), 4, split="random", seed=0)
     forget_maps_(wide)
     assert fpe.pack(wide).fpe_packing.rows[0].why == "each input of 4 children once, with its owner"
 
@@ -582,7 +582,7 @@ def test_all_problems_with_formats_are_named_at_once():
 
 
 def test_blocks_demanded_of_a_split_without_structure_name_the_alternatives():
-    wide = fpe.expand(fpe.mlp(64, 8, 2), 2, "random")
+    wide = fpe.expand(fpe.mlp(64, 8, 2), 2, split="random")
     before = snapshot(wide)
     with pytest.raises(ModelError, match=r"layer '0'.*'blocks'.*only 49%.*'shared'.*'codes'"):
         fpe.pack(wide, format={"0": "blocks"})
@@ -604,14 +604,14 @@ def test_what_a_layer_has_not_cannot_be_demanded(format, why):
 
 
 def test_the_pattern_two_four_needs_a_gpu():
-    wide = fpe.expand(fpe.mlp(8, 8, 2), 2, "2:4")
+    wide = fpe.expand(fpe.mlp(8, 8, 2), 2, split="2:4")
     with pytest.raises(ModelError, match=r"layer '0'.*2:4 needs a GPU.*on the CPU.*'codes'"):
         fpe.pack(wide, format={"0": "2:4"})
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU with 2:4")
 def test_the_pattern_two_four_on_a_gpu():
-    wide = fpe.expand(fpe.mlp(128, 64, 16), 2, "2:4").half().cuda()
+    wide = fpe.expand(fpe.mlp(128, 64, 16), 2, split="2:4").half().cuda()
     packed = fpe.pack(wide)
     assert packed.fpe_packing.rows[0].format == "2:4"
     x = torch.randn(64, 128, device="cuda", dtype=torch.float16)
@@ -647,7 +647,7 @@ def test_hooks_that_packing_would_lose_are_refused(hooked):
 
 
 def test_masked_weights_of_packed_layers_are_projected():
-    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, "shared", seed=1)
+    wide = fpe.expand(fpe.mlp(20, 6, 3), 2, split="shared", seed=1)
     packed = fpe.pack(wide)
     held = [m for m in packed.modules() if isinstance(m, PackedLayer)]
     assert held
@@ -662,7 +662,7 @@ def test_masked_weights_of_packed_layers_are_projected():
 
 
 def test_frozen_layers_stay_frozen():
-    wide = fpe.expand(fpe.mlp(8, 4, 2), 2, "shared")
+    wide = fpe.expand(fpe.mlp(8, 4, 2), 2, split="shared")
     wide[0].weight.requires_grad_(False)
     packed = fpe.pack(wide)
     trained = {name: p.requires_grad for name, p in packed[0].named_parameters()}
