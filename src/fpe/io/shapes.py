@@ -44,7 +44,7 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
-    """Make the module of the wide model that stands where the dense one has this name, if it is another."""
+    """Make the module of the expanded model that replaces this one of the dense model; None if it is the same."""
     module = like.get_submodule(name)
     if entry["kind"] in ("packed", "plain"):
         return _packed(module, name, entry["kind"], entry["config"])

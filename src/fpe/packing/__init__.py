@@ -1,1 +1,1 @@
-"""Packed layers: the same function as the masked ones, at the cost of the dense parent."""
+"""Pack expanded models: store and compute only the non-zeros."""

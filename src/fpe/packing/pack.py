@@ -25,7 +25,7 @@ from fpe.packing.verify import check_same
 
 #: Types of weights that all formats can compute with.
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-#: Attributes of a module that hold the hooks of its calls.
+#: Attributes of a module with the hooks of its calls.
 MODULE_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
