@@ -227,7 +227,7 @@ def run_recipe(
             raise ArgumentError(f"{stage}: {error}") from error
         return trials
 
-    seeds = [seeds] if isinstance(seeds, int) else seeds
+    seeds = np.atleast_1d(seeds).tolist()
     trials = [Trial.start(recipe, build(seed), seed) for seed in seeds]
     if recipe.warmup_epochs:
         run("warm-up", trials, recipe.warmup_epochs)
