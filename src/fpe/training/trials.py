@@ -227,15 +227,15 @@ def run_recipe(
             raise ArgumentError(f"{stage}: {error}") from error
         return trials
 
-    seeds = np.atleast_1d(seeds).tolist()
-    trials = [Trial.start(recipe, build(seed), seed) for seed in seeds]
+    every: list[int] = np.atleast_1d(seeds).tolist()
+    trials = [Trial.start(recipe, build(seed), seed) for seed in every]
     if recipe.warmup_epochs:
         run("warm-up", trials, recipe.warmup_epochs)
     made = {"dense": run("dense", [trial.baseline() for trial in trials])}
     made["expanded"] = run("expanded", trials)
     if double is not None:
         whole = replace(recipe, factor=1, warmup_epochs=0, epochs=recipe.total_epochs)
-        made["double"] = run("double", [Trial.start(whole, double(seed), seed) for seed in seeds])
+        made["double"] = run("double", [Trial.start(whole, double(seed), seed) for seed in every])
     return [dict(zip(made, each, strict=True)) for each in zip(*made.values(), strict=True)]
 
 
