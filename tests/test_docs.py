@@ -14,6 +14,7 @@ import torch
 
 import fpe
 from fpe_reproduction.experiments.findings import verdict
+from fpe_reproduction.report.text import plain
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,6 +80,6 @@ def test_verdicts_of_a_page_are_those_of_its_data(page):
     verdicts = [verdict(claim) for claim in claims]
     for claim, said in zip(claims, verdicts, strict=True):
         said = said if said == "agrees" else f"**{said}**"
-        assert f"| {claim['paper']} | {claim['ours']} | {said} |" in text
+        assert f"| {plain(claim['paper'])} | {plain(claim['ours'])} | {said} |" in text
     if counted := re.search(r"\*\*(\d+) of (\d+) statements", text):
         assert [int(n) for n in counted.groups()] == [verdicts.count("agrees"), len(claims)]

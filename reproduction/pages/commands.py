@@ -39,14 +39,14 @@ def run(page: str) -> None:
         for name in RUNS:
             fit(name)
         return
-    if run_fpe("bench", "--out", OUT / "bench"):  # cases that are measured already are kept
+    if run_fpe("bench", "--out", OUT / "bench"):  # keeps the cases that are already measured
         raise SystemExit("fpe bench failed")
     copy(OUT / "bench" / "figure.png", "speed/figure.png")
     copy(OUT / "bench" / "results.json", "speed/results.json")
 
 
 def fit(name: str) -> None:
-    """Run one comparison; one without data here is left as it stands."""
+    """Run one comparison; if its data are missing here, its stored result is kept."""
     data, *options = RUNS[name][1].split()
     folder = find_folder(Path(data).stem) if data.endswith(".npz") else Path()
     if folder is None or run_fpe("fit", folder / data, *options, "--out", OUT / "results" / name):
@@ -95,8 +95,8 @@ def section(name: str) -> str:
 def speed() -> dict[str, str]:
     """Return the parts of the page about packed layers."""
     result = stored("speed/results")
-    limits, holds = verdicts(result)
-    known = [each for each in holds if each is not None]
+    targets, met = verdicts(result)
+    known = [each for each in met if each is not None]
     made, rounds = result["provenance"], result["config"]["rounds"]
     lines = []
     for kind, title in (("layer", "## Layers"), ("model", "## Whole models")):
@@ -108,8 +108,8 @@ def speed() -> dict[str, str]:
     others = [made[key] for key in ("instructions", "gpu") if key in made]
     return {
         "command": block(f"```console\n$ fpe bench --rounds {rounds}\n```"),
-        "held": f"**{sum(known)} of {len(known)} limits hold**",
-        "limits": table(*limits),
+        "met": f"**{sum(known)} of {len(known)} targets are met**",
+        "targets": table(*targets),
         "cases": block("\n".join(lines)),
-        "made": f"{', '.join([made_by(result, *keys), *others])}; read on commit `{made['commit']}`",
+        "made": f"{', '.join([made_by(result, *keys), *others])}; tables made at commit `{made['commit']}`",
     }

@@ -20,7 +20,7 @@ from fpe.compare.store import provenance
 from fpe.data import load
 from fpe_reproduction.statistics import mean
 
-ANEW = "dense, optimizer anew"
+NEW_OPTIMIZER = "dense, new optimizer"
 ALL = ("conv1", "conv2", "hidden")
 
 
@@ -32,8 +32,8 @@ class CharLM:
         "random, α = 2": {"factor": 2},
         "random, α = 4": {"factor": 4},
         "shared, α = 2": {"factor": 2, "split": "shared"},
-        "shared, whole children, α = 2": {"factor": 2, "split": "shared", "prune": "children"},
-        "shared, whole children, α = 4": {"factor": 4, "split": "shared", "prune": "children"},
+        "shared, child pruning, α = 2": {"factor": 2, "split": "shared", "prune": "children"},
+        "shared, child pruning, α = 4": {"factor": 4, "split": "shared", "prune": "children"},
         "random, α = 2, budget of the network": {"factor": 2, "budget": "network"},
     }
 
@@ -170,7 +170,7 @@ def compare(page: str, size: int, seed: int) -> dict[str, Any]:
         task.train(dense, optimizer, seed, range(half))
         half_way = next(iter(task.measure(dense).values()))
         record: dict[str, Any] = {task.size: size, "seed": seed, "half": half_way, "kinds": {}}
-        models = {"dense": dense, ANEW: fpe.expand(dense, 1, example_inputs=task.sample)}
+        models = {"dense": dense, NEW_OPTIMIZER: fpe.expand(dense, 1, example_inputs=task.sample)}
         for name, way in task.ways.items():
             models[name] = fpe.expand(dense, **way, example_inputs=task.sample, seed=seed)
         for name, model in models.items():

@@ -116,7 +116,7 @@ STEPS = ("found", "expanded", "count_exact", "trains", "packed", "saved_and_load
 
 
 def probed(name: str) -> dict[str, str]:
-    """Take a model through the steps; what goes wrong is named."""
+    """Take a model through the steps; name what goes wrong."""
     torch.manual_seed(0)
     probe = Probe(name)
     cells = dict.fromkeys(STEPS, "-")
@@ -126,8 +126,8 @@ def probed(name: str) -> dict[str, str]:
         except fpe.FPEError:
             cells[step] = "refused"
         except Exception as error:  # of other libraries
-            who = "no" if step not in DEPLOYED or dense_can(name, step) else "nor the dense model"
-            cells[step] = f"{who} ({type(error).__name__})"
+            said = "no" if step not in DEPLOYED or dense_can(name, step) else "dense model fails too"
+            cells[step] = f"{said} ({type(error).__name__})"
         if cells[step] != "yes" and step in ("found", "expanded"):
             break
     return cells
@@ -149,7 +149,7 @@ def run(page: str) -> None:
         cells = probed(name)
         if name == "Mixtral" and cells["found"] != "yes":  # the experts of transformers are one parameter
             reasons = {s.name: s.reason for s in find_groups(*ZOO[name]()).skipped}
-            cells["found"] = f"left alone: {reasons['model.layers.0.mlp.experts']}"
+            cells["found"] = f"skipped: {reasons['model.layers.0.mlp.experts']}"
         print(name, cells, flush=True)
         rows.append([name, *cells.values()])
     columns = ["model", *(step.replace("_", " ") for step in STEPS)]

@@ -14,7 +14,7 @@ from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, t
 
 from fpe._util.files import read_json, write_atomically
 from fpe.compare.store import commits
-from fpe_reproduction.experiments.catalogue import GROUPS
+from fpe_reproduction.experiments.catalogue import EXPERIMENTS, GROUPS
 from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.report.text import findings_markdown
 
@@ -66,11 +66,11 @@ def write_networks(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def parts(page: str) -> dict[str, dict[str, str]]:
     """Return what stands between the marks of the page, and those of overview.md that show its tables."""
-    results = {name: stored(f"{page}/{name}") for name in experiments(page)}
+    results = {name: stored(f"{page}/{name}") | wording(name) for name in experiments(page)}
     made, *_ = results.values()
     at = f"trained with fpe at {', '.join(commits(results.values()))}"
-    if "commits" not in made:  # older results name the commit that made the page
-        at = f"read on commit `{made['provenance']['commit']}`"
+    if "commits" not in made:  # older results have the commit of the tables only
+        at = f"tables made at commit `{made['provenance']['commit']}`"
     text = f"{made_by(made, 'fpe', 'python', 'torch', 'numpy')}; {at}."
     if page != "vision":
         separate = SEPARATE if page == "boolean" else results
@@ -81,7 +81,7 @@ def parts(page: str) -> dict[str, dict[str, str]]:
     own = {"sections": block("\n".join(sections)), "made": block(text)}
     claims = [verdict(claim) == "agrees" for result in results.values() for claim in result["claims"]]
     if page in ("boolean", "vision"):
-        own["counted"] = f"**{sum(claims)} of {len(claims)} statements"
+        own["counted"] = f"**{sum(claims)} of {len(claims)} statements**"
         own["settings"] = settings.text(page)
     if page == "boolean":
         study = results["case-study"]["tables"][0]
@@ -93,8 +93,15 @@ def parts(page: str) -> dict[str, dict[str, str]]:
         return {page: own, "overview": {"rival": table(rival["columns"][:6], [r[:6] for r in rival["rows"]])}}
     if page == "rewiring":
         own["gaps"] = gaps(results["rewiring"]["tables"])
-        return {page: own, "overview": {"moving": own["gaps"]}}
+        return {page: own, "overview": {"dynamic": own["gaps"]}}
     return {page: own}
+
+
+def wording(name: str) -> dict[str, str]:
+    """Return the texts of an experiment as they are declared today; stored results have numbers for them."""
+    (own,) = [each for each in EXPERIMENTS if each.name == name]
+    texts = {"where": own.where, "question": own.question, "paper": own.paper}
+    return {"command": f"fpe reproduce {name}", **texts}
 
 
 def rivals(tables: list[dict[str, Any]]) -> str:
@@ -124,5 +131,5 @@ def gaps(tables: list[dict[str, Any]]) -> str:
             rows.append([name, cells["neurons"], count, *(cells[kind] for kind in kinds), gap])
             name = ""
         rows.append(["", "mean", "", "", "", "", "", f"**{mean}**"])
-    heads = ["", "neurons", "non-zeros", "dense %", "expanded once %", "masks that move %"]
+    heads = ["", "neurons", "non-zeros", "dense %", "expanded once %", "dynamic masks %"]
     return table([*heads, "dense, twice the non-zeros %", "gap closed %"], rows)

@@ -196,7 +196,7 @@ def test_the_command_prints_tables_and_says_where_everything_is(measured_by_comm
     for name in LAYER:
         assert f"  {name} " in said
     assert "on 1 threads" in said
-    assert "What is asked of packed layers" in said
+    assert "Targets for packed layers" in said
     for file in ("results.json", "figure.png"):
         assert (out / file).stat().st_size > 0
         assert str(out / file) in said

@@ -283,9 +283,9 @@ def test_a_split_is_better_if_its_interval_says_so():
     ]
     found = sorted_findings(chosen("splits")[0].findings(Results.of("made-up", made)))
     claims = {claim["paper"]: claim["agrees"] for claim in found["claims"]}
-    assert claims["asked: learnt split is better than random-split"]
+    assert claims["asked: learned split is better than random-split"]
     assert not claims["asked: sign of the weight is better than random-split"]
-    assert claims["asked: learnt split, α = 4 is better than random-split, α = 4"]
+    assert claims["asked: learned split, α = 4 is better than random-split, α = 4"]
     assert found["tables"][0]["rows"][0][:2] == ["sign of the weight", "-0.90 [-1.15, -0.65]"]
 
 

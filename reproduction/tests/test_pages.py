@@ -81,7 +81,7 @@ def test_the_picture_of_the_overview_is_drawn(program, tmp_path, monkeypatch):
 
 
 def test_a_halfway_experiment_trains_and_expands(program, monkeypatch):
-    """Two widths of a tiny run: all networks have one count, and the dense one goes on with its optimizer."""
+    """Two widths of a tiny run: all networks have one count, and the dense one keeps its optimizer."""
     pytest.importorskip("transformers")
     halfway = importlib.import_module("halfway")
     monkeypatch.setattr(halfway.CharLM, "steps", 4)
@@ -89,5 +89,5 @@ def test_a_halfway_experiment_trains_and_expands(program, monkeypatch):
         halfway.CharLM, "measure", lambda self, model: {"validation": self.loss(model, self.held_out[:200])}
     )
     record = halfway.compare("charlm", size=32, seed=0)
-    assert list(record["kinds"]) == ["dense", halfway.ANEW, *halfway.CharLM.ways]
+    assert list(record["kinds"]) == ["dense", halfway.NEW_OPTIMIZER, *halfway.CharLM.ways]
     assert len({kind["nonzero"] for kind in record["kinds"].values()}) == 1

@@ -1,4 +1,4 @@
-"""The tables and the figure of ``fpe bench``, and the limits that packed layers should keep."""
+"""The tables and the figure of ``fpe bench``, and the targets for packed layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ OTHER_STYLE = ("#1f4e8b", ":", "P")
 
 @dataclass(frozen=True)
 class Target:
-    """A limit of what is measured of a row, at each batch size or at one.
+    """A target for what is measured of a row, at each batch size or at one.
 
     ``measure`` is "stored", "peak" or "seconds", divided by that of the row ``over``; or "ratio" (to the
     dense parent) or "to_packed".
@@ -69,7 +69,7 @@ class Target:
         return {f"batch {b}": number(own["batches"][b]) / over[b] for b in batches}
 
     def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
-        """Write the worst value of a case and where it was; say whether it holds (None without values)."""
+        """Write the worst value of a case and where it was; tell whether the target is met (None without values)."""
         values = self.values(case)
         if not values:
             return "–", None
@@ -100,9 +100,9 @@ TARGETS = (
 
 
 def verdicts(result: dict[str, Any]) -> tuple[Table, list[bool | None]]:
-    """Compare the layers of 4,096 inputs or more, if there are any, with all limits.
+    """Compare the layers of 4,096 inputs or more, if there are any, with all targets.
 
-    Returns the head and the rows of a table, and whether each limit holds, None where nothing was measured.
+    Returns the head and the rows of a table, and whether each target is met, None where nothing was measured.
     """
     layers = [c for c in result["cases"] if c["kind"] == "layer" and c["device"] == "cpu"]
     cases = [case for case in layers if case["inputs"] >= 4096] or layers
@@ -113,7 +113,7 @@ def verdicts(result: dict[str, Any]) -> tuple[Table, list[bool | None]]:
         verdict.append(all(known) if known else None)
         said = {True: "yes", False: "no", None: "not measured"}[verdict[-1]]
         rows.append([target.what, f"{target.sign} {target.limit:g}", *(text for text, _ in cells), said])
-    return (["", "limit", *map(case_name, cases), "holds"], rows), verdict
+    return (["", "target", *map(case_name, cases), "met"], rows), verdict
 
 
 def case_name(case: dict[str, Any]) -> str:
@@ -137,7 +137,7 @@ def bench_text(result: dict[str, Any]) -> str:
         lines += [*(f"  {line}".rstrip() for line in own), ""]
     asked, _ = verdicts(result)
     if len(asked[0]) > 3:
-        lines += ["What is asked of packed layers, and the worst that was measured", *text_table(*asked)]
+        lines += ["Targets for packed layers, with the worst measured value", *text_table(*asked)]
     if earlier:
         lines += [
             "",

@@ -1,4 +1,4 @@
-"""All experiments of ``fpe reproduce``: those of the paper first, then those that its readers asked for."""
+"""All experiments of ``fpe reproduce``: those of the paper first, then further questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Experiments on dynamic masks: the choice of a way on training data, and a comparison with rivals."""
+"""Experiments on dynamic masks: the choice of settings on training data, and a comparison with rivals."""
 
 from __future__ import annotations
 
@@ -43,30 +43,30 @@ REWIRING = [
 ]
 
 
-@experiment("asked by its readers", 60, CHOICES, ("banking77",), setup="validation")
+@experiment("further question", 60, CHOICES, ("banking77",), setup="validation")
 def rewiring_choices(results: Results) -> Iterator[Finding | Show]:
-    """Which weights should move, when, and where should they begin?
+    """Which weights should be rewired, when, and from which initial masks?
 
-    Not in the paper, which moves masks at random.
+    Not in the paper, which rewires at random.
     """
     free = [kind for kind in DYNAMIC if "columns" not in kind and "blocks" not in kind]
     closed = {kind: gap_closed(results, kind)[1] for kind in free}
     best = max(free, key=lambda kind: (closed[kind].value, kind))
     ours, other = (closed[kind].text(100, 0, False) for kind in (BEST, best))
     text = f"{results.name}: {label(BEST)} {ours} %, best {label(best)} {other} %"
-    paper = "asked: the chosen way of moving masks is the best of those tried, in gap closed"
+    paper = "asked: the chosen rewiring is the best of those tried, in gap closed"
     yield {**judged(paper, text, []), "agrees": best == BEST}
     yield _gaps(results, list(DYNAMIC))
     title = f", points above {label(BEST)} (α = 4), mean [95 %]"
     yield ByKind([kind for kind in DYNAMIC if kind != BEST], BEST, title)
     starts = [(kind, "start-copied") for kind in STARTS if kind != "start-copied"]
-    yield Differences([*starts, ("start-copied", "dense")], ", starts")
+    yield Differences([*starts, ("start-copied", "dense")], ", outgoing weights")
     yield Curves(("dense", "rigl", BEST, "dense-x2"))
 
 
-@experiment("asked by its readers", 60, REWIRING, BOTH, trials=10, setup="cosine")
+@experiment("further question", 60, REWIRING, BOTH, trials=10, setup="cosine")
 def rewiring(results: Results) -> Iterator[Finding | Show]:
-    """Does a network whose masks move reach a dense one of twice the parameters?
+    """Do dynamic masks reach a dense network of twice the parameters?
 
     Not in the paper.
     """
@@ -87,7 +87,7 @@ def rewiring(results: Results) -> Iterator[Finding | Show]:
         differences = {kind: each(results.differences(BEST, kind))[hidden] for kind in present}
         best = min(present, key=lambda kind: differences[kind].value)
         yield judged(
-            f"asked: {label(BEST)} is above the best network that reads fewer inputs",
+            f"asked: {label(BEST)} is above the best network with fewer inputs",
             f"{results.name}, {hidden} neurons, {label(best)}: {differences[best].text(100)} points",
             [differences[best]],
         )

@@ -16,7 +16,7 @@ BOTH = ("fashion-mnist", "banking77")
 
 @dataclass(frozen=True)
 class Experiment:
-    """A figure or table of the paper, or a question that its readers asked."""
+    """A figure or table of the paper, or a further question."""
 
     name: str
     where: str  # in the paper

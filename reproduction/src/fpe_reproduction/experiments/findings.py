@@ -163,7 +163,7 @@ class Claim:
     kind, other : str
         The networks that are compared.
     at : str or int
-        "each": a claim at each width, or at the first so many; "mean": over the widths; "every": one claim, which
+        "each": a claim at each width, or at the first few; "mean": over the widths; "every": one claim, which
         must hold at every width; "count": as "mean", with the widths at which the difference is clear; "slope":
         of the relative improvement of `kind` over doublings of the width.
     low, high : float
@@ -226,7 +226,7 @@ class Claim:
 
 
 def above(kind: str, other: str, text: str = "", **how: Any) -> Claim:
-    """Claim that a kind is above another; by default this is asked by the paper's readers."""
+    """Claim that a kind is above another; by default this is a further question ("asked")."""
     return Claim(text or f"asked: {label(kind)} is above {label(other)}", kind, other, **how)
 
 

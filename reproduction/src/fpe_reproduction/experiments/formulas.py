@@ -69,8 +69,8 @@ def _both(results: Results) -> list[tuple[Results, str]]:
 def case_study(results: Results) -> Iterator[Finding]:
     """Does splitting neurons by clauses, or at random, help at 8 clauses and 8 neurons?
 
-    Test accuracy: dense 78.7 %, clause-split 99.4 %, random-split 88.7 %. Gram matrices become block-
-    diagonal when split by clauses.
+    Test accuracy: dense 78.7 %, clause-split 99.4 %, random-split 88.7 %. Gram matrices become
+    block-diagonal when split by clauses.
     """
     frame = results.frame.set_index(["kind", "trial"]).sort_index()
     accuracy = frame["accuracy"].unstack("kind")
@@ -108,7 +108,7 @@ def matrix(
     names: tuple[Sequence[str], Sequence[str]],
     every: tuple[int, int] = (0, 0),
 ) -> Finding:
-    """Return a figure of a matrix in colors; a line stands after every so many rows and columns."""
+    """Return a figure of a matrix in colors, with a line after every few rows and columns."""
     columns, rows = (list(each_) for each_ in names)
     figure = {"type": "matrix", "title": title, "values": values.tolist(), "x": axes[0], "y": axes[1]}
     return {**figure, "columns": columns, "rows": rows, "every": list(every)}
@@ -131,7 +131,7 @@ def _matrices(kind: str, trial: int, network: pd.Series) -> Iterator[Finding]:
 def neurons(results: Results) -> Iterator[Finding]:
     """How does the gain depend on the number of neurons, at 8 clauses?
 
-    Diminishing returns with more neurons; clause above random splitting.
+    Diminishing returns with more neurons; clause splitting is above random splitting.
     """
     results = results.where("neurons")
     for kind in EXPANDED:
@@ -188,7 +188,7 @@ def _gains(results: Results, fixed: str) -> Iterator[Finding]:
 
 @experiment("figure 3c", 6, [_HEATMAP])
 def heatmap(results: Results) -> Iterator[Finding]:
-    """How do clauses and neurons act together?
+    """How does the gain depend on clauses and neurons together?
 
     The benefit diminishes with fewer clauses; random splitting gives a modest gain nearly everywhere.
     """
@@ -217,9 +217,9 @@ def heatmap(results: Results) -> Iterator[Finding]:
 
 @experiment("figures 4a and 4b, top; table A1", 10, [_NEURONS, _CLAUSES])
 def capacity(results: Results) -> Iterator[Finding]:
-    """Do expanded networks give features more capacity of their own?
+    """Do expanded networks have a higher feature capacity?
 
-    Feature capacity rises consistently against dense, most where neurons are few (the table's numbers
+    Feature capacity is consistently higher than dense, most with few neurons (the table's numbers
     are lost in the text).
     """
     yield from _measure(results, "capacity", "feature capacity", up=True)
@@ -229,7 +229,7 @@ def capacity(results: Results) -> Iterator[Finding]:
 def orthogonality(results: Results) -> Iterator[Finding]:
     """Are neurons of expanded networks less alike?
 
-    Mean cosine similarity below dense in all but one setting (the table's numbers are lost in the text).
+    Mean cosine similarity is below dense in all but one setting (the table's numbers are lost in the text).
     """
     yield from _measure(results, "cosine", "mean cosine similarity", up=False)
 
@@ -360,7 +360,7 @@ def _coverage(results: Results) -> Iterator[Finding]:
     ]
     heads = ["clauses", "P[cover], formula", "trained [95 %]", "collision ratio, formula", "trained [95 %]"]
     heads += ["clauses covered by a neuron, of all"]
-    title = "Random-split networks after training, 8 dense neurons; pruning takes some of the coverage"
+    title = "Random-split networks after training, 8 dense neurons; pruning removes some of the coverage"
     yield table(title, heads, rows)
     exact: dict[str, Any] = {"kind": "formula", "x": [float(count) for count in models]}
     exact |= {key: [model.coverage for model in models.values()] for key in ("means", "low", "high")}
@@ -368,11 +368,11 @@ def _coverage(results: Results) -> Iterator[Finding]:
     yield lines(title, "clauses", y, [exact, line("random", covering)], 2.0**-4)
 
 
-@experiment("asked by its readers", 8, [replace(_CASE, others=("gram", *SPLITS))])
+@experiment("further question", 8, [replace(_CASE, others=("gram", *SPLITS))])
 def clause_free(results: Results) -> Iterator[Finding]:
     """Can a split find the clauses without being told?
 
-    Not in the paper, whose split by clauses knows the formula.
+    Not in the paper. Its split by clauses is given the formula.
     """
     frame, rows = results.frame, []
     kinds = list(dict.fromkeys(frame["kind"]))

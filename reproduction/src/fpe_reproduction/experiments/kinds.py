@@ -53,7 +53,7 @@ class Kind:
     dropped : float
         Share of the first weights that each step of its training drops (DropConnect).
     rewired : float
-        Share of the weights that move at random after each epoch, as in the paper (A.7).
+        Share of the weights rewired at random after each epoch, as in the paper (A.7).
     """
 
     label: str
@@ -240,7 +240,7 @@ class Dynamic(Expanded):
     reinitialized : bool
         Whether an expansion gets fresh weights; see `fpe.reinitialize_`.
     policy, schedule
-        As for `fpe.Rewirer`; a policy of None leaves the masks as they are.
+        As for `fpe.Rewirer`; a policy of None keeps the masks fixed.
     """
 
     factor: int = 4

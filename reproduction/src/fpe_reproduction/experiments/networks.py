@@ -111,9 +111,9 @@ FEWER: dict[str, dict[str, Kind]] = {
     )
     for by in ("variance", "random", "norm")
 }
-#: The paper's dynamic masks, by the share of the weights that move at random after each epoch.
+#: The paper's dynamic masks, by the share of the weights rewired at random after each epoch.
 REWIRED: dict[str, Kind] = {
-    f"rewired-{share}": Expanded(f"{share} % moving", rewired=share / 100) for share in (5, 10, 20, 30)
+    f"rewired-{share}": Expanded(f"{share} % rewired", rewired=share / 100) for share in (5, 10, 20, 30)
 }
 DROPPED: dict[str, Kind] = {
     f"dropconnect-{rate}": Kind(f"DropConnect {rate} %", at=None, continues=True, dropped=rate / 100)
@@ -141,7 +141,7 @@ KINDS: dict[str, Kind] = {
     "dense-x2": Doubled("dense, twice the count"),
     "steady": Doubled("dense, rate 0.003", 1, lr=3e-3),
     "steady-x2": Doubled("twice the count, rate 0.003", lr=3e-3),
-    "restart": Expanded("dense, optimizer anew", 1),
+    "restart": Expanded("dense, new optimizer", 1),
     **_by_factor("random", "random-split", (2, 3, 4, 8)),
     "gram": Expanded("gram-split", split="gram"),
     "two-four": Expanded("2:4-split", split="2:4"),
@@ -154,7 +154,7 @@ KINDS: dict[str, Kind] = {
         for name, (label, _) in SPLITS.items()
         for k, v in _by_factor(name, label, (2, 4), split=name).items()
     },
-    **_by_factor("ahead", "random-split, as many steps more", (2, 4), ahead=True),
+    **_by_factor("ahead", "random-split, extra steps", (2, 4), ahead=True),
     "random-first": Expanded("random-split, first layer", layers=("0",)),
     "columns-first": Expanded("shared, columns, first layer", split="shared", prune="columns", layers=("0",)),
     **TIMES,

@@ -1,4 +1,4 @@
-"""Experiments beyond the paper's first edition: controls, rivals, and what its readers asked for.
+"""Experiments beyond the paper's first edition: controls, rivals, and further questions.
 
 Claims that the paper does not make begin with "asked".
 """
@@ -32,7 +32,7 @@ from fpe_reproduction.experiments.tasks import Family
 from fpe_reproduction.experiments.vision import COLUMNS, CORE, FACTOR
 from fpe_reproduction.statistics import mean
 
-ASKED = "asked by its readers"
+ASKED = "further question"
 #: Factors, as they stand in names of networks.
 FACTORS = {2: "", 3: "-x3", 4: "-x4"}
 #: Splits in one figure at most, so that their lines can be told apart.
@@ -123,7 +123,7 @@ def from_scratch(results: Results) -> Iterator[Finding | Show]:
 
 @experiment(ASKED, 12, [CORE, FACTOR, COLUMNS, FEWER_INPUTS], BOTH)
 def fewer_inputs(results: Results) -> Iterator[Finding | Show]:
-    """Is it better than a dense network that is as wide and reads fewer inputs?
+    """Is it better than a dense network of the same width with fewer inputs?
 
     Not in the paper. This is the plain rival: the same count, no masks, no parent.
     """
@@ -139,10 +139,10 @@ def fewer_inputs(results: Results) -> Iterator[Finding | Show]:
 
 @experiment(ASKED, 23, BLOCKS, BOTH)
 def blocks(results: Results) -> Iterator[Finding | Show]:
-    """What do whole blocks cost or gain, and which inputs should leave them?
+    """What do whole blocks cost or gain, and which inputs should be pruned?
 
-    Not in the paper. With one partition for all neurons of a layer, and whole inputs that pay, the layer is α
-    small dense blocks.
+    Not in the paper. With one split for all neurons of a layer and input pruning, the layer is α small dense
+    blocks.
     """
     shallow, deep, gated = (
         results.where(**value) for value in ({"layers": 1}, {"layers": 4}, {"network": "gated"})
@@ -159,7 +159,7 @@ def _blocks(factor: int, x: str) -> Iterator[Show]:
     for kind in (norm, *ranked.values()):
         yield close(kind, other)
     for by, kind in ranked.items():
-        text = f"asked: ranked by {by}, inputs leave better than by norm{note}"
+        text = f"asked: ranked by {by}, input pruning is better than by norm{note}"
         yield above(kind, norm, text, at="mean")
     kinds = (f"shared{x}", norm, *ranked.values())
     yield Accuracies(("dense", other, *kinds), note)
@@ -170,7 +170,7 @@ def _blocks(factor: int, x: str) -> Iterator[Show]:
 
 def _deep_blocks() -> Iterator[Show]:
     kinds, note = ("random", "random-first", "columns-first"), ", 5 layers"
-    why = " (the later layers are square: what their columns hold would not pay for their copies)"
+    why = " (the later layers are square: their inputs have too few weights to prune for their copies)"
     yield close("columns-first", "random-first", note)
     text = f"asked: expanding every second layer beats expanding the first alone{note}"
     yield above("random", "random-first", text, at="mean")
@@ -184,7 +184,7 @@ def _gated() -> Iterator[Show]:
     kinds, note = ("shared", "columns", "columns-activation"), ", gated"
     for kind in kinds[1:]:
         yield close(kind, "random", note)
-    text = f"asked: ranked by activation, inputs leave better than by norm{note}"
+    text = f"asked: ranked by activation, input pruning is better than by norm{note}"
     yield above("columns-activation", "columns", text, at="mean")
     yield Accuracies(("dense", "random", *kinds), note)
     pairs = [*((kind, "random") for kind in kinds), ("columns-activation", "columns"), ("columns", "dense")]
@@ -251,7 +251,7 @@ def distil(results: Results) -> Iterator[Finding | Show]:
 
 
 @experiment(ASKED, 6, [CORE], BOTH)
-def quantised(results: Results) -> Iterator[Finding | Show]:
+def quantized(results: Results) -> Iterator[Finding | Show]:
     """Does it survive rounding to 8 bits, and to 4?
 
     Not in the paper.

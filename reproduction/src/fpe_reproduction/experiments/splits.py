@@ -256,7 +256,7 @@ def interactions(parent: Parent, factor: int, rng: np.random.Generator) -> np.nd
     return clustered(affinity, len(parent.weight), factor, rng)
 
 
-@_split("learned", "learnt split")
+@_split("learned", "learned split")
 def learned(parent: Parent, factor: int, rng: np.random.Generator) -> np.ndarray:
     """Learn the split by Gumbel-softmax, as `fpe.training.learn_split` does."""
     how = {"steps": STEPS, "batch_size": BATCH, "seed": int(rng.integers(2**31))}

@@ -259,7 +259,7 @@ def _beside_the_paper(results: Results, title: str, head: str, paper: dict[int, 
 
 @experiment("section A.7", 10, [CORE, Family("rewired", tuple(REWIRED))], BOTH)
 def dynamic(results: Results) -> Iterator[Finding | Show]:
-    """Is it better to let the masks move?
+    """Are dynamic masks better than fixed ones?
 
     Over one-shot random: +4.5, +1.9 and +0.5 % at 4, 8 and 16 neurons; over dense +53, +14 and +3 %
     (relative).
@@ -271,7 +271,7 @@ def dynamic(results: Results) -> Iterator[Finding | Show]:
         paper = "better than one-shot random" if size is None else f"+{size} % over one-shot random"
         interval = found[best][hidden]
         text = f"{results.name}, {hidden} neurons, best with {label(best)}: {interval.text(100)} points"
-        yield judged(f"moving masks: {paper}", text, [interval], size=None if size is None else size / 100)
+        yield judged(f"dynamic masks: {paper}", text, [interval], size=None if size is None else size / 100)
     yield Accuracies(("dense", "random", *REWIRED))
     yield Differences([(kind, "random") for kind in REWIRED])
     yield Curves(tuple(REWIRED), "random", other_label="one-shot random")
@@ -279,7 +279,7 @@ def dynamic(results: Results) -> Iterator[Finding | Show]:
 
 @experiment("section A.7, table A5", 6, [CORE], BOTH)
 def two_four(results: Results) -> Iterator[Finding | Show]:
-    """Does the pattern that accelerators like cost accuracy?
+    """Does the 2:4 pattern of accelerators cost accuracy?
 
     Dense 53.89 %, 2:4 61.67 %, random 61.92 %.
     """

@@ -7,9 +7,34 @@ from typing import Any
 from fpe.expansion.plan import text_table
 from fpe_reproduction.experiments.findings import verdict
 
+#: Stored results keep the words of the version that made them; pages and terminals show today's.
+WORDS = {
+    "optimizer anew": "new optimizer",
+    "learnt": "learned",
+    "% moving": "% rewired",
+    "chosen way of moving masks": "chosen rewiring",
+    "moving masks": "dynamic masks",
+    "network that reads fewer inputs": "network with fewer inputs",
+    "inputs leave better than by norm": "input pruning is better than by norm",
+    "what their columns hold would not pay for": "their inputs have too few weights to prune for",
+    "as many steps more": "extra steps",
+    "whole children": "child pruning",
+    ", starts,": ", outgoing weights,",
+    "pruning takes some": "pruning removes some",
+    "left alone:": "skipped:",
+    "nor the dense model": "dense model fails too",
+}
+
+
+def plain(text: str) -> str:
+    """Return a stored text in today's words."""
+    for old, new in WORDS.items():
+        text = text.replace(old, new)
+    return text
+
 
 def catalogue_json() -> list[dict[str, Any]]:
-    """Return each experiment's name, place in the paper, question, duration and what the paper reports."""
+    """Return the name, place in the paper, question, duration and reported result of each experiment."""
     from fpe_reproduction.experiments.catalogue import EXPERIMENTS
 
     keys = ("name", "where", "question", "paper", "minutes")
@@ -19,8 +44,8 @@ def catalogue_json() -> list[dict[str, Any]]:
 def catalogue_text() -> str:
     """Lay the experiments out as text."""
     lines = [
-        "What fpe reproduce can make, with minutes on two cores. They share networks; the names boolean,",
-        "real, moving and all stand for several.",
+        "The experiments of fpe reproduce, with minutes on two cores. They share networks. The names boolean,",
+        "real, moving and all stand for several experiments.",
         "",
     ]
     for each in catalogue_json():
@@ -52,7 +77,7 @@ def findings_markdown(result: dict[str, Any], picture: str) -> str:
     lines += markdown_table(["the paper says", "we measured [95 %]", ""], verdicts)
     lines += ["", f"![{result['question']}]({picture})", ""]
     for table in result["tables"]:
-        lines += [table["title"] + ":", "", *markdown_table(table["columns"], table["rows"]), ""]
+        lines += [plain(table["title"]) + ":", "", *markdown_table(table["columns"], table["rows"]), ""]
     return "\n".join(lines)
 
 
@@ -63,4 +88,4 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return plain(text).replace("|", "\\|")
