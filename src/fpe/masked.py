@@ -100,16 +100,15 @@ class MaskedLayer(HasMasks):
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
         weight = self.weight
-        if not isinstance(weight, nn.Parameter):
-            # Given by functional_call, or computed by a parametrization or torch's pruning, so that it need not
-            # be zero where the mask is. The product has all derivatives, forward too.
+        if not isinstance(
+            weight, nn.Parameter
+        ):  # computed, or given by functional_call: not zero at the mask
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
-        if self._probe is not None:
-            shown = _ShowGradient.apply(weight, self.fpe_mask, self._probe)  # type: ignore[no-untyped-call]
-            return cast(Tensor, shown)
-        return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask))  # type: ignore[no-untyped-call]
+        if self._probe is None:
+            return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _ShowGradient.apply(weight, self.fpe_mask, self._probe))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe out: a rewirer watches this layer, not its copies."""
@@ -197,10 +196,8 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     ----------
     in_features, out_features : int
         Sizes of the input and of the output.
-    bias : bool, default True
-        Whether there is a bias; it is never masked.
-    device, dtype
-        As for ``nn.Linear``.
+    bias, device, dtype
+        As for ``nn.Linear``; a bias is never masked.
 
     Attributes
     ----------
@@ -282,8 +279,7 @@ def count_nonzero(model: nn.Module) -> int:
     Returns
     -------
     int
-        Entries that are not masked, or not zero although they are masked (see `fpe.project_`). Of a sharded
-        model, the latter in the piece of this process.
+        Entries that are not masked, or are masked but not zero, of a sharded model in this process's piece.
     """
     return sum(count for _, _, count in counted_parameters(model))
 
@@ -339,9 +335,8 @@ def project_(model: nn.Module) -> int:
         raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
     raise_problems(_mask_problems(model, computed=False), ModelError, "the masks")
     counts = {layer: layer._nonzero_masked() for layer in model.modules() if isinstance(layer, HasMasks)}
-    for layer, count in counts.items():
-        if count:
-            layer.project()
+    for layer in (layer for layer, count in counts.items() if count):
+        layer.project()
     return sum(counts.values())
 
 
