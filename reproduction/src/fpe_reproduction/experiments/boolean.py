@@ -34,36 +34,18 @@ KINDS = ("dense", "clause", "random")
 
 @dataclass(frozen=True)
 class BooleanConfig:
-    """How the networks are made and trained; the defaults come nearest to the paper's case study.
+    """How the networks are made and trained; the defaults come nearest to the paper's case study."""
 
-    Attributes
-    ----------
-    literals : int
-        Variables of each clause (2.2.1).
-    samples, test_samples : int
-        Training and test samples of each trial.
-    factor : int
-        Children of each neuron (3.1).
-    warmup_epochs, epochs : int
-        Before and after the expansion (A.3.1); the dense network trains for both.
-    batch_size : int
-        Samples in a mini-batch (A.3.1).
-    lr, l2 : float
-        Learning rate of Adam and weight of the squared norm; the text of the paper lost both.
-    seed : int
-        Trial t draws its data, networks and splits from ``seed + t``.
-    """
-
-    literals: int = 4
-    samples: int = 4000
+    literals: int = 4  # variables of each clause (2.2.1)
+    samples: int = 4000  # training and test samples of each trial
     test_samples: int = 2000
-    factor: int = 2
-    warmup_epochs: int = 1000
+    factor: int = 2  # children of each neuron (3.1)
+    warmup_epochs: int = 1000  # before and after the expansion (A.3.1); the dense network trains for both
     epochs: int = 1000
-    batch_size: int = 500
-    lr: float = 1e-2
+    batch_size: int = 500  # samples in a mini-batch (A.3.1)
+    lr: float = 1e-2  # learning rate of Adam and weight of the squared norm; the text of the paper lost both
     l2: float = 3e-4
-    seed: int = 0
+    seed: int = 0  # trial t draws its data, networks and splits from ``seed + t``
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes."""
@@ -100,25 +82,9 @@ def run_row(
     trials: int,
     others: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train the networks of a row, all at once and on one thread, and measure them.
+    """Train the networks of a row, all at once and on one thread; return a record of each.
 
-    Parameters
-    ----------
-    config : BooleanConfig
-        How they are trained.
-    clauses : int
-        Clauses of the formula.
-    neurons : sequence of int
-        Numbers of hidden neurons of the dense networks.
-    first_trial, trials : int
-        Number of the first trial, and how many.
-    others : sequence of str
-        More splits: ``"gram"``, or names of `fpe_reproduction.experiments.splits.SPLITS`.
-
-    Returns
-    -------
-    dict
-        ``networks``: a record for each trial, number of neurons and kind.
+    `neurons` are the widths of the dense networks, `others` more splits: "gram" or names of `SPLITS`.
     """
     with one_thread():
         every = [_make_trial(config, clauses, first_trial + t) for t in range(trials)]

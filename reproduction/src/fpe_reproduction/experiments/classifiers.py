@@ -25,10 +25,7 @@ from fpe_reproduction.experiments.timeline import NetworksConfig, Source, data_o
 
 #: Epochs before and after the expansion of a CNN, which learns more from each than an MLP does.
 CNN_EPOCHS = 3
-CNN_EXPANSIONS: dict[str, dict[str, Any]] = {
-    "random": {},
-    "columns": {"split": "shared", "prune": "columns"},
-}
+CNN_EXPANSIONS: dict[str, dict[str, Any]] = {"random": {}, "columns": {"split": "shared", "prune": "columns"}}
 GATED_EXPANSIONS: dict[str, dict[str, Any]] = {
     "random": {},
     "shared": {"split": "shared"},
@@ -92,13 +89,7 @@ def run_gated(
 def run_cnns(
     source: Source, config: NetworksConfig, hidden: Sequence[int], trials: Sequence[int], features: int
 ) -> dict[str, Any]:
-    """Train CNNs of which the classifier is expanded, as `run_networks` trains others, and measure them.
-
-    Raises
-    ------
-    DataError
-        If the data is not square images.
-    """
+    """Train CNNs of which the classifier is expanded, as `run_networks` trains others, and measure them."""
     with one_thread():
         dataset = data_of(source)
         image = _image(dataset)

@@ -33,24 +33,13 @@ UNITS: dict[str, tuple[float, int, str]] = {
 
 @dataclass(frozen=True)
 class Results:
-    """Trained networks of one data set, a row each.
+    """Trained networks of one data set, a row each."""
 
-    Attributes
-    ----------
-    name : str
-        The data set's.
-    frame : DataFrame
-        Their records, with ``gain``, the improvement relative to the dense network of the same trial.
-    axis : str
-        The column over which they are compared.
-    quick : bool
-        Whether the run was a quick one.
-    """
-
-    name: str
+    name: str  # the data set's
+    # Their records, with ``gain``, the improvement relative to the dense network of the same trial.
     frame: pd.DataFrame
-    axis: str = "hidden"
-    quick: bool = False
+    axis: str = "hidden"  # the column over which they are compared
+    quick: bool = False  # whether the run was a quick one
 
     @classmethod
     def of(
@@ -154,40 +143,21 @@ def verdict(claim: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement about the difference of two kinds of networks.
+    """A statement about the difference of two kinds of networks."""
 
-    Attributes
-    ----------
-    text : str
-        The statement.
-    kind, other : str
-        The networks that are compared.
-    at : str or int
-        "each": a claim at each width, or at the first few; "mean": over the widths; "every": one claim, which
-        must hold at every width; "count": as "mean", with the widths at which the difference is clear; "slope":
-        of the relative improvement of `kind` over doublings of the width.
-    low, high : float
-        Between which the difference must lie, in the unit that is printed.
-    size : float or None
-        The difference that the paper gives.
-    measure : str
-        One of `UNITS`.
-    digits : int or None
-        Of the numbers.
-    weak : bool
-        Whether it holds unless it is contradicted.
-    """
-
-    text: str
-    kind: str
+    text: str  # the statement
+    kind: str  # the networks that are compared
     other: str = "dense"
+    # "each": a claim at each width, or at the first few; "mean": over the widths; "every": one
+    # claim, which must hold at every width; "count": as "mean", with the widths at which the difference
+    # is clear; "slope": of the relative improvement of `kind` over doublings of the width.
     at: str | int = "each"
-    low: float = 0.0
+    low: float = 0.0  # between which the difference must lie, in the unit that is printed
     high: float = math.inf
-    size: float | None = None
-    measure: str = "accuracy"
-    digits: int | None = None
-    weak: bool = False
+    size: float | None = None  # the difference that the paper gives
+    measure: str = "accuracy"  # one of `UNITS`
+    digits: int | None = None  # of the numbers
+    weak: bool = False  # whether it holds unless it is contradicted
 
     def __call__(self, results: Results) -> list[Finding]:
         """Judge the statement; there is nothing to say if one of the kinds was not trained."""

@@ -32,39 +32,17 @@ RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of network: when in the training it is made, from what, and how it is trained.
+    """A kind of network: when in the training it is made, from what, and how it is trained."""
 
-    Attributes
-    ----------
-    label : str
-        In tables and figures.
-    factor : int
-        Its hidden neurons, in multiples of the dense parent's.
-    at : float or None
-        Share of the whole training before it is made; None for the end of the warm-up.
-    continues : bool
-        Whether it is the parent itself, with its optimizer.
-    needs_warm : bool
-        Whether it needs the parent after its warm-up.
-    lr : float or None
-        A constant learning rate of its own; None for that of all others.
-    distilled : bool
-        Whether it also learns the answers of a large dense teacher.
-    dropped : float
-        Share of the first weights that each step of its training drops (DropConnect).
-    rewired : float
-        Share of the weights rewired at random after each epoch, as in the paper (A.7).
-    """
-
-    label: str
-    factor: int = 2
-    at: float | None = 0.0
-    continues: bool = False
-    needs_warm: bool = False
-    lr: float | None = None
-    distilled: bool = False
-    dropped: float = 0.0
-    rewired: float = 0.0
+    label: str  # in tables and figures
+    factor: int = 2  # its hidden neurons, in multiples of the dense parent's
+    at: float | None = 0.0  # share of the whole training before it is made; None for the end of the warm-up
+    continues: bool = False  # whether it is the parent itself, with its optimizer
+    needs_warm: bool = False  # whether it needs the parent after its warm-up
+    lr: float | None = None  # a constant learning rate of its own; None for that of all others
+    distilled: bool = False  # whether it also learns the answers of a large dense teacher
+    dropped: float = 0.0  # share of the first weights that each step of its training drops (DropConnect)
+    rewired: float = 0.0  # share of the weights that move at random after each epoch, as in the paper (A.7)
 
     def possible(self, inputs: int, outputs: int) -> bool:
         """Tell whether such a network fits into the parent's count."""
@@ -93,24 +71,16 @@ class Doubled(Kind):
 
 @dataclass(frozen=True)
 class Expanded(Kind):
-    """The parent, expanded by `fpe.expand`.
-
-    Attributes
-    ----------
-    split, prune, layers
-        As for `fpe.expand`; a split may also be one of `SPLITS`.
-    ahead : bool
-        Whether it gets the steps that learning a split takes before it is trained with the others.
-    outgoing : str
-        The weights of the consumer: "copied", "divided" by the factor, or "corrected" by least squares to
-        the parent's outputs.
-    """
+    """The parent, expanded by `fpe.expand`."""
 
     at: float | None = 0.5
-    split: str | Split = "random"
+    split: str | Split = "random"  # as for `fpe.expand`; a split may also be one of `SPLITS`
     prune: str | Pruning = "magnitude"
     layers: tuple[str, ...] | None = None
+    # Whether it gets the steps that learning a split takes before it is trained with the others.
     ahead: bool = False
+    # The weights of the consumer: "copied", "divided" by the factor, or "corrected" by least squares to
+    # the parent's outputs.
     outgoing: str = "copied"
 
     def make(self, parent: Parent) -> nn.Sequential:
@@ -182,15 +152,10 @@ class FromScratch(Kind):
 
 @dataclass(frozen=True)
 class FewerInputs(Kind):
-    """The plain rival: a dense network of `factor` times the neurons and fewer inputs, at the same count.
+    """The plain rival: a dense network of `factor` times the neurons and fewer inputs, at the same count."""
 
-    Attributes
-    ----------
-    by : str
-        Which inputs it has: those of the largest "variance" in the training data, "random" ones, or those
-        of the largest "norm" of the first weight of the parent after its warm-up.
-    """
-
+    # Which inputs it has: those of the largest "variance" in the training data, "random" ones, or those
+    # of the largest "norm" of the first weight of the parent after its warm-up.
     by: str = "variance"
 
     def possible(self, inputs: int, outputs: int) -> bool:
@@ -230,24 +195,17 @@ ACCUMULATED, CHOSEN = RewiringPolicy(grow="accumulated"), RewiringSchedule(every
 
 @dataclass(frozen=True)
 class Dynamic(Expanded):
-    """An expansion whose masks change while it is trained.
-
-    Attributes
-    ----------
-    begin : str
-        "expanded": an expansion of the parent. "uniform": random masks, all layers of one density. "erk": random
-        masks of densities in proportion to (inputs + outputs) / (inputs × outputs) (Evci et al., 2020).
-    reinitialized : bool
-        Whether an expansion gets fresh weights; see `fpe.reinitialize_`.
-    policy, schedule
-        As for `fpe.Rewirer`; a policy of None keeps the masks fixed.
-    """
+    """An expansion whose masks change while it is trained."""
 
     factor: int = 4
     at: float | None = 0.0
     prune: str | Pruning = "balanced"
+    # "expanded": an expansion of the parent. "uniform": random masks, all layers of one density. "erk":
+    # random masks of densities in proportion to (inputs + outputs) / (inputs × outputs) (Evci et al.,
+    # 2020).
     begin: str = "expanded"
-    reinitialized: bool = True
+    reinitialized: bool = True  # whether an expansion gets fresh weights; see `fpe.reinitialize_`
+    # As for `fpe.Rewirer`; a policy of None leaves the masks as they are.
     policy: RewiringPolicy | None = ACCUMULATED
     schedule: RewiringSchedule = CHOSEN
 

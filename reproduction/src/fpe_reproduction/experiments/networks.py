@@ -126,11 +126,7 @@ TIMES: dict[str, Kind] = {
 #: Whole inputs, ranked in other ways than by the norm of their weights.
 RANKED: dict[str, dict[str, Kind]] = {
     by: _by_factor(
-        f"columns-{by}",
-        f"shared, columns by {by}",
-        (2, 3, 4),
-        split="shared",
-        prune=InputPruning(by),
+        f"columns-{by}", f"shared, columns by {by}", (2, 3, 4), split="shared", prune=InputPruning(by)
     )
     for by in ("activation", "gradient")
 }

@@ -39,32 +39,10 @@ def reproduce(
 ) -> dict[str, dict[str, Any]]:
     """Run one experiment of the paper, or a group of them, and store what they show.
 
-    Networks that `out` already has are not trained again; experiments share their networks.
-
-    Parameters
-    ----------
-    name : str
-        An experiment or a group of the catalogue.
-    out : Path
-        Gets a folder for each experiment with its ``results.json``, and the records of the networks in
-        ``trials/`` and, for real data, in ``DATA/trials/``.
-    request : Request, optional
-        How; by default in full, as the catalogue says.
-    data : sequence of str
-        Names or files for the experiments on real data; by default each experiment's own.
-    label : str, optional
-        Column of the labels of a table; by default found.
-    jobs : int, default −1
-        Processes; −1 means one for each core. Results do not depend on it.
-    fresh : bool, default False
-        Discard the trials of an earlier run.
-    on_task, on_data : callable, optional
-        Get a short text after each task, and each data set when it is loaded.
-
-    Returns
-    -------
-    dict
-        What each ``results.json`` has, by the name of the experiment.
+    Networks that `out` already has are not trained again; experiments share their networks. `out` gets a folder for
+    each experiment with its ``results.json``, and the records of the networks in ``trials/`` and, for real data, in
+    ``DATA/trials/``. Results do not depend on `jobs`. `on_task` gets a short text after each task, `on_data`
+    each data set when it is loaded.
 
     Raises
     ------

@@ -36,31 +36,16 @@ def sample(data: Tensor, size: int = MEASURED) -> Tensor:
 
 @dataclass(frozen=True)
 class Parent:
-    """A dense network, as far as it is trained, and what its expansions may look at.
+    """A dense network, as far as it is trained, and what its expansions may look at."""
 
-    Attributes
-    ----------
-    model : nn.Sequential
-        Linear layers with ReLU. Not changed.
-    seed : int
-        The trial's.
-    X, y : Tensor
-        All training data.
-    lr : float
-        The learning rate of the parent.
-    warm : nn.Sequential or None
-        The parent after its warm-up, for networks that begin earlier but need it.
-    measured : int
-        Number of training samples that the properties below are measured on.
-    """
-
-    model: nn.Sequential
-    seed: int
-    X: Tensor
+    model: nn.Sequential  # linear layers with ReLU. Not changed
+    seed: int  # the trial's
+    X: Tensor  # all training data
     y: Tensor
-    lr: float = 1e-2
+    lr: float = 1e-2  # the learning rate of the parent
+    # The parent after its warm-up, for networks that begin earlier but need it.
     warm: nn.Sequential | None = None
-    measured: int = MEASURED
+    measured: int = MEASURED  # number of training samples that the properties below are measured on
 
     @cached_property
     def some_X(self) -> Tensor:

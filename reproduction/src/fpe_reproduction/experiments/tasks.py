@@ -11,10 +11,7 @@ from fpe_reproduction.experiments.classifiers import run_cnns, run_gated
 from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
 
 #: How networks are trained on the data; other data gets the paper's 25 + 25 epochs (docs/results).
-SETTINGS = {
-    "fashion-mnist": NetworksConfig(10, 10, 1e-3),
-    "banking77": NetworksConfig(50, 50, 1e-2),
-}
+SETTINGS = {"fashion-mnist": NetworksConfig(10, 10, 1e-3), "banking77": NetworksConfig(50, 50, 1e-2)}
 #: The same for experiments whose learning rate falls.
 DECAYING = {
     "fashion-mnist": NetworksConfig(10, 10, 1e-2, decay=True),
@@ -29,56 +26,29 @@ QUICK_BOOLEAN_EPOCHS, QUICK_EPOCHS, QUICK_TRIALS = 150, 5, 2
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of ``fpe reproduce``, besides the experiment.
+    """What is asked of ``fpe reproduce``, besides the experiment."""
 
-    Attributes
-    ----------
-    quick : bool
-        Fewer networks, trained for a shorter time.
-    seed : int
-        Seed of everything.
-    data : mapping of str to Source
-        By name, for the experiments on real data; empty for each experiment's own.
-    hidden : tuple of int or None
-        Widths of the dense networks; None for the experiment's own.
-    trials : int or None
-        Networks of a kind and width; None for the experiment's own.
-    warmup_epochs, epochs, lr
-        As for `NetworksConfig`; None for what suits the data.
-    """
-
-    quick: bool = False
-    seed: int = 0
+    quick: bool = False  # fewer networks, trained for a shorter time
+    seed: int = 0  # seed of everything
+    # By name, for the experiments on real data; empty for each experiment's own.
     data: Mapping[str, Source] | None = None
-    hidden: tuple[int, ...] | None = None
-    trials: int | None = None
-    warmup_epochs: int | None = None
+    hidden: tuple[int, ...] | None = None  # widths of the dense networks; None for the experiment's own
+    trials: int | None = None  # networks of a kind and width; None for the experiment's own
+    warmup_epochs: int | None = None  # as for `NetworksConfig`; None for what suits the data
     epochs: int | None = None
     lr: float | None = None
 
 
 @dataclass(frozen=True)
 class Task:
-    """Networks that are trained together in one process: ``work(**arguments)``.
+    """Networks that are trained together in one process: ``work(**arguments)``."""
 
-    Attributes
-    ----------
-    name : str
-        Of its file.
-    cost : float
-        The most expensive tasks start first.
-    identity : mapping
-        What all results of its group depend on.
-    group : str
-        The data set's name; empty for made-up data.
-    """
-
-    name: str
+    name: str  # of its file
     work: Callable[..., dict[str, Any]]
     arguments: Mapping[str, Any]
-    cost: float
-    identity: Mapping[str, Any]
-    group: str = ""
+    cost: float  # the most expensive tasks start first
+    identity: Mapping[str, Any]  # what all results of its group depend on
+    group: str = ""  # the data set's name; empty for made-up data
 
 
 def boolean_config(request: Request) -> BooleanConfig:
@@ -103,19 +73,11 @@ def config_of(name: str, request: Request, setup: str = "") -> NetworksConfig:
 
 @dataclass(frozen=True)
 class Rows:
-    """Boolean networks; each row is clauses, numbers of neurons, the first trial, and the number of trials.
+    """Boolean networks; each row is clauses, numbers of neurons, the first trial, and the number of trials."""
 
-    Attributes
-    ----------
-    full, quick : sequence
-        The rows of a full and of a quick run.
-    others : sequence of str
-        More splits, as for `run_row`.
-    """
-
-    full: Sequence[tuple[int, tuple[int, ...], int, int]]
+    full: Sequence[tuple[int, tuple[int, ...], int, int]]  # the rows of a full and of a quick run
     quick: Sequence[tuple[int, tuple[int, ...], int, int]]
-    others: Sequence[str] = ()
+    others: Sequence[str] = ()  # more splits, as for `run_row`
 
     def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
         """Yield a task for each row."""
@@ -132,38 +94,19 @@ class Rows:
 
 @dataclass(frozen=True)
 class Family:
-    """Networks on real data that are trained together.
+    """Networks on real data that are trained together."""
 
-    Attributes
-    ----------
-    name : str
-        Experiments that ask for the same family share its networks.
-    kinds : sequence of str
-        Of `fpe_reproduction.experiments.networks`; for CNNs and gated networks none.
-    widths, quick : tuple of int
-        Hidden neurons of a full and of a quick run, where none are asked for.
-    layers, features : int
-        Hidden layers; features of a CNN.
-    together : bool
-        Whether one task trains all widths.
-    between : bool
-        Whether `widths` are those between others: whatever is asked for, less that.
-    small : sequence of str
-        Kinds that are left out beyond `MANY` neurons.
-    full_only : bool
-        Whether a quick run goes without.
-    """
-
-    name: str
-    kinds: Sequence[str] = ()
+    name: str  # experiments that ask for the same family share its networks
+    kinds: Sequence[str] = ()  # of `fpe_reproduction.experiments.networks`; for CNNs and gated networks none
+    # Hidden neurons of a full and of a quick run, where none are asked for.
     widths: tuple[int, ...] = (4, 8, 16, 32)
     quick: tuple[int, ...] = (4, 8)
-    layers: int = 1
+    layers: int = 1  # hidden layers; features of a CNN
     features: int = 0
-    together: bool = False
-    between: bool = False
-    small: Sequence[str] = ()
-    full_only: bool = False
+    together: bool = False  # whether one task trains all widths
+    between: bool = False  # whether `widths` are those between others: whatever is asked for, less that
+    small: Sequence[str] = ()  # kinds that are left out beyond `MANY` neurons
+    full_only: bool = False  # whether a quick run goes without
 
     def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
         """Yield the tasks for each data set."""

@@ -39,47 +39,24 @@ REWIRING_ENDS = 0.75
 
 @dataclass(frozen=True)
 class Source:
-    """Data as another process can load it again.
+    """Data as another process can load it again."""
 
-    Attributes
-    ----------
-    source : str
-        A name or an absolute path, as for `fpe.data.load`.
-    fingerprint : str
-        Of the data that is expected there.
-    label : str or None
-        Column of the labels of a table.
-    """
-
-    source: str
-    fingerprint: str
-    label: str | None = None
+    source: str  # A name or an absolute path, as for `fpe.data.load`
+    fingerprint: str  # of the data that is expected there
+    label: str | None = None  # column of the labels of a table
 
 
 @dataclass(frozen=True)
 class NetworksConfig:
-    """How the networks are trained.
+    """How the networks are trained."""
 
-    Attributes
-    ----------
-    warmup_epochs, epochs : int
-        Before and after the expansion; a dense network trains for both.
-    lr : float
-        Learning rate of Adam.
-    seed : int
-        Trial t draws everything from ``seed + t``.
-    decay : bool
-        Whether the learning rate falls to 0 as a cosine, except that of a network with a rate of its own.
-    validated : bool
-        Whether a fixed fifth of the training data replaces the test data.
-    """
-
-    warmup_epochs: int = 25
+    warmup_epochs: int = 25  # before and after the expansion; a dense network trains for both
     epochs: int = 25
-    lr: float = 3e-3
-    seed: int = 0
+    lr: float = 3e-3  # learning rate of Adam
+    seed: int = 0  # trial t draws everything from ``seed + t``
+    # Whether the learning rate falls to 0 as a cosine, except that of a network with a rate of its own.
     decay: bool = False
-    validated: bool = False
+    validated: bool = False  # whether a fixed fifth of the training data replaces the test data
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes without those that are off."""
@@ -133,29 +110,10 @@ def run_networks(
     trials: Sequence[int],
     layers: int = 1,
 ) -> dict[str, Any]:
-    """Train networks of some widths and kinds, all at once and on one thread, and measure them.
+    """Train networks of some widths and kinds, all at once and on one thread; return a record of each.
 
-    A kind whose networks do not fit into the parent's count is left out.
-
-    Parameters
-    ----------
-    source : Source
-        Training and test data.
-    config : NetworksConfig
-        How they are trained.
-    hidden : sequence of int
-        Hidden neurons of the dense parents, in each layer.
-    kinds : sequence of str
-        Names of `KINDS`.
-    trials : sequence of int
-        Numbers of the trials.
-    layers : int, default 1
-        Hidden layers; two or more have LayerNorm (A.7).
-
-    Returns
-    -------
-    dict
-        ``networks``: a record for each trial, width and kind.
+    `hidden` are the widths of the dense parents, `kinds` names of `KINDS`, `trials` numbers of trials. Networks of two
+    or more hidden layers have LayerNorm (A.7). A kind that does not fit into the parent's count is left out.
     """
     with one_thread():
         run = _Run(data_of(source), config, hidden, kinds, trials, layers)

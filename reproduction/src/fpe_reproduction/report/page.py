@@ -1,4 +1,4 @@
-"""One self-contained page of stored results: no network is needed to read it."""
+"""One self-contained page of stored results, which needs no network."""
 
 from __future__ import annotations
 
@@ -44,22 +44,12 @@ code, pre { font-size: .85rem; overflow-x: auto; }
 def write_page(folder: Path, path: Path | None = None) -> Path:
     """Write the page of all results that a folder holds.
 
-    Parameters
-    ----------
-    folder : Path
-        What ``fpe reproduce`` filled: a folder for each experiment, with its ``results.json``.
-    path : Path, optional
-        The page; by default ``report.html`` in the folder.
-
-    Returns
-    -------
-    Path
-        The page.
+    The page goes to `path`, by default ``report.html`` in the folder; its path is returned.
 
     Raises
     ------
     ArgumentError
-        If the folder does not exist or holds no results.
+        If the folder does not exist or has no results.
     DataError
         If a result is not one of an experiment.
     WriteError
