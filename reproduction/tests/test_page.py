@@ -151,7 +151,7 @@ def test_the_command_says_what_is_wrong_with_a_folder(tmp_path):
     assert "is no folder; give the one that fpe reproduce wrote to." in run.output
     run = CliRunner().invoke(main, ["report", str(tmp_path)])
     assert run.exit_code == 2
-    assert "holds no results of fpe reproduce" in run.output
+    assert "has no results of fpe reproduce" in run.output
 
 
 def test_a_result_of_an_unknown_experiment_is_named(tmp_path):

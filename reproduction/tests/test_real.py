@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from fpe.cli.main import main
+from fpe.data import load
 from fpe.errors import ArgumentError, DataError
 from fpe_reproduction.cluster import parallel_backend
 from fpe_reproduction.experiments.catalogue import REAL, chosen
@@ -25,11 +26,20 @@ def fpe(*arguments):
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
-def test_every_experiment_runs_and_says_what_it_found(tmp_path, monkeypatch):
-    """On digits, for two epochs: claims, tables and figures of all of them, and one page."""
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A file of 400 digits."""
+    digits = load("digits")
+    path = tmp_path_factory.mktemp("data") / "few.npz"
+    np.savez(path, X=digits.X_train[:400], y=digits.y_train[:400])
+    return path
+
+
+def test_every_experiment_runs_and_says_what_it_found(few, tmp_path, monkeypatch):
+    """On few digits, for two epochs: claims, tables and figures of all of them, and one page."""
     monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     result = fpe(
-        *("reproduce", "real", "--quick", "--data", "digits", "--hidden", 3, "--trials", 2, "--jobs", 1),
+        *("reproduce", "real", "--quick", "--data", few, "--hidden", 3, "--trials", 2, "--jobs", 1),
         *("--warmup-epochs", 1, "--epochs", 1, "--out", tmp_path, "--json"),
     )
     assert result.exit_code == 0, result.output
@@ -41,8 +51,8 @@ def test_every_experiment_runs_and_says_what_it_found(tmp_path, monkeypatch):
         assert all(table["rows"] for table in found["tables"]), name
         assert all(figure["lines"] for figure in found["figures"]), name
         assert found["values"], name
-        assert {n["data"] for n in found["values"]} == {"digits"}
-        assert found["command"].startswith(f"fpe reproduce {name} --quick --data digits --hidden 3")
+        assert {n["data"] for n in found["values"]} == {"few"}
+        assert found["command"].startswith(f"fpe reproduce {name} --quick --data {few} --hidden 3")
         assert (tmp_path / name / "figure.png").stat().st_size > 1000
     page = (tmp_path / "report.html").read_text()
     assert all(f'id="{experiment.name}"' in page for experiment in REAL)
@@ -85,14 +95,14 @@ def test_data_of_ones_own(tmp_path):
     assert {n["data"] for n in results["vision"]["values"]} == {"mine"}
 
 
-def test_a_lost_worker_changes_nothing(tmp_path):
-    """Three workers of a Dask cluster, one killed when the first task is done: the table of loky."""
+def test_a_lost_worker_changes_nothing(few, tmp_path):
+    """Two workers of a Dask cluster, one killed when the first task is done: the table of loky."""
     distributed = pytest.importorskip("dask.distributed")
-    request = Request(quick=True, hidden=(3, 4, 5, 6), trials=2, warmup_epochs=2, epochs=2)
-    here = reproduce("timing", tmp_path / "here", request, ["digits"], jobs=2)
+    request = Request(quick=True, hidden=(3, 4, 5), trials=2, warmup_epochs=2, epochs=2)
+    here = reproduce("timing", tmp_path / "here", request, [str(few)], jobs=1)
     killed = []
     with distributed.LocalCluster(
-        n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
     ) as cluster:
         pids = [worker.pid for worker in cluster.workers.values()]
 
@@ -102,14 +112,12 @@ def test_a_lost_worker_changes_nothing(tmp_path):
                 killed.append(pids[0])
 
         with parallel_backend("dask", cluster.scheduler_address):
-            there = reproduce("timing", tmp_path / "there", request, ["digits"], on_task=kill_one)
+            there = reproduce("timing", tmp_path / "there", request, [str(few)], on_task=kill_one)
         assert killed
         assert killed[0] not in [worker.pid for worker in cluster.workers.values()]
     for key in ("claims", "tables", "figures", "values"):
         assert there["timing"][key] == here["timing"][key]
-    files = [
-        sorted(f.name for f in (tmp_path / w / "digits" / "trials").iterdir()) for w in ("here", "there")
-    ]
+    files = [sorted(f.name for f in (tmp_path / w / "few" / "trials").iterdir()) for w in ("here", "there")]
     assert files[0] == files[1]
 
 

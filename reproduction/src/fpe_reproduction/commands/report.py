@@ -14,7 +14,7 @@ from fpe._util.files import to_json
 @click.option("--out", type=click.Path(path_type=Path), help="The page.  [default: FOLDER/report.html]")
 @click.option("--json", "as_json", is_flag=True, help="Print the page's path as JSON.")
 def report(folder: Path, out: Path | None, as_json: bool) -> None:
-    """Write one self-contained HTML page of the results that FOLDER holds.
+    """Write one self-contained HTML page of the results in FOLDER.
 
     \b
     Example:

@@ -33,7 +33,7 @@ from fpe.cli.shared import ManyValues, check_jobs
 @click.option("--jobs", default=-1, help="Processes at a time.  [default: one for each core]")
 @click.option("--engine", default="loky", show_default=True, help="What runs them: loky (here) or dask.")
 @click.option("--address", help="The Dask scheduler's, such as tcp://10.0.0.1:8786.")
-@click.option("--fresh", is_flag=True, help="Throw away the networks of an earlier run.")
+@click.option("--fresh", is_flag=True, help="Discard the networks of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def reproduce(
     name: str,
@@ -51,7 +51,7 @@ def reproduce(
     """Make NAME, a figure or table of the paper, again, and say how it compares.
 
     NAME is an experiment, or boolean, real, moving or all; "list" says what there is. Run the same command
-    again to go on after Ctrl-C; networks that are trained already are not trained again, and experiments
+    again to resume after Ctrl-C; networks that are trained already are not trained again, and experiments
     share them. Experiments on real data take any --data, such as the embeddings that fpe embed writes.
 
     \b

@@ -205,7 +205,7 @@ class Dynamic(Expanded):
     # 2020).
     begin: str = "expanded"
     reinitialized: bool = True  # whether an expansion gets fresh weights; see `fpe.reinitialize_`
-    # As for `fpe.Rewirer`; a policy of None leaves the masks as they are.
+    # As for `fpe.Rewirer`; a policy of None keeps the masks as they are.
     policy: RewiringPolicy | None = ACCUMULATED
     schedule: RewiringSchedule = CHOSEN
 

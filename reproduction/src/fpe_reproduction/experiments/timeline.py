@@ -96,7 +96,7 @@ def data_of(source: Source) -> Dataset:
     dataset = load(source.source, label=source.label)
     if dataset.fingerprint != source.fingerprint:
         raise DataError(
-            f"{source.source} holds other data here than where the run was started (fingerprint "
+            f"{source.source} has other data here than where the run was started (fingerprint "
             f"{dataset.fingerprint}, not {source.fingerprint}); give all workers the same files."
         )
     return dataset

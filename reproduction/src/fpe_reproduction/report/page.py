@@ -42,7 +42,7 @@ code, pre { font-size: .85rem; overflow-x: auto; }
 
 
 def write_page(folder: Path, path: Path | None = None) -> Path:
-    """Write the page of all results that a folder holds.
+    """Write the page of all results in a folder.
 
     The page goes to `path`, by default ``report.html`` in the folder; its path is returned.
 
@@ -60,7 +60,7 @@ def write_page(folder: Path, path: Path | None = None) -> Path:
     found = [read_json(file) for file in sorted(folder.glob("*/results.json"))]
     results = _in_order([r for r in found if r is not None])
     if not results:
-        raise ArgumentError(f"{folder} holds no results of fpe reproduce; run it with --out {folder} first.")
+        raise ArgumentError(f"{folder} has no results of fpe reproduce; run it with --out {folder} first.")
     path = path or folder / "report.html"
     page = _page(results)
     write_atomically(path, lambda file: file.write_text(page, encoding="utf-8"))
@@ -95,8 +95,8 @@ def _page(results: list[dict[str, Any]]) -> str:
 <body>
 <a class="skip" href="#content">Skip to the results</a>
 <header><h1>Expand Neurons, Not Parameters: the paper beside ours</h1>
-<p class="soft">Every number comes from the command that stands with it. Point at a mark of a figure
-to read its values; the tables hold them all.</p>
+<p class="soft">Every number comes from the command beside it. Point at a mark of a figure
+to read its values; the tables have them all.</p>
 <nav aria-label="Experiments"><ul>{links}</ul></nav></header>
 <main id="content">{sections}</main>
 <script>{_library()}</script>
