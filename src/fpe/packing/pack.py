@@ -78,7 +78,7 @@ def pack(
     Examples
     --------
     >>> import torch, fpe
-    >>> model = fpe.mlp(384, 16, 77)
+    >>> model = fpe.mlp(384, 16, 77, seed=1)
     >>> wide = fpe.expand(model, factor=2, split="shared", prune="columns")
     >>> packed = fpe.pack(wide)
     >>> x = torch.randn(5, 384)
