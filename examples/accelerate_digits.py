@@ -1,4 +1,4 @@
-"""accelerate: your script plus two lines.
+"""Expand a model in a training script with accelerate: two more lines.
 
 Run: python examples/accelerate_digits.py   or   accelerate launch --cpu examples/accelerate_digits.py
 """
@@ -21,7 +21,7 @@ optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
 model, optimizer, loader = accelerator.prepare(model, optimizer, DataLoader(data, 64, shuffle=True))
 
 for epoch in range(4):
-    if epoch == 2:  # on several processes: before `prepare`, for each of them wraps the model there
+    if epoch == 2:  # with several processes: before `prepare`, which wraps the model
         fpe.expand_(accelerator.unwrap_model(model), optimizer=optimizer, factor=2)  # the second line
     for inputs, labels in loader:
         loss = nn.functional.cross_entropy(model(inputs), labels)

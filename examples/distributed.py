@@ -1,4 +1,4 @@
-"""DDP and FSDP2: expand on every process with the same seed, then wrap as ever.
+"""Expand a model for DDP or FSDP2: on every process with the same seed, before wrapping it.
 
 Run: torchrun --nproc-per-node 2 examples/distributed.py ddp wide.safetensors
      torchrun --nproc-per-node 2 examples/distributed.py fsdp wide.safetensors
@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fpe
 
-way, path = sys.argv[1], sys.argv[2]
+method, path = sys.argv[1], sys.argv[2]
 dist.init_process_group("gloo")
 rank, ranks = dist.get_rank(), dist.get_world_size()
 
@@ -24,7 +24,7 @@ X, y = torch.tensor(X, dtype=torch.float32)[rank::ranks] / 16, torch.tensor(y)[r
 
 dense = fpe.mlp(64, (16, 12), 10, seed=0)
 wide = fpe.expand(dense, factor=2, seed=1)  # the same masks on every process
-if way == "fsdp":
+if method == "fsdp":
     for layer in wide:
         if isinstance(layer, fpe.MaskedLayer):
             fully_shard(layer)
@@ -40,9 +40,9 @@ for step in range(20):
     loss.backward()
     optimizer.step()
 
-fpe.save(model, path)  # all call it, since each may hold a piece
+fpe.save(model, path)  # on every process, since each may have a shard
 if rank == 0:
     counts = f"{fpe.count_nonzero(dense):,} non-zeros dense, {fpe.count_nonzero(model):,} wide"
     print(f"loss {loss.item():.3f}, {counts}")
-dist.barrier()  # no process ends while gloo still moves tensors of another
+dist.barrier()  # no process exits while gloo still sends tensors of another
 dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The Trainer of transformers: your script plus two lines.
+"""Expand a model in a script with the Trainer of transformers: two more lines.
 
 Run: python examples/huggingface_trainer.py
 """

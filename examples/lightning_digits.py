@@ -1,4 +1,4 @@
-"""Lightning: your script plus two lines.
+"""Expand a network in a Lightning script: two more lines.
 
 Run: python examples/lightning_digits.py
 """

@@ -1,4 +1,4 @@
-"""A plain PyTorch loop: the convolution of a CNN is expanded halfway. Stopped, it resumes.
+"""Expand a CNN halfway through a plain PyTorch loop. After an interruption, the same command resumes it.
 
 Run: python examples/plain_loop.py
 """
@@ -22,7 +22,7 @@ model = nn.Sequential(
 
 weights, state = Path("cnn.safetensors"), Path("cnn-training.pt")
 first = 0
-if state.exists():  # resume: the file of the weights knows whether, and how, the model was expanded
+if state.exists():  # resume: the file of weights records whether and how the model was expanded
     model = fpe.load(weights, like=model)
     stored = torch.load(state)
     first = stored["epoch"] + 1

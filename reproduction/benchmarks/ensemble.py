@@ -125,7 +125,7 @@ def compare(clauses: int, children: int, rounds: int) -> str:
 
         makers[f"JAX {jax.__version__}, vmap + scan"] = of_jax
     except ImportError:
-        print("JAX is not installed, so it is left out: pip install jax")
+        print("JAX is not installed and is skipped: pip install jax")
     runs = {name: make(X, y, children) for name, make in makers.items()} | {"limit": matrix_rate}
     by_turns(runs, 1)  # compiles
     rates = by_turns(runs, rounds)

@@ -37,7 +37,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def block(text: str) -> str:
-    """Return text that stands in lines of its own between its marks."""
+    """Return text with lines of its own between its marks."""
     return f"\n{text.strip()}\n"
 
 
@@ -48,7 +48,7 @@ def made_by(record: Mapping[str, Any], *keys: str) -> str:
 
 
 def trained_at(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Say which commits stored runs were made with; a "+" stands for changes that were not committed."""
+    """Say which commits stored runs were made with; a "+" means uncommitted changes."""
     made = commits(runs)
     note = " (+: with changes that were not committed)" if any(c.endswith("+") for c in made) else ""
     return f"Trained with fpe at {', '.join(made)}{note}."
@@ -73,7 +73,7 @@ def copy(source: Path, name: str) -> None:
 
 
 def inject(text: str, parts: Mapping[str, str]) -> str:
-    """Replace what stands between ``<!-- NAME -->`` and ``<!-- end NAME -->`` for each part."""
+    """Replace the text between ``<!-- NAME -->`` and ``<!-- end NAME -->`` for each part."""
     for mark, part in parts.items():
         before, begin, rest = text.partition(f"<!-- {mark} -->")
         _, end, after = rest.partition(f"<!-- end {mark} -->")

@@ -2,7 +2,7 @@
 
 Usage: python reproduction/pages/make.py [--stored] PAGE…    (``make results`` makes all; about five hours)
 
-The prose stands in the pages; this program replaces what is between ``<!-- NAME -->`` and
+The prose is in the pages; this program replaces the text between ``<!-- NAME -->`` and
 ``<!-- end NAME -->``. Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made
 from their stored data.
 """

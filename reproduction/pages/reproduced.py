@@ -19,7 +19,7 @@ from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.report.text import findings_markdown
 
 #: The group of ``fpe reproduce`` on each page; these experiments have a page of their own:
-PAGES = {"boolean": "boolean", "vision": "real", "rewiring": "moving"}
+PAGES = {"boolean": "boolean", "vision": "real", "rewiring": "dynamic-masks"}
 SPLITS = ["splits", "clause-free"]
 #: Experiments on Boolean data that share no networks, so that their training seconds add up.
 SEPARATE = ("case-study", "neurons", "clauses", "heatmap")
@@ -65,7 +65,7 @@ def write_networks(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    """Return what stands between the marks of the page, and those of overview.md that show its tables."""
+    """Return the marked parts of the page, and those of overview.md that show its tables."""
     results = {name: stored(f"{page}/{name}") | wording(name) for name in experiments(page)}
     made, *_ = results.values()
     at = f"trained with fpe at {', '.join(commits(results.values()))}"

@@ -24,7 +24,7 @@ RATES = (1e-3, 3e-3, 1e-2)
 
 
 def boolean() -> None:
-    """Measure how near each setting comes to the paper's case study."""
+    """Measure how close each setting is to the paper's case study."""
     own = {"clauses": 8, "neurons": (8,), "first_trial": 100, "trials": 10}
     tasks = {
         f"lr{lr:g}-l2-{l2:g}-n{n}": {"config": replace(BooleanConfig(), lr=lr, l2=l2, samples=n), **own}

@@ -1,6 +1,6 @@
 """How dynamic masks should be trained where the dense parent is trained before the expansion.
 
-Pruning and learning rate are compared on a held-out fifth of the training data. What is chosen there is then
+Pruning and learning rate are compared on a held-out fifth of the training data. The choice is then
 trained on all of it and compared on the test data. About an hour on one core.
 """
 

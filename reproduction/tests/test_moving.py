@@ -113,7 +113,7 @@ def test_both_experiments_run_and_say_what_they_found(tmp_path):
     result = CliRunner().invoke(
         main,
         [
-            *("reproduce", "moving", "--quick", "--data", few, "--hidden", "3", "--trials", "2"),
+            *("reproduce", "dynamic-masks", "--quick", "--data", few, "--hidden", "3", "--trials", "2"),
             *("--jobs", "1", "--warmup-epochs", "1", "--epochs", "1", "--out", str(tmp_path), "--json"),
         ],
     )

@@ -196,7 +196,10 @@ def test_the_list_names_every_experiment_with_the_papers_words():
 def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
     run = CliRunner().invoke(main, ["reproduce", "case-stdy", "--out", str(tmp_path)])
     assert run.exit_code == 2
-    assert "there is no experiment 'case-stdy'; allowed are list, boolean, real, moving, all" in run.output
+    assert (
+        "there is no experiment 'case-stdy'; allowed are list, boolean, real, dynamic-masks, all"
+        in run.output
+    )
     assert "Did you mean 'case-study'?" in run.output
     assert not list(tmp_path.iterdir())
 

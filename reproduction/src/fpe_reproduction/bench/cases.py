@@ -91,7 +91,7 @@ class BenchConfig:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> BenchConfig:
-        """Make a configuration from its fields as JSON holds them."""
+        """Make a configuration from its fields as stored in JSON."""
         known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         return cls(**known)
 
@@ -205,7 +205,9 @@ class Subjects:
         note = "shared split of 8 groups" if split == "shared-8" else f"{split} split"
         self.notes[note] = f"prune={pruning!r}; {formats}"
         module, expected = self._part(packed), self._part(wide)(self.probe)
-        if isinstance(module, BlockLayer) and module.restore is None:  # its neurons stand block by block
+        if (
+            isinstance(module, BlockLayer) and module.restore is None
+        ):  # its neurons are in the order of the blocks
             expected = expected.index_select(1, torch.as_tensor(module.rows).long())
         return module_row(name, module, self._useful(wide), expected), wide, packed
 

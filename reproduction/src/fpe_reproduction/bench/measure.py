@@ -38,14 +38,14 @@ SAMPLE_SECONDS = 0.005
 MAX_CALLS = 500
 #: A fast call is warmed up for so long.
 WARM_SECONDS = 0.02
-#: Rest before a sample, in which waiting threads of another library fall asleep.
+#: Pause before a sample, in which waiting threads of other libraries fall asleep.
 REST_SECONDS = 0.003
 
 
 def interleave(
     calls: dict[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """Time calls by turns, one sample of each in a round, in an order that is drawn anew each time.
+    """Time calls in turns, one sample of each per round, in a new random order each time.
 
     What slows the machine slows all calls of a round alike, so ratios are taken within rounds. A call that
     would take more than `seconds` in all takes part in fewer rounds, evenly spread, but in three at least;

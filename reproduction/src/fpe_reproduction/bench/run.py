@@ -24,7 +24,7 @@ from fpe.errors import FPEError
 from fpe_reproduction.bench.cases import BenchConfig
 
 #: Lets glibc keep its memory: else the pages of each large output are returned after the call and faulted in
-#: again, which takes longer than some products. Other allocators keep them anyway.
+#: again, which takes longer than some products. Other allocators keep them by default.
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
@@ -45,7 +45,7 @@ def run_bench(
     """Measure the cases that `folder` has no result of, and store and return ``results.json``.
 
     A case is stored in ``cases/`` once it is measured, and taken from there if settings, code, versions and
-    kind of machine are the same; `fresh` throws stored cases away. A case's ``measured`` is the time at which
+    kind of machine are the same; `fresh` discards stored cases. A case's ``measured`` is the time at which
     the run began that measured it. A failed case has a ``problem`` and no rows, and is measured again next
     time. `advance` gets a text after each case.
     """

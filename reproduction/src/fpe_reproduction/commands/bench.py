@@ -27,7 +27,7 @@ from fpe.errors import ArgumentError
 @click.option("--seed", default=0, show_default=True, help="Seed of everything.")
 @click.option("--quick", is_flag=True, help="One small layer and model, in half a minute: does it all work?")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder.  [default: fpe-out/bench]")
-@click.option("--fresh", is_flag=True, help="Throw away the cases of an earlier run.")
+@click.option("--fresh", is_flag=True, help="Discard the cases of an earlier run.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
 def bench(
     models: bool,
@@ -38,9 +38,9 @@ def bench(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Measure time and memory of packed layers, by turns with the dense parent and named alternatives.
+    """Measure time and memory of packed layers, in turns with the dense parent and alternatives.
 
-    The full run takes about a quarter of an hour on two cores, which nothing else should use meanwhile.
+    The full run takes about a quarter of an hour on two cores; nothing else should use them meanwhile.
     Each time is a median with its 95 % interval, each ratio is taken within a round. You can interrupt a run;
     the same command resumes it. Cases that were measured with the same settings, code and versions are not
     measured again.

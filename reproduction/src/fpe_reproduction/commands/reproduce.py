@@ -48,11 +48,11 @@ def reproduce(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Make NAME, a figure or table of the paper, again, and say how it compares.
+    """Reproduce NAME, a figure or table of the paper, and compare it with the paper.
 
-    NAME is an experiment, or boolean, real, moving or all; "list" says what there is. Run the same command
-    again to resume after Ctrl-C; networks that are trained already are not trained again, and experiments
-    share them. Experiments on real data take any --data, such as the embeddings that fpe embed writes.
+    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments. You can
+    interrupt a run; the same command resumes it. Experiments share trained networks. Experiments on real data
+    accept any --data, such as the embeddings that fpe embed writes.
 
     \b
     Example:

@@ -15,12 +15,12 @@ def _of(*modules: object) -> list[Experiment]:
 
 BOOLEAN, REAL, DYNAMIC_MASKS = _of(formulas), _of(vision, rivals), _of(dynamic)
 EXPERIMENTS = [*BOOLEAN, *REAL, *DYNAMIC_MASKS]
-#: Names that stand for several experiments.
-GROUPS = {"boolean": BOOLEAN, "real": REAL, "moving": DYNAMIC_MASKS, "all": EXPERIMENTS}
+#: Names of groups of experiments.
+GROUPS = {"boolean": BOOLEAN, "real": REAL, "dynamic-masks": DYNAMIC_MASKS, "all": EXPERIMENTS}
 
 
 def chosen(name: str) -> list[Experiment]:
-    """Return the experiments that a name stands for.
+    """Return the experiments of a name: its own, or those of a group.
 
     Raises
     ------

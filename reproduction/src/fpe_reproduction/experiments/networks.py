@@ -131,7 +131,7 @@ RANKED: dict[str, dict[str, Kind]] = {
     for by in ("activation", "gradient")
 }
 
-#: All networks by the name that stands in results.
+#: All networks by their name in stored results.
 KINDS: dict[str, Kind] = {
     "dense": Kind("dense", 1, continues=True),
     "dense-x2": Doubled("dense, twice the count"),

@@ -33,7 +33,7 @@ from fpe_reproduction.experiments.vision import COLUMNS, CORE, FACTOR
 from fpe_reproduction.statistics import mean
 
 ASKED = "further question"
-#: Factors, as they stand in names of networks.
+#: Factors, as in the names of networks.
 FACTORS = {2: "", 3: "-x3", 4: "-x4"}
 #: Splits in one figure at most, so that their lines can be told apart.
 IN_A_FIGURE = 5

@@ -25,7 +25,7 @@ from fpe.training.loop import adam, train
 MEASURED = 2000
 #: Steps, and samples in each, that train a learned split.
 STEPS, BATCH = 1000, 250
-#: Width of the kernel that stands for the second derivative of ReLU, in standard deviations.
+#: Width of the kernel that replaces the second derivative of ReLU, in standard deviations.
 KERNEL = 0.25
 
 

@@ -44,7 +44,7 @@ code, pre { font-size: .85rem; overflow-x: auto; }
 def write_page(folder: Path, path: Path | None = None) -> Path:
     """Write the page of all results in a folder.
 
-    The page goes to `path`, by default ``report.html`` in the folder; its path is returned.
+    Return the path of the page: `path`, by default ``report.html`` in the folder.
 
     Raises
     ------

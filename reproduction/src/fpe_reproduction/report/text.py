@@ -44,8 +44,8 @@ def catalogue_json() -> list[dict[str, Any]]:
 def catalogue_text() -> str:
     """Lay the experiments out as text."""
     lines = [
-        "The experiments of fpe reproduce, with minutes on two cores. They share networks. The names boolean,",
-        "real, moving and all stand for several experiments.",
+        "The experiments of fpe reproduce, with minutes on two cores. They share networks. The groups are",
+        "boolean, real, dynamic-masks and all.",
         "",
     ]
     for each in catalogue_json():
