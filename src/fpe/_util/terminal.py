@@ -1,9 +1,11 @@
-"""Show progress on a terminal, and silence the loggers of other libraries."""
+"""Lay out tables, show progress on a terminal, and silence the loggers of other libraries."""
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -51,3 +53,53 @@ def silenced(*names: str, above: int = logging.ERROR) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+def braced(names: Sequence[str]) -> str:
+    """Write several names of one parent as one: ``mlp.{gate, up}``."""
+    if len(names) == 1:
+        return names[0]
+    parents = {name.rpartition(".")[0] for name in names}
+    if len(parents) > 1:
+        return ", ".join(names)
+    parent = parents.pop()
+    last = ", ".join(name.rpartition(".")[2] for name in names)
+    return f"{parent}.{{{last}}}" if parent else last
+
+
+def folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Write rows that differ only in the number of a layer as one, ``h.{0-11}.mlp``, in place of the first."""
+    numbers = re.compile(r"(?<=\.)\d+(?=\.)")
+    groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(numbers.sub("#", cell) for cell in row), []).append(row)
+    lines = []
+    for alike in groups.values():
+        found = [numbers.findall(row[0]) for row in alike]
+        differing = [i for i in range(len(found[0])) if len({f[i] for f in found}) > 1]
+        if len(alike) < 2 or len(differing) != 1:
+            lines += alike
+            continue
+        first, span = found[0][differing[0]], _span(sorted(int(f[differing[0]]) for f in found))
+        lines.append(tuple(re.sub(rf"(?<=\.){first}(?=\.)", span, cell, count=1) for cell in alike[0]))
+    return lines
+
+
+def _span(values: Sequence[int]) -> str:
+    """Write sorted integers as ``{0-3,7}``."""
+    runs = []
+    for _, run in itertools.groupby(enumerate(values), lambda pair: pair[1] - pair[0]):
+        ends = [value for _, value in run]
+        runs.append(str(ends[0]) if len(ends) == 1 else f"{ends[0]}-{ends[-1]}")
+    return "{" + ",".join(runs) + "}"
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Lay a table out in lines: the first `left` columns flush left, the rest flush right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(row, widths, strict=True)
+        return "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip()
+
+    return [line(head), "  ".join("-" * w for w in widths), *(line(row) for row in rows)]

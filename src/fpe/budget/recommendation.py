@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from fpe._util.terminal import text_table
 from fpe.budget.candidates import Settings
 from fpe.budget.halving import ROUNDS, Entry
-from fpe.expansion.plan import text_table
 
 if TYPE_CHECKING:
     from fpe.sklearn import FPEClassifier

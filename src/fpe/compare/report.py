@@ -9,7 +9,7 @@ import numpy as np
 from scipy import stats
 
 from fpe._util.files import write_atomically
-from fpe.expansion.plan import text_table
+from fpe._util.terminal import text_table
 
 DENSE, EXPANDED, DOUBLE = "#7a7a7a", "#d1495b", "#4a7fb5"
 

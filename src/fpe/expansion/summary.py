@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from fpe._util.modules import unwrapped
+from fpe._util.terminal import braced, text_table
 from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import groups_in
-from fpe.expansion.plan import Plan, braced, remarks, text_table
+from fpe.expansion.plan import Plan, remarks
 from fpe.graph import Skipped
 from fpe.masked import check_masks, counted_parameters
 

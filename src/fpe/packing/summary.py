@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from fpe.expansion.plan import text_table
+from fpe._util.terminal import text_table
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fpe._util.modules import unwrapped
+from fpe._util.terminal import text_table
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
-from fpe.expansion.plan import text_table
 from fpe.masked import check_masks
 from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow
 from fpe.rewiring.policies import RewiringPolicy, as_policy

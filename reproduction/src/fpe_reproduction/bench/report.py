@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fpe._util.files import write_atomically
-from fpe.expansion.plan import text_table
+from fpe._util.terminal import text_table
 from fpe_reproduction.bench import cases as names
 from fpe_reproduction.bench.run import found
 from fpe_reproduction.report.text import markdown_table

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fpe.expansion.plan import text_table
+from fpe._util.terminal import text_table
 from fpe_reproduction.experiments.findings import verdict
 
 #: Stored results keep the words of the version that made them; pages and terminals show today's.
