@@ -92,7 +92,7 @@ def rewire(way, policy, rank=0, world=1):
         rewirer.step()
     rewirer.state_dict()
     moments = {n: whole(optimizer.state[p]["exp_avg"]) for n, p in wide.named_parameters()}
-    return {**look(wide, model), "moved": rewirer.moved, "moments": moments}
+    return {**look(wide, model), "moved": rewirer.grown, "moments": moments}
 
 
 def refusal():

@@ -325,7 +325,7 @@ def test_an_epoch_whose_gradients_overflow_is_taken_back_whole(rewired):
 
     def state():
         kept = [n.state_dict() for n in start], [o.state_dict() for o in optimizers]
-        moving = [(r.taken, r.moved, r.generator.get_state()) for r in rewirers or []]
+        moving = [(r.taken, r.grown, r.generator.get_state()) for r in rewirers or []]
         with torch._tensor_str.printoptions(profile="full", precision=17):
             return repr((*kept, [g.get_state() for g in order], moving))
 

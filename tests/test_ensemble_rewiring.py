@@ -56,7 +56,7 @@ def run(
 
 def assert_same_rewirers(one, other):
     for a, b in zip(one, other, strict=True):
-        assert (a.taken, a.rewirings, a.moved) == (b.taken, b.rewirings, b.moved)
+        assert (a.taken, a.rewirings, a.grown) == (b.taken, b.rewirings, b.grown)
         assert torch.equal(a.generator.get_state(), b.generator.get_state())
         torch.testing.assert_close(a.gathered(), b.gathered())
 
@@ -69,7 +69,7 @@ def test_together_is_as_alone(policy):
     assert_same(alone, both)
     assert_same_rewirers(own, others)
     assert own[0].rewirings == 4
-    assert all(sum(r.moved.values()) > 0 for r in own)
+    assert all(sum(r.grown.values()) > 0 for r in own)
 
 
 @pytest.mark.parametrize("widths", [(6, 6, 6), (4, 6, 8, 4)])
@@ -79,7 +79,7 @@ def test_blocks_of_groups_move_together_as_alone(widths):
     both, others = run(True, POLICIES["columns"], widths, split=fpe.SharedSplit(groups=2))
     assert_same(alone, both)
     assert_same_rewirers(own, others)
-    assert all(sum(r.moved.values()) > 0 for r in own)
+    assert all(sum(r.grown.values()) > 0 for r in own)
 
 
 @pytest.mark.parametrize("policy", ["rigl", "accumulated"])

@@ -218,7 +218,7 @@ def test_counts_are_exact_and_what_is_held_is_zero(name, policy):
     train(wide, x, rewirer, optimizer, 12, check=check)
     assert rewirer.rewirings == 5
     moved = any(not torch.equal(m.fpe_mask, masked(before)[n].fpe_mask) for n, m in layers.items())
-    assert moved == (sum(rewirer.moved.values()) > 0)
+    assert moved == (sum(rewirer.grown.values()) > 0)
     if policy.unit == "weight":
         assert moved
     elif "0" in layers:
@@ -273,7 +273,7 @@ def test_children_that_stay_disjoint_are_packed_as_codes_after_each_move():
         assert fpe.count_nonzero(packed) == fpe.count_nonzero(model)
 
     train(wide, x, rewirer, optimizer, 12, check=check)
-    assert rewirer.moved["0"] > 0
+    assert rewirer.grown["0"] > 0
     assert not torch.equal(before, wide[0].fpe_mask)
 
 
@@ -284,7 +284,7 @@ def test_groups_of_convolutions_move_whole_channels():
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
-    assert rewirer.moved["0"] > 0
+    assert rewirer.grown["0"] > 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     packed = fpe.pack(wide)
     assert [neurons for neurons, _ in packed[0].sizes] == [2] * 4
@@ -306,7 +306,7 @@ def test_groups_of_gated_pairs_move_the_same_inputs_in_both():
     optimizer = torch.optim.Adam(wide.parameters(), lr=1e-2)
     rewirer = fpe.Rewirer(wide, optimizer, "columns", steps=12, schedule=EVERY_2)
     train(wide, x, rewirer, optimizer, 12)
-    assert rewirer.moved["gate"] == rewirer.moved["up"] > 0
+    assert rewirer.grown["gate"] == rewirer.grown["up"] > 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     packed = fpe.pack(wide)
     for name in ("gate", "up"):
@@ -338,7 +338,7 @@ def test_every_kind_of_model_is_rewired(name, policy):
         optimizer.step()
         rewirer.step()
     assert rewirer.rewirings == 1
-    assert sum(rewirer.moved.values()) > 0
+    assert sum(rewirer.grown.values()) > 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     for layer in masked(wide).values():
         assert not layer.weight[layer.fpe_mask == 0].any()
@@ -457,7 +457,7 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not_stopped(policy, at):
     assert same_state(wide, again)
     for a, b in zip(optimizer.state.values(), other.state.values(), strict=True):
         assert all(same_bits(a[k], b[k]) for k in a)
-    assert rewirer.moved == resumed.moved
+    assert rewirer.grown == resumed.grown
     assert rewirer.rewirings == resumed.rewirings == 2
 
 

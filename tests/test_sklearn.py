@@ -512,7 +512,7 @@ def test_masks_move_at_a_constant_count(trials, rewire, options):
     moved = FPEClassifier(epochs=3, rewire=rewire, **how).fit(X / 16, y)
     assert moved.n_nonzero_ == still.n_nonzero_
     assert moved._trial.rewirer.rewirings == 39  # every 2 of 87 steps, until nine tenths
-    assert sum(moved._trial.rewirer.moved.values()) > 0
+    assert sum(moved._trial.rewirer.grown.values()) > 0
     if options:
         assert [row.format for row in fpe.pack(moved.model_).fpe_packing.rows] == ["blocks", "dense"]
 

@@ -88,7 +88,7 @@ def test_lightning_lets_masks_move_and_resumes(policy, tmp_path):
     expanding, rewiring = callbacks()
     whole = fitted(tmp_path, expanding, rewiring)
     assert (rewiring.rewirer.taken, rewiring.rewirer.rewirings) == (12, 2)
-    assert sum(rewiring.rewirer.moved.values()) > 0
+    assert sum(rewiring.rewirer.grown.values()) > 0
     assert fpe.count_nonzero(whole) == fpe.count_nonzero(Module())
     for stop in (1, 2):
         fitted(tmp_path, *callbacks(), epochs=stop)
@@ -163,7 +163,7 @@ def test_the_trainer_of_transformers_lets_masks_move_and_resumes(policy, tmp_pat
         huggingface.restore_shape(again, folder)
         resumed = huggingface.Rewire(policy, schedule=schedule, resume_from_checkpoint=folder)
         trainer_for(again, tmp_path / "b", resumed, epochs=4).train(resume_from_checkpoint=str(folder))
-        assert resumed.rewirer.moved == rewiring.rewirer.moved
+        assert resumed.rewirer.grown == rewiring.rewirer.grown
         for name, tensor in whole.state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
     with pytest.raises(CheckpointError, match="there is no folder"):

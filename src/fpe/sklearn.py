@@ -35,42 +35,36 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that trains a small dense network, expands it, and trains it on.
 
     The number of non-zero parameters stays that of the dense network. Computes in float32 if X is float32,
-    else in float64. Where an optional parameter is None, `fpe.training.Recipe.choose` chooses it.
+    else in float64. Optional parameters that are None get the defaults of `fpe.training.Recipe.choose`.
 
     Parameters
     ----------
     hidden : int or sequence of int, default 16
         Neurons of the dense network's hidden layer, or of each of several.
     factor : int, optional
-        Children of each neuron; 1 is the dense baseline, trained for as long in total. By default 2; with
-        dynamic masks 4, or 3 where whole inputs move.
+        Children of each neuron; 1 is the dense baseline, trained for as long in total.
     split, prune : str, Split or Pruning, optional
-        As for `fpe.expand`. By default ``"random"`` and ``"magnitude"``, with dynamic masks ``"random"`` and
-        ``"balanced"``; with input pruning a ``"shared"`` split, or ``"shared-8"`` where whole inputs move.
+        As for `fpe.expand`.
     rewire : bool, str or RewiringPolicy, default False
         Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for
         ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise.
     warmup_epochs, epochs : int, optional
-        Passes over the data before (section 3.3) and after the expansion. By default 25 and 25; with dynamic
-        masks 0 and 50, where the weights of the expanded network are drawn anew (`fpe.reinitialize_`).
+        Passes over the data before (section 3.3) and after the expansion.
     lr : float, optional
-        Adam's learning rate; Adam starts afresh after the expansion. By default 1e-3, or 1e-2 with dynamic
-        masks.
+        Adam's learning rate; the expansion resets Adam's moments.
     decay : bool, optional
-        Whether it falls to 0 as half a cosine over all epochs; `partial_fit`, which has no last epoch,
-        ignores it. By default only with dynamic masks and no warm-up.
+        Whether it falls to 0 as half a cosine over all epochs; `partial_fit` ignores it.
     batch_size : int, optional
-        Samples in a mini-batch. By default a thirtieth of the data, from 64 to the paper's 500 (A.3.1).
+        Samples in a mini-batch.
     l2 : float, default 0
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     patience : int, optional
-        Stop the warm-up, and the training after it, when the loss on held-out data has not fallen for this
+        Stop the warm-up, and the training after it, when the loss on validation data has not fallen for this
         many epochs.
     validation_fraction : float, default 0.1
-        The share of the data held out where `patience` is given.
+        The share of the data that is validation data if `patience` is given.
     trials : int, default 1
-        Networks trained together from different seeds; the one of the lowest loss (on held-out data, if any)
-        is kept.
+        Networks trained together from different seeds; the one with the lowest (validation) loss is kept.
     random_state : int, RandomState or None, default 0
         Seed of weights, splits and order of the data.
     verbose : bool, default False
@@ -81,13 +75,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     classes_ : ndarray of shape (n_classes,)
         The labels seen.
     model_, dense_model_ : torch.nn.Sequential
-        The expanded network, whose outputs are logits (one for two classes), and the dense one at the
-        expansion.
+        The expanded network, whose outputs are logits (one for two classes), and the dense one before it.
     n_nonzero_, n_features_in_ : int
         Non-zero parameters of ``model_``; features seen.
     history_ : list of dict
-        One record for each epoch, also after Ctrl-C: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over
-        both, ``loss`` and, with early stopping, ``validation_loss``.
+        One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both, ``loss`` and,
+        with early stopping, ``validation_loss``.
 
     Examples
     --------
@@ -153,30 +146,39 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns
         -------
         FPEClassifier
-            Itself. After Ctrl-C, which is passed on, it keeps the last finished epoch and can predict.
+            Itself. After Ctrl-C it keeps the last finished epoch and can predict.
 
         Raises
         ------
         ArgumentError, DataError, ValueError
-            For parameters or data that cannot be used; what was fitted before is then unchanged.
+            For parameters or data that cannot be used; the estimator is then unchanged.
         """
         with self._unchanged_on_error():
             X, y, weight, recipe = self._checked(X, y, sample_weight)
             classes, codes = np.unique(y, return_inverse=True)
-            trials = self._start(X, classes, recipe, self.trials)
+            trials = self._new_trials(X, classes, recipe, self.trials)
 
             def part(rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor | None]:
                 own = None if weight is None else weight[rows]
                 return torch.from_numpy(X[rows]), torch.from_numpy(codes[rows]), own
 
-            kept, held = self._hold_out(codes)
-            inputs, labels, weights = part(kept)
-            options: dict[str, Any] = {"sample_weight": weights}
+            training, validation = self._validation_split(codes)
+            inputs, labels, weights = part(training)
+            stopping = None
             if self.patience is not None:
-                X_held, y_held, weight_held = part(held)
-                options["early_stopping"] = EarlyStopping(X_held, y_held, self.patience, weight_held)
+                X_val, y_val, weight_val = part(validation)
+                stopping = EarlyStopping(X_val, y_val, self.patience, weight_val)
             with progress_bar("training", recipe.total_epochs * self.trials, self.verbose) as advance:
-                options["on_epoch"] = lambda records: [advance(f"loss {r['loss']:.4f}") for r in records]
+
+                def on_epoch(records: list[Record]) -> None:
+                    for record in records:
+                        advance(f"loss {record['loss']:.4f}")
+
+                options: dict[str, Any] = {
+                    "sample_weight": weights,
+                    "early_stopping": stopping,
+                    "on_epoch": on_epoch,
+                }
                 try:
                     train_trials(trials, inputs, labels, **options)
                 finally:
@@ -186,26 +188,15 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> FPEClassifier:
         """Train for one epoch over this data, in mini-batches, expanding the network after the warm-up.
 
-        The first ``warmup_epochs`` calls train the dense network, the next one expands it first. Early
-        stopping and ``epochs`` play no part, except that with ``rewire`` masks change during ``epochs``
-        calls.
+        The first ``warmup_epochs`` calls train the dense network; the next one expands it first. There is no
+        early stopping, and ``epochs`` only says during how many calls masks change, with ``rewire``.
 
         Parameters
         ----------
         X, y, sample_weight
-            As for `fit`; each label is one of the classes.
+            As for `fit`, with the same return value and errors; each label is one of the classes.
         classes : array-like, optional
             All labels of this and all later calls; needed in the first call.
-
-        Returns
-        -------
-        FPEClassifier
-            Itself.
-
-        Raises
-        ------
-        ArgumentError, DataError, ValueError
-            As for `fit`, and for labels that are not among the classes.
         """
         first = not hasattr(self, "classes_")
         if first and classes is None:
@@ -215,12 +206,12 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X, y, weight, recipe = self._checked(X, y, sample_weight, first)
             if classes is not None and not np.array_equal(np.unique(classes), known):
                 raise ArgumentError(f"classes is {classes!r}; the first call of partial_fit had {known}.")
-            strange = np.setdiff1d(y, known)
-            if len(strange):
-                raise DataError(f"y has labels {strange[:5]} that are not among the classes {known}.")
+            unknown = np.setdiff1d(y, known)
+            if len(unknown):
+                raise DataError(f"y has labels {unknown[:5]} that are not among the classes {known}.")
             if first:
-                self._start(X, known, recipe)
-            # A copy, so that an error leaves the fitted one; the learning rate is constant.
+                self._new_trials(X, known, recipe)
+            # A copy, so that after an error the old one is unchanged; the learning rate is constant.
             self._trial = replace(self._trial, recipe=replace(recipe, decay=False))
             codes = torch.from_numpy(np.searchsorted(known, y))
             inputs, until = as_inputs(X, self.model_), self._trial.epoch + 1
@@ -268,7 +259,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
-        """Undo what a failing call has set; Ctrl-C is not a failure."""
+        """Undo what a failing call has set; Ctrl-C is no failure."""
         before, source = self.__dict__.copy(), self.random_state
         drawn = source.get_state() if isinstance(source, np.random.RandomState) else None
         try:
@@ -289,57 +280,54 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe = Recipe.of(self.get_params(deep=False), "the parameters of FPEClassifier")
         if isinstance(self.prune, InputPruning) and self.prune.by != "norm":
             raise ArgumentError(
-                f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns', or "
-                "call fpe.expand in a loop of your own."
+                f"prune is {self.prune!r}; FPEClassifier ranks columns by 'norm': give prune='columns'."
             )
         if recipe.factor > X.shape[1]:
             raise ArgumentError(
-                f"factor {recipe.factor} is larger than the number of features, n_features = {X.shape[1]}; "
-                f"give a factor from 1 to {X.shape[1]}."
+                f"factor is {recipe.factor}; give at most {X.shape[1]}, the number of features (n_features)."
             )
         if sample_weight is None:
             return X, y, None, recipe
         weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True)
         return X, y, as_tensor(weight), recipe
 
-    def _start(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe, trials: int = 1) -> list[Trial]:
-        """Make untrained dense networks and what trains them."""
+    def _new_trials(self, X: np.ndarray, classes: np.ndarray, recipe: Recipe, count: int = 1) -> list[Trial]:
         if len(classes) < 2:
             raise DataError(f"y has one class only, {classes.tolist()[0]!r}; give samples of at least two.")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         hidden = [int(size) for size in np.atleast_1d(self.hidden)]
         outputs = 1 if len(classes) == 2 else len(classes)
         dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-        started = [
+        trials = [
             Trial.start(recipe, mlp(X.shape[1], hidden, outputs, seed=own, dtype=dtype), own)
-            for own in range(seed, seed + trials)
+            for own in range(seed, seed + count)
         ]
         if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
-            plan(started[0].dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
-        self.classes_, self._trial = classes, started[0]
-        return started
+            plan(trials[0].dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
+        self.classes_, self._trial = classes, trials[0]
+        return trials
 
-    def _hold_out(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Choose the samples to train on and those held out for early stopping."""
-        every = np.arange(len(codes))
+    def _validation_split(self, codes: np.ndarray) -> Sequence[np.ndarray]:
+        """Return the numbers of the samples for training and for validation, stratified if possible."""
+        every, counts = np.arange(len(codes)), np.bincount(codes)
         if self.patience is None:
             return every, every[:0]
-        fewest, classes = np.bincount(codes).min(), codes.max() + 1
-        held = max(1, round(len(codes) * self.validation_fraction))
-        stratify = codes if fewest > 1 and held >= classes and len(codes) - held >= classes else None
-        kept, held = train_test_split(every, test_size=held, random_state=self._trial.seed, stratify=stratify)
-        return kept, held
+        size = max(1, round(len(codes) * self.validation_fraction))
+        possible = counts.min() > 1 and len(counts) <= min(size, len(codes) - size)
+        parts: list[np.ndarray] = train_test_split(
+            every, test_size=size, random_state=self._trial.seed, stratify=codes if possible else None
+        )
+        return parts
 
     def _logits(self, X: Any) -> Tensor:
         check_is_fitted(self)
         refuse_sparse(X)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False)
         logits = predict_logits(self.model_, as_inputs(X, self.model_))
-        infinite = int((~logits.isfinite().all(dim=1)).sum())
-        if infinite:
+        if not finite(logits):
             raise DataError(
-                f"the outputs are NaN or infinite for {infinite} of {len(X)} samples: X has values of up to "
-                f"{np.abs(X).max():.3g}. Scale it as the data that the network was fitted to."
+                f"the outputs are NaN or infinite for {int((~logits.isfinite().all(dim=1)).sum())} of {len(X)} "
+                f"samples: X has values of up to {np.abs(X).max():.3g}. Scale it as in fit."
             )
         return logits
 
@@ -356,7 +344,7 @@ def as_inputs(X: np.ndarray, model: nn.Module) -> Tensor:
 def checked_labels(y: Any) -> Any:
     """Return labels for scikit-learn's own checks; refuse missing labels, lists and mixed types.
 
-    Numbers in an object array get a type of their own.
+    Numbers in an object array become an array of numbers.
     """
     dtype = getattr(y, "dtype", None)
     if y is None or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
@@ -364,32 +352,29 @@ def checked_labels(y: Any) -> Any:
     labels = np.array(y, dtype=object)
     if labels.ndim != 1:  # scikit-learn takes a column, with a warning, and refuses wider arrays
         return y
-    lists = [label for label in labels if isinstance(label, list | tuple | set | dict | np.ndarray)]
-    if lists:
-        raise DataError(f"y holds lists such as {lists[0]!r}; give one label for each sample.")
+    for label in labels:
+        if isinstance(label, list | tuple | set | dict | np.ndarray):
+            raise DataError(f"y has lists such as {label!r}; give one label for each sample.")
     import pandas
 
     missing = pandas.isna(labels)
     if missing.any():
         raise DataError(
-            f"y has NaN or missing labels in {int(missing.sum())} of {len(labels)} samples, the first at "
-            f"position {int(missing.argmax())}; leave these samples out, or give their class a name."
+            f"y has NaN or missing labels in {missing.sum()} of {len(labels)} samples, the first at position "
+            f"{missing.argmax()}; remove these samples, or give their class a name."
         )
-    named = (("str", str), ("number", Number))
-    kinds = {
-        next((name for name, kind in named if isinstance(label, kind)), type(label).__name__)
-        for label in labels
-    }
+    kinds = {"number" if isinstance(own, Number) else "str" if isinstance(own, str) else type(own).__name__
+             for own in labels}  # fmt: skip
     if len(kinds) > 1:
         raise DataError(f"y mixes labels of the types {', '.join(sorted(kinds))}; give labels of one type.")
-    own = dtype is None or (isinstance(dtype, np.dtype) and dtype.kind != "O")
-    return y if own or kinds != {"number"} else np.array(labels.tolist())
+    numpy_type = dtype is None or (isinstance(dtype, np.dtype) and dtype.kind != "O")
+    return y if numpy_type or kinds != {"number"} else np.array(labels.tolist())
 
 
 def refuse_sparse(X: Any) -> None:
     """Raise a DataError for a sparse matrix."""
     if scipy.sparse.issparse(X):
         raise DataError(
-            "X is a sparse matrix. The network's first layer is a dense product, which would make it dense "
-            "in each mini-batch; give X.toarray(), or a dense projection such as TruncatedSVD makes."
+            "X is a sparse matrix, and the network's first layer is a dense product; give X.toarray(), or a "
+            "dense projection such as TruncatedSVD makes."
         )

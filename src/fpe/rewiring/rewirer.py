@@ -53,7 +53,7 @@ class Rewirer:
     ----------
     taken, rewirings : int
         Steps, and rewirings, so far.
-    moved : dict of str to int
+    grown : dict of str to int
         The weights grown so far, by layer.
 
     Raises
@@ -114,7 +114,7 @@ class Rewirer:
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
         self._check_optimizers()
         self.taken = self.rewirings = 0
-        self.moved = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
+        self.grown = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
         self.generator = torch.Generator().manual_seed(seed)
         self.late = False  # whether a rewiring is overdue, for want of finite gradients
         self._waited = 0  # steps for which it has been
@@ -172,7 +172,7 @@ class Rewirer:
         for scope in self.scopes:
             layers = [self._batch(i, gradients.get(i)) for i in scope]
             for i, own, mask in zip(scope, layers, drop_and_grow(self.policy, layers, share), strict=True):
-                self.moved[self.sites[i].name] += int((mask > own.mask).sum())
+                self.grown[self.sites[i].name] += int((mask > own.mask).sum())
                 set_mask_(self.sites[i].layer, mask[0], self.optimizers)
         self.rewirings += 1
         self._sums = self._weight_sums()
@@ -215,7 +215,7 @@ class Rewirer:
     def _gather(self) -> None:
         """Begin or stop to gather the whole gradient, as the next step needs it."""
         window = self.policy.window(self.schedule.every)
-        wanted = window > 0 and (self.late or self.schedule.looks(self.taken + 1, self.steps, window))
+        wanted = window > 0 and (self.late or self.schedule.in_window(self.taken + 1, self.steps, window))
         if wanted != bool(self._gathering):
             every = [i for scope in self.scopes for i in scope]
             self._gathering = every if wanted else []
@@ -274,7 +274,7 @@ class Rewirer:
             "taken": self.taken,
             "rewirings": self.rewirings,
             "late": self.late,
-            "moved": dict(self.moved),
+            "moved": dict(self.grown),
             "generator": self.generator.get_state(),
             "gathered": {name: average_(g.clone()) for name, g in self.gathered().items()},
         }
@@ -299,10 +299,10 @@ class Rewirer:
             if state.get(name) != own
         ]
         layers = list(state.get("moved", {}))
-        if layers != list(self.moved):
-            problems.append(f"the state is of layers {layers}, and this rewirer of {list(self.moved)}.")
+        if layers != list(self.grown):
+            problems.append(f"the state is of layers {layers}, and this rewirer of {list(self.grown)}.")
         raise_problems(problems, CheckpointError, "the rewirer's state")
-        self.rewirings, self.moved = state["rewirings"], dict(state["moved"])
+        self.rewirings, self.grown = state["rewirings"], dict(state["moved"])
         self.generator.set_state(state["generator"].cpu())
         self.resume(state["taken"], state["late"], state["gathered"])
 
@@ -327,7 +327,7 @@ class Rewirer:
     def __repr__(self) -> str:
         return (
             f"Rewirer({self.policy}, {self.schedule}, step {self.taken:,} of {self.steps:,}, "
-            f"{self.rewirings:,} rewirings, {sum(self.moved.values()):,} weights grown)"
+            f"{self.rewirings:,} rewirings, {sum(self.grown.values()):,} weights grown)"
         )
 
     def summary(self) -> str:
@@ -335,8 +335,8 @@ class Rewirer:
         rows = []
         for site in self.sites:
             mask = whole(site.layer.fpe_mask)
-            moved = f"{self.moved[site.name]:,}" if site.name in self.moved else "fixed"
-            rows.append((site.name, f"{int(mask.sum(dtype=torch.float64)):,}", f"{mask.numel():,}", moved))
+            grown = f"{self.grown[site.name]:,}" if site.name in self.grown else "fixed"
+            rows.append((site.name, f"{int(mask.sum(dtype=torch.float64)):,}", f"{mask.numel():,}", grown))
         head = ("layer", "free", "of", "grown so far")
         scope = {"layer": "each layer", "group": "each group", "network": "the network"}[self.policy.scope]
         return "\n".join([repr(self), *text_table(head, rows), f"the count of {scope} is constant"])

@@ -72,7 +72,7 @@ class RewiringSchedule:
         """Return the share of the free weights that is dropped after step `step` of `steps`."""
         return self.share * DECAYS[self.decay](min(1.0, step / (self.until * steps)))
 
-    def looks(self, step: int, steps: int, window: int) -> bool:
+    def in_window(self, step: int, steps: int, window: int) -> bool:
         """Tell whether step `step` is one of the last `window` steps up to a rewiring."""
         coming = -(-step // self.every) * self.every
         return coming - step < window and self.rewires(coming, steps)

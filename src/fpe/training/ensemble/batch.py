@@ -1,44 +1,93 @@
-"""Networks that are trained as one program, from the stacking to the writing back."""
+"""Networks that are trained as one program: stacked, trained, and written back."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.errors import ArgumentError
+from fpe.rewiring.rewirer import Rewirer
 from fpe.training.ensemble.evaluation import validation_losses
-from fpe.training.ensemble.members import Member
-from fpe.training.ensemble.program import mark_dynamic, step_of
-from fpe.training.ensemble.rewiring import StackRewiring
-from fpe.training.ensemble.stack import Stack, cut, pad
-from fpe.training.loop import DIVERGED, Record, divergence, finite
+from fpe.training.ensemble.program import Adam, mark_dynamic, step_of
+from fpe.training.ensemble.rewiring import StackRewiring, rewiring_key
+from fpe.training.ensemble.stack import Stack, architecture, cut, pad
+from fpe.training.loop import DIVERGED, Cosine, EarlyStopping, Record, divergence, finite
 
 #: Steps, times networks, from which on compiling is worth the ten seconds or so that it takes.
 WORTH_COMPILING = 50_000
 
 
-class Batch:
-    """Members of one key, stacked; those that stop early leave it.
+@dataclass
+class Member:
+    """A network, how it is trained, and its best state: that of the lowest validation loss."""
 
-    `batch_size` is the samples of a mini-batch, `epochs` those to come, `compile` as for
-    `fpe.training.ensemble.train`.
-    """
+    number: int  # its place in the call
+    network: nn.Module
+    X: Tensor
+    y: Tensor
+    optimizer: torch.optim.Adam
+    generator: torch.Generator
+    weight: Tensor | None
+    early_stopping: EarlyStopping | None
+    rewirer: Rewirer | None
+    decay: Cosine | None
+    history: list[Record] = field(default_factory=list)
+    lowest: float = float("inf")
+    best_epoch: int = 0
+    best: list[Tensor] = field(default_factory=list)  # parameters, and masks if they are dynamic
+
+    @property
+    def adam(self) -> Adam:
+        """The constants of its optimizer."""
+        group = self.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        return Adam(float(beta1), float(beta2), group["eps"], group["weight_decay"])
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What networks that are trained together have in common."""
+        validation = None if self.early_stopping is None else self.early_stopping.X.shape
+        return (
+            *(architecture(self.network), self.adam, validation, self.weight is None),
+            *(self.X.shape, self.X.dtype, self.X.device, self.y.shape[1:]),
+            *(rewiring_key(self.rewirer), self.decay),
+        )
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """The same for networks that learn from the same data."""
+        return id(self.X), id(self.y), id(self.weight)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The same for networks that see the same mini-batches."""
+        return *self.source, id(self.generator)
+
+    @property
+    def steps(self) -> int:
+        """Steps that its optimizer has taken."""
+        state = self.optimizer.state.get(next(self.network.parameters()))
+        return int(state["step"]) if state else 0
+
+
+class Batch:
+    """Members of one key, stacked; those that stop early are removed."""
 
     def __init__(
         self, members: list[Member], batch_size: int, epochs: int, compile: bool | None = None
     ) -> None:
-        # A trick for the C library: without it a step of 50 small networks takes up to twice as long. glibc
-        # keeps freed memory, instead of returning it in each step, once a large block (up to 32 MiB) has been
-        # freed.
+        # glibc returns freed memory to the system in each step, which can double its time, until one large
+        # block (up to 32 MiB) has been freed.
         torch.empty(31 * 2**20, dtype=torch.uint8)
-        together: dict[tuple[int, ...], list[Member]] = {}
-        for member in members:  # those that see the same mini-batches side by side
-            together.setdefault(member.reading, []).append(member)
-        self.members = members = [member for group in together.values() for member in group]
+        place = {order: i for i, order in enumerate(dict.fromkeys(member.order for member in members))}
+        members = sorted(members, key=lambda member: place[member.order])  # equal orders side by side
+        self.members = members
         self.stack = Stack([member.network for member in members])
         self.moments = _moments(members, "exp_avg"), _moments(members, "exp_avg_sq")
         self.samples = len(members[0].X)
@@ -61,8 +110,8 @@ class Batch:
         self._choose_step()
 
     def _choose_step(self) -> None:
-        """Let networks with the same mini-batches share them, if each shares with as many."""
-        alike = Counter(member.reading for member in self.members)
+        """Let networks with the same mini-batches share them, if all groups are of one size."""
+        alike = Counter(member.order for member in self.members)
         self.sharing = alike.most_common(1)[0][1] if len(set(alike.values())) == 1 else 1
         hidden = tuple(p.shape[1:] for p in self.stack.parameters[1:])
         summing = self.rewiring is not None and self.rewiring.summing
@@ -70,10 +119,7 @@ class Batch:
         self.step = step_of(self.stack.layers, self.adam, self.compiled, shape)
 
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
-        """Train for some epochs; networks, optimizers and generators are up to date afterwards.
-
-        After an error or Ctrl-C they are as after the last finished epoch.
-        """
+        """Train for some epochs; after an error or Ctrl-C all is as after the last finished epoch."""
         undo: Callable[[], None] | None = None
         try:
             for epoch in range(1, epochs + 1):
@@ -87,7 +133,7 @@ class Batch:
                 if on_epoch is not None:
                     on_epoch(records)
                 if self.members[0].early_stopping is not None:
-                    self._let_stop(epoch)
+                    self._stop_early(epoch)
         except BaseException:
             if undo is not None:
                 undo()
@@ -99,11 +145,11 @@ class Batch:
         self._write_back()
 
     def _begin_epoch(self) -> Callable[[], None]:
-        """Remember the beginning of an epoch; return a function that goes back there."""
+        """Store the state before an epoch; return a function that restores it."""
         lists = self.stack.parameters, *self.moments
         copies = [[tensor.clone() for tensor in tensors] for tensors in lists]
         steps = self.steps.clone()
-        orders = [(member.generator, member.generator.get_state()) for member in self.members]
+        generators = [(member.generator, member.generator.get_state()) for member in self.members]
         if self.rewiring is not None:
             self.rewiring.begin_epoch()
 
@@ -111,7 +157,7 @@ class Batch:
             for tensors, copied in zip(lists, copies, strict=True):
                 tensors[:] = copied
             self.steps = steps
-            for generator, state in orders:
+            for generator, state in generators:
                 generator.set_state(state)
             if self.rewiring is not None:
                 self.rewiring.undo_epoch()
@@ -119,7 +165,6 @@ class Batch:
         return undo
 
     def _run_epoch(self, epoch: int) -> list[Record]:
-        """Train for one epoch; return the record of each network."""
         state = [[self._grouped(t) for t in tensors] for tensors in (self.stack.parameters, *self.moments)]
         rewiring, masks = self.rewiring, [self._grouped(mask) for mask in self.stack.masks]
         sums = [] if rewiring is None else [t if t is None else self._grouped(t) for t in rewiring.sums]
@@ -127,11 +172,11 @@ class Batch:
         for rows, rates in zip(self._order(), self._rates(epoch), strict=True):
             if not means:
                 mark_dynamic([*state, masks], self.X, rows, rates, sums)
-            now = masks
-            if rewiring is not None and rewiring.opens:
-                now = [self._grouped(mask) for mask in rewiring.masks()]
+            used = masks
+            if rewiring is not None and rewiring.unmasks:
+                used = [self._grouped(mask) for mask in rewiring.masks()]
             data = self.X, self.y, self.weight, rows, rates
-            means.append(self.step(*state, now, *data, sums).flatten())
+            means.append(self.step(*state, used, *data, sums).flatten())
             if rewiring is not None:
                 rewiring.after()
         self.steps += self.count
@@ -175,32 +220,31 @@ class Batch:
         return tensor.view(-1, self.sharing, *tensor.shape[1:])
 
     def _validate(self, epoch: int, records: list[Record]) -> None:
-        """Add the loss on held-out data, where there is any, and remember the best parameters."""
+        """Add the validation losses, with early stopping, and store the best parameters."""
         stops = [member.early_stopping for member in self.members if member.early_stopping is not None]
         if not stops:
             return
-        held_out = [s.X for s in stops], [s.y for s in stops], [s.weight for s in stops]
-        losses = validation_losses(self.stack, *held_out)
+        data = [s.X for s in stops], [s.y for s in stops], [s.weight for s in stops]
+        losses = validation_losses(self.stack, *data)
         for row, (member, loss) in enumerate(zip(self.members, losses, strict=True)):
             records[row]["validation_loss"] = loss
             if loss < member.lowest:
                 member.lowest, member.best_epoch, member.best = loss, epoch, self._parameters(row)
 
-    def _let_stop(self, epoch: int) -> None:
+    def _stop_early(self, epoch: int) -> None:
         """Remove the networks whose loss has not fallen for as long as their patience."""
-        staying = []
+        rest = []
         for row, member in enumerate(self.members):
             assert member.early_stopping is not None
             if epoch - member.best_epoch < member.early_stopping.patience:
-                staying.append(row)
+                rest.append(row)
             else:
                 self._restore_best(row, member)
-                self._write_back(row)
-        if len(staying) < len(self.members):
-            self._keep(staying)
+                self._write_back([row])
+        if len(rest) < len(self.members):
+            self._select(rest)
 
     def _parameters(self, row: int) -> list[Tensor]:
-        """Copy a network's parameters, and its masks if they are dynamic."""
         masks = self.stack.masks if self.rewiring is not None else []
         return [t[row].clone() for t in (*self.stack.parameters, *masks)]
 
@@ -213,24 +257,22 @@ class Batch:
             for moments in self.moments:
                 moments[k][row] *= mask
 
-    def _keep(self, rows: list[int]) -> None:
-        """Go on with these rows only."""
+    def _select(self, rows: list[int]) -> None:
         index = torch.tensor(rows, dtype=torch.long, device=self.X.device)
         self.members = [self.members[row] for row in rows]
         for tensors in (self.stack.parameters, self.stack.masks, *self.moments):
             tensors[:] = [t[index] for t in tensors]
         if self.rewiring is not None:
-            self.rewiring.keep(rows)
+            self.rewiring.select(rows)
         self.steps, self.lr, self.first_row = self.steps[index], self.lr[index], self.first_row[index]
         if self.members:
             self._choose_step()
 
     @torch.no_grad()
-    def _write_back(self, only: int | None = None) -> None:
-        """Copy parameters and moments into networks and optimizers."""
-        for row, member in enumerate(self.members):
-            if only is not None and row != only:
-                continue
+    def _write_back(self, rows: list[int] | None = None) -> None:
+        """Copy parameters and moments into networks and optimizers, by default all."""
+        for row in range(len(self.members)) if rows is None else rows:
+            member = self.members[row]
             group = member.optimizer.param_groups[0]
             for k, p in enumerate(member.network.parameters()):
                 p.copy_(cut(self.stack.parameters[k][row], p))
@@ -253,20 +295,13 @@ def _moments(members: list[Member], name: str) -> list[Tensor]:
 
 
 def _data(members: list[Member], uneven: bool) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Put the data sets of all members one after another.
+    """Concatenate the data sets of all members; return X, y, weights, and the first row of each member's.
 
-    Returns
-    -------
-    X, y, weight : Tensor
-        All samples, and their weights. Where mini-batches are uneven or samples weighted, the last sample has
-        no weight, and fills mini-batches up; otherwise the weights are None.
-    first_row : Tensor
-        Where each member's data set begins, (members,).
+    Where mini-batches are uneven or samples weighted, a last sample of weight 0 fills mini-batches up;
+    otherwise the weights are None.
     """
     samples = len(members[0].X)
-    sources: dict[tuple[int, ...], Member] = {}
-    for member in members:
-        sources.setdefault(member.source, member)
+    sources = {member.source: member for member in members}
     X, y = [m.X for m in sources.values()], [m.y for m in sources.values()]
     weight = None
     if uneven or members[0].weight is not None:

@@ -13,12 +13,12 @@ from fpe.training.ensemble.program import losses_of
 from fpe.training.ensemble.stack import Stack, architecture, batches, forward
 from fpe.training.loop import predicted
 
-#: Samples that are put through all networks of a batch at a time.
+#: Samples that all networks of a batch process at a time.
 _SAMPLES = 512
 
 
 def per_network(values: Any, networks: int, name: str) -> list[Any]:
-    """Return one value for each network, from one for all or a sequence of one for each."""
+    """Return one value for each network."""
     if not isinstance(values, Sequence):
         return [values] * networks
     if len(values) != networks:
@@ -36,11 +36,6 @@ def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) 
         ``nn.Sequential``, as for `train`; unchanged.
     X : Tensor or sequence of Tensor
         Inputs, (samples, features), the same for all networks or one tensor for each.
-
-    Raises
-    ------
-    ArgumentError, ModelError
-        If there are more or fewer inputs than networks, or a network cannot be stacked.
     """
     inputs = per_network(X, len(networks), "X")
     logits: list[Tensor] = [torch.empty(0)] * len(networks)
@@ -51,7 +46,6 @@ def predict_logits(networks: Sequence[nn.Module], X: Tensor | Sequence[Tensor]) 
 
 
 def _stacks(networks: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Iterator[tuple[list[int], Stack]]:
-    """Stack the networks that fit together; yield their numbers and the stack."""
     keys = [(architecture(n), x.shape, x.dtype, x.device) for n, x in zip(networks, inputs, strict=True)]
     for batch in batches(networks, keys, [id(x) for x in inputs], _SAMPLES):
         yield batch, Stack([networks[i] for i in batch])
@@ -75,7 +69,7 @@ def _parts(stack: Stack, inputs: Sequence[Tensor]) -> Iterator[tuple[slice, Tens
 def validation_losses(
     stack: Stack, inputs: Sequence[Tensor], labels: Sequence[Tensor], weights: Sequence[Tensor | None]
 ) -> list[float]:
-    """Return each network's mean loss on its held-out samples, weighted where there are weights."""
+    """Return each network's (weighted) mean loss on its validation samples."""
     losses = losses_of(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
     means = []
     for loss, weight in zip(losses, weights, strict=True):

@@ -23,15 +23,13 @@ class Adam(NamedTuple):
     l2: float
 
 
-#: `_step` without its constants.
 Step = Callable[..., Tensor]
 
 
 def losses_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of each sample of each network: (M, batch, outputs) to (M, batch).
+    """Return the loss of each sample of each network, (M, batch), from logits, (M, batch, outputs).
 
-    Class numbers are as `Stack.labels` makes them; or `y` is the probabilities of the classes, (M, batch,
-    outputs).
+    `y` is class numbers, as `Stack.labels` returns them, or probabilities, (M, batch, outputs).
     """
     if y.dim() == 3:
         return -(y * logits.log_softmax(dim=-1)).sum(dim=-1)
@@ -54,28 +52,12 @@ def _step(
     rates: Tensor,
     sums: Sequence[Tensor | None] = (),
 ) -> Tensor:
-    """Take one mini-batch and one step of Adam for each network, in place.
+    """Take one step of Adam for each network, in place; return the mean losses before, (groups, sharing).
 
-    Parameters
-    ----------
-    layers, adam
-        Constants of the program.
-    parameters, first_moments, second_moments, masks : list of Tensor
-        (groups, sharing, …) each: the networks of a group share their mini-batches.
-    X, y, weight : Tensor
-        All samples of all data sets: (samples, features), (samples,) or (samples, classes), and (samples,) or
-        None.
-    index : Tensor
-        Rows of the mini-batches, (groups, batch).
-    rates : Tensor
-        ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, sharing).
-    sums : sequence of Tensor or None, optional
-        The unmasked gradient of each parameter is added to these.
-
-    Returns
-    -------
-    Tensor
-        Each network's mean loss over its mini-batch before the step, (groups, sharing).
+    Parameters, moments and masks are (groups, sharing, …): the networks of a group share their mini-batches.
+    `X`, `y`, `weight` are all samples of all data sets, `index` the rows of the mini-batches, (groups, batch),
+    `rates` are ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, sharing). The unmasked
+    gradients are added to `sums`.
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
@@ -116,22 +98,20 @@ def _step(
 
 @functools.cache
 def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
-    """Return the step for an architecture, made once in a process.
-
-    Compiled, it is a program of its own for each `shape` of mini-batches and hidden layers; the numbers of
-    networks and features may vary.
+    """Return the step for an architecture; compiled, a program of its own for each `shape` of mini-batches and
+    hidden layers. The numbers of networks and features may vary.
     """
 
     def step(*arguments: Any) -> Tensor:
         return _step(layers, adam, *arguments)
 
-    # The compiler keeps what it has compiled by code object, and only a few programs for each.
+    # The compiler stores programs by code object, and only a few for each.
     step.__code__ = step.__code__.replace()
     return _Compiled(step) if compiled else step
 
 
 class _Compiled:
-    """A step that is compiled when it is first called; without a compiler it warns once and runs as it is."""
+    """A step compiled at its first call; without a compiler there is one warning, and it runs uncompiled."""
 
     usable = True
 
@@ -151,7 +131,7 @@ class _Compiled:
             _Compiled.usable = False
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
-                f"torch.compile does not work here ({reason}); training goes on without it, some three times "
+                f"torch.compile does not work here ({reason}); training goes on without it, about three times "
                 "slower. It needs a C++ compiler, such as g++.",
                 RuntimeWarning,
                 stacklevel=2,
@@ -164,10 +144,7 @@ class _Compiled:
 def mark_dynamic(
     lists: Sequence[list[Tensor]], X: Tensor, rows: Tensor, rates: Tensor, sums: Sequence[Tensor | None] = ()
 ) -> None:
-    """Tell the compiler what may differ from call to call: the numbers of networks and of features.
-
-    `lists` are parameters, moments and masks; everything is as for `_step`.
-    """
+    """Tell the compiler what may differ from call to call: the numbers of networks and of features."""
     varying = [(total, dim) for total in sums if total is not None for dim in range(total.dim() - 1)]
     varying += [(tensor, dim) for tensors in lists for tensor in tensors for dim in (0, 1)]
     varying += [(tensors[0], 2) for tensors in lists]

@@ -1,9 +1,8 @@
 """Rewirers of networks that are trained together: drop and grow on stacked tensors.
 
 A policy that sums the gradients of all steps has the program sum them. For a policy that needs the gradients
-of few steps, those steps run with masks that are all free: Adam's first moment, which was 0 where a weight is
-masked, then gives the gradient there, and afterwards masked entries are set to zero again. Other steps cost
-nothing more.
+of few steps, those steps run without masks: Adam's first moment, which was 0 where a weight is masked, then
+gives the gradient there, and afterwards masked entries are set to zero again. Other steps cost nothing more.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow, totals
 from fpe.rewiring.rewirer import Rewirer
@@ -35,29 +34,10 @@ def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
     return rewirer.policy, rewirer.schedule, rewirer.steps, rewirer.taken, rewirer.late, tables, scopes
 
 
-def rewirer_problem(
-    rewirer: Rewirer | None, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> str | None:
-    """Say why a rewirer cannot be used with a network and its optimizer, or return None."""
-    if rewirer is None:
-        return None
-    if not isinstance(rewirer, Rewirer):
-        return f"its rewirer is a {type(rewirer).__name__}; give an fpe.Rewirer or None."
-    if rewirer.model is not network or [id(o) for o in rewirer.optimizers] != [id(optimizer)]:
-        return "its rewirer is not for it and its optimizer; give fpe.Rewirer(network, optimizer, …)."
-    return None
-
-
 class StackRewiring:
-    """The rewirers of a batch's networks, which have the same `rewiring_key`.
+    """The rewirers of a stack's networks, which have the same `rewiring_key`.
 
-    Parameters
-    ----------
-    rewirers : list of Rewirer
-        One for each network of the stack. Their counts and generators change at each rewiring, their steps
-        and gathered gradients in `write_back`.
-    stack, moments, beta
-        The stack and Adam's moments, which change; Adam's β1.
+    Their counts and generators change at each rewiring, their steps and gathered gradients in `write_back`.
     """
 
     def __init__(
@@ -68,29 +48,26 @@ class StackRewiring:
         self.policy, self.schedule, self.steps = first.policy, first.schedule, first.steps
         self.taken, self.late, self.scopes = first.taken, first.late, first.scopes
         self.window = self.policy.window(self.schedule.every)
-        #: Whether the program sums the gradients of all steps.
-        self.summing = self.policy.keeps == 1 and self.window > 1
+        self.summing = self.policy.keeps == 1 and self.window > 1  # whether the program sums all gradients
         places = {id(p): k for k, p in enumerate(first.model.parameters())}
         self.places = [places[id(site.layer.weight)] for site in first.sites]
-        self.real = [self._stacked(i, [torch.ones_like(r.sites[i].layer.fpe_mask) for r in rewirers])
-                     for i in range(len(self.places))]  # fmt: skip
-        # With all neurons expanded alike, the tables of the widest network serve all.
-        self.widest = [
-            max((r.sites[i] for r in rewirers), key=lambda site: len(site.layer.weight))
-            for i in range(len(self.places))
-        ]
+        self.real, self.widest = [], []
+        self.gathered: list[Tensor | None] = []
         gathered = [rewirer.gathered() for rewirer in rewirers]
-        self.gathered: list[Tensor | None] = [
-            self._stacked(i, own) if self.summing or any(g is not None for g in own) else None
-            for i, own in enumerate([g.get(s.name) for g in gathered] for s in first.sites)
-        ]
+        for i, sites in enumerate(zip(*(rewirer.sites for rewirer in rewirers), strict=True)):
+            self.real.append(self._stacked(i, [torch.ones_like(site.layer.fpe_mask) for site in sites]))
+            # All neurons are expanded in the same way, so the tables of the widest network serve all.
+            self.widest.append(max(sites, key=lambda site: len(site.layer.weight)))
+            own = [sums.get(sites[0].name) for sums in gathered]
+            needed = self.summing or any(g is not None for g in own)
+            self.gathered.append(self._stacked(i, own) if needed else None)
         self._before: list[Tensor] = []
-        #: Masks and counts at the beginning of the epoch, if they have changed in it.
+        # Masks and counts at the beginning of the epoch, if they have changed in it.
         self._undo: tuple[list[Tensor], list[tuple[Any, ...]]] | None = None
         self.begin_epoch()
 
     def _stacked(self, i: int, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Stack a tensor of each network's layer, (outputs, inputs), as the stack has its weights."""
+        """Stack a tensor of each network's layer, (outputs, inputs), in the layout of its weights."""
         stacked = torch.zeros_like(self.stack.masks[self.places[i]])
         for row, tensor in enumerate(tensors):
             if tensor is not None:
@@ -99,7 +76,7 @@ class StackRewiring:
 
     @property
     def sums(self) -> list[Tensor | None]:
-        """What the program adds the gradient of each parameter to; empty if it sums nothing."""
+        """The sums to which the program adds the gradient of each parameter; empty if it sums nothing."""
         if not self.summing:
             return []
         sums: list[Tensor | None] = [None] * len(self.stack.parameters)
@@ -110,15 +87,17 @@ class StackRewiring:
     @property
     def _gathers(self) -> bool:
         """Whether the next step's whole gradient is needed."""
-        return self.window > 0 and (self.late or self.schedule.looks(self.taken + 1, self.steps, self.window))
+        return self.window > 0 and (
+            self.late or self.schedule.in_window(self.taken + 1, self.steps, self.window)
+        )
 
     @property
-    def opens(self) -> bool:
-        """Whether the next step needs masks that are all free."""
+    def unmasks(self) -> bool:
+        """Whether the next step runs without masks, for its whole gradient."""
         return self._gathers and not self.summing
 
     def masks(self) -> list[Tensor]:
-        """Return the masks for a step that `opens`; call `after` when it is taken."""
+        """Return the masks for a step that `unmasks`, padding alone; call `after` when it is taken."""
         self._before = [self.moments[0][k].clone() for k in self.places]
         masks = list(self.stack.masks)
         for k, real in zip(self.places, self.real, strict=True):
@@ -128,7 +107,7 @@ class StackRewiring:
     def after(self) -> None:
         """Count a step, and change masks if it is time."""
         gathers = self._gathers
-        if self.opens:
+        if self.unmasks:
             self._take_gradients()
         self.taken += 1
         if self.late or self.schedule.rewires(self.taken, self.steps):
@@ -140,7 +119,7 @@ class StackRewiring:
                 gradient.mul_(self.policy.keeps)
 
     def _take_gradients(self) -> None:
-        """Take the whole gradient out of the first moments, and enforce the masks again."""
+        """Compute the whole gradient from the first moments, and enforce the masks again."""
         for i, (k, before) in enumerate(zip(self.places, self._before, strict=True)):
             gradient = (self.moments[0][k] - self.beta * before).div_(1 - self.beta)
             total = self.gathered[i]
@@ -149,12 +128,12 @@ class StackRewiring:
                 tensors[k].mul_(self.stack.masks[k])
 
     def _rewire(self) -> None:
-        # With gradients that are not finite the epoch's loss is infinite and training ends: masks stay.
+        # With gradients that are not finite the epoch's loss is infinite, and training ends.
         if all(g is None or finite(g) for g in self.gathered):
             if self._undo is None:
                 self._undo = (
                     [self.stack.masks[k].clone() for k in self.places],
-                    [(r.rewirings, dict(r.moved), r.generator.get_state()) for r in self.rewirers],
+                    [(r.rewirings, dict(r.grown), r.generator.get_state()) for r in self.rewirers],
                 )
             share = self.schedule.share_at(self.taken, self.steps)
             for scope in self.scopes:
@@ -170,54 +149,54 @@ class StackRewiring:
         k, name = self.places[i], self.widest[i].name
         grown = totals((new.bool() & ~own.mask.bool()).flatten(1))
         for rewirer, count in zip(self.rewirers, grown, strict=True):
-            rewirer.moved[name] += count
-        stays = (new * own.mask).transpose(1, 2)
+            rewirer.grown[name] += count
+        unchanged = (new * own.mask).transpose(1, 2)
         for tensors in (self.stack.parameters, *self.moments):
-            tensors[k].mul_(stays)
+            tensors[k].mul_(unchanged)
         self.stack.masks[k].copy_(new.transpose(1, 2))
 
     def _layer(self, i: int) -> LayerBatch:
-        k, noise = self.places[i], None
+        k, noise, gradient = self.places[i], None, self.gathered[i]
         if self.policy.grow == "random":
             drawn = [torch.rand(r.sites[i].layer.weight.shape, generator=r.generator) for r in self.rewirers]
-            noise = self._stacked(i, drawn)
-        real, gradient = self.real[i].transpose(1, 2) != 0, self.gathered[i]
+            noise = self._stacked(i, drawn).transpose(1, 2)
+        real = self.real[i].transpose(1, 2) != 0
         return LayerBatch(
             self.stack.parameters[k].transpose(1, 2),
             self.stack.masks[k].transpose(1, 2),
             None if gradient is None else gradient.transpose(1, 2),
-            None if noise is None else noise.transpose(1, 2),
+            noise,
             None if bool(real.all()) else real,
             self.widest[i].children,
             self.widest[i].blocks,
         )
 
     def begin_epoch(self) -> None:
-        """Remember where an epoch begins, for `undo_epoch`."""
+        """Store the state before an epoch, for `undo_epoch`."""
         gathered = [None if g is None else g.clone() for g in self.gathered]
-        self._start = self.taken, self.late, gathered
+        self._stored = self.taken, self.late, gathered
         self._undo = None
 
     def undo_epoch(self) -> None:
-        """Return to the beginning of the epoch, but for parameters and moments."""
-        self.taken, self.late, self.gathered = self._start
+        """Restore the state before the epoch, except for parameters and moments."""
+        self.taken, self.late, self.gathered = self._stored
         if self._undo is not None:
             masks, states = self._undo
             for k, mask in zip(self.places, masks, strict=True):
                 self.stack.masks[k].copy_(mask)
-            for rewirer, (rewirings, moved, generator) in zip(self.rewirers, states, strict=True):
-                rewirer.rewirings, rewirer.moved = rewirings, moved
+            for rewirer, (rewirings, grown, generator) in zip(self.rewirers, states, strict=True):
+                rewirer.rewirings, rewirer.grown = rewirings, grown
                 rewirer.generator.set_state(generator)
 
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these networks only; the stack and the moments have been cut already."""
+    def select(self, rows: Sequence[int]) -> None:
+        """Continue with these networks only; the stack and the moments have been indexed already."""
         index = torch.tensor(rows, dtype=torch.long, device=self.real[0].device)
         self.rewirers = [self.rewirers[row] for row in rows]
         self.real = [real[index] for real in self.real]
         self.gathered = [None if g is None else g[index] for g in self.gathered]
 
     def write_back(self, row: int) -> None:
-        """Give a network its masks, and its rewirer the steps and the gathered gradients."""
+        """Copy a network's masks into it, and steps and gathered gradients into its rewirer."""
         rewirer, gathered = self.rewirers[row], {}
         for i, site in enumerate(rewirer.sites):
             site.layer.fpe_mask.copy_(cut(self.stack.masks[self.places[i]][row], site.layer.weight))

@@ -20,8 +20,7 @@ from fpe.training.losses import ACTIVATIONS
 
 T = TypeVar("T")
 
-#: Bytes that a step of one batch may touch on a CPU. A step reads its mini-batches and activations several
-#: times: above this from main memory each time; far below it the calls cost more.
+#: Bytes that a step of one batch may touch on a CPU: more do not fit its cache, and far fewer waste calls.
 CACHE = 16 * 2**20
 
 #: Share of a GPU's free memory that a batch may take.
@@ -37,15 +36,8 @@ class Layer(NamedTuple):
 
 
 def architecture(network: nn.Module) -> tuple[Layer, ...]:
-    """Return the layers of a network; networks with the same can be stacked.
-
-    Raises
-    ------
-    ModelError
-        If it is not an ``nn.Sequential`` of linear layers, LayerNorms and simple activations, or if a
-        parameter of it is not trained.
-    """
-    advice = "train it with fpe.training.train, or in a loop of your own"
+    """Return the layers of a network; networks with equal ones can be stacked. ModelError for other networks."""
+    advice = "train it with fpe.training.train"
     if not isinstance(network, nn.Sequential) or len(network) == 0:
         raise ModelError(
             f"the network is a {type(network).__name__}; an ensemble takes nn.Sequential; {advice}."
@@ -68,13 +60,13 @@ def architecture(network: nn.Module) -> tuple[Layer, ...]:
 
 
 def batches(
-    networks: Sequence[nn.Module], keys: Sequence[Hashable], readings: Sequence[Hashable], batch_size: int
+    networks: Sequence[nn.Module], keys: Sequence[Hashable], orders: Sequence[Hashable], batch_size: int
 ) -> list[list[int]]:
     """Group networks into batches of similar widths that fit the cache; return their numbers.
 
     Networks of one batch have the same key, and widths between the same powers of two (at least 8), so that
-    little is padded and few programs are compiled. Networks of the same reading see the same mini-batches,
-    and stay together as far as there is room, since one product then serves them all.
+    padding is small and few programs are compiled. Networks of equal orders see the same mini-batches, and
+    share a batch as far as there is room, since one product then serves them all.
     """
     alike: dict[Hashable, list[int]] = defaultdict(list)
     for i, (network, key) in enumerate(zip(networks, keys, strict=True)):
@@ -84,7 +76,7 @@ def batches(
     return [
         part
         for group in alike.values()
-        for part in _parts(group, readings, _most([networks[i] for i in group], batch_size))
+        for part in _parts(group, orders, _most([networks[i] for i in group], batch_size))
     ]
 
 
@@ -106,11 +98,11 @@ def _most(networks: Sequence[nn.Module], batch_size: int) -> int:
     return max(1, room // (entries * parameter.element_size()))
 
 
-def _parts(group: list[int], readings: Sequence[Hashable], most: int) -> list[list[int]]:
-    """Cut a group into parts of at most `most` networks, each with equally many of every reading."""
+def _parts(group: list[int], orders: Sequence[Hashable], most: int) -> list[list[int]]:
+    """Cut a group into parts of at most `most` networks, each with equally many of every order."""
     together: dict[Hashable, list[int]] = defaultdict(list)
     for i in group:
-        together[readings[i]].append(i)
+        together[orders[i]].append(i)
     pieces: dict[int, list[list[int]]] = defaultdict(list)
     for same in together.values():
         for piece in _evenly(same, most):
@@ -129,15 +121,7 @@ def _evenly(values: list[T], most: int) -> list[list[T]]:
 
 
 class Stack:
-    """A copy of the parameters of M networks of one architecture.
-
-    Attributes
-    ----------
-    layers : tuple of Layer
-        Their architecture.
-    parameters, masks : list of Tensor
-        In the order of ``network.parameters()``, each (M, …).
-    """
+    """A copy of the parameters of M networks of one architecture, and their masks, each (M, …)."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         self.layers = architecture(networks[0])
@@ -193,16 +177,15 @@ def forward(
         if layer.kind is nn.Linear:
             weight, _ = next(rest)
             bias = next(rest)[0].unsqueeze(1) if layer.bias else None
-            if weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with what is before it
+            if weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with the layer before
                 x = (x * weight.transpose(1, 2)).sum(dim=-1, keepdim=True)
-                x = x if bias is None else x + bias
             elif place == 0 and sharing > 1:
                 x = _wide_product(x, weight, sharing)
-                x = x if bias is None else x + bias
             elif bias is None:
                 x = torch.bmm(x, weight)
             else:
-                x = torch.baddbmm(bias, x, weight)
+                x, bias = torch.baddbmm(bias, x, weight), None
+            x = x if bias is None else x + bias
         elif layer.kind is nn.LayerNorm:
             (weight, real), bias = next(rest), next(rest)[0] if layer.bias else None
             x = _layer_norm(x, weight, bias, real, layer.eps)
@@ -220,7 +203,6 @@ def _wide_product(x: Tensor, weight: Tensor, sharing: int) -> Tensor:
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, real: Tensor, eps: float) -> Tensor:
-    """Normalize over the real neurons; padding stays zero."""
     real = real.unsqueeze(1)
     count = real.sum(dim=-1, keepdim=True)
     centered = (x - (x * real).sum(dim=-1, keepdim=True) / count) * real

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fpe.errors import ArgumentError, raise_problems
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training.ensemble.batch import Batch
-from fpe.training.ensemble.members import check_members
-from fpe.training.ensemble.stack import batches
+from fpe.training.ensemble.batch import Batch, Member
+from fpe.training.ensemble.evaluation import per_network
+from fpe.training.ensemble.stack import architecture, batches
 from fpe.training.loop import Cosine, EarlyStopping, Record, default_batch_size
 
 
@@ -33,32 +35,28 @@ def train(
     """Train many networks in place for some epochs, each as `fpe.training.train` would, within rounding.
 
     Networks of one architecture and similar widths are trained as one program; how many at a time follows
-    from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers are left
-    as the ordinary loop would leave them, after Ctrl-C as after the last finished epoch.
+    from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers change as
+    in the ordinary loop; after Ctrl-C they are as after the last finished epoch.
 
     Parameters
     ----------
     networks : sequence of nn.Module
         ``nn.Sequential`` of linear (also masked) layers, LayerNorms and activations without parameters, such
-        as `fpe.mlp` makes and `fpe.expand` returns. Changed.
-    X, y : Tensor or sequence of Tensor
-        Inputs, (samples, features), and class numbers, (samples,), or probabilities of the classes,
-        (samples, classes); the same for all networks, or one tensor for each.
+        as `fpe.mlp` makes and `fpe.expand` returns.
+    X, y, batch_size, sample_weight, early_stopping, decay
+        As for `fpe.training.train`; all but `batch_size` for all networks, or one for each.
     epochs : int
         Passes over the data.
     optimizers : sequence of torch.optim.Adam
-        One for each network, over its parameters, as `fpe.training.adam` makes them. Changed.
+        One for each network, over its parameters, as `fpe.training.adam` makes them.
     generators : sequence of torch.Generator
-        Order the mini-batches of each network. Networks that share one see the same order. Changed.
-    batch_size, sample_weight, early_stopping, decay
-        As for `fpe.training.train`; all but `batch_size` for all networks, or one for each.
+        Order the mini-batches of each network. Networks that share one see the same order.
     rewirers : sequence of Rewirer or None, optional
-        For each network its rewirer, or None. Those of one policy, schedule and step work together. Changed.
+        One for each network, or None. Networks whose policy, schedule and step agree are rewired together.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
-        Whether to compile; by default if the steps are many enough to make up for the seconds that it takes.
-        Without a compiler there is a warning.
+        Whether to compile; by default if there are enough steps. Without a compiler there is a warning.
 
     Returns
     -------
@@ -73,23 +71,73 @@ def train(
     ModelError
         For a network that cannot be stacked; nothing is trained then.
     """
-    given = {
-        "X": X,
-        "y": y,
-        "optimizers": optimizers,
-        "generators": generators,
-        "sample_weight": sample_weight,
-        "early_stopping": early_stopping,
-        "rewirers": rewirers,
-        "decay": decay,
-    }
-    members = check_members(networks, given)
+    members = _members(
+        networks,
+        X=X,
+        y=y,
+        optimizers=optimizers,
+        generators=generators,
+        sample_weight=sample_weight,
+        early_stopping=early_stopping,
+        rewirers=rewirers,
+        decay=decay,
+    )
     keys = [(member.key, batch_size or default_batch_size(len(member.X))) for member in members]
-    readings = [member.reading for member in members]
-    begins = [(generator, generator.get_state()) for generator in generators]
-    for numbers in batches(networks, keys, readings, max((size for _, size in keys), default=1)):
-        for generator, begin in [begins[i] for i in numbers]:  # an earlier batch may have used it, too
-            generator.set_state(begin)
+    orders = [member.order for member in members]
+    initial = [(generator, generator.get_state()) for generator in generators]
+    for numbers in batches(networks, keys, orders, max((size for _, size in keys), default=1)):
+        for generator, state in [initial[i] for i in numbers]:  # an earlier batch may have used it, too
+            generator.set_state(state)
         _, size = keys[numbers[0]]
         Batch([members[i] for i in numbers], size, epochs, compile).run(epochs, on_epoch)
     return [member.history for member in members]
+
+
+def _members(networks: Sequence[nn.Module], **given: Any) -> list[Member]:
+    """Return the checked members of an ensemble; `given` are the fields of `Member`, in their order."""
+    problems, columns = [], []
+    for name, values in given.items():
+        try:
+            columns.append(per_network(values, len(networks), name))
+        except ArgumentError as error:
+            problems.append(str(error))
+    raise_problems(problems, ArgumentError, "the ensemble")
+    members = [Member(i, n, *own) for i, (n, *own) in enumerate(zip(networks, *columns, strict=True))]
+    problems = [f"network {member.number}: {p}" for member in members if (p := _problem(member)) is not None]
+    raise_problems(problems, ArgumentError, "the ensemble")
+    return members
+
+
+def _problem(member: Member) -> str | None:
+    network, optimizer, X, y = member.network, member.optimizer, member.X, member.y
+    architecture(network)
+    first, outputs = next(network.parameters()), list(network.parameters())[-1].shape[0]
+    if y.dim() == 2 and y.is_floating_point():  # probabilities of the classes
+        if outputs < 2 or y.shape[1] != outputs or y.dtype != first.dtype:
+            return (
+                f"y has shape {tuple(y.shape)} and type {y.dtype}; probabilities must be "
+                f"(samples, {outputs}), of type {first.dtype}, for two logits or more."
+            )
+        y = y[:, 0]
+    if X.dim() != 2 or X.shape[1] != first.shape[1] or y.shape != X.shape[:1] or not len(X):
+        return (
+            f"X has shape {tuple(X.shape)} and y {tuple(y.shape)}; give (samples, {first.shape[1]}) and "
+            "(samples,), at least one sample."
+        )
+    if X.dtype != first.dtype or X.device != first.device:
+        return f"X is {X.dtype} on {X.device}, its weights {first.dtype} on {first.device}; they must agree."
+    groups, advice = optimizer.param_groups, "give fpe.training.adam(network)."
+    if type(optimizer) is not torch.optim.Adam or len(groups) != 1 or groups[0]["amsgrad"]:
+        return f"its optimizer is {type(optimizer).__name__}; {advice}"
+    if groups[0]["maximize"] or groups[0].get("decoupled_weight_decay"):
+        return f"its optimizer maximizes or decays weights apart; {advice}"
+    if [id(p) for p in groups[0]["params"]] != [id(p) for p in network.parameters()]:
+        return f"its optimizer is not over its parameters; {advice}"
+    rewirer = member.rewirer
+    if rewirer is None:
+        return None
+    if not isinstance(rewirer, Rewirer):
+        return f"its rewirer is a {type(rewirer).__name__}; give an fpe.Rewirer or None."
+    if rewirer.model is not network or [id(o) for o in rewirer.optimizers] != [id(optimizer)]:
+        return "its rewirer is not for it and its optimizer; give fpe.Rewirer(network, optimizer, …)."
+    return None
