@@ -1,4 +1,4 @@
-"""Splits that look at data, that are learnt, or that are given."""
+"""Splits that use data, that are learned, or that are given."""
 
 import itertools
 
@@ -175,19 +175,19 @@ def test_seats_are_given_by_what_is_wanted():
     assert np.bincount(best_assignment(np.random.default_rng(0).random((3, 8)))).tolist() == [3, 3, 2]
 
 
-def test_a_learnt_split_is_balanced_and_depends_on_the_seed_alone():
+def test_a_learned_split_is_balanced_and_depends_on_the_seed_alone():
     model = fpe.mlp(9, 4, 2, seed=0)
     X = torch.randn(60, 9, generator=torch.Generator().manual_seed(0))
     y = (X[:, 0] * X[:, 1] > 0).long()
     before = [p.clone() for p in model.parameters()]
-    learnt = [fpe.training.learn_split(model, X, y, 2, steps=30, seed=s).children for s in (0, 0, 1)]
-    assert (learnt[0] == learnt[1]).all()
-    assert (learnt[0] != learnt[2]).any()
-    assert (np.apply_along_axis(np.bincount, 1, learnt[0]) == [5, 4]).all()
+    learned = [fpe.training.learn_split(model, X, y, 2, steps=30, seed=s).children for s in (0, 0, 1)]
+    assert (learned[0] == learned[1]).all()
+    assert (learned[0] != learned[2]).any()
+    assert (np.apply_along_axis(np.bincount, 1, learned[0]) == [5, 4]).all()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
-def test_a_learnt_split_keeps_more_clauses_whole_than_chance():
+def test_a_learned_split_keeps_more_clauses_whole_than_chance():
     """Four clauses of four literals: chance keeps one whole with 2 · C(12, 4) / C(16, 8)."""
     whole = []
     for seed in range(4):
@@ -289,7 +289,7 @@ def test_a_split_is_better_if_its_interval_says_so():
     assert found["tables"][0]["rows"][0][:2] == ["sign of the weight", "-0.90 [-1.15, -0.65]"]
 
 
-def test_accuracy_of_a_learnt_split_is_kept_by_saving(tmp_path):
+def test_saving_keeps_the_accuracy_of_a_learned_split(tmp_path):
     """A split by data is in the plan as text; the masks are in the file."""
     model = fpe.mlp(8, 4, 2, seed=0)
     wide = fpe.expand(model, split=fpe.CorrelationSplit(), example_inputs=PAIRS)

@@ -25,7 +25,7 @@ def parent_of(model, seed=3, samples=200):
 
 
 @pytest.mark.parametrize("kind", DYNAMIC)
-def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
+def test_every_network_has_the_parents_count_and_masked_weights_are_zero(kind):
     parent = fpe.mlp(100, 6, 12, seed=1)
     network = DYNAMIC[kind].make(parent_of(parent))
     assert fpe.count_nonzero(network) == fpe.count_nonzero(parent)
@@ -37,14 +37,14 @@ def test_every_network_has_the_parents_count_and_what_is_held_is_zero(kind):
     assert torch.equal(network[0].weight, same[0].weight)
 
 
-def test_what_columns_cannot_pay_for_is_left_out():
+def test_networks_with_too_few_weights_in_whole_inputs_are_skipped():
     """Six children of neurons with 77 outputs cost more inputs than there are."""
     assert DYNAMIC["moved-columns"].possible(384, 77)
     assert not DYNAMIC["moved-columns-x6"].possible(384, 77)
     assert DYNAMIC["moved-x8"].possible(384, 77)
 
 
-def test_erk_gives_a_small_layer_the_greater_density():
+def test_a_small_layer_is_denser_by_erk():
     """Densities are as (inputs + outputs) / (inputs × outputs), up to rounding."""
     uniform, erk = (DYNAMIC[kind].make(parent_of(fpe.mlp(60, 5, 4), 0)) for kind in ("rigl", "rigl-erk"))
     density = [[float(layer.fpe_mask.mean()) for layer in (n[0], n[2])] for n in (uniform, erk)]
@@ -52,7 +52,7 @@ def test_erk_gives_a_small_layer_the_greater_density():
     assert density[1][1] / density[1][0] == pytest.approx((24 / 80) / (80 / 1200), rel=0.1)
 
 
-def test_a_corrected_start_is_nearer_to_the_parent():
+def test_corrected_outgoing_weights_are_nearer_to_the_parent():
     """Least squares leave no more of the difference than any other outgoing weights do; the count stays."""
     parent = fpe.mlp(30, 6, 5, seed=1)
     given = parent_of(parent)
@@ -81,7 +81,7 @@ def test_networks_are_measured_on_held_out_training_data():
     assert by_kind["dense"] * held == pytest.approx(round(by_kind["dense"] * held), abs=1e-3)
 
 
-def test_a_setting_that_is_off_leaves_results_of_before_as_they_were():
+def test_a_setting_that_is_off_does_not_change_earlier_results():
     assert NetworksConfig().to_dict() == {"warmup_epochs": 25, "epochs": 25, "lr": 3e-3, "seed": 0}
     assert NetworksConfig(decay=True).to_dict()["decay"] is True
 
