@@ -358,7 +358,7 @@ def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):
     untrained = run("plan", folder, "--budget", "network", "--target-fraction", "0.5")
     assert untrained.exit_code == 0, untrained.output
     assert "model.layers.{0-1}.mlp.{gate_proj, up_proj}" in untrained.output
-    assert "paid for by the whole network" in untrained.output
+    assert "budget of the whole network" in untrained.output
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from models import MODELS, assert_unchanged, snapshot
 SPLITS = "'random', 'shared', 'gram', '2:4'"
 PRUNES = "'magnitude', 'balanced', 'columns', 'children'"
 HINT = (
-    "Expandable are neurons that a linear layer or convolution makes and another reads, with activations, "
+    "Expandable are neurons that a linear layer or convolution makes and another consumes, with activations, "
     "norms and dropout between."
 )
 
@@ -244,7 +244,7 @@ def test_a_group_by_hand_without_a_batch_to_prove_it_on():
         (fpe.NeuronGroup("hiden", ("last",)), "the model has no layer 'hiden'. Did you mean 'hidden'?"),
         (
             fpe.NeuronGroup("hidden", ()),
-            "the group of 'hidden' has no consumers; name the layers that read it.",
+            "the group of 'hidden' has no consumers; name the layers that consume it.",
         ),
         (fpe.NeuronGroup("first", ("last",)), "'last' has 4 inputs, but 'first' has 6 neurons."),
         (

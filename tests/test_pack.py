@@ -130,7 +130,7 @@ def test_training_packed_is_training_masked(split):
 
 
 def test_whole_columns_are_blocks_and_nothing_else():
-    """d = 5, h = 2, k = 1: four copies are paid for by one column of each block, two entries each."""
+    """d = 5, h = 2, k = 1: four copies are made up for by one column of each block, two entries each."""
     model = nn.Sequential(nn.Linear(5, 2), nn.ReLU(), nn.Linear(2, 1))
     packed = fpe.pack(fpe.expand(model, 2, split="shared", prune="columns"))
     assert isinstance(packed[0], BlockLayer)
