@@ -19,12 +19,10 @@ def child_dtype(factor: int) -> Any:
 
 
 def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """Assign the inputs of each neuron evenly, each neuron by its own draw.
+    """Assign the inputs of each neuron evenly, each neuron by its own draw; all partitions are equally likely.
 
-    Every input first draws a child for itself; then inputs picked at random move from children that
-    have too many to children that have too few. No step looks at which input it is, so all balanced
-    partitions are equally likely. For large layers this is several times as fast as a permutation
-    of each row.
+    Every input draws a child; then inputs picked at random move from children that have too many to those
+    that have too few. For large layers this is several times as fast as a permutation of each row.
     """
     child: np.ndarray = rng.integers(0, factor, (neurons, inputs), dtype=child_dtype(factor))
     wanted = np.full(factor, inputs // factor)
@@ -45,10 +43,9 @@ def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -
 
 
 def clustered(affinity: np.ndarray, neurons: int, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a partition for each neuron that keeps together what belongs together, (neurons, inputs).
+    """Draw a balanced random partition for each neuron and improve it by swaps, (neurons, inputs).
 
-    Each is a balanced random partition, improved by swaps, so that neurons differ where the affinity
-    allows it. `affinity`, (inputs, inputs), is symmetric; below 0 inputs are kept apart.
+    `affinity`, (inputs, inputs), is symmetric; below 0 inputs are kept apart.
     """
     even = np.arange(len(affinity)) % factor
     found = [swapped(affinity, rng.permutation(even), factor) for _ in range(min(neurons, MOST_DRAWS))]
@@ -68,7 +65,6 @@ def swapped(affinity: np.ndarray, child: np.ndarray, factor: int) -> np.ndarray:
     least = 1e-12 * np.abs(affinity).max(initial=0)
 
     def movable(here: int, there: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the inputs of a child that gain most by moving to another, and their gains."""
         members = np.flatnonzero(child == here)
         gains = to[members, there] - to[members, here]
         if len(members) > _CONSIDERED:
@@ -95,10 +91,7 @@ def swapped(affinity: np.ndarray, child: np.ndarray, factor: int) -> np.ndarray:
 
 
 def correlations(inputs: Tensor) -> np.ndarray:
-    """Return the correlations of inputs over samples, (samples, inputs) to (inputs, inputs).
-
-    An input that never changes is correlated with nothing.
-    """
+    """Return the correlations of (samples, inputs), (inputs, inputs); of constant inputs 0."""
     x = inputs.detach().cpu().double().numpy()
     x = x - x.mean(axis=0)
     norm = np.sqrt((x**2).sum(axis=0))

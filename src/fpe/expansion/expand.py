@@ -54,25 +54,21 @@ def expand(
 
     Parameters
     ----------
-    model, factor, split, prune, layers, example_inputs, seed
-        As for `fpe.plan`.
-    budget, convolutions, target_fraction, target
-        As for `fpe.plan`.
     plan : Plan, optional
         What `fpe.plan` returned for this model, instead of all other arguments. Nothing is measured again.
+        All other arguments are those of `fpe.plan`.
 
     Returns
     -------
     nn.Module
-        A copy of `model` of the same class, on the same device, in which the layers concerned are
-        `MaskedLinear` or masked convolutions, and the norms between them wider. ``fpe_plan`` is the applied
-        `Plan`. Of a compiled model it is a copy of the model in it, to be compiled again.
+        A copy of `model` with masked linear layers or convolutions, and wider norms between them. ``fpe_plan``
+        is the applied `Plan`. Of a compiled model it is a copy of the model in it, to be compiled again.
 
     Raises
     ------
     ArgumentError, ModelError, BudgetError
-        As for `fpe.plan`, before anything is copied. ModelError also if the wide model does not run
-        on `example_inputs`, or if `plan` was made for another model.
+        As for `fpe.plan`, before anything is copied. ModelError also if the wide model does not run on
+        `example_inputs`, or if `plan` was made for another model.
 
     Examples
     --------
@@ -100,9 +96,9 @@ def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
         return planner.plan(model, **how)
     if not isinstance(plan, Plan):
         raise ArgumentError(f"plan is a {type(plan).__name__}; give what fpe.plan returned.")
-    default = {n for n, v in how.items() if v is _DEFAULTS.get(n, plan)}
-    default |= {n for n, v in how.items() if isinstance(v, str | int | float) and v == _DEFAULTS.get(n)}
-    if other := [name for name in how if name not in default]:
+    other = [n for n, v in how.items() if v is not _DEFAULTS.get(n, plan)]
+    other = [n for n in other if not isinstance(how[n], str | int | float) or how[n] != _DEFAULTS.get(n)]
+    if other:
         raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
     check_masks(model, "expanding")
@@ -160,12 +156,12 @@ class _Expansion:
             wide += duplicate(producer, [], children, factor, index_map=index_map)
         for name in group.between:
             self.between[name] = widen(self.model.get_submodule(name), index_map)
-        free = [
+        before, after = (
             sum(count_free(w.mask) for w in each)
-            for each in ([*producers, *consumers], [*wide, *consumers_now])
-        ]
+            for each in ((*producers, *consumers), (*wide, *consumers_now))
+        )
         per_neuron = parameters_per_neuron(self.model, group)
-        copies = free[1] - free[0] + (layer.neurons_after - layer.neurons) * per_neuron
+        copies = after - before + (layer.neurons_after - layer.neurons) * per_neuron
         if self.todo.budget == "group":
             with _notes(notes):
                 wide = self.pruned(layer, wide, consumers_now, copies)
@@ -178,7 +174,6 @@ class _Expansion:
         return replace(layer, notes=tuple(notes))
 
     def current(self, name: str) -> Weights:
-        """Return the weights of a layer after the groups done so far."""
         return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
 
     def of_inputs(self, name: str, measured: Tensor) -> Tensor:
@@ -227,9 +222,8 @@ class _Expansion:
         shape = wide[0].weight.shape
         depth = shape[2:].numel() if layer.shares != "taps" else 1
         flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
-        weight, free = wide[0].weight, wide[0].mask
-        if len(wide) > 1:
-            weight, free = torch.cat([w.weight for w in wide]), torch.cat([w.mask for w in wide])
+        pair = [w.weight for w in wide], [w.mask for w in wide]
+        weight, free = (torch.cat(own) if len(own) > 1 else own[0] for own in pair)
         joint = Weights(weight.view(flat), None, free.view(flat))
         blocks = layer.index_map.blocks.repeat(len(wide)) if self.pruning.needs_shared else None
         names = layer.group.producers if self.basis.scores else ()
@@ -244,7 +238,7 @@ class _Expansion:
 
 @contextmanager
 def _notes(notes: list[str]) -> Iterator[None]:
-    """Turn the warnings of splits and prunings, on what they do otherwise than asked, into notes."""
+    """Turn the UserWarnings of splits and prunings into notes."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
@@ -255,14 +249,11 @@ def _notes(notes: list[str]) -> Iterator[None]:
 
 
 def _joint(tensors: list[Tensor], shares: str) -> Tensor:
-    """Return the inputs of a group's neurons as (neurons, inputs), or with what stays together as a last axis."""
+    """Return (neurons, inputs), or (neurons, inputs, depth) where several entries stay together."""
     neurons, inputs = tensors[0].shape[:2]
     shape = (neurons, -1, 1) if shares == "taps" else (neurons, inputs, -1)
-    joint = (
-        torch.cat([t.reshape(shape) for t in tensors], dim=2)
-        if len(tensors) > 1
-        else tensors[0].reshape(shape)
-    )
+    parts = [t.reshape(shape) for t in tensors]
+    joint = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
     return joint.squeeze(2) if joint.shape[2] == 1 else joint
 
 

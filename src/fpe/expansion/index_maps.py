@@ -27,44 +27,23 @@ _ATTRIBUTES = ("fpe_neurons", "fpe_between", "fpe_inputs")
 
 @dataclass(frozen=True)
 class IndexMap:
-    """The neurons of an expanded layer, in their order.
+    """The neurons of an expanded layer, in their order."""
 
-    Attributes
-    ----------
-    neurons, factor : int
-        Parents, and children of each that is expanded.
-    groups : int
-        Groups of adjacent parents with a partition each, if the split is shared.
-    chosen : tuple of int, optional
-        The parents that are expanded, if not all are.
-    dropped : tuple of int
-        Children that were not created, numbered as if all were: parent × factor + child.
-    notes : tuple of str
-        What was done otherwise than asked.
-    members : tuple of int
-        How many producers, modules between and consumers the group had.
-    """
-
-    neurons: int
-    factor: int
-    groups: int = 1
-    chosen: tuple[int, ...] | None = None
-    dropped: tuple[int, ...] = ()
-    notes: tuple[str, ...] = ()
-    members: tuple[int, ...] = ()
+    neurons: int  # parents
+    factor: int  # children of each parent that is expanded
+    groups: int = 1  # groups of adjacent parents with a partition each, if the split is shared
+    chosen: tuple[int, ...] | None = None  # the parents that are expanded, if not all are
+    dropped: tuple[int, ...] = ()  # children that were not created, numbered parent × factor + child
+    notes: tuple[str, ...] = ()  # what was done otherwise than asked
+    members: tuple[int, ...] = ()  # how many producers, modules between and consumers the group had
 
     @cached_property
     def _parent_and_child(self) -> tuple[Tensor, Tensor]:
-        counts = torch.full((self.neurons,), self.factor)
-        if self.chosen is not None:
-            counts = torch.ones_like(counts)
-            counts[list(self.chosen)] = self.factor
-        parent = torch.arange(self.neurons).repeat_interleave(counts)
+        expanded = torch.full((self.neurons,), self.chosen is None)
+        expanded[list(self.chosen or ())] = True
+        parent = torch.arange(self.neurons).repeat_interleave(torch.where(expanded, self.factor, 1))
         child = torch.arange(len(parent)) - torch.searchsorted(parent, parent)
-        if self.chosen is not None:
-            alone = torch.ones(self.neurons, dtype=torch.bool)
-            alone[list(self.chosen)] = False
-            child = child.masked_fill(alone[parent], self.factor)
+        child = child.masked_fill(~expanded[parent], self.factor)
         stays = torch.ones(len(parent), dtype=torch.bool)
         stays[list(self.dropped)] = False
         return parent[stays], child[stays]
@@ -98,8 +77,7 @@ class ExpandedGroup:
     @property
     def complete(self) -> bool:
         """Whether all its layers are in the model."""
-        found = (len(self.producers), len(self.between), len(self.consumers))
-        return found == self.index_map.members
+        return (len(self.producers), len(self.between), len(self.consumers)) == self.index_map.members
 
 
 def groups_in(model: nn.Module) -> list[ExpandedGroup]:
@@ -142,7 +120,7 @@ def drop_maps_(module: nn.Module) -> nn.Module:
 
 
 def memo_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> dict[int, Any]:
-    """Return a memo for copying a model with other modules in the places of some, and the same index maps."""
+    """Return a memo for copying a model with some modules replaced, and with the same index maps."""
     memo: dict[int, Any] = {id(model.get_submodule(name)): new for name, new in replaced.items()}
     return memo | {id(group.index_map): group.index_map for group in groups_in(model)}
 
@@ -162,14 +140,12 @@ def attach_maps_(
                 moved = neuron if columns is None else neuron[columns]
                 inputs.setdefault(name, []).append((index_map, moved))
     for layer in layers:
-        index_map = layer.index_map
-        for name in layer.group.producers:
-            modules[name].fpe_neurons = index_map  # type: ignore[assignment]
-        for name in layer.group.between:
-            modules[name].fpe_between = index_map  # type: ignore[assignment]
-        for name in layer.group.consumers:
-            pair = index_map, origins.neuron_of_inputs(layer, name)
-            inputs.setdefault(name, []).append(pair)
+        index_map, group = layer.index_map, layer.group
+        for attribute, names in (("fpe_neurons", group.producers), ("fpe_between", group.between)):
+            for name in names:
+                setattr(modules[name], attribute, index_map)
+        for name in group.consumers:
+            inputs.setdefault(name, []).append((index_map, origins.neuron_of_inputs(layer, name)))
     for name, pairs in inputs.items():
         modules[name].fpe_inputs = pairs  # type: ignore[assignment]
 

@@ -31,13 +31,6 @@ def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
     nn.Module
         The same model.
 
-    Raises
-    ------
-    ModelError
-        If there is no masked layer.
-    ArgumentError
-        If the seed is no integer of at least 0.
-
     Examples
     --------
     >>> import fpe

@@ -42,19 +42,14 @@ def expand_(
     model : nn.Module
         Its layers concerned are replaced. Not one that is wrapped for several processes already: expand
         it first, on each of them with the same seed, and wrap it then.
-    factor : int, default 2
-        Children of each neuron.
     optimizer : Optimizer or sequence of Optimizer, optional
         All that train the model. Their parameter groups get the new parameters in the places of the old;
         rates and schedules continue. Without any, make the optimizer afterwards.
     moments : str, default "fresh"
         ``"fresh"``: the optimizer forgets its moments and step counts, as a new one would. ``"kept"``: each
-        child has those of its parent, and masked weights have none; state that is not entry by entry, such as
-        a step count, stays.
-    plan : Plan, optional
-        What `fpe.plan` returned for this model, instead of `how`.
-    **how
-        All other arguments of `fpe.expand`: split, prune, layers, example_inputs, seed and so on.
+        child has those of its parent, and masked weights have none; a step count stays.
+    factor, plan, **how
+        As for `fpe.expand`.
 
     Returns
     -------
@@ -64,8 +59,7 @@ def expand_(
     Raises
     ------
     ArgumentError
-        For an unknown `moments`, what is no optimizer, or, to keep it, state that is not entry by entry, as
-        that of LBFGS and Adafactor.
+        For an unknown `moments`, what is no optimizer, or state that cannot be kept (LBFGS, Adafactor).
     ModelError, BudgetError
         As for `fpe.expand`; hooks on parameters that are not replaced stay.
 
@@ -147,8 +141,7 @@ def _trained(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _inner(optimizer: Any) -> Any:
-    """Return the optimizer that accelerate has wrapped."""
-    return getattr(optimizer, "optimizer", optimizer)
+    return getattr(optimizer, "optimizer", optimizer)  # the one that accelerate has wrapped
 
 
 def _warn_of_untrained(optimizers: list[Optimizer], pairs: list[Pair]) -> None:
@@ -199,16 +192,13 @@ def _lifted(
 def _replace_parameters_(
     optimizer: Optimizer, new_of: dict[int, nn.Parameter], states: dict[int, dict[str, Any]], moments: str
 ) -> None:
-    """Let an optimizer train the new parameters in the places of the old."""
     for group in optimizer.param_groups:
         for position, old in enumerate(group["params"]):
-            new = new_of.get(id(old))
-            if new is None:
-                continue
-            group["params"][position] = new
-            optimizer.state.pop(old, None)
-            if states.get(id(old)):
-                optimizer.state[new] = cast(Any, states[id(old)])
+            if (new := new_of.get(id(old))) is not None:
+                group["params"][position] = new
+                optimizer.state.pop(old, None)
+                if states.get(id(old)):
+                    optimizer.state[new] = cast(Any, states[id(old)])
     if moments == "fresh":
         optimizer.state.clear()
     inner = _inner(optimizer)

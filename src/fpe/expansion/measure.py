@@ -39,10 +39,7 @@ _WRITTEN_DOWN = "the forward pass has the number of neurons written down, in a v
 
 
 class Measurements:
-    """The inputs of some layers on a batch, measured when they are first asked for, in one forward pass.
-
-    A copy of the model is run, in evaluation mode. Each position of a text or an image is a sample.
-    """
+    """The inputs of some layers on a batch, measured in one forward pass of a copy when first asked for."""
 
     def __init__(self, model: nn.Module, names: Sequence[str], batch: Any, samples: bool) -> None:
         self.model, self.names, self.batch, self.samples = model, names, batch, samples
@@ -78,7 +75,7 @@ class Measurements:
         return self._seen[name]
 
     def scale(self, name: str) -> Tensor:
-        """Return the root mean square of each input, or channel, of a layer, (inputs,), in double precision."""
+        """Return the root mean square of each input, or channel, of a layer, (inputs,), as float64."""
         return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
 
     def inputs(self, name: str) -> Tensor:
@@ -93,7 +90,7 @@ def _thinned(x: Tensor) -> Tensor:
 def scores_of(
     model: nn.Module, groups: Sequence[NeuronGroup], pruning: Pruning, measured: Measurements
 ) -> dict[str, Tensor]:
-    """Return what the weights of each producer are multiplied by before they are ranked, (neurons, inputs, *taps)."""
+    """Return the factors of each producer's weights in a ranking, (neurons, inputs, *taps)."""
     scores, problems = {}, []
     for name in [name for group in groups for name in group.producers] if pruning.needs_scores else ():
         layer = model.get_submodule(name)
@@ -134,11 +131,7 @@ def inputs_of(names: Sequence[str], measured: Measurements) -> dict[str, Tensor]
 def most_polysemantic(
     model: nn.Module, group: NeuronGroup, fraction: float, target: str, measured: Measurements
 ) -> tuple[int, ...] | None:
-    """Choose the neurons of a group that are expanded, at least one; None for all.
-
-    By ``"participation"``, the participation ratio of all incoming weights, or by ``"capacity"``, how little
-    feature capacity the inputs of a neuron have, each scaled by its root mean square on the data.
-    """
+    """Choose the neurons of a group that are expanded, at least one, by a target of `fpe.plan`; None for all."""
     producers = [model.get_submodule(name) for name in group.producers]
     weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
     count = max(1, round(fraction * len(weight)))
@@ -170,10 +163,9 @@ def shapes_of(
 def width_problems(
     model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
 ) -> dict[str, str]:
-    """Return the groups with which a wider model does not run, or has outputs of other shapes than `expected`.
+    """Return, by name, why groups cannot be wider: a copy does not run in both modes, or its outputs' shapes change.
 
-    Copies are run, in evaluation and in training mode. All groups are widened at once; only if that copy fails
-    are there more, by halves. The reason is a clause, by the name of the group.
+    All groups are widened at once; only if that copy fails are there more, by halves.
     """
     trains: list[bool] = []
 
@@ -245,17 +237,16 @@ def free_weights(model: nn.Module, name: str) -> int:
     return oriented_weight(layer).numel() if mask is None else count_free(mask)
 
 
-def free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> list[tuple[int, int]]:
-    """Count each consumer's free weights for the neurons to be expanded, and the others."""
-    neurons, counts = size_of(model, group.name)[0], []
+def free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> tuple[int, int]:
+    """Count the consumers' free weights for the neurons to be expanded, and the others."""
+    neurons, which = size_of(model, group.name)[0], torch.tensor(list(expanded))
+    own = total = 0
     for position, name in enumerate(group.consumers):
-        total, mask = free_weights(model, name), mask_of(model.get_submodule(name))
-        mine = torch.isin(
-            layout_neurons(layout_for(model, group, position), neurons), torch.tensor(list(expanded))
-        )
+        free, mask = free_weights(model, name), mask_of(model.get_submodule(name))
+        mine = torch.isin(layout_neurons(layout_for(model, group, position), neurons), which)
+        total += free
         if mask is None:
-            own = int(mine.sum()) * (total // len(mine))
+            own += int(mine.sum()) * (free // len(mine))
         else:
-            own = count_free(mask[:, mine.to(mask.device)].contiguous())
-        counts.append((own, total - own))
-    return counts
+            own += count_free(mask[:, mine.to(mask.device)].contiguous())
+    return own, total - own

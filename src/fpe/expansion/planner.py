@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,13 +29,7 @@ from fpe.expansion.selection import Chosen, Layers, select, without
 from fpe.expansion.splits import Split, as_split
 from fpe.graph import NeuronGroup
 from fpe.graph.inputs import inputs_for
-from fpe.graph.layers import (
-    OVER_NEURONS,
-    bias_of,
-    memory_problem,
-    oriented_weight,
-    size_of,
-)
+from fpe.graph.layers import OVER_NEURONS, bias_of, memory_problem, oriented_weight, size_of
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
 
@@ -129,23 +122,13 @@ def plan(
     non-zero parameters of the network, before and after: 46
     """
     model = uncompiled(model)
-    own_split, pruning = check_arguments(
-        model,
-        factor,
-        split,
-        prune,
-        seed,
-        layers,
-        budget,
-        convolutions,
-        target_fraction,
-        target,
-        example_inputs,
+    choices = {"budget": budget, "convolutions": convolutions, "target": target}
+    data = example_inputs is not None
+    own_split, pruning = _check_arguments(
+        model, factor, split, prune, layers, seed, target_fraction, choices, data
     )
     check_masks(model, "expanding")
-    batch = example_inputs
-    if batch is None and isinstance(model, nn.Module):
-        batch = inputs_for(model)
+    batch = example_inputs if data else inputs_for(model)
     chosen, skipped = select(model, layers, factor, example_inputs)
     producers = [name for group, _ in chosen for name in group.producers]
     measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
@@ -154,14 +137,13 @@ def plan(
         problems = layer_problems(model, [group for group, _ in chosen])
         wanted = [most_polysemantic(model, g, target_fraction, target, measured) for g, _ in chosen]
         planned = _layer_plans(model, chosen, wanted, convolutions, own_split, pruning)
-        problems += _split_problems(model, planned, own_split, pruning)
+        problems += [p for layer in planned for p in _split_problems(model, layer, own_split, pruning)]
         raise_problems(problems, ModelError, "the layers to expand")
         _check_budget(model, planned, pruning, budget)
         return planned
 
     planned, shapes = planned_for(chosen), None
-    if batch is not None:
-        # Only what has been verified is worth widening.
+    if batch is not None:  # only what has been verified is worth widening
         if reasons := unverified(model, [group for group, _ in chosen], batch):
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
@@ -177,34 +159,28 @@ def plan(
     return Plan(tuple(planned), skipped, factor, *how, nonzero=count_nonzero(model), basis=basis)
 
 
-def check_arguments(
-    model: nn.Module,
-    factor: int,
-    split: str | Split,
-    prune: str | Pruning,
-    seed: int,
-    layers: Any = None,
-    budget: str = "group",
-    convolutions: str = "channels",
-    target_fraction: float = 1.0,
-    target: str = "participation",
-    example_inputs: Any = None,
+def _check_arguments(
+    model: Any,
+    factor: Any,
+    split: Any,
+    prune: Any,
+    layers: Any,
+    seed: Any,
+    target_fraction: Any,
+    choices: dict[str, Any],
+    data: bool,
 ) -> tuple[Split, Pruning]:
     """Check what can be checked without looking into the model, and report all problems at once."""
-    problems = []
-    if not isinstance(model, torch.nn.Module):
-        problems.append(f"model is a {type(model).__name__}; give a torch.nn.Module.")
-    elif problem := wrapped_problem(model):
-        problems.append(problem)
-    if problem := factor_problem(factor):
-        problems.append(problem)
+    problems = [_model_problem(model), factor_problem(factor)]
     if isinstance(layers, Mapping):
         problems += [f"layers[{entry!r}]: {p}" for entry, f in layers.items() if (p := factor_problem(f))]
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-    for (name, allowed), value in zip(_ALLOWED.items(), (budget, convolutions, target), strict=True):
-        if value not in allowed:
-            problems.append(f"{name} is {value!r}; give {' or '.join(map(repr, allowed))}.")
+    problems += [
+        f"{name} is {value!r}; give {' or '.join(map(repr, _ALLOWED[name]))}."
+        for name, value in choices.items()
+        if value not in _ALLOWED[name]
+    ]
     if not isinstance(target_fraction, int | float) or not 0 < target_fraction <= 1:
         problems.append(f"target_fraction is {target_fraction!r}; give a number above 0 and at most 1.")
     own_split, pruning = Split(), Pruning()
@@ -216,35 +192,38 @@ def check_arguments(
         pruning = as_pruning(prune)
     except FPEError as error:
         problems.append(str(error))
-    else:
-        if pruning.needs_shared and not own_split.shared and type(own_split) is not Split:
+    if pruning.needs_shared:
+        if not own_split.shared and type(own_split) is not Split:
             problems.append(
-                f"prune {pruning!r} needs one partition for all neurons of a layer, which split {own_split!r} does "
-                "not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'."
+                f"prune {pruning!r} needs one partition for all neurons of a layer, which split "
+                f"{own_split!r} does not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or "
+                "prune='magnitude'."
             )
-        if pruning.needs_shared and budget == "network":
+        if choices["budget"] == "network":
             problems.append(
                 f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'."
             )
-        if pruning.needs_shared and target_fraction != 1:
+        if target_fraction != 1:
             problems.append(
                 f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
                 "prune='magnitude'."
             )
-    for what, needs in (
-        (f"split={own_split!r}", own_split.needs_inputs),
-        (f"prune={pruning!r}", pruning.needs_scores == "inputs"),
-    ):
-        if needs and example_inputs is None:
-            problems.append(
-                f"{what} needs the inputs of each layer on data; give example_inputs=…, a batch of them."
-            )
-    raise_problems(problems, ArgumentError, "the arguments")
+    needs = {
+        f"split={own_split!r}": own_split.needs_inputs,
+        f"prune={pruning!r}": pruning.needs_scores == "inputs",
+    }
+    problems += [
+        f"{what} needs the inputs of each layer on data; give example_inputs=…, a batch of them."
+        for what, needed in needs.items()
+        if needed and not data
+    ]
+    raise_problems([p for p in problems if p], ArgumentError, "the arguments")
     return own_split, pruning
 
 
-def wrapped_problem(model: nn.Module) -> str | None:
-    """Say that a model, or a part of it, is scripted or wrapped for several processes, or return None."""
+def _model_problem(model: Any) -> str | None:
+    if not isinstance(model, nn.Module):
+        return f"model is a {type(model).__name__}; give a torch.nn.Module."
     for name, module in model.named_modules():
         where = f"{name!r} in the model" if name else "model"
         if isinstance(module, torch.jit.ScriptModule):
@@ -294,77 +273,66 @@ def _layer_plans(
         if shares == "taps" or (shares == "channels" and inputs < factor):
             shares, inputs = "taps", inputs * taps
         expanded = range(neurons) if some is None else some
-        mine, others = (sum(counts) for counts in zip(*free_by_neuron(model, group, expanded), strict=True))
+        mine, others = free_by_neuron(model, group, expanded)
         biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
         others += sum(bias.numel() for bias in biases if bias is not None)
         per_neuron = parameters_per_neuron(model, group)
         copies = (factor - 1) * (mine + per_neuron * len(expanded))
         own = sum(free_weights(model, name) for name in group.producers)
-        groups, entries = (
-            split.num_groups(neurons),
-            len(group.producers) * (taps if shares == "channels" else 1),
-        )
+        groups = split.num_groups(neurons)
+        entries = len(group.producers) * (taps if shares == "channels" else 1)
         dropped, note = pruning.expected_dropped(neurons, groups, factor, inputs, entries, copies)
         after = neurons + len(expanded) * (factor - 1) - dropped
         free = own + mine + others + per_neuron * neurons
-        layer = LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups)
-        planned.append(replace(layer, notes=(note,) if note else ()))
+        notes = (note,) if note else ()
+        planned.append(
+            LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups, (), notes)
+        )
         for position, name in enumerate(group.consumers):
             runs = layout_for(model, group, position)
             grown[name] = grown.get(name, 0) + (after - neurons) * sum(k for k in runs if k > 0)
     return planned
 
 
-def _split_problems(
-    model: nn.Module, planned: Sequence[LayerPlan], split: Split, pruning: Pruning
-) -> list[str]:
+def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
     problems = []
-    for layer in planned:
-        factor, name = layer.factor, layer.group.name
-        if factor > layer.inputs:
+    factor, name = layer.factor, layer.group.name
+    if factor > layer.inputs:
+        problems.append(
+            f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
+            f"some child would have none; give a factor from 1 to {layer.inputs}."
+        )
+    elif split.needs_inputs and layer.shares == "taps":
+        problems.append(
+            f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
+            "convolutions='channels' and no more children than channels, or another split."
+        )
+    elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
+        problems.append(f"layer {name!r}: {problem}.")
+    for between in layer.group.between:
+        norm = model.get_submodule(between)
+        if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
             problems.append(
-                f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
-                f"some child would have none; give a factor from 1 to {layer.inputs}."
+                f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would count "
+                "the expanded ones more often than the others; leave target_fraction out for this layer."
             )
-        elif split.needs_inputs and layer.shares == "taps":
+        if pruning.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
             problems.append(
-                f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
-                "convolutions='channels' and no more children than channels, or another split."
+                f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} equal "
+                "pieces, and would lose unequal numbers of children from them; give prune='magnitude', or "
+                "leave this layer out."
             )
-        elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
-            problems.append(f"layer {name!r}: {problem}.")
-        for between in layer.group.between:
-            norm = model.get_submodule(between)
-            if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
-                problems.append(
-                    f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would "
-                    "count the expanded ones more often than the others; leave target_fraction out for this "
-                    "layer."
-                )
-            if pruning.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
-                problems.append(
-                    f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} "
-                    "equal pieces, and would lose unequal numbers of children from them; give "
-                    "prune='magnitude', or leave this layer out."
-                )
     return problems
 
 
 def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruning, budget: str) -> None:
     """Check that enough weights can be pruned."""
-    if budget == "network":
-        names = dict.fromkeys(n for p in planned for n in (*p.group.producers, *p.group.consumers))
-        copies = sum(layer.copies for layer in planned)
-        capacity = sum(free_weights(model, n) for n in names) + copies
-        if copies > capacity:
-            raise BudgetError(
-                f"the expansion makes {copies} copies, but only {capacity} weights can be pruned."
-            )
+    if budget == "network":  # the copies themselves can be pruned
         return
     problems = []
     for layer in planned:
         group = layer.group
-        mine = sum(own for own, _ in free_by_neuron(model, group, layer.chosen or range(layer.neurons)))
+        mine, _ = free_by_neuron(model, group, layer.chosen or range(layer.neurons))
         weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
         shape = oriented_weight(model.get_submodule(group.name)).shape
         taps = shape[2:].numel() if layer.shares != "taps" else 1

@@ -33,15 +33,6 @@ SINGLE_WEIGHTS = (
 class Pruning:
     """The base of all prunings; a user's own may derive from it, or only have `needs_shared` and `prune_`.
 
-    Attributes
-    ----------
-    needs_shared : bool
-        Whether all neurons of a layer, or of a group of neurons, must have one partition.
-    needs_scores : str
-        What must be measured of each layer first: ``"inputs"`` on a batch, ``"gradients"``, or nothing.
-    drops_children : bool
-        Whether some children are not created.
-
     Examples
     --------
     Prune the last weights of each layer first:
@@ -61,9 +52,9 @@ class Pruning:
     True
     """
 
-    needs_shared: bool = False
-    needs_scores: str = ""
-    drops_children: bool = False
+    needs_shared: bool = False  # whether all neurons of a layer, or group of neurons, must have one partition
+    needs_scores: str = ""  # what must be measured of each layer first: "inputs", "gradients" or nothing
+    drops_children: bool = False  # whether some children are not created
 
     def prune_(
         self,
@@ -122,7 +113,7 @@ class Pruning:
 
 
 class _OwnPruning(Pruning):
-    """A user's object that has no more than ``needs_shared`` and ``prune_``; what it prunes is checked."""
+    """A user's object that has only ``needs_shared`` and ``prune_``; what it prunes is checked."""
 
     def __init__(self, own: Any) -> None:
         self.own, self.needs_shared = own, bool(own.needs_shared)
@@ -151,10 +142,6 @@ class MagnitudePruning(Pruning):
         a network that was not trained before its expansion outgoing weights are large only because their
         layer has few inputs, so that magnitudes do not compare layers.
 
-    Raises
-    ------
-    ArgumentError
-        If `consumers` is not above 0 and below 1.
     """
 
     consumers: float | None = None
@@ -171,10 +158,7 @@ class MagnitudePruning(Pruning):
         return f"MagnitudePruning({'' if self.consumers is None else f'consumers={self.consumers}'})"
 
     def prune_(self, weights: Tensors, masks: Tensors, count: int, factor: int, **given: Given) -> None:
-        """Mask the `count` free weights of smallest magnitude; see `Pruning.prune_`.
-
-        Of equal magnitudes the earlier is pruned first, in the order of `weights` and row by row.
-        """
+        """Mask the `count` free weights of smallest magnitude; of equal ones the earlier are pruned first."""
         free = sum(map(count_free, masks))
         if count > free:
             raise BudgetError(f"{count} weights are to be pruned, but only {free} are free.")
@@ -204,10 +188,6 @@ class InputPruning(Pruning):
         the change of the loss, as SNIP ranks single weights (Lee et al., 2019); the gradient is that which
         ``loss.backward()`` stored in the layer.
 
-    Raises
-    ------
-    ArgumentError
-        For an unknown ranking.
     """
 
     by: str = "norm"
@@ -233,28 +213,17 @@ class InputPruning(Pruning):
         """Return how many weights the columns have, without the last one of each block."""
         return entries * (inputs - factor)
 
-    def prune_(
-        self,
-        weights: Tensors,
-        masks: Tensors,
-        count: int,
-        factor: int,
-        *,
-        blocks: Given = None,
-        scores: Given = None,
-    ) -> None:
-        """Mask whole columns of ``weights[0]``, `count` entries in all; see `Pruning.prune_`.
+    def prune_(self, weights: Tensors, masks: Tensors, count: int, factor: int, **given: Given) -> None:
+        """Mask whole columns of ``weights[0]``, `count` entries in all; of equal ranks the earlier first.
 
-        Of columns of equal rank the earlier is pruned first, in the order of the blocks and of the inputs of
-        each. By default all first children make one block, all second ones another, and any column may be
-        pruned; with more blocks, all keep as many inputs, or one more.
+        By default all first children make one block, all second ones another, and any column may be pruned;
+        with more blocks, all keep as many inputs, or one more.
         """
-        if blocks is None:
-            blocks = torch.arange(len(weights[0])) % factor
+        blocks = _blocks(weights[0], factor, given)
         even = int(blocks.max()) >= factor
         scaled = weights[0].detach().float()
         if self.by != "norm":
-            if scores is None:
+            if (scores := given.get("scores")) is None:
                 raise ArgumentError(
                     f"{self!r} ranks by what was measured of the layer; give scores=…, or call fpe.expand, "
                     "which measures it."
@@ -284,19 +253,9 @@ class ChildPruning(Pruning):
     needs_shared = True
     drops_children = True
 
-    def prune_(
-        self,
-        weights: Tensors,
-        masks: Tensors,
-        count: int,
-        factor: int,
-        *,
-        blocks: Given = None,
-        scores: Given = None,
-    ) -> None:
+    def prune_(self, weights: Tensors, masks: Tensors, count: int, factor: int, **given: Given) -> None:
         """Mask what remains after whole children were dropped: whole columns, or else single weights."""
-        if blocks is None:
-            blocks = torch.arange(len(weights[0])) % factor
+        blocks = _blocks(weights[0], factor, given)
         rank = _per_block(weights[0].detach().float(), blocks, lambda w: w.norm(dim=(0, 2)))
         try:
             _prune_columns(weights[:1], masks[:1], count, blocks, rank, even=True)
@@ -348,6 +307,11 @@ def as_pruning(prune: Any) -> Pruning:
     if isinstance(prune, type) or not all(hasattr(prune, name) for name in ("needs_shared", "prune_")):
         raise ArgumentError(f"prune is {prune!r}; give one of {names}, or an object such as InputPruning().")
     return _OwnPruning(prune)
+
+
+def _blocks(weight: Tensor, factor: int, given: dict[str, Given]) -> Tensor:
+    blocks = given.get("blocks")
+    return torch.arange(len(weight)) % factor if blocks is None else blocks
 
 
 def _prune_columns(

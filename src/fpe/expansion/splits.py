@@ -23,18 +23,10 @@ from fpe.expansion.clusters import balanced, child_dtype, clustered, correlation
 
 
 class Split:
-    """The base of all splits; a user's own may derive from it, or only have `shared`, `problem` and `assign`.
+    """The base of all splits; a user's own may derive from it, or only have `shared`, `problem` and `assign`."""
 
-    Attributes
-    ----------
-    shared : bool
-        Whether all neurons of a layer get the same partition, so that the layer is ``factor`` dense blocks.
-    needs_inputs : bool
-        Whether the split must see a layer's inputs: `on` is then called before `assign`.
-    """
-
-    shared: bool = False
-    needs_inputs: bool = False
+    shared: bool = False  # whether all neurons of a layer have one partition: `factor` dense blocks
+    needs_inputs: bool = False  # whether `on` is called with a layer's inputs before `assign`
 
     def problem(self, inputs: int, factor: int) -> str | None:
         """Say, in a clause, why a layer of that many inputs cannot be split; None if it can."""
@@ -226,14 +218,8 @@ class GramSplit(Split):
 
         inputs = weight.shape[1]
         clusters = self.clusters or min(inputs, max(2 * factor, round(inputs**0.5)))
-        w = (
-            weight.detach()
-            .cpu()
-            .double()
-            .reshape(len(weight), inputs, -1)
-            .transpose(1, 2)
-            .reshape(-1, inputs)
-        )
+        w = weight.detach().cpu().double().reshape(len(weight), inputs, -1)
+        w = w.transpose(1, 2).reshape(-1, inputs)
         kmeans = KMeans(clusters, n_init=4, random_state=int(rng.integers(2**31)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fewer clusters: said below where it matters

@@ -27,21 +27,11 @@ from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 @dataclass
 class Weights:
-    """The tensors of a linear layer or a convolution.
+    """The tensors of a linear layer or a convolution."""
 
-    Attributes
-    ----------
-    weight : Tensor
-        Shape (outputs, inputs), of a convolution (outputs, inputs, *taps); zero where the mask is.
-    bias : Tensor or None
-        Shape (outputs,).
-    mask : Tensor
-        Shape and type of the weight, 1 where it is free.
-    """
-
-    weight: Tensor
-    bias: Tensor | None
-    mask: Tensor
+    weight: Tensor  # (outputs, inputs), of a convolution (outputs, inputs, *taps); zero where the mask is
+    bias: Tensor | None  # (outputs,)
+    mask: Tensor  # shape and type of the weight, 1 where it is free
 
     @classmethod
     def of(cls, layer: nn.Module) -> Weights:
@@ -54,23 +44,14 @@ class Weights:
 
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
-    """Assign each input of each neuron to one of its children.
+    """Assign each input of each neuron to one of its children: integers 0 … factor − 1, (neurons, inputs).
 
     Parameters
     ----------
     weight : Tensor
         Shape (neurons, inputs), or (neurons, inputs, depth) if several entries of an input stay together.
-    factor : int
-        Number of children.
-    split : Split
-        Makes the assignment.
-    rng : numpy.random.Generator
-        Source of the draws.
-
-    Returns
-    -------
-    Tensor
-        Integers 0 … factor − 1 of shape (neurons, inputs), on the weight's device.
+    factor, split, rng : int, Split, numpy.random.Generator
+        Number of children, what assigns them, and the source of its draws.
 
     Raises
     ------
@@ -119,7 +100,7 @@ def duplicate(
     factor : int
         Children of each neuron.
     columns : sequence of tuple of int, optional
-        For each consumer the layout of its inputs, as in `NeuronGroup.input_layouts`; by default they are the neurons.
+        For each consumer the layout of its inputs, as in `NeuronGroup`; by default they are the neurons.
     index_map : IndexMap, optional
         The new neurons; by default all children of all neurons.
 
@@ -169,18 +150,9 @@ def prune_(
     blocks: Tensor | None = None,
     scores: Tensor | None = None,
 ) -> None:
-    """Mask as many weights, in place, as were copied: the count of non-zeros is the parent's again.
+    """Mask `count` weights of what `duplicate` returned, in place: as many as were copied.
 
-    Parameters
-    ----------
-    wide : sequence of Weights
-        What `duplicate` returned.
-    count : int
-        How many weights to prune.
-    pruning : Pruning
-        Which ones.
-    factor, blocks, scores
-        As for `Pruning.prune_`.
+    The other arguments are those of `Pruning.prune_`.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
     pruning.prune_(weights, masks, count, factor, blocks=blocks, scores=scores)
@@ -189,19 +161,9 @@ def prune_(
 
 
 def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
-    """Make the layer in which masked weights stay zero.
+    """Make the masked layer that replaces `layer`: a `MaskedLinear` for any linear layer, a masked convolution.
 
-    Parameters
-    ----------
-    layer : nn.Module
-        The layer that it replaces: gives stride and padding, training mode and what is trained.
-    weights : Weights
-        Kept by the new layer.
-
-    Returns
-    -------
-    MaskedLayer
-        A `MaskedLinear` for any linear layer, a masked convolution for a convolution.
+    It keeps the tensors of `weights`, and of `layer` stride, padding, training mode and what is trained.
     """
     masked: MaskedLayer
     if is_linear(layer):
