@@ -19,7 +19,7 @@ from fpe.graph.layers import (
     is_layer,
     kind_problem,
     layer_problem,
-    size_of,
+    oriented_weight,
     what_it_is,
     width_problem,
 )
@@ -38,15 +38,12 @@ def select(
 
     A group given by hand replaces one that was found for a producer of it, with its own factor.
     """
-    if isinstance(layers, str | NeuronGroup):
-        layers = [layers]
     if layers is None:
-        found = find_groups(model, example_inputs)
-        groups, skipped = _by_default(model, found)
+        groups, skipped = _by_default(model, find_groups(model, example_inputs))
         if not groups:
             raise ModelError(_nothing(model, skipped))
         return [(group, factor) for group in groups], skipped
-    factors: dict[str | NeuronGroup, int] = dict.fromkeys(layers, factor)
+    factors = dict.fromkeys(_entries(layers), factor)
     if isinstance(layers, Mapping):
         factors.update(layers.items())
     given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
@@ -56,12 +53,12 @@ def select(
             f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
             "which it can be verified."
         )
-    raise_problems(_contradictions(factors), ArgumentError, "layers")
+    raise_problems(_contradictions(given, factors), ArgumentError, "layers")
     found = find_groups(model, example_inputs) if names else Found((), ())
     by_hand = {name: group for group in given for name in group.producers}
     problems = [p for name in names if (p := _name_problem(model, name, found, by_hand))]
     problems += [p for group in given for p in _given_problems(model, group)]
-    if not layers:
+    if not factors:
         problems.append("layers is empty; name at least one layer, or leave it out.")
     raise_problems(problems, ModelError, "the layers to expand")
     chosen: dict[NeuronGroup, int] = {}
@@ -69,33 +66,38 @@ def select(
     for group in found.groups:
         instead = [by_hand[name] for name in group.producers if name in by_hand]
         patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
-        if instead:
-            chosen |= {own: factors[own] for own in instead}
-            reason = f"the group of {instead[0].name!r} is given by hand without it"
-            others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
-        elif patterns:
+        if patterns and not instead:
             chosen[group] = factors[patterns[-1]]
-        else:
-            others += [Skipped(name, "it was not asked for") for name in group.producers]
+            continue
+        chosen |= {own: factors[own] for own in instead}
+        reason = (
+            f"the group of {instead[0].name!r} is given by hand without it"
+            if instead
+            else "it was not asked for"
+        )
+        others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
     chosen |= {group: factors[group] for group in given}
     return list(chosen.items()), (*others, *(skip for skip in found.skipped if skip.name not in by_hand))
 
 
-def _contradictions(factors: Mapping[str | NeuronGroup, int]) -> list[str]:
-    given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
+def _entries(layers: str | NeuronGroup | Layers | None) -> list[str | NeuronGroup]:
+    return [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
+
+
+def _contradictions(given: Sequence[NeuronGroup], factors: Mapping[str | NeuronGroup, int]) -> list[str]:
     problems = []
     for position, group in enumerate(given):
-        for other in given[:position]:
-            if both := [name for name in group.producers if name in other.producers]:
-                problems.append(
-                    f"{both[0]!r} is a producer of two groups given by hand: {other} and {group}; give one."
-                )
-        for name in group.producers:
-            if factors.get(name, factors[group]) != factors[group]:
-                problems.append(
-                    f"{name!r} has factor {factors[name]} by its name, and {factors[group]} by the group of "
-                    f"{group.name!r} that is given by hand; give one of them."
-                )
+        problems += [
+            f"{both[0]!r} is a producer of two groups given by hand: {other} and {group}; give one."
+            for other in given[:position]
+            if (both := [name for name in group.producers if name in other.producers])
+        ]
+        problems += [
+            f"{name!r} has factor {factors[name]} by its name, and {factors[group]} by the group of "
+            f"{group.name!r} that is given by hand; give one of them."
+            for name in group.producers
+            if factors.get(name, factors[group]) != factors[group]
+        ]
     return problems
 
 
@@ -107,24 +109,20 @@ def without(
     reasons: Mapping[str, str],
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
     """Drop groups that turn out not to be expandable, with reasons by name, unless their layers were named."""
-    asked = [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
-    named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in asked}
+    named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in _entries(layers)}
     failed = [group for group, _ in chosen if group.name in reasons]
-    raise_problems(
-        [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)],
-        ModelError,
-        "the layers to expand",
-    )
+    problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)]
+    raise_problems(problems, ModelError, "the layers to expand")
     more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
     free = {
         _consumes(g.name): f"{_consumes(g.name, 'was to be')}; name it in layers=… to expand it"
         for g in failed
     }
-    skipped = tuple(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped)
+    skipped = (*more, *(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped))
     kept = [(group, factor) for group, factor in chosen if group.name not in reasons]
     if not kept:
-        raise ModelError(_nothing(model, (*more, *skipped)))
-    return kept, (*more, *skipped)
+        raise ModelError(_nothing(model, skipped))
+    return kept, skipped
 
 
 def _by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
@@ -178,26 +176,27 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
     shown = ", ".join(map(repr, expandable[:12])) or "none"
     allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
     if name in names:
-        kind = what_it_is(model.get_submodule(name)).removeprefix("it is ")
-        return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
+        return f"layer {name!r} is {_kind(model.get_submodule(name))}, which has no neurons of its own. {allowed}"
     if any(character in name for character in "*?["):
         return f"no layer that can be expanded matches {name!r}. {allowed}"
     return f"the model has no layer {name!r}.{did_you_mean(str(name), names)} {allowed}"
 
 
+def _kind(module: nn.Module) -> str:
+    return what_it_is(module).removeprefix("it is ")
+
+
 def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     known = Names(model)
-    modules = known.modules
-    names = [*group.producers, *group.consumers, *group.between]
-    missing = [n for n in names if n not in modules]
-    if missing:
+    modules, names = known.modules, [*group.producers, *group.consumers, *group.between]
+    if missing := [n for n in names if n not in modules]:
         return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
     problems = [f"{n!r} {p}." for n in names if (p := layer_problem(known, n))]
     for n in (*group.producers, *group.consumers):
         if not is_layer(modules[n]):
-            kind = what_it_is(modules[n]).removeprefix("it is ")
             problems.append(
-                f"{n!r} is {kind}; producers and consumers are linear layers and convolutions that fpe knows."
+                f"{n!r} is {_kind(modules[n])}; producers and consumers are linear layers and convolutions that "
+                "fpe knows."
             )
         elif problem := kind_problem(modules[n]):
             problems.append(f"{n!r} {problem}.")
@@ -209,27 +208,28 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
             f"the group of {group.name!r} has {len(group.consumers)} consumers and input_layouts for "
             f"{len(group.input_layouts)}; give a layout for each, or for none."
         )
-    return problems or _width_problems(model, group)
+    return problems or _width_problems(modules, group)
 
 
-def _width_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
-    modules = dict(model.named_modules())
-    neurons = size_of(model, group.name)[0]
+def _width_problems(modules: Mapping[str, nn.Module], group: NeuronGroup) -> list[str]:
+    shapes = {n: oriented_weight(modules[n]).shape for n in (*group.producers, *group.consumers)}
+    neurons = shapes[group.name][0]
     problems = [
-        f"{n!r} has weights of shape {tuple(modules[n].weight.shape)}, {group.name!r} of "
-        f"{tuple(modules[group.name].weight.shape)}; producers of one group are alike."
+        f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(shapes[group.name])}; "
+        "producers of one group are alike."
         for n in group.producers[1:]
-        if modules[n].weight.shape != modules[group.name].weight.shape
+        if shapes[n] != shapes[group.name]
     ]
     for position, n in enumerate(group.consumers):
-        inputs = size_of(model, n)[1]
+        inputs = shapes[n][1]
         runs = group.input_layouts[position] if group.input_layouts else default_layout(neurons, inputs)
         if layout_width(runs, neurons) != inputs:
             problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
         if type(modules[n]) not in PER_NEURON:
-            kind = what_it_is(modules[n]).removeprefix("it is ")
-            problems.append(f"{n!r} is {kind}; between are norms, PReLU and depthwise convolutions.")
+            problems.append(
+                f"{n!r} is {_kind(modules[n])}; between are norms, PReLU and depthwise convolutions."
+            )
         elif problem := width_problem(modules[n], neurons):
             problems.append(f"{n!r}: {problem}.")
     return problems
