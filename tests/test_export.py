@@ -428,7 +428,7 @@ def test_a_file_that_computes_something_else_is_not_left(suffix, tmp_path):
     model = Once()
     with pytest.raises(ModelError) as error:
         fpe.export(model, path, example_inputs=torch.ones(2, 8))
-    assert "e+00, more than rounding; no file was left. A model that draws random" in str(error.value)
+    assert "e+00, more than rounding; no file was written. A model that draws random" in str(error.value)
     assert str(error.value).startswith("what was exported differs from the model by ")
     assert model.amount == 1.0
     assert [p.name for p in tmp_path.iterdir()] == [path.name]

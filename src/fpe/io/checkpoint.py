@@ -21,8 +21,7 @@ from fpe._util.files import write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
-from fpe.io.groups import attach_groups_, group_records
-from fpe.io.shapes import layer_shapes, rebuilt
+from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
 from fpe.models import mlp, mlp_sizes
 from fpe.packing.summary import Packing
@@ -35,7 +34,7 @@ _KEY = "fpe"
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
-    """Write an expanded or packed model's weights, masks and plan; a failure leaves the old file.
+    """Write an expanded or packed model's weights, masks and plan; if that fails, an old file stays.
 
     Parameters
     ----------
@@ -104,7 +103,13 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
         architecture.
     """
     tensors, manifest = _read(Path(path))
-    like = _built(path, manifest) if like is None else like
+    if like is None:
+        if manifest.get("mlp") is None:
+            raise ArgumentError(
+                f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp do; "
+                "give like=… a model of the dense architecture."
+            )
+        like = mlp(**manifest["mlp"], seed=0)
     try:
         modules = _modules(like, manifest)
         model = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
@@ -126,26 +131,15 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     return model
 
 
-def _built(path: str | os.PathLike[str], manifest: dict[str, Any]) -> nn.Module:
-    """Build the model that a file describes, without its weights."""
-    sizes = manifest.get("mlp")
-    if sizes is None:
-        raise ArgumentError(
-            f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp do; "
-            "give like=… a model of the dense architecture."
-        )
-    return mlp(**sizes, seed=0)
-
-
 def shapes_of(wide: nn.Module) -> dict[str, Any]:
     """Return the plans and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
-    shapes: dict[str, Any] = {"plan": None, **_known_of(wide), "modules": layer_shapes(wide)}
-    parts = {name: _known_of(part) for name, part in wide.named_modules() if name}
-    shapes["parts"] = {name: known for name, known in parts.items() if known}
-    shapes["groups"] = group_records(wide)
-    is_packed = any(entry["kind"] == "packed" for entry in shapes["modules"].values())
-    packings = "packing" in shapes or any("packing" in known for known in shapes["parts"].values())
-    return {"format": PACKED_FORMAT if is_packed or packings else MASKED_FORMAT, **shapes}
+    parts = {name: known for name, part in wide.named_modules() if (known := _known_of(part))}
+    whole, modules = parts.pop("", {}), layer_shapes(wide)
+    is_packed = any("packing" in known for known in (whole, *parts.values()))
+    is_packed = is_packed or any(entry["kind"] == "packed" for entry in modules.values())
+    number = PACKED_FORMAT if is_packed else MASKED_FORMAT
+    shapes = {"plan": None, **whole, "modules": modules, "parts": parts, "groups": group_records(wide)}
+    return {"format": number, **shapes}
 
 
 def _known_of(module: nn.Module) -> dict[str, Any]:
@@ -156,19 +150,10 @@ def _known_of(module: nn.Module) -> dict[str, Any]:
 
 
 def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
-    """Give a dense model, in place, the shape of an expanded one, for a state dict to be loaded into it.
+    """Replace layers of a dense model, in place, by masked or packed ones, for a state dict to be loaded.
 
-    Parameters
-    ----------
-    like : nn.Module
-        Changed: the layers concerned are replaced by masked or packed ones with uninitialized weights.
-    shapes : dict
-        What `shapes_of` returned, or its JSON.
-
-    Raises
-    ------
-    CheckpointError
-        If the shapes are of another architecture; the model is then as it was.
+    `shapes` is what `shapes_of` returned, or its JSON; a `CheckpointError` says that it is of another
+    architecture, and the model is then unchanged.
     """
     try:
         modules = _modules(like, shapes)
@@ -187,7 +172,7 @@ def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
 
 
 def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
-    """Let a model, its parts and its layers know how they were expanded and packed."""
+    """Attach index maps, plans and packings to a model, its parts and its layers."""
     attach_groups_(model, shapes)
     for name, known in {"": shapes, **shapes.get("parts", {})}.items():
         part = model.get_submodule(name)
@@ -198,7 +183,7 @@ def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
 
 
 def _sharded() -> Any:
-    """Return the type of a tensor that is sharded over processes."""
+    """Return the type of sharded tensors, for isinstance."""
     if not torch.distributed.is_available():
         return ()
     from torch.distributed.tensor import DTensor
@@ -207,7 +192,7 @@ def _sharded() -> Any:
 
 
 def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
-    """Refuse weights past their masks, on all processes of a sharded model; tell whether this one writes."""
+    """Check the masks on all processes of a sharded model; tell whether this one writes."""
     refused: ModelError | None = None
     try:
         check_masks(model, "saving")
@@ -236,7 +221,16 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
             raise ArgumentError(f"the state {name!r} is {what}; only tensors with values can be saved.")
         tensor = tensor.detach()
-        _check_kind(name, tensor)
+        if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):
+            raise ArgumentError(
+                f"the state {name!r} is packed as 2:4, which is for the GPU that it was made on; save the "
+                "masked model, and pack it again after fpe.load."
+            )
+        if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
+            raise ArgumentError(
+                f"the state {name!r} is a {type(tensor).__name__}, which this format cannot store; save the "
+                "model before it is quantized, and quantize it again after fpe.load."
+            )
         own = tensor.to_local() if isinstance(tensor, _sharded()) else tensor
         place = (own.device, own.data_ptr(), tensor.shape, own.stride())
         if own.numel() and place in first:
@@ -244,29 +238,13 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
             continue
         first[place] = name
         whole = tensor.full_tensor() if isinstance(tensor, _sharded()) else tensor
-        stored = whole.bool() if name in masks else whole
-        stored = stored.cpu().contiguous()
+        stored = (whole.bool() if name in masks else whole).cpu().contiguous()
         shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
         tensors[name] = stored.clone() if shares_storage else stored
     return tensors, tied
 
 
-def _check_kind(name: str, tensor: Tensor) -> None:
-    """Refuse tensors that are not stored as plain values."""
-    if isinstance(tensor, torch.sparse.SparseSemiStructuredTensor):
-        raise ArgumentError(
-            f"the state {name!r} is packed as 2:4, which is for the GPU that it was made on; save the masked "
-            "model, and pack it again after fpe.load."
-        )
-    if type(tensor) not in (Tensor, nn.Parameter) and not isinstance(tensor, _sharded()):
-        raise ArgumentError(
-            f"the state {name!r} is a {type(tensor).__name__}, which this format cannot store; save the model "
-            "before it is quantized, and quantize it again after fpe.load."
-        )
-
-
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and manifest, or say what is wrong with the file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():

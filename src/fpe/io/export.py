@@ -27,7 +27,7 @@ from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
 from fpe.packing.separate import with_separate_blocks
-from fpe.packing.verify import cannot_run, difference, largest
+from fpe.packing.verify import cannot_run, difference, error_text, largest
 
 SUFFIXES = (".onnx", ".pt2")
 #: Largest difference that is allowed, relative to the largest entry of an output; and of types of 16 bits.
@@ -251,7 +251,7 @@ def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
                 "need be; None for inputs without a batch."
             ) from error
         with_batch = " with a dynamic batch" if dims else ""
-        raise ModelError(f"torch cannot export this {kind}{with_batch}: {_said(error)}") from error
+        raise ModelError(f"torch cannot export this {kind}{with_batch}: {error_text(error)}") from error
 
 
 def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
@@ -261,7 +261,7 @@ def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -
         raise
     except Exception as error:  # a tensor of a kind that an archive cannot hold
         kind = type(wrapped.model).__name__
-        raise ModelError(f"torch cannot write this {kind} as an archive: {_said(error)}") from error
+        raise ModelError(f"torch cannot write this {kind} as an archive: {error_text(error)}") from error
 
 
 def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
@@ -284,8 +284,7 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> N
         optimize = onnxscript.optimizer.optimize
         optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
     except Exception as error:  # an operation may be missing in ONNX
-        cause = _said(error, error.__cause__)
-        kind = type(wrapped.model).__name__
+        cause, kind = error_text(error.__cause__ or error), type(wrapped.model).__name__
         raise ModelError(f"torch cannot write this {kind} as ONNX: {cause}; .pt2 may do.") from error
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
@@ -300,12 +299,6 @@ def _output_names(made: Any) -> list[str]:
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
-def _said(error: BaseException, cause: BaseException | None = None) -> str:
-    """Return the type of an error and the first line of its message, or of its cause's."""
-    lines = (line.strip() for line in str(cause or error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), 'no message')}"
-
-
 def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     """Run what was written on the batch and on another size of it; return the largest difference."""
     calls, axes = [wrapped.call], wrapped.axes
@@ -316,15 +309,17 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     except Exception as error:  # of the model's own code
         raise ModelError(
             f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "
-            f"{axes.taken(wrapped.call)}: {_said(error)}; say where the batch is with batch_axis=… "
-            "(--batch-axis). No file was left."
+            f"{axes.taken(wrapped.call)}: {error_text(error)}; say where the batch is with batch_axis=… "
+            "(--batch-axis). No file was written."
         ) from error
     if path.suffix == ".onnx" and not _runs_onnx([*tensors_of(wrapped.call), *answers[0]]):
         return None
     try:
         made = (_run_onnx if path.suffix == ".onnx" else _run_archive)(path, calls)
     except Exception as error:  # of the runtime
-        raise ModelError(f"what was exported does not run: {_said(error)}; no file was left.") from error
+        raise ModelError(
+            f"what was exported does not run: {error_text(error)}; no file was written."
+        ) from error
     pairs = [pair for both in zip(made, answers, strict=True) for pair in zip(*both, strict=True)]
     overall = max((largest(wanted) for _, wanted in pairs), default=0.0)
     differences = [difference(*pair) for pair in pairs]
@@ -333,7 +328,7 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
         if not found <= allowed * max(NEGLIGIBLE * overall, largest(wanted)):
             raise ModelError(
                 f"what was exported differs from the model by {found:.1e}, more than rounding; no file "
-                "was left. A model that draws random numbers in evaluation mode cannot be exported."
+                "was written. A model that draws random numbers in evaluation mode cannot be exported."
             )
     return max(differences, default=0.0)
 

@@ -1,26 +1,30 @@
-"""The shapes of the layers that expanding or packing has changed, and these layers made again from them."""
+"""Describe the layers and groups that expanding or packing has changed, and make them again from that."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import CheckpointError
+from fpe.expansion.index_maps import ExpandedGroup, IndexMap, Origins, drop_maps_, groups_in
+from fpe.expansion.plan import Plan
 from fpe.expansion.steps import Weights, mask
+from fpe.graph.groups import layout_neurons, layout_of, layout_width
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
 from fpe.packing.layers import DenseLayer, PackedLayer, Shape
+from fpe.packing.order import inputs_of
 from fpe.packing.summary import packed_names
 
-_FROM_CONFIG: dict[str, Callable[[dict[str, Any], Tensor], PackedLayer]] = {
-    kind.format: kind.from_config for kind in (BlockLayer, CodedLayer, DenseLayer)
-}
+_FORMATS: dict[str, type[PackedLayer]] = {kind.format: kind for kind in (BlockLayer, CodedLayer, DenseLayer)}
+_MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
 
 
 def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -28,15 +32,14 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     repacked = packed_names(model)
     for name, module in model.named_modules():
-        masked = next((kind for kind in MASKED if isinstance(module, kind)), None)
         if isinstance(module, PackedLayer):
             found[name] = {"kind": "packed", "config": module.config()}
         elif name in repacked and type(module) in MASKED.values():  # it had no zeros
             config = {"shape": dict(vars(Shape.of(module))), "bias": bias_of(module) is not None}
             found[name] = {"kind": "plain", "config": config}
-        elif isinstance(module, MaskedLayer) and masked is not None:
-            shape = list(module.weight.shape)
-            found[name] = {"kind": masked.__name__, "shape": shape, "bias": module.bias is not None}
+        elif isinstance(module, MaskedLayer):
+            kind = next(kind.__name__ for kind in MASKED if isinstance(module, kind))
+            found[name] = {"kind": kind, "shape": list(module.weight.shape), "bias": module.bias is not None}
         elif type(module) in PER_NEURON:  # subclasses are never widened
             widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[type(module)]}
             found[name] = {"kind": type(module).__name__, "widths": widths}
@@ -44,64 +47,133 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
-    """Make the module of the expanded model that replaces this one of the dense model; None if it is the same."""
-    module = like.get_submodule(name)
-    if entry["kind"] in ("packed", "plain"):
-        return _packed(module, name, entry["kind"], entry["config"])
-    kinds = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
-    if entry["kind"] in kinds:
-        kind, plain = kinds[entry["kind"]]
-        if isinstance(module, kind) and list(module.weight.shape) == entry["shape"]:
-            return None
-        _check_stands_for(module, name, kind, plain)
-        weight = torch.empty(entry["shape"], device=module.weight.device)  # type: ignore[arg-type]
-        bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
-        return mask(module, Weights(weight, bias, torch.ones_like(weight)))
-    per_neuron = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
-    if per_neuron is None or per_neuron.__name__ != entry["kind"]:
-        raise TypeError(f"{name!r} is a {type(module).__name__} and was a {entry['kind']}")
-    widths = {k: tuple(v) if isinstance(v, list) else v for k, v in entry["widths"].items()}
-    if all(getattr(module, attribute) == width for attribute, width in widths.items()):
+    """Make the expanded model's module in the place of the dense model's; None if it is the same."""
+    module, kind = like.get_submodule(name), entry["kind"]
+    if kind in ("packed", "plain"):
+        return _packed(module, name, kind, entry["config"])
+    if kind not in _MASKED:
+        return _widened(module, name, kind, entry["widths"])
+    if isinstance(module, _MASKED[kind][0]) and list(cast(Tensor, module.weight).shape) == entry["shape"]:
         return None
-    wide = copy.deepcopy(module)
-    for attribute, width in widths.items():
-        before = getattr(module, attribute)
-        setattr(wide, attribute, width)
-        if before == width or attribute != PER_NEURON[per_neuron][0]:
-            continue
-        old, new = (v[0] if isinstance(v, tuple) else v for v in (before, width))
-        for tensor in neuron_tensors(wide, old).values():
-            tensor.data = tensor.data.new_empty(new, *tensor.shape[1:])
-    return wide
+    _check_kind(module, name, kind)
+    weight = torch.empty(entry["shape"], device=cast(Tensor, module.weight).device)
+    bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
+    return mask(module, Weights(weight, bias, torch.ones_like(weight)))
 
 
 def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> nn.Module:
     """Make a packed layer, or the ordinary one that packing made, in the place of a dense one."""
-    shape = Shape.from_dict(config["shape"])
-    masked, plain = next((m, p) for m, p in MASKED.items() if m.__name__ == shape.kind)
-    _check_stands_for(module, name, masked, plain)
-    like = oriented_weight(module).detach()
+    shape, like = Shape.from_dict(config["shape"]), oriented_weight(module).detach()
+    _check_kind(module, name, shape.kind)
     made: nn.Module
-    if kind == "packed":
-        if config["format"] not in _FROM_CONFIG:
-            raise CheckpointError(
-                f"layer {name!r} is packed as {config['format']!r}, a format that fpe no longer has; unpack the "
-                "model with the version of fpe that wrote it, and save the masked model."
-            )
-        made = _FROM_CONFIG[config["format"]](config, like)
-    else:
+    if kind == "plain":
         bias = like.new_empty(shape.outputs) if config["bias"] else None
-        made = shape.plain(like.new_empty(shape.outputs, shape.inputs, *shape.taps), bias)
-    own, old = bias_of(made), bias_of(module)
+        made = shape.plain(like.new_empty(shape.weight), bias)
+    elif config["format"] in _FORMATS:
+        made = _FORMATS[config["format"]].from_config(config, like)
+    else:
+        raise CheckpointError(
+            f"layer {name!r} is packed as {config['format']!r}, a format that fpe no longer has; unpack the "
+            "model with the version of fpe that wrote it, and save the masked model."
+        )
     for parameter in made.parameters():
         parameter.requires_grad_(cast(Tensor, module.weight).requires_grad)
+    own, old = bias_of(made), bias_of(module)
     if own is not None and old is not None:
         own.requires_grad_(old.requires_grad)
     return made.train(module.training)
 
 
-def _check_stands_for(module: nn.Module, name: str, masked: type, plain: type) -> None:
-    """Refuse to put a layer in the place of one of another kind."""
+def _widened(module: nn.Module, name: str, was: str, widths: dict[str, Any]) -> nn.Module | None:
+    """Make a norm or another module with tensors for each neuron, of other widths; None if they are the same."""
+    kind = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+    if kind is None or kind.__name__ != was:
+        raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")
+    widths = {k: tuple(v) if isinstance(v, list) else v for k, v in widths.items()}
+    before = {attribute: getattr(module, attribute) for attribute in widths}
+    if before == widths:
+        return None
+    wide = copy.deepcopy(module)
+    for attribute, width in widths.items():
+        setattr(wide, attribute, width)
+        if before[attribute] != width and attribute == PER_NEURON[kind][0]:
+            old, new = (v[0] if isinstance(v, tuple) else v for v in (before[attribute], width))
+            for tensor in neuron_tensors(wide, old).values():
+                tensor.data = tensor.data.new_empty(new, *tensor.shape[1:])
+    return wide
+
+
+def _check_kind(module: nn.Module, name: str, kind: str) -> None:
+    masked, plain = _MASKED[kind]
     if not (is_linear(module) if masked is MaskedLinear else isinstance(module, plain)):
         was = "linear layer" if masked is MaskedLinear else plain.__name__
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")
+
+
+def group_records(model: nn.Module) -> list[dict[str, Any]]:
+    """Describe the expanded groups of a model, fit for JSON."""
+    return [
+        {
+            "index_map": dataclasses.asdict(group.index_map),
+            "producers": group.producers,
+            "between": group.between,
+            "consumers": {n: layout_of(v, len(group.index_map.parent)) for n, v in group.consumers.items()},
+        }
+        for group in groups_in(model)
+    ]
+
+
+def attach_groups_(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+    """Give the layers of a model the index maps of a manifest, instead of any that they have."""
+    for module in model.modules():
+        drop_maps_(module)
+    old = "groups" not in manifest
+    for group in _groups_of_plans(model, manifest) if old else map(_group, manifest["groups"]):
+        for name in group.producers:
+            model.get_submodule(name).fpe_neurons = group.index_map  # type: ignore[assignment]
+        for name in group.between:
+            model.get_submodule(name).fpe_between = group.index_map  # type: ignore[assignment]
+        for name, neuron in group.consumers.items():
+            pairs = vars(model.get_submodule(name)).setdefault("fpe_inputs", [])
+            pairs.append((group.index_map, neuron))
+
+
+def _group(record: Mapping[str, Any]) -> ExpandedGroup:
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in record["index_map"].items()}
+    own = IndexMap(**cast("dict[str, Any]", given))
+    consumers = {n: layout_neurons(tuple(k), len(own.parent)) for n, k in record["consumers"].items()}
+    return ExpandedGroup(own, record["producers"], record["between"], consumers)
+
+
+def _groups_of_plans(model: nn.Module, manifest: Mapping[str, Any]) -> list[ExpandedGroup]:
+    """Return the groups from the plans of a model and its parts, which earlier versions stored instead."""
+    groups: list[ExpandedGroup] = []
+    consumed: list[str] = []
+    for part, known in {"": manifest, **manifest.get("parts", {})}.items():
+        prefix, record = f"{part}." if part else "", known.get("plan")
+        while record:
+            done = {name for group in groups for name in group.producers}
+            layers = [
+                layer
+                for layer in Plan.from_dict(record).layers
+                if done.isdisjoint(prefix + name for name in layer.group.producers)
+            ]
+            inputs: dict[str, int] = {}
+            for layer in layers:
+                layouts = layer.group.input_layouts
+                for position, name in enumerate(layer.group.consumers):
+                    each = inputs_of(model.get_submodule(prefix + name)) // layer.neurons_after
+                    dense = each * layer.neurons  # the group is its only producer
+                    inputs[name] = layout_width(layouts[position], layer.neurons) if layouts else dense
+            origins = Origins(model, layers, inputs)
+            for layer in layers:
+                own = {prefix + n: origins.neuron_of_inputs(layer, n) for n in layer.group.consumers}
+                producers = [prefix + name for name in layer.group.producers]
+                between = [prefix + name for name in layer.group.between]
+                groups.append(ExpandedGroup(layer.index_map, producers, between, own))
+                consumed += own
+            record = record.get("earlier")
+    for group in groups:  # the inputs of the consumers of two plans are not known
+        once = {n: v for n, v in group.consumers.items() if consumed.count(n) == 1}
+        group.consumers = {n: v for n, v in once.items() if len(v) == inputs_of(model.get_submodule(n))}
+    return groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from fpe.graph.inputs import Call, as_call, tensors_in
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 #: The same of float32 on a GPU, where products may be rounded to fewer bits.
 ON_GPU = 1e-2
-#: What is compared: the name of a mode, whether the models are in training mode, and whether there are gradients.
+#: The modes that are compared: name, whether the models are in training mode, and whether there are gradients.
 MODES = (
     ("evaluation mode", False, True),
     ("evaluation mode without gradients", False, False),
@@ -41,112 +41,101 @@ def largest(tensor: Tensor) -> float:
     return float(finite.max()) if len(finite) else 0.0
 
 
+def error_text(error: BaseException) -> str:
+    """Return the type of an error and the first line of its message."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return f"{type(error).__name__}: {next(filter(None, lines), 'no message')}"
+
+
 def cannot_run(model: nn.Module, call: Call, error: Exception) -> ArgumentError:
-    """Return the error to raise where a model fails on the user's batch."""
+    """Return the error to raise if a model fails on the user's batch."""
     given, wanted = (
-        dict.fromkeys(
-            str(t.dtype).removeprefix("torch.")
-            for t in own
-            if isinstance(t, Tensor) and t.is_floating_point()
-        )
+        {str(t.dtype).removeprefix("torch.") for t in own if isinstance(t, Tensor) and t.is_floating_point()}
         for own in (pytree.tree_leaves(call), model.parameters())
     )
     hint = ""
-    if given and wanted and given.keys() != wanted.keys():
-        hint = f" The batch is {' and '.join(given)} and the model {' and '.join(wanted)}: convert either."
-    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
-    return ArgumentError(
-        f"this {type(model).__name__} cannot be run on example_inputs: {type(error).__name__}: "
-        f"{first.strip().rstrip('.')}.{hint}"
-    )
+    if given and wanted and given != wanted:
+        batch, weights = (" and ".join(sorted(kinds)) for kinds in (given, wanted))
+        hint = f" The batch is {batch} and the model {weights}: convert either."
+    cause = error_text(error).rstrip(".")
+    return ArgumentError(f"this {type(model).__name__} cannot be run on example_inputs: {cause}.{hint}")
 
 
 def check_same(
     masked: nn.Module, packed: nn.Module, example_inputs: Any, orders: Mapping[str, Tensor]
 ) -> None:
-    """Raise if a packed model and the masked one differ by more than rounding; both stay as they are.
+    """Raise if a packed model and the masked one differ by more than rounding; neither is changed.
 
-    In evaluation mode each layer is compared by itself too, so that a layer that adds little to the outputs is
-    checked as closely as any other.
-
-    Parameters
-    ----------
-    masked, packed : nn.Module
-        The masked model, and what `fpe.pack` made of it.
-    example_inputs : Tensor, tuple or dict
-        One batch, as for `fpe.expand`.
-    orders : mapping of str to Tensor
-        The order of the neurons of each packed layer that has another order.
-
-    Raises
-    ------
-    ArgumentError
-        If the masked model cannot be run on the batch.
-    ModelError
-        If anything differs; all layers that do are named.
+    In evaluation mode each layer is compared too, so that a layer that adds little to the outputs is checked as
+    closely as any other. `orders` has the order of the neurons of each reordered layer.
     """
     call = as_call(example_inputs)
     names = [row.name for row in packed.fpe_packing.rows]  # type: ignore[union-attr]
     try:
-        wanted, wanted_layers = _run_watched(masked, call, names)
+        outputs, wanted_layers = _run(masked, call, names=names)
     except Exception as error:
         raise cannot_run(masked, call, error) from error
-    _, own_layers = _run_watched(packed, call, names)
+    _, own_layers = _run(packed, call, names=names)
     problems = []
     for name in names:
-        if len(own_layers[name]) != len(wanted_layers[name]):
+        own, wanted = own_layers[name], wanted_layers[name]
+        if len(own) != len(wanted):
             problems.append(f"layer {name!r} is not called as often in the packed model.")
             continue
-        axis = -1 - len(getattr(masked.get_submodule(name), "kernel_size", ()))
-        for made, expected in zip(own_layers[name], wanted_layers[name], strict=True):
-            if name in orders:
-                expected = expected.index_select(axis, orders[name].to(expected.device))
-            if not _close(made, expected):
-                problems.append(
-                    f"layer {name!r} differs by {difference(made, expected):.1e}; give it another format, "
-                    f"such as format={{{name!r}: 'dense'}}."
-                )
-                break
-    for what, trains, gradients in MODES:
-        problems += _mode_problems(masked, packed, call, what, trains, gradients)
+        if name in orders:
+            axis = -1 - len(getattr(masked.get_submodule(name), "kernel_size", ()))
+            wanted = [t.index_select(axis, orders[name].to(t.device)) for t in wanted]
+        found = [difference(*pair) for pair in zip(own, wanted, strict=True) if not _close(*pair)]
+        if found:
+            problems.append(
+                f"layer {name!r} differs by {found[0]:.1e}; give it another format, such as "
+                f"format={{{name!r}: 'dense'}}."
+            )
+    for mode in MODES:
+        problems += _mode_problems(masked, packed, call, *mode)
     raise_problems(problems, ModelError, "the packed model, compared with the masked one on example_inputs")
-    if not any(largest(tensor) for tensor in wanted):
+    if not any(map(largest, outputs)):
         raise ModelError("all outputs on example_inputs are 0, which shows nothing; give another batch.")
-    unseen = [name for name in names if not wanted_layers[name]]
-    if unseen:
-        warnings.warn(
-            f"example_inputs do not reach {', '.join(map(repr, unseen))}, which could not be compared.",
-            stacklevel=3,
-        )
+    if unseen := [repr(name) for name in names if not wanted_layers[name]]:
+        text = f"example_inputs do not reach {', '.join(unseen)}, which could not be compared."
+        warnings.warn(text, stacklevel=3)
 
 
 def _mode_problems(
-    masked: nn.Module, packed: nn.Module, call: Call, what: str, trains: bool, gradients: bool
+    masked: nn.Module, packed: nn.Module, call: Call, mode: str, trains: bool, gradients: bool
 ) -> list[str]:
-    """Name the difference of the outputs in one mode."""
     try:
-        wanted = _run(masked, call, trains, gradients)
+        wanted, _ = _run(masked, call, trains, gradients)
     except Exception as error:  # a batch of one, for a batch norm
-        warnings.warn(
-            f"{what} was not compared: the masked model fails in it ({type(error).__name__}: {error}).",
-            stacklevel=4,
-        )
+        text = f"{mode} was not compared: the masked model fails in it ({type(error).__name__}: {error})."
+        warnings.warn(text, stacklevel=4)
         return []
-    own = _run(packed, call, trains, gradients)
-    pairs = list(zip(own, wanted, strict=False))
-    if len(own) == len(wanted) and all(_close(*pair) for pair in pairs):
+    own, _ = _run(packed, call, trains, gradients)
+    if len(own) == len(wanted) and all(map(_close, own, wanted)):
         return []
-    again = _run(masked, call, trains, gradients, seed=1)
-    if not all(_close(*pair) for pair in zip(again, wanted, strict=True)):
-        warnings.warn(f"{what} was not compared: the model draws random numbers in it.", stacklevel=4)
+    again, _ = _run(masked, call, trains, gradients, seed=1)
+    if not all(map(_close, again, wanted)):
+        warnings.warn(f"{mode} was not compared: the model draws random numbers in it.", stacklevel=4)
         return []
-    found = max((difference(*pair) for pair in pairs), default=float("inf"))
-    return [f"the packed model's outputs in {what} differ from the masked one's by {found:.1e}."]
+    found = max(map(difference, own, wanted), default=float("inf"))
+    return [f"the packed model's outputs in {mode} differ from the masked one's by {found:.1e}."]
 
 
-def _run(model: nn.Module, call: Call, trains: bool, gradients: bool, seed: int = 0) -> list[Tensor]:
-    """Return the outputs of a copy of the model, without dropout modules."""
+def _run(
+    model: nn.Module,
+    call: Call,
+    trains: bool = False,
+    gradients: bool = True,
+    seed: int = 0,
+    names: Sequence[str] = (),
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Run a copy without dropout modules; return its outputs, and those of the named layers, call by call."""
     model = copy.deepcopy(model).train(trains)
+    seen: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name, own in seen.items():
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, output, own=own: own.append(output.detach().clone())
+        )
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
             module.eval()  # it drops neurons by their positions, which packing changes
@@ -155,22 +144,7 @@ def _run(model: nn.Module, call: Call, trains: bool, gradients: bool, seed: int 
     with torch.random.fork_rng(devices=list(devices)), torch.set_grad_enabled(gradients):
         torch.manual_seed(seed)
         tensors = tensors_in(model(*args, **kwargs))
-    return [t for t in tensors if t.is_floating_point()] or tensors
-
-
-def _run_watched(
-    model: nn.Module, call: Call, names: list[str]
-) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
-    """Run a copy in evaluation mode; return its outputs, and those of these layers, call by call."""
-    model = copy.deepcopy(model)
-    seen: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda module, args, output: seen[name].append(output.detach().clone())
-
-    for name in names:
-        model.get_submodule(name).register_forward_hook(watch(name))
-    return _run(model, call, trains=False, gradients=True), seen
+    return [t for t in tensors if t.is_floating_point()] or tensors, seen
 
 
 def _close(own: Tensor, wanted: Tensor) -> bool:
