@@ -31,22 +31,13 @@ GROW: dict[str, Callable[[Any, Any], Tensor]] = {
 
 @dataclass
 class LayerBatch:
-    """One masked layer of M networks of one architecture.
+    """One masked layer of M networks of one architecture; tensors are (M, outputs, inputs, *taps).
 
-    Attributes
-    ----------
-    weight, mask : Tensor
-        (M, outputs, inputs, *taps).
-    gradient, noise : Tensor or None
-        The unmasked gradient, or a sum of several, and uniform noise; None where the policy needs none.
-    real : Tensor or None
-        Booleans, False for padding; None if there is none.
-    children : Tensor or None
-        The rows of each parent's children, (parents, factor), filled up with the number of rows; None for a
-        layer that was not expanded itself.
-    blocks : Tensor or None
-        The rows of each block, (blocks, neurons), siblings side by side; None for one block of all first
-        children, one of all second children, and so on.
+    `gradient` is the unmasked gradient or a sum of several, `noise` uniform; each is None if the policy needs
+    none. `real` is False for padding, None without padding. `children` are the rows of each parent's children,
+    (parents, factor), padded with the number of rows; None for a layer that was not expanded itself. `blocks`
+    are the rows of each block, (blocks, neurons), siblings side by side; by default block k has the k-th
+    children of all parents.
     """
 
     weight: Tensor
@@ -62,29 +53,18 @@ class LayerBatch:
 def drop_and_grow(policy: RewiringPolicy, layers: Sequence[LayerBatch], share: float) -> list[Tensor]:
     """Return the masks of the layers of one scope after a rewiring; nothing is changed.
 
-    Parameters
-    ----------
-    policy : RewiringPolicy
-        The scores, and the unit that moves.
-    layers : sequence of LayerBatch
-        Each network's count is kept over all of them together.
-    share : float
-        Share of the free weights to drop, rounded down; fewer where fewer can be grown.
-
-    Returns
-    -------
-    list of Tensor
-        With the shapes and types of the masks.
+    A `share` of the free weights is dropped, rounded down, or fewer if fewer can be grown. Each network's
+    count over all the layers stays.
     """
     scores = [
         (DROP[policy.drop](layer.weight, layer.gradient), GROW[policy.grow](layer.gradient, layer.noise))
         for layer in layers
     ]
-    move = _move_columns if policy.unit == "column" else _move_weights
-    return move(policy, layers, scores, share)
+    rewire = _rewire_columns if policy.unit == "column" else _rewire_weights
+    return rewire(policy, layers, scores, share)
 
 
-def _move_weights(
+def _rewire_weights(
     policy: RewiringPolicy,
     layers: Sequence[LayerBatch],
     scores: Sequence[tuple[Tensor, Tensor]],
@@ -102,8 +82,8 @@ def _move_weights(
     if any(layer.real is not None for layer in layers):
         masked &= flat([torch.ones_like(b.mask).bool() if b.real is None else b.real for b in layers])
 
-    def disjoint(still: Tensor) -> Tensor:
-        parts = zip(layers, scores, layered(still), layered(masked), strict=True)
+    def disjoint(remaining: Tensor) -> Tensor:
+        parts = zip(layers, scores, layered(remaining), layered(masked), strict=True)
         return flat([
             allowed if layer.children is None else disjoint_candidates(own, allowed, grow, layer.children)
             for layer, (_, grow), own, allowed in parts
@@ -119,16 +99,16 @@ def _move_weights(
     return [numbers(mask, layer.mask.dtype) for mask, layer in zip(new, layers, strict=True)]
 
 
-def _move_columns(
+def _rewire_columns(
     policy: RewiringPolicy,
     layers: Sequence[LayerBatch],
     scores: Sequence[tuple[Tensor, Tensor]],
     share: float,
 ) -> list[Tensor]:
-    """Exchange whole columns, each grown one taking over the mask of a dropped one, its holes included.
+    """Exchange whole columns: each grown one gets the mask of a dropped one, its masked entries included.
 
-    With blocks for several groups of parents each block keeps its number of columns. The best column of a
-    block stays, so that no block loses all its inputs.
+    With `blocks` the number of columns of each block stays. The best column of a block is never dropped, so
+    that each block has an input.
     """
     first = layers[0]
     tables = [_table(layer) for layer in layers]
@@ -147,24 +127,23 @@ def _move_columns(
         if layer.real is not None:
             masked &= by_block(layer.real, table).any(dim=4).any(dim=2)
     best = torch.where(free, drop, -torch.inf).argmax(dim=2, keepdim=True)
-    movable = free.scatter(2, best, False)
+    droppable = free.scatter(2, best, False)
 
     # Columns are exchanged among all of a network, or within each block.
     rows = (-1, free.shape[2]) if first.blocks is not None else (len(free), -1)
 
-    def candidates(still: Tensor) -> Tensor:
+    def candidates(remaining: Tensor) -> Tensor:
         if policy.partition == "free":
             return masked.reshape(rows)
         assert first.children is not None
         siblings = torch.arange(free.shape[1]).view(-1, first.children.shape[1])  # group by group
-        return disjoint_candidates(still.view(free.shape), masked, grow, siblings).reshape(rows)
+        return disjoint_candidates(remaining.view(free.shape), masked, grow, siblings).reshape(rows)
 
     counts = [int(share * count) for count in totals(free.reshape(rows))]
-    marks, ranks = (free.reshape(rows), movable.reshape(rows)), (drop.reshape(rows), grow.reshape(rows))
-    dropped, grown = exchange(*marks, *ranks, counts, candidates)
+    marks = [tensor.reshape(rows) for tensor in (free, droppable, drop, grow)]
+    dropped, grown = exchange(*marks, counts, candidates)
     source = torch.arange(free[0].numel(), device=free.device).repeat(len(free), 1).view(rows)
-    leaving, entering = source[dropped], source[grown]  # row by row, equally many in each
-    source[dropped], source[grown] = entering, leaving
+    source[dropped], source[grown] = source[grown], source[dropped]  # row by row, equally many in each
     return [
         _permuted(mask, source.view(len(free), -1), layer.mask, table)
         for mask, layer, table in zip(masks, layers, tables, strict=True)
@@ -185,43 +164,36 @@ def by_block(tensor: Tensor, blocks: Tensor) -> Tensor:
 
 
 def _permuted(mask: Tensor, source: Tensor, like: Tensor, blocks: Tensor) -> Tensor:
-    """Give each column the mask of its source, an index into (blocks × inputs); return the whole mask."""
+    """Return the mask in which each column has the mask of its source, an index into (blocks × inputs)."""
     networks, count, neurons, inputs, taps = mask.shape
     columns = mask.transpose(1, 2).reshape(networks, neurons, -1, taps)
-    moved = columns.gather(2, source.view(networks, 1, -1, 1).expand(columns.shape))
-    moved = moved.view(networks, neurons, count, inputs, taps).transpose(1, 2)
+    permuted = columns.gather(2, source.view(networks, 1, -1, 1).expand(columns.shape))
+    permuted = permuted.view(networks, neurons, count, inputs, taps).transpose(1, 2)
     rows = blocks.flatten().to(like.device)
-    return torch.empty_like(like).index_copy_(1, rows, moved.reshape(like.shape))
+    return torch.empty_like(like).index_copy_(1, rows, permuted.reshape(like.shape))
 
 
 def exchange(
     mask: Tensor,
-    movable: Tensor,
+    droppable: Tensor,
     drop_scores: Tensor,
     grow_scores: Tensor,
     counts: Sequence[int],
     candidates: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Mark as many entries to grow as to drop in each row, (M, n); a dropped entry is not grown again.
+    """Mark the entries to drop and as many to grow in each row, (M, n); no dropped entry is grown.
 
-    Parameters
-    ----------
-    mask, movable : Tensor
-        The free entries, and those of them that may be dropped.
-    drop_scores, grow_scores : Tensor
-        The smallest of the one are dropped, the largest of the other grown.
-    counts : sequence of int
-        How many are wanted in each row; fewer are dropped where fewer can be grown.
-    candidates : callable
-        From the entries that are still free to those outside `mask` that may be grown.
+    The smallest `drop_scores` of `droppable` are dropped, `counts` in each row, or fewer if fewer can be grown;
+    then the largest `grow_scores` are grown. `candidates` maps the remaining free entries to those outside
+    `mask` that may be grown.
     """
-    counts = at_most(counts, movable)
+    counts = at_most(counts, droppable)
     while True:
-        dropped = smallest(drop_scores, movable, counts)
-        entering = candidates(mask & ~dropped)
-        possible = at_most(counts, entering)
+        dropped = smallest(drop_scores, droppable, counts)
+        growable = candidates(mask & ~dropped)
+        possible = at_most(counts, growable)
         if possible == counts:
-            return dropped, smallest(grow_scores.neg(), entering, counts)
+            return dropped, smallest(grow_scores.neg(), growable, counts)
         counts = possible
 
 
@@ -231,7 +203,7 @@ def smallest(scores: Tensor, among: Tensor, counts: Sequence[int]) -> Tensor:
         return torch.zeros_like(among)
     if scores.element_size() < 4:
         scores = scores.float()
-    # Infinite outside `among`. `torch.where` says the same, ten times as slow: it branches.
+    # Infinite outside `among`; ten times as fast as `torch.where`, which branches.
     ordered = numbers(among, scores.dtype).reciprocal_().sub_(1).add_(scores)
     bounds = _bounds(ordered, counts)
     chosen = (ordered <= bounds).logical_and_(among)
@@ -259,7 +231,7 @@ def _bounds(rows: Tensor, counts: Sequence[int]) -> Tensor:
 
 
 def numbers(marks: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return booleans as new numbers, by way of bytes, which PyTorch converts much faster."""
+    """Return booleans as new numbers, by way of bytes, which PyTorch converts faster."""
     return marks.view(torch.uint8).to(dtype)
 
 
@@ -272,14 +244,14 @@ def totals(marks: Tensor) -> list[int]:
 
 
 def at_most(counts: Sequence[int], among: Tensor) -> list[int]:
-    """Return the counts, or the number of true entries where that is less."""
+    """Return the counts, or the numbers of true entries if these are smaller."""
     return [min(count, there) for count, there in zip(counts, totals(among), strict=True)]
 
 
 def disjoint_candidates(free: Tensor, allowed: Tensor, scores: Tensor, children: Tensor) -> Tensor:
     """Mark the entries of `allowed`, (M, rows, …), that can be grown so that siblings stay disjoint.
 
-    No entry is, where a sibling is `free`; of several siblings only the one with the largest score.
+    No sibling of theirs is `free`, and of several siblings the one with the largest score is marked.
     """
     children = children.to(free.device)
 

@@ -15,8 +15,7 @@ ALLOWED = {
     "partition": ("free", "kept"),
     "unit": ("weight", "column"),
 }
-#: Decay of the momentum for each step, and the steps it sums: an older gradient would count less than an
-#: eighth.
+#: Decay of the momentum for each step, and the steps it sums: 0.9 ** 20 is about an eighth.
 MOMENTUM, MOMENTUM_STEPS = 0.9, 20
 
 
@@ -41,14 +40,9 @@ class RewiringPolicy:
         With ``"kept"`` the children of one neuron stay disjoint: a weight is grown only where no sibling has
         one on the same input, so that `fpe.pack` can store codes.
     unit : str, default "weight"
-        With ``"column"`` whole inputs of the blocks of a shared split move, so that the layer stays dense
-        blocks for `fpe.pack`; with several groups of neurons each block keeps its number of inputs. Only for
-        scope "layer"; consumers keep their masks.
-
-    Raises
-    ------
-    ArgumentError
-        For values that are not allowed, all at once.
+        With ``"column"`` whole inputs of the blocks of a shared split are dropped and grown, so that the layer
+        stays dense blocks for `fpe.pack`; with several groups of neurons the number of inputs of each block is
+        constant. Only for scope "layer"; the masks of consumers do not change.
     """
 
     grow: str = "gradient"
@@ -94,7 +88,7 @@ POLICIES: dict[str, RewiringPolicy] = {
 
 
 def as_policy(policy: Any) -> RewiringPolicy:
-    """Return the policy of a name, or a policy itself; raise ArgumentError for anything else."""
+    """Return a policy, given it or its name; raise ArgumentError for anything else."""
     if isinstance(policy, RewiringPolicy):
         return policy
     if isinstance(policy, str) and policy in POLICIES:

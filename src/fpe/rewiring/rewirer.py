@@ -27,27 +27,25 @@ class Rewirer:
     """Change the masks of an expanded model while it is trained, at a constant count of non-zeros.
 
     Every ``schedule.every`` steps some free weights of each scope of the policy are dropped: set to zero and
-    masked; and as many masked ones are grown: they become free, starting at 0. The optimizer's moments of
-    both become 0. The gradients that the policy needs are gathered in the steps before; all other steps cost
-    what they cost without a rewirer.
+    masked; and as many masked ones are grown: they become free, with the value 0. The optimizer's moments of
+    both become 0. Only the steps that gather gradients for the policy cost more than without a rewirer.
 
     Parameters
     ----------
     model : nn.Module
         What `fpe.expand` or `fpe.load` returned, also wrapped by ``torch.compile``, DDP or FSDP2. `step`
-        changes its masks and weights; frozen layers keep theirs.
+        changes masks and weights of the layers that are not frozen.
     optimizer : Optimizer or sequence of Optimizer
         Trains it.
     policy : str or RewiringPolicy, default "rigl"
         ``"paper"`` and ``"set"`` (random growth), ``"rigl"``, ``"accumulated"``, ``"momentum"``,
-        ``"columns"`` (whole inputs of the blocks of a shared split, which stay packable), or an
-        `fpe.RewiringPolicy`.
+        ``"columns"`` (whole inputs of a shared split), or an `fpe.RewiringPolicy`.
     steps : int
-        All steps of the optimizer to come, to which the schedule refers.
+        Steps of the optimizer, all in all, to which the schedule refers.
     schedule : RewiringSchedule, optional
         By default ``RewiringSchedule()``, with a shorter interval for fewer than 3400 steps.
     seed : int, default 0
-        Of random growth; the same on all processes.
+        Seed of random growth; the same on all processes.
 
     Attributes
     ----------
@@ -61,14 +59,13 @@ class Rewirer:
     ArgumentError
         For arguments that are not allowed, or an optimizer that does not train the model.
     ModelError
-        For a model that the policy cannot be applied to: not expanded, packed, or without whole columns; or
-        whose masked weights are not zero (see `fpe.project_`). Nothing is changed then.
+        If the model is not expanded, is packed or has no whole columns, or if masked weights are not zero.
 
     Notes
     -----
-    Where several processes train one model, all must call `step`: gradients are averaged, and all change the
-    same weights. With a ``torch.amp.GradScaler`` call `step` after ``scaler.update()``, also where the scaler
-    has skipped the step. Scaled gradients rank like unscaled ones.
+    If several processes train one model, all must call `step`: gradients are averaged, and all change the
+    same weights. With a ``torch.amp.GradScaler`` call `step` after ``scaler.update()``, also if the scaler
+    has skipped the step.
 
     Examples
     --------
@@ -116,22 +113,22 @@ class Rewirer:
         self.taken = self.rewirings = 0
         self.grown = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
         self.generator = torch.Generator().manual_seed(seed)
-        self.late = False  # whether a rewiring is overdue, for want of finite gradients
-        self._waited = 0  # steps for which it has been
-        self._gathering: list[int] = []  # the sites that gather the whole gradient at present
+        self.late = False  # whether a rewiring waits for finite gradients
+        self._waited = 0  # steps for which it has waited
+        self._gathering: list[int] = []  # the sites that gather the whole gradient in the next step
         self._sums = self._weight_sums()
         self._gather()
 
     def step(self) -> None:
         """Count a step of the optimizer, and change masks if it is time; call it after each step.
 
-        A rewiring whose gradients are not finite, as when a gradient scaler skips a step, is done one step
-        later by the gradients of that step; after 20 such steps in a row there is a warning.
+        If the gradients of a rewiring are not finite, as when a gradient scaler skips a step, those of the next
+        step are used; after 20 such steps in a row there is a warning.
 
         Raises
         ------
         ModelError
-            If the layers that it knows are no longer the model's, or no longer trained.
+            If layers of the model have been replaced since, or are no longer trained.
         """
         self._check_layers()
         self.taken += 1
@@ -150,7 +147,7 @@ class Rewirer:
                 self._gather_from(i)
 
     def gathered(self) -> dict[str, Tensor]:
-        """Return this process's sums of gradients since the last rewiring, by layer, as they are gathered."""
+        """Return this process's sums of gradients since the last rewiring, by layer; not copied."""
         probes = {self.sites[i].name: self.sites[i].layer._probe for i in self._gathering}
         return {n: probe.grad for n, probe in probes.items() if probe is not None and probe.grad is not None}
 
@@ -195,8 +192,8 @@ class Rewirer:
         """Return the averaged whole gradients, empty for a policy without; None if some are not finite."""
         if not self._gathering:
             if self.schedule.every > 1 and self._sums == self._weight_sums():
-                left = [site.layer.weight.grad for site in self.sites]
-                if all(g is None or bool(local(g).isfinite().all()) for g in left):
+                last = [site.layer.weight.grad for site in self.sites]
+                if all(g is None or bool(local(g).isfinite().all()) for g in last):
                     raise ModelError(_NOT_TRAINED)
                 return None  # a gradient scaler has skipped all steps
             return {}
@@ -213,7 +210,7 @@ class Rewirer:
         return gradients if bool(finite.all()) else None
 
     def _gather(self) -> None:
-        """Begin or stop to gather the whole gradient, as the next step needs it."""
+        """Let layers gather the whole gradient if the next step needs it."""
         window = self.policy.window(self.schedule.every)
         wanted = window > 0 and (self.late or self.schedule.in_window(self.taken + 1, self.steps, window))
         if wanted != bool(self._gathering):
@@ -222,14 +219,14 @@ class Rewirer:
             for i in every:
                 self._gather_from(i)
 
-    def _gather_from(self, i: int, begin: Tensor | None = None) -> None:
-        """Let a layer gather from zero, or from a given sum; or not at all."""
+    def _gather_from(self, i: int, initial: Tensor | None = None) -> None:
+        """Reset the sum of gradients that a layer gathers, if it does."""
         layer = self.sites[i].layer
         layer._probe = None
         if i in self._gathering:
             mask = whole(layer.fpe_mask)
             layer._probe = mask.new_zeros(()).expand(mask.shape).requires_grad_()
-            layer._probe.grad = None if begin is None else begin.to(mask).clone()
+            layer._probe.grad = None if initial is None else initial.to(mask).clone()
 
     def _weight_sums(self) -> list[float]:
         """Return numbers that change when an optimizer changes weights; fused ones leave no other trace."""
@@ -244,8 +241,7 @@ class Rewirer:
             if not here:
                 raise ModelError(
                     f"layer {site.name!r} is no longer the one that this rewirer was made for: it has been "
-                    "packed or replaced. Packed layers have no masks to change; make a new rewirer for the "
-                    "model that is trained, fpe.unpack(model) if it is packed."
+                    "packed or replaced. Make a new rewirer, for fpe.unpack(model) if the model is packed."
                 )
 
     def _check_optimizers(self) -> None:
@@ -263,14 +259,9 @@ class Rewirer:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that a rewirer needs to resume; on several processes all must call this.
-
-        The masks are the model's, and in its ``state_dict``.
-        """
+        """Return what is needed to resume, but for the model's masks; on several processes all must call this."""
         return {
-            "policy": vars(self.policy).copy(),
-            "schedule": vars(self.schedule).copy(),
-            "steps": self.steps,
+            **self._settings(),
             "taken": self.taken,
             "rewirings": self.rewirings,
             "late": self.late,
@@ -279,23 +270,22 @@ class Rewirer:
             "gathered": {name: average_(g.clone()) for name, g in self.gathered().items()},
         }
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "policy": vars(self.policy).copy(),
+            "schedule": vars(self.schedule).copy(),
+            "steps": self.steps,
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume where another rewirer of the same model, policy, schedule and steps was.
+        """Resume from the `state_dict` of a rewirer of the same model, policy, schedule and steps.
 
-        Parameters
-        ----------
-        state : dict
-            What `state_dict` returned. Load the model's and the optimizer's states separately.
-
-        Raises
-        ------
-        CheckpointError
-            If it is another rewirer's; nothing is changed then.
+        Load the model's and the optimizer's states separately. The state of another rewirer is refused with a
+        CheckpointError; nothing is changed then.
         """
-        mine = {"policy": vars(self.policy), "schedule": vars(self.schedule), "steps": self.steps}
         problems = [
             f"{name} is {state.get(name)!r} in the state, and {own!r} here."
-            for name, own in mine.items()
+            for name, own in self._settings().items()
             if state.get(name) != own
         ]
         layers = list(state.get("moved", {}))
@@ -307,22 +297,22 @@ class Rewirer:
         self.resume(state["taken"], state["late"], state["gathered"])
 
     def resume(self, taken: int, late: bool, gathered: Mapping[str, Tensor]) -> None:
-        """Go on after `taken` steps, with a rewiring overdue or not, and with these sums of gradients."""
+        """Continue after `taken` steps, with a rewiring waiting or not, and with these sums of gradients."""
         self.taken, self.late = taken, late
         self._gather()
         for i in self._gathering:
             self._gather_from(i, gathered.get(self.sites[i].name))
-        self._sums = []  # the weights are others since
+        self._sums = []
 
     def __getstate__(self) -> dict[str, Any]:
-        """Take along the gathered gradients, which layers drop when they are copied."""
-        return {**vars(self), "_kept": self.gathered()}
+        """Add the gathered gradients, which layers drop when they are copied."""
+        return {**vars(self), "_gathered": self.gathered()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        kept = state.pop("_kept")
+        gathered = state.pop("_gathered")
         vars(self).update(state)
         for i in self._gathering:
-            self._gather_from(i, kept.get(self.sites[i].name))
+            self._gather_from(i, gathered.get(self.sites[i].name))
 
     def __repr__(self) -> str:
         return (
@@ -344,6 +334,5 @@ class Rewirer:
 
 _NOT_TRAINED = (
     "no gradient has reached this rewirer's layers since the last rewiring. Call step() after backward and "
-    "the optimizer's step; if the model was packed or copied, make a new rewirer for the one that is trained "
-    "(fpe.unpack(model) if it is packed)."
+    "the optimizer's step; if the model was packed or copied, make a new rewirer for the one that is trained."
 )

@@ -25,21 +25,16 @@ class RewiringSchedule:
     every : int, default 100
         Steps of the optimizer from one rewiring to the next.
     share : float, default 0.3
-        Share of the free weights at the start; above 0, at most 1.
+        Initial share of the free weights; above 0, at most 1.
     until : float, default 0.9
         Share of all steps after which the masks are fixed; above 0, at most 1.
     decay : str, default "cosine"
         How the share falls until then: ``"cosine"`` and ``"linear"`` to 0, ``"constant"`` not at all.
 
-    Raises
-    ------
-    ArgumentError
-        For values that are not allowed, all at once.
-
     Notes
     -----
-    Interval and end are those that this project's experiments chose for small networks
-    (docs/results/rewiring.md), share and decay those of RigL (Evci et al., 2020), which ends after 0.75.
+    Defaults of `every` and `until` come from this project's experiments (docs/results/rewiring.md), those of
+    `share` and `decay` from RigL (Evci et al., 2020), which ends after 0.75.
     """
 
     every: int = 100

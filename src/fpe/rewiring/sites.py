@@ -21,16 +21,9 @@ from fpe.rewiring.policies import RewiringPolicy
 
 @dataclass(frozen=True)
 class Site:
-    """A masked layer whose weights are trained.
+    """A masked layer whose weights are trained, with the tables of `fpe.rewiring.drop_and_grow.LayerBatch`.
 
-    Attributes
-    ----------
-    name, layer
-        Its name in the model, and the layer.
-    index_map : IndexMap or None
-        Of its neurons; None for a layer that only consumes expanded neurons.
-    children, blocks : Tensor or None
-        As for `fpe.rewiring.drop_and_grow.LayerBatch`.
+    `index_map` is None for a layer that only consumes expanded neurons.
     """
 
     name: str
@@ -57,12 +50,7 @@ class Site:
 def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[list[int]]]:
     """Return the sites of a model, and the scopes of the policy as lists of their numbers.
 
-    Raises
-    ------
-    ArgumentError
-        If `model` is no model.
-    ModelError
-        If the policy cannot be applied to it; the message names all layers concerned.
+    A ModelError names all layers to which the policy cannot be applied.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
@@ -99,28 +87,27 @@ def _group_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> lis
 
 
 def _column_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> list[list[int]]:
-    """Return the sites of each group of producers, whose columns move together."""
+    """Return the sites of each group of producers, which have the same columns."""
     number = {site.name: i for i, site in enumerate(sites)}
     scopes, problems = [], []
     for group in groups:
         mine = [number[name] for name in group.producers if name in number]
         if mine and (len(mine) < len(group.producers) or not _are_blocks([sites[i] for i in mine])):
             problems.append(
-                f"layer {group.producers[0]!r} is not a shared split with whole columns, so no column can "
-                "move; expand with split='shared' and prune='columns', or give unit='weight'."
+                f"layer {group.producers[0]!r} is not a shared split with whole columns; expand with "
+                "split='shared' and prune='columns', or give unit='weight'."
             )
         scopes += [mine] if mine else []
     if not scopes:
         problems.append(
-            "unit='column' needs layers that know how they were expanded, and this model has none; give one "
-            "that fpe.expand or fpe.load returned, or unit='weight'."
+            "unit='column' needs a model that fpe.expand or fpe.load returned; give one, or unit='weight'."
         )
     raise_problems(problems, ModelError, "the columns")
     return scopes
 
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
-    """Tell whether layers are dense blocks over the same columns, with fewer holes than one column's."""
+    """Tell whether layers are dense blocks over the same columns, with fewer gaps than entries of a column."""
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
@@ -157,7 +144,7 @@ def average_(tensor: Tensor) -> Tensor:
 def set_mask_(layer: MaskedLayer, mask: Tensor, optimizers: Sequence[Optimizer]) -> None:
     """Set a layer's mask (whole); masked weights, and the moments of changed entries, become 0."""
     own = layer.fpe_mask
-    stays = placed_like(mask * (mask == whole(own)), layer.weight)
+    unchanged = placed_like(mask * (mask == whole(own)), layer.weight)
     own.copy_(placed_like(mask, own))
     layer.project()
     if layer.weight.grad is not None:
@@ -165,4 +152,4 @@ def set_mask_(layer: MaskedLayer, mask: Tensor, optimizers: Sequence[Optimizer])
     for optimizer in optimizers:
         for value in optimizer.state.get(layer.weight, {}).values():
             if isinstance(value, Tensor) and value.shape == layer.weight.shape:
-                value.mul_(stays)
+                value.mul_(unchanged)
