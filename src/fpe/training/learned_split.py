@@ -14,7 +14,7 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.splits import FixedSplit
 from fpe.training.losses import ACTIVATIONS, loss_of
 
-#: Rate of the logits of the assignment, their first spread, and the lowest temperature of their softmax.
+#: Learning rate and initial spread of the logits of the assignment, and final temperature of their softmax.
 LOGIT_RATE, SPREAD, COOLEST = 5e-2, 0.1, 0.3
 
 
@@ -31,31 +31,29 @@ def learn_split(
 ) -> FixedSplit:
     """Learn a split for a network with one hidden layer; `model` is not changed.
 
-    A copy of the network is expanded softly: every weight has a logit for each child, and in each step goes
-    to one child by the Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al.,
-    2017), at a temperature that falls from 1 to 0.3. Adam trains logits and weights together. Only the
-    assignment is kept: each neuron's inputs are assigned to the children by their logits, equally many to
-    each.
+    In a copy of the network every weight has a logit for each child; each step assigns it to one child by the
+    Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al., 2017), at a temperature
+    that falls from 1 to 0.3. Adam trains logits and weights together. At last each neuron's inputs are assigned
+    to the children by their logits, equally many to each.
 
-    The steps cost about as much as those of the expanded network, so this helps only if the training that
-    follows is much longer; otherwise a random split trained for as many steps more is as good (``fpe
-    reproduce splits``).
+    A step costs about as much as one of the expanded network, so this helps only if the training that follows
+    is much longer (``fpe reproduce splits``).
 
     Parameters
     ----------
     model : nn.Module
-        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it, trained
-        for a while.
+        ``nn.Sequential`` of a linear layer, an activation and a linear layer, as `fpe.mlp` makes it, already
+        trained for some epochs.
     X, y : Tensor
-        Training data as for `fpe.training.train`: inputs, (samples, inputs), and class numbers, (samples,).
+        Training data as for `fpe.training.train`.
     factor : int, default 2
-        Children of each neuron; give `fpe.expand` the same.
+        Children of each neuron, as for `fpe.expand`.
     steps, batch_size : int, default 1000 and 250
         Mini-batches, and the most samples in each.
     lr : float, default 1e-2
-        Adam's rate for the weights; that of the dense training is a good choice.
+        Adam's rate for the weights.
     seed : int, default 0
-        Seed of everything.
+        Seed of logits, mini-batches and draws.
 
     Returns
     -------
@@ -64,10 +62,8 @@ def learn_split(
 
     Raises
     ------
-    ArgumentError
-        For bad numbers, data that do not fit the model, or training that diverges.
-    ModelError
-        For another model.
+    ArgumentError, ModelError
+        For bad numbers or data, training that diverges, or another model.
 
     Examples
     --------
@@ -76,11 +72,10 @@ def learn_split(
     >>> X, y = torch.randn(100, 8), torch.arange(100) % 2
     >>> wide = fpe.expand(model, split=fpe.training.learn_split(model, X, y, steps=10))
     """
-    first, activation, last = _parts(model)
-    inputs = first.in_features
-    _check(X, y, inputs, factor, steps, batch_size, lr)
+    first, activation, last = _layers(model)
+    _check(X, y, first.in_features, factor, steps, batch_size, lr)
     generator = torch.Generator().manual_seed(seed)
-    shape = first.out_features, factor, inputs
+    shape = first.out_features, factor, first.in_features
     logits = (SPREAD * torch.randn(shape, generator=generator)).to(first.weight).requires_grad_()
     weights = [first.weight, first.bias, last.weight.repeat_interleave(factor, dim=1), last.bias]
     w1, b1, w2, b2 = (None if w is None else w.detach().clone().requires_grad_() for w in weights)
@@ -132,16 +127,15 @@ def _draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Ten
     return hard + soft - soft.detach()
 
 
-def _parts(model: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Linear]:
+def _layers(model: nn.Module) -> tuple[nn.Linear, nn.Module, nn.Linear]:
     if isinstance(model, nn.Sequential) and len(model) == 3:
         first, activation, last = model
         if type(first) is nn.Linear and type(last) is nn.Linear and type(activation) in ACTIVATIONS:
             return first, activation, last
     known = ", ".join(kind.__name__ for kind in ACTIVATIONS)
     raise ModelError(
-        f"learn_split: the model is a {type(model).__name__} and not nn.Sequential(Linear, activation, "
-        f"Linear) with an activation of {known}; learn a split in a loop of your own and give it as "
-        "fpe.FixedSplit(children)."
+        f"learn_split: the model is a {type(model).__name__}; give nn.Sequential(Linear, activation, Linear) "
+        f"with an activation of {known}, or a split of your own as fpe.FixedSplit(children)."
     )
 
 

@@ -30,40 +30,27 @@ DIVERGED = "use a smaller learning rate, or scale the inputs."
 
 
 def adam(model: nn.Module, lr: float = 1e-3, l2: float = 0.0) -> Adam:
-    """Make the paper's optimizer (A.3.1): Adam with the penalty ``l2 / 2 · Σ w²`` over all parameters.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Its parameters are trained.
-    lr, l2 : float, default 1e-3 and 0
-        Learning rate, and weight of the penalty.
-    """
+    """Return the paper's optimizer (A.3.1): Adam with the penalty ``l2 / 2 · Σ w²`` over all parameters."""
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     return Adam(model.parameters(), lr=lr, weight_decay=l2, fused=fused)
 
 
 def default_batch_size(samples: int) -> int:
-    """Return the default samples of a mini-batch: a thirtieth of all, from 64 to the paper's 500 (A.3.1)."""
+    """Return a thirtieth of the samples, from 64 to the paper's 500 (A.3.1)."""
     return min(500, max(64, samples // 30))
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """Return an array as a tensor: a copy where PyTorch cannot share it, read-only or of negative strides."""
+    """Return an array as a tensor; a copy if it is read-only or has negative strides."""
     shared = array.flags.writeable and all(stride >= 0 for stride in array.strides)
     return torch.from_numpy(array if shared else array.copy())
 
 
 @dataclass(frozen=True)
 class Cosine:
-    """A learning rate that falls to 0 as half a cosine (Loshchilov and Hutter, 2017).
+    """A learning rate that falls to 0 as half a cosine over `epochs` (Loshchilov and Hutter, 2017).
 
-    Attributes
-    ----------
-    epochs : int
-        Over how many it falls, in all.
-    begin : int, default 0
-        How many of them lie behind.
+    Training begins after `begin` of them.
     """
 
     epochs: int
@@ -76,16 +63,9 @@ class Cosine:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Stop when the loss on held-out data has not fallen for a while, and return to where it was lowest.
+    """Stop after `patience` epochs without a new lowest validation loss, and restore the best parameters.
 
-    Attributes
-    ----------
-    X, y : Tensor
-        Held-out inputs and class numbers.
-    patience : int
-        Epochs without a new minimum after which training stops.
-    weight : Tensor, optional
-        Weight of each held-out sample in that loss.
+    `X`, `y` and `weight` are validation data as for `train`.
     """
 
     X: Tensor
@@ -109,31 +89,30 @@ def train(
     decay: Cosine | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Train a model in place for some epochs.
+    """Train a model in place for some epochs; training modes and learning rates are then as before.
 
     After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
-    Training modes and learning rates are afterwards as before.
 
     Parameters
     ----------
     model : nn.Module
-        Maps (batch, features) to logits. Changed.
+        Maps (batch, features) to logits.
     X, y : Tensor
-        Inputs, (samples, features), and class numbers, (samples,).
+        Inputs, (samples, features), and class numbers, (samples,), or probabilities, (samples, classes).
     epochs : int
         Passes over the data.
     optimizer : Optimizer
-        Over the model's parameters. Changed.
+        Over the model's parameters.
     generator : torch.Generator
-        Orders the mini-batches; the same state gives the same result on the same machine. Changed.
+        Orders the mini-batches; the same state gives the same result on the same machine.
     batch_size : int, optional
         Samples in a mini-batch; by default `default_batch_size`.
     sample_weight : Tensor, optional
         Weight of each sample, (samples,).
     early_stopping : EarlyStopping, optional
-        Off by default.
+        By default all epochs are trained.
     rewirer : Rewirer, optional
-        Changes the masks of the model while it trains. Changed.
+        Changes the masks of the model while it trains.
     decay : Cosine, optional
         How the learning rate falls, step by step. By default it is constant.
     on_epoch : callable, optional
@@ -159,8 +138,8 @@ def train(
             loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now)
             record: Record = {"epoch": epoch, "loss": loss}
             if early_stopping is not None:
-                held_out = early_stopping.X, early_stopping.y, early_stopping.weight
-                record["validation_loss"] = evaluate_loss(model, *held_out)
+                data = early_stopping.X, early_stopping.y, early_stopping.weight
+                record["validation_loss"] = evaluate_loss(model, *data)
             moments = (value for state in optimizer.state.values() for value in state.values())
             trained = [*model.parameters(), *(value for value in moments if torch.is_tensor(value))]
             problem = divergence(record, trained)
@@ -195,13 +174,7 @@ def run_epoch(
     rewirer: Rewirer | None = None,
     decay: Cosine | None = None,
 ) -> float:
-    """Train for one epoch of mini-batches in random order, as `train` does; the last may be smaller.
-
-    Returns
-    -------
-    float
-        The mean loss over the samples, each before the step of its mini-batch.
-    """
+    """Train for one epoch, as `train` does; return the mean loss over the samples before their steps."""
     order = torch.randperm(len(X), generator=generator).to(X.device)
     total = torch.zeros((), dtype=torch.float64, device=X.device)
     batches = torch.split(order, batch_size)
@@ -227,7 +200,7 @@ def run_epoch(
 
 @contextmanager
 def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """Put all modules into training or evaluation mode while the block runs; then each has its own again."""
+    """Put all modules into training or evaluation mode within the block."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
@@ -243,24 +216,24 @@ def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
 
 
 class _Snapshot:
-    """A copy of everything that training changes, to go back to."""
+    """A copy of everything that training changes."""
 
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
     ) -> None:
         self._live = model, optimizer, generator, rewirer
         fixed = mask_names(model) if rewirer is None else ()
-        state = model.state_dict()
-        self.model_state = {n: copy.deepcopy(value) for n, value in state.items() if n not in fixed}
+        state = {name: value for name, value in model.state_dict().items() if name not in fixed}
+        self.model_state = copy.deepcopy(state)
         self._optimizer = copy.deepcopy(optimizer.state_dict())
-        self._order = generator.get_state()
+        self._generator = generator.get_state()
         self._rewirer = None if rewirer is None else rewirer.state_dict()
 
     def restore(self) -> None:
         model, optimizer, generator, rewirer = self._live
         model.load_state_dict(self.model_state, strict=False)
         optimizer.load_state_dict(self._optimizer)
-        generator.set_state(self._order)
+        generator.set_state(self._generator)
         if rewirer is not None and self._rewirer is not None:
             rewirer.load_state_dict(self._rewirer)
 
@@ -268,8 +241,8 @@ class _Snapshot:
 def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
     """Say what became NaN or infinite in an epoch; None if nothing did.
 
-    `record` is the epoch's, and `trained` the parameters and the optimizer's moments: a gradient that
-    overflows leaves a finite loss and infinite moments, after which a weight never changes again.
+    `trained` includes the optimizer's moments: after a gradient that overflows, the loss may be finite, but
+    with infinite moments a weight never changes again.
     """
     for name in ("loss", "validation_loss"):
         if not record.get(name, 0.0) < float("inf"):
@@ -278,12 +251,12 @@ def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Tell whether all numbers are finite: they are if their sum is, which is fast to compute."""
+    """Tell whether all numbers are finite; the sum is a fast check."""
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tensor:
-    """Return the logits of all samples, (samples, outputs), in evaluation mode; training modes are kept."""
+    """Return the logits of all samples, (samples, outputs), in evaluation mode."""
     with _mode(model, training=False), torch.no_grad():
         return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
 

@@ -20,16 +20,9 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 
 
 def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
+    """Return the (weighted) mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
 
-    Parameters
-    ----------
-    logits : Tensor
-        (batch, 1) or (batch, classes).
-    y : Tensor
-        Class numbers, (batch,), or with several logits probabilities of the classes, (batch, classes).
-    weight : Tensor, optional
-        Weight of each sample, (batch,); the mean is weighted.
+    `y` is class numbers, (batch,), or with several logits probabilities of the classes, (batch, classes).
     """
     reduction = "mean" if weight is None else "none"
     if logits.shape[1] == 1:

@@ -80,26 +80,26 @@ def check_parameters(given: Mapping[str, Any], what: str) -> None:
 
 @dataclass(frozen=True)
 class Recipe:
-    """An expansion, and the training before and after it. `Recipe.choose` fills in what is left open.
+    """An expansion, and the training before and after it; `Recipe.choose` supplies defaults.
 
     Attributes
     ----------
     factor, split, prune
-        As for `fpe.expand`; factor 1 is a dense network, trained for as long in total.
+        As for `fpe.expand`; with factor 1 the dense network is trained for all epochs.
     warmup_epochs, epochs : int
         Passes over the data before and after the expansion.
     lr : float
-        Adam's learning rate at the start.
+        Adam's initial learning rate.
     decay : bool
         Whether it falls to 0 as half a cosine over all epochs.
     batch_size : int or None
-        Samples in a mini-batch; None for `default_batch_size` of the data.
+        Samples in a mini-batch; None for `default_batch_size`.
     l2 : float
         Weight of the penalty ``l2 / 2 · Σ w²`` over all parameters.
     policy : RewiringPolicy or None
         How masks change after the expansion; None for fixed masks.
     reinitialize : bool
-        Whether the weights of the expanded network are drawn anew; see `fpe.reinitialize_`.
+        Whether the expanded network is reinitialized; see `fpe.reinitialize_`.
     """
 
     factor: int = 2
@@ -132,22 +132,21 @@ class Recipe:
     ) -> Recipe:
         """Return a recipe; whatever is None gets its default.
 
-        With fixed masks the defaults are the paper's: factor 2, a random split, pruning by magnitude, a
-        constant rate of 1e-3. With dynamic masks they are what this project's experiments chose
-        (docs/results/rewiring.md): expand by 4 before any training, draw the weights anew, and spend all
-        epochs afterwards, at a rate that falls from 1e-2. Where whole inputs move, the factor is 3 and the
-        split shared in 8 groups of neurons. After a warm-up the rate is a constant 1e-2: one that falls over
-        all epochs is too small by the time the masks begin to change.
+        With fixed masks the defaults are the paper's: factor 2, a random split, magnitude pruning, a constant
+        rate of 1e-3. With dynamic masks they come from this project's experiments (docs/results/rewiring.md):
+        expand by 4 before any training, reinitialize, and train for all epochs at a rate that falls from
+        1e-2. With input pruning the factor is 3 and the split shared in 8 groups of neurons. After a warm-up
+        the rate is a constant 1e-2: a falling one would be too small when the masks begin to change.
 
         Parameters
         ----------
         factor, split, prune, warmup_epochs, epochs, lr, decay, batch_size, l2
             As the attributes of `Recipe`.
         rewire : bool, str or RewiringPolicy, default False
-            False for fixed masks, the name of a policy or a policy for dynamic ones. True is ``"columns"``
-            where `prune` removes whole inputs, and ``"accumulated"`` otherwise.
+            False for fixed masks; a policy or its name for dynamic ones. True is ``"columns"`` with input
+            pruning, and ``"accumulated"`` otherwise.
         default_epochs : (int, int), default (25, 25)
-            Epochs before and after the expansion where they are left open.
+            Epochs before and after the expansion if they are None.
 
         Raises
         ------
@@ -180,7 +179,7 @@ class Recipe:
     def of(
         cls, given: Mapping[str, Any], what: str = "the recipe", default_epochs: tuple[int, int] = (25, 25)
     ) -> Recipe:
-        """Check parameters, as `check_parameters` does, and `choose` by those of them that it takes."""
+        """Check parameters by `check_parameters`, and `choose` by those that it has."""
         check_parameters(given, what)
         names = inspect.signature(cls.choose).parameters
         return cls.choose(**{k: v for k, v in given.items() if k in names}, default_epochs=default_epochs)
@@ -191,22 +190,22 @@ class Recipe:
         return self.warmup_epochs + self.epochs
 
     def expand(self, dense: nn.Module, seed: int) -> nn.Module:
-        """Return the expanded network, ready to be trained; `dense` is not changed."""
+        """Return the expanded network; `dense` is not changed."""
         wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
         return reinitialize_(wide, seed=seed) if self.reinitialize and self.factor > 1 else wide
 
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
     ) -> Rewirer | None:
-        """Return the rewirer of an expanded network that learns from `samples`; None for fixed masks."""
+        """Return the rewirer of an expanded network, given the number of samples; None for fixed masks."""
         steps = self.epochs * -(-samples // (self.batch_size or default_batch_size(samples)))
         if self.policy is None or self.factor == 1 or steps == 0:
             return None
         return Rewirer(network, optimizer, self.policy, steps=steps, seed=seed)
 
-    def cosine(self, behind: int) -> Cosine | None:
-        """Return how the learning rate falls after `behind` epochs; None where it is constant."""
-        return Cosine(self.total_epochs, behind) if self.decay and self.total_epochs else None
+    def cosine(self, epoch: int) -> Cosine | None:
+        """Return how the learning rate falls after `epoch` epochs; None if it is constant."""
+        return Cosine(self.total_epochs, epoch) if self.decay and self.total_epochs else None
 
 
 def _chosen_policy(rewire: Any, prune: str | Pruning | None) -> RewiringPolicy | None:
@@ -218,7 +217,7 @@ def _chosen_policy(rewire: Any, prune: str | Pruning | None) -> RewiringPolicy |
     policy = named or POLICIES["columns" if shared else "accumulated"]
     if policy.unit == "column" and prune is not None and not shared:
         raise ArgumentError(
-            f"rewire is {rewire!r}, which moves whole inputs, and prune is {prune!r}; give split='shared' "
+            f"rewire is {rewire!r}, which exchanges whole inputs, and prune is {prune!r}; give split='shared' "
             "and prune='columns', or another policy."
         )
     return policy

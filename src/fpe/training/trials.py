@@ -1,4 +1,4 @@
-"""Networks on their way through a recipe: warm-up, expansion, training; one at a time, or several at once."""
+"""Run a recipe: warm-up, expansion, training; for one network, or several at once."""
 
 from __future__ import annotations
 
@@ -20,19 +20,15 @@ from fpe.training.recipe import Recipe
 
 @dataclass
 class Trial:
-    """One seed's network on its way through a recipe, with everything that training it needs.
+    """The run of a recipe for one seed: networks, optimizer, generator, rewirer.
 
     Attributes
     ----------
-    recipe, seed
-        What it follows; the seed of weights, split and order of the data.
     dense, model : nn.Module
-        The dense network (at last as it was at the expansion), and the network that is trained: the dense
+        The dense network, which the expansion does not change, and the network that is trained: first the dense
         one, then its expansion.
-    optimizer, generator, rewirer
-        Train `model`, order its mini-batches, and change its masks.
     epoch : int
-        Epochs of the recipe that lie behind, including those that early stopping saved.
+        Epochs of the recipe so far, including those that early stopping saved.
     history : list of dict
         One record for each epoch: ``stage`` ("dense" or "expanded"), ``epoch`` from 1 over both stages,
         ``loss`` and, with early stopping, ``validation_loss``.
@@ -50,19 +46,14 @@ class Trial:
 
     @classmethod
     def start(cls, recipe: Recipe, dense: nn.Module, seed: int) -> Trial:
-        """Return the trial of an untrained dense network, which is trained in place."""
+        """Return the trial of an untrained dense network, which will be trained in place."""
         generator = torch.Generator().manual_seed(seed)
         return cls(recipe, seed, dense, dense, adam(dense, recipe.lr, recipe.l2), generator)
 
     def expand(self, samples: int, network: nn.Module | None = None) -> None:
-        """Go on with the expanded network and a fresh Adam; a factor of 1 changes nothing.
+        """Continue with the expanded network, by default made by the recipe; factor 1 changes nothing.
 
-        Parameters
-        ----------
-        samples : int
-            How many it learns from, which gives its rewirer the number of steps.
-        network : nn.Module, optional
-            An expansion made elsewhere; by default as the recipe says.
+        From the number of samples follow the steps of the rewirer.
         """
         if self.recipe.factor > 1:
             self.model = self.recipe.expand(self.dense, self.seed) if network is None else network
@@ -70,7 +61,7 @@ class Trial:
             self.rewirer = self.recipe.rewirer(self.model, self.optimizer, samples, self.seed)
 
     def baseline(self) -> Trial:
-        """Return an independent copy that stays a dense network, with the same state and order."""
+        """Return an independent copy of factor 1, with the same state and order of mini-batches."""
         return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1))
 
     def _expand_if_due(self, samples: int) -> None:
@@ -92,7 +83,7 @@ def train_trials(
     on_epoch: Callable[[list[Record]], None] | None = None,
     **options: Any,
 ) -> None:
-    """Take trials forward along their recipes, in place, expanding each after its warm-up.
+    """Train trials in place by their recipes, expanding each after its warm-up.
 
     One trial is trained by `fpe.training.train`, several together by `fpe.training.ensemble.train`: each as
     it would be alone, within rounding. Calls with a rising `until` give the same result as one call.
@@ -102,15 +93,10 @@ def train_trials(
     trials : sequence of Trial
         At the same epoch, with the same batch size; their recipes may differ otherwise. Those that share a
         generator see the same order of mini-batches.
-    X, y : Tensor or sequence of Tensor
-        Inputs and class numbers, the same for all trials or one tensor for each.
+    X, y, on_epoch, **options
+        As for `fpe.training.ensemble.train`; early stopping acts within the warm-up, and after it.
     until : int, optional
         The epoch to stop at, counted from the beginning of the recipe. By default its end.
-    on_epoch : callable, optional
-        Gets the records of the networks that are trained together after each of their epochs.
-    **options
-        ``sample_weight`` and ``early_stopping`` (within the warm-up, and within what follows), as for
-        `fpe.training.train`.
 
     Raises
     ------
@@ -128,7 +114,7 @@ def train_trials(
         if len(trials) == 1:
             _train_one(trials[0], X, y, on_epoch, options)
         else:
-            _train_several(trials, X, y, on_epoch, options)
+            _train_together(trials, X, y, on_epoch, options)
         for trial in trials:
             trial.epoch = stop
     if until is None:  # a recipe may have no epochs after the expansion
@@ -154,7 +140,7 @@ def _train_one(trial: Trial, X: Any, y: Any, on_epoch: Any, options: dict[str, A
     )
 
 
-def _train_several(trials: Sequence[Trial], X: Any, y: Any, on_epoch: Any, options: dict[str, Any]) -> None:
+def _train_together(trials: Sequence[Trial], X: Any, y: Any, on_epoch: Any, options: dict[str, Any]) -> None:
     histories = ensemble.train(
         [trial.model for trial in trials],
         X,
@@ -181,28 +167,24 @@ def run_recipe(
     double: Callable[[int], nn.Module] | None = None,
     **options: Any,
 ) -> list[dict[str, Trial]]:
-    """Warm dense networks up, then train each on as it is and expanded, for as long and in the same order.
+    """Train dense networks for the warm-up, then both dense and expanded, in the same order of mini-batches.
 
     Parameters
     ----------
     recipe : Recipe
-        How.
+        Its settings.
     build, double : callable
-        Make a seed's untrained dense network and, if given, another one of twice the width, which is trained
-        for all epochs.
-    X, y : Tensor
-        Inputs, (samples, features), and class numbers, (samples,).
+        Return a seed's untrained dense network, and optionally one of twice the width, trained for all epochs.
+    X, y, **options
+        As for `fpe.training.train`: data, ``sample_weight``, ``early_stopping`` and ``on_epoch``.
     seeds : int or sequence of int, default 0
-        One network of each kind for each; several are trained together, as `train_trials` does.
-    **options
-        ``sample_weight``, ``early_stopping`` and ``on_epoch``, as for `train_trials`.
+        Several are trained together, as by `train_trials`.
 
     Returns
     -------
     list of dict of str to Trial
-        For each seed ``"dense"``, ``"expanded"`` and, if asked for, ``"double"``. Each has the trained
-        ``model`` and its ``history`` from the first epoch; ``["expanded"].dense`` is the network before the
-        expansion.
+        For each seed ``"dense"``, ``"expanded"`` and, with `double`, ``"double"``: trials with the trained
+        ``model`` and the whole ``history``; ``["expanded"].dense`` is the network before the expansion.
 
     Raises
     ------
@@ -240,12 +222,12 @@ def run_recipe(
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the trial of the lowest last loss; with early stopping, of the lowest loss on held-out data."""
+    """Return the trial with the lowest last loss; with early stopping, the lowest validation loss."""
     if not all(trial.history for trial in trials):  # trained for no epoch
         return trials[0]
     losses = []
     for trial in trials:
         last = [r for r in trial.history if r["stage"] == trial.history[-1]["stage"]]
-        held_out = [r["validation_loss"] for r in last if "validation_loss" in r]
-        losses.append(min(held_out) if held_out else last[-1]["loss"])
+        validation = [r["validation_loss"] for r in last if "validation_loss" in r]
+        losses.append(min(validation) if validation else last[-1]["loss"])
     return trials[int(np.argmin(losses))]
