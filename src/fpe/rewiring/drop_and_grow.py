@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -140,8 +141,8 @@ def _rewire_columns(
         return disjoint_candidates(remaining.view(free.shape), masked, grow, siblings).reshape(rows)
 
     counts = [int(share * count) for count in totals(free.reshape(rows))]
-    marks = [tensor.reshape(rows) for tensor in (free, droppable, drop, grow)]
-    dropped, grown = exchange(*marks, counts, candidates)
+    by_row = partial(torch.reshape, shape=rows)
+    dropped, grown = exchange(by_row(free), by_row(droppable), by_row(drop), by_row(grow), counts, candidates)
     source = torch.arange(free[0].numel(), device=free.device).repeat(len(free), 1).view(rows)
     source[dropped], source[grown] = source[grown], source[dropped]  # row by row, equally many in each
     return [
