@@ -1,6 +1,6 @@
 """How much the features of a layer interfere (sections 3.1 and 3.2).
 
-All measures take the weight of a layer, of shape (neurons, features), as in ``model[0].weight``.
+Each `weight` is that of a layer, of shape (neurons, features), as in ``model[0].weight``.
 """
 
 from __future__ import annotations
@@ -25,15 +25,7 @@ def _checked(weight: Tensor) -> Tensor:
 def gram_matrix(weight: Tensor) -> Tensor:
     """Return ``WᵀW``: how much each two features use the same neurons (section 3.1).
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (neurons, features).
-
-    Returns
-    -------
-    Tensor
-        Shape (features, features), float64, symmetric.
+    The result has shape (features, features), float64, symmetric.
 
     Examples
     --------
@@ -47,20 +39,12 @@ def gram_matrix(weight: Tensor) -> Tensor:
 
 
 def feature_capacity(weight: Tensor) -> Tensor:
-    """Return each feature's capacity ``(w_i·w_i)² / Σ_j (w_i·w_j)²`` (Scherlis et al. 2022; section 3.2).
+    """Return each feature's capacity, ``(w_i·w_i)² / Σ_j (w_i·w_j)²`` (Scherlis et al. 2022; section 3.2).
 
     The share of a dimension that belongs to the feature alone: 1 if it is orthogonal to all others,
     0 for a feature that no neuron uses. Over all features it adds up to at most the number of neurons.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (neurons, features).
-
-    Returns
-    -------
-    Tensor
-        Shape (features,), float64, each from 0 to 1.
+    The result has shape (features,), float64, each from 0 to 1.
 
     Examples
     --------
@@ -82,22 +66,8 @@ def total_capacity(weight: Tensor) -> float:
 def mean_cosine_similarity(weight: Tensor) -> float:
     """Return the mean cosine similarity over all pairs of distinct neurons (section 3.2).
 
-    A neuron without weights has similarity 0 to all others.
-
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (neurons, features), at least two neurons.
-
-    Returns
-    -------
-    float
-        From −1 to 1; the lower, the less the neurons have in common.
-
-    Raises
-    ------
-    ArgumentError
-        If there is only one neuron.
+    From −1 to 1; the lower, the less the neurons have in common. A neuron without weights has similarity 0 to
+    all others; a single neuron is refused.
 
     Examples
     --------
@@ -119,15 +89,7 @@ def participation_ratio(weight: Tensor) -> Tensor:
     1 for a neuron that uses one feature, the number of features for one that uses all alike, 0 for one
     that uses none (Bell and Dean 1970).
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (neurons, features).
-
-    Returns
-    -------
-    Tensor
-        Shape (neurons,), float64.
+    The result has shape (neurons,), float64.
 
     Examples
     --------
@@ -146,15 +108,7 @@ def crowding(weight: Tensor) -> Tensor:
     C is the `feature_capacity`. 0 for a neuron whose features have a dimension of their own, towards 1 for
     one whose features share theirs with many.
 
-    Parameters
-    ----------
-    weight : Tensor
-        Shape (neurons, features).
-
-    Returns
-    -------
-    Tensor
-        Shape (neurons,), float64, each from 0 to 1.
+    The result has shape (neurons,), float64, each from 0 to 1.
 
     Examples
     --------

@@ -19,7 +19,7 @@ def child_dtype(factor: int) -> Any:
 
 
 def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """Assign the inputs of each neuron evenly, each neuron by its own draw; all partitions are equally likely.
+    """Assign the inputs of each neuron evenly, by a draw of its own; all partitions are equally likely.
 
     Every input draws a child; then inputs picked at random move from children that have too many to those
     that have too few. For large layers this is several times as fast as a permutation of each row.

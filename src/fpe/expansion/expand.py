@@ -61,8 +61,8 @@ def expand(
     Returns
     -------
     nn.Module
-        A copy of `model` with masked linear layers or convolutions, and wider norms between them. ``fpe_plan``
-        is the applied `Plan`. Of a compiled model it is a copy of the model in it, to be compiled again.
+        A copy of `model` with masked linear layers or convolutions, and wider norms between them. Its
+        ``fpe_plan`` is the applied `Plan`. Of a compiled model the model in it is copied.
 
     Raises
     ------
@@ -83,7 +83,7 @@ def expand(
     todo = planned(model, plan, dict(zip(_DEFAULTS, how, strict=True)))
     _check_copyable(model)
     basis = todo.basis_for(model)
-    done, replaced = wide_modules(model, todo)
+    done, replaced = Expansion(model, todo).run()
     wide = deep_copy(model, memo_with(model, replaced))
     wide.fpe_plan = done  # type: ignore[assignment]
     check_wide(wide, done, basis)
@@ -107,14 +107,8 @@ def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
     return plan
 
 
-@torch.no_grad()
-def wide_modules(model: nn.Module, todo: Plan) -> tuple[Plan, dict[str, nn.Module]]:
-    """Return what a plan did, and by name the modules that replace the model's; `model` is only read."""
-    return _Expansion(model, todo).run()
-
-
-class _Expansion:
-    """The layers of a model while they are widened, group by group; the model itself is only read."""
+class Expansion:
+    """The layers of a model while they are widened, group by group; the model itself is not changed."""
 
     def __init__(self, model: nn.Module, todo: Plan) -> None:
         self.model, self.todo, self.basis = model, todo, todo.basis_for(model)
@@ -124,7 +118,9 @@ class _Expansion:
         self.between: dict[str, nn.Module] = {}
         self.copies = 0
 
+    @torch.no_grad()
     def run(self) -> tuple[Plan, dict[str, nn.Module]]:
+        """Return what was done, and by name the modules that replace the model's."""
         rng = np.random.default_rng(self.todo.seed)
         done = tuple(self.expand(layer, rng) for layer in self.todo.layers)
         if self.todo.budget == "network":
@@ -139,16 +135,16 @@ class _Expansion:
     def expand(self, layer: LayerPlan, rng: np.random.Generator) -> LayerPlan:
         """Widen one group, and prune it if each group has a budget; return what was done."""
         group, factor = layer.group, layer.factor
-        producers = [self.current(name) for name in group.producers]
-        consumers = [self.current(name) for name in group.consumers]
+        producers = [self._current(name) for name in group.producers]
+        consumers = [self._current(name) for name in group.consumers]
         columns = self.origins.runs(layer)
         notes: list[str] = []
 
         with _notes(notes):
             weight = _joint([w.weight for w in producers], layer.shares)
-            children = partition(weight, factor, self.split_of(group.name), rng)
+            children = partition(weight, factor, self._split_of(group.name), rng)
         if self.pruning.drops_children:
-            layer = self.drop(layer, producers, consumers, columns, children)
+            layer = self._drop(layer, producers, consumers, columns, children)
         index_map = layer.index_map
         first, *consumers_now = duplicate(producers[0], consumers, children, factor, columns, index_map)
         wide = [first]
@@ -164,28 +160,28 @@ class _Expansion:
         copies = after - before + (layer.neurons_after - layer.neurons) * per_neuron
         if self.todo.budget == "group":
             with _notes(notes):
-                wide = self.pruned(layer, wide, consumers_now, copies)
+                wide = self._pruned(layer, wide, consumers_now, copies)
         self.copies += copies
         names = (*group.producers, *group.consumers)
         self.weights |= dict(zip(names, (*wide, *consumers_now), strict=True))
         self.origins.add(layer)
         for note in notes:
-            warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=7)
+            warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
         return replace(layer, notes=tuple(notes))
 
-    def current(self, name: str) -> Weights:
+    def _current(self, name: str) -> Weights:
         return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
 
-    def of_inputs(self, name: str, measured: Tensor) -> Tensor:
-        """Repeat what was measured of a layer's inputs, (…, inputs, …), for inputs copied by earlier groups."""
+    def _of_inputs(self, name: str, measured: Tensor) -> Tensor:
+        """Repeat what was measured of inputs, (…, inputs, …), for those copied by earlier groups."""
         columns = self.origins.columns.get(name)
         return measured if columns is None else measured.index_select(1, columns.to(measured.device))
 
-    def split_of(self, name: str) -> Split:
+    def _split_of(self, name: str) -> Split:
         split = self.basis.split
-        return split.on(self.of_inputs(name, self.basis.inputs[name])) if split.needs_inputs else split
+        return split.on(self._of_inputs(name, self.basis.inputs[name])) if split.needs_inputs else split
 
-    def drop(
+    def _drop(
         self,
         layer: LayerPlan,
         producers: list[Weights],
@@ -215,10 +211,10 @@ class _Expansion:
         after = neurons * factor - len(dropped)
         return replace(layer, inputs=children.shape[1], neurons_after=after, dropped=tuple(dropped.tolist()))
 
-    def pruned(
+    def _pruned(
         self, layer: LayerPlan, wide: list[Weights], consumers: list[Weights], count: int
     ) -> list[Weights]:
-        """Prune a group, the producers of a gated pair as one layer, one below the other; return the producers."""
+        """Prune a group, several producers as one layer, one below the other; return the producers."""
         shape = wide[0].weight.shape
         depth = shape[2:].numel() if layer.shares != "taps" else 1
         flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
@@ -227,7 +223,7 @@ class _Expansion:
         joint = Weights(weight.view(flat), None, free.view(flat))
         blocks = layer.index_map.blocks.repeat(len(wide)) if self.pruning.needs_shared else None
         names = layer.group.producers if self.basis.scores else ()
-        scores = [self.of_inputs(name, self.basis.scores[name]) for name in names]
+        scores = [self._of_inputs(name, self.basis.scores[name]) for name in names]
         given = {"blocks": blocks, "scores": torch.cat(scores) if scores else None}
         prune_([joint, *consumers], count, self.pruning, layer.factor, **given)
         if len(wide) == 1:
@@ -278,7 +274,7 @@ def _check_copyable(model: nn.Module) -> None:
 
 
 def check_wide(wide: nn.Module, done: Plan, basis: Basis) -> None:
-    """Check that a wide model has the planned count, runs, and has outputs of the dense one's shapes."""
+    """Check the count of a wide model, that it runs, and the shapes of its outputs."""
     if (count := count_nonzero(wide)) != done.nonzero:
         raise BudgetError(
             f"the expanded model would have {count} non-zero parameters instead of {done.nonzero}; prune "
@@ -296,6 +292,6 @@ def check_wide(wide: nn.Module, done: Plan, basis: Basis) -> None:
         ) from error
     if shapes != basis.shapes:
         raise ModelError(
-            f"the outputs of the expanded {type(wide).__name__} have shapes {[tuple(s) for s in shapes]}, not "
-            f"{[tuple(s) for s in basis.shapes]}: its forward pass depends on the number of neurons."
+            f"the outputs of the expanded {type(wide).__name__} have shapes {[*map(tuple, shapes)]}, not "
+            f"{[*map(tuple, basis.shapes)]}: its forward pass depends on the number of neurons."
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class ExpandedGroup:
 
 
 def groups_in(model: nn.Module) -> list[ExpandedGroup]:
-    """Return the expanded groups of a model and its parts, with those of their layers that are still there."""
+    """Return the expanded groups of a model and its parts, with the layers that it still has of each."""
     found: dict[int, ExpandedGroup] = {}
 
     def group(index_map: IndexMap) -> ExpandedGroup:
@@ -101,7 +101,8 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
 def index_map_of(layer: nn.Module) -> IndexMap | None:
     """Return the index map of an expanded layer's neurons; None for another layer."""
     own = vars(layer).get("fpe_neurons")
-    return own if isinstance(own, IndexMap) and len(own.parent) == len(layer.weight) else None  # type: ignore[arg-type]
+    fits = isinstance(own, IndexMap) and len(own.parent) == len(cast(Tensor, layer.weight))
+    return cast(IndexMap, own) if fits else None
 
 
 def copy_maps_(module: nn.Module, like: nn.Module) -> nn.Module:
@@ -205,7 +206,7 @@ class Origins:
         return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
 
     def lift(self, name: str, parameter: str, value: Tensor) -> Tensor:
-        """Give each entry of a new parameter the value of its origin, such as a moment; masks are not applied."""
+        """Give each entry of a new parameter the value of its origin, such as a moment; nothing is masked."""
         if is_transposed(self.model.get_submodule(name)) and value.dim() == 2:
             value = value.t()
         if name in self.rows and len(value):

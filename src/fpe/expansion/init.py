@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError
 from fpe.masked import MaskedLayer
@@ -13,23 +13,18 @@ from fpe.masked import MaskedLayer
 def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
     """Reinitialize the free weights and the biases of all masked layers, in place; the masks stay.
 
-    For a network that is expanded before it has been trained: children of an untrained parent have a part of its
-    inputs, with weights drawn for all of them, and equal outgoing weights. Each neuron's weights are drawn as
-    PyTorch draws those of a layer with as many inputs n as the neuron has free weights, uniformly within
-    ``±1 / √n`` (Evci et al., 2022), its bias within ``±1 / √m``, for a layer of m inputs. With larger biases some
-    neurons would be active for no sample, or for every one.
+    For a network that is expanded before it has been trained: children of an untrained parent have only a
+    part of its inputs, and equal outgoing weights. Each neuron's weights are drawn as PyTorch draws those of
+    a layer with as many inputs n as the neuron has free weights, uniformly within ``±1 / √n`` (Evci et al.,
+    2022), its bias within ``±1 / √m``, for a layer of m inputs. With larger biases some neurons would be
+    active for no sample, or for every one.
 
     Parameters
     ----------
     wide : nn.Module
-        What `fpe.expand` returned. Its masked layers' weights and biases change.
+        What `fpe.expand` returned, with masked layers. It is returned.
     seed : int, default 0
         Of the draws.
-
-    Returns
-    -------
-    nn.Module
-        The same model.
 
     Examples
     --------
@@ -44,16 +39,15 @@ def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
     if not layers:
         raise ModelError("there is no masked layer to reinitialize; call fpe.expand first.")
     generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor) -> Tensor:  # on the CPU, so that a seed means the same everywhere
+        return (2 * torch.rand(like.shape, generator=generator) - 1).to(like)
+
     for layer in layers:
         weight, mask = layer.weight, layer.fpe_mask
         inputs = mask.flatten(1).sum(dim=1).clamp_min(1)
         bound = inputs.rsqrt().view(-1, *[1] * (weight.dim() - 1))
-        weight.copy_(_uniform(weight, generator) * bound * mask)
+        weight.copy_(uniform(weight) * bound * mask)
         if layer.bias is not None:
-            layer.bias.copy_(_uniform(layer.bias, generator) * weight[0].numel() ** -0.5)
+            layer.bias.copy_(uniform(layer.bias) * weight[0].numel() ** -0.5)
     return wide
-
-
-def _uniform(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw between -1 and 1, on the CPU, so that a seed means the same everywhere."""
-    return (2 * torch.rand(like.shape, generator=generator) - 1).to(like)

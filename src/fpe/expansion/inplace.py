@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fpe._util.modules import own_forward, replace_modules_, uncompiled
 from fpe.errors import ArgumentError, raise_problems
 from fpe.expansion import planner
-from fpe.expansion.expand import check_wide, planned, wide_modules
+from fpe.expansion.expand import Expansion, check_wide, planned
 from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import Plan
 from fpe.expansion.pruning import InputPruning, as_pruning
@@ -83,7 +83,7 @@ def expand_(
     with own_forward(model):
         todo = planned(model, plan, {"factor": factor, **how})
         basis = todo.basis_for(model)
-        done, replaced = wide_modules(model, todo)
+        done, replaced = Expansion(model, todo).run()
         origins = Origins(model, done.layers)
         before = {name: model.get_submodule(name) for name in replaced}
         pairs: list[Pair] = [
@@ -165,8 +165,8 @@ def _lifted(
     kind = type(_inner(optimizer)).__name__
     if hasattr(_inner(optimizer), "_numel_cache"):
         raise ArgumentError(
-            f"moments='kept': {kind} keeps its history for all parameters in one vector, which cannot be passed "
-            "on to the children; give moments='fresh'."
+            f"moments='kept': {kind} keeps its history for all parameters in one vector, which cannot be "
+            "passed on to the children; give moments='fresh'."
         )
     states: dict[int, dict[str, Any]] = {}
     for name, parameter, old, _ in pairs:

@@ -19,7 +19,7 @@ _SAMPLE = 1 << 16
 
 
 def prune_smallest_(weights: Tensors, masks: Tensors, count: int) -> None:
-    """Mask the `count` free entries of smallest magnitude of all layers, in place; of equal ones the first."""
+    """Mask the `count` free entries of smallest magnitude of all layers; of equal ones the first."""
     if count == 0:
         return
     free = sum(map(count_free, masks))
@@ -41,7 +41,6 @@ def prune_smallest_(weights: Tensors, masks: Tensors, count: int) -> None:
 
 
 def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Iterate over two contiguous tensors in flat pieces that fit the processor's cache."""
     return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
 
 

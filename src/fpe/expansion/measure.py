@@ -104,8 +104,8 @@ def scores_of(
             scores[name] = gradient.t() if is_transposed(layer) else gradient
         else:
             problems.append(
-                f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() on a "
-                "batch first, and expand before the gradients are cleared."
+                f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() on "
+                "a batch first, and expand before the gradients are cleared."
             )
     problems += [
         f"layer {name!r} has {what} that are NaN or infinite, which cannot be ranked; repair them first."
@@ -131,7 +131,7 @@ def inputs_of(names: Sequence[str], measured: Measurements) -> dict[str, Tensor]
 def most_polysemantic(
     model: nn.Module, group: NeuronGroup, fraction: float, target: str, measured: Measurements
 ) -> tuple[int, ...] | None:
-    """Choose the neurons of a group that are expanded, at least one, by a target of `fpe.plan`; None for all."""
+    """Choose the neurons of a group that are expanded, at least one, by a target; None for all."""
     producers = [model.get_submodule(name) for name in group.producers]
     weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
     count = max(1, round(fraction * len(weight)))
@@ -163,9 +163,9 @@ def shapes_of(
 def width_problems(
     model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
 ) -> dict[str, str]:
-    """Return, by name, why groups cannot be wider: a copy does not run in both modes, or its outputs' shapes change.
+    """Return, by name, why groups cannot be wider: a copy does not run, or has outputs of other shapes.
 
-    All groups are widened at once; only if that copy fails are there more, by halves.
+    All groups are widened at once, in both modes; only if that copy fails are there more, by halves.
     """
     trains: list[bool] = []
 

@@ -94,8 +94,8 @@ class Plan:
         """Return what the plan was made from, if it can be applied to a model; else raise an error."""
         if self.basis is None:
             raise ArgumentError(
-                "this plan was read from a file, or has been applied, and no longer has its split, pruning and "
-                "measurements; make a new one with fpe.plan."
+                "this plan was read from a file, or has been applied, and no longer has its split, pruning "
+                "and measurements; make a new one with fpe.plan."
             )
         now = modules_of(model)
         if now != self.basis.modules:
@@ -153,7 +153,7 @@ def _cells(layer: LayerPlan) -> tuple[str, ...]:
 
 
 def remarks(notes: Sequence[tuple[str, str]], skipped: Sequence[Skipped]) -> list[str]:
-    """Write what is done otherwise than asked, and the skipped layers, equal layers of a stack in one line."""
+    """Write what is done otherwise than asked, and the skipped layers, equal ones of a stack in one line."""
     reasons = [(s.name, s.reason) for s in skipped]
     lines = []
     for head, rows in (("otherwise than asked:", notes), ("left unchanged:", reasons)):

@@ -58,19 +58,19 @@ def plan(
     ----------
     model : nn.Module
         Any module; it is not changed. Of a compiled one the model in it is taken. Without `example_inputs`,
-        the linear layers of an ``nn.Sequential``, or of a module that can be traced symbolically, are found;
-        for a model of transformers a batch is made up from its configuration.
+        the linear layers of a module that can be traced symbolically are found; for a model of transformers a
+        batch is made up from its configuration.
     factor : int, default 2
         Children of each neuron, α in the paper: 1 to the number of inputs of each layer.
     split : str or Split, default "random"
         Which child gets which input: ``"random"``, ``"shared"``, ``"shared-8"`` (one partition for each of 8
         groups of neurons; see `fpe.SharedSplit`), ``"gram"``, ``"2:4"`` or an object such as
-        ``fpe.LabelSplit(labels)``. ``fpe.CorrelationSplit()`` looks at `example_inputs`.
+        ``fpe.LabelSplit(labels)``. ``fpe.CorrelationSplit()`` needs `example_inputs`.
     prune : str or Pruning, default "magnitude"
-        Which weights are pruned: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the consumers of
-        the new neurons keep at most half of the free weights; for networks that are expanded before they are
-        trained), ``"columns"`` (whole inputs, for a shared split; see `fpe.InputPruning`, which may rank by
-        activations or gradients) or ``"children"`` (whole children; see `fpe.ChildPruning`).
+        Which weights are pruned: ``"magnitude"`` (the paper's), ``"balanced"`` (the same, but the consumers
+        keep at most half of the free weights; for networks that are expanded before they are trained),
+        ``"columns"`` (whole inputs, for a shared split; see `fpe.InputPruning`, which may rank by activations
+        or gradients) or ``"children"`` (whole children; see `fpe.ChildPruning`).
     layers : str, NeuronGroup, sequence of them, or mapping of them to int, optional
         Names or patterns (``"encoder.*.fc1"``) of the layers to expand; a mapping gives each its own factor,
         the last that matches. By default every second hidden layer from the first (A.7), which for a
@@ -205,8 +205,8 @@ def _check_arguments(
             )
         if target_fraction != 1:
             problems.append(
-                f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
-                "prune='magnitude'."
+                f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or "
+                "give prune='magnitude'."
             )
     needs = {
         f"split={own_split!r}": own_split.needs_inputs,
@@ -244,7 +244,7 @@ def factor_problem(factor: Any) -> str | None:
 
 
 def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
-    """Say which weights of some groups are missing or no numbers, and which replaced parameters have hooks."""
+    """Say which weights of some groups are missing or not finite, and which parameters have hooks."""
     names = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
     problems = [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
     names |= dict.fromkeys(name for group in groups for name in group.between)
@@ -340,7 +340,7 @@ def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruni
         capacity = pruning.capacity(weights + (layer.factor - 1) * mine, entries, layer.inputs, layer.factor)
         if layer.copies > capacity:
             problems.append(
-                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and {pruning!r} can "
-                f"prune only {capacity} weights; give a smaller factor, or another prune."
+                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and {pruning!r} "
+                f"can prune only {capacity} weights; give a smaller factor, or another prune."
             )
     raise_problems(problems, BudgetError, "the budget")

@@ -25,8 +25,8 @@ Given = Tensor | None
 RANKINGS = {"norm": "", "activation": "inputs", "gradient": "gradients"}
 #: The note on a layer whose columns cannot make up for what whole children leave over.
 SINGLE_WEIGHTS = (
-    "the inputs of its blocks are too few for all that remains to be pruned after whole children: the smallest "
-    "single weights of all layers of the group are pruned, those of its consumers too"
+    "the inputs of its blocks are too few for all that remains to be pruned after whole children: the "
+    "smallest single weights of all layers of the group are pruned, those of its consumers too"
 )
 
 
@@ -94,7 +94,7 @@ class Pruning:
         raise NotImplementedError
 
     def capacity(self, free: int, entries: int, inputs: int, factor: int) -> int:
-        """Return how many weights can be pruned: of `free` in the group, `entries` for each of the `inputs`."""
+        """Return how many weights can be pruned: `free` in all, `entries` for each of the `inputs`."""
         return free
 
     def expected_dropped(
@@ -325,8 +325,8 @@ def _prune_columns(
     entries.scatter_(1, last, 0)  # the last input stays
     if count > int(entries.sum()):
         raise BudgetError(
-            f"{count} weights are to be pruned in whole columns, but the columns that can be pruned have only "
-            f"{int(entries.sum())}; use prune='children' or 'magnitude', or a smaller factor."
+            f"{count} weights are to be pruned in whole columns, but the columns that can be pruned have "
+            f"only {int(entries.sum())}; use prune='children' or 'magnitude', or a smaller factor."
         )
     order = rank.flatten().argsort(stable=True)
     if even:  # the lowest column of the blocks with the most remaining inputs

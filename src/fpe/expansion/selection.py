@@ -34,7 +34,7 @@ Chosen = list[tuple[NeuronGroup, int]]
 def select(
     model: nn.Module, layers: str | NeuronGroup | Layers | None, factor: int, example_inputs: Any
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Select the groups to expand, those asked for or every second hidden layer (A.7), and say why not the others.
+    """Select the groups to expand, those asked for or every second hidden layer (A.7), and name the others.
 
     A group given by hand replaces one that was found for a producer of it, with its own factor.
     """
@@ -108,7 +108,7 @@ def without(
     layers: str | NeuronGroup | Layers | None,
     reasons: Mapping[str, str],
 ) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Drop groups that turn out not to be expandable, with reasons by name, unless their layers were named."""
+    """Drop groups that turn out not to be expandable, with reasons by name; refuse if they were named."""
     named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in _entries(layers)}
     failed = [group for group, _ in chosen if group.name in reasons]
     problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)]
@@ -126,7 +126,7 @@ def without(
 
 
 def _by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
-    """Take hidden layers 1, 3, 5 …, no consumer of an expanded one (A.7); no frozen layers, no transformer's head."""
+    """Take hidden layers 1, 3, 5 … (A.7), none that is frozen or in a transformer's head."""
     groups: list[NeuronGroup] = []
     skipped: list[Skipped] = []
     producer_of: dict[str, str] = {}
@@ -176,7 +176,8 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
     shown = ", ".join(map(repr, expandable[:12])) or "none"
     allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
     if name in names:
-        return f"layer {name!r} is {_kind(model.get_submodule(name))}, which has no neurons of its own. {allowed}"
+        kind = _kind(model.get_submodule(name))
+        return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
     if any(character in name for character in "*?["):
         return f"no layer that can be expanded matches {name!r}. {allowed}"
     return f"the model has no layer {name!r}.{did_you_mean(str(name), names)} {allowed}"
@@ -195,8 +196,8 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     for n in (*group.producers, *group.consumers):
         if not is_layer(modules[n]):
             problems.append(
-                f"{n!r} is {_kind(modules[n])}; producers and consumers are linear layers and convolutions that "
-                "fpe knows."
+                f"{n!r} is {_kind(modules[n])}; producers and consumers are linear layers and convolutions "
+                "that fpe knows."
             )
         elif problem := kind_problem(modules[n]):
             problems.append(f"{n!r} {problem}.")

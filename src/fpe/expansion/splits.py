@@ -1,9 +1,9 @@
 """Which child gets which input: each split assigns the inputs of a layer's neurons to their children.
 
-``assign(weight, factor, rng)`` returns integers of shape (neurons, inputs): for each parent neuron and each
-input the child ``0 … factor − 1`` that keeps the weight. In a weight of shape (neurons, inputs, depth) several
-entries of an input stay together: the taps of a convolution, gate and up of a gated pair. Children therefore
-never overlap, and together they are the parent (section 2.3).
+``assign(weight, factor, rng)`` returns integers of shape (neurons, inputs): for each parent and each input
+the child ``0 … factor − 1`` that keeps the weight. In a weight of shape (neurons, inputs, depth) several
+entries of an input stay together. Children therefore never overlap, and together they are the parent (section
+2.3).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fpe.expansion.clusters import balanced, child_dtype, clustered, correlation
 
 
 class Split:
-    """The base of all splits; a user's own may derive from it, or only have `shared`, `problem` and `assign`."""
+    """The base of all splits; a user's own may derive from it, or have `shared`, `problem` and `assign`."""
 
     shared: bool = False  # whether all neurons of a layer have one partition: `factor` dense blocks
     needs_inputs: bool = False  # whether `on` is called with a layer's inputs before `assign`
@@ -80,14 +80,9 @@ class SharedSplit(Split):
     Parameters
     ----------
     groups : int, default 1
-        How many groups of adjacent neurons, all of one size, draw a partition each. The layer is then
-        ``groups * factor`` blocks, nearer to masks without any structure. If it does not divide the number of
-        neurons, the largest smaller divisor is taken, which the plan says.
-
-    Raises
-    ------
-    ArgumentError
-        If `groups` is no integer of at least 1.
+        How many groups of adjacent neurons, all of one size, draw a partition each: the layer is then
+        ``groups * factor`` blocks. If it does not divide the number of neurons, the largest smaller divisor
+        is taken, which the plan says.
 
     Examples
     --------
@@ -161,7 +156,8 @@ class LabelSplit(Split):
     def problem(self, inputs: int, factor: int) -> str | None:
         """Say that the labels are not one for each input, or fewer than children."""
         if len(self.labels) != inputs:
-            return f"LabelSplit has {len(self.labels)} labels, but the layer has {inputs} inputs; give one for each"
+            given = f"LabelSplit has {len(self.labels)} labels"
+            return f"{given}, but the layer has {inputs} inputs; give one for each"
         if (different := len(set(self.labels))) < factor:
             return (
                 f"LabelSplit has {different} different labels, too few for {factor} children; "
@@ -187,14 +183,15 @@ class LabelSplit(Split):
 class GramSplit(Split):
     """The paper's feature-based split (section 3.3): clusters of the Gram matrix are the clauses.
 
-    The rows of ``G = W1ᵀ W1`` of a trained model are clustered by k-means; inputs of one cluster stay together,
-    as in `LabelSplit`. With fewer clusters than children each input is assigned at random; a warning says so.
+    The rows of ``G = W1ᵀ W1`` of a trained model are clustered by k-means; inputs of one cluster stay
+    together, as in `LabelSplit`. With fewer clusters than children each input is assigned at random, with a
+    warning.
 
     Parameters
     ----------
     clusters : int, optional
-        How many clusters. The paper does not say; by default the larger of twice the factor and
-        the rounded square root of the number of inputs, and never more than the inputs.
+        How many; by default the larger of twice the factor and the rounded square root of the number of
+        inputs, and never more than the inputs. The paper does not say.
     shared : bool, default False
         One draw for all neurons of the layer, instead of one for each neuron.
     """
@@ -259,13 +256,12 @@ class TwoFourSplit(Split):
 
 @dataclass(frozen=True, init=False, eq=False)
 class FixedSplit(Split):
-    """The child of each weight, as given, for a model of which one layer, or layers of one shape, are expanded.
+    """The child of each weight, as given, for one layer, or for layers of one shape.
 
     Parameters
     ----------
     children : array of int
-        Child of each weight, shape (neurons, inputs), each from 0 to factor − 1; or shape (inputs,) for
-        one partition for all neurons.
+        From 0 to factor − 1, shape (neurons, inputs), or (inputs,) for one partition for all neurons.
 
     Examples
     --------
@@ -281,8 +277,8 @@ class FixedSplit(Split):
         integers = np.issubdtype(array.dtype, np.integer)
         if array.ndim not in (1, 2) or array.size == 0 or not integers or array.min() < 0:
             raise ArgumentError(
-                f"FixedSplit: children have shape {array.shape} and type {array.dtype}; give integers from 0, "
-                "of shape (neurons, inputs), or (inputs,) for one partition for all neurons."
+                f"FixedSplit: children have shape {array.shape} and type {array.dtype}; give integers from "
+                "0, of shape (neurons, inputs), or (inputs,) for one partition for all neurons."
             )
         object.__setattr__(self, "children", array)
         object.__setattr__(self, "shared", array.ndim == 1)
@@ -312,9 +308,9 @@ class FixedSplit(Split):
 class CorrelationSplit(Split):
     """Inputs that are correlated on data are assigned to one child: features found without labels.
 
-    A child can combine its own inputs only. On Boolean formulas the variables of a clause are correlated, and
-    this split finds the clauses; on real data it is not better than a random split. Each neuron draws a balanced
-    partition, one of 32 in wide layers, and swaps inputs while that raises the correlations within children.
+    On Boolean formulas, where the variables of a clause are correlated, it finds the clauses; on real data it
+    is not better than a random split. Each neuron draws a balanced partition, one of 32 in wide layers, and
+    swaps inputs while that raises the correlations within children.
 
     Parameters
     ----------

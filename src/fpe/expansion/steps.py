@@ -1,4 +1,4 @@
-"""The steps of Fixed Parameter Expansion in the paper's order (section 2.3): partition, duplicate, prune, mask.
+"""The steps of Fixed Parameter Expansion (section 2.3): partition, duplicate, prune, mask.
 
 `partition` assigns each input of a neuron to one of its children, `duplicate` makes the children and copies
 the outgoing weights, `prune_` masks as many weights as were copied, `mask` makes layers whose masked weights
@@ -161,7 +161,7 @@ def prune_(
 
 
 def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
-    """Make the masked layer that replaces `layer`: a `MaskedLinear` for any linear layer, a masked convolution.
+    """Make the masked layer that replaces `layer`, a `MaskedLinear` or a masked convolution.
 
     It keeps the tensors of `weights`, and of `layer` stride, padding, training mode and what is trained.
     """

@@ -18,11 +18,11 @@ from fpe.masked import check_masks, counted_parameters
 
 @dataclass(frozen=True)
 class Row:
-    """One module, before and after; `neurons` are its output features, 0 for what has none."""
+    """One module, before and after the expansion."""
 
     name: str
     kind: str
-    neurons: tuple[int, int]
+    neurons: tuple[int, int]  # output features, 0 for what has none
     nonzero: tuple[int, int]
     stored: int
     bytes: tuple[int, int]
@@ -35,21 +35,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """Dense and wide model side by side; ``print`` shows it as a table.
+    """Dense and wide model side by side; ``print`` shows it as a table."""
 
-    Attributes
-    ----------
-    rows : tuple of Row
-        Every module with parameters of its own.
-    skipped : tuple of Skipped
-        The layers that were left unchanged, with the reason.
-    notes : tuple of (str, str)
-        The layers in which something was done otherwise than asked, and what.
-    """
-
-    rows: tuple[Row, ...]
-    skipped: tuple[Skipped, ...]
-    notes: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Row, ...]  # every module with parameters of its own
+    skipped: tuple[Skipped, ...]  # the layers that were not expanded, with the reason
+    notes: tuple[tuple[str, str], ...] = ()  # layers, and what was done in them otherwise than asked
 
     @property
     def total(self) -> Row:
@@ -64,17 +54,11 @@ class Summary:
 
     def __str__(self) -> str:
         head = ("layer", "kind", "neurons", "non-zeros", "density", "bytes")
-        cells = [
-            (
-                row.name,
-                row.kind,
-                _change(row.neurons) if row.neurons[1] else "-",
-                _change(row.nonzero),
-                f"{row.density:.1%}",
-                _change(row.bytes),
-            )
-            for row in (*self.rows, self.total)
-        ]
+        cells = []
+        for row in (*self.rows, self.total):
+            neurons = _change(row.neurons) if row.neurons[1] else "-"
+            numbers = (_change(row.nonzero), f"{row.density:.1%}", _change(row.bytes))
+            cells.append((row.name, row.kind, neurons, *numbers))
         lines = text_table(head, cells, left=2) + remarks(self.notes, self.skipped)
         lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
         return "\n".join(lines)
@@ -99,11 +83,6 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     ----------
     model, wide : nn.Module
         The dense model and what `fpe.expand` made of it. Neither is changed.
-
-    Returns
-    -------
-    Summary
-        Neurons, non-zeros, density and bytes of each module; totals; what was skipped. Printable.
 
     Raises
     ------
@@ -133,7 +112,6 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
 
 
 def _skipped(wide: nn.Module, expanded: set[str]) -> tuple[Skipped, ...]:
-    """Return the layers that were not expanded, in the model or a part of it, each with the first reason."""
     reasons: dict[str, Skipped] = {}
     for name, module in wide.named_modules():
         plan = vars(module).get("fpe_plan")
