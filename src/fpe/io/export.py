@@ -26,6 +26,7 @@ from fpe.errors import ArgumentError, ModelError
 from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
+from fpe.packing.layers import bytes_of
 from fpe.packing.separate import with_separate_blocks
 from fpe.packing.verify import cannot_run, difference, error_text, largest
 
@@ -42,24 +43,14 @@ ONNX_LIMIT = 1 << 31
 
 @dataclass(frozen=True)
 class Export:
-    """What `export` has written.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    bytes : int
-        Its size.
-    difference : float or None
-        Largest difference between an output of the model and of the file, over two sizes of the batch;
-        None if nothing is installed that could run the file.
-    dynamic : dict of str to list of int
-        The axes of each input that may have any length; all others have that of the example.
-    """
+    """The file that `export` has written."""
 
     path: Path
     bytes: int
+    #: Largest difference between an output of the model and of the file, over two sizes of the batch; None if
+    #: nothing is installed that could run the file.
     difference: float | None
+    #: The axes of each input that may have any length; all others have that of the example.
     dynamic: dict[str, list[int]]
 
     def __str__(self) -> str:
@@ -75,11 +66,7 @@ class Export:
 
 
 def export(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    example_inputs: Any = None,
-    batch_axis: BatchAxis = 0,
+    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: Any = None, batch_axis: BatchAxis = 0
 ) -> Export:
     """Write a model as ONNX or as an archive of ``torch.export``, for any size of the batch.
 
@@ -159,12 +146,13 @@ def _check(model: nn.Module, path: Path) -> None:
     if path.suffix == ".onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
-            raise ArgumentError(
-                f"ONNX needs {' and '.join(missing)}: pip install 'fixed-parameter-expansion[onnx]'"
-            )
-        bytes = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+            needs = " and ".join(missing)
+            raise ArgumentError(f"ONNX needs {needs}: pip install 'fixed-parameter-expansion[onnx]'")
+        bytes = bytes_of(model)
         if bytes >= ONNX_LIMIT:
-            raise ModelError(f"the model has {bytes:,} bytes, ONNX holds less than 2 GiB; export it as .pt2.")
+            raise ModelError(
+                f"the model has {bytes:,} bytes, an ONNX file less than 2 GiB; export it as .pt2."
+            )
 
 
 def _call(model: nn.Module, example_inputs: Any) -> Call:
@@ -186,8 +174,8 @@ def _call(model: nn.Module, example_inputs: Any) -> Call:
 class _TensorsOnly(nn.Module):
     """A model as a function of tensors alone, which returns tensors alone.
 
-    Named arguments without tensors, such as flags, stay as they are in the batch. The signature names
-    every argument one by one, as ``torch.export`` wants it.
+    Named arguments without tensors, such as flags, are constants. The signature names each argument, as
+    ``torch.export`` requires.
     """
 
     def __init__(self, model: nn.Module, call: Call, batch_axis: BatchAxis) -> None:
@@ -214,7 +202,7 @@ class _TensorsOnly(nn.Module):
         self.eval()
 
     def outputs(self, call: Call) -> Any:
-        """Return the model's own answer to a copy of a call; the model stays as it is."""
+        """Return the model's own outputs for a copy of a call; the model is unchanged."""
         args, kwargs = copied_call(call)
         with WritesUndone(self.model):
             return self.answer(*args, **kwargs)
@@ -225,7 +213,6 @@ class _TensorsOnly(nn.Module):
 
 
 def _positional_names(model: nn.Module, count: int) -> list[str]:
-    """Return the names of a model's first arguments, or numbers."""
     parameters = inspect.signature(model.forward).parameters.values()
     plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     known = [p.name for p in parameters if p.kind in plain]
@@ -271,15 +258,9 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> N
     shapes = wrapped.axes.dynamic(wrapped.call, wrapped.dims(wrapped.call), "length_{}".format)
     names = _output_names(wrapped.outputs(wrapped.call))
     try:
-        written = torch.onnx.export(
-            program,
-            dynamo=True,
-            dynamic_shapes=shapes,
-            input_names=wrapped.names if each_is_tensor else None,
-            output_names=names,
-            optimize=False,
-            verbose=False,
-        )
+        options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
+        options["input_names"] = wrapped.names if each_is_tensor else None
+        written = torch.onnx.export(program, dynamic_shapes=shapes, output_names=names, **options)
         assert written is not None
         optimize = onnxscript.optimizer.optimize
         optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
@@ -292,7 +273,6 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> N
 
 
 def _output_names(made: Any) -> list[str]:
-    """Return the names of an output object's fields, if each is one tensor; otherwise numbers."""
     if isinstance(made, Mapping) and all(isinstance(value, Tensor) for value in made.values()):
         return [str(name) for name in made]
     count = len(tensors_in(made))
@@ -312,8 +292,10 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
             f"{axes.taken(wrapped.call)}: {error_text(error)}; say where the batch is with batch_axis=… "
             "(--batch-axis). No file was written."
         ) from error
-    if path.suffix == ".onnx" and not _runs_onnx([*tensors_of(wrapped.call), *answers[0]]):
-        return None
+    if path.suffix == ".onnx":
+        bfloat16 = any(t.dtype == torch.bfloat16 for t in (*tensors_of(wrapped.call), *answers[0]))
+        if bfloat16 or importlib.util.find_spec("onnxruntime") is None:  # numpy has no bfloat16
+            return None
     try:
         made = (_run_onnx if path.suffix == ".onnx" else _run_archive)(path, calls)
     except Exception as error:  # of the runtime
@@ -331,12 +313,6 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
                 "was written. A model that draws random numbers in evaluation mode cannot be exported."
             )
     return max(differences, default=0.0)
-
-
-def _runs_onnx(tensors: list[Tensor]) -> bool:
-    """Tell whether onnxruntime is there, and numpy knows these types."""
-    is_there = importlib.util.find_spec("onnxruntime") is not None
-    return is_there and all(tensor.dtype != torch.bfloat16 for tensor in tensors)
 
 
 def _run_onnx(path: Path, calls: list[Call]) -> list[list[Tensor]]:

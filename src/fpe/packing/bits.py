@@ -46,16 +46,11 @@ def byte_shifts(device: torch.device) -> Tensor:
 
 
 def pack_zeros(free: Tensor) -> Tensor | None:
-    """Store where a weight is masked, in the smallest of three layouts; None where it is free everywhere.
+    """Store where a weight is masked, in the smallest of three layouts; return None if it is nowhere.
 
     The number of axes tells the layouts of ``zero_positions`` apart: (n, 1), int32, the numbers of rows of the
     last axis that are masked as a whole, such as inputs that fill up a block; (n,), int32, flat positions of
-    masked entries; (1, rows, bytes), uint8, `pack_bits` of the free entries.
-
-    Parameters
-    ----------
-    free : Tensor
-        Booleans of the weight's shape, at least two axes.
+    masked entries; (1, rows, bytes), uint8, `pack_bits` of the free entries. `free` is boolean.
     """
     masked = (~free).flatten().nonzero().flatten()
     if not len(masked):

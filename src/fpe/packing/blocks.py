@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -43,40 +43,24 @@ class Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """Equally many inputs of adjacent blocks, which are stored as one parameter.
-
-    Attributes
-    ----------
-    blocks : range
-        The blocks.
-    neurons, inputs : int
-        Of each block in this batch.
-    first : int
-        Position of the batch's inputs among those of each block; above 0, the product adds to another one.
-    output : int
-        Position of the first block's neurons in the layer's output.
-    """
+    """Equally many inputs of adjacent blocks, which are stored as one parameter."""
 
     blocks: range
+    #: Of each block in this batch.
     neurons: int
     inputs: int
+    #: Position of the batch's inputs among those of each block; above 0, the product adds to another one.
     first: int
+    #: Position of the first block's neurons in the layer's output.
     output: int
 
 
 def block_layout(sizes: Sequence[tuple[int, int]], together: bool) -> list[Batch]:
-    """Return how blocks are stored.
+    """Return how blocks are stored, given the neurons and inputs of each.
 
-    If all blocks have equally many neurons, and none fewer inputs than the next, the inputs that all have are
-    one batch, those that the larger ones have beyond these the next, and so on. Otherwise, and if blocks are very
-    large or unequal, each is a batch.
-
-    Parameters
-    ----------
-    sizes : sequence of (int, int)
-        Neurons and inputs of each block.
-    together : bool
-        Whether blocks may be stored together.
+    If blocks may be stored `together`, all have equally many neurons, and none fewer inputs than the next, the
+    inputs that all have are one batch, those that the larger ones have beyond these the next, and so on.
+    Otherwise, and if blocks are very large or unequal, each is a batch.
     """
     inputs = [own for _, own in sizes]
     if (
@@ -91,11 +75,11 @@ def block_layout(sizes: Sequence[tuple[int, int]], together: bool) -> list[Batch
             Batch(range(sum(own >= end for own in inputs)), sizes[0][0], end - begin, begin, 0)
             for begin, end in pairwise(levels)
         ]
-    batches, output = [], 0
-    for number, (neurons, own) in enumerate(sizes):
-        batches.append(Batch(range(number, number + 1), neurons, own, 0, output))
-        output += neurons
-    return batches
+    outputs = accumulate((neurons for neurons, _ in sizes), initial=0)
+    return [
+        Batch(range(i, i + 1), *size, 0, output)
+        for i, (size, output) in enumerate(zip(sizes, outputs, strict=False))
+    ]
 
 
 def padded_inputs(sizes: Sequence[tuple[int, int]]) -> int:
@@ -172,14 +156,8 @@ class BlockLayer(PackedLayer):
     def of(cls, shape: Shape, weights: Weights, blocks: Sequence[Block], ordered: bool) -> BlockLayer:
         """Take the blocks out of a masked layer's tensors.
 
-        Parameters
-        ----------
-        shape, weights
-            Of the masked layer; outside the blocks nothing is free.
-        blocks : sequence of Block
-            Every neuron is in one of them.
-        ordered : bool
-            Whether the outputs must stand as in the masked layer.
+        Every neuron is in one block, and outside the blocks nothing is free. `ordered` says whether the outputs
+        must have the order of the masked layer's.
         """
         if not shape.taps:
             blocks = padded(blocks, shape.inputs)
@@ -197,9 +175,9 @@ class BlockLayer(PackedLayer):
             layer.register_parameter(f"weight_{number}", nn.Parameter(own))
             layer.register_buffer(f"zero_positions_{number}", pack_zeros(free != 0))
             columns += [part.columns for part in parts]
-        read = torch.cat(columns)
-        if len(blocks) > 1 or not torch.equal(read, torch.arange(shape.inputs, device=read.device)):
-            layer.columns = read.to(torch.int32)
+        picked = torch.cat(columns)
+        if len(blocks) > 1 or not torch.equal(picked, torch.arange(shape.inputs, device=picked.device)):
+            layer.columns = picked.to(torch.int32)
         layer.rows = rows.to(torch.int32)
         if restored:
             layer.restore = rows.argsort().to(torch.int32)
@@ -212,9 +190,8 @@ class BlockLayer(PackedLayer):
         layer = cls(shape, config["sizes"], empty_bias(config, like))
         for number, batch in enumerate(layer.batches):
             part = like.new_empty(batch.neurons, batch.inputs, *shape.taps)
-            layer.register_parameter(
-                f"weight_{number}", nn.Parameter(layer._stored([part] * len(batch.blocks)))
-            )
+            weight = nn.Parameter(layer._stored([part] * len(batch.blocks)))
+            layer.register_parameter(f"weight_{number}", weight)
             layer.register_buffer(f"zero_positions_{number}", None)
         for name, description in config["buffers"].items():
             setattr(layer, name.replace("holes", "zero_positions"), empty_buffer(description, like))
@@ -226,11 +203,9 @@ class BlockLayer(PackedLayer):
         buffers = {name: described(tensor) for name, tensor in self.named_buffers()}
         return {**super().config(), "sizes": self.sizes, "buffers": buffers, "bias_order": "outputs"}
 
-    def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, local_metadata: dict[str, Any], *rest: Any
-    ) -> None:
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
-        by_rows = self._bias_by_rows or local_metadata.get("version") == 1
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+        by_rows = self._bias_by_rows or metadata.get("version") == 1
         if by_rows and self.bias is not None and self.restore is not None:
             self.bias.data = _take(self.bias.data, 0, self.restore)
         self._bias_by_rows = False
@@ -253,23 +228,21 @@ class BlockLayer(PackedLayer):
         rows = torch.split(self.rows.long(), [neurons for neurons, _ in self.sizes])
         if self.columns is None:
             return [Block(rows[0], torch.arange(self.shape.inputs, device=self.rows.device))]
-        read = iter(torch.split(self.columns.long(), [b.inputs for b in self.batches for _ in b.blocks]))
+        parts = [(block, batch.inputs) for batch in self.batches for block in batch.blocks]
         columns: list[list[Tensor]] = [[] for _ in rows]
-        for batch in self.batches:
-            for block in batch.blocks:
-                columns[block].append(next(read))
+        for (block, _), own in zip(
+            parts, torch.split(self.columns.long(), [n for _, n in parts]), strict=True
+        ):
+            columns[block].append(own)
         return [Block(row, torch.cat(own)) for row, own in zip(rows, columns, strict=True)]
 
-    def _stored_weights(self) -> list[Tensor]:
-        """Return the parameters of the batches, through which no masked entry gets a gradient."""
-        weights: list[Tensor] = []
-        for number in range(len(self.batches)):
-            weight: Tensor = getattr(self, f"weight_{number}")
-            positions = self._buffers[f"zero_positions_{number}"]
-            if positions is not None and torch.is_grad_enabled():
-                weight = MaskStored.apply(weight, positions)  # type: ignore[no-untyped-call]
-            weights.append(weight)
-        return weights
+    def _stored_weight(self, number: int) -> Tensor:
+        """Return the parameter of a batch, through which no masked entry gets a gradient."""
+        weight: Tensor = getattr(self, f"weight_{number}")
+        positions = self._buffers[f"zero_positions_{number}"]
+        if positions is not None and torch.is_grad_enabled():
+            weight = MaskStored.apply(weight, positions)  # type: ignore[no-untyped-call]
+        return weight
 
     def _by_block(self, stored: Sequence[Tensor]) -> list[Tensor]:
         """Return the weight of each block, (neurons, inputs, *taps), from tensors of the parameters' shapes."""
@@ -282,7 +255,7 @@ class BlockLayer(PackedLayer):
 
     def block_weights(self) -> list[Tensor]:
         """Return the weight of each block."""
-        return self._by_block(self._stored_weights())
+        return self._by_block([self._stored_weight(i) for i in range(len(self.batches))])
 
     def block_masks(self) -> list[Tensor]:
         """Return the mask of each block."""
@@ -326,7 +299,7 @@ class BlockLayer(PackedLayer):
 
     def _convolve(self, input: Tensor) -> Tensor:
         channel = -1 - len(self.shape.taps)
-        weights, bias = self._stored_weights(), self.bias_by_block()
+        weights, bias = [self._stored_weight(i) for i in range(len(self.batches))], self.bias_by_block()
         if self.columns is None:
             return self.apply_weight(input, weights[0], bias)
         neurons, inputs = map(list, zip(*self.sizes, strict=True))
@@ -339,13 +312,12 @@ class BlockLayer(PackedLayer):
         products: list[Tensor] = []
         biases = self.bias_by_block()
         for number, (batch, part) in enumerate(zip(self.batches, self._inputs_by_batch(x), strict=True)):
-            weight: Tensor = getattr(self, f"weight_{number}")
             positions, blocks = self._buffers[f"zero_positions_{number}"], len(batch.blocks)
-            if positions is not None and torch.is_grad_enabled():
-                if are_rows(positions):  # inputs of zero take less than a pass over the weight's gradient
-                    part = part.index_fill(1, positions.flatten().long(), 0)
-                else:
-                    weight = MaskStored.apply(weight, positions)  # type: ignore[no-untyped-call]
+            if positions is not None and torch.is_grad_enabled() and are_rows(positions):
+                part = part.index_fill(1, positions.flatten().long(), 0)  # faster than masking a gradient
+                weight: Tensor = getattr(self, f"weight_{number}")
+            else:
+                weight = self._stored_weight(number)
             inputs = part.view(part.shape[0], blocks, batch.inputs).transpose(0, 1)
             if batch.first:
                 products[0].narrow(0, 0, blocks).add_(torch.bmm(inputs, weight))

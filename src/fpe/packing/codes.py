@@ -25,6 +25,7 @@ CHUNK = 1 << 21
 ONE_BY_ONE = 3
 #: Least number of values for which kernels are compiled, which takes seconds.
 WORTH_COMPILING = 1 << 18
+Kernels = tuple[Callable[..., Tensor], Callable[..., Tensor]]
 
 
 def pack_codes(weight: Tensor, mask: Tensor, factor: int) -> tuple[Tensor, Tensor]:
@@ -51,21 +52,13 @@ def bits_of(factor: int, unowned: bool) -> int:
 
 
 class CodedLayer(PackedLayer):
-    """A linear layer or a convolution of parents' weights and codes.
-
-    Attributes
-    ----------
-    values : Parameter
-        Shape (parents, inputs × taps).
-    codes : Tensor
-        Buffer: the owner of each value, in bit planes.
-    factor : int
-        Children of each parent.
-    """
+    """A linear layer or a convolution of parents' weights and codes."""
 
     format = "codes"
 
+    #: Shape (parents, inputs × taps).
     values: nn.Parameter
+    #: Buffer: the number of the child that owns each value, in bit planes.
     codes: Tensor
 
     def __init__(self, shape: Shape, values: Tensor, codes: Tensor, factor: int, bias: Tensor | None) -> None:
@@ -178,7 +171,7 @@ def spread(values: Tensor, codes: Tensor, factor: int, shifts: Tensor) -> Tensor
     return torch.stack(children[:factor], dim=1).view(-1, values.shape[1])
 
 
-def kernels_for(values: Tensor, factor: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]] | None:
+def kernels_for(values: Tensor, factor: int) -> Kernels | None:
     """Return `product` and `spread`, compiled; None for a small layer, or if there is no compiler."""
     if values.numel() < WORTH_COMPILING or values.shape[1] % 8:
         return None
@@ -186,9 +179,7 @@ def kernels_for(values: Tensor, factor: int) -> tuple[Callable[..., Tensor], Cal
 
 
 @functools.cache
-def _compiled(
-    factor: int, columns: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]] | None:
+def _compiled(factor: int, columns: int, dtype: torch.dtype, device: torch.device) -> Kernels | None:
     shifts = byte_shifts(device)
 
     def multiply(values: Tensor, codes: Tensor, x: Tensor) -> Tensor:
@@ -214,9 +205,7 @@ def _compiled(
         fast[0](values, codes, values.new_ones(columns))  # no view: what it is a view of would be compiled in
         fast[1](values, codes)
     except Exception as error:  # compilers fail in many ways
-        warnings.warn(
-            f"layers of codes are computed without a compiler, several times as slowly ({error}).",
-            stacklevel=4,
-        )
+        text = f"layers of codes are computed without a compiler, several times as slowly ({error})."
+        warnings.warn(text, stacklevel=4)
         return None
     return fast

@@ -38,40 +38,27 @@ class Choice:
 
 @dataclass(frozen=True)
 class Structure:
-    """The structure of a mask.
-
-    Attributes
-    ----------
-    free, entries, taps : int
-        Free entries; all entries; entries for each input.
-    whole : list of Block
-        One block of all neurons and all inputs that any of them has.
-    blocks : list of Block
-        The densest blocks of children that were found.
-    factor : int or None
-        Children of each parent, if no two adjacent siblings have an input in common.
-    two_four : bool
-        Whether each neuron has at most two of each four consecutive inputs.
-    """
+    """The structure of a mask."""
 
     free: int
     entries: int
+    #: Entries for each input.
     taps: int
+    #: One block of all neurons and all inputs that any of them has.
     whole: list[Block]
+    #: The densest blocks of children that were found.
     blocks: list[Block]
+    #: Children of each parent, if no two adjacent siblings have an input in common.
     factor: int | None
+    #: Whether each neuron has at most two of each four consecutive inputs.
     two_four: bool
 
     @classmethod
     def of(cls, mask: Tensor, child: Tensor | None, block: Tensor | None = None) -> Structure:
-        """Look at a mask of shape (neurons, inputs, *taps).
+        """Analyse a mask of shape (neurons, inputs, *taps).
 
-        Parameters
-        ----------
-        mask : Tensor
-            1 where a weight is free.
-        child, block : Tensor or None
-            The number of each neuron among its siblings, and of the block that it was made for, if a plan says so.
+        `child` and `block` are the number of each neuron among its siblings, and of the block that it was made
+        for, if a plan says so.
         """
         rows = len(mask)
         used = inputs_used(mask)
@@ -82,8 +69,8 @@ class Structure:
             children, others = [torch.arange(rows) % f for f in factors], _alike(used)
         cuts = [_blocks(used, own.to(mask.device)) for own in children + others if int(own.max()) > 0]
         whole = _blocks(used, torch.zeros(rows, dtype=torch.long, device=mask.device))
-        factors = [int(own.max()) + 1 for own in children]
-        disjoint = [f for f in factors if f > 1 and rows % f == 0 and _disjoint(mask, f)]
+        factors = [f for own in children if (f := int(own.max()) + 1) > 1 and rows % f == 0]
+        disjoint = [f for f in factors if bool((mask.view(rows // f, f, -1).sum(1) <= 1).all())]
         in_fours = mask.dim() == 2 and mask.shape[1] % 4 == 0
         return cls(
             count_free(mask),
@@ -145,34 +132,25 @@ def _stored(blocks: Sequence[Block]) -> int:
     return sum(len(block.rows) * len(block.columns) for block in blocks)
 
 
-def _disjoint(mask: Tensor, factor: int) -> bool:
-    return bool((mask.view(len(mask) // factor, factor, -1).sum(1) <= 1).all())
-
-
 def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Choice | str:
     """Return how to pack a layer, or why it cannot be packed as requested.
 
     The rule, in order: a layer without zeros is dense; 2:4 on a GPU that computes with it; blocks, if most of
     what they store is free; one block, if nearly all of it is; codes, if siblings share no input; otherwise
-    dense, zeros included.
-
-    Parameters
-    ----------
-    seen : Structure
-        Of its mask.
-    weight : Tensor
-        Only its shape, type and device matter.
-    requested : str or None
-        A format that must be taken.
+    dense, zeros included. Of `weight` only shape, type and device matter.
     """
-    if requested is not None:
-        return _as_requested(seen, weight, requested)
+    if requested == "blocks":
+        return _as_blocks(seen)
+    if requested == "codes":
+        return _as_codes(seen)
+    if requested == "2:4":
+        return _two_four(seen, weight)
+    if requested == "dense":
+        return Choice("dense", "as requested: zeros are stored and computed")
     if seen.free == seen.entries:
         return Choice("dense", "it has no zeros")
-    if seen.two_four and weight.is_cuda:
-        choice = _two_four(seen, weight)
-        if isinstance(choice, Choice):
-            return choice
+    if weight.is_cuda and isinstance(choice := _two_four(seen, weight), Choice):
+        return choice
     if len(seen.blocks) > 1 and seen.density(seen.blocks) >= WORTH_BLOCKS:
         return _as_blocks(seen)
     if seen.free >= NEARLY_DENSE * seen.entries:
@@ -183,16 +161,6 @@ def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Cho
         return _as_codes(seen)
     zeros = 1 - seen.free / seen.entries
     return Choice("dense", f"its mask has no structure, and {zeros:.0%} of the stored weights are zeros")
-
-
-def _as_requested(seen: Structure, weight: Tensor, requested: str) -> Choice | str:
-    if requested == "blocks":
-        return _as_blocks(seen)
-    if requested == "codes":
-        return _as_codes(seen)
-    if requested == "2:4":
-        return _two_four(seen, weight)
-    return Choice("dense", "as requested: zeros are stored and computed")
 
 
 def _as_blocks(seen: Structure) -> Choice | str:
@@ -223,7 +191,6 @@ def _two_four(seen: Structure, weight: Tensor) -> Choice | str:
     if weight.dtype not in (torch.float16, torch.bfloat16):
         return f"2:4 is computed in float16 or bfloat16, not in {weight.dtype}; pack it as 'codes'."
     if weight.shape[0] % 32 or weight.shape[1] % 64:
-        return (
-            f"2:4 needs multiples of 32 neurons and 64 inputs, not {tuple(weight.shape)}; pack it as 'codes'."
-        )
+        size = tuple(weight.shape)
+        return f"2:4 needs multiples of 32 neurons and 64 inputs, not {size}; pack it as 'codes'."
     return Choice("2:4", "two of every four inputs, by the GPU's own instructions; for inference only")

@@ -21,21 +21,13 @@ _PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in MASKED.ite
 
 @dataclass(frozen=True)
 class Shape:
-    """The masked layer that a packed layer stands for, without its tensors.
+    """The masked layer that a packed layer stands for, without its tensors."""
 
-    Attributes
-    ----------
-    kind : str
-        ``"MaskedLinear"`` or the name of a masked convolution.
-    outputs, inputs : int
-        Neurons and inputs, or channels.
-    geometry : dict
-        Stride, padding and so on of a convolution; empty for a linear layer.
-    """
-
+    #: ``"MaskedLinear"`` or the name of a masked convolution.
     kind: str
     outputs: int
     inputs: int
+    #: Stride, padding and so on of a convolution; empty for a linear layer.
     geometry: dict[str, Any]
 
     @classmethod
@@ -116,8 +108,8 @@ class PackedLayer(HasMasks):
         plain = _PLAIN[shape.kind](1, 1, **shape.geometry, device="meta")  # for padding other than by zeros
         self._reversed_padding_repeated_twice = plain._reversed_padding_repeated_twice
 
-    @staticmethod
-    def from_config(config: dict[str, Any], like: Tensor) -> PackedLayer:
+    @classmethod
+    def from_config(cls, config: dict[str, Any], like: Tensor) -> PackedLayer:
         """Make a layer with uninitialized weights, of the type and on the device of `like`."""
         raise NotImplementedError
 
@@ -187,12 +179,11 @@ class DenseLayer(PackedLayer):
         zero_positions = cast(Tensor, pack_zeros(weights.mask != 0))
         return cls(shape, weights.weight.clone(), zero_positions, weights.bias)
 
-    @staticmethod
-    def from_config(config: dict[str, Any], like: Tensor) -> DenseLayer:
-        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+    @classmethod
+    def from_config(cls, config: dict[str, Any], like: Tensor) -> DenseLayer:  # noqa: D102
         shape = Shape.from_dict(config["shape"])
         positions = empty_buffer(config.get("zero_positions") or config["holes"], like)
-        return DenseLayer(shape, like.new_empty(shape.weight), positions, empty_bias(config, like))
+        return cls(shape, like.new_empty(shape.weight), positions, empty_bias(config, like))
 
     def config(self) -> dict[str, Any]:
         """Add type and shape of the zero positions."""

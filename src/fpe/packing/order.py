@@ -1,4 +1,4 @@
-"""In what order neurons stand: those of a block side by side, with their consumers reordered to match."""
+"""Reorder neurons so that those of a block are adjacent, and their consumers to match."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from fpe.packing.layers import PackedLayer
 
 
 def can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
-    """Tell whether the neurons of a group can stand in any order.
-
-    They can if all layers of the group are in the model and no norm cuts them into adjacent pieces.
-    """
+    """Tell whether all layers of a group are in the model, and no norm cuts its neurons into adjacent pieces."""
     between = [model.get_submodule(name) for name in group.between]
     if not group.complete or any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
         return False

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.sparse import to_sparse_semi_structured
 
 from fpe._util.modules import hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
@@ -56,16 +57,16 @@ def pack(
     Returns
     -------
     nn.Module
-        A copy of the same class. ``fpe_packing`` holds the `Packing`, which prints the format of each layer
-        and the reason. The neurons of a layer of blocks stand block by block; all consumers are reordered
-        too. Outputs differ from the masked model's by rounding only.
+        A copy of the same class. Its ``fpe_packing`` is the `Packing`, which prints the format of each layer
+        and the reason. The neurons of a layer of blocks are ordered block by block, and all consumers are
+        reordered too. Outputs differ from the masked model's by rounding only.
 
     Raises
     ------
     ArgumentError
         For an unknown format, a pattern that matches no masked layer, or a batch that `model` cannot be run on.
     ModelError
-        If nothing is masked, if a mask still moves, a weight is not zero where its mask is (see `fpe.project_`)
+        If nothing is masked, if a mask still changes, a weight is not zero where its mask is (see `fpe.project_`)
         or has a type that cannot be packed, if hooks would be lost, if a layer lacks the structure of its
         format, or if the packed model computes something else on `example_inputs`. All layers are named.
 
@@ -90,16 +91,14 @@ def pack(
     model = unwrapped(model)
     packed = _pack(model, format)
     if example_inputs is not None:
-        check_same(model, packed, example_inputs, stored_orders(packed))
+        check_same(model, packed, example_inputs, _stored_orders(packed))
     return packed
 
 
 @torch.no_grad()
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
-    masked = _masked_layers(model)
-    requested = _requested(format, masked)
-    groups = groups_in(model)
-    choices = _choices(masked, requested)
+    masked, groups = _masked_layers(model), groups_in(model)
+    choices = _choices(masked, _requested(format, masked))
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
     orders = _orders(model, groups, choices)
     replaced: dict[str, nn.Module] = _reorder(model, groups, orders, weights)
@@ -144,7 +143,7 @@ def unpack(packed: nn.Module) -> nn.Module:
             weights[name] = Weights.of(module)
     if not any(isinstance(module, PackedLayer) for module in packed.modules()):
         raise ModelError("nothing in this model is packed; give what fpe.pack returned.")
-    orders = {name: order.argsort() for name, order in stored_orders(packed).items()}
+    orders = {name: order.argsort() for name, order in _stored_orders(packed).items()}
     replaced: dict[str, nn.Module] = _reorder(packed, groups, orders, weights)
     for name, own in weights.items():
         module = packed.get_submodule(name)
@@ -159,7 +158,7 @@ def unpack(packed: nn.Module) -> nn.Module:
 
 
 def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
-    """Return the masked layers by name, or say why they cannot be packed."""
+    """Return the masked layers by name; raise if any cannot be packed."""
     if not isinstance(model, nn.Module):
         raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
     masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
@@ -180,7 +179,7 @@ def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
 
 
 def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]]) -> str | None:
-    """Say why a masked layer cannot be packed."""
+    """Return why a masked layer cannot be packed, or None."""
     shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
     tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
     if type(layer) not in MASKED:
@@ -208,26 +207,22 @@ def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]])
 
 
 def _requested(format: str | Mapping[str, str] | None, masked: Mapping[str, MaskedLayer]) -> dict[str, str]:
-    """Return the requested formats by layer."""
     patterns = {} if format is None else {"*": format} if isinstance(format, str) else dict(format)
     problems = []
     requested: dict[str, str] = {}
     for pattern, value in patterns.items():
         names = [name for name in masked if fnmatchcase(name, pattern)]
         if value not in FORMATS:
-            allowed = ", ".join(map(repr, FORMATS))
-            problems.append(
-                f"unknown format {value!r}; allowed are {allowed}.{did_you_mean(str(value), FORMATS)}"
-            )
+            allowed, hint = ", ".join(map(repr, FORMATS)), did_you_mean(str(value), FORMATS)
+            problems.append(f"unknown format {value!r}; allowed are {allowed}.{hint}")
         if not names:
-            problems.append(
-                f"no masked layer is called {pattern!r}; there are {', '.join(map(repr, masked))}."
-            )
+            known = ", ".join(map(repr, masked))
+            problems.append(f"no masked layer is called {pattern!r}; there are {known}.")
         requested |= dict.fromkeys(names, value)
     raise_problems(problems, ArgumentError, "format")
-    if isinstance(format, str):  # means the layers that have zeros
-        has_zeros = {name: count_free(m.fpe_mask) < m.weight.numel() for name, m in masked.items()}
-        return {name: value for name, value in requested.items() if has_zeros[name]}
+    if isinstance(format, str):  # of the layers that have zeros
+        zeros = {name for name, layer in masked.items() if count_free(layer.fpe_mask) < layer.weight.numel()}
+        return {name: format for name in requested if name in zeros}
     return requested
 
 
@@ -245,25 +240,22 @@ def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) ->
     return choices
 
 
-def _orders(
-    model: nn.Module, groups: Sequence[ExpandedGroup], choices: Mapping[str, Choice]
-) -> dict[str, Tensor]:
+def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Choice]) -> dict[str, Tensor]:
     """Return the new order of the neurons of each producer whose consumers can be reordered too."""
     orders: dict[str, Tensor] = {}
     for group in groups:
-        own = [choices[name].blocks for name in group.producers if name in choices]
-        if len(own) < len(group.producers) or not all(len(blocks) > 1 for blocks in own):
+        if not choices.keys() >= {*group.producers, *group.consumers} or not can_be_reordered(model, group):
             continue
-        order, *others = [torch.cat([block.rows for block in blocks]) for blocks in own]
-        together = all(torch.equal(order, other) for other in others)
-        consumers = all(name in choices for name in group.consumers)
-        if together and consumers and can_be_reordered(model, group):
-            orders |= dict.fromkeys(group.producers, order)
+        blocks = [choices[name].blocks for name in group.producers]
+        if all(len(own) > 1 for own in blocks):
+            order, *others = [torch.cat([block.rows for block in own]) for own in blocks]
+            if all(torch.equal(order, other) for other in others):
+                orders |= dict.fromkeys(group.producers, order)
     return orders
 
 
-def stored_orders(packed: nn.Module) -> dict[str, Tensor]:
-    """Return the order of the neurons of each packed layer that has another order than the masked one."""
+def _stored_orders(packed: nn.Module) -> dict[str, Tensor]:
+    """Return the order of the neurons of each reordered layer."""
     return {
         name: module.rows.long()
         for name, module in packed.named_modules()
@@ -298,12 +290,14 @@ def _reorder(
 
 
 def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool) -> nn.Module:
-    """Make the layer; frozen parameters stay frozen."""
+    """Make the packed layer; frozen parameters stay frozen."""
     shape = Shape.of(layer)
     own = Weights(weights.weight, None if weights.bias is None else weights.bias.clone(), weights.mask)
     made: nn.Module
-    if choice.format == "2:4":
-        return _two_four(shape, own)
+    if choice.format == "2:4":  # stored by PyTorch and computed by a GPU, for inference
+        made = shape.plain(own.weight, own.bias)
+        made.weight = nn.Parameter(to_sparse_semi_structured(own.weight.contiguous()), requires_grad=False)
+        return made.requires_grad_(False)
     if choice.format == "codes":
         made = CodedLayer.of(shape, own, choice.factor)
     elif choice.format == "blocks":
@@ -317,16 +311,6 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
     for name, parameter in made.named_parameters():
         parameter.requires_grad_((layer.bias if name == "bias" else layer.weight).requires_grad)
     return made
-
-
-def _two_four(shape: Shape, weights: Weights) -> nn.Module:
-    """Make a linear layer whose weight PyTorch stores and a GPU computes as 2:4; for inference."""
-    from torch.sparse import to_sparse_semi_structured
-
-    layer = shape.plain(weights.weight, weights.bias)
-    weight = to_sparse_semi_structured(weights.weight.contiguous())
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    return layer.requires_grad_(False)
 
 
 def _row(name: str, layer: MaskedLayer, made: nn.Module, choice: Choice) -> PackingRow:

@@ -79,10 +79,7 @@ def _separated(layer: nn.Module) -> SeparateBlocks:
 
 def _quantize_(model: nn.Module, activations: bool) -> None:
     with silenced("torchao", above=logging.WARNING):  # it reports GPU libraries that this machine lacks
-        from torchao.quantization import (
-            Int8DynamicActivationInt8WeightConfig,
-            Int8WeightOnlyConfig,
-            quantize_,
-        )
+        from torchao import quantization as q
 
-        quantize_(model, Int8DynamicActivationInt8WeightConfig() if activations else Int8WeightOnlyConfig())
+        config = q.Int8DynamicActivationInt8WeightConfig if activations else q.Int8WeightOnlyConfig
+        q.quantize_(model, config())

@@ -70,13 +70,10 @@ class SeparateBlocks(BlockLayer):
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
         x, bias = input if input.dim() == 2 else input.reshape(-1, self.in_features), self.bias_by_block()
-        biases: Any = [None] * len(self.sizes)
-        if bias is not None:
-            biases = torch.split(bias, [neurons for neurons, _ in self.sizes])
-        products = [
-            F.linear(part, cast(Tensor, linear.weight), own)
-            for part, linear, own in zip(self._parts(x), self.linears, biases, strict=True)
-        ]
+        neurons = [own for own, _ in self.sizes]
+        biases: Any = [None] * len(neurons) if bias is None else torch.split(bias, neurons)
+        weights: Any = [linear.weight for linear in self.linears]
+        products = list(map(F.linear, self._parts(x), weights, biases))
         y = self.restored(products[0] if len(products) == 1 else torch.cat(products, dim=1))
         return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
 
@@ -97,10 +94,8 @@ class SeparateBlocks(BlockLayer):
     def block_masks(self) -> list[Tensor]:
         """Return the mask of each block, of the weight's type."""
         masks = [cast(LinearBlock, linear).free("weight") for linear in self.linears]
-        weights = self.block_weights()
-        return [
-            torch.ones_like(w) if m is None else m.to(w.dtype) for w, m in zip(weights, masks, strict=True)
-        ]
+        pairs = zip(self.block_weights(), masks, strict=True)
+        return [torch.ones_like(weight) if mask is None else mask.to(weight) for weight, mask in pairs]
 
     @property
     def nbytes(self) -> int:

@@ -12,24 +12,17 @@ from fpe._util.terminal import text_table
 
 @dataclass(frozen=True)
 class PackingRow:
-    """One packed layer.
-
-    Attributes
-    ----------
-    name, format, why : str
-        The layer, its format, and the reason for it.
-    neurons, inputs, nonzero : int
-        Its size; its non-zero weights and biases.
-    bytes : tuple of int
-        Of the non-zeros alone, of the masked layer with zeros and mask, and of the packed layer.
-    """
+    """One packed layer."""
 
     name: str
     format: str
     neurons: int
     inputs: int
+    #: Non-zero weights and biases.
     nonzero: int
+    #: Of the non-zeros alone, of the masked layer with zeros and mask, and of the packed layer.
     bytes: tuple[int, int, int]
+    #: The reason for the format.
     why: str
 
 
