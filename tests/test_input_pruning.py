@@ -125,9 +125,7 @@ def test_what_is_missing_is_told_before_anything_is_changed(call, by, kind, mess
 
 def test_all_layers_without_a_gradient_are_named():
     model = fpe.mlp(30, [6, 4], 1)
-    with pytest.raises(
-        ModelError, match=r"2 problems with the ranking of weights:\n  - layer '0' .*\n  - layer '3' "
-    ):
+    with pytest.raises(ModelError, match=r"2 problems with .*:\n  - layer '0' .*\n  - layer '3' "):
         fpe.plan(model, layers={"0": 2, "3": 2}, split="shared", prune=InputPruning("gradient"))
 
 
@@ -293,11 +291,6 @@ def test_copies_of_an_input_count_as_it_does_in_the_dense_model(by):
 def test_a_classifier_says_that_it_ranks_by_norm():
     from fpe.sklearn import FPEClassifier
 
-    with pytest.raises(ArgumentError) as error:
-        FPEClassifier(split="shared", prune=InputPruning("gradient")).fit(
-            torch.rand(20, 4).numpy(), [0, 1] * 10
-        )
-    assert str(error.value) == (
-        "prune is InputPruning(by='gradient'); FPEClassifier ranks columns by 'norm': give prune='columns', or "
-        "call fpe.expand in a loop of your own."
-    )
+    classifier = FPEClassifier(split="shared", prune=InputPruning("gradient"))
+    with pytest.raises(ArgumentError, match="FPEClassifier ranks columns by 'norm': give prune='columns'"):
+        classifier.fit(torch.rand(20, 4).numpy(), [0, 1] * 10)

@@ -53,10 +53,9 @@ def clustered(affinity: np.ndarray, neurons: int, factor: int, rng: np.random.Ge
 
 
 def swapped(affinity: np.ndarray, child: np.ndarray, factor: int) -> np.ndarray:
-    """Swap inputs between children, each with one at least, while that raises the affinity within children.
+    """Swap inputs between children, the best first, while that raises the affinity within children.
 
-    The best of the considered swaps is first (Kernighan and Lin, 1970, without their sequences of swaps).
-    Sizes stay as they are; `child`, the partition to improve, is not changed.
+    It is the method of Kernighan and Lin (1970) without their sequences of swaps; `child` is not changed.
     """
     affinity = np.array(affinity, dtype=float)
     np.fill_diagonal(affinity, 0)

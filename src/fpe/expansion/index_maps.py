@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from fpe.graph.groups import Layout, default_layout, layout_neurons, layout_of, layout_sources
+from fpe.graph.groups import Layout, layout_for, layout_neurons, layout_of, layout_sources
 from fpe.graph.layers import is_transposed, size_of
 
 if TYPE_CHECKING:
@@ -198,9 +198,7 @@ class Origins:
         return layout_neurons(tuple(runs), layer.neurons_after)
 
     def _dense_runs(self, layer: LayerPlan, name: str) -> Layout:
-        if layer.group.input_layouts:
-            return layer.group.input_layouts[layer.group.consumers.index(name)]
-        return default_layout(layer.neurons, self._inputs(name))
+        return layout_for(layer.group, name, layer.neurons, self._inputs(name))
 
     def _inputs(self, name: str) -> int:
         return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]

@@ -172,20 +172,19 @@ def _lifted(
     for name, parameter, old, _ in pairs:
         state = states[id(old)] = {}
         for key, value in optimizer.state.get(old, {}).items():
-            plain = value is None or isinstance(value, bool | int | float | str)
-            if plain or (isinstance(value, Tensor) and value.shape == ()):
+            tensor = isinstance(value, Tensor)
+            if value is None or isinstance(value, bool | int | float | str) or (tensor and value.dim() == 0):
                 state[key] = value
-            elif not isinstance(value, Tensor) or value.shape != old.shape:
-                what = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                continue
+            if not tensor or value.shape != old.shape:
+                what = f"of shape {tuple(value.shape)}" if tensor else type(value).__name__
                 raise ArgumentError(
                     f"moments='kept': {kind} keeps {key!r} ({what}) for {name}.{parameter} of shape "
                     f"{tuple(old.shape)}, which cannot be passed on to the children; give moments='fresh'."
                 )
-            else:
-                state[key] = origins.lift(name, parameter, value)
-                module = replaced[name]
-                if parameter == "weight" and isinstance(module, MaskedLayer):
-                    state[key] = state[key] * module.fpe_mask.to(state[key])
+            state[key], module = origins.lift(name, parameter, value), replaced[name]
+            if parameter == "weight" and isinstance(module, MaskedLayer):
+                state[key] = state[key] * module.fpe_mask.to(state[key])
     return states
 
 

@@ -18,7 +18,7 @@ from fpe.expansion.plan import LayerPlan
 from fpe.expansion.pruning import Pruning
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed, first_line
-from fpe.graph.groups import Layout, default_layout, layout_neurons
+from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.inputs import as_call, copied_call, tensors_in
 from fpe.graph.layers import (
     bias_of,
@@ -92,14 +92,13 @@ def scores_of(
 ) -> dict[str, Tensor]:
     """Return the factors of each producer's weights in a ranking, (neurons, inputs, *taps)."""
     scores, problems = {}, []
+    what = "inputs on example_inputs" if pruning.needs_scores == "inputs" else "gradients"
     for name in [name for group in groups for name in group.producers] if pruning.needs_scores else ():
         layer = model.get_submodule(name)
         weight = oriented_weight(layer)
         if pruning.needs_scores == "inputs":
-            what = "inputs on example_inputs"
             scores[name] = measured.scale(name).view(1, -1, *[1] * (weight.dim() - 2)).expand(weight.shape)
         elif (gradient := layer.get_parameter("weight").grad) is not None:
-            what = "gradients"
             gradient = gradient.detach().to_dense()
             scores[name] = gradient.t() if is_transposed(layer) else gradient
         else:
@@ -107,25 +106,21 @@ def scores_of(
                 f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() on "
                 "a batch first, and expand before the gradients are cleared."
             )
-    problems += [
-        f"layer {name!r} has {what} that are NaN or infinite, which cannot be ranked; repair them first."
-        for name, score in scores.items()
-        if not bool(score.isfinite().all())
-    ]
-    raise_problems(problems, ModelError, "the ranking of weights")
+    _check_finite(scores, problems, what, ", which cannot be ranked; repair them first.")
     return scores
 
 
 def inputs_of(names: Sequence[str], measured: Measurements) -> dict[str, Tensor]:
-    """Return the inputs of some layers that a split looks at, all finite."""
+    """Return the inputs of some layers that a split needs, all finite."""
     inputs = {name: measured.inputs(name) for name in names}
-    problems = [
-        f"layer {name!r} has inputs on example_inputs that are NaN or infinite; repair them first."
-        for name, x in inputs.items()
-        if not bool(x.isfinite().all())
-    ]
-    raise_problems(problems, ModelError, "the inputs of layers")
+    _check_finite(inputs, [], "inputs on example_inputs", "; repair them first.")
     return inputs
+
+
+def _check_finite(values: dict[str, Tensor], problems: list[str], what: str, remedy: str) -> None:
+    infinite = [name for name, value in values.items() if not bool(value.isfinite().all())]
+    problems = problems + [f"layer {n!r} has {what} that are NaN or infinite{remedy}" for n in infinite]
+    raise_problems(problems, ModelError, "what is measured of layers")
 
 
 def most_polysemantic(
@@ -212,13 +207,6 @@ def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modu
     return wide
 
 
-def layout_for(model: nn.Module, group: NeuronGroup, position: int) -> Layout:
-    """Return the layout of a consumer's inputs."""
-    if group.input_layouts:
-        return group.input_layouts[position]
-    return default_layout(size_of(model, group.name)[0], size_of(model, group.consumers[position])[1])
-
-
 def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     """Return how many biases and parameters of norms each neuron of a group has."""
     neurons, _ = size_of(model, group.name)
@@ -241,9 +229,11 @@ def free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]
     """Count the consumers' free weights for the neurons to be expanded, and the others."""
     neurons, which = size_of(model, group.name)[0], torch.tensor(list(expanded))
     own = total = 0
-    for position, name in enumerate(group.consumers):
+    for name in group.consumers:
         free, mask = free_weights(model, name), mask_of(model.get_submodule(name))
-        mine = torch.isin(layout_neurons(layout_for(model, group, position), neurons), which)
+        mine = torch.isin(
+            layout_neurons(layout_for(group, name, neurons, size_of(model, name)[1]), neurons), which
+        )
         total += free
         if mask is None:
             own += int(mine.sum()) * (free // len(mine))

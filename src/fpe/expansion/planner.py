@@ -16,7 +16,6 @@ from fpe.expansion.measure import (
     free_by_neuron,
     free_weights,
     inputs_of,
-    layout_for,
     most_polysemantic,
     parameters_per_neuron,
     scores_of,
@@ -28,6 +27,7 @@ from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.selection import Chosen, Layers, select, without
 from fpe.expansion.splits import Split, as_split
 from fpe.graph import NeuronGroup
+from fpe.graph.groups import layout_for
 from fpe.graph.inputs import inputs_for
 from fpe.graph.layers import OVER_NEURONS, bias_of, memory_problem, oriented_weight, size_of
 from fpe.graph.verification import unverified
@@ -288,8 +288,8 @@ def _layer_plans(
         planned.append(
             LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups, (), notes)
         )
-        for position, name in enumerate(group.consumers):
-            runs = layout_for(model, group, position)
+        for name in group.consumers:
+            runs = layout_for(group, name, neurons, size_of(model, name)[1])
             grown[name] = grown.get(name, 0) + (after - neurons) * sum(k for k in runs if k > 0)
     return planned
 

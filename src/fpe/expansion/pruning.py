@@ -75,16 +75,13 @@ class Pruning:
             (neurons × factor, inputs, taps), the children of one neuron in adjacent rows.
         masks : sequence of Tensor
             Contiguous, of the weights' shapes, 1 where a weight is free. Changed in place.
-        count : int
-            How many free weights to mask.
-        factor : int
-            The expansion factor.
+        count, factor : int
+            How many free weights to mask, and the expansion factor.
         blocks : Tensor, optional
-            For a shared split, the block of each neuron, integers from 0, shape (neurons × factor,). A user's
-            own pruning gets it if it has an attribute ``needs_blocks`` that is true.
+            For a shared split, the block of each neuron, from 0, shape (neurons × factor,). A user's own
+            pruning gets it if it has an attribute ``needs_blocks`` that is true.
         scores : Tensor, optional
-            What was measured of the parents' weights, shape (neurons, inputs) or (neurons, inputs, taps), for
-            a pruning with `needs_scores`.
+            For a pruning with `needs_scores`, what was measured of the parents' weights, of their shape.
 
         Raises
         ------
@@ -104,10 +101,9 @@ class Pruning:
         return 0, ""
 
     def dropped_children(self, squares: Tensor, entries: Tensor, blocks: Tensor, count: int) -> Tensor:
-        """Return the numbers of the children that are not created, in ascending order.
+        """Return the numbers of the children that are not created, ascending, of at most `count` parameters.
 
-        Of each child: the sum of the `squares` of all weights into and out of it, its non-zero parameters
-        (`entries`), and its block; at most `count` parameters are pruned with those dropped.
+        Of each child: the sum of the `squares` of its weights, its non-zero parameters, and its block.
         """
         return blocks.new_empty(0)
 
@@ -137,11 +133,9 @@ class MagnitudePruning(Pruning):
     Parameters
     ----------
     consumers : float, optional
-        The largest share of the remaining free weights that the consumers of the new neurons may have; within
-        them, and within the expanded layer, the smallest weights are pruned. By default there is no limit. In
-        a network that was not trained before its expansion outgoing weights are large only because their
-        layer has few inputs, so that magnitudes do not compare layers.
-
+        The largest share, above 0 and below 1, of the remaining free weights that the consumers may have; by
+        default there is no limit. In a network that was not trained before its expansion outgoing weights are
+        large only because their layer has few inputs, so that magnitudes do not compare layers.
     """
 
     consumers: float | None = None
@@ -183,11 +177,9 @@ class InputPruning(Pruning):
     ----------
     by : str, default "norm"
         How an input is ranked. ``"norm"``: by the norm of its column of weights. ``"activation"``: by that
-        norm times the root mean square of the input on `example_inputs`, as Wanda ranks single weights (Sun
-        et al., 2024). ``"gradient"``: by the sum over its column of ``|weight × gradient|``, to first order
-        the change of the loss, as SNIP ranks single weights (Lee et al., 2019); the gradient is that which
+        times the root mean square of the input on `example_inputs` (Wanda; Sun et al., 2024). ``"gradient"``:
+        by the sum of ``|weight × gradient|`` over the column (SNIP; Lee et al., 2019), with the gradient that
         ``loss.backward()`` stored in the layer.
-
     """
 
     by: str = "norm"
@@ -242,12 +234,10 @@ class ChildPruning(Pruning):
 
     With a child its incoming weights, the copies of its parent's outgoing weights and its bias are pruned.
     Children are ranked by the mean square of these weights. Each block loses equally many, so that one
-    batched product can compute them all, and the consumers stay dense. What is less than a child of each
-    block is pruned as with `InputPruning`; where these columns are too few, as in the smallest of networks,
-    the smallest weights of all layers of the group are pruned, which the plan, the summary and a warning say.
-
-    It is for consumers as large as the layer itself, as in the MLPs of a transformer: there the copies are
-    more than the inputs of the layer alone could make up for. A network with a small head drops few, or none.
+    batched product can compute them all, and the consumers stay dense. What is less than one child of a block
+    is pruned as with `InputPruning`; where these columns are too few, the smallest weights of all layers of
+    the group are pruned, with a note and a warning. It is for consumers as large as the layer itself, as in
+    the MLPs of a transformer; a network with a small head drops few children, or none.
     """
 
     needs_shared = True

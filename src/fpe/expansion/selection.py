@@ -11,7 +11,7 @@ from torch import nn
 
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
-from fpe.graph.groups import HEAD, default_layout, layout_width
+from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
     PER_NEURON,
     Names,
@@ -221,11 +221,11 @@ def _width_problems(modules: Mapping[str, nn.Module], group: NeuronGroup) -> lis
         for n in group.producers[1:]
         if shapes[n] != shapes[group.name]
     ]
-    for position, n in enumerate(group.consumers):
-        inputs = shapes[n][1]
-        runs = group.input_layouts[position] if group.input_layouts else default_layout(neurons, inputs)
-        if layout_width(runs, neurons) != inputs:
-            problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
+    problems += [
+        f"{n!r} has {shapes[n][1]} inputs, but {group.name!r} has {neurons} neurons."
+        for n in group.consumers
+        if layout_width(layout_for(group, n, neurons, shapes[n][1]), neurons) != shapes[n][1]
+    ]
     for n in group.between:
         if type(modules[n]) not in PER_NEURON:
             problems.append(

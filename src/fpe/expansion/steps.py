@@ -91,10 +91,8 @@ def duplicate(
 
     Parameters
     ----------
-    producer : Weights
-        Weight of shape (neurons, inputs, *taps).
-    consumers : sequence of Weights
-        Weights of shape (outputs, inputs, *taps) whose inputs are the neurons.
+    producer, consumers : Weights, sequence of Weights
+        Of shapes (neurons, inputs, *taps), and (outputs, inputs, *taps) whose inputs are the neurons.
     children : Tensor
         What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to split taps.
     factor : int

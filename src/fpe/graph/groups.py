@@ -124,6 +124,13 @@ def default_layout(neurons: int, inputs: int) -> Layout:
     return (max(1, inputs // neurons),)
 
 
+def layout_for(group: NeuronGroup, consumer: str, neurons: int, inputs: int) -> Layout:
+    """Return the layout of a consumer's inputs."""
+    if group.input_layouts:
+        return group.input_layouts[group.consumers.index(consumer)]
+    return default_layout(neurons, inputs)
+
+
 def layout_width(layout: Layout, neurons: int) -> int:
     """Return how many inputs a layout covers."""
     return sum(k * neurons if k > 0 else -k for k in layout)
