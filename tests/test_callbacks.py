@@ -226,7 +226,7 @@ def test_a_rewirer_that_does_not_resume_with_its_training_is_told(tmp_path):
     folder = tmp_path / "checkpoint-3"
     model = huggingface.restore_shape(gpt2(), folder)
     trainer = transformers(model, tmp_path / "b", huggingface.Rewire("set", schedule=SCHEDULE), epochs=2)
-    with pytest.warns(UserWarning, match="starts anew"):
+    with pytest.warns(UserWarning, match="begins again"):
         trainer.train(resume_from_checkpoint=str(folder))
     resuming = huggingface.Rewire("set", schedule=SCHEDULE, resume_from_checkpoint=folder)
     trainer = transformers(gpt2(), tmp_path / "c", huggingface.Expand(0), resuming, epochs=2)

@@ -13,7 +13,7 @@ from fits import Module, data, fitted, lightning, transformers
 from fpe.errors import CheckpointError, ModelError
 from fpe.expansion.index_maps import groups_in
 from fpe.integrations import huggingface
-from fpe.integrations.base import dense_kept
+from fpe.integrations.base import reversible
 from fpe.integrations.lightning import Expand, restore_shape
 from zoo import ZOO
 
@@ -112,7 +112,7 @@ def test_norms_without_any_tensor_become_as_narrow_as_they_were():
         return torch.nn.Sequential(torch.nn.Linear(8, 4), norm, torch.nn.ReLU(), torch.nn.Linear(4, 2))
 
     model, dense = made(), made()
-    with dense_kept(model, ""):
+    with reversible(model, ""):
         fpe.expand_(model, factor=2)
     assert model[1].num_features == 8
     model.load_state_dict(dense.state_dict())

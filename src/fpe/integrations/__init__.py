@@ -1,7 +1,6 @@
-"""Callbacks that expand a network while a trainer trains it; each module loads its trainer alone.
+"""Callbacks for Lightning and for the Trainer of transformers; each module imports only its trainer.
 
-`fpe.integrations.lightning.Expand` is for Lightning, `fpe.integrations.huggingface.Expand` for the Trainer of
-transformers. With accelerate, or a loop of your own, `fpe.expand_` is the one line.
+With accelerate, or a loop of your own, call `fpe.expand_`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the callbacks of all trainers share: expanding, rewiring, and loading weights of both shapes."""
+"""Shared by the callbacks of all trainers: expanding, rewiring, and loading weights of both shapes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _ATTRIBUTE = "fpe_loading"
 
 
 class ExpandBase:
-    """An expansion of a network at an epoch of its training; `advice` says how to load expanded weights."""
+    """Expand a network at an epoch of its training."""
 
-    advice = ""
+    advice = ""  # how to load expanded weights
 
     def __init__(self, epoch: float, moments: str, how: dict[str, Any]) -> None:
         check_moments(moments)
@@ -36,7 +36,7 @@ class ExpandBase:
         self._warned = False
 
     def _expand(self, network: nn.Module, optimizers: Any) -> None:
-        with dense_kept(network, self.advice):
+        with reversible(network, self.advice):
             expand_(network, optimizer=optimizers, moments=self.moments, **self.how)
 
     def _warn_too_late(self, end: str) -> None:
@@ -50,14 +50,13 @@ class ExpandBase:
 
     def _warn_expanded(self) -> None:
         warnings.warn(
-            "the model is expanded already, and Expand does not change it. To train another model, as for "
-            "the next fold, give the trainer a new dense one.",
+            "the model is expanded already, and Expand does not change it; give the trainer a new dense one.",
             stacklevel=3,
         )
 
 
 class RewireBase:
-    """Dynamic masks of an expanded network, from the first step at which it has masks."""
+    """Rewire a network, from the first step at which it has masks."""
 
     def __init__(self, policy: str | RewiringPolicy, schedule: RewiringSchedule | None, seed: int) -> None:
         self.policy = as_policy(policy)
@@ -89,7 +88,7 @@ class RewireBase:
 
 
 def is_expanded(model: nn.Module) -> bool:
-    """Tell whether a model, or a part of it, has been expanded."""
+    """Tell whether a model has expanded layers."""
     return bool(groups_in(model))
 
 
@@ -98,16 +97,15 @@ def has_masks(model: nn.Module) -> bool:
     return any(isinstance(module, MaskedLayer) for module in model.modules())
 
 
-def holds_masks(state: Mapping[str, Any], prefix: str = "") -> bool:
+def state_has_masks(state: Mapping[str, Any], prefix: str = "") -> bool:
     """Tell whether a state dict, or its part with a prefix, is of an expanded network."""
     return any(name.startswith(prefix) and name.rpartition(".")[2] == MASK for name in state)
 
 
 class Loading:
-    """A hook of a network's ``load_state_dict`` that lets its shape follow the weights.
+    """A hook of ``load_state_dict`` that makes an expanded network dense again for dense weights.
 
-    The state of the dense network puts the dense layers back into the expanded one. The state of an expanded
-    network is refused by a dense one, with the advice.
+    A dense network refuses the weights of an expanded one, with the advice.
     """
 
     def __init__(self, advice: str) -> None:
@@ -118,10 +116,9 @@ class Loading:
     def __call__(
         self, network: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
     ) -> None:
-        """Check a state dict before it is loaded."""
         if any(isinstance(module, PackedLayer) for module in network.modules()):
             return
-        masks, expanded = holds_masks(state, prefix), has_masks(network)
+        masks, expanded = state_has_masks(state, prefix), has_masks(network)
         if masks and not expanded:
             raise CheckpointError(
                 f"the weights are those of an expanded model, and this {type(network).__name__} is dense. "
@@ -131,7 +128,7 @@ class Loading:
             self._restore_(network, state, prefix)
 
     def _restore_(self, network: nn.Module, state: Mapping[str, Any], prefix: str) -> None:
-        """Put the dense layers back if the state has all their values; refuse it if it has only some."""
+        """Restore the dense layers if the state has all their values; refuse it if it has only some."""
         needed = {
             f"{prefix}{name}.{key}": tensor.shape
             for name, layer in self.dense.items()
@@ -139,15 +136,14 @@ class Loading:
         }
         given = {key: state[key].shape for key in needed if key in state}
         if any(needed[key] != shape for key, shape in given.items()):
-            return  # of another model: torch says so
+            return  # of another model, which torch refuses
         if len(given) < len(needed):
             own = network.state_dict(prefix=prefix)
             if all(key in own and own[key].shape == shape for key, shape in given.items()):
-                return  # a part that fits as it is
+                return  # a part of the expanded network
             raise CheckpointError(
-                f"the weights are those of the dense {type(network).__name__}, and have only {len(given)} "
-                f"of the {len(needed)} tensors of the layers that were expanded, as one file of several has. "
-                "Load all files into a new dense model."
+                f"the weights have only {len(given)} of the {len(needed)} tensors of the layers of the dense "
+                f"{type(network).__name__} that were expanded. Load all files into a new dense model."
             )
         for name, layer in self.dense.items():
             now = network.get_submodule(name)
@@ -162,7 +158,7 @@ class Loading:
 
 
 def loading_of(network: nn.Module, advice: str) -> Loading:
-    """Return the hook of a network; register one if it has none."""
+    """Return the hook of a network, registering one if it has none."""
     network = uncompiled(network)
     hook = vars(network).get(_ATTRIBUTE)
     if not isinstance(hook, Loading):
@@ -173,8 +169,8 @@ def loading_of(network: nn.Module, advice: str) -> Loading:
 
 
 @contextmanager
-def dense_kept(network: nn.Module, advice: str) -> Iterator[None]:
-    """Let a network that is expanded within the block load the weights of the dense one again later."""
+def reversible(network: nn.Module, advice: str) -> Iterator[None]:
+    """Let a network that is expanded within the block load dense weights again later."""
     network = uncompiled(network)
     before = dict(network.named_modules())
     yield
@@ -189,7 +185,6 @@ def dense_kept(network: nn.Module, advice: str) -> Iterator[None]:
 
 
 def _without_values(layer: nn.Module) -> nn.Module:
-    """Return a copy of a layer whose tensors are on the meta device."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(layer.parameters(), layer.buffers()):
         empty: Tensor = tensor.detach().to("meta")

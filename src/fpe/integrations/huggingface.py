@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer of transformers: two lines more, and a model is expanded, or rewired."""
+"""Callbacks for the Trainer of transformers that expand or rewire its model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from fpe.expansion.pruning import as_pruning
 from fpe.integrations.base import (
     ExpandBase,
     RewireBase,
-    dense_kept,
     has_masks,
-    holds_masks,
     is_expanded,
     loading_of,
+    reversible,
+    state_has_masks,
 )
 from fpe.io.checkpoint import reshape_, shapes_of
 from fpe.rewiring.policies import RewiringPolicy
@@ -43,36 +43,27 @@ SLACK = 1e-6
 
 
 class Expand(ExpandBase, TrainerCallback):
-    """Expand the model before an epoch, and let the Trainer's optimizer and schedule continue.
+    """Expand the model before an epoch; the Trainer's optimizer and schedule continue.
 
-    Every later checkpoint, and every folder that ``trainer.save_model`` or ``model.save_pretrained`` writes,
-    gets a small file ``fpe.json`` with the shapes. To resume, call `restore_shape` on the dense model before
-    the Trainer is made. Weights from before the expansion, as of ``load_best_model_at_end``, make the model
-    dense again. One callback serves any number of Trainers, one after another.
+    Later checkpoints, and folders that ``trainer.save_model`` or ``model.save_pretrained`` writes, get a file
+    ``fpe.json`` with the shapes. To resume, call `restore_shape` on the dense model before the Trainer is
+    made. Weights from before the expansion, as of ``load_best_model_at_end``, make the model dense again. One
+    callback can be used by several Trainers, one after another.
 
     Parameters
     ----------
     epoch : float, default 0
-        Counted from 0; 1.0 is after one pass over the data, 0.5 before the first step after half of it. With
-        several processes the model is wrapped at the start: expand it before the Trainer is made.
+        Counted from 0; 0.5 is after half of the first pass over the data. With several processes, expand the
+        model before the Trainer is made.
     moments : str, default "fresh"
         As for `fpe.expand_`.
     **how
         All other arguments of `fpe.expand`; not a ranking by gradient, since the Trainer clears gradients.
 
-    Raises
-    ------
-    ArgumentError
-        For a bad epoch or `moments`, or a ranking by gradient.
-    ModelError, BudgetError
-        When training starts, if the model cannot be expanded as asked, or on several processes.
-    CheckpointError
-        If weights of an expanded model are loaded into the dense one.
-
     Warns
     -----
     UserWarning
-        If training ends before the epoch, as soon as that is known, or if the model is expanded already.
+        If training ends before the epoch, or if the model is expanded already.
     """
 
     advice = ADVICE
@@ -90,16 +81,16 @@ class Expand(ExpandBase, TrainerCallback):
         self.done = False
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Watch what is loaded, which begins before training."""
+        """Register the hook: loading begins before training."""
         loading_of(kwargs["model"], ADVICE)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse what is impossible before any step; keep a model that is expanded already."""
+        """Check everything before the first step."""
         model = kwargs["model"]
         self.done, self._warned = is_expanded(model), False
         _check_optimizer(model, kwargs.get("optimizer"))
         if self.done:
-            if not state.global_step:  # else its shape was restored from a checkpoint
+            if not state.global_step:  # otherwise its shape was restored from a checkpoint
                 self._warn_expanded()
             return
         if args.world_size > 1:
@@ -136,7 +127,7 @@ class Rewire(RewireBase, TrainerCallback):
     """Change the masks of an expanded model while it is trained.
 
     For a model that `fpe.expand`, or an `Expand` before this callback, has expanded. Every checkpoint gets a
-    file ``fpe-rewirer.pt``. One callback serves any number of Trainers, one after another.
+    file ``fpe-rewirer.pt``. One callback can be used by several Trainers, one after another.
 
     Parameters
     ----------
@@ -144,11 +135,6 @@ class Rewire(RewireBase, TrainerCallback):
         As for `fpe.Rewirer`. The schedule refers to the steps after the expansion.
     resume_from_checkpoint : path-like, optional
         A checkpoint of a Trainer with this callback, to resume; give it to ``trainer.train`` too.
-
-    Raises
-    ------
-    ArgumentError, CheckpointError
-        For an unknown policy; if there is no such checkpoint, or it is of another model or policy.
 
     Warns
     -----
@@ -168,11 +154,11 @@ class Rewire(RewireBase, TrainerCallback):
         self._stored: dict[str, Any] | None = None
         if resume_from_checkpoint is not None:
             path = _folder(resume_from_checkpoint) / REWIRER
-            if path.is_file():  # else the checkpoint is from before the expansion
+            if path.is_file():  # otherwise the checkpoint is from before the expansion
                 self._stored = torch.load(path, weights_only=True)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget the model that was trained before."""
+        """Reset the rewirer, and warn if only one of training and rewirer resumes."""
         self.rewirer = None
         if self._stored and not state.global_step:
             warnings.warn(
@@ -182,14 +168,14 @@ class Rewire(RewireBase, TrainerCallback):
             )
         if state.global_step and self._stored is None and has_masks(kwargs["model"]):
             warnings.warn(
-                f"training resumes at step {state.global_step:,}, and the schedule of Rewire starts anew "
-                "there; give the checkpoint to Rewire(resume_from_checkpoint=…) too.",
+                f"training resumes at step {state.global_step:,}, and the schedule of Rewire begins again; "
+                "give the checkpoint to Rewire(resume_from_checkpoint=…) too.",
                 stacklevel=2,
             )
         self._resumed = self._stored if state.global_step else None
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin as soon as there are masks."""
+        """Make the rewirer as soon as there are masks."""
         model, steps = kwargs["model"], state.max_steps - state.global_step
         if self.rewirer is None and has_masks(model):
             self._begin(model, kwargs["optimizer"], steps, self._resumed)
@@ -204,7 +190,7 @@ class Rewire(RewireBase, TrainerCallback):
         self._warn_unless_begun()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write what is needed to resume beside the checkpoint."""
+        """Write the rewirer's state beside the checkpoint."""
         if self.rewirer is not None:
             own = self.rewirer.state_dict()  # all processes take part in it
             if args.should_save:
@@ -222,7 +208,7 @@ def _folder(folder: str | os.PathLike[str]) -> Path:
 
 
 def _last_epoch(args: Any, state: Any, loader: Any) -> float | None:
-    """Return the epoch at which the last step begins, None if the length of the data is not known."""
+    """Return the epoch at which the last step begins, None for data of unknown length."""
     try:
         batches = len(loader)
     except TypeError:  # a stream
@@ -240,8 +226,8 @@ def _check_optimizer(model: nn.Module, optimizer: Any) -> None:
     own = {id(parameter) for parameter in model.parameters()}
     if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
         raise ModelError(
-            "the model is dense again, since weights from before its expansion have been loaded, and the "
-            "optimizer of this Trainer trains the layers that it had; make a new Trainer."
+            "the model is dense again, since dense weights have been loaded, and the optimizer of this Trainer "
+            "trains its expanded layers; make a new Trainer."
         )
 
 
@@ -251,16 +237,9 @@ def save_pretrained(
     is_main_process: bool = True,
     **settings: Any,
 ) -> None:
-    """Save a model of transformers as its own ``save_pretrained`` does, with its shapes beside the weights.
+    """Save a model of transformers as its own ``save_pretrained`` does, with its shapes for `restore_shape`.
 
-    Parameters
-    ----------
-    model : transformers.PreTrainedModel
-        Expanded, so that `restore_shape` can give a dense model its shape, or dense.
-    save_directory : path-like
-        The folder; when a dense model overwrites an expanded one, its ``fpe.json`` is removed.
-    is_main_process, **settings
-        As for ``save_pretrained``.
+    The folder's ``fpe.json`` is removed if the model is dense. All arguments are those of ``save_pretrained``.
     """
     type(model).save_pretrained(model, save_directory, is_main_process, **settings)
     if is_main_process:
@@ -268,7 +247,7 @@ def save_pretrained(
 
 
 def _save_with_shapes_(model: nn.Module) -> None:
-    """Let the model's ``save_pretrained``, which ``trainer.save_model`` calls, write its shapes."""
+    """Let ``model.save_pretrained``, which ``trainer.save_model`` calls, write the shapes."""
     if isinstance(model, PreTrainedModel):
         model.save_pretrained = MethodType(save_pretrained, model)  # type: ignore[method-assign]
 
@@ -282,37 +261,35 @@ def _write_shapes(model: nn.Module, folder: Path) -> None:
 
 
 def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module:
-    """Give a dense model, in place, the shape of a checkpoint of an expanded one, so that it can be loaded.
+    """Give a dense model, in place, the shape of an expanded one's checkpoint, so that it can be loaded next.
 
     Parameters
     ----------
     model : nn.Module
-        The dense model; the values of its weights are to be loaded next. It is changed, and returned.
+        The dense model; changed, and returned.
     folder : path-like
-        A checkpoint of a Trainer with `Expand`, or what its ``save_model``, or `save_pretrained`, wrote. One
+        A checkpoint of a Trainer with `Expand`, or written by its ``save_model`` or by `save_pretrained`. One
         from before the expansion changes nothing, with a warning.
 
     Raises
     ------
     CheckpointError
-        If there is no such folder, or its shapes are of another model, or are missing beside the weights of
-        an expanded one.
+        If there is no such folder, or its shapes are missing or those of another model.
     """
     path = _folder(folder) / FILE
     if path.is_file():
-        with dense_kept(model, ADVICE):
+        with reversible(model, ADVICE):
             reshape_(model, json.loads(path.read_text(encoding="utf-8")))
         _save_with_shapes_(model)
         return model
     for weights in sorted(path.parent.glob("*.safetensors")):
         with safe_open(weights, framework="pt") as file:
-            if holds_masks(dict.fromkeys(file.keys())):
+            if state_has_masks(dict.fromkeys(file.keys())):
                 raise CheckpointError(
-                    f"{folder} holds the weights of an expanded model, and no {FILE} with its shapes; give "
-                    "one that a Trainer with Expand, fpe.integrations.huggingface.save_pretrained or "
-                    "fpe.save wrote."
+                    f"{folder} has the weights of an expanded model, and no {FILE} with its shapes; give a folder "
+                    "that a Trainer with Expand, or fpe.integrations.huggingface.save_pretrained, wrote."
                 )
     warnings.warn(
-        f"{folder} has no {FILE}: its model is not expanded, and there is no shape to restore.", stacklevel=2
+        f"{folder} has no {FILE}: its model is dense, and there is no shape to restore.", stacklevel=2
     )
     return model

@@ -1,4 +1,4 @@
-"""Callbacks for Lightning: two lines more in a script, and a network is expanded at an epoch, or rewired."""
+"""Callbacks for Lightning that expand or rewire a network of a LightningModule."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fpe.expansion.inplace import plan_ahead
 from fpe.integrations.base import (
     ExpandBase,
     RewireBase,
-    dense_kept,
     has_masks,
-    holds_masks,
     is_expanded,
     loading_of,
+    reversible,
+    state_has_masks,
 )
 from fpe.io.checkpoint import reshape_, shapes_of
 from fpe.rewiring.policies import RewiringPolicy
@@ -33,39 +33,28 @@ _PREFIX = "fpe.Expand("
 
 
 class Expand(ExpandBase, Callback):
-    """Expand a network of a LightningModule before an epoch, and let its optimizers train on.
+    """Expand a network of a LightningModule before an epoch; its optimizers continue.
 
-    Later checkpoints can be resumed with ``trainer.fit(…, ckpt_path=…)`` by the same script: the network gets
-    their shape before its weights are loaded. ``load_from_checkpoint`` knows no callbacks; it needs
-    `restore_shape`. A checkpoint from before the expansion, as ``ckpt_path="best"`` may be, makes the network
-    dense again. One callback serves any number of fits, one after another.
+    The same script resumes from later checkpoints with ``trainer.fit(…, ckpt_path=…)``.
+    ``load_from_checkpoint`` calls no callbacks; it needs `restore_shape`. A checkpoint from before the
+    expansion, such as ``ckpt_path="best"``, makes the network dense again. One callback can be used for
+    several fits, one after another.
 
     Parameters
     ----------
     epoch : int, default 0
-        Counted from 0. With several processes the network is wrapped at the start, so that only 0 is
-        possible.
+        Counted from 0. With several processes only 0 is possible.
     network : str, optional
-        Name of the attribute of the LightningModule that holds the network; by default its only child
-        with parameters.
+        Name of the network in the LightningModule; by default its only child with parameters.
     moments : str, default "fresh"
         As for `fpe.expand_`.
     **how
         All other arguments of `fpe.expand`.
 
-    Raises
-    ------
-    ArgumentError
-        For a bad epoch or `moments`.
-    ModelError, BudgetError
-        When training starts, if the network is not found or cannot be expanded as asked.
-    CheckpointError
-        If weights of an expanded network are loaded into the dense one, and no shape is beside them.
-
     Warns
     -----
     UserWarning
-        If training ends before the epoch, as soon as that is known, or if the network is expanded already.
+        If training ends before the epoch, or if the network is expanded already.
     """
 
     advice = ADVICE
@@ -87,7 +76,7 @@ class Expand(ExpandBase, Callback):
         return f"{_PREFIX}{self.network or ''})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watch what is loaded; expand at epoch 0, before anything is wrapped."""
+        """Register the hooks for loading; expand at epoch 0, before anything is wrapped."""
         network = network_of(pl_module, self.network, "Expand")
         if stage == "fit":
             self._check_averages(trainer)
@@ -101,15 +90,14 @@ class Expand(ExpandBase, Callback):
             self.shapes = shapes_of(network)
         elif trainer.world_size > 1 and self.epoch > 0:
             raise ModelError(
-                f"Expand(epoch={self.epoch}) on {trainer.world_size} processes: the network is wrapped for "
-                "them when training starts, and cannot be expanded later. Train it in one run, and expand it "
-                "at epoch 0 of another."
+                f"Expand(epoch={self.epoch}) on {trainer.world_size} processes: a wrapped network cannot be "
+                "expanded. Train it in one run, and expand it at epoch 0 of another."
             )
         elif self.epoch == 0:
             self._expand(network, [])
 
     def _check_averages(self, trainer: Trainer) -> None:
-        """Refuse averages of weights that are made of the dense network."""
+        """Refuse callbacks that would average the dense network's weights."""
         for callback in _averaging(trainer):
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             if self.epoch > 0 or callbacks.index(self) > callbacks.index(callback):
@@ -126,7 +114,7 @@ class Expand(ExpandBase, Callback):
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             restore_shape(pl_module, checkpoint)
             stored = checkpoint.get("callbacks", {}).get(self.state_key, {}).get("shapes")
-            if stored is not None or not holds_masks(checkpoint["state_dict"]):
+            if stored is not None or not state_has_masks(checkpoint["state_dict"]):
                 self.shapes = stored
             original(checkpoint)
 
@@ -137,7 +125,7 @@ class Expand(ExpandBase, Callback):
         vars(pl_module).pop("on_load_checkpoint", None)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse what is impossible before any step, and warn if training ends too early."""
+        """Check everything before the first step."""
         if self.shapes is None:
             plan_ahead(network_of(pl_module, self.network, "Expand"), self.how)
             epochs = _epochs(trainer)
@@ -159,15 +147,15 @@ class Expand(ExpandBase, Callback):
         self.shapes = shapes_of(network)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to be loaded again."""
+        """Return the shapes, for a checkpoint."""
         return {"shapes": self.shapes}
 
 
 class Rewire(RewireBase, Callback):
     """Change the masks of an expanded network of a LightningModule while it is trained.
 
-    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Checkpoints hold what
-    is needed to resume. One callback serves any number of fits, one after another.
+    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Training can be resumed
+    from checkpoints. One callback can be used for several fits, one after another.
 
     Parameters
     ----------
@@ -176,13 +164,8 @@ class Rewire(RewireBase, Callback):
     network : str, optional
         As for `Expand`.
     steps : int, optional
-        Steps of the optimizer after the expansion, to which the schedule refers; by default those that the
-        trainer has left.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown policy; when it begins, if the trainer does not know how many steps are left.
+        Steps of the optimizer after the expansion, to which the schedule refers; by default the trainer's
+        remaining ones.
 
     Warns
     -----
@@ -210,29 +193,27 @@ class Rewire(RewireBase, Callback):
         return f"fpe.Rewire({self.network or ''})"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Forget the network that was trained before."""
+        """Reset the rewirer; refuse averages of weights."""
         if stage != "fit":
             return
         self.rewirer = self._stored = None
         for callback in _averaging(trainer):
             raise ModelError(
                 f"{type(callback).__name__} beside Rewire: an average over dynamic masks has more non-zero "
-                "weights than any of its networks. Leave one of the two callbacks out."
+                "weights than any of its networks. Give only one of the two callbacks."
             )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin as soon as there are masks."""
+        """Make the rewirer as soon as there are masks."""
         if self.rewirer is not None:
             return
         network = network_of(pl_module, self.network, "Rewire")
         if has_masks(network):
             steps = self.steps or trainer.estimated_stepping_batches - trainer.global_step
             if steps == math.inf and not self._stored:
-                raise ArgumentError(
-                    "the trainer does not know how many steps are left; give Rewire(steps=…)."
-                )
+                raise ArgumentError("the number of remaining steps is unknown; give Rewire(steps=…).")
             steps = 0 if self._stored else int(steps)
             self._begin(network, _trainers_of(network, trainer.optimizers), steps, self._stored)
             self._last = trainer.global_step
@@ -250,30 +231,24 @@ class Rewire(RewireBase, Callback):
         self._warn_unless_begun()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to resume."""
+        """Return the rewirer's state, for a checkpoint."""
         return {"rewirer": self._stored if self.rewirer is None else self.rewirer.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume from a checkpoint, as soon as there are masks."""
+        """Store a checkpoint's state until there are masks."""
         self._stored = state_dict["rewirer"]
 
 
 def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
     """Give the networks of a LightningModule, in place, the shape of a checkpoint, so that it can be loaded.
 
-    For ``load_from_checkpoint``, which knows no callbacks; a Trainer with `Expand` needs no call.
-
-    Parameters
-    ----------
-    pl_module : LightningModule
-        Dense, or of the checkpoint's shape already.
-    checkpoint : dict
-        What a Trainer with `Expand` wrote. One from before the expansion changes nothing.
+    For ``load_from_checkpoint``, which calls no callbacks; a Trainer with `Expand` does this itself. A
+    checkpoint from before the expansion changes nothing.
 
     Raises
     ------
     CheckpointError
-        If the shapes are of another architecture, or are missing beside the weights of an expanded network.
+        If the shapes are missing or those of another architecture.
 
     Examples
     --------
@@ -286,17 +261,17 @@ def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> Non
     for key, state in checkpoint.get("callbacks", {}).items():
         if key.startswith(_PREFIX) and state.get("shapes") is not None:
             network = network_of(pl_module, key.removeprefix(_PREFIX).removesuffix(")") or None, "Expand")
-            with dense_kept(network, ADVICE):
+            with reversible(network, ADVICE):
                 reshape_(network, state["shapes"])
             restored = True
-    if holds_masks(checkpoint["state_dict"]) and not restored and not has_masks(pl_module):
+    if state_has_masks(checkpoint["state_dict"]) and not restored and not has_masks(pl_module):
         raise CheckpointError(
             f"the weights are those of an expanded network, and its shapes are missing. {ADVICE}"
         )
 
 
 def network_of(pl_module: LightningModule, name: str | None, callback: str) -> nn.Module:
-    """Return the network that a callback is for: by name, or the only child with parameters."""
+    """Return the network of a callback: by name, or the only child with parameters."""
     if name is not None:
         return pl_module.get_submodule(name)
     children = [n for n, m in pl_module.named_children() if any(True for _ in m.parameters())]
@@ -317,7 +292,7 @@ def _averaging(trainer: Trainer) -> list[Callback]:
 
 
 def _epochs(trainer: Trainer) -> float:
-    """Return how many epochs training begins, infinity if that is not known."""
+    """Return how many epochs begin, infinity if that is not known."""
     epochs = [math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)]
     if trainer.max_steps != -1 and math.isfinite(trainer.num_training_batches):
         per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
