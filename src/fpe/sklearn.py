@@ -284,7 +284,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if recipe.factor > X.shape[1]:
             raise ArgumentError(
-                f"factor is {recipe.factor}; give at most {X.shape[1]}, the number of features (n_features)."
+                f"factor is {recipe.factor}; give at most the number of features, n_features = {X.shape[1]}."
             )
         if sample_weight is None:
             return X, y, None, recipe

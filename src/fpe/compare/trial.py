@@ -17,7 +17,7 @@ from fpe.io.checkpoint import save
 from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import standardized
-from fpe.training.loop import EarlyStopping, Record, accuracy, adam, as_tensor, evaluate_loss
+from fpe.training.loop import EarlyStopping, Record, accuracy, as_tensor, evaluate_loss
 from fpe.training.trials import Trial, train_trials
 
 #: Inputs and class numbers, by part of the data.
@@ -70,9 +70,7 @@ def run_trial(
             "expanded": accuracy(wide, *parts["test"]),
         }
         run("dense", warm.baseline())
-        warm.expand(len(parts["training"][0]), wide)
-        if recipe.factor == 1:  # a control: the dense network again, with a fresh Adam
-            warm.model, warm.optimizer = wide, adam(wide, recipe.lr, recipe.l2)
+        warm.expand(len(parts["training"][0]), wide)  # factor 1 is a control: the dense network, a fresh Adam
         run("expanded", warm)
 
         kinds = [kind for kind in ("dense", "expanded", "double") if kind in networks]

@@ -116,6 +116,7 @@ class Loading:
     def __call__(
         self, network: nn.Module, state: Mapping[str, Any], prefix: str, metadata: Any, *rest: Any
     ) -> None:
+        """Check a state dict before it is loaded."""
         if any(isinstance(module, PackedLayer) for module in network.modules()):
             return
         masks, expanded = state_has_masks(state, prefix), has_masks(network)

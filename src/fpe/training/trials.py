@@ -51,11 +51,11 @@ class Trial:
         return cls(recipe, seed, dense, dense, adam(dense, recipe.lr, recipe.l2), generator)
 
     def expand(self, samples: int, network: nn.Module | None = None) -> None:
-        """Continue with the expanded network, by default made by the recipe; factor 1 changes nothing.
+        """Continue with a fresh Adam and `network`, by default the recipe's expansion, none for factor 1.
 
         From the number of samples follow the steps of the rewirer.
         """
-        if self.recipe.factor > 1:
+        if network is not None or self.recipe.factor > 1:
             self.model = self.recipe.expand(self.dense, self.seed) if network is None else network
             self.optimizer = adam(self.model, self.recipe.lr, self.recipe.l2)
             self.rewirer = self.recipe.rewirer(self.model, self.optimizer, samples, self.seed)
