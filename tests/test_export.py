@@ -340,7 +340,7 @@ def test_texts_of_any_length_go_through(tmp_path):
             fpe.mlp(8, 4, 2),
             "m.pt2",
             torch.ones(0, 8),
-            "example_inputs holds no tensor with rows",
+            "no tensor with rows",
         ),
     ],
 )
@@ -379,9 +379,8 @@ def test_a_model_too_large_for_onnx_is_refused_before_anything_is_done(tmp_path)
         model = fpe.mlp(20_000, 30_000, 2)
     with pytest.raises(ModelError) as error:
         fpe.export(model, tmp_path / "m.onnx", example_inputs=torch.ones(2, 20_000))
-    assert str(error.value) == (
-        "the model has 2,400,360,008 bytes, ONNX holds less than 2 GiB; export it as .pt2."
-    )
+    assert "2,400,360,008 bytes" in str(error.value)
+    assert "export it as .pt2" in str(error.value)
 
 
 def test_what_torch_cannot_export_is_said_with_the_cause_and_nothing_else(tmp_path, capfd):

@@ -77,10 +77,9 @@ class Axes:
         """Return the call with `times` as many rows, and one more, by repeating rows."""
         sizes = self.sizes(call)
 
-        def resize(leaf: Any, axis: int | None) -> Any:
+        def resize(leaf: Any, axis: Any) -> Any:
             if not isinstance(leaf, Tensor) or True not in self._free(leaf, axis, sizes).values():
                 return leaf
-            assert axis is not None
             size = leaf.shape[axis]
             return leaf.index_select(axis, torch.arange(times * size + 1, device=leaf.device) % size)
 
@@ -107,7 +106,7 @@ class Axes:
         return {name: sorted(axes) for name, axes in found.items()}
 
     def taken(self, call: Call) -> str:
-        """Say which axis of each input is taken for the batch."""
+        """Return a clause that says which axis of each input is taken for the batch."""
         found = self.tensors(call)
         return ", ".join(f"axis {axis} of {name!r} {tuple(tensor.shape)}" for name, tensor, axis in found)
 

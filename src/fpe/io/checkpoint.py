@@ -1,7 +1,7 @@
 """Save and load an expanded or packed model: safetensors, with a JSON manifest in the file's own metadata.
 
-The file holds every tensor of the state dict, masks as booleans, and a manifest (format version,
-plan, shapes of the layers that differ from the dense model's). No code is stored and none is run.
+The file contains each tensor of the state dict, masks as booleans, and a manifest (format version, plan,
+shapes of the layers that differ from the dense model's). No code is stored and none is run.
 """
 
 from __future__ import annotations
@@ -193,12 +193,11 @@ def _sharded() -> Any:
 
 def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
     """Check the masks on all processes of a sharded model; tell whether this one writes."""
-    refused: ModelError | None = None
+    refused, writes = None, True
     try:
         check_masks(model, "saving")
     except ModelError as error:
         refused = error
-    writes = True
     if any(isinstance(parameter, _sharded()) for parameter in model.parameters()):
         said: list[Any] = [None] * torch.distributed.get_world_size()
         torch.distributed.all_gather_object(said, (os.path.abspath(path), refused))

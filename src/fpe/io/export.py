@@ -37,7 +37,7 @@ TOLERANCE, TOLERANCE_16_BITS = 1e-4, 1e-2
 NEGLIGIBLE = 1e-3
 #: Most bytes of a constant that may be computed beforehand: codes and int8 stay as small as they are.
 MOST_FOLDED = 1024
-#: Bytes that a file of ONNX can hold.
+#: An ONNX file must have fewer bytes.
 ONNX_LIMIT = 1 << 31
 
 
@@ -162,12 +162,12 @@ def _call(model: nn.Module, example_inputs: Any) -> Call:
         if made is None:
             raise ArgumentError("example_inputs is missing; give one batch that the model takes.")
         return as_call(made)
-    # Copied: an archive holds its examples, and with a part of a tensor it would hold the whole.
+    # Copied: an archive contains its examples, and with a part of a tensor it would contain the whole.
     args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), as_call(example_inputs))
     if made is not None and "use_cache" in made:
         kwargs.setdefault("use_cache", False)
     if not any(tensor.dim() and len(tensor) for tensor in tensors_of((args, kwargs))):
-        raise ArgumentError("example_inputs holds no tensor with rows; give one batch that the model takes.")
+        raise ArgumentError("example_inputs has no tensor with rows; give one batch that the model takes.")
     return args, kwargs
 
 
@@ -191,11 +191,11 @@ class _TensorsOnly(nn.Module):
             return tensors_in(answer(*args, **kwargs))
 
         self.call = (args, {name: value for name, value in kwargs.items() if name not in constants})
-        self.names = [*_positional_names(model, len(args)), *self.call[1]]
         first, then = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
-        parameters = [
-            inspect.Parameter(name, first if i < len(args) else then) for i, name in enumerate(self.names)
-        ]
+        positional = _positional_names(model, len(args))
+        self.names = [*positional, *self.call[1]]
+        parameters = [inspect.Parameter(name, first) for name in positional]
+        parameters += [inspect.Parameter(name, then) for name in self.call[1]]
         forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         self.answer, self.forward = answer, forward
         self.axes = Axes.of(self.names, self.call, batch_axis, inputs_for(model) is not None)
@@ -237,8 +237,8 @@ def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
                 f"{axes.taken(call)}. Say where the batch is with batch_axis=… (--batch-axis), by input if "
                 "need be; None for inputs without a batch."
             ) from error
-        with_batch = " with a dynamic batch" if dims else ""
-        raise ModelError(f"torch cannot export this {kind}{with_batch}: {error_text(error)}") from error
+        what = f"{kind} with a dynamic batch" if dims else kind
+        raise ModelError(f"torch cannot export this {what}: {error_text(error)}") from error
 
 
 def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
@@ -246,7 +246,7 @@ def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -
         torch.export.save(program, path)
     except OSError:
         raise
-    except Exception as error:  # a tensor of a kind that an archive cannot hold
+    except Exception as error:  # a tensor of a kind that an archive cannot contain
         kind = type(wrapped.model).__name__
         raise ModelError(f"torch cannot write this {kind} as an archive: {error_text(error)}") from error
 

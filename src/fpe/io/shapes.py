@@ -19,8 +19,7 @@ from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, ori
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
-from fpe.packing.layers import DenseLayer, PackedLayer, Shape
-from fpe.packing.order import inputs_of
+from fpe.packing.layers import DenseLayer, PackedLayer, Shape, inputs_of
 from fpe.packing.summary import packed_names
 
 _FORMATS: dict[str, type[PackedLayer]] = {kind.format: kind for kind in (BlockLayer, CodedLayer, DenseLayer)}

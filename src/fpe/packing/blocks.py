@@ -1,6 +1,6 @@
 """The format of blocks: a few dense matrices, for shared splits, at the cost of the dense parent.
 
-Each block maps some of the inputs to some of the neurons, which stand side by side in the output. Blocks of
+Each block maps some of the inputs to some of the neurons, which are adjacent in the output. Blocks of
 equally many neurons and inputs are one parameter and one batched product: for one sample the number of calls
 counts, for many samples each pass over the output. A few masked weights may make blocks equal (`padded_inputs`).
 """
@@ -104,7 +104,7 @@ def padded(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
 
 
 def dense_weight(size: torch.Size, blocks: Sequence[Block], parts: Sequence[Tensor]) -> Tensor:
-    """Return the weight of this size that has these parts where the blocks are; undoes `Block.part_of`."""
+    """Return a weight that has these parts in the blocks and is zero elsewhere; undoes `Block.part_of`."""
     whole = parts[0].new_zeros(size)
     for block, part in zip(blocks, parts, strict=True):
         whole[block.rows.unsqueeze(1), block.columns] = part
@@ -114,31 +114,20 @@ def dense_weight(size: torch.Size, blocks: Sequence[Block], parts: Sequence[Tens
 class BlockLayer(PackedLayer):
     """A linear layer or a convolution of dense blocks.
 
-    Attributes
-    ----------
-    sizes : list of (int, int)
-        Neurons and inputs of each block.
-    batches : list of Batch
-        How the blocks are stored.
-    weight_0, weight_1, … : Parameter
-        One for each batch: of a linear layer (blocks, inputs, neurons), of a convolution, whose batches are
-        single blocks, (neurons, inputs, *taps).
-    zero_positions_0, … : Tensor or None
-        Buffers: where the parameters are masked, as `fpe.packing.bits.pack_zeros` stores it.
-    columns : Tensor or None
-        Buffer: the inputs of the blocks, block by block, one batch after the other; None for one block of all
-        inputs in order.
-    rows : Tensor
-        Buffer: the neuron of the masked layer that each output is, block by block.
-    restore : Tensor or None
-        Buffer: the order that puts the outputs as in the masked layer; None if they stay block by block because
-        the consumers have been reordered. The bias has the order of the outputs.
+    `sizes` has the neurons and inputs of each block, `batches` how they are stored: each as a parameter
+    ``weight_0``, …, of a linear layer (blocks, inputs, neurons), of a convolution, whose batches are single
+    blocks, (neurons, inputs, *taps). Buffers ``zero_positions_0``, … say where these are masked, as
+    `fpe.packing.bits.pack_zeros` stores it, or are None. The bias has the order of the outputs.
     """
 
     format = "blocks"
 
+    #: Buffer: the inputs of the blocks, batch by batch; None for one block of all inputs in order.
     columns: Tensor | None
+    #: Buffer: the neuron of the masked layer that each output is, block by block.
     rows: Tensor
+    #: Buffer: the order that puts the outputs as in the masked layer; None if they remain block by block because
+    #: the consumers have been reordered.
     restore: Tensor | None
     #: Whether the state dict to be loaded has the bias block by block even where outputs are restored: files
     #: whose configuration has no ``bias_order``, and torch's own of the first version.
@@ -287,7 +276,7 @@ class BlockLayer(PackedLayer):
         return self.bias if self.bias is None or self.restore is None else _take(self.bias, 0, self.rows)
 
     def restored(self, y: Tensor) -> Tensor:
-        """Put outputs that stand block by block into the order of the layer's outputs."""
+        """Put outputs from the order of the blocks into the order of the layer's outputs."""
         return y if self.restore is None else _take(y, -1 - len(self.shape.taps), self.restore)
 
     def forward(self, input: Tensor) -> Tensor:

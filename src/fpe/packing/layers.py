@@ -1,4 +1,4 @@
-"""Packed layers: ordinary modules that stand for masked ones. Here the common part and the dense format."""
+"""Packed layers, which are ordinary modules in place of masked ones: the common part and the dense format."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.expansion.steps import Weights
+from fpe.graph.layers import oriented_weight
 from fpe.masked import MASKED, HasMasks, MaskedLayer, MaskedLinear
 from fpe.packing.bits import MaskStored, pack_zeros, unpack_zeros
 
@@ -21,7 +22,7 @@ _PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in MASKED.ite
 
 @dataclass(frozen=True)
 class Shape:
-    """The masked layer that a packed layer stands for, without its tensors."""
+    """The shape and the options of a masked layer, without its tensors."""
 
     #: ``"MaskedLinear"`` or the name of a masked convolution.
     kind: str
@@ -153,19 +154,12 @@ class PackedLayer(HasMasks):
 
 
 class DenseLayer(PackedLayer):
-    """A layer with the masked one's weight, zeros included, for a mask without structure.
-
-    Attributes
-    ----------
-    weight : Parameter
-        Of the masked layer's shape.
-    zero_positions : Tensor
-        Buffer: where the weight is masked, as `fpe.packing.bits.pack_zeros` stores it.
-    """
+    """A layer with the masked one's weight, zeros included, for a mask without structure."""
 
     format = "dense"
 
     weight: nn.Parameter
+    #: Buffer: where the weight is masked, as `fpe.packing.bits.pack_zeros` stores it.
     zero_positions: Tensor
 
     def __init__(self, shape: Shape, weight: Tensor, zero_positions: Tensor, bias: Tensor | None) -> None:
@@ -205,6 +199,11 @@ class DenseLayer(PackedLayer):
         if torch.is_grad_enabled():
             weight = MaskStored.apply(weight, self.zero_positions)  # type: ignore[no-untyped-call]
         return self.apply_weight(input, weight, self.bias)
+
+
+def inputs_of(module: nn.Module) -> int:
+    """Return how many inputs, or channels, a layer has, packed or not."""
+    return module.shape.inputs if isinstance(module, PackedLayer) else oriented_weight(module).shape[1]
 
 
 def bytes_of(module: nn.Module) -> int:

@@ -15,12 +15,13 @@ from fpe._util.modules import hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
+from fpe.graph.groups import layout_of, layout_sources
+from fpe.graph.layers import neuron_tensors
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
 from fpe.packing.formats import FORMATS, Choice, Structure, block_of, choose_format, inputs_used
-from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of
-from fpe.packing.order import can_be_reordered, reorder_between, reordered_columns
+from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of, inputs_of
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
 
@@ -114,7 +115,7 @@ def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module
 
 @torch.no_grad()
 def unpack(packed: nn.Module) -> nn.Module:
-    """Return the masked model that a packed one stands for; `packed` is not changed.
+    """Return the masked model that computes the same as a packed one; `packed` is not changed.
 
     Parameters
     ----------
@@ -244,7 +245,7 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
     """Return the new order of the neurons of each producer whose consumers can be reordered too."""
     orders: dict[str, Tensor] = {}
     for group in groups:
-        if not choices.keys() >= {*group.producers, *group.consumers} or not can_be_reordered(model, group):
+        if not choices.keys() >= {*group.producers, *group.consumers} or not _can_be_reordered(model, group):
             continue
         blocks = [choices[name].blocks for name in group.producers]
         if all(len(own) > 1 for own in blocks):
@@ -252,6 +253,14 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
             if all(torch.equal(order, other) for other in others):
                 orders |= dict.fromkeys(group.producers, order)
     return orders
+
+
+def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
+    """Tell whether all layers of a group are in the model, and no norm cuts its neurons into adjacent pieces."""
+    between = [model.get_submodule(name) for name in group.between]
+    if not group.complete or any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
+        return False
+    return all(inputs_of(model.get_submodule(n)) == len(neuron) for n, neuron in group.consumers.items())
 
 
 def _stored_orders(packed: nn.Module) -> dict[str, Tensor]:
@@ -275,16 +284,17 @@ def _reorder(
         order = orders.get(group.producers[0])
         if order is None:
             continue
-        for name, columns in reordered_columns(group, order.cpu()).items():
+        neurons = len(group.index_map.parent)
+        for name, neuron in group.consumers.items():
             old = weights[name]
-            own = columns.to(old.weight.device)
+            own = layout_sources(layout_of(neuron, neurons), order.cpu(), neurons).to(old.weight.device)
             weight, mask = (t.index_select(1, own) for t in (old.weight, old.mask))
             weights[name] = Weights(weight, old.bias, mask)
         for name in group.between:
             old_module = between.get(name) or model.get_submodule(name)
             module = copy_maps_(copy.deepcopy(old_module), old_module)
-            for key, tensor in reorder_between(module, len(group.index_map.parent), order).items():
-                getattr(module, key).data.copy_(tensor)
+            for tensor in neuron_tensors(module, neurons).values():
+                tensor.data.copy_(tensor.data.index_select(0, order.to(tensor.device)))
             between[name] = module
     return between
 

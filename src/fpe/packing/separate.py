@@ -46,7 +46,7 @@ class LinearBlock(nn.Linear, HasMasks):
 class SeparateBlocks(BlockLayer):
     """A linear layer of blocks, each with a product of its own: (…, in_features) to (…, out_features).
 
-    Inputs that only make blocks equal are left out.
+    Inputs that only make blocks equal are dropped.
     """
 
     format = "separate blocks"
