@@ -85,11 +85,6 @@ def mlp(
     -------
     nn.Sequential
         A model that maps (batch, inputs) to (batch, outputs).
-
-    Raises
-    ------
-    ArgumentError
-        If a size is below 1.
     """
     widths = [hidden] if isinstance(hidden, int) else list(hidden)
     if not widths or min(inputs, outputs, *widths) < 1:
@@ -113,16 +108,8 @@ def mlp(
 def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     """Return the sizes with which `mlp` builds a model like this one; None if it builds no such model.
 
-    Parameters
-    ----------
-    model : nn.Module
-        Dense, expanded or packed. Only its modules are looked at.
-
-    Returns
-    -------
-    dict or None
-        ``inputs``, ``hidden`` (one number, or a list), ``outputs`` and, if it is so, ``standardize``, of the
-        model as it is now.
+    The model may be dense, expanded or packed. The sizes are ``inputs``, ``hidden`` (one number, or a list),
+    ``outputs`` and, if it is so, ``standardize``, of the model as it is now.
     """
     if type(model) is not nn.Sequential:
         return None
@@ -145,7 +132,6 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
 
 
 def _is_like(module: nn.Module, built: nn.Module) -> bool:
-    """Tell whether a module is what `mlp` would have put in its place, masked or packed as it may be."""
     if type(built) is not nn.Linear:
         return type(module) is type(built) and repr(module) == repr(built)
     sizes = ("in_features", "out_features")

@@ -32,7 +32,7 @@ def expand_(
     plan: Plan | None = None,
     **how: Any,
 ) -> Plan:
-    """Expand `model` in place, and let its optimizers train the new parameters; all are changed.
+    """Expand `model` in place, let its optimizers train the new parameters, and return the applied plan.
 
     For a training loop that keeps the model and the optimizer, as those of Lightning, of Hugging Face and of
     accelerate do. Everything is checked first; if it fails, all are as they were.
@@ -50,11 +50,6 @@ def expand_(
         child has those of its parent, and masked weights have none; a step count stays.
     factor, plan, **how
         As for `fpe.expand`.
-
-    Returns
-    -------
-    Plan
-        The applied plan.
 
     Raises
     ------

@@ -54,6 +54,8 @@ def plan(
 ) -> Plan:
     """Find what `fpe.expand` with the same arguments would do, and check that it can be done.
 
+    The plan can be printed; ``fpe.expand(model, plan=plan)`` applies it.
+
     Parameters
     ----------
     model : nn.Module
@@ -90,21 +92,16 @@ def plan(
     target_fraction : float, default 1.0
         Share of each layer's neurons to expand, the most polysemantic first; the others keep one child.
     target : str, default "participation"
-        The most polysemantic neurons are those of the highest ``"participation"`` ratio of incoming weights,
-        or those whose inputs have the least feature ``"capacity"`` on `example_inputs`.
-
-    Returns
-    -------
-    Plan
-        Printable; ``fpe.expand(model, plan=plan)`` applies it.
+        The most polysemantic neurons have the highest ``"participation"`` ratio of incoming weights, or inputs
+        of the least feature ``"capacity"`` on `example_inputs`.
 
     Raises
     ------
     ArgumentError
         For an argument that no model could satisfy.
     ModelError
-        If there is nothing to expand, a named layer cannot be expanded, a ranking by gradient finds none,
-        or a masked weight of a model that was expanded before is not zero (see `fpe.project_`).
+        If nothing, or not a named layer, can be expanded, a ranking by gradient finds none, or a masked weight
+        of a model that was expanded before is not zero (see `fpe.project_`).
     BudgetError
         If too few weights can be pruned.
 

@@ -87,7 +87,8 @@ def duplicate(
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
 
     Row (i, c) of the new producer is row i where child c keeps the weight, and zero elsewhere. Biases are
-    copied to each child. Outgoing weights are copied, not divided by the factor; nothing is pruned yet.
+    copied to each child. Outgoing weights are copied, not divided by the factor; nothing is pruned yet. The
+    producer is returned first, then the consumers.
 
     Parameters
     ----------
@@ -101,11 +102,6 @@ def duplicate(
         For each consumer the layout of its inputs, as in `NeuronGroup`; by default they are the neurons.
     index_map : IndexMap, optional
         The new neurons; by default all children of all neurons.
-
-    Returns
-    -------
-    list of Weights
-        The producer, then the consumers.
     """
     neurons = len(producer.weight)
     index_map = index_map or IndexMap(neurons, factor)
@@ -134,26 +130,19 @@ def _children_of(producer: Weights, children: Tensor, index_map: IndexMap) -> We
     number = index_map.child.to(weight.device).view(-1, *[1] * (weight.dim() - 1))
     kept = (each.index_select(0, parent) == number) | (number >= factor)
     mask = kept * producer.mask.index_select(0, parent)
-    return Weights(
-        weight.index_select(0, parent).contiguous() * mask, bias, mask.to(weight.dtype).contiguous()
-    )
+    wide = weight.index_select(0, parent).contiguous() * mask
+    return Weights(wide, bias, mask.to(weight.dtype).contiguous())
 
 
 def prune_(
-    wide: Sequence[Weights],
-    count: int,
-    pruning: Pruning,
-    factor: int,
-    *,
-    blocks: Tensor | None = None,
-    scores: Tensor | None = None,
+    wide: Sequence[Weights], count: int, pruning: Pruning, factor: int, **given: Tensor | None
 ) -> None:
     """Mask `count` weights of what `duplicate` returned, in place: as many as were copied.
 
     The other arguments are those of `Pruning.prune_`.
     """
     weights, masks = [w.weight for w in wide], [w.mask for w in wide]
-    pruning.prune_(weights, masks, count, factor, blocks=blocks, scores=scores)
+    pruning.prune_(weights, masks, count, factor, **given)
     for w in wide:
         w.weight.mul_(w.mask)
 
