@@ -151,7 +151,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ArgumentError, DataError, ValueError
-            For parameters or data that cannot be used; the estimator is then unchanged.
+            For bad parameters or data; the estimator is then unchanged.
         """
         with self._unchanged_on_error():
             X, y, weight, recipe = self._checked(X, y, sample_weight)
@@ -253,7 +253,7 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     @property
     def n_nonzero_(self) -> int:
-        """Non-zero parameters of the network."""
+        """Number of non-zero parameters."""
         check_is_fitted(self)
         return count_nonzero(self.model_)
 

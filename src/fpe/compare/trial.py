@@ -93,11 +93,11 @@ def model_name(hidden: int, trial: int) -> str:
 
 
 def _parts(dataset: Dataset, config: FitConfig) -> Parts:
-    kept, held = config.held_out(dataset)
+    training, validation = config.held_out(dataset)
     X, y = dataset.X_train, dataset.y_train
     arrays = {
-        "training": (X[kept], y[kept]),
-        "validation": (X[held], y[held]),
+        "training": (X[training], y[training]),
+        "validation": (X[validation], y[validation]),
         "test": (dataset.X_test, dataset.y_test),
     }
     return {name: (as_tensor(X), as_tensor(y)) for name, (X, y) in arrays.items()}

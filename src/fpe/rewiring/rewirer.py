@@ -229,7 +229,7 @@ class Rewirer:
             layer._probe.grad = None if initial is None else initial.to(mask).clone()
 
     def _weight_sums(self) -> list[float]:
-        """Return numbers that change when an optimizer changes weights; fused ones leave no other trace."""
+        """Return numbers that change when an optimizer, even a fused one, changes weights."""
         return [float(local(site.layer.weight).sum(dtype=torch.float64)) for site in self.sites]
 
     def _check_layers(self) -> None:

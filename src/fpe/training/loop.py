@@ -25,7 +25,7 @@ from fpe.training.losses import loss_of
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
 Record = dict[str, Any]
-#: What to do about training that diverges.
+#: Advice on training that diverges.
 DIVERGED = "use a smaller learning rate, or scale the inputs."
 
 
@@ -89,9 +89,10 @@ def train(
     decay: Cosine | None = None,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[Record]:
-    """Train a model in place for some epochs; training modes and learning rates are then as before.
+    """Train a model in place for some epochs; return a record of each.
 
     After Ctrl-C or an error, model, optimizer, generator and rewirer are as after the last finished epoch.
+    Training modes and learning rates do not change.
 
     Parameters
     ----------
@@ -117,11 +118,6 @@ def train(
         How the learning rate falls, step by step. By default it is constant.
     on_epoch : callable, optional
         Gets the record of each finished epoch.
-
-    Returns
-    -------
-    list of dict
-        One record for each finished epoch.
 
     Raises
     ------

@@ -40,7 +40,7 @@ def _sizes(value: Any) -> bool:
 
 _POSITIVE = (lambda value: _integer(value, 1), "an integer of at least 1")
 _COUNT = (lambda value: _integer(value, 0), "an integer of at least 0")
-#: What the parameters of a recipe, and of what runs one, may be.
+#: Allowed values of the parameters of a recipe and of its users.
 CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hidden": (_sizes, "an integer of at least 1, or a list of such"),
     "factor": _POSITIVE,
@@ -54,7 +54,7 @@ CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trials": _POSITIVE,
     "validation_fraction": (lambda value: _number(value) and 0 < value < 1, "a share between 0 and 1"),
 }
-#: Those that may be left open as None.
+#: Parameters that may be None.
 OPTIONAL = {"factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr", "decay"}
 
 

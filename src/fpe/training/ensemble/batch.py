@@ -51,7 +51,7 @@ class Member:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What networks that are trained together have in common."""
+        """Equal for networks that can be trained together."""
         validation = None if self.early_stopping is None else self.early_stopping.X.shape
         return (
             *(architecture(self.network), self.adam, validation, self.weight is None),
@@ -61,12 +61,12 @@ class Member:
 
     @property
     def source(self) -> tuple[int, ...]:
-        """The same for networks that learn from the same data."""
+        """Equal for networks with the same data."""
         return id(self.X), id(self.y), id(self.weight)
 
     @property
     def order(self) -> tuple[int, ...]:
-        """The same for networks that see the same mini-batches."""
+        """Equal for networks with the same mini-batches."""
         return *self.source, id(self.generator)
 
     @property

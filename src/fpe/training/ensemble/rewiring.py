@@ -20,7 +20,7 @@ from fpe.training.loop import finite
 
 
 def rewiring_key(rewirer: Rewirer | None) -> tuple[Any, ...] | None:
-    """Return what rewirers must have in common to change masks together."""
+    """Return a key, equal for rewirers that can change masks together."""
     if rewirer is None:
         return None
     # Which rows are siblings or a block depends on the dropped children, and on the width only where there

@@ -36,7 +36,8 @@ def train(
 
     Networks of one architecture and similar widths are trained as one program; how many at a time follows
     from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers change as
-    in the ordinary loop; after Ctrl-C they are as after the last finished epoch.
+    in the ordinary loop; after Ctrl-C they are as after the last finished epoch. Return the records of the
+    finished epochs of each network.
 
     Parameters
     ----------
@@ -57,11 +58,6 @@ def train(
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
         Whether to compile; by default if there are enough steps. Without a compiler there is a warning.
-
-    Returns
-    -------
-    list of list of dict
-        For each network one record for each finished epoch.
 
     Raises
     ------
