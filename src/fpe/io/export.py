@@ -43,14 +43,16 @@ ONNX_LIMIT = 1 << 31
 
 @dataclass(frozen=True)
 class Export:
-    """The file that `export` has written."""
+    """The file that `export` has written.
+
+    `difference` is the largest between an output of the model and of the file, over two sizes of the batch, or
+    None if nothing is installed that could run the file. `dynamic` has the axes of each input that may have any
+    length; all others have that of the example.
+    """
 
     path: Path
     bytes: int
-    #: Largest difference between an output of the model and of the file, over two sizes of the batch; None if
-    #: nothing is installed that could run the file.
     difference: float | None
-    #: The axes of each input that may have any length; all others have that of the example.
     dynamic: dict[str, list[int]]
 
     def __str__(self) -> str:
@@ -192,7 +194,9 @@ class _TensorsOnly(nn.Module):
 
         self.call = (args, {name: value for name, value in kwargs.items() if name not in constants})
         first, then = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
-        positional = _positional_names(model, len(args))
+        plain = (first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        known = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in plain]
+        positional = [known[i] if i < len(known) else f"input_{i}" for i in range(len(args))]
         self.names = [*positional, *self.call[1]]
         parameters = [inspect.Parameter(name, first) for name in positional]
         parameters += [inspect.Parameter(name, then) for name in self.call[1]]
@@ -210,13 +214,6 @@ class _TensorsOnly(nn.Module):
     def dims(self, call: Call) -> dict[int, str]:
         """Return the names of the lengths that become dynamic."""
         return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(self.axes.sizes(call))}
-
-
-def _positional_names(model: nn.Module, count: int) -> list[str]:
-    parameters = inspect.signature(model.forward).parameters.values()
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    known = [p.name for p in parameters if p.kind in plain]
-    return [known[i] if i < len(known) else f"input_{i}" for i in range(count)]
 
 
 def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
@@ -299,9 +296,8 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     try:
         made = (_run_onnx if path.suffix == ".onnx" else _run_archive)(path, calls)
     except Exception as error:  # of the runtime
-        raise ModelError(
-            f"what was exported does not run: {error_text(error)}; no file was written."
-        ) from error
+        cause = error_text(error)
+        raise ModelError(f"what was exported does not run: {cause}; no file was written.") from error
     pairs = [pair for both in zip(made, answers, strict=True) for pair in zip(*both, strict=True)]
     overall = max((largest(wanted) for _, wanted in pairs), default=0.0)
     differences = [difference(*pair) for pair in pairs]

@@ -173,8 +173,7 @@ class BlockLayer(PackedLayer):
         return layer
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], like: Tensor) -> BlockLayer:
-        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+    def from_config(cls, config: dict[str, Any], like: Tensor) -> BlockLayer:  # noqa: D102
         shape = Shape.from_dict(config["shape"])
         layer = cls(shape, config["sizes"], empty_bias(config, like))
         for number, batch in enumerate(layer.batches):

@@ -19,7 +19,7 @@ from fpe.expansion.steps import Weights
 from fpe.packing.bits import byte_shifts, pack_bits, unpack_bits, width_in_bytes
 from fpe.packing.layers import PackedLayer, Shape, empty_bias
 
-#: Entries of the weight that are made at a time where no gradient is wanted.
+#: Entries of the weight that are made at a time if there are no gradients.
 CHUNK = 1 << 21
 #: Most samples that are multiplied one by one, which is less work than making the weight.
 ONE_BY_ONE = 3
@@ -72,8 +72,7 @@ class CodedLayer(PackedLayer):
         return cls(shape, *pack_codes(weights.weight, weights.mask, factor), factor, weights.bias)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], like: Tensor) -> CodedLayer:
-        """Make a layer with uninitialized weights, of the type and on the device of `like`."""
+    def from_config(cls, config: dict[str, Any], like: Tensor) -> CodedLayer:  # noqa: D102
         shape, factor = Shape.from_dict(config["shape"]), config["factor"]
         parents, columns = shape.outputs // factor, shape.weight[1:].numel()
         size = (config["planes"], parents, width_in_bytes(columns))

@@ -64,7 +64,11 @@ def quantize(packed: nn.Module, *, activations: bool = False) -> nn.Module:
     copied = copy.deepcopy(packed, memo_with(packed, replaced))
     if not any(isinstance(module, nn.Linear) for module in copied.modules()):
         raise ModelError("there is no linear layer, and convolutions are not quantized; export it as it is.")
-    _quantize_(copied, activations)
+    with silenced("torchao", above=logging.WARNING):  # it reports GPU libraries that this machine lacks
+        from torchao import quantization as q
+
+        config = q.Int8DynamicActivationInt8WeightConfig if activations else q.Int8WeightOnlyConfig
+        q.quantize_(copied, config())
     return copied.requires_grad_(False).eval()
 
 
@@ -75,11 +79,3 @@ def _separated(layer: nn.Module) -> SeparateBlocks:
         shape = layer.shape if isinstance(layer, PackedLayer) else Shape.of(layer)
         layer = BlockLayer.of(shape, weights, [everything], ordered=True)
     return SeparateBlocks(layer)
-
-
-def _quantize_(model: nn.Module, activations: bool) -> None:
-    with silenced("torchao", above=logging.WARNING):  # it reports GPU libraries that this machine lacks
-        from torchao import quantization as q
-
-        config = q.Int8DynamicActivationInt8WeightConfig if activations else q.Int8WeightOnlyConfig
-        q.quantize_(model, config())

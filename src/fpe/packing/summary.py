@@ -12,17 +12,18 @@ from fpe._util.terminal import text_table
 
 @dataclass(frozen=True)
 class PackingRow:
-    """One packed layer."""
+    """One packed layer: its format, the reason for it, and its sizes.
+
+    `nonzero` counts weights and biases. `bytes` are those of the non-zeros alone, of the masked layer with zeros
+    and mask, and of the packed layer.
+    """
 
     name: str
     format: str
     neurons: int
     inputs: int
-    #: Non-zero weights and biases.
     nonzero: int
-    #: Of the non-zeros alone, of the masked layer with zeros and mask, and of the packed layer.
     bytes: tuple[int, int, int]
-    #: The reason for the format.
     why: str
 
 
