@@ -92,16 +92,16 @@ def plan(
     target_fraction : float, default 1.0
         Share of each layer's neurons to expand, the most polysemantic first; the others keep one child.
     target : str, default "participation"
-        The most polysemantic neurons have the highest ``"participation"`` ratio of incoming weights, or inputs
-        of the least feature ``"capacity"`` on `example_inputs`.
+        The most polysemantic neurons have the highest ``"participation"`` ratio of incoming weights, or
+        inputs of the least feature ``"capacity"`` on `example_inputs`.
 
     Raises
     ------
     ArgumentError
         For an argument that no model could satisfy.
     ModelError
-        If nothing, or not a named layer, can be expanded, a ranking by gradient finds none, or a masked weight
-        of a model that was expanded before is not zero (see `fpe.project_`).
+        If nothing, or not a named layer, can be expanded, a ranking by gradient finds none, or a masked
+        weight of a model that was expanded before is not zero (see `fpe.project_`).
     BudgetError
         If too few weights can be pruned.
 
