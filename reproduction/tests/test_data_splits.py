@@ -219,7 +219,7 @@ def test_a_bad_request_to_learn_is_refused():
         "lr is 0.0",
     ):
         assert text in str(error.value)
-    with pytest.raises(ModelError, match="the model is a Sequential and not"):
+    with pytest.raises(ModelError, match="the model is a Sequential; give"):
         fpe.training.learn_split(fpe.mlp(3, [4, 4], 2), X, y[:4])
 
 
