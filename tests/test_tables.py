@@ -284,10 +284,7 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 WITHOUT_PYARROW = """
 import sys
-class Without:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "pyarrow": raise ImportError(name)
-sys.meta_path.insert(0, Without())
+sys.modules["pyarrow"] = None  # as if it were not installed
 from fpe.data import load
 print(load("d.csv").features, load("d.jsonl").features)
 """
