@@ -284,7 +284,12 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
 
 WITHOUT_PYARROW = """
 import sys
-sys.modules["pyarrow"] = None  # as if it were not installed
+class Without:
+    def __init__(self, finder): self.finder = finder
+    def __getattr__(self, name): return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] == "pyarrow" else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Without, sys.meta_path)
 from fpe.data import load
 print(load("d.csv").features, load("d.jsonl").features)
 """
