@@ -178,6 +178,16 @@ def test_a_compiled_packed_model_is_the_masked_one(name, split, prune, trains):
         close(torch.compile(packed, backend="aot_eager")(batch), wide(batch))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_every_packed_model_compiles_to_the_masked_ones_outputs(name):
+    wide, batch = wide_of(name, "random", "magnitude")
+    packed = fpe.pack(wide).eval()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = seeded_answer(torch.compile(packed, backend="aot_eager"), batch)
+        close(compiled, seeded_answer(wide.eval(), batch))
+
+
 def test_a_file_that_has_the_bias_block_by_block_is_read():
     """Also where the outputs are put back into order; torch's own state dicts of the first version too."""
     wide = fpe.expand(fpe.mlp(12, 4, 2), 3, split="shared", prune="columns", seed=1)
