@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fpe._util.files import write_atomically
 from fpe._util.terminal import text_table
 from fpe_reproduction.bench import cases as names
@@ -18,25 +16,10 @@ from fpe_reproduction.report.text import markdown_table
 
 Table = tuple[list[str], list[list[str]]]
 
-#: Color, dash and marker of each row, to be told apart in print without colors.
-STYLES = {
-    names.DENSE: ("black", "-", ""),
-    names.PACKED: ("#c1272d", "-", "o"),
-    names.GROUPS: ("#c1272d", ":", "p"),
-    names.WIDE: ("#6f6f6f", "--", "s"),
-    names.PRUNE: ("#6f6f6f", ":", "^"),
-    names.CSR: ("#8f8f8f", "-.", "D"),
-    names.CODES: ("#1f4e8b", "-", "v"),
-    names.TWO_FOUR: ("#2a7d4f", "-", "*"),
-    names.ONNX_DENSE: ("black", "--", "x"),
-    names.ONNX_PACKED: ("#c1272d", "--", "+"),
-}
-OTHER_STYLE = ("#1f4e8b", ":", "P")
-
 
 @dataclass(frozen=True)
 class Target:
-    """A target for what is measured of a row, at each batch size or at one.
+    """A target for a measure of a row, at each batch size or at one.
 
     ``measure`` is "stored", "peak" or "seconds", divided by that of the row ``over``; or "ratio" (to the
     dense parent) or "to_packed".
@@ -51,31 +34,29 @@ class Target:
     over: str = ""
     batch: str = ""
 
-    def values(self, case: dict[str, Any]) -> dict[str, float]:
-        """Return the values of a case by the place where they were measured; none if it lacks a row."""
-        rows = {row["name"]: row for row in case[self.part]}
-        if self.row not in rows or (self.over and self.over not in rows):
-            return {}
-        own, other = rows[self.row], rows.get(self.over)
-        if self.measure == "stored":
-            return {"": own["stored"] / rows[self.over]["stored"]}
-
-        def number(times: dict[str, Any]) -> float:
-            value = times[self.measure]
-            return float(value["median"] if isinstance(value, dict) else value)
-
-        batches = [b for b, t in own["batches"].items() if self.batch in ("", b) and self.measure in t]
-        over = {b: number(other["batches"][b]) if other else 1 for b in batches}
-        return {f"batch {b}": number(own["batches"][b]) / over[b] for b in batches}
+    def _values(self, case: dict[str, Any], name: str) -> dict[str, float]:
+        """Return the measure of the row of that name by the place where it was measured."""
+        for row in case[self.part]:
+            if row["name"] == name and self.measure == "stored":
+                return {"": row["stored"]}
+            if row["name"] == name:
+                times = {b: t.get(self.measure) for b, t in row["batches"].items() if self.batch in ("", b)}
+                values = {b: v["median"] if isinstance(v, dict) else v for b, v in times.items()}
+                return {f" (batch {b})": value for b, value in values.items() if value is not None}
+        return {}
 
     def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
         """Write the worst value of a case and where it was; tell whether the target is met (None without values)."""
-        values = self.values(case)
+        values = self._values(case, self.row)
+        if self.over:
+            others = self._values(case, self.over)
+            values = {place: value / others[place] for place, value in values.items() if place in others}
         if not values:
             return "–", None
-        where, worst = (max if self.sign == "≤" else min)(values.items(), key=lambda item: item[1])
-        holds = worst <= self.limit if self.sign == "≤" else worst >= self.limit
-        return f"{worst:.3g}" + (f" ({where})" if where else "") + ("" if holds else " ✗"), holds
+        most = self.sign == "≤"
+        where, worst = (max if most else min)(values.items(), key=lambda item: item[1])
+        holds = worst <= self.limit if most else worst >= self.limit
+        return f"{worst:.3g}{where}{'' if holds else ' ✗'}", holds
 
 
 # fmt: off
@@ -97,6 +78,8 @@ TARGETS = (
            "forward", names.CODES, "seconds", names.WIDE, "1"),
 )
 # fmt: on
+#: What is measured of a case.
+PARTS = ("forward", "training")
 
 
 def verdicts(result: dict[str, Any]) -> tuple[Table, list[bool | None]]:
@@ -132,8 +115,8 @@ def bench_text(result: dict[str, Any]) -> str:
         if "problem" in case:
             lines += [f"  not measured: {case['problem']}", ""]
             continue
-        forward, training = _forward(case, _short, "  × dense"), _training(case, _short)
-        own = [*text_table(*forward), "", *text_table(*training), *_notes(case)]
+        forward, training = (text_table(*_table(case, part, _short, "  × dense")) for part in PARTS)
+        own = [*forward, "", *training, *_notes(case)]
         lines += [*(f"  {line}".rstrip() for line in own), ""]
     asked, _ = verdicts(result)
     if len(asked[0]) > 3:
@@ -151,33 +134,27 @@ def bench_markdown(case: dict[str, Any]) -> list[str]:
     """Write one case as lines of Markdown, with intervals."""
     if "problem" in case:
         return [f"Not measured: {case['problem']}", ""]
+    forward, training = (markdown_table(*_table(case, part, _long)) for part in PARTS)
     limits, *notes = _notes(case)
-    lines = [*markdown_table(*_forward(case, _long, "")), "", "A training step:", ""]
-    lines += [*markdown_table(*_training(case, _long)), "", f"{limits}.", ""]
+    lines = [*forward, "", "A training step:", "", *training, "", f"{limits}.", ""]
     return [*lines, *(f"- {note}." for note in notes), ""]
 
 
-def _forward(case: dict[str, Any], cell: Callable[[dict[str, Any]], str], note: str) -> Table:
-    batches = sorted(case["forward"][0]["batches"], key=int)
-    few, many = batches[0], batches[-1]
-    head = ["forward", "stored", *(f"batch {b}{note}" for b in case["forward"][0]["batches"])]
-    head += [f"of bandwidth, batch {few}", f"of matrix rate, batch {many}"]
+def _table(case: dict[str, Any], part: str, cell: Callable[[dict[str, Any]], str], note: str = "") -> Table:
+    """Return the head and the rows of what was measured forward or in training."""
     rows = []
-    for row in case["forward"]:
-        times = row["batches"]
-        shares = [f"{times[few]['bandwidth']:.0%}", f"{times[many]['rate']:.0%}"]
-        rows.append([row["name"], size(row["stored"]), *map(cell, times.values()), *shares])
-    return head, rows
-
-
-def _training(case: dict[str, Any], cell: Callable[[dict[str, Any]], str]) -> Table:
-    batches = case["training"][0]["batches"]
-    head = ["training", "stored", *(f"batch {b}{what}" for b in batches for what in ("", ", peak"))]
-    rows = []
-    for row in case["training"]:
-        cells = [text for times in row["batches"].values() for text in (cell(times), size(times["peak"]))]
-        rows.append([row["name"], size(row["stored"]), *cells])
-    return head, rows
+    for row in case[part]:
+        cells, batches = {part: row["name"], "stored": size(row["stored"])}, row["batches"]
+        for batch, times in batches.items():
+            cells[f"batch {batch}{note}"] = cell(times)
+            if part == "training":
+                cells[f"batch {batch}, peak"] = size(times["peak"])
+        if part == "forward":
+            few, many = min(batches, key=int), max(batches, key=int)
+            cells[f"of bandwidth, batch {few}"] = f"{batches[few]['bandwidth']:.0%}"
+            cells[f"of matrix rate, batch {many}"] = f"{batches[many]['rate']:.0%}"
+        rows.append(cells)
+    return list(rows[0]), [list(cells.values()) for cells in rows]
 
 
 def _short(times: dict[str, Any]) -> str:
@@ -220,38 +197,30 @@ def bench_figure(result: dict[str, Any], path: Path) -> None:
     Lines are medians of the ratios of each round, bars their 95 % intervals. Without layers on the CPU, all
     cases are drawn.
     """
-    from matplotlib.figure import Figure
+    import altair as alt
 
     measured = [case for case in result["cases"] if "problem" not in case]
     cases = [c for c in measured if c["kind"] == "layer" and c["device"] == "cpu"] or measured
-    columns = max(1, min(len(result["config"]["factors"]), len(cases)))
-    rows = max(1, -(-len(cases) // columns))
-    picture = Figure(figsize=(5.4 * columns, 3.3 * rows + 1.6), layout="constrained")
-    panels = picture.subplots(rows, columns, squeeze=False, sharey=True).flat
-    shown: dict[str, Any] = {}
-    for case, axes in zip(cases, panels, strict=False):
-        shown |= _panel(case, axes)
-    for axes in picture.axes[len(cases) :]:
-        axes.set_axis_off()
-    if shown:
-        picture.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    write_atomically(path, lambda file: picture.savefig(file, dpi=110))
-
-
-def _panel(case: dict[str, Any], axes: Any) -> dict[str, Any]:
-    """Draw a case; return its lines by name."""
-    drawn = {}
-    for row in case["forward"]:
-        color, dash, marker = STYLES.get(row["name"], OTHER_STYLE)
-        ratios = [times["ratio"] for times in row["batches"].values()]
-        middle, low, high = (np.array([r[key] for r in ratios]) for key in ("median", "low", "high"))
-        style = {"color": color, "linestyle": dash, "marker": marker, "markersize": 5, "linewidth": 1.3}
-        batches, spread = [int(batch) for batch in row["batches"]], [middle - low, high - middle]
-        drawn[row["name"]] = axes.errorbar(batches, middle, spread, elinewidth=0.8, **style)
-    axes.set(xscale="log", yscale="log", xlabel="samples in a batch", ylabel="time / dense parent's")
-    axes.set_xticks(batches, [str(batch) for batch in batches])
-    axes.minorticks_off()
-    axes.set_title(case_name(case), fontsize=10)
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    return drawn
+    values = [
+        {"case": case_name(case), "row": row["name"], "batch": int(batch), **times["ratio"]}
+        for case in cases
+        for row in case["forward"]
+        for batch, times in row["batches"].items()
+    ]
+    order = {key: list(dict.fromkeys(value[key] for value in values)) for key in ("case", "row", "batch")}
+    log, rows, title = alt.Scale(type="log"), alt.Scale(domain=order["row"]), "time / dense parent's"
+    batches = alt.Axis(values=order["batch"], format="d", grid=False)
+    legend = alt.Legend(
+        orient="bottom", title=None, columns=2, labelLimit=400, symbolType="stroke", symbolSize=500
+    )
+    base = alt.Chart(width=420, height=240).encode(
+        alt.X("batch:Q", scale=log, title="samples in a batch", axis=batches),
+        color=alt.Color("row:N", scale=rows, legend=legend),
+        strokeDash=alt.StrokeDash("row:N", scale=rows, legend=legend),  # for print without colors
+    )
+    bars = base.mark_rule().encode(alt.Y("low:Q", scale=log, title=title), y2="high:Q")
+    lines = base.mark_line().encode(alt.Y("median:Q", axis=alt.Axis(tickCount=4)))
+    panels = alt.layer(bars, lines, data=alt.Data(values=values)).facet(
+        alt.Facet("case:N", sort=order["case"], title=None), columns=len(result["config"]["factors"])
+    )
+    write_atomically(path, lambda file: panels.save(file, format="png", scale_factor=1.5))
