@@ -220,7 +220,7 @@ def test_results_have_every_row_and_where_they_come_from(measured_by_command):
     assert peaks[names.DENSE] < peaks[names.MASKED] < peaks[names.PRUNE]
     assert case["machine"].keys() == {"read", "copy", "matrix"}
     assert torch.__version__.startswith(result["provenance"]["torch"])  # builds add, say, "+cpu"
-    assert BenchConfig.from_dict(result["config"]) == replace(TINY, threads=1)
+    assert result["config"] == json.loads(json.dumps(asdict(replace(TINY, threads=1))))
     text, page = bench_text(result), "\n".join(bench_markdown(case))
     for name in LAYER:
         assert name in text
@@ -234,9 +234,9 @@ def test_a_case_that_fails_is_named_and_measured_again_next_time(tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(BenchConfig, "cases", broken)
         result = run_bench(TINY, tmp_path)
-    assert result["cases"][0]["problem"] == "the process ended with 1: KeyError: 'none such'"
+    assert result["cases"][0]["problem"] == "the process ended with KeyError: 'none such'"
     assert "1 of 1 cases failed:\n  - none such, factor 2, cpu: " in str(failed(result))
-    assert "not measured: the process ended with 1" in bench_text(result)
+    assert "not measured: the process ended with KeyError" in bench_text(result)
     assert list((tmp_path / "cases").iterdir()) == []
 
 
@@ -301,9 +301,7 @@ def test_other_settings_are_measured_again_and_other_cases_beside(change, anew, 
 
 
 @pytest.mark.filterwarnings("ignore:.*outdated")
-@pytest.mark.parametrize(
-    "what", ["fpe_reproduction.bench.run.code_digest", "torch.backends.cpu.get_cpu_capability"]
-)
+@pytest.mark.parametrize("what", ["fpe.compare.store.code_digest", "torch.backends.cpu.get_cpu_capability"])
 def test_other_code_and_machines_are_measured_again(what, tmp_path, measured, monkeypatch):
     run_bench(TINY, tmp_path)
     monkeypatch.setattr(what, lambda *_: "other")
@@ -386,7 +384,3 @@ def test_limits_are_asked_of_large_layers_if_there_are_any():
 )
 def test_durations_have_three_digits(seconds, said):
     assert duration(seconds) == said
-
-
-def test_the_configuration_survives_json():
-    assert BenchConfig.from_dict(json.loads(json.dumps(asdict(TINY)))) == TINY

@@ -208,7 +208,11 @@ def inputs_of(module: nn.Module) -> int:
 
 def bytes_of(module: nn.Module) -> int:
     """Return the bytes of a module's parameters and buffers."""
-    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    total = 0
+    for tensor in (*module.parameters(), *module.buffers()):
+        flatten = getattr(tensor, "__tensor_flatten__", None)  # of tensors made of others, such as 2:4
+        total += sum(getattr(tensor, name).nbytes for name in flatten()[0]) if flatten else tensor.nbytes
+    return total
 
 
 def described(tensor: Tensor) -> list[Any]:

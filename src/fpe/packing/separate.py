@@ -96,13 +96,3 @@ class SeparateBlocks(BlockLayer):
         masks = [cast(LinearBlock, linear).free("weight") for linear in self.linears]
         pairs = zip(self.block_weights(), masks, strict=True)
         return [torch.ones_like(weight) if mask is None else mask.to(weight) for weight, mask in pairs]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors; those of torchao have parts."""
-        tensors: list[Any] = [*self.parameters(), *self.buffers()]
-        parts = [
-            [getattr(t, n) for n in t.__tensor_flatten__()[0]] if hasattr(t, "qdata") else [t]
-            for t in tensors
-        ]
-        return sum(part.nbytes for own in parts for part in own)

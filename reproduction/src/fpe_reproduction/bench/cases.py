@@ -20,6 +20,7 @@ from fpe.expansion.expand import expand
 from fpe.io.export import export
 from fpe.masked import count_free, count_nonzero
 from fpe.packing.blocks import BlockLayer
+from fpe.packing.layers import bytes_of
 from fpe.packing.pack import pack
 
 DENSE = "dense parent"
@@ -89,12 +90,6 @@ class BenchConfig:
         small = cls(sizes=("256x512",), factors=(2,), batches=(1, 64), models=("MLP 384-256-77",))
         return replace(small, rounds=5, seconds=0.2, stream=1 << 26)
 
-    @classmethod
-    def from_dict(cls, record: dict[str, Any]) -> BenchConfig:
-        """Make a configuration from its fields as stored in JSON."""
-        known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-        return cls(**known)
-
     @property
     def training_batches(self) -> tuple[int, ...]:
         """Samples in a training step."""
@@ -157,8 +152,9 @@ class Subjects:
             self._make(cuda)
 
     def _make(self, cuda: bool) -> None:
-        codes = self._packed(CODES, "random")[0]  # its wide weights are freed before others are made
-        groups = self._packed(GROUPS, "shared-8")[0]
+        others = [self._packed(name, split)[0] for name, split in ((GROUPS, "shared-8"), (CODES, "random"))]
+        if cuda and self.layer and self.factor == 2:
+            self._try(others, TWO_FOUR, lambda: self._packed(TWO_FOUR, "2:4", {"0": "2:4"})[0])
         packed_row, wide, packed = self._packed(PACKED, "shared")
         parent, plain = self.parent.to(*self.place), with_zeros(wide)
         outputs, useful = self._part(wide)(self.probe), self._useful(wide)
@@ -172,12 +168,10 @@ class Subjects:
                 prune.custom_from_mask(pruned[0], "weight", wide[0].fpe_mask)  # type: ignore[no-untyped-call]
             self.rows.append(module_row(PRUNE, pruned[0], useful, outputs))
             self.rows.append(csr_row(plain[0], useful, outputs))
-        self.rows += [groups, codes]
-        if cuda and self.layer and self.factor == 2:
-            self._try(TWO_FOUR, self._two_four)
+        self.rows += others
         if self.config.onnx and not cuda:
             for name, like in ((ONNX_DENSE, self.rows[0]), (ONNX_PACKED, packed_row)):
-                self._try(name, partial(onnx_row, name, like, self.probe))
+                self._try(self.rows, name, partial(onnx_row, name, like, self.probe))
 
     def _network(self) -> Any:
         inputs, neurons, outputs, between = self.sizes
@@ -191,37 +185,29 @@ class Subjects:
     def _useful(self, wide: Any) -> int:
         return count_free(wide[0].fpe_mask) if self.layer else count_nonzero(wide)
 
-    def _packed(self, name: str, split: str) -> tuple[Row, Any, Any]:
+    def _packed(self, name: str, split: str, format: Any = None) -> tuple[Row, Any, Any]:
         """Expand and pack; return the row, the wide and the packed network."""
-        pruning = "magnitude" if split == "random" else "columns"
+        wider = partial(expand, self.parent, self.factor, split=split, seed=self.config.seed)
+        pruning = "columns" if split.startswith("shared") else "magnitude"
         try:
-            wide = expand(self.parent, self.factor, split=split, prune=pruning, seed=self.config.seed)
+            wide = wider(prune=pruning)
         except BudgetError:  # the inputs do not suffice
             pruning = "children"
-            wide = expand(self.parent, self.factor, split=split, prune=pruning, seed=self.config.seed)
+            wide = wider(prune=pruning)
         wide = wide.to(*self.place)
-        packed: Any = pack(wide)
+        packed: Any = pack(wide, format=format)
         formats = "; ".join(f"layer {r.name} as {r.format}: {r.why}" for r in packed.fpe_packing.rows)
         note = "shared split of 8 groups" if split == "shared-8" else f"{split} split"
         self.notes[note] = f"prune={pruning!r}; {formats}"
         module, expected = self._part(packed), self._part(wide)(self.probe)
-        if (
-            isinstance(module, BlockLayer) and module.restore is None
-        ):  # its neurons are in the order of the blocks
+        if isinstance(module, BlockLayer) and module.restore is None:  # neurons in the order of the blocks
             expected = expected.index_select(1, torch.as_tensor(module.rows).long())
         return module_row(name, module, self._useful(wide), expected), wide, packed
 
-    def _two_four(self) -> Row:
-        """Return 2:4 sparsity by the GPU's own instructions; each child takes two of four inputs."""
-        torch.manual_seed(self.config.seed)
-        wide: Any = expand(self._network(), 2, split="2:4", seed=self.config.seed).to(*self.place)
-        layer: Any = pack(wide, format={"0": "2:4"})
-        return module_row(TWO_FOUR, layer[0], count_free(wide[0].fpe_mask), wide[0](self.probe))
-
-    def _try(self, name: str, make: Callable[[], Row]) -> None:
+    def _try(self, rows: list[Row], name: str, make: Callable[[], Row]) -> None:
         """Add a row, or note why it cannot be made: no such kernels or packages, a failing exporter."""
         try:
-            self.rows.append(make())
+            rows.append(make())
         except Exception as error:
             self.notes[name] = f"missing: {type(error).__name__}: {error}"
 
@@ -279,14 +265,3 @@ def onnx_row(name: str, like: Row, probe: Tensor) -> Row:
 
     expected = module(probe) if like.expected is None else like.expected
     return Row(name, call, stored, like.useful, expected)
-
-
-def bytes_of(module: nn.Module) -> int:
-    """Return the bytes of a module's parameters and buffers."""
-    total = 0
-    for tensor in (*module.parameters(), *module.buffers()):
-        parts = [tensor]
-        if hasattr(tensor, "__tensor_flatten__"):  # stored as others, such as 2:4
-            parts = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-        total += sum(part.nbytes for part in parts)
-    return total

@@ -1,18 +1,18 @@
-"""Measure one case in this process: ``python -m fpe_reproduction.bench.measure "[CASE, CONFIG]"``, all JSON."""
+"""Measure one case in this process: times taken in turns, peak memory, limits of the machine."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import json
+import io
 import logging
 import math
 import random
-import sys
 import time
+import timeit
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity
 from torch.utils import benchmark
 
+from fpe.packing.layers import bytes_of
 from fpe_reproduction.bench.cases import (
     DENSE,
     MASKED,
@@ -30,7 +31,6 @@ from fpe_reproduction.bench.cases import (
     BenchConfig,
     Row,
     Subjects,
-    bytes_of,
 )
 
 #: A sample is as many calls in a row as take this long, at least one.
@@ -43,7 +43,7 @@ REST_SECONDS = 0.003
 
 
 def interleave(
-    calls: dict[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int = 0
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Time calls in turns, one sample of each per round, in a new random order each time.
 
@@ -74,21 +74,15 @@ def interleave(
 
 def _warm_up(call: Callable[[], object], seconds: float) -> float:
     """Call untimed, and return about how long a call takes: the least, which is disturbed least."""
-    first = spent = _seconds(call)
-    if first > seconds:  # a second time would cost too much
-        return first
-    taken = [_seconds(call)]
-    while spent < WARM_SECONDS and len(taken) < MAX_CALLS:
+    first = _seconds(call)
+    taken = [first if first > seconds else _seconds(call)]  # a second call may cost too much
+    while first + sum(taken) < WARM_SECONDS and len(taken) < MAX_CALLS:
         taken.append(_seconds(call))
-        spent += taken[-1]
     return min(taken)
 
 
 def _seconds(call: Callable[[], object], repeats: int = 1) -> float:
-    start = benchmark.timer()  # waits for the GPU
-    for _ in range(repeats):
-        call()
-    return float(benchmark.timer() - start)
+    return timeit.timeit(call, timer=benchmark.timer, number=repeats)  # which waits for the GPU
 
 
 def median_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
@@ -105,17 +99,23 @@ def median_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"median": float(np.median(ordered)), "low": low, "high": high, "samples": len(ordered)}
 
 
-def summaries(
-    calls: dict[str, Callable[[], object]], config: BenchConfig, rounds: int, seconds: float
-) -> dict[str, dict[str, Any]]:
-    """Time calls; return their seconds, and ratios to the dense parent and the packed layer within rounds."""
+def add_times(
+    records: list[dict[str, Any]],
+    batch: int,
+    calls: Mapping[str, Callable[[], object]],
+    config: BenchConfig,
+    rounds: int,
+    seconds: float,
+) -> None:
+    """Time calls; add their seconds, and ratios to the dense parent and the packed layer within rounds."""
     taken, repeats = interleave(calls, rounds=rounds, seconds=seconds, seed=config.seed)
-    others = {"ratio": DENSE, "to_packed": PACKED}
-    return {
-        name: {"calls": repeats[name], "seconds": median_of(own)}
-        | {key: median_of(own / taken[other]) for key, other in others.items() if other in taken}
-        for name, own in taken.items()
-    }
+    for record in records:
+        own = taken[record["name"]]
+        record["batches"][str(batch)] = {"calls": repeats[record["name"]], "seconds": median_of(own)} | {
+            key: median_of(own / taken[other])
+            for key, other in (("ratio", DENSE), ("to_packed", PACKED))
+            if other in taken
+        }
 
 
 def machine_limits(device: str, stream: int) -> dict[str, float]:
@@ -176,6 +176,14 @@ def peak_bytes(network: nn.Module, x: Tensor, labels: Tensor) -> int:
     return lasting + max(0, int(live.max(initial=0)))
 
 
+def run_case_quietly(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
+    """Measure a case in a process of its own, without what other libraries print there."""
+    warnings.simplefilter("ignore")  # beta states of sparse tensors, exporters' remarks
+    logging.disable(logging.WARNING)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return run_case(case, config)
+
+
 def run_case(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Measure a case, one of ``config.cases()``."""
     if config.threads is not None:
@@ -209,9 +217,8 @@ def _forward(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
     ]
     for batch in config.batches:
         x = _inputs(batch, made)
-        times = summaries({r.name: partial(r.call, x) for r in rows}, config, config.rounds, config.seconds)
-        for record in records:
-            record["batches"][str(batch)] = times[record["name"]]
+        calls = {r.name: partial(r.call, x) for r in rows}
+        add_times(records, batch, calls, config, config.rounds, config.seconds)
     return records
 
 
@@ -235,11 +242,11 @@ def _training(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
         for name, network in networks.items():
             peaks[name] = peak_bytes(network, x, labels)
             free_memory()  # else what is left of one step splits the memory of the next
-        steps = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
-        times = summaries(dict(steps), config, max(3, math.ceil(config.rounds / 2)), 2 * config.seconds)
+        calls: dict[str, Any] = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
+        add_times(records, batch, calls, config, max(3, math.ceil(config.rounds / 2)), 2 * config.seconds)
         for record in records:
-            record["batches"][str(batch)] = {"peak": peaks[record["name"]], **times[record["name"]]}
-        del steps
+            record["batches"][str(batch)]["peak"] = peaks[record["name"]]
+        del calls
         free_memory()
     return records
 
@@ -251,21 +258,5 @@ def _inputs(batch: int, made: Subjects) -> Tensor:
 def free_memory() -> None:
     """Return free memory to the system, which the allocator of a case keeps."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-        if trim is not None:
-            trim(0)
-
-
-def main() -> None:
-    """Measure the case that the command line names."""
-    warnings.simplefilter("ignore")  # beta states of sparse tensors, exporters' remarks
-    logging.disable(logging.WARNING)
-    case, config = json.loads(sys.argv[1])
-    with contextlib.redirect_stdout(sys.stderr):  # for exporters that print
-        result = run_case(case, BenchConfig.from_dict(config))
-    print(json.dumps(result))
-
-
-if __name__ == "__main__":
-    main()
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # other systems than Linux with glibc
+        ctypes.CDLL(None).malloc_trim(0)

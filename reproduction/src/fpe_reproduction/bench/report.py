@@ -198,6 +198,7 @@ def bench_figure(result: dict[str, Any], path: Path) -> None:
     cases are drawn.
     """
     import altair as alt
+    import pandas as pd
 
     measured = [case for case in result["cases"] if "problem" not in case]
     cases = [c for c in measured if c["kind"] == "layer" and c["device"] == "cpu"] or measured
@@ -220,7 +221,7 @@ def bench_figure(result: dict[str, Any], path: Path) -> None:
     )
     bars = base.mark_rule().encode(alt.Y("low:Q", scale=log, title=title), y2="high:Q")
     lines = base.mark_line().encode(alt.Y("median:Q", axis=alt.Axis(tickCount=4)))
-    panels = alt.layer(bars, lines, data=alt.Data(values=values)).facet(
+    panels = alt.layer(bars, lines, data=pd.DataFrame(values)).facet(
         alt.Facet("case:N", sort=order["case"], title=None), columns=len(result["config"]["factors"])
     )
     write_atomically(path, lambda file: panels.save(file, format="png", scale_factor=1.5))

@@ -7,21 +7,23 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from fpe._util.files import read_json, write_json
 from fpe.compare.runner import run_tasks
-from fpe.compare.store import code_digest, provenance
+from fpe.compare.store import provenance
 from fpe.errors import FPEError
 from fpe_reproduction.bench.cases import BenchConfig
+from fpe_reproduction.bench.measure import run_case_quietly
 
 #: Lets glibc keep its memory: else the pages of each large output are returned after the call and faulted in
 #: again, which takes longer than some products. Other allocators keep them by default.
@@ -78,12 +80,11 @@ def run_bench(
 
 
 def conditions(config: BenchConfig) -> str:
-    """Return what times depend on beside the case: settings, code, versions, kind of machine."""
+    """Return what times depend on beside the case and the code: settings, versions, kind of machine."""
     settings = {k: v for k, v in asdict(config).items() if k not in ("sizes", "factors", "models")}
     settings["threads"] = config.threads or torch.get_num_threads()
     made = {k: v for k, v in provenance().items() if k not in ("commit", "written")}
-    code = code_digest(str(Path(__file__).with_name("measure.py")))  # run by name, so not among our imports
-    return json.dumps({**settings, **made, **processor(), "code": code}, sort_keys=True)
+    return json.dumps({**settings, **made, **processor()}, sort_keys=True)
 
 
 def processor() -> dict[str, Any]:
@@ -106,13 +107,12 @@ def now() -> str:
 
 def run_apart(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Measure a case in a fresh process; if that fails, return the case with its problem."""
-    command = [sys.executable, "-m", "fpe_reproduction.bench.measure", json.dumps([case, asdict(config)])]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **KEEP_MEMORY})
-    if done.returncode == 0:
-        return dict(json.loads(done.stdout))
-    said = done.stderr.strip().splitlines() or ["it said nothing"]
-    problem = f"the process ended with {done.returncode}: {said[-1]}"
-    return {**case, "problem": problem, "forward": [], "training": []}
+    with mock.patch.dict(os.environ, KEEP_MEMORY), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            return pool.submit(run_case_quietly, case, config).result()
+        except Exception as error:  # of a library, or because the process was killed
+            problem = f"the process ended with {type(error).__name__}: {error}"
+            return {**case, "problem": problem, "forward": [], "training": []}
 
 
 def found(result: dict[str, Any]) -> list[dict[str, Any]]:
