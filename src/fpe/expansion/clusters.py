@@ -1,8 +1,6 @@
-"""Balanced partitions of inputs: at random, or clusters of what belongs together."""
+"""Balanced clusters of inputs that belong together, by correlations on data."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -11,35 +9,6 @@ from torch import Tensor
 _CONSIDERED = 12
 #: Partitions that are searched for at most; the neurons of a wider layer take turns with them.
 MOST_DRAWS = 32
-
-
-def child_dtype(factor: int) -> Any:
-    """Return the smallest common type for the numbers of that many children."""
-    return np.uint8 if factor <= 256 else np.int32
-
-
-def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
-    """Assign the inputs of each neuron evenly, by a draw of its own; all partitions are equally likely.
-
-    Every input draws a child; then inputs picked at random move from children that have too many to those
-    that have too few. For large layers this is several times as fast as a permutation of each row.
-    """
-    child: np.ndarray = rng.integers(0, factor, (neurons, inputs), dtype=child_dtype(factor))
-    wanted = np.full(factor, inputs // factor)
-    wanted[: inputs % factor] += 1
-    excess = np.stack([np.count_nonzero(child == c, axis=1) for c in range(factor - 1)], axis=1)
-    excess = np.column_stack([excess, inputs - excess.sum(axis=1)]) - wanted
-    uneven = np.flatnonzero(excess.any(axis=1))
-    while uneven.size:
-        picked = rng.integers(0, inputs, uneven.size)
-        crowded = excess[uneven, child[uneven, picked]] > 0
-        row, column = uneven[crowded], picked[crowded]
-        smallest = excess[row].argmin(axis=1)
-        excess[row, child[row, column]] -= 1
-        excess[row, smallest] += 1
-        child[row, column] = smallest
-        uneven = uneven[excess[uneven].any(axis=1)]
-    return child
 
 
 def clustered(affinity: np.ndarray, neurons: int, factor: int, rng: np.random.Generator) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,20 +15,18 @@ from torch import Tensor, nn
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner
-from fpe.expansion.index_maps import Origins, attach_maps_, memo_with
-from fpe.expansion.measure import parameters_per_neuron, shapes_of
-from fpe.expansion.plan import Basis, LayerPlan, Plan
+from fpe.expansion.index_maps import Origins, memo_with
+from fpe.expansion.measure import shapes_of
+from fpe.expansion.plan import LayerPlan, Plan
+from fpe.expansion.planner import parameters_per_neuron
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
 from fpe.expansion.splits import Split
 from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen
 from fpe.graph import NeuronGroup
-from fpe.graph.copies import deep_copy
-from fpe.graph.groups import Layout, layout_neurons
+from fpe.graph.copies import deep_copy, first_line
+from fpe.graph.groups import layout_neurons
 from fpe.masked import check_masks, count_free, count_nonzero
-
-#: The arguments of `fpe.plan` in order, but the model.
-_DEFAULTS: dict[str, Any] = {"factor": 2, **(planner.plan.__kwdefaults__ or {})}
 
 
 def expand(
@@ -78,15 +76,14 @@ def expand(
     >>> wide[0].fpe_mask.sum().item() + wide[2].fpe_mask.sum().item() + 8 + 2
     46.0
     """
-    how = (factor, split, prune, layers, example_inputs, seed, budget, convolutions, target_fraction, target)
+    how = {name: value for name, value in locals().items() if name not in ("model", "plan")}
     model = uncompiled(model)
-    todo = planned(model, plan, dict(zip(_DEFAULTS, how, strict=True)))
+    todo = planned(model, plan, how)
     _check_copyable(model)
-    basis = todo.basis_for(model)
     done, replaced = Expansion(model, todo).run()
     wide = deep_copy(model, memo_with(model, replaced))
     wide.fpe_plan = done  # type: ignore[assignment]
-    check_wide(wide, done, basis)
+    check_wide(wide, todo, done, fresh=plan is None)
     return wide
 
 
@@ -96,8 +93,9 @@ def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
         return planner.plan(model, **how)
     if not isinstance(plan, Plan):
         raise ArgumentError(f"plan is a {type(plan).__name__}; give what fpe.plan returned.")
-    other = [n for n, v in how.items() if v is not _DEFAULTS.get(n, plan)]
-    other = [n for n in other if not isinstance(how[n], str | int | float) or how[n] != _DEFAULTS.get(n)]
+    defaults: dict[str, Any] = {"factor": 2, **(planner.plan.__kwdefaults__ or {})}
+    simple = (str, int, float, type(None))
+    other = [n for n, v in how.items() if not isinstance(v, simple) or n not in defaults or v != defaults[n]]
     if other:
         raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
@@ -129,79 +127,74 @@ class Expansion:
             name: mask(self.model.get_submodule(name), own) for name, own in self.weights.items()
         }
         modules |= self.between
-        attach_maps_(modules, self.model, done, self.origins)
+        self.origins.attach_maps_(modules, done)
         return replace(self.todo, layers=done, basis=None), modules
 
     def expand(self, layer: LayerPlan, rng: np.random.Generator) -> LayerPlan:
         """Widen one group, and prune it if each group has a budget; return what was done."""
-        group, factor = layer.group, layer.factor
-        producers = [self._current(name) for name in group.producers]
-        consumers = [self._current(name) for name in group.consumers]
-        columns = self.origins.runs(layer)
+        group, factor, split = layer.group, layer.factor, self.basis.split
+        names = (*group.producers, *group.consumers)
+        old = [self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names]
+        producers, consumers = old[: len(group.producers)], old[len(group.producers) :]
+        if split.needs_inputs:
+            split = split.on(self._of_inputs(group.name, self.basis.inputs[group.name]))
+        scores = [self._of_inputs(n, self.basis.scores[n]) for n in group.producers if self.basis.scores]
+        per_neuron = parameters_per_neuron(self.model, group)
         notes: list[str] = []
 
         with _notes(notes):
             weight = _joint([w.weight for w in producers], layer.shares)
-            children = partition(weight, factor, self._split_of(group.name), rng)
+            children = partition(weight, factor, split, rng)
         if self.pruning.drops_children:
-            layer = self._drop(layer, producers, consumers, columns, children)
-        index_map = layer.index_map
-        first, *consumers_now = duplicate(producers[0], consumers, children, factor, columns, index_map)
-        wide = [first]
-        for producer in producers[1:]:
-            wide += duplicate(producer, [], children, factor, index_map=index_map)
-        for name in group.between:
-            self.between[name] = widen(self.model.get_submodule(name), index_map)
-        before, after = (
-            sum(count_free(w.mask) for w in each)
-            for each in ((*producers, *consumers), (*wide, *consumers_now))
-        )
-        per_neuron = parameters_per_neuron(self.model, group)
+            layer = self._drop(layer, producers, consumers, children, per_neuron)
+        index_map, sources = layer.index_map, self.origins.add(layer)
+        wide = [duplicate(w, [], children, factor, index_map=index_map)[0] for w in producers[1:]]
+        first, *wide_consumers = duplicate(producers[0], consumers, children, factor, sources, index_map)
+        wide = [first, *wide]
+        self.between |= {n: widen(self.model.get_submodule(n), index_map) for n in group.between}
+        before, after = (sum(count_free(w.mask) for w in each) for each in (old, [*wide, *wide_consumers]))
         copies = after - before + (layer.neurons_after - layer.neurons) * per_neuron
         if self.todo.budget == "group":
             with _notes(notes):
-                wide = self._pruned(layer, wide, consumers_now, copies)
+                wide = self._pruned(layer, wide, wide_consumers, copies, scores)
         self.copies += copies
-        names = (*group.producers, *group.consumers)
-        self.weights |= dict(zip(names, (*wide, *consumers_now), strict=True))
-        self.origins.add(layer)
+        self.weights |= dict(zip(names, (*wide, *wide_consumers), strict=True))
         for note in notes:
             warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
         return replace(layer, notes=tuple(notes))
-
-    def _current(self, name: str) -> Weights:
-        return self.weights.get(name) or Weights.of(self.model.get_submodule(name))
 
     def _of_inputs(self, name: str, measured: Tensor) -> Tensor:
         """Repeat what was measured of inputs, (…, inputs, …), for those copied by earlier groups."""
         columns = self.origins.columns.get(name)
         return measured if columns is None else measured.index_select(1, columns.to(measured.device))
 
-    def _split_of(self, name: str) -> Split:
-        split = self.basis.split
-        return split.on(self._of_inputs(name, self.basis.inputs[name])) if split.needs_inputs else split
-
     def _drop(
         self,
         layer: LayerPlan,
         producers: list[Weights],
         consumers: list[Weights],
-        columns: Sequence[Layout],
         children: Tensor,
+        per_neuron: int,
     ) -> LayerPlan:
         """Let the pruning choose the children that are not created; return the plan with them."""
-        neurons, factor = layer.neurons, layer.factor
+        neurons, factor, group = layer.neurons, layer.factor, layer.group
+        layouts = [self.origins.layout(layer, name) for name in group.consumers]
+        neuron_of = [layout_neurons(layout, neurons).to(children.device) for layout in layouts]
 
         def count(measure: Callable[[Weights], Tensor]) -> tuple[Tensor, Tensor]:
+            """Sum a measure over the incoming weights of each child, and the outgoing ones of each neuron."""
             own = _joint([measure(w) for w in producers], layer.shares)
             sums = own if own.dim() == 2 else own.sum(2)
             per_child = sums.new_zeros(neurons, factor).scatter_add_(1, children.long(), sums)
-            outgoing = [_per_neuron(measure(w), r, neurons) for w, r in zip(consumers, columns, strict=True)]
-            return per_child, torch.stack(outgoing).sum(0)
+            outgoing = sums.new_zeros(len(consumers), neurons)
+            for total, neuron, w in zip(outgoing, neuron_of, consumers, strict=True):
+                each = measure(w).transpose(0, 1).flatten(1).sum(1)
+                total.index_add_(0, neuron[neuron >= 0], each[neuron >= 0])
+            return per_child, outgoing.sum(0)
 
         squares, outgoing_squares = count(lambda w: w.weight.float().square())
         entries, outgoing_entries = count(lambda w: w.mask.float())
-        copied = outgoing_entries + parameters_per_neuron(self.model, layer.group)
+        copied = outgoing_entries + per_neuron
         dropped = self.pruning.dropped_children(
             (squares + outgoing_squares.unsqueeze(1)).flatten(),
             (entries + copied.unsqueeze(1)).long().flatten(),
@@ -212,7 +205,12 @@ class Expansion:
         return replace(layer, inputs=children.shape[1], neurons_after=after, dropped=tuple(dropped.tolist()))
 
     def _pruned(
-        self, layer: LayerPlan, wide: list[Weights], consumers: list[Weights], count: int
+        self,
+        layer: LayerPlan,
+        wide: list[Weights],
+        consumers: list[Weights],
+        count: int,
+        scores: list[Tensor],
     ) -> list[Weights]:
         """Prune a group, several producers as one layer, one below the other; return the producers."""
         shape = wide[0].weight.shape
@@ -222,8 +220,6 @@ class Expansion:
         weight, free = (torch.cat(own) if len(own) > 1 else own[0] for own in pair)
         joint = Weights(weight.view(flat), None, free.view(flat))
         blocks = layer.index_map.blocks.repeat(len(wide)) if self.pruning.needs_shared else None
-        names = layer.group.producers if self.basis.scores else ()
-        scores = [self._of_inputs(name, self.basis.scores[name]) for name in names]
         given = {"blocks": blocks, "scores": torch.cat(scores) if scores else None}
         prune_([joint, *consumers], count, self.pruning, layer.factor, **given)
         if len(wide) == 1:
@@ -253,13 +249,6 @@ def _joint(tensors: list[Tensor], shares: str) -> Tensor:
     return joint.squeeze(2) if joint.shape[2] == 1 else joint
 
 
-def _per_neuron(values: Tensor, runs: Layout, neurons: int) -> Tensor:
-    """Sum a consumer's tensor over all inputs of each neuron: (neurons,)."""
-    neuron = layout_neurons(runs, neurons).to(values.device)
-    sums = values.transpose(0, 1).flatten(1).sum(1)
-    return sums.new_zeros(neurons).index_add_(0, neuron[neuron >= 0], sums[neuron >= 0])
-
-
 def _check_copyable(model: nn.Module) -> None:
     """Refuse a forward of one module's own, which a copy would share, and hooks that it would lose."""
     raise_problems(hook_problems(model.named_parameters()), ModelError, "what a copy of the model would lose")
@@ -273,25 +262,28 @@ def _check_copyable(model: nn.Module) -> None:
             )
 
 
-def check_wide(wide: nn.Module, done: Plan, basis: Basis) -> None:
-    """Check the count of a wide model, that it runs, and the shapes of its outputs."""
+def check_wide(wide: nn.Module, todo: Plan, done: Plan, fresh: bool) -> None:
+    """Check the count of a wide model, that it runs, and the shapes of its outputs.
+
+    A fresh plan has just run a copy of the same width; only if children were dropped is it another one.
+    """
     if (count := count_nonzero(wide)) != done.nonzero:
         raise BudgetError(
             f"the expanded model would have {count} non-zero parameters instead of {done.nonzero}; prune "
             f"{done.prune} did not prune exactly as many as were copied."
         )
-    if basis.shapes is None:
+    tried = fresh and not any(layer.dropped for layer in done.layers)
+    if tried or todo.basis is None or todo.basis.shapes is None:
         return
     try:
-        shapes = shapes_of(wide, basis.batch)
+        shapes = shapes_of(wide, todo.basis.batch)
     except Exception as error:  # the user's own code may fail in any way
+        problem = f"it does not run ({first_line(error)})"
+    else:
+        problem = "" if shapes == todo.basis.shapes else f"its outputs have shapes {[*map(tuple, shapes)]}"
+    if problem:
         raise ModelError(
-            f"the expanded {type(wide).__name__} does not run ({type(error).__name__}: {error}). Its "
-            "forward pass has the number of neurons written down, in a view or a constant; take it from "
-            "the tensors instead, or leave that layer out of layers=…"
-        ) from error
-    if shapes != basis.shapes:
-        raise ModelError(
-            f"the outputs of the expanded {type(wide).__name__} have shapes {[*map(tuple, shapes)]}, not "
-            f"{[*map(tuple, basis.shapes)]}: its forward pass depends on the number of neurons."
+            f"the expanded {type(wide).__name__} is wrong: {problem}. Its forward pass has the number of "
+            "neurons written down, in a view or a constant; take it from the tensors instead, or leave that "
+            "layer out of layers=…"
         )

@@ -126,31 +126,6 @@ def memo_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> dict[int, 
     return memo | {id(group.index_map): group.index_map for group in groups_in(model)}
 
 
-def attach_maps_(
-    modules: dict[str, nn.Module], model: nn.Module, layers: Sequence[LayerPlan], origins: Origins
-) -> None:
-    """Give the new modules of a model their index maps, and the older ones that are still true."""
-    old = [vars(model.get_submodule(name)).get("fpe_neurons") for p in layers for name in p.group.producers]
-    gone = {id(index_map) for index_map in old if index_map is not None}
-    inputs: dict[str, list[Any]] = {}
-    for name, module in modules.items():
-        copy_maps_(module, model.get_submodule(name))
-        columns = origins.columns.get(name)
-        for index_map, neuron in vars(module).get("fpe_inputs", ()):
-            if id(index_map) not in gone:
-                moved = neuron if columns is None else neuron[columns]
-                inputs.setdefault(name, []).append((index_map, moved))
-    for layer in layers:
-        index_map, group = layer.index_map, layer.group
-        for attribute, names in (("fpe_neurons", group.producers), ("fpe_between", group.between)):
-            for name in names:
-                setattr(modules[name], attribute, index_map)
-        for name in group.consumers:
-            inputs.setdefault(name, []).append((index_map, origins.neuron_of_inputs(layer, name)))
-    for name, pairs in inputs.items():
-        modules[name].fpe_inputs = pairs  # type: ignore[assignment]
-
-
 class Origins:
     """The old row and column of each new one, after the groups of a model that were expanded so far.
 
@@ -163,45 +138,32 @@ class Origins:
         self.model, self.inputs = model, inputs or {}
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
+        self.neurons: dict[tuple[str, str], Tensor] = {}  # by group and consumer, the neuron of each input
         for layer in layers:
             self.add(layer)
 
-    def runs(self, layer: LayerPlan) -> list[Layout]:
-        """Return the present layouts of a group's consumers: other groups may have widened them."""
-        layouts = []
-        for name in layer.group.consumers:
-            runs = self._dense_runs(layer, name)
-            if name in self.columns:
-                neuron = layout_neurons(runs, layer.neurons)[self.columns[name]]
-                runs = layout_of(neuron, layer.neurons)
-            layouts.append(runs)
-        return layouts
+    def layout(self, layer: LayerPlan, name: str) -> Layout:
+        """Return the present layout of a consumer's inputs: other groups may have widened it."""
+        inputs = self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
+        layout = layout_for(layer.group, name, layer.neurons, inputs)
+        if name in self.columns:
+            layout = layout_of(layout_neurons(layout, layer.neurons)[self.columns[name]], layer.neurons)
+        return layout
 
-    def add(self, layer: LayerPlan) -> None:
-        """Record the expansion of one group."""
-        parent = layer.index_map.parent
-        layouts = self.runs(layer)
-        for name in (*layer.group.producers, *layer.group.between):
-            self.rows[name] = parent
-        for name, runs in zip(layer.group.consumers, layouts, strict=True):
-            before = self.columns.get(name, torch.arange(self._inputs(name)))
-            self.columns[name] = before[layout_sources(runs, parent, layer.neurons)]
-
-    def neuron_of_inputs(self, layer: LayerPlan, name: str) -> Tensor:
-        """Return the new neuron of each new input of a consumer, −1 for others."""
-        runs, start = [], 0
-        for k in self._dense_runs(layer, name):
-            width = k * layer.neurons if k > 0 else -k
-            inside = (self.columns[name] >= start) & (self.columns[name] < start + width)
-            runs.append(k if k > 0 else -int(inside.sum()))
-            start += width
-        return layout_neurons(tuple(runs), layer.neurons_after)
-
-    def _dense_runs(self, layer: LayerPlan, name: str) -> Layout:
-        return layout_for(layer.group, name, layer.neurons, self._inputs(name))
-
-    def _inputs(self, name: str) -> int:
-        return self.inputs[name] if name in self.inputs else size_of(self.model, name)[1]
+    def add(self, layer: LayerPlan) -> list[Tensor]:
+        """Record the expansion of one group; return, for each consumer, the input that each new one copies."""
+        group, parent = layer.group, layer.index_map.parent
+        self.rows |= dict.fromkeys((*group.producers, *group.between), parent)
+        sources = []
+        for name in group.consumers:
+            layout = self.layout(layer, name)
+            source = layout_sources(layout, parent, layer.neurons)
+            self.columns[name] = self.columns[name][source] if name in self.columns else source
+            for key in [key for key in self.neurons if key[1] == name]:
+                self.neurons[key] = self.neurons[key][source]
+            self.neurons[group.name, name] = layout_neurons(layout, len(parent))
+            sources.append(source)
+        return sources
 
     def lift(self, name: str, parameter: str, value: Tensor) -> Tensor:
         """Give each entry of a new parameter the value of its origin, such as a moment; nothing is masked."""
@@ -212,3 +174,23 @@ class Origins:
         if name in self.columns and parameter == "weight":
             value = value.index_select(1, self.columns[name].to(value.device))
         return value.contiguous()
+
+    def attach_maps_(self, modules: dict[str, nn.Module], layers: Sequence[LayerPlan]) -> None:
+        """Give the new modules of a model their index maps, and the older ones that are still true."""
+        old = {name: self.model.get_submodule(name) for name in modules}
+        gone = {id(vars(old[n]).get("fpe_neurons")) for layer in layers for n in layer.group.producers}
+        inputs: dict[str, list[tuple[IndexMap, Tensor]]] = {}
+        for name, module in modules.items():
+            older = vars(copy_maps_(module, old[name])).get("fpe_inputs", ())
+            columns = self.columns.get(name, slice(None))
+            inputs[name] = [(own, neuron[columns]) for own, neuron in older if id(own) not in gone]
+        for layer in layers:
+            index_map, group = layer.index_map, layer.group
+            for attribute, names in (("fpe_neurons", group.producers), ("fpe_between", group.between)):
+                for name in names:
+                    setattr(modules[name], attribute, index_map)
+            for name in group.consumers:
+                inputs[name].append((index_map, self.neurons[group.name, name]))
+        for name, pairs in inputs.items():
+            if pairs:
+                modules[name].fpe_inputs = pairs  # type: ignore[assignment]

@@ -77,7 +77,6 @@ def expand_(
     model = uncompiled(model)
     with own_forward(model):
         todo = planned(model, plan, {"factor": factor, **how})
-        basis = todo.basis_for(model)
         done, replaced = Expansion(model, todo).run()
         origins = Origins(model, done.layers)
         before = {name: model.get_submodule(name) for name in replaced}
@@ -90,7 +89,7 @@ def expand_(
         _warn_of_untrained(optimizers, pairs)
         replace_modules_(model, replaced)
         try:
-            check_wide(model, done, basis)
+            check_wide(model, todo, done, fresh=plan is None)
         except BaseException:
             replace_modules_(model, before)
             raise

@@ -1,10 +1,11 @@
-"""What is measured and counted in a model before it is expanded."""
+"""What is measured on copies of a model before it is expanded: inputs of layers, shapes of outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any, cast
 
 import torch
@@ -18,42 +19,32 @@ from fpe.expansion.plan import LayerPlan
 from fpe.expansion.pruning import Pruning
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed, first_line
-from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.inputs import as_call, copied_call, tensors_in
-from fpe.graph.layers import (
-    bias_of,
-    is_linear,
-    is_transposed,
-    mask_of,
-    neuron_tensors,
-    oriented_weight,
-    size_of,
-)
-from fpe.masked import count_free
+from fpe.graph.layers import bias_of, channel_axis, is_transposed, oriented_weight
 from fpe.metrics import crowding, participation_ratio
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
 MOST_SAMPLES = 4096
-TARGETS = ("participation", "capacity")
 _WRITTEN_DOWN = "the forward pass has the number of neurons written down, in a view or a constant"
 
 
+@dataclass
 class Measurements:
     """The inputs of some layers on a batch, measured in one forward pass of a copy when first asked for."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], batch: Any, samples: bool) -> None:
-        self.model, self.names, self.batch, self.samples = model, names, batch, samples
+    model: nn.Module
+    names: Sequence[str]
+    batch: Any
+    samples: bool  # whether inputs are kept, too
 
     @cached_property
     def _seen(self) -> dict[str, list[tuple[Tensor, Tensor | None]]]:
         seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in self.names}
 
         def watch(name: str, layer: nn.Module) -> None:
-            axis = -1 if is_linear(layer) else -1 - len(layer.kernel_size)  # type: ignore[arg-type]
-
             def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
                 x = (*args, *kwargs.values())[0].detach()
-                x = x.movedim(axis, -1).flatten(0, -2)
+                x = x.movedim(channel_axis(layer, x.dim()), -1).flatten(0, -2)
                 scale = x.double().square().mean(0).sqrt()
                 seen[name].append((scale, _thinned(x) if self.samples else None))
 
@@ -78,43 +69,36 @@ class Measurements:
         """Return the root mean square of each input, or channel, of a layer, (inputs,), as float64."""
         return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
 
-    def inputs(self, name: str) -> Tensor:
-        """Return a layer's inputs, or channels, at no more than 4096 places, (samples, inputs)."""
-        return _thinned(torch.cat([x for _, x in self._of(name) if x is not None]))
+    def inputs(self, groups: Iterable[NeuronGroup]) -> dict[str, Tensor]:
+        """Return the inputs, or channels, of the groups at no more than 4096 places, (samples, inputs)."""
+        parts = {g.name: [x for _, x in self._of(g.name) if x is not None] for g in groups}
+        inputs = {name: _thinned(torch.cat(own)) for name, own in parts.items()}
+        _check_finite(inputs, [], "inputs on example_inputs", "; repair them first.")
+        return inputs
+
+    def scores(self, groups: Iterable[NeuronGroup], pruning: Pruning) -> dict[str, Tensor]:
+        """Return the factors of each producer's weights in a ranking, (neurons, inputs, *taps)."""
+        scores, problems = {}, []
+        for name in [name for group in groups for name in group.producers]:
+            layer = self.model.get_submodule(name)
+            shape = oriented_weight(layer).shape
+            if pruning.needs_scores == "inputs":
+                scores[name] = self.scale(name).view(1, -1, *[1] * len(shape[2:])).expand(shape)
+            elif (gradient := layer.get_parameter("weight").grad) is not None:
+                gradient = gradient.detach().to_dense()
+                scores[name] = gradient.t() if is_transposed(layer) else gradient
+            else:
+                problems.append(
+                    f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() "
+                    "on a batch first, and expand before the gradients are cleared."
+                )
+        what = "inputs on example_inputs" if pruning.needs_scores == "inputs" else "gradients"
+        _check_finite(scores, problems, what, ", which cannot be ranked; repair them first.")
+        return scores
 
 
 def _thinned(x: Tensor) -> Tensor:
     return x[:: max(1, -(-len(x) // MOST_SAMPLES))].clone()
-
-
-def scores_of(
-    model: nn.Module, groups: Sequence[NeuronGroup], pruning: Pruning, measured: Measurements
-) -> dict[str, Tensor]:
-    """Return the factors of each producer's weights in a ranking, (neurons, inputs, *taps)."""
-    scores, problems = {}, []
-    what = "inputs on example_inputs" if pruning.needs_scores == "inputs" else "gradients"
-    for name in [name for group in groups for name in group.producers] if pruning.needs_scores else ():
-        layer = model.get_submodule(name)
-        weight = oriented_weight(layer)
-        if pruning.needs_scores == "inputs":
-            scores[name] = measured.scale(name).view(1, -1, *[1] * (weight.dim() - 2)).expand(weight.shape)
-        elif (gradient := layer.get_parameter("weight").grad) is not None:
-            gradient = gradient.detach().to_dense()
-            scores[name] = gradient.t() if is_transposed(layer) else gradient
-        else:
-            problems.append(
-                f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() on "
-                "a batch first, and expand before the gradients are cleared."
-            )
-    _check_finite(scores, problems, what, ", which cannot be ranked; repair them first.")
-    return scores
-
-
-def inputs_of(names: Sequence[str], measured: Measurements) -> dict[str, Tensor]:
-    """Return the inputs of some layers that a split needs, all finite."""
-    inputs = {name: measured.inputs(name) for name in names}
-    _check_finite(inputs, [], "inputs on example_inputs", "; repair them first.")
-    return inputs
 
 
 def _check_finite(values: dict[str, Tensor], problems: list[str], what: str, remedy: str) -> None:
@@ -160,21 +144,26 @@ def width_problems(
 ) -> dict[str, str]:
     """Return, by name, why groups cannot be wider: a copy does not run, or has outputs of other shapes.
 
-    All groups are widened at once, in both modes; only if that copy fails are there more, by halves.
+    All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
+    own modules computes the same shapes in both modes, any other is run in both.
     """
-    trains: list[bool] = []
+    plain = all(type(module).__module__.split(".")[0] in ("torch", "fpe") for module in model.modules())
+    modes = (False,) if plain else (False, True)
+
+    @cache
+    def trains() -> bool:
+        with suppress(Exception):  # the user's own code may fail in any way
+            shapes_of(model, batch, training=True)
+            return True
+        return False
 
     def problem(layers: Sequence[LayerPlan]) -> str | None:
-        for training in (False, True):
+        for training in modes:
             try:
                 found = shapes_of(model, batch, training, _widened(model, layers))
-            except Exception as error:  # the user's own code may fail in any way
-                if training and not trains:  # what cannot be trained at all is judged in evaluation mode
-                    with suppress(Exception):
-                        shapes_of(model, batch, training=True)
-                        trains.append(True)
-                    if not trains:
-                        return None
+            except Exception as error:
+                if training and not trains():  # what cannot be trained at all is judged in evaluation mode
+                    return None
                 mode = " in training mode" if training else ""
                 return f"{_WRITTEN_DOWN}: with more of them it does not run{mode} ({first_line(error)})"
             if found != expected and not training:  # in training mode shapes may be drawn at random
@@ -205,38 +194,3 @@ def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modu
         bias = None if bias is None else origins.lift(name, "bias", bias.detach())
         wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
     return wide
-
-
-def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
-    """Return how many biases and parameters of norms each neuron of a group has."""
-    neurons, _ = size_of(model, group.name)
-    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
-    for name in group.between:
-        module = model.get_submodule(name)
-        own = neuron_tensors(module, neurons)
-        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
-    return total
-
-
-def free_weights(model: nn.Module, name: str) -> int:
-    """Count the free weights of a layer."""
-    layer = model.get_submodule(name)
-    mask = mask_of(layer)
-    return oriented_weight(layer).numel() if mask is None else count_free(mask)
-
-
-def free_by_neuron(model: nn.Module, group: NeuronGroup, expanded: Sequence[int]) -> tuple[int, int]:
-    """Count the consumers' free weights for the neurons to be expanded, and the others."""
-    neurons, which = size_of(model, group.name)[0], torch.tensor(list(expanded))
-    own = total = 0
-    for name in group.consumers:
-        free, mask = free_weights(model, name), mask_of(model.get_submodule(name))
-        mine = torch.isin(
-            layout_neurons(layout_for(group, name, neurons, size_of(model, name)[1]), neurons), which
-        )
-        total += free
-        if mask is None:
-            own += int(mine.sum()) * (free // len(mine))
-        else:
-            own += count_free(mask[:, mine.to(mask.device)].contiguous())
-    return own, total - own

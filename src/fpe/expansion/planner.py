@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
-from fpe.expansion.measure import (
-    TARGETS,
-    Measurements,
-    free_by_neuron,
-    free_weights,
-    inputs_of,
-    most_polysemantic,
-    parameters_per_neuron,
-    scores_of,
-    shapes_of,
-    width_problems,
-)
+from fpe.expansion.measure import Measurements, most_polysemantic, shapes_of, width_problems
 from fpe.expansion.plan import Basis, LayerPlan, Plan, modules_of
 from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.selection import Chosen, Layers, select, without
 from fpe.expansion.splits import Split, as_split
 from fpe.graph import NeuronGroup
-from fpe.graph.groups import layout_for
+from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.inputs import inputs_for
-from fpe.graph.layers import OVER_NEURONS, bias_of, memory_problem, oriented_weight, size_of
+from fpe.graph.layers import (
+    OVER_NEURONS,
+    bias_of,
+    mask_of,
+    memory_problem,
+    neuron_tensors,
+    oriented_weight,
+    size_of,
+)
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
 
-_ALLOWED = {"budget": ("group", "network"), "convolutions": ("channels", "taps"), "target": TARGETS}
+
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+#: What each argument may be, and how to say it.
+_CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "factor": (lambda v: _is_integer(v, 1), "an integer of at least 1 (2 doubles the neurons)"),
+    "seed": (lambda v: _is_integer(v, 0), "an integer of at least 0"),
+    "budget": (("group", "network").__contains__, "'group' or 'network'"),
+    "convolutions": (("channels", "taps").__contains__, "'channels' or 'taps'"),
+    "target": (("participation", "capacity").__contains__, "'participation' or 'capacity'"),
+    "target_fraction": (
+        lambda v: isinstance(v, int | float) and 0 < v <= 1,
+        "a number above 0 and at most 1",
+    ),
+}
 #: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
@@ -118,26 +133,20 @@ def plan(
       2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
+    own_split, pruning = _checked_arguments(dict(locals()))
     model = uncompiled(model)
-    choices = {"budget": budget, "convolutions": convolutions, "target": target}
-    data = example_inputs is not None
-    own_split, pruning = _check_arguments(
-        model, factor, split, prune, layers, seed, target_fraction, choices, data
-    )
     check_masks(model, "expanding")
-    batch = example_inputs if data else inputs_for(model)
+    batch = inputs_for(model) if example_inputs is None else example_inputs
     chosen, skipped = select(model, layers, factor, example_inputs)
     producers = [name for group, _ in chosen for name in group.producers]
     measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
 
     def planned_for(chosen: Chosen) -> list[LayerPlan]:
-        problems = layer_problems(model, [group for group, _ in chosen])
-        wanted = [most_polysemantic(model, g, target_fraction, target, measured) for g, _ in chosen]
-        planned = _layer_plans(model, chosen, wanted, convolutions, own_split, pruning)
-        problems += [p for layer in planned for p in _split_problems(model, layer, own_split, pruning)]
-        raise_problems(problems, ModelError, "the layers to expand")
-        _check_budget(model, planned, pruning, budget)
-        return planned
+        wanted = [
+            most_polysemantic(model, g, target_fraction, target, measured) if target_fraction < 1 else None
+            for g, _ in chosen
+        ]
+        return _layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
 
     planned, shapes = planned_for(chosen), None
     if batch is not None:  # only what has been verified is worth widening
@@ -149,73 +158,54 @@ def plan(
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
     groups = [group for group, _ in chosen]
-    scores = scores_of(model, groups, pruning, measured)
-    inputs = inputs_of([g.name for g in groups], measured) if own_split.needs_inputs else {}
+    scores = measured.scores(groups, pruning) if pruning.needs_scores else {}
+    inputs = measured.inputs(groups) if own_split.needs_inputs else {}
     basis = Basis(own_split, pruning, batch, scores, inputs, shapes, modules_of(model))
     how = (repr(own_split), repr(pruning), budget, seed)
     return Plan(tuple(planned), skipped, factor, *how, nonzero=count_nonzero(model), basis=basis)
 
 
-def _check_arguments(
-    model: Any,
-    factor: Any,
-    split: Any,
-    prune: Any,
-    layers: Any,
-    seed: Any,
-    target_fraction: Any,
-    choices: dict[str, Any],
-    data: bool,
-) -> tuple[Split, Pruning]:
+def _checked_arguments(given: Mapping[str, Any]) -> tuple[Split, Pruning]:
     """Check what can be checked without looking into the model, and report all problems at once."""
-    problems = [_model_problem(model), factor_problem(factor)]
-    if isinstance(layers, Mapping):
-        problems += [f"layers[{entry!r}]: {p}" for entry, f in layers.items() if (p := factor_problem(f))]
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-    problems += [
-        f"{name} is {value!r}; give {' or '.join(map(repr, _ALLOWED[name]))}."
-        for name, value in choices.items()
-        if value not in _ALLOWED[name]
-    ]
-    if not isinstance(target_fraction, int | float) or not 0 < target_fraction <= 1:
-        problems.append(f"target_fraction is {target_fraction!r}; give a number above 0 and at most 1.")
-    own_split, pruning = Split(), Pruning()
+    problems = [_model_problem(uncompiled(given["model"]))]
+    problems += [_problem(name, given[name]) for name in _CONSTRAINTS]
+    if isinstance(layers := given["layers"], Mapping):
+        problems += [
+            f"layers[{e!r}]: {p}" for e, factor in layers.items() if (p := _problem("factor", factor))
+        ]
+    split, pruning, known = Split(), Pruning(), True
     try:
-        own_split = as_split(split)
+        split = as_split(given["split"])
     except FPEError as error:
         problems.append(str(error))
+        known = False
     try:
-        pruning = as_pruning(prune)
+        pruning = as_pruning(given["prune"])
     except FPEError as error:
         problems.append(str(error))
-    if pruning.needs_shared:
-        if not own_split.shared and type(own_split) is not Split:
-            problems.append(
-                f"prune {pruning!r} needs one partition for all neurons of a layer, which split "
-                f"{own_split!r} does not give; use split='shared' or fpe.LabelSplit(labels, shared=True), or "
-                "prune='magnitude'."
-            )
-        if choices["budget"] == "network":
-            problems.append(
-                f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'."
-            )
-        if target_fraction != 1:
-            problems.append(
-                f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or "
-                "give prune='magnitude'."
-            )
-    needs = {
-        f"split={own_split!r}": own_split.needs_inputs,
-        f"prune={pruning!r}": pruning.needs_scores == "inputs",
+    shared, no_data = pruning.needs_shared, given["example_inputs"] is None
+    needs_data = "needs the inputs of each layer on data; give example_inputs=…, a batch of them."
+    contradictions = {
+        f"prune {pruning!r} needs one partition for all neurons of a layer, which split {split!r} does not "
+        "give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'.": (
+            shared and known and not split.shared
+        ),
+        f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'.": (
+            shared and given["budget"] == "network"
+        ),
+        f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
+        "prune='magnitude'.": shared and given["target_fraction"] != 1,
+        f"split={split!r} {needs_data}": no_data and split.needs_inputs,
+        f"prune={pruning!r} {needs_data}": no_data and pruning.needs_scores == "inputs",
     }
-    problems += [
-        f"{what} needs the inputs of each layer on data; give example_inputs=…, a batch of them."
-        for what, needed in needs.items()
-        if needed and not data
-    ]
+    problems += [problem for problem, found in contradictions.items() if found]
     raise_problems([p for p in problems if p], ArgumentError, "the arguments")
-    return own_split, pruning
+    return split, pruning
+
+
+def _problem(name: str, value: Any) -> str | None:
+    allowed, what = _CONSTRAINTS[name]
+    return None if allowed(value) else f"{name} is {value!r}; give {what}."
 
 
 def _model_problem(model: Any) -> str | None:
@@ -233,21 +223,15 @@ def _model_problem(model: Any) -> str | None:
     return None
 
 
-def factor_problem(factor: Any) -> str | None:
-    """Say what is wrong with an expansion factor, or return None."""
-    if isinstance(factor, bool) or not isinstance(factor, int) or factor < 1:
-        return f"factor is {factor!r}; give an integer of at least 1 (2 doubles the neurons)."
-    return None
-
-
 def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
     """Say which weights of some groups are missing or not finite, and which parameters have hooks."""
-    names = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
-    problems = [p for name in names if (p := memory_problem(model.get_submodule(name), name))]
-    names |= dict.fromkeys(name for group in groups for name in group.between)
-    modules = {name: model.get_submodule(name) for name in names}
+    layers = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
+    problems = [p for name in layers if (p := memory_problem(model.get_submodule(name), name))]
+    names = layers | dict.fromkeys(name for group in groups for name in group.between)
     return problems + hook_problems(
-        (f"{name}.{own}", p) for name, m in modules.items() for own, p in m.named_parameters(recurse=False)
+        (f"{name}.{own}", parameter)
+        for name in names
+        for own, parameter in model.get_submodule(name).named_parameters(recurse=False)
     )
 
 
@@ -258,37 +242,71 @@ def _layer_plans(
     convolutions: str,
     split: Split,
     pruning: Pruning,
+    budget: str,
 ) -> list[LayerPlan]:
-    """Plan each group, in order: a producer may have inputs from one that is expanded before it."""
-    grown: dict[str, int] = {}  # further inputs of each layer
-    planned = []
+    """Plan each group, in order, if it can be split as asked and enough weights can be pruned."""
+    grown: dict[str, int] = {}  # further inputs of each layer, from groups that are expanded before it
+    planned: list[LayerPlan] = []
+    problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
     for (group, factor), some in zip(chosen, wanted, strict=True):
-        neurons, inputs = size_of(model, group.name)
-        inputs += grown.get(group.name, 0)
-        taps = oriented_weight(model.get_submodule(group.name))[0, 0].numel()
+        neurons, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
+        inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
         shares = "inputs" if taps == 1 else convolutions
         if shares == "taps" or (shares == "channels" and inputs < factor):
-            shares, inputs = "taps", inputs * taps
-        expanded = range(neurons) if some is None else some
-        mine, others = free_by_neuron(model, group, expanded)
-        biases = [bias_of(model.get_submodule(name)) for name in group.consumers]
-        others += sum(bias.numel() for bias in biases if bias is not None)
+            shares, inputs, taps = "taps", inputs * taps, 1
+        entries, groups = len(group.producers) * taps, split.num_groups(neurons)
+        own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
+        expanded = torch.arange(neurons) if some is None else torch.tensor(some)
+        mine = others = biases = 0
+        cycles = {}  # how many inputs of each consumer are one neuron's
+        for name in group.consumers:
+            consumer = model.get_submodule(name)
+            free, bias = _free_per_input(consumer), bias_of(consumer)
+            layout = layout_for(group, name, neurons, len(free))
+            concerned = torch.isin(layout_neurons(layout, neurons), expanded)
+            mine += int(free[concerned].sum())
+            others += int(free[~concerned].sum())
+            biases += 0 if bias is None else bias.numel()
+            cycles[name] = sum(k for k in layout if k > 0)
         per_neuron = parameters_per_neuron(model, group)
         copies = (factor - 1) * (mine + per_neuron * len(expanded))
-        own = sum(free_weights(model, name) for name in group.producers)
-        groups = split.num_groups(neurons)
-        entries = len(group.producers) * (taps if shares == "channels" else 1)
         dropped, note = pruning.expected_dropped(neurons, groups, factor, inputs, entries, copies)
         after = neurons + len(expanded) * (factor - 1) - dropped
-        free = own + mine + others + per_neuron * neurons
-        notes = (note,) if note else ()
-        planned.append(
-            LayerPlan(group, factor, inputs, shares, neurons, after, free, copies, some, groups, (), notes)
-        )
-        for name in group.consumers:
-            runs = layout_for(group, name, neurons, size_of(model, name)[1])
-            grown[name] = grown.get(name, 0) + (after - neurons) * sum(k for k in runs if k > 0)
+        free_now = own + mine + others + biases + per_neuron * neurons
+        layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
+        planned.append(replace(layer, notes=(note,) if note else ()))
+        problems += _split_problems(model, layer, split, pruning)
+        capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
+        if copies > capacity:
+            too_many.append(
+                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune only "
+                f"{capacity} weights; give a smaller factor, or another prune."
+            )
+        for name, each in cycles.items():
+            grown[name] = grown.get(name, 0) + (after - neurons) * each
+    raise_problems(problems, ModelError, "the layers to expand")
+    if budget == "group":  # with one for the network the copies themselves can be pruned
+        raise_problems(too_many, BudgetError, "the budget")
     return planned
+
+
+def _free_per_input(layer: nn.Module) -> Tensor:
+    """Count the free weights of each input of a layer, (inputs,)."""
+    weight, mask = oriented_weight(layer), mask_of(layer)
+    if mask is None:
+        return torch.full((weight.shape[1],), weight.numel() // weight.shape[1])
+    return mask.sum(dim=(0, *range(2, mask.dim())), dtype=torch.float64).long().cpu()
+
+
+def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
+    """Return how many biases and parameters of norms each neuron of a group has."""
+    neurons, _ = size_of(model, group.name)
+    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    for name in group.between:
+        module = model.get_submodule(name)
+        own = neuron_tensors(module, neurons)
+        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+    return total
 
 
 def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
@@ -320,24 +338,3 @@ def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: P
                 "leave this layer out."
             )
     return problems
-
-
-def _check_budget(model: nn.Module, planned: Sequence[LayerPlan], pruning: Pruning, budget: str) -> None:
-    """Check that enough weights can be pruned."""
-    if budget == "network":  # the copies themselves can be pruned
-        return
-    problems = []
-    for layer in planned:
-        group = layer.group
-        mine, _ = free_by_neuron(model, group, layer.chosen or range(layer.neurons))
-        weights = sum(free_weights(model, n) for n in (*group.producers, *group.consumers))
-        shape = oriented_weight(model.get_submodule(group.name)).shape
-        taps = shape[2:].numel() if layer.shares != "taps" else 1
-        entries = len(group.producers) * layer.neurons * taps
-        capacity = pruning.capacity(weights + (layer.factor - 1) * mine, entries, layer.inputs, layer.factor)
-        if layer.copies > capacity:
-            problems.append(
-                f"layer {group.name!r}: factor {layer.factor} makes {layer.copies} copies, and {pruning!r} "
-                f"can prune only {capacity} weights; give a smaller factor, or another prune."
-            )
-    raise_problems(problems, BudgetError, "the budget")

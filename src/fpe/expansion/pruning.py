@@ -7,8 +7,9 @@ consumers.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,15 @@ import torch
 from torch import Tensor
 
 from fpe.errors import ArgumentError, BudgetError, did_you_mean
-from fpe.expansion.magnitudes import Tensors, prune_smallest_
 from fpe.masked import count_free
 
+Tensors = Sequence[Tensor]
 Given = Tensor | None
+
+#: Entries worked on at a time: few enough for the cache.
+_CHUNK = 1 << 18
+#: Entries that are sampled to estimate a quantile.
+_SAMPLE = 1 << 16
 
 #: How `InputPruning` may rank inputs, and what must be measured for it.
 RANKINGS = {"norm": "", "activation": "inputs", "gradient": "gradients"}
@@ -220,9 +226,8 @@ class InputPruning(Pruning):
                     f"{self!r} ranks by what was measured of the layer; give scores=…, or call fpe.expand, "
                     "which measures it."
                 )
-            parents = scaled.view(-1, factor, *scaled.shape[1:])
-            each = scores.detach().float().reshape(len(parents), 1, *scaled.shape[1:])
-            scaled = (parents * each).view(scaled.shape)
+            each = scores.detach().float().reshape(-1, *scaled.shape[1:])
+            scaled = scaled * each.repeat_interleave(factor, 0)
         gradient = self.by == "gradient"
         rank = _per_block(scaled, blocks, lambda w: w.abs().sum((0, 2)) if gradient else w.norm(dim=(0, 2)))
         _prune_columns(weights, masks, count, blocks, rank, even)
@@ -345,3 +350,60 @@ def _per_block(tensor: Tensor, blocks: Tensor, measure: Callable[[Tensor], Tenso
     parts, blocks = tensor.view(*tensor.shape[:2], -1), blocks.to(tensor.device)
     owners = [(blocks == block).nonzero().flatten() for block in range(int(blocks.max()) + 1)]
     return torch.stack([measure(parts.index_select(0, rows)) for rows in owners])
+
+
+def prune_smallest_(weights: Tensors, masks: Tensors, count: int) -> None:
+    """Mask the `count` free entries of smallest magnitude of all layers; of equal ones the first."""
+    if count == 0:
+        return
+    free = sum(map(count_free, masks))
+    masked = sum(m.numel() for m in masks) - free
+    # Masked weights are zero, so they are first in order and only shift the rank.
+    threshold = _nth_smallest_magnitude(weights, masked + count)
+    for w, m in zip(weights, masks, strict=True):
+        for part, keep in _chunks(w, m):
+            size = part.abs()
+            keep.mul_(torch.ge(size, threshold, out=size))
+    rest = count - (free - sum(map(count_free, masks)))
+    for w, m in zip(weights, masks, strict=True):
+        for part, keep in _chunks(w, m):
+            if rest == 0:
+                return
+            ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:rest]
+            keep[ties] = 0
+            rest -= len(ties)
+
+
+def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
+
+
+def _nth_smallest_magnitude(weights: Tensors, n: int) -> float:
+    """Return the n-th smallest (from 1) magnitude of all entries.
+
+    A sample says between which two magnitudes it lies; one pass then counts the entries below them and
+    gathers the few between them (Floyd and Rivest, 1975). Should the sample mislead, all are gathered.
+    """
+    flat = [w.detach().view(-1) for w in weights]
+    total = sum(map(len, flat))
+    low, high = 0.0, math.inf
+    if total > _SAMPLE:
+        generator = torch.Generator().manual_seed(0)
+        sizes = [1 + _SAMPLE * len(w) // total for w in flat]
+        drawn = [torch.randint(len(w), (k,), generator=generator) for w, k in zip(flat, sizes, strict=True)]
+        sample = torch.cat([w[i.to(w.device)].abs() for w, i in zip(flat, drawn, strict=True)]).sort().values
+        quantile = n / total
+        spread = 5 * math.sqrt(quantile * (1 - quantile) / len(sample)) + 5 / len(sample)
+        first, last = (round((quantile + side * spread) * len(sample)) for side in (-1, 1))
+        low = float(sample[first]) if first >= 0 else low
+        high = float(sample[last]) if last < len(sample) else high
+    below, between = 0, []
+    for part in (part for w in flat for part in torch.split(w, _CHUNK)):
+        size = part.abs()
+        under = size < low
+        below += int(under.count_nonzero())
+        between.append(size[(size <= high) & ~under])
+    gathered = torch.cat(between)
+    if not below < n <= below + len(gathered):
+        below, gathered = 0, torch.cat(flat).abs()
+    return float(gathered.kthvalue(n - below).values)

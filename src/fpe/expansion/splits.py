@@ -11,15 +11,14 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fpe.errors import ArgumentError, did_you_mean
-from fpe.expansion.clusters import balanced, child_dtype, clustered, correlations
 
 
 class Split:
@@ -50,18 +49,42 @@ class _OwnSplit(Split):
 
     def __init__(self, own: Any) -> None:
         self.own, self.shared, self.needs_inputs = own, bool(own.shared), hasattr(own, "on")
+        vars(self).update(problem=own.problem, assign=own.assign)
 
     def __repr__(self) -> str:
         return repr(self.own)
 
-    def problem(self, inputs: int, factor: int) -> str | None:
-        return cast("str | None", self.own.problem(inputs, factor))
-
     def on(self, inputs: Tensor) -> Split:
-        return as_split(self.own.on(inputs)) if self.needs_inputs else self
+        return as_split(self.own.on(inputs))
 
-    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        return cast(Tensor, self.own.assign(weight, factor, rng))
+
+def child_dtype(factor: int) -> Any:
+    """Return the smallest common type for the numbers of that many children."""
+    return np.uint8 if factor <= 256 else np.int32
+
+
+def balanced(neurons: int, inputs: int, factor: int, rng: np.random.Generator) -> np.ndarray:
+    """Assign the inputs of each neuron evenly, by a draw of its own; all partitions are equally likely.
+
+    Every input draws a child; then inputs picked at random move from children that have too many to those
+    that have too few. For large layers this is several times as fast as a permutation of each row.
+    """
+    child: np.ndarray = rng.integers(0, factor, (neurons, inputs), dtype=child_dtype(factor))
+    wanted = np.full(factor, inputs // factor)
+    wanted[: inputs % factor] += 1
+    excess = np.stack([np.count_nonzero(child == c, axis=1) for c in range(factor - 1)], axis=1)
+    excess = np.column_stack([excess, inputs - excess.sum(axis=1)]) - wanted
+    uneven = np.flatnonzero(excess.any(axis=1))
+    while uneven.size:
+        picked = rng.integers(0, inputs, uneven.size)
+        crowded = excess[uneven, child[uneven, picked]] > 0
+        row, column = uneven[crowded], picked[crowded]
+        smallest = excess[row].argmin(axis=1)
+        excess[row, child[row, column]] -= 1
+        excess[row, smallest] += 1
+        child[row, column] = smallest
+        uneven = uneven[excess[uneven].any(axis=1)]
+    return child
 
 
 @dataclass(frozen=True)
@@ -116,7 +139,7 @@ class SharedSplit(Split):
         return rows.expand(neurons, -1) if groups == 1 else rows.repeat_interleave(neurons // groups, dim=0)
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class LabelSplit(Split):
     """Inputs with one label stay together: the clauses of section 2.3.
 
@@ -136,18 +159,17 @@ class LabelSplit(Split):
     >>> wide = fpe.expand(model, factor=2, split=fpe.LabelSplit([0, 0, 1, 1, 2, 2, 3, 3]))
     """
 
-    labels: tuple[int, ...]
-    shared: bool
+    labels: Sequence[int] | np.ndarray | Tensor
+    shared: bool = False
 
-    def __init__(self, labels: Sequence[int] | np.ndarray | Tensor, shared: bool = False) -> None:
-        array = np.asarray(labels)
+    def __post_init__(self) -> None:
+        array = np.asarray(self.labels)
         if array.ndim != 1 or array.size == 0 or not np.issubdtype(array.dtype, np.integer):
             raise ArgumentError(
                 f"LabelSplit: labels have shape {array.shape} and type {array.dtype}; "
                 "give a flat sequence of integers, one for each input of the layer."
             )
-        object.__setattr__(self, "labels", tuple(int(v) for v in array))
-        object.__setattr__(self, "shared", shared)
+        object.__setattr__(self, "labels", tuple(array.tolist()))
 
     def __repr__(self) -> str:
         shared = ", shared=True" if self.shared else ""
@@ -254,7 +276,7 @@ class TwoFourSplit(Split):
         return torch.from_numpy(child)
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FixedSplit(Split):
     """The child of each weight, as given, for one layer, or for layers of one shape.
 
@@ -270,10 +292,10 @@ class FixedSplit(Split):
     >>> wide = fpe.expand(model, split=fpe.FixedSplit([[0, 0, 1, 1], [0, 1, 0, 1]]))
     """
 
-    children: np.ndarray
+    children: Any  # an array once it is made
 
-    def __init__(self, children: Sequence[Sequence[int]] | Sequence[int] | np.ndarray | Tensor) -> None:
-        array = np.asarray(children.cpu() if isinstance(children, Tensor) else children)
+    def __post_init__(self) -> None:
+        array = np.asarray(self.children.cpu() if isinstance(self.children, Tensor) else self.children)
         integers = np.issubdtype(array.dtype, np.integer)
         if array.ndim not in (1, 2) or array.size == 0 or not integers or array.min() < 0:
             raise ArgumentError(
@@ -326,33 +348,26 @@ class CorrelationSplit(Split):
     """
 
     shared: bool = False
+    affinity: np.ndarray | None = field(default=None, init=False, repr=False, compare=False)
 
     needs_inputs = True
 
     def on(self, inputs: Tensor) -> Split:
         """Return the split for a layer with these inputs, (samples, inputs)."""
-        return _ClusterSplit(correlations(inputs), self.shared)
+        from fpe.expansion.clusters import correlations
+
+        known = CorrelationSplit(self.shared)
+        object.__setattr__(known, "affinity", correlations(inputs))
+        return known
 
     def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        """Refuse: without data nothing is known; use ``on(inputs).assign``."""
-        raise ArgumentError(f"split {self!r} needs data; give on(inputs) the layer's inputs first.")
+        """Return balanced clusters of correlated inputs, shape (neurons, inputs); refuse without data."""
+        from fpe.expansion.clusters import clustered
 
-
-@dataclass(frozen=True, eq=False)
-class _ClusterSplit(Split):
-    """Balanced clusters by an affinity of inputs, (inputs, inputs)."""
-
-    affinity: np.ndarray
-    shared: bool = False
-
-    def problem(self, inputs: int, factor: int) -> str | None:
-        known = len(self.affinity)
-        return None if known == inputs else f"the affinity is of {known} inputs, but the layer has {inputs}"
-
-    def assign(self, weight: Tensor, factor: int, rng: np.random.Generator) -> Tensor:
-        neurons, inputs = weight.shape[:2]
-        child = clustered(self.affinity, 1 if self.shared else neurons, factor, rng)
-        return torch.from_numpy(child).expand(neurons, inputs)
+        if self.affinity is None:
+            raise ArgumentError(f"split {self!r} needs data; give on(inputs) the layer's inputs first.")
+        child = clustered(self.affinity, 1 if self.shared else len(weight), factor, rng)
+        return torch.from_numpy(child).expand(weight.shape[:2])
 
 
 SPLITS: dict[str, Split] = {

@@ -20,7 +20,6 @@ from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
-from fpe.graph.groups import Layout, layout_sources
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
@@ -81,7 +80,7 @@ def duplicate(
     consumers: Sequence[Weights],
     children: Tensor,
     factor: int,
-    columns: Sequence[Layout] | None = None,
+    sources: Sequence[Tensor] | None = None,
     index_map: IndexMap | None = None,
 ) -> list[Weights]:
     """Make the children, adjacent rows, and copy the outgoing weights to each of them.
@@ -98,16 +97,15 @@ def duplicate(
         What `partition` returned: (neurons, inputs), or (neurons, inputs × taps) to split taps.
     factor : int
         Children of each neuron.
-    columns : sequence of tuple of int, optional
-        For each consumer the layout of its inputs, as in `NeuronGroup`; by default they are the neurons.
+    sources : sequence of Tensor, optional
+        For each consumer the input that each new one copies; by default its inputs are the neurons.
     index_map : IndexMap, optional
         The new neurons; by default all children of all neurons.
     """
-    neurons = len(producer.weight)
-    index_map = index_map or IndexMap(neurons, factor)
+    index_map = index_map or IndexMap(len(producer.weight), factor)
     wide = [_children_of(producer, children, index_map)]
-    for runs, consumer in zip(columns or [(1,)] * len(consumers), consumers, strict=True):
-        source = layout_sources(runs, index_map.parent, neurons).to(consumer.weight.device)
+    for source, consumer in zip(sources or [index_map.parent] * len(consumers), consumers, strict=True):
+        source = source.to(consumer.weight.device)
         weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
         wide.append(Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask))
     return wide

@@ -166,7 +166,7 @@ def _groups_of_plans(model: nn.Module, manifest: Mapping[str, Any]) -> list[Expa
                     inputs[name] = layout_width(layouts[position], layer.neurons) if layouts else dense
             origins = Origins(model, layers, inputs)
             for layer in layers:
-                own = {prefix + n: origins.neuron_of_inputs(layer, n) for n in layer.group.consumers}
+                own = {prefix + n: origins.neurons[layer.group.name, n] for n in layer.group.consumers}
                 producers = [prefix + name for name in layer.group.producers]
                 between = [prefix + name for name in layer.group.between]
                 groups.append(ExpandedGroup(layer.index_map, producers, between, own))

@@ -245,7 +245,7 @@ def interactions(parent: Parent, factor: int, rng: np.random.Generator) -> np.nd
 def learned(parent: Parent, factor: int, rng: np.random.Generator) -> np.ndarray:
     """Learn the split by Gumbel-softmax, as `fpe.training.learn_split` does."""
     how = {"steps": STEPS, "batch_size": BATCH, "seed": int(rng.integers(2**31))}
-    return learn_split(parent.model, parent.X, parent.y, factor, lr=parent.lr, **how).children
+    return np.asarray(learn_split(parent.model, parent.X, parent.y, factor, lr=parent.lr, **how).children)
 
 
 @_split("scout", "scouted by dense children")
