@@ -16,7 +16,6 @@ from fpe.graph.layers import (
     PER_NEURON,
     Names,
     is_frozen,
-    is_layer,
     kind_problem,
     layer_problem,
     oriented_weight,
@@ -43,9 +42,9 @@ def select(
         if not groups:
             raise ModelError(_nothing(model, skipped))
         return [(group, factor) for group in groups], skipped
-    factors = dict.fromkeys(_entries(layers), factor)
-    if isinstance(layers, Mapping):
-        factors.update(layers.items())
+    factors: dict[Any, int] = (
+        dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(_entries(layers), factor)
+    )
     given = [entry for entry in factors if isinstance(entry, NeuronGroup)]
     names = [entry for entry in factors if not isinstance(entry, NeuronGroup)]
     if given and example_inputs is None:
@@ -66,15 +65,14 @@ def select(
     for group in found.groups:
         instead = [by_hand[name] for name in group.producers if name in by_hand]
         patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
-        if patterns and not instead:
+        if instead:
+            chosen |= {own: factors[own] for own in instead}
+            reason = f"the group of {instead[0].name!r} is given by hand without it"
+        elif patterns:
             chosen[group] = factors[patterns[-1]]
             continue
-        chosen |= {own: factors[own] for own in instead}
-        reason = (
-            f"the group of {instead[0].name!r} is given by hand without it"
-            if instead
-            else "it was not asked for"
-        )
+        else:
+            reason = "it was not asked for"
         others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
     chosen |= {group: factors[group] for group in given}
     return list(chosen.items()), (*others, *(skip for skip in found.skipped if skip.name not in by_hand))
@@ -189,18 +187,12 @@ def _kind(module: nn.Module) -> str:
 
 def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     known = Names(model)
-    modules, names = known.modules, [*group.producers, *group.consumers, *group.between]
+    modules, layers = known.modules, (*group.producers, *group.consumers)
+    names = (*layers, *group.between)
     if missing := [n for n in names if n not in modules]:
         return [f"the model has no layer {n!r}.{did_you_mean(n, modules)}" for n in missing]
     problems = [f"{n!r} {p}." for n in names if (p := layer_problem(known, n))]
-    for n in (*group.producers, *group.consumers):
-        if not is_layer(modules[n]):
-            problems.append(
-                f"{n!r} is {_kind(modules[n])}; producers and consumers are linear layers and convolutions "
-                "that fpe knows."
-            )
-        elif problem := kind_problem(modules[n]):
-            problems.append(f"{n!r} {problem}.")
+    problems += [f"{n!r} {p}." for n in layers if (p := kind_problem(modules[n]))]
     if not group.producers or not group.consumers:
         owner = f"of {group.name!r} " if group.producers else ""
         problems.append(f"the group {owner}has no consumers; name the layers that consume it.")
@@ -209,23 +201,20 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
             f"the group of {group.name!r} has {len(group.consumers)} consumers and input_layouts for "
             f"{len(group.input_layouts)}; give a layout for each, or for none."
         )
-    return problems or _width_problems(modules, group)
-
-
-def _width_problems(modules: Mapping[str, nn.Module], group: NeuronGroup) -> list[str]:
-    shapes = {n: oriented_weight(modules[n]).shape for n in (*group.producers, *group.consumers)}
-    neurons = shapes[group.name][0]
-    problems = [
-        f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(shapes[group.name])}; "
-        "producers of one group are alike."
-        for n in group.producers[1:]
-        if shapes[n] != shapes[group.name]
-    ]
-    problems += [
-        f"{n!r} has {shapes[n][1]} inputs, but {group.name!r} has {neurons} neurons."
-        for n in group.consumers
-        if layout_width(layout_for(group, n, neurons, shapes[n][1]), neurons) != shapes[n][1]
-    ]
+    if problems:
+        return problems
+    shapes = {n: oriented_weight(modules[n]).shape for n in layers}
+    own, neurons = shapes[group.name], shapes[group.name][0]
+    for n in group.producers:
+        if shapes[n] != own:
+            problems.append(
+                f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(own)}; producers of "
+                "one group are alike."
+            )
+    for n in group.consumers:
+        inputs = shapes[n][1]
+        if layout_width(layout_for(group, n, neurons, inputs), neurons) != inputs:
+            problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
         if type(modules[n]) not in PER_NEURON:
             problems.append(
