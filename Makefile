@@ -38,7 +38,6 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python reproduction/benchmarks/expand.py --model bert
 	$(BIN)/python reproduction/benchmarks/ensemble.py
 	$(BIN)/python reproduction/benchmarks/rewiring.py
-	$(BIN)/python reproduction/benchmarks/embed.py
 	$(BIN)/fpe bench
 
 results: setup  ## Make the tables and figures of docs/results again (about five hours).

@@ -57,16 +57,17 @@ def of_ensemble(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
 
 
 def of_jax(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
-    """Return the same by JAX: Adam and masks by hand, vmap over networks, scan over steps."""
+    """Return the same by JAX: masked gradients, vmap over networks, scan over steps."""
     import jax
     import jax.numpy as jnp
+    from jax.example_libraries import optimizers
 
     inputs, labels = jnp.asarray(X.numpy()), jnp.asarray(y.numpy(), jnp.float32)
     networks = [expanded(X.shape[1], children, seed) for seed in range(NETWORKS)]
     first, last = ([n[i] for n in networks] for i in (0, 2))
 
     def stacked(tensors: list[Tensor]) -> jax.Array:
-        return jnp.asarray(np.stack([t.detach().numpy() for t in tensors]))
+        return jnp.asarray(torch.stack(tensors).detach().numpy())
 
     parameters = {
         "w1": stacked([layer.weight.T for layer in first]),
@@ -77,36 +78,26 @@ def of_jax(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
     masks = {k: jnp.ones_like(v) for k, v in parameters.items()}
     masks["w1"] = stacked([layer.fpe_mask.T for layer in first])
     masks["w2"] = stacked([layer.fpe_mask[0] for layer in last])
+    start, update, current = optimizers.adam(3e-3)
 
     def loss(p: dict, x: jax.Array, target: jax.Array) -> jax.Array:
         z = jax.nn.relu(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
-        return jnp.mean(jnp.maximum(z, 0) - z * target + jnp.log1p(jnp.exp(-jnp.abs(z))))
+        return jnp.mean(jax.nn.softplus(z) - z * target)
 
-    def train(p: dict, m: dict, v: dict, mask: dict, order: jax.Array) -> tuple:
-        def step(state: tuple, rows: jax.Array) -> tuple:
-            p, m, v, t = state
-            t = t + 1
-            value, g = jax.value_and_grad(loss)(p, inputs[rows], labels[rows])
-            g = jax.tree.map(jnp.multiply, g, mask)
-            m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
-            v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
-            rate, scale = 3e-3 / (1 - 0.9**t), 1 - 0.999**t
-            p = jax.tree.map(lambda p, m, v: p - rate * m / (jnp.sqrt(v / scale) + 1e-8), p, m, v)
-            return (p, m, v, t), value
+    def train(parameters: dict, mask: dict, order: jax.Array) -> tuple:
+        def step(state: tuple, batch: tuple) -> tuple:
+            number, rows = batch
+            value, g = jax.value_and_grad(loss)(current(state), inputs[rows], labels[rows])
+            return update(number, jax.tree.map(jnp.multiply, g, mask), state), value
 
-        return jax.lax.scan(step, (p, m, v, jnp.float32(0)), order)
+        return jax.lax.scan(step, start(parameters), (jnp.arange(len(order)), order))
 
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
     program = jax.jit(jax.vmap(train))
     rng = np.random.default_rng(0)
-    order = [[rng.permutation(SAMPLES).reshape(STEPS, BATCH) for _ in range(20)] for _ in range(NETWORKS)]
+    order = [[rng.permutation(SAMPLES) for _ in range(20)] for _ in range(NETWORKS)]
     order = jnp.asarray(np.array(order, dtype=np.int32).reshape(NETWORKS, 20 * STEPS, BATCH))
-    return lambda: (
-        NETWORKS
-        * 20
-        * STEPS
-        / seconds(lambda: jax.block_until_ready(program(parameters, zeros, zeros, masks, order)))
-    )
+    run = partial(program, parameters, masks, order)
+    return lambda: NETWORKS * 20 * STEPS / seconds(lambda: jax.block_until_ready(run()))
 
 
 def matrix_rate() -> float:

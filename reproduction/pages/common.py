@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -75,9 +76,8 @@ def copy(source: Path, name: str) -> None:
 def inject(text: str, parts: Mapping[str, str]) -> str:
     """Replace the text between ``<!-- NAME -->`` and ``<!-- end NAME -->`` for each part."""
     for mark, part in parts.items():
-        before, begin, rest = text.partition(f"<!-- {mark} -->")
-        _, end, after = rest.partition(f"<!-- end {mark} -->")
-        if not end:
-            raise ValueError(f"the page has no place for {mark}: <!-- {mark} --> … <!-- end {mark} -->")
-        text = f"{before}{begin}{part}{end}{after}"
+        begin, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
+        text, places = re.subn(f"(?s){begin}.*?{end}", lambda _, new=f"{begin}{part}{end}": new, text)
+        if not places:
+            raise ValueError(f"the page has no place for {mark}: {begin} … {end}")
     return text

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import settings
 from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, table
 
@@ -37,7 +37,7 @@ def experiments(page: str) -> list[str]:
 def run(page: str) -> None:
     """Run the experiments; copy their data and figures, and list all trained networks."""
     if page in settings.RUNS:
-        settings.RUNS[page]()
+        settings.run(page)
     for name in SPLITS if page == "splits" else [PAGES[page]]:
         if run_fpe("reproduce", name, "--out", OUT / "reproduce"):
             raise SystemExit(f"fpe reproduce {name} failed")
@@ -49,19 +49,11 @@ def run(page: str) -> None:
         result.pop("figures", None)
         store(f"{page}/{name}", result)
     if page != "splits":
-        write_networks(RESULTS / page / "networks.csv", list(networks.values()))
-
-
-def write_networks(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write every trained network as a line of a table."""
-
-    def write(file: Path) -> None:
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)))
-            writer.writeheader()
-            writer.writerows(sorted(rows, key=lambda row: [row.get(key, 0) for key in ORDER]))
-
-    write_atomically(path, write)
+        # Objects, so that integers stay such beside missing values.
+        frame = pd.DataFrame(networks.values(), dtype=object)
+        frame = frame.sort_values([key for key in ORDER if key in frame], na_position="first")
+        write = partial(frame.to_csv, index=False, lineterminator="\r\n")
+        write_atomically(RESULTS / page / "networks.csv", write)
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:

@@ -23,7 +23,7 @@ PAPER = {"dense": 78.7, "clause": 99.4, "random": 88.7}
 RATES = (1e-3, 3e-3, 1e-2)
 
 
-def boolean() -> None:
+def boolean() -> tuple[list[str], list[list[str]]]:
     """Measure how close each setting is to the paper's case study."""
     own = {"clauses": 8, "neurons": (8,), "first_trial": 100, "trials": 10}
     tasks = {
@@ -38,19 +38,11 @@ def boolean() -> None:
         off = sum(abs(ours.value - paper) for ours, paper in zip(means, PAPER.values(), strict=True))
         cells = [each.text(sign=False) for each in means]
         rows.append([f"{lr:g}", f"{l2:g}", f"{samples:,}", *cells, f"{off:.1f}"])
-    columns = [
-        "learning rate",
-        "l2",
-        "samples",
-        "dense %",
-        "clause-split %",
-        "random-split %",
-        "points off, summed",
-    ]
-    store("boolean/settings", {"columns": columns, "rows": rows, "provenance": provenance()})
+    kinds = [f"{kind} %" for kind in ("dense", "clause-split", "random-split")]
+    return ["learning rate", "l2", "samples", *kinds, "points off, summed"], rows
 
 
-def vision() -> None:
+def vision() -> tuple[list[str], list[list[str]]]:
     """Compare learning rates by dense networks."""
     rows = []
     for name, config in SETTINGS.items():
@@ -67,11 +59,18 @@ def vision() -> None:
             chosen = ", chosen" if lr == config.lr else ""
             rows.append([name, f"{config.warmup_epochs} + {config.epochs}", f"{lr:g}{chosen}", *cells])
     columns = ["data", "epochs before and after the split", "learning rate"]
-    columns += [f"{part} %, {hidden} neurons" for hidden in (4, 8) for part in ("training", "test")]
-    store("vision/settings", {"columns": columns, "rows": rows, "provenance": provenance()})
+    return columns + [
+        f"{part} %, {hidden} neurons" for hidden in (4, 8) for part in ("training", "test")
+    ], rows
 
 
 RUNS = {"boolean": boolean, "vision": vision}
+
+
+def run(page: str) -> None:
+    """Compare the settings of a page's experiments, and store the table."""
+    columns, rows = RUNS[page]()
+    store(f"{page}/settings", {"columns": columns, "rows": rows, "provenance": provenance()})
 
 
 def text(page: str) -> str:
