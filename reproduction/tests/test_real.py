@@ -14,7 +14,7 @@ from fpe.data import load
 from fpe.errors import ArgumentError, DataError
 from fpe_reproduction.cluster import parallel_backend
 from fpe_reproduction.experiments.catalogue import REAL, chosen
-from fpe_reproduction.experiments.findings import Claim, Results, sorted_findings
+from fpe_reproduction.experiments.findings import Results, claims, sorted_findings
 from fpe_reproduction.experiments.reproduce import count_tasks, reproduce
 from fpe_reproduction.experiments.tasks import Request, config_of
 from fpe_reproduction.experiments.timeline import Source
@@ -220,10 +220,10 @@ def test_differences_are_paired():
     made += [network(4, "random", t, a + 0.01 + 0.001 * t) for t, a in values.items()]
     results = Results.of("made-up", made)
     assert results.differences("random", "dense")[4].tolist() == pytest.approx([0.01, 0.011, 0.012])
-    (claim,) = Claim("above", "random", at="count")(results)
+    (claim,) = claims(results, "above", "random", at="count")
     assert claim["agrees"]
     assert "clearly above at 4, clearly below at no width, of 4" in claim["ours"]
-    (claim,) = Claim("above", "dense", "random", at="count")(results)
+    (claim,) = claims(results, "above", "dense", "random", at="count")
     assert not claim["agrees"]
     assert claim["contradicted"]
 
@@ -237,12 +237,15 @@ def test_a_claim_that_does_not_hold_says_so():
         for t in (0, 1, 2)
     ]
     found = sorted_findings(chosen("vision")[0].findings(Results.of("made-up", made)))
-    claims = {c["paper"]: c["agrees"] for c in found["claims"]}
-    assert not claims["random-split is above dense"]
-    assert not claims["gram-split is only comparable to random-split"]
+    judged = {c["paper"]: c["agrees"] for c in found["claims"]}
+    assert not judged["random-split is above dense"]
+    assert not judged["gram-split is only comparable to random-split"]
 
 
-CLOSE = Claim("within half a point", "columns", "random", at="every", low=-0.5, digits=2)
+def close_to_random(made):
+    results = Results.of("made-up", made)
+    (claim,) = claims(results, "within half a point", "columns", "random", at="every", low=-0.5, digits=2)
+    return claim
 
 
 def test_whole_blocks_are_close_if_every_width_is():
@@ -250,17 +253,17 @@ def test_whole_blocks_are_close_if_every_width_is():
     lost = {4: 0.003, 8: 0.004, 16: 0.007}
     made = [network(h, "random", t, 0.5 + 0.1 * t) for h in lost for t in (0, 1, 2)]
     made += [network(h, "columns", t, 0.5 + 0.1 * t - lost[h] - 0.0001 * t) for h in lost for t in (0, 1, 2)]
-    (claim,) = CLOSE(Results.of("made-up", [n for n in made if n["hidden"] < 16]))
+    claim = close_to_random([n for n in made if n["hidden"] < 16])
     assert claim["agrees"]
     assert claim["ours"] == "made-up, points by neurons: -0.31 [-0.33, -0.29] at 4, -0.41 [-0.43, -0.39] at 8"
-    (claim,) = CLOSE(Results.of("made-up", made))
+    claim = close_to_random(made)
     assert not claim["agrees"]
     assert claim["contradicted"]
 
 
 def test_one_trial_shows_nothing_of_how_close_blocks_are():
     made = [network(4, kind, 0, 0.5) for kind in ("random", "columns")]
-    (claim,) = CLOSE(Results.of("made-up", made))
+    claim = close_to_random(made)
     assert not claim["agrees"]
     assert not claim["contradicted"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 NAN = float("nan")
@@ -19,20 +20,6 @@ class Interval:
     low: float
     high: float
 
-    @property
-    def above_zero(self) -> bool:
-        """Whether the whole interval is above 0."""
-        return self.low > 0
-
-    @property
-    def below_zero(self) -> bool:
-        """Whether the whole interval is below 0."""
-        return self.high < 0
-
-    def includes(self, value: float) -> bool:
-        """Whether the interval includes a value."""
-        return self.low <= value <= self.high
-
     def text(self, scale: float = 1, digits: int = 1, sign: bool = True) -> str:
         """Write as ``+1.2 [+0.8, +1.6]``."""
         form = f"{{:{'+' if sign else ''}.{digits}f}}"
@@ -40,10 +27,11 @@ class Interval:
         return value if np.isnan(self.low) else f"{value} [{low}, {high}]"
 
 
-def mean(values: Sequence[float]) -> Interval:
-    """Return the mean and its interval by Student's t. For paired data, give the differences."""
+def mean(values: Iterable[float]) -> Interval:
+    """Return the mean and its interval by Student's t, without NaN. For paired data, give the differences."""
     array = np.asarray(values, dtype=float)
-    center = float(array.mean())
+    array = array[~np.isnan(array)]
+    center = float(array.mean()) if len(array) else NAN
     if len(array) < 2:
         return Interval(center, NAN, NAN)
     half = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array))
@@ -69,44 +57,52 @@ def ratio_of_sums(
     list of Interval, Interval
         For each case, and for the mean over the cases.
     """
-    trials = len(parts)
-    drawn = np.random.default_rng(seed).integers(0, trials, (draws, trials))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        center = parts.mean(axis=0) / wholes.mean(axis=0)
-        ratios = parts[drawn].mean(axis=1) / wholes[drawn].mean(axis=1)
-    pairs = zip([*center, center.mean()], [*ratios.T, ratios.mean(axis=1)], strict=True)
-    *each, overall = (_bootstrapped(float(value), column, trials) for value, column in pairs)
+
+    def ratios(sums: np.ndarray) -> np.ndarray:
+        each = sums[..., 0, :] / sums[..., 1, :]
+        return np.concatenate([each, each.mean(axis=-1, keepdims=True)], axis=-1)
+
+    *each, overall = _bootstrap(ratios, np.stack([parts, wholes], axis=1), draws, seed)
     return each, overall
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
+def slope(x: ArrayLike, y: ArrayLike) -> float:
     """Return the slope of the least-squares line; NaN where all x are the same."""
-    dx = np.asarray(x, dtype=float) - np.mean(x)
-    total = float(dx @ dx)
-    return float(dx @ np.asarray(y, dtype=float)) / total if total > 0 else NAN
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(_slope_of_sums(_sums(x, y)))
 
 
 def slope_over_trials(
-    trials: Sequence[tuple[Sequence[float], Sequence[float]]], draws: int = 4000, seed: int = 0
+    trials: Sequence[tuple[ArrayLike, ArrayLike]], draws: int = 4000, seed: int = 0
 ) -> Interval:
     """Return the slope through the points (x, y) of all trials, with an interval by a bootstrap over trials.
 
     Points of one trial depend on each other; trials do not.
     """
-    arrays = [(np.asarray(x, float), np.asarray(y, float)) for x, y in trials]
-    # A slope is a ratio of sums, so that a trial counts by its sums alone.
-    sums = np.array([[len(x), x.sum(), y.sum(), x @ x, x @ y] for x, y in arrays])
-    drawn = np.random.default_rng(seed).integers(0, len(trials), (draws, len(trials)))
-    value = float(_slope_of_sums(sums.sum(axis=0)))
-    return _bootstrapped(value, _slope_of_sums(sums[drawn].sum(axis=1)), len(trials))
+    sums = np.array([_sums(x, y) for x, y in trials])
+    (interval,) = _bootstrap(lambda s: _slope_of_sums(s)[..., None], sums, draws, seed)
+    return interval
+
+
+def _sums(x: ArrayLike, y: ArrayLike) -> np.ndarray:
+    """Return the sums that a slope is a ratio of: a trial counts by them alone."""
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    return np.array([len(x), x.sum(), y.sum(), x @ x, x @ y])
 
 
 def _slope_of_sums(sums: np.ndarray) -> np.ndarray:
     n, x, y, xx, xy = np.moveaxis(sums, -1, 0)
+    return np.asarray((n * xy - x * y) / (n * xx - x * x))
+
+
+def _bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, draws: int, seed: int
+) -> list[Interval]:
+    """Return statistics of the sum of the trials' rows, with the quantiles over trials drawn again."""
+    drawn = np.random.default_rng(seed).integers(0, len(rows), (draws, len(rows)))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray((n * xy - x * y) / (n * xx - x * x))
-
-
-def _bootstrapped(value: float, drawn: np.ndarray, trials: int) -> Interval:
-    low, high = np.nanquantile(drawn, [0.025, 0.975]) if trials > 1 else (NAN, NAN)
-    return Interval(value, float(low), float(high))
+        values, samples = statistic(rows.sum(axis=0)), statistic(rows[drawn].sum(axis=1))
+    low, high = np.full((2, len(values)), NAN)
+    if len(rows) > 1:
+        low, high = np.nanquantile(samples, [0.025, 0.975], axis=0)
+    return [Interval(*map(float, bounds)) for bounds in zip(values, low, high, strict=True)]

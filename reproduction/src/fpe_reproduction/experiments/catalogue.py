@@ -7,26 +7,17 @@ from fpe_reproduction.experiments import dynamic, formulas, rivals, vision
 from fpe_reproduction.experiments.experiment import EXPERIMENTS as _BY_NAME
 from fpe_reproduction.experiments.experiment import Experiment
 
-
-def _of(*modules: object) -> list[Experiment]:
-    names = [module.__name__ for module in modules]  # type: ignore[attr-defined]
-    return [each for name in names for each in _BY_NAME.values() if each.shows.__module__ == name]
-
-
-BOOLEAN, REAL, DYNAMIC_MASKS = _of(formulas), _of(vision, rivals), _of(dynamic)
+BOOLEAN, REAL, DYNAMIC_MASKS = (
+    [each for name in names for each in _BY_NAME.values() if each.findings.__module__ == name]
+    for names in ([formulas.__name__], [vision.__name__, rivals.__name__], [dynamic.__name__])
+)
 EXPERIMENTS = [*BOOLEAN, *REAL, *DYNAMIC_MASKS]
 #: Names of groups of experiments.
 GROUPS = {"boolean": BOOLEAN, "real": REAL, "dynamic-masks": DYNAMIC_MASKS, "all": EXPERIMENTS}
 
 
 def chosen(name: str) -> list[Experiment]:
-    """Return the experiments of a name: its own, or those of a group.
-
-    Raises
-    ------
-    ArgumentError
-        For an unknown name.
-    """
+    """Return the experiments of a name: its own, or those of a group; `ArgumentError` if there are none."""
     names = {**GROUPS, **{experiment.name: [experiment] for experiment in EXPERIMENTS}}
     if name not in names:
         hint = did_you_mean(name, list(names))

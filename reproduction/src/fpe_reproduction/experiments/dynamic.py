@@ -6,14 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from fpe_reproduction.experiments.experiment import BOTH, experiment
 from fpe_reproduction.experiments.findings import (
-    Accuracies,
-    ByKind,
-    Curves,
-    Differences,
     Finding,
     Results,
-    Show,
     above,
+    accuracies,
+    by_kind,
+    curves,
+    differences,
     each,
     judged,
     overall,
@@ -44,7 +43,7 @@ REWIRING = [
 
 
 @experiment("further question", 60, CHOICES, ("banking77",), setup="validation")
-def rewiring_choices(results: Results) -> Iterator[Finding | Show]:
+def rewiring_choices(results: Results) -> Iterator[Finding]:
     """Which weights should be rewired, when, and from which initial masks?
 
     Not in the paper, which rewires at random.
@@ -52,20 +51,20 @@ def rewiring_choices(results: Results) -> Iterator[Finding | Show]:
     free = [kind for kind in DYNAMIC if "columns" not in kind and "blocks" not in kind]
     closed = {kind: gap_closed(results, kind)[1] for kind in free}
     best = max(free, key=lambda kind: (closed[kind].value, kind))
-    ours, other = (closed[kind].text(100, 0, False) for kind in (BEST, best))
-    text = f"{results.name}: {label(BEST)} {ours} %, best {label(best)} {other} %"
+    ours, other = (f"{label(kind)} {closed[kind].text(100, 0, False)} %" for kind in (BEST, best))
+    text = f"{results.name}: {ours}, best {other}"
     paper = "asked: the chosen rewiring is the best of those tried, in gap closed"
     yield {**judged(paper, text, []), "agrees": best == BEST}
     yield _gaps(results, list(DYNAMIC))
     title = f", points above {label(BEST)} (α = 4), mean [95 %]"
-    yield ByKind([kind for kind in DYNAMIC if kind != BEST], BEST, title)
+    yield by_kind(results, [kind for kind in DYNAMIC if kind != BEST], BEST, title)
     starts = [(kind, "start-copied") for kind in STARTS if kind != "start-copied"]
-    yield Differences([*starts, ("start-copied", "dense")], ", outgoing weights")
-    yield Curves(("dense", "rigl", BEST, "dense-x2"))
+    yield differences(results, [*starts, ("start-copied", "dense")], ", outgoing weights")
+    yield curves(results, ("dense", "rigl", BEST, "dense-x2"))
 
 
 @experiment("further question", 60, REWIRING, BOTH, trials=10, setup="cosine")
-def rewiring(results: Results) -> Iterator[Finding | Show]:
+def rewiring(results: Results) -> Iterator[Finding]:
     """Do dynamic masks reach a dense network of twice the parameters?
 
     Not in the paper.
@@ -81,15 +80,15 @@ def rewiring(results: Results) -> Iterator[Finding | Show]:
             ENOUGH,
         )
     for other in ("random", "still", "rigl", "rigl-erk"):
-        yield above(BEST, other)
+        yield from above(results, BEST, other)
     for hidden in results.widths(BEST):
         present = [kind for kind in FEWER_INPUTS if hidden in results.widths(kind)]
-        differences = {kind: each(results.differences(BEST, kind))[hidden] for kind in present}
-        best = min(present, key=lambda kind: differences[kind].value)
+        lead = {kind: each(results.differences(BEST, kind))[hidden] for kind in present}
+        best = min(present, key=lambda kind: lead[kind].value)
         yield judged(
             f"asked: {label(BEST)} is above the best network with fewer inputs",
-            f"{results.name}, {hidden} neurons, {label(best)}: {differences[best].text(100)} points",
-            [differences[best]],
+            f"{results.name}, {hidden} neurons, {label(best)}: {lead[best].text(100)} points",
+            [lead[best]],
         )
     for kind in (packable, CODED):
         difference = results.differences(kind, BEST)
@@ -97,16 +96,16 @@ def rewiring(results: Results) -> Iterator[Finding | Show]:
         yield judged(
             f"asked: {label(kind)}, which stays packable, is within a point of {label(BEST)} at every width",
             f"{results.name}, points by neurons: {text}; over all {overall(difference).text(100)}",
-            list(each(difference).values()),
+            each(difference).values(),
             -0.01,
         )
     yield _gaps(results, [*DYNAMIC, "random", *FEWER_INPUTS])
-    yield Accuracies(("dense", "random", *MOVED, "dense-x2", "steady", "steady-x2"))
-    yield Accuracies(FEWER_INPUTS, ", the plain rival")
+    yield accuracies(results, ("dense", "random", *MOVED, "dense-x2", "steady", "steady-x2"))
+    yield accuracies(results, FEWER_INPUTS, ", the plain rival")
     rivals = ["random", "still", "rigl", "rigl-erk", packable, CODED]
-    yield Differences([(BEST, kind) for kind in rivals])
-    yield Curves(("dense", "random", BEST, packable, "dense-x2"))
-    yield Curves(("random", BEST, packable, "dense-x2"), "dense")
+    yield differences(results, [(BEST, kind) for kind in rivals])
+    yield curves(results, ("dense", "random", BEST, packable, "dense-x2"))
+    yield curves(results, ("random", BEST, packable, "dense-x2"), "dense")
 
 
 def gap_closed(

@@ -1,17 +1,17 @@
-"""What trained networks show: one long table of networks, declared claims, tables and figures.
+"""What trained networks show: one long table of networks, and the claims, tables and figures made of it.
 
-Whatever is shown is a callable that gets `Results` and returns *findings*, plain dicts as they are stored: a
-claim has ``agrees``, a table ``columns``, a figure ``type``.
+All are *findings*, plain dicts as they are stored: a claim has ``agrees``, a table ``columns``, a figure ``type``.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fpe_reproduction.experiments.networks import label
@@ -21,14 +21,9 @@ Finding = dict[str, Any]
 #: What distinguishes networks of one data set.
 KEYS = ["hidden", "clauses", "neurons", "layers", "network", "features", "kind", "trial"]
 AXIS = "hidden neurons of the dense network"
-#: Scale, digits and unit in which differences of a measure are printed.
-UNITS: dict[str, tuple[float, int, str]] = {
-    "accuracy": (100, 1, " points"),
-    "accuracy_int8": (100, 1, " points"),
-    "accuracy_int4": (100, 1, " points"),
-    "gain": (100, 1, " % of relative improvement"),
-    "cosine": (1, 3, ""),
-}
+#: Scale, digits and unit in which differences of a measure are printed, if they are no points of accuracy.
+POINTS = (100.0, 1, " points")
+UNITS = {"gain": (100.0, 1, " % of relative improvement"), "cosine": (1.0, 3, "")}
 
 
 @dataclass(frozen=True)
@@ -56,12 +51,6 @@ class Results:
         frame["gain"] = (frame["accuracy"] - parent) / parent
         return cls(name, frame, axis, quick)
 
-    @classmethod
-    def by_data(cls, records: Sequence[Mapping[str, Any]], quick: bool = False) -> list[Results]:
-        """Return the results of each data set, in the order in which these occur."""
-        names = dict.fromkeys(record["data"] for record in records)
-        return [cls.of(name, [r for r in records if r["data"] == name], quick=quick) for name in names]
-
     def where(self, axis: str | None = None, **values: Any) -> Results:
         """Return the networks that have these values, perhaps compared over another axis."""
         chosen = self.frame
@@ -84,31 +73,35 @@ class Results:
         sets = [set(self.frame.loc[self.frame["kind"] == kind, self.axis]) for kind in kinds]
         return sorted(set.intersection(*sets))
 
+    def counts(self, kind: str) -> pd.Series:
+        """Return the non-zeros of a kind at each width."""
+        return self.frame[self.frame["kind"] == kind].groupby(self.axis)["nonzero"].first()
+
     def slope(self, kind: str) -> Interval:
         """Return the slope of the relative improvement over doublings of the axis, over trials."""
-        gains = self.values(kind, "gain")
-        return mean(
-            [
-                slope([math.log2(x) for x in row.dropna().index], list(row.dropna()))
-                for _, row in gains.iterrows()
-            ]
-        )
+        rows = [row.dropna() for _, row in self.values(kind, "gain").iterrows()]
+        return mean([slope(np.log2(row.index.to_numpy(float)), row) for row in rows])
 
 
 def each(values: pd.DataFrame) -> dict[int, Interval]:
     """Return mean and interval over the trials at each width."""
-    return {width: mean(values[width].dropna().tolist()) for width in values.columns}
+    return {width: mean(values[width]) for width in values}
+
+
+def texts(values: pd.DataFrame, *form: Any, **forms: Any) -> dict[int, str]:
+    """Return mean and interval at each width as text; `form` as for `Interval.text`."""
+    return {width: interval.text(*form, **forms) for width, interval in each(values).items()}
 
 
 def overall(values: pd.DataFrame) -> Interval:
     """Return the mean over all widths; each trial counts once."""
-    return mean([float(sum(own) / len(own)) for own in (row.dropna() for _, row in values.iterrows())])
+    return mean(values.mean(axis=1))
 
 
 def judged(
     paper: str,
     ours: str,
-    intervals: Sequence[Interval],
+    intervals: Iterable[Interval],
     low: float = 0.0,
     high: float = math.inf,
     size: float | None = None,
@@ -119,13 +112,14 @@ def judged(
     It agrees if all intervals lie between `low` and `high`, and is contradicted if one of them lies wholly
     outside. A `weak` claim agrees unless it is contradicted. `size` is that of the paper, if it gives one.
     """
+    intervals = list(intervals)
     inside = all(low < i.low and i.high < high for i in intervals)
     outside = any(i.high < low or i.low > high for i in intervals)
     return {
         "paper": paper,
         "ours": ours,
         "agrees": not outside if weak else inside,
-        "in_size": None if size is None else intervals[0].includes(size),
+        "in_size": None if size is None else intervals[0].low <= size <= intervals[0].high,
         "contradicted": outside,
     }
 
@@ -141,74 +135,83 @@ def verdict(claim: Mapping[str, Any]) -> str:
     return "contradicted" if claim.get("contradicted") else "not shown"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement about the difference of two kinds of networks."""
+def claims(
+    results: Results,
+    text: str,
+    kind: str,
+    other: str = "dense",
+    at: str | int = "each",
+    low: float = 0.0,
+    high: float = math.inf,
+    size: float | None = None,
+    measure: str = "accuracy",
+    digits: int | None = None,
+    weak: bool = False,
+) -> Iterator[Finding]:
+    """Judge a statement about the difference of two kinds of networks, if both were trained.
 
-    text: str  # the statement
-    kind: str  # the networks that are compared
-    other: str = "dense"
-    # "each": a claim at each width, or at the first few; "mean": over the widths; "every": one
-    # claim, which must hold at every width; "count": as "mean", with the widths at which the difference
-    # is clear; "slope": of the relative improvement of `kind` over doublings of the width.
-    at: str | int = "each"
-    low: float = 0.0  # between which the difference must lie, in the unit that is printed
-    high: float = math.inf
-    size: float | None = None  # the difference that the paper gives
-    measure: str = "accuracy"  # one of `UNITS`
-    digits: int | None = None  # of the numbers
-    weak: bool = False  # whether it holds unless it is contradicted
-
-    def __call__(self, results: Results) -> list[Finding]:
-        """Judge the statement; there is nothing to say if one of the kinds was not trained."""
-        if not results.widths(self.kind, self.other):
-            return []
-        scale, digits, unit = UNITS[self.measure if self.at != "slope" else "gain"]
-        digits = self.digits or digits
-        size = None if self.size is None else self.size / scale
-
-        def judge(what: str, *intervals: Interval, ours: str = "") -> Finding:
-            ours = ours or f"{intervals[0].text(scale, digits)}{unit}"
-            text = f"{results.name}, {what}: {ours}"
-            return judged(self.text, text, intervals, self.low / scale, self.high / scale, size, self.weak)
-
-        if self.at == "slope":
-            what = f"slope of {label(self.kind)} for each doubling of the width"
-            return [judge(what, results.slope(self.kind))]
-        differences = results.differences(self.kind, self.other, self.measure)
-        found, all_widths = each(differences), overall(differences)
-        if self.at == "mean":
-            return [judge("mean over widths", all_widths)]
-        if self.at == "every":
-            text = ", ".join(f"{i.text(scale, digits)} at {width}" for width, i in found.items())
-            return [judge("points by neurons", *found.values(), ours=text)]
-        if self.at == "count":
-            above, below = (
-                ", ".join(str(w) for w, i in found.items() if (i.above_zero if up else i.below_zero))
-                or "no width"
-                for up in (True, False)
-            )
-            text = f"{results.name}: clearly above at {above}, clearly below at {below}, of "
-            text += f"{', '.join(map(str, found))}; mean over widths {all_widths.text(scale, 2)} points"
-            return [judged(self.text, text, [all_widths])]
-        chosen = results.widths("dense")[: self.at] if isinstance(self.at, int) else list(found)
-        return [judge(f"{width} neurons", found[width]) for width in chosen if width in found]
+    Parameters
+    ----------
+    results : Results
+        The networks.
+    text, kind, other : str
+        The statement, and the networks that are compared.
+    at : str or int
+        "each": a claim at each width; a number: at the first few. "every": one claim, which must hold at every
+        width. "mean": over the widths; "count": the same, with the widths at which the difference is clear.
+        "slope": of the relative improvement of `kind` over doublings of the width.
+    low, high, size : float
+        Between which the difference must lie, and that of the paper, in the unit that is printed.
+    measure, digits
+        What is compared, and the digits of the numbers.
+    weak : bool
+        Whether the statement holds unless it is contradicted.
+    """
+    if not results.widths(kind, other):
+        return
+    scale, usual_digits, unit = UNITS.get("gain" if at == "slope" else measure, POINTS)
+    form = scale, digits or usual_digits
+    values = results.differences(kind, other, measure)
+    found, in_all = each(values), overall(values)
+    if at == "slope":
+        rise = results.slope(kind)
+        what = f"slope of {label(kind)} for each doubling of the width"
+        shown = {f", {what}: {rise.text(*form)}{unit}": [rise]}
+    elif at == "mean":
+        shown = {f", mean over widths: {in_all.text(*form)}{unit}": [in_all]}
+    elif at == "every":
+        numbers = ", ".join(f"{i.text(*form)} at {width}" for width, i in found.items())
+        shown = {f", points by neurons: {numbers}": list(found.values())}
+    elif at == "count":
+        up, down = (
+            ", ".join(str(width) for width, i in found.items() if sign * i.value > 0 and i.low * i.high > 0)
+            or "no width"
+            for sign in (1, -1)
+        )
+        numbers = f"clearly above at {up}, clearly below at {down}, of {', '.join(map(str, found))}"
+        shown = {f": {numbers}; mean over widths {in_all.text(scale, 2)} points": [in_all]}
+    else:
+        widths = results.widths("dense")[:at] if isinstance(at, int) else list(found)
+        shown = {f", {w} neurons: {found[w].text(*form)}{unit}": [found[w]] for w in widths if w in found}
+    bounds = low / scale, high / scale, None if size is None else size / scale, weak
+    for ours, intervals in shown.items():
+        yield judged(text, results.name + ours, intervals, *bounds)
 
 
-def above(kind: str, other: str, text: str = "", **how: Any) -> Claim:
+def above(results: Results, kind: str, other: str, text: str = "", **how: Any) -> Iterator[Finding]:
     """Claim that a kind is above another; by default this is a further question ("asked")."""
-    return Claim(text or f"asked: {label(kind)} is above {label(other)}", kind, other, **how)
+    return claims(results, text or f"asked: {label(kind)} is above {label(other)}", kind, other, **how)
 
 
-def comparable(kind: str, other: str, text: str) -> Claim:
+def comparable(results: Results, kind: str, other: str, text: str) -> Iterator[Finding]:
     """Claim that two kinds differ by less than a point in the mean over widths."""
-    return Claim(text, kind, other, "mean", -1.0, 1.0, digits=2)
+    return claims(results, text, kind, other, "mean", -1.0, 1.0, digits=2)
 
 
-def close(kind: str, other: str, note: str = "") -> Claim:
+def close(results: Results, kind: str, other: str, note: str = "") -> Iterator[Finding]:
     """Claim that a kind loses less than half a point against another at every width."""
     text = f"asked: {label(kind)} is within 0.5 points of {label(other)} at every width, or above{note}"
-    return Claim(text, kind, other, "every", -0.5, digits=2)
+    return claims(results, text, kind, other, "every", -0.5, digits=2)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Finding:
@@ -216,77 +219,61 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows]}
 
 
-@dataclass(frozen=True)
-class Accuracies:
-    """A table of accuracies in per cent: a row for each width, a column for each kind."""
-
-    kinds: Sequence[str]
-    note: str = ""
-
-    def __call__(self, results: Results) -> list[Finding]:
-        """Return the table."""
-        found = {kind: each(results.values(kind)) for kind in self.kinds if results.widths(kind)}
-        own = results.frame[results.frame["kind"].isin(self.kinds)]
-        rows = []
-        for width, networks in own.groupby(results.axis):
-            low, high = networks["nonzero"].min(), networks["nonzero"].max()
-            count = f"{low:,}" if low == high else f"{low:,} – {high:,}"
-            texts = [f[width].text(100, sign=False) if width in f else "–" for f in found.values()]
-            rows.append([f"{width}", count, *texts])
-        trials = results.frame.groupby([results.axis, "kind"]).size().max()
-        heads = ["neurons", "non-zeros", *(f"{label(kind)} %" for kind in found)]
-        return [
-            table(f"{results.name}{self.note}, test accuracy, mean [95 %] of {trials} seeds", heads, rows)
-        ]
+def by_width(
+    title: str, columns: Sequence[tuple[str, Mapping[int, str]]], head: str = "neurons", scale: int = 1
+) -> Finding:
+    """Return a table with a row for each width, times `scale`, of columns of a head and texts by width."""
+    widths = sorted(set().union(*(texts for _, texts in columns)))
+    rows = [[f"{scale * w:g}", *(texts.get(w, "–") for _, texts in columns)] for w in widths]
+    return table(title, [head, *(name for name, _ in columns)], rows)
 
 
-@dataclass(frozen=True)
-class Differences:
-    """A table of paired differences in points: a row for each width, a column for each pair."""
-
-    pairs: Sequence[tuple[str, str]]
-    note: str = ""
-
-    def __call__(self, results: Results) -> list[Finding]:
-        """Return the table."""
-        found = {pair: each(results.differences(*pair)) for pair in self.pairs if results.widths(*pair)}
-        rows = [
-            [f"{width}", *(f[width].text(100, digits=2) if width in f else "–" for f in found.values())]
-            for width in sorted(set().union(*found.values()))
-        ]
-        heads = ["neurons", *(f"{label(a)} − {label(b)}" for a, b in found)]
-        return [table(f"{results.name}{self.note}, paired differences in points, mean [95 %]", heads, rows)]
+def accuracies(results: Results, kinds: Sequence[str], note: str = "") -> Finding:
+    """Return a table of accuracies in per cent: a row for each width, a column for each kind."""
+    own = results.frame[results.frame["kind"].isin(kinds)]
+    counts = own.groupby(results.axis)["nonzero"].agg(["min", "max"]).iterrows()
+    columns = [("non-zeros", {w: " – ".join(f"{n:,}" for n in dict.fromkeys(ends)) for w, ends in counts})]
+    columns += [
+        (f"{label(kind)} %", texts(results.values(kind), 100, sign=False))
+        for kind in kinds
+        if results.widths(kind)
+    ]
+    trials = results.frame.groupby([results.axis, "kind"]).size().max()
+    return by_width(f"{results.name}{note}, test accuracy, mean [95 %] of {trials} seeds", columns)
 
 
-@dataclass(frozen=True)
-class ByKind:
-    """A table with a row for each kind and a column for each width: differences, or accuracies in per cent."""
+def differences(results: Results, pairs: Iterable[tuple[str, str]], note: str = "") -> Finding:
+    """Return a table of paired differences in points: a row for each width, a column for each pair."""
+    columns = [
+        (f"{label(kind)} − {label(other)}", texts(results.differences(kind, other), 100, 2))
+        for kind, other in pairs
+        if results.widths(kind, other)
+    ]
+    return by_width(f"{results.name}{note}, paired differences in points, mean [95 %]", columns)
 
-    kinds: Sequence[str]
-    other: str | None
-    title: str
-    head: str = ""
-    digits: int = 1
 
-    def __call__(self, results: Results) -> list[Finding]:
-        """Return the table."""
-        widths = results.widths(self.other or self.kinds[0])
-        rows = []
-        for kind in self.kinds:
-            if kind == self.other or not results.widths(kind):
-                continue
-            values = results.differences(kind, self.other) if self.other else results.values(kind)
-            texts = {w: i.text(100, self.digits, sign=bool(self.other)) for w, i in each(values).items()}
-            mean_text = [overall(values).text(100, self.digits)] if self.other else []
-            rows.append([label(kind), *(texts.get(w, "–") for w in widths), *mean_text])
-        heads = [self.head, *(f"{w} neurons" for w in widths), *(["mean over widths"] if self.other else [])]
-        trials = len(results.values(self.kinds[0]))
-        return [table(f"{results.name}{self.title.format(trials=trials)}", heads, rows)]
+def by_kind(
+    results: Results, kinds: Sequence[str], other: str | None, title: str, head: str = "", digits: int = 1
+) -> Finding:
+    """Return a table with a row for each kind and a column for each width.
+
+    It has differences from `other` in points, and their mean over widths; without `other` accuracies in per cent.
+    """
+    widths, rows = results.widths(other or kinds[0]), []
+    for kind in kinds:
+        if kind == other or not results.widths(kind):
+            continue
+        values = results.differences(kind, other) if other else results.values(kind)
+        own = texts(values, 100, digits, sign=bool(other))
+        in_all = [overall(values).text(100, digits)] if other else []
+        rows.append([label(kind), *(own.get(w, "–") for w in widths), *in_all])
+    heads = [head, *(f"{w} neurons" for w in widths), *(["mean over widths"] if other else [])]
+    return table(f"{results.name}{title}", heads, rows)
 
 
 def line(kind: str, points: Mapping[Any, Iterable[float]] | pd.DataFrame) -> Finding:
     """Return a line of means with their intervals; `points` has the values of the trials by x."""
-    found = {x: mean([float(v) for v in values if v == v]) for x, values in points.items()}
+    found = {x: mean(values) for x, values in points.items()}
     return {
         "kind": kind,
         "x": [int(x) if x == int(x) else float(x) for x in found],
@@ -297,43 +284,27 @@ def line(kind: str, points: Mapping[Any, Iterable[float]] | pd.DataFrame) -> Fin
 
 
 def lines(
-    title: str, x: str, y: str, drawn: Sequence[Finding], level: float | None = None, scale: str = "log"
+    title: str, x: str, y: str, drawn: Iterable[Finding], level: float | None = None, scale: str = "log"
 ) -> Finding:
     """Return a figure of lines with bands; `level` marks no change, `scale` is that of the x axis."""
-    return {
-        "type": "lines",
-        "title": title,
-        "x": x,
-        "y": y,
-        "lines": list(drawn),
-        "level": level,
-        "scale": scale,
-    }
+    figure = {"type": "lines", "title": title, "x": x, "y": y, "lines": list(drawn)}
+    return {**figure, "level": level, "scale": scale}
 
 
-@dataclass(frozen=True)
-class Curves:
-    """A figure over the widths: of accuracies, or of the differences from another kind."""
-
-    kinds: Sequence[str]
-    other: str = ""
-    note: str = ""
-    other_label: str = ""
-
-    def __call__(self, results: Results) -> list[Finding]:
-        """Return the figure."""
-        if not self.other:
-            drawn = [line(k, 100 * results.values(k)) for k in self.kinds if results.widths(k)]
-            title = f"{results.name}{self.note}: test accuracy"
-            return [lines(title, AXIS, "test accuracy, %", drawn)]
-        present = [kind for kind in self.kinds if results.widths(kind, self.other)]
-        drawn = [line(kind, 100 * results.differences(kind, self.other)) for kind in present]
-        name = self.other_label or label(self.other)
-        return [lines(f"{results.name}{self.note}: above {name}", AXIS, f"points above {name}", drawn, 0.0)]
-
-
-#: What shows something of results: a claim, a table, a figure, or a function of its own.
-Show = Callable[[Results], Iterable[Finding]]
+def curves(
+    results: Results, kinds: Iterable[str], other: str = "", note: str = "", name: str = ""
+) -> Finding:
+    """Return a figure over the widths: of accuracies, or of the differences from another kind, called `name`."""
+    title, y, level = "test accuracy", "test accuracy, %", None
+    if other:
+        name = name or label(other)
+        title, y, level = f"above {name}", f"points above {name}", 0.0
+    drawn = [
+        line(kind, 100 * (results.differences(kind, other) if other else results.values(kind)))
+        for kind in kinds
+        if results.widths(kind, other or kind)
+    ]
+    return lines(f"{results.name}{note}: {title}", AXIS, y, drawn, level)
 
 
 def sorted_findings(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

@@ -11,7 +11,17 @@ import pandas as pd
 
 from fpe_reproduction.experiments.boolean import KINDS
 from fpe_reproduction.experiments.experiment import experiment
-from fpe_reproduction.experiments.findings import Finding, Results, each, judged, line, lines, table
+from fpe_reproduction.experiments.findings import (
+    Finding,
+    Results,
+    by_width,
+    each,
+    judged,
+    line,
+    lines,
+    table,
+    texts,
+)
 from fpe_reproduction.experiments.networks import label
 from fpe_reproduction.experiments.splits import SPLITS
 from fpe_reproduction.experiments.tasks import Rows
@@ -47,22 +57,12 @@ def _signed(
     unit: str,
     scale: float = 1,
     up: bool = True,
-    digits: int = 1,
     size: float | None = None,
     weak: bool = False,
 ) -> Finding:
     """Claim that something is above 0, or below; weakly: that it is not clearly on the other side."""
     bounds = (0.0, np.inf) if up else (-np.inf, 0.0)
-    text = f"{what}: {interval.text(scale, digits)}{unit}"
-    return judged(paper, text, [interval], *bounds, size=None if size is None else size / scale, weak=weak)
-
-
-def _both(results: Results) -> list[tuple[Results, str]]:
-    """Return the networks over neurons at 8 clauses, and over clauses at 8 neurons, with what is fixed."""
-    return [
-        (results.where("neurons", clauses=8), "8 clauses"),
-        (results.where("clauses", neurons=8), "8 neurons"),
-    ]
+    return judged(paper, f"{what}: {interval.text(scale)}{unit}", [interval], *bounds, size, weak)
 
 
 @experiment("section 3.1, figures 2 and A1", 1.5, [_CASE])
@@ -73,27 +73,25 @@ def case_study(results: Results) -> Iterator[Finding]:
     block-diagonal when split by clauses.
     """
     frame = results.frame.set_index(["kind", "trial"]).sort_index()
-    accuracy = frame["accuracy"].unstack("kind")
+    accuracy = 100 * frame["accuracy"].unstack("kind")
     for high, low in (("clause", "random"), ("random", "dense"), ("clause", "dense")):
         paper = PAPER_CASE_STUDY[high] - PAPER_CASE_STUDY[low]
         text = f"{label(high)} is {paper:.1f} points above {label(low)}"
-        interval = mean((accuracy[high] - accuracy[low]).tolist())
-        yield _signed(text, "mean of the paired differences", interval, " points", 100, size=paper)
-    rows = []
-    for kind in KINDS:
-        own = frame.loc[kind]
-        rows.append(
-            [
-                label(kind),
-                f"{len(own['weight'].iloc[0])}",
-                f"{own['nonzero'].iloc[0]}",
-                f"{PAPER_CASE_STUDY[kind]}",
-                mean(own["accuracy"].tolist()).text(100, sign=False),
-                f"{100 * own['accuracy'].max():.1f}",
-                f"{100 * own['accuracy'].min():.1f}",
-                mean(own["train_accuracy"].tolist()).text(100, sign=False),
-            ]
-        )
+        interval = mean(accuracy[high] - accuracy[low])
+        yield _signed(text, "mean of the paired differences", interval, " points", size=paper)
+    rows = [
+        [
+            label(kind),
+            f"{len(frame.loc[kind, 'weight'].iloc[0])}",
+            f"{frame.loc[kind, 'nonzero'].iloc[0]}",
+            f"{PAPER_CASE_STUDY[kind]}",
+            mean(accuracy[kind]).text(sign=False),
+            f"{accuracy[kind].max():.1f}",
+            f"{accuracy[kind].min():.1f}",
+            mean(frame.loc[kind, "train_accuracy"]).text(100, sign=False),
+        ]
+        for kind in KINDS
+    ]
     heads = ["network", "neurons", "non-zeros", "paper %", "test % [95 %]", "best", "worst", "training %"]
     yield table(f"8 clauses, 8 dense neurons, α = 2, {len(accuracy)} seeds", heads, rows)
     typical = ((accuracy[list(KINDS)] - accuracy[list(KINDS)].mean()) ** 2).sum(axis=1).idxmin()
@@ -109,9 +107,8 @@ def matrix(
     every: tuple[int, int] = (0, 0),
 ) -> Finding:
     """Return a figure of a matrix in colors, with a line after every few rows and columns."""
-    columns, rows = (list(each_) for each_ in names)
     figure = {"type": "matrix", "title": title, "values": values.tolist(), "x": axes[0], "y": axes[1]}
-    return {**figure, "columns": columns, "rows": rows, "every": list(every)}
+    return {**figure, "columns": list(names[0]), "rows": list(names[1]), "every": list(every)}
 
 
 def _matrices(kind: str, trial: int, network: pd.Series) -> Iterator[Finding]:
@@ -138,7 +135,7 @@ def neurons(results: Results) -> Iterator[Finding]:
         paper = f"the relative improvement of {label(kind)} shrinks with more neurons"
         what, unit = "slope for each doubling of the neurons", " % of relative improvement"
         yield _signed(paper, what, results.slope(kind), unit, 100, up=False)
-    ahead = mean(results.differences("clause", "random").to_numpy().T.ravel().tolist())
+    ahead = mean(results.differences("clause", "random").to_numpy().T.ravel())
     paper = "clause splitting is above random splitting"
     yield _signed(paper, "mean difference", ahead, " points", 100)
     yield from _gains(results, "8 clauses")
@@ -169,15 +166,10 @@ def _gains(results: Results, fixed: str) -> Iterator[Finding]:
     """Lay out and draw accuracy and relative improvement."""
     accuracy = {kind: 100 * results.values(kind) for kind in KINDS}
     gain = {kind: 100 * results.values(kind, "gain") for kind in EXPANDED}
-    rows = [
-        [f"{x:g}"]
-        + [mean(accuracy[kind][x].tolist()).text(sign=False) for kind in KINDS]
-        + [mean(gain[kind][x].tolist()).text() for kind in EXPANDED]
-        for x in accuracy["dense"]
-    ]
-    heads = [results.axis, *(f"{label(k)} %" for k in KINDS)]
-    heads += [f"{label(k)} gain, relative %" for k in EXPANDED]
-    yield table(f"{fixed}, α = 2, {len(accuracy['dense'])} trials, mean [95 %]", heads, rows)
+    columns = [(f"{label(kind)} %", texts(values, sign=False)) for kind, values in accuracy.items()]
+    columns += [(f"{label(kind)} gain, relative %", texts(values)) for kind, values in gain.items()]
+    title = f"{fixed}, α = 2, {len(accuracy['dense'])} trials, mean [95 %]"
+    yield by_width(title, columns, results.axis)
     x = AXES[results.axis]
     for title, y, values, level in (
         ("Relative improvement", "relative improvement, %", gain, 0.0),
@@ -193,23 +185,19 @@ def heatmap(results: Results) -> Iterator[Finding]:
     The benefit diminishes with fewer clauses; random splitting gives a modest gain nearly everywhere.
     """
     for kind in EXPANDED:
-        own = results.frame[results.frame["kind"] == kind].sort_values(["clauses", "neurons", "trial"])
-        gain = (100 * own["gain"]).groupby([own["neurons"], own["clauses"]]).apply(list)
-        cells = gain.unstack("clauses")
+        own = results.frame[results.frame["kind"] == kind]
+        # A row for each trial and number of neurons, a column for each number of clauses.
+        gain = 100 * own.pivot(index=["neurons", "trial"], columns="clauses", values="gain")
+        means, counts = gain.groupby("neurons").mean(), gain.columns
         title = f"Relative improvement, {label(kind)}, %"
-        values = np.array([[round(float(np.mean(v)), 2) for v in row] for row in cells.to_numpy()])
-        names = [str(c) for c in cells.columns], [str(h) for h in cells.index]
-        yield matrix(title, values, ("clauses", "neurons"), names)
-        rows = [
-            [str(h), *(mean(v).text() for v in row)]
-            for h, row in zip(cells.index, cells.to_numpy(), strict=True)
-        ]
-        yield table(title, ["neurons", *(f"{c} clauses" for c in cells.columns)], rows)
+        names = [str(c) for c in counts], [str(h) for h in means.index]
+        yield matrix(title, means.round(2).to_numpy(), ("clauses", "neurons"), names)
+        columns = [(f"{c} clauses", texts(gain[c].unstack("neurons"))) for c in counts]
+        yield by_width(title, columns)
         paper = f"{label(kind)} improves on dense over the whole map"
-        yield _signed(paper, "mean", mean((100 * own["gain"]).tolist()), " %")
-        few, more = cells.columns[:2]
-        wide = [h for h in cells.index if h >= 8]
-        change = [a - b for h in wide for a, b in zip(cells.loc[h, more], cells.loc[h, few], strict=True)]
+        yield _signed(paper, "mean", mean(gain.to_numpy().ravel()), " %")
+        few, more = counts[:2]
+        change = (gain[more] - gain[few])[gain.index.get_level_values("neurons") >= 8]
         paper = f"as clauses become fewer, the benefit of {label(kind)} diminishes"
         what = f"{more} against {few} clauses, 8 neurons and more"
         yield _signed(paper, what, mean(change), " % of relative improvement")
@@ -235,26 +223,25 @@ def orthogonality(results: Results) -> Iterator[Finding]:
 
 
 def _measure(results: Results, name: str, text: str, up: bool) -> Iterator[Finding]:
-    for own, fixed in _both(results):
+    for axis, other, head, scale in (
+        ("neurons", "clauses", "neurons", 1),
+        ("clauses", "neurons", "# literals", 4),
+    ):
+        own, fixed = results.where(axis, **{other: 8}), f"8 {other}"
         values = {kind: own.values(kind, name) for kind in KINDS}
-        scale, head = (1, "neurons") if own.axis == "neurons" else (4, "# literals")
-        rows = [
-            [f"{scale * x:g}", *(mean(v[x].tolist()).text(digits=3, sign=False) for v in values.values())]
-            for x in values["dense"]
-        ]
-        yield table(f"{text}, {fixed}, mean [95 %]", [head, *map(label, KINDS)], rows)
-        axis = AXES[own.axis]
+        columns = [(label(kind), texts(v, digits=3, sign=False)) for kind, v in values.items()]
+        yield by_width(f"{text}, {fixed}, mean [95 %]", columns, head, scale)
         if up:
             drawn = [line(kind, _fold(values[kind], values["dense"])) for kind in EXPANDED]
-            yield lines(f"Fold change of {text}, {fixed}", axis, "expanded / dense", drawn, 1.0)
+            yield lines(f"Fold change of {text}, {fixed}", AXES[axis], "expanded / dense", drawn, 1.0)
         else:
             drawn = [line(kind, values[kind]) for kind in KINDS]
-            yield lines(f"{text.capitalize()}, {fixed}", axis, text, drawn, 0.0)
+            yield lines(f"{text.capitalize()}, {fixed}", AXES[axis], text, drawn, 0.0)
         for kind in EXPANDED:
             change = values[kind] - values["dense"]
             found = each(change)
-            clear = sum(i.above_zero if up else i.below_zero for i in found.values())
-            in_all = mean(change.to_numpy().T.ravel().tolist())
+            clear = sum(i.low > 0 if up else i.high < 0 for i in found.values())
+            in_all = mean(change.to_numpy().T.ravel())
             bounds = (0.0, np.inf) if up else (-np.inf, 0.0)
             claim = judged(
                 f"{text} of {label(kind)} is {'higher' if up else 'lower'} than dense"
@@ -347,21 +334,16 @@ def _coverage(results: Results) -> Iterator[Finding]:
         results.values("random", measure) for measure in ("covering", "collisions", "covered_clauses")
     )
     models = {count: CoverageModel(int(count), 4, 8) for count in covering}
-    rows = [
-        [
-            str(count),
-            f"{model.coverage:.4f}",
-            mean(covering[count].tolist()).text(digits=4, sign=False),
-            f"{model.collision_ratio:.5f}",
-            mean((collisions[count] / max(1.0, model.dense_collisions)).tolist()).text(digits=5, sign=False),
-            mean(covered[count].tolist()).text(digits=1, sign=False),
-        ]
-        for count, model in models.items()
+    dense = pd.Series({count: max(1.0, model.dense_collisions) for count, model in models.items()})
+    columns = [
+        ("P[cover], formula", {count: f"{model.coverage:.4f}" for count, model in models.items()}),
+        ("trained [95 %]", texts(covering, digits=4, sign=False)),
+        ("collision ratio, formula", {count: f"{m.collision_ratio:.5f}" for count, m in models.items()}),
+        ("trained [95 %]", texts(collisions / dense, digits=5, sign=False)),
+        ("clauses covered by a neuron, of all", texts(covered, digits=1, sign=False)),
     ]
-    heads = ["clauses", "P[cover], formula", "trained [95 %]", "collision ratio, formula", "trained [95 %]"]
-    heads += ["clauses covered by a neuron, of all"]
     title = "Random-split networks after training, 8 dense neurons; pruning removes some of the coverage"
-    yield table(title, heads, rows)
+    yield by_width(title, columns, "clauses")
     exact: dict[str, Any] = {"kind": "formula", "x": [float(count) for count in models]}
     exact |= {key: [model.coverage for model in models.values()] for key in ("means", "low", "high")}
     title, y = "Coverage: exact formula and trained networks", "share of (neuron, clause) pairs covered"
@@ -375,26 +357,19 @@ def clause_free(results: Results) -> Iterator[Finding]:
     Not in the paper. Its split by clauses is given the formula.
     """
     frame, rows = results.frame, []
-    kinds = list(dict.fromkeys(frame["kind"]))
     accuracy = 100 * frame.pivot(index="trial", columns="kind", values="accuracy")
-    for kind in kinds:
-        own = frame[frame["kind"] == kind]
-        above = {other: mean((accuracy[kind] - accuracy[other]).tolist()) for other in ("random", "clause")}
+    for kind, own in frame.groupby("kind", sort=False):
+        above = {other: mean(accuracy[kind] - accuracy[other]) for other in ("random", "clause")}
         factor = len(own["weight"].iloc[0]) // own["neurons"].iloc[0]
-        texts = ["–" if kind == other else interval.text() for other, interval in above.items()]
+        differences = ["–" if kind == other else interval.text() for other, interval in above.items()]
         seen = f"{(100 * factor * own['covering']).mean():.0f}"
-        rows.append([label(kind), mean(accuracy[kind].tolist()).text(sign=False), *texts, seen])
+        rows.append([label(kind), mean(accuracy[kind]).text(sign=False), *differences, seen])
         if kind not in KINDS:
             paper = f"asked: {label(kind)} is better than random, without being told the clauses"
             yield _signed(paper, "mean of the paired differences", above["random"], " points")
-    heads = [
-        "split",
-        "test %",
-        "above random",
-        "above clauses",
-        "clauses that a neuron's child sees whole, %",
-    ]
+    heads = ["split", "test %", "above random", "above clauses"]
+    heads.append("clauses that a neuron's child sees whole, %")
     yield table(f"8 clauses, 8 dense neurons, α = 2, {len(accuracy)} seeds, mean [95 %]", heads, rows)
-    shown = [k for k in ("clause", "random", "coactivation", "learned", "interactions") if k in kinds]
+    shown = [k for k in ("clause", "random", "coactivation", "learned", "interactions") if k in accuracy]
     drawn = [line(k, {int(frame["neurons"].iloc[0]): accuracy[k].tolist()}) for k in shown]
     yield lines("Test accuracy", "hidden neurons", "test accuracy, %", drawn)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fpe import __version__
 from fpe._util.files import finite, write_json
 from fpe.compare.runner import call, claim_folder, run_tasks
 from fpe.compare.store import commits, provenance
@@ -22,8 +23,14 @@ from fpe_reproduction.experiments.findings import Results, sorted_findings
 from fpe_reproduction.experiments.tasks import Request, Task
 from fpe_reproduction.experiments.timeline import Source
 
-#: Options of ``fpe reproduce`` that only experiments on real data have, with the least value of some.
-OPTIONS = {"hidden": 1, "trials": 1, "warmup_epochs": 0, "epochs": 1, "lr": None}
+#: Options of ``fpe reproduce`` that only experiments on real data have: what is allowed, and how that is said.
+OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "hidden": (lambda widths: min(widths) >= 1, "at least 1"),
+    "trials": (lambda trials: trials >= 1, "at least 1"),
+    "warmup_epochs": (lambda epochs: epochs >= 0, "at least 0"),
+    "epochs": (lambda epochs: epochs >= 1, "at least 1"),
+    "lr": (lambda lr: 0 < lr < math.inf, "a number above 0"),
+}
 
 
 def reproduce(
@@ -56,14 +63,24 @@ def reproduce(
     request = request or Request()
     experiments = chosen(name)
     _check_request(name, experiments, request, data)
-    sources = _sources(experiments, data, label, on_data)
-    tasks = {e.name: e.tasks(dataclasses.replace(request, data=sources[e.name])) for e in experiments}
+    names: list[str] = []
+
+    @functools.cache
+    def source_of(source: str) -> tuple[str, Source]:
+        place = source if source in NAMED else str(Path(source).resolve())
+        dataset = load(place, label=label)
+        if on_data is not None:
+            on_data(dataset)
+        if dataset.name in names:
+            raise ArgumentError(f"two of the data sets are called {dataset.name!r}; rename one of the files.")
+        names.append(dataset.name)
+        return dataset.name, Source(place, dataset.fingerprint, label)
+
+    tasks = _tasks(experiments, request, data, source_of)
     groups: dict[str, dict[str, Task]] = {}
     for task in sorted((task for own in tasks.values() for task in own), key=lambda task: -task.cost):
         groups.setdefault(task.group, {})[task.name] = task
-    identities = {
-        group: {"fpe": __version__, **next(iter(own.values())).identity} for group, own in groups.items()
-    }
+    identities = {group: dict(next(iter(own.values())).identity) for group, own in groups.items()}
     for group, identity in identities.items():
         claim_folder(out / group, identity, fresh)
     records: dict[tuple[str, str], dict[str, Any]] = {}
@@ -78,86 +95,79 @@ def reproduce(
         made = run_tasks(call, work, out / group / "trials", digest, jobs=jobs, on_finished=finished)
         records |= {(group, key): record for key, record in made.items()}
     results: dict[str, dict[str, Any]] = {}
-    for experiment in experiments:
-        results[experiment.name] = finite(_result(experiment, tasks[experiment.name], records, request, data))
-        write_json(out / experiment.name / "results.json", results[experiment.name])
+    for each in experiments:
+        made_of = [(task, records[task.group, task.name]) for task in tasks[each.name]]
+        results[each.name] = finite(_result(each, made_of, request, data))
+        write_json(out / each.name / "results.json", results[each.name])
     return results
 
 
 def count_tasks(name: str, request: Request, data: Sequence[str] = ()) -> int:
     """Return how many tasks an experiment, or a group of them, has."""
-    tasks = [
-        task
-        for experiment in chosen(name)
-        for task in experiment.tasks(
-            dataclasses.replace(request, data={each: Source(each, "") for each in data or experiment.data})
-        )
-    ]
-    return len({(task.group, task.name) for task in tasks})
+    tasks = _tasks(chosen(name), request, data, lambda source: (source, Source(source, "")))
+    return len({(task.group, task.name) for own in tasks.values() for task in own})
+
+
+def _tasks(
+    experiments: Sequence[Experiment],
+    request: Request,
+    data: Sequence[str],
+    source_of: Callable[[str], tuple[str, Source]],
+) -> dict[str, list[Task]]:
+    """Return the tasks of each experiment, on the data that was asked for or on its own."""
+    made = {}
+    for each in experiments:
+        sources = map(source_of, data or each.data) if each.data else ()
+        made[each.name] = each.tasks(dataclasses.replace(request, data=dict(sources)))
+    return made
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """Return those of `OPTIONS` that are asked for."""
+    return {name: value for name in OPTIONS if (value := getattr(request, name)) is not None}
 
 
 def _check_request(
     name: str, experiments: Sequence[Experiment], request: Request, data: Sequence[str]
 ) -> None:
     """Refuse options that would be ignored, and numbers out of range."""
-    given = {f"--{k.replace('_', '-')}": getattr(request, k) for k in OPTIONS}
-    given = {k: v for k, v in {**given, "--data": tuple(data) or None}.items() if v is not None}
-    if given and not any(experiment.data for experiment in experiments):
+    given = _given(request)
+    flags = [_flag(option) for option in given] + (["--data"] if data else [])
+    if flags and not any(experiment.data for experiment in experiments):
         raise ArgumentError(
-            f"{', '.join(given)} cannot be used with {name}, which runs on made-up data as the paper does; "
+            f"{', '.join(flags)} cannot be used with {name}, which runs on made-up data as the paper does; "
             "leave it out."
         )
-    problems = []
-    for option, least in OPTIONS.items():
-        value = getattr(request, option)
-        flag = f"--{option.replace('_', '-')}"
-        if least is not None and value is not None and min(value if option == "hidden" else [value]) < least:
-            problems.append(f"{flag} is {value}; give at least {least}.")
-    if request.lr is not None and not 0 < request.lr < float("inf"):
-        problems.append(f"--lr is {request.lr}; give a number above 0.")
+    problems = [
+        f"{_flag(option)} is {value}; give {OPTIONS[option][1]}."
+        for option, value in given.items()
+        if not OPTIONS[option][0](value)
+    ]
     if problems:
         raise ArgumentError(" ".join(problems))
 
 
-def _sources(
-    experiments: Sequence[Experiment],
-    data: Sequence[str],
-    label: str | None,
-    on_data: Callable[[Dataset], None] | None,
-) -> dict[str, dict[str, Source]]:
-    """Load each data set once; return those of each experiment, by name."""
-    wanted = {e.name: (data or e.data) if e.data else () for e in experiments}
-    loaded: dict[str, tuple[str, Source]] = {}
-    for source in dict.fromkeys(source for own in wanted.values() for source in own):
-        place = source if source in NAMED else str(Path(source).resolve())
-        dataset = load(place, label=label)
-        if on_data is not None:
-            on_data(dataset)
-        if any(dataset.name == other for other, _ in loaded.values()):
-            raise ArgumentError(f"two of the data sets are called {dataset.name!r}; rename one of the files.")
-        loaded[source] = dataset.name, Source(place, dataset.fingerprint, label)
-    return {name: dict(loaded[source] for source in own) for name, own in wanted.items()}
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def _result(
     experiment: Experiment,
-    tasks: Sequence[Task],
-    records: Mapping[tuple[str, str], dict[str, Any]],
+    made: Sequence[tuple[Task, dict[str, Any]]],
     request: Request,
     data: Sequence[str],
 ) -> dict[str, Any]:
-    own = [(task, records[task.group, task.name]) for task in tasks]
     networks = [
         {**({"data": task.group} if task.group else {}), **network}
-        for task, record in own
+        for task, record in made
         for network in record["networks"]
     ]
-    if experiment.data:
-        results = Results.by_data(networks, request.quick)
-        settings: Any = {task.group: {"fpe": __version__, **task.identity} for task in tasks}
-    else:
-        results = [Results.of("", networks, "neurons", request.quick)]
-        settings = {"fpe": __version__, **tasks[0].identity}
+    axis = "hidden" if experiment.data else "neurons"
+    results = [
+        Results.of(group, [n for n in networks if n.get("data", "") == group], axis, request.quick)
+        for group in dict.fromkeys(task.group for task, _ in made)
+    ]
+    settings = {task.group: task.identity for task, _ in made}
     return {
         "name": experiment.name,
         "where": experiment.where,
@@ -165,12 +175,12 @@ def _result(
         "paper": experiment.paper,
         "command": _command(experiment, request, data),
         "quick": request.quick,
-        "settings": settings,
+        "settings": settings if experiment.data else settings[""],
         "networks": len(networks),
-        "training_seconds": round(sum(record["seconds"] for _, record in own)),
+        "training_seconds": round(sum(record["seconds"] for _, record in made)),
         **sorted_findings(finding for each in results for finding in experiment.findings(each)),
         "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
-        "commits": commits(record for _, record in own),
+        "commits": commits(record for _, record in made),
         "provenance": provenance(),
     }
 
@@ -181,8 +191,6 @@ def _command(experiment: Experiment, request: Request, data: Sequence[str]) -> s
     words += ["--quick"] if request.quick else []
     words += [f"--seed {request.seed}"] if request.seed else []
     words += [f"--data {source}" for source in data]
-    for option in OPTIONS:
-        value = getattr(request, option)
-        text = " ".join(map(str, value)) if option == "hidden" and value else value
-        words += [] if value is None else [f"--{option.replace('_', '-')} {text}"]
+    for option, value in _given(request).items():
+        words.append(f"{_flag(option)} {' '.join(map(str, value)) if option == 'hidden' else value}")
     return " ".join(words)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from fpe import __version__
 from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
 from fpe_reproduction.experiments.classifiers import run_cnns, run_gated
 from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
@@ -88,7 +89,7 @@ class Rows:
             arguments |= {"first_trial": first, "trials": count}
             if self.others:
                 name, arguments = f"splits-{name}", {**arguments, "others": tuple(self.others)}
-            identity = {"quick": request.quick, **config.to_dict()}
+            identity = {"fpe": __version__, "quick": request.quick, **config.to_dict()}
             yield Task(name, run_row, arguments, clauses * sum(neurons) * count, identity)
 
 
@@ -127,6 +128,7 @@ class Family:
     ) -> Iterable[Task]:
         config = config_of(data, request, setup)
         identity = {
+            "fpe": __version__,
             "quick": request.quick,
             "data": data,
             "fingerprint": source.fingerprint,

@@ -8,24 +8,23 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fpe.metrics import relative_improvement
 from fpe_reproduction.experiments.experiment import BOTH, experiment
 from fpe_reproduction.experiments.findings import (
     AXIS,
-    Accuracies,
-    Claim,
-    Curves,
-    Differences,
     Finding,
     Results,
-    Show,
     above,
+    accuracies,
+    by_width,
+    claims,
     comparable,
+    curves,
+    differences,
     each,
     judged,
     line,
     lines,
-    table,
+    texts,
 )
 from fpe_reproduction.experiments.networks import KINDS, REWIRED, TIMES, label
 from fpe_reproduction.experiments.tasks import Family
@@ -59,31 +58,31 @@ FIVE = Family("five", ("dense", "random"), (6, 8, 10, 12, 14, 16), (6, 8), layer
 
 
 @experiment("section 3.3, figure 5", 6, [CORE], BOTH)
-def vision(results: Results) -> Iterator[Finding | Show]:
+def vision(results: Results) -> Iterator[Finding]:
     """Do expanded networks classify real data better than dense ones of the same count?
 
     Expanded above dense at all widths, most where neurons are few; splitting by the Gram matrix is only
     comparable to splitting at random.
     """
     for at, where in ((2, ""), ("mean", " across widths")):
-        yield above("random", "dense", f"random-split is above dense{where}", at=at)
-        yield above("gram", "dense", f"gram-split is above dense{where}", at=at)
-    yield comparable("gram", "random", "gram-split is only comparable to random-split")
+        yield from above(results, "random", "dense", f"random-split is above dense{where}", at=at)
+        yield from above(results, "gram", "dense", f"gram-split is above dense{where}", at=at)
+    yield from comparable(results, "gram", "random", "gram-split is only comparable to random-split")
     text = "the relative improvement is most pronounced where neurons are few"
-    yield Claim(text, "random", at="slope", low=-np.inf, high=0)
-    yield Accuracies(("dense", "gram", "random", "restart", "shared", "columns"))
-    yield Differences([("random", "dense"), ("gram", "dense"), ("gram", "random"), ("restart", "dense")])
+    yield from claims(results, text, "random", at="slope", low=-np.inf, high=0)
+    yield accuracies(results, ("dense", "gram", "random", "restart", "shared", "columns"))
+    yield differences(
+        results, [("random", "dense"), ("gram", "dense"), ("gram", "random"), ("restart", "dense")]
+    )
     kinds = ("gram", "random")
-    found = [each(results.values(kind, "gain")) for kind in kinds]
-    rows = [[f"{h}", *(f[h].text(100) for f in found)] for h in results.widths("dense", *kinds)]
-    heads = ["neurons", *(f"{label(kind)}, relative %" for kind in kinds)]
-    yield table(f"{results.name}, relative improvement on dense, mean [95 %]", heads, rows)
-    yield Curves(("dense", "gram", "random"))
-    yield Curves(("gram", "random", "restart"), "dense")
+    columns = [(f"{label(kind)}, relative %", texts(results.values(kind, "gain"), 100)) for kind in kinds]
+    yield by_width(f"{results.name}, relative improvement on dense, mean [95 %]", columns)
+    yield curves(results, ("dense", "gram", "random"))
+    yield curves(results, ("gram", "random", "restart"), "dense")
 
 
 @experiment("section 3.4, figure 6a", 9, [CORE, BETWEEN], BOTH)
-def equivalent(results: Results) -> Iterator[Finding | Show]:
+def equivalent(results: Results) -> Iterator[Finding]:
     """How many parameters does a dense network need to match an expanded one?
 
     Random splitting of 32 neurons matches a dense network of over 1.2 times the parameters, and so
@@ -91,31 +90,28 @@ def equivalent(results: Results) -> Iterator[Finding | Show]:
     """
     # A trial is compared with the dense networks of its own seed: their accuracies, made monotone, are linear
     # between their widths; beyond the last one the ratio is that of the last.
-    counts = results.frame.groupby(["kind", "hidden"])["nonzero"].first()
     dense, random = results.values("dense"), results.values("random")
-    rows, points = [], {}
-    for hidden in random.columns:
-        own = counts["random", hidden]
+    dense_counts, counts = results.counts("dense"), results.counts("random")
 
-        def ratio(curve: pd.Series, accuracy: float, own: int = own) -> float:
-            return float(
-                np.interp(accuracy, np.maximum.accumulate(curve), counts["dense"][dense.columns]) / own
-            )
+    def needed(curve: pd.Series, reached: pd.Series) -> np.ndarray:
+        return np.asarray(np.interp(reached, np.maximum.accumulate(curve), dense_counts[dense.columns]))
 
-        points[hidden] = [ratio(dense.loc[t], random.loc[t, hidden]) for t in random.index]
-        times = mean(points[hidden])
-        text = times.text(1, 2, sign=False)
-        of_means = ratio(dense.mean(), random[hidden].mean())
-        accuracy = mean(random[hidden].tolist()).text(100, sign=False)
-        rows.append([f"{hidden}", f"{own:,}", accuracy, f"{of_means * own:,.0f}", text])
-        paper = "a dense network needs over 1.2 times the parameters to match"
-        yield judged(paper, f"{results.name}, {hidden} neurons: {text} times", [times], 1.2)
-    heads = ["neurons", "non-zeros", "random-split %", "dense parameters to match", "times [95 %]"]
-    yield table(f"{results.name}, parameters of a dense network that matches", heads, rows)
-    drawn = [line("random", points)]
+    times = random.apply(lambda trial: needed(dense.loc[trial.name], trial) / counts, axis=1)
+    for hidden, interval in each(times).items():
+        text = f"{results.name}, {hidden} neurons: {interval.text(1, 2, sign=False)} times"
+        yield judged("a dense network needs over 1.2 times the parameters to match", text, [interval], 1.2)
+    of_means = dict(zip(random.columns, needed(dense.mean(), random.mean()), strict=True))
+    columns = [
+        ("non-zeros", {hidden: f"{count:,}" for hidden, count in counts.items()}),
+        ("random-split %", texts(random, 100, sign=False)),
+        ("dense parameters to match", {hidden: f"{count:,.0f}" for hidden, count in of_means.items()}),
+        ("times [95 %]", texts(times, 1, 2, sign=False)),
+    ]
+    yield by_width(f"{results.name}, parameters of a dense network that matches", columns)
+    drawn = [line("random", times)]
     yield lines(f"{results.name}: parameters to match", AXIS, "dense / expanded parameters", drawn, 1.2)
-    yield Accuracies(("dense", "random"))
-    yield Curves(("dense", "random"))
+    yield accuracies(results, ("dense", "random"))
+    yield curves(results, ("dense", "random"))
 
 
 def share_before(kind: str) -> float:
@@ -124,15 +120,17 @@ def share_before(kind: str) -> float:
 
 
 @experiment("section 3.4, figure 6b", 10, [CORE, Family("timing", tuple(TIMES))], BOTH)
-def timing(results: Results) -> Iterator[Finding | Show]:
+def timing(results: Results) -> Iterator[Finding]:
     """When should a network be split?
 
     The earlier the better; even the latest split is above dense.
     """
-    yield above("random-at-10", "random-at-90", "an early split is better than a late one", at="mean")
-    yield above("random-at-10", "random", "a split at 10 % is better than at 50 %", at="mean")
-    yield above("random-at-90", "dense", "even the latest split is above dense", at="mean")
-    yield above("random-at-10", "random-at-90", "early is at least as good as late", low=-1.0)
+    yield from above(
+        results, "random-at-10", "random-at-90", "an early split is better than a late one", at="mean"
+    )
+    yield from above(results, "random-at-10", "random", "a split at 10 % is better than at 50 %", at="mean")
+    yield from above(results, "random-at-90", "dense", "even the latest split is above dense", at="mean")
+    yield from above(results, "random-at-10", "random-at-90", "early is at least as good as late", low=-1.0)
     kinds = sorted([*TIMES, "random"], key=share_before)
     gain = {kind: 100 * results.differences(kind, "dense") for kind in kinds}
     drawn = [
@@ -141,12 +139,12 @@ def timing(results: Results) -> Iterator[Finding | Show]:
     ]
     x, y = "share of the training before the split, %", "points above dense"
     yield lines(f"{results.name}: when to split", x, y, drawn, 0.0, "linear")
-    yield Accuracies(("dense", *kinds))
-    yield Differences([(kind, "random-at-90") for kind in ("random-at-0", "random-at-10", "random")])
+    yield accuracies(results, ("dense", *kinds))
+    yield differences(results, [(kind, "random-at-90") for kind in ("random-at-0", "random-at-10", "random")])
 
 
 @experiment("section 3.4, figure 6c", 9, [CORE, FACTOR], BOTH)
-def interference(results: Results) -> Iterator[Finding | Show]:
+def interference(results: Results) -> Iterator[Finding]:
     """Are the neurons of expanded networks less alike?
 
     Mean cosine similarity below dense for both factors, over all widths.
@@ -154,43 +152,39 @@ def interference(results: Results) -> Iterator[Finding | Show]:
     kinds = ("dense", "random", "random-x4")
     for kind in kinds[1:]:
         paper = f"{label(kind)} neurons are less alike than dense ones"
-        yield Claim(paper, kind, low=-np.inf, high=0, measure="cosine")
+        yield from claims(results, paper, kind, low=-np.inf, high=0, measure="cosine")
     for measure, text in (("cosine", "mean cosine similarity"), ("capacity", "feature capacity")):
         values = {kind: results.values(kind, measure) for kind in kinds}
-        rows = [
-            [f"{h}", *(mean(v[h].tolist()).text(digits=3, sign=False) for v in values.values())]
-            for h in results.widths(*kinds)
-        ]
-        title = f"{results.name}, {text} of the first layer, mean [95 %]"
-        yield table(title, ["neurons", *map(label, kinds)], rows)
+        columns = [(label(kind), texts(v, digits=3, sign=False)) for kind, v in values.items()]
+        yield by_width(f"{results.name}, {text} of the first layer, mean [95 %]", columns)
         drawn = [line(kind, v) for kind, v in values.items()]
         yield lines(f"{results.name}: {text}", AXIS, text, drawn, 0.0 if measure == "cosine" else None)
 
 
 @experiment("section 3.4, figure 6d", 11, [CORE, FACTOR, COLUMNS], BOTH)
-def factor(results: Results) -> Iterator[Finding | Show]:
+def factor(results: Results) -> Iterator[Finding]:
     """How many children should a neuron have?
 
     All factors gain much where the network is small; differences fade with width.
     """
     kinds = ("random", "random-x3", "random-x4", "random-x8")
     for kind in kinds:
-        yield above(kind, "dense", "every factor gains where the network is small", at=1)
+        yield from above(results, kind, "dense", "every factor gains where the network is small", at=1)
     values = np.stack([results.values(kind)[results.widths("dense", *kinds)] for kind in kinds])
     ranges = values.max(axis=0) - values.min(axis=0)
     change = mean(ranges[:, -1] - ranges[:, 0])
     what = "spread over the factors at the largest width less that at the smallest"
     text = f"{results.name}, {what}: {change.text(100)} points"
     yield judged("differences between factors diminish as width grows", text, [change], -np.inf, 0.0)
-    yield Accuracies(("dense", "restart", *kinds))
+    yield accuracies(results, ("dense", "restart", *kinds))
     columns = ("columns", *COLUMNS.kinds)
-    yield Accuracies(("shared", *columns))
-    yield Curves(("restart", *kinds), "dense")
-    yield Curves(columns, "dense", ", whole columns")
+    yield accuracies(results, ("shared", *columns))
+    yield curves(results, ("restart", *kinds), "dense")
+    yield curves(results, columns, "dense", ", whole columns")
 
 
 @experiment("section A.7, table A3", 10, [replace(DEEP, layers=n, full_only=n > 4) for n in (4, 6, 8)], BOTH)
-def depth(results: Results) -> Iterator[Finding | Show]:
+def depth(results: Results) -> Iterator[Finding]:
     """Does it help deep networks?
 
     Relative improvement at 4 neurons 28, 34 and 104 % for 5, 7 and 9 layers; at 16 neurons 0.2, 0.8 and
@@ -201,11 +195,10 @@ def depth(results: Results) -> Iterator[Finding | Show]:
         own, deep = results.where(layers=layers), layers + 1
         gain = own.values("random", "gain")
         few, many = gain.columns[0], gain.columns[-1]
-        change = mean((gain[few] - gain[many]).tolist())
-        ends = [mean(gain[width].tolist()).text(100) for width in (few, many)]
+        change, ends = mean(gain[few] - gain[many]), texts(gain, 100)
         yield judged(
             f"with {deep} layers, {few} neurons gain relatively more than {many}",
-            f"{results.name}: {ends[0]} % against {ends[1]} %; difference: {change.text(100)} %",
+            f"{results.name}: {ends[few]} % against {ends[many]} %; difference: {change.text(100)} %",
             [change],
         )
         paper = {width: f"{value:+g}" for width, value in PAPER_DEPTH.get(deep, {}).items()}
@@ -215,50 +208,35 @@ def depth(results: Results) -> Iterator[Finding | Show]:
 
 
 @experiment("section A.7, table A4", 3, [FIVE], ("banking77",))
-def imagenet(results: Results) -> Iterator[Finding | Show]:
+def imagenet(results: Results) -> Iterator[Finding]:
     """Does it help a network of five layers with many classes?
 
     ImageNet-1k, 6 to 16 neurons: dense 13.0 to 46.9 %, expanded 13.9 to 47.0 %.
     """
-    yield above("random", "dense", "expanded is above dense at every width")
+    yield from above(results, "random", "dense", "expanded is above dense at every width")
     paper = {width: f"{dense} → {expanded}" for width, (dense, expanded) in PAPER_IMAGENET.items()}
     yield _beside_the_paper(results, f"{results.name}, five layers, mean [95 %]", "paper's, ImageNet", paper)
-    yield Curves(("dense", "random"))
-    yield Curves(("random",), "dense")
+    yield curves(results, ("dense", "random"))
+    yield curves(results, ("random",), "dense")
 
 
 def _beside_the_paper(results: Results, title: str, head: str, paper: dict[int, str]) -> Finding:
-    dense, random, gain = results.values("dense"), results.values("random"), results.values("random", "gain")
-    counts = results.frame.groupby(["kind", "hidden"])["nonzero"].first()
-    points = each(results.differences("random", "dense"))
-    rows = [
-        [
-            f"{hidden}",
-            f"{counts['dense', hidden]:,}",
-            mean(dense[hidden].tolist()).text(100, sign=False),
-            mean(random[hidden].tolist()).text(100, sign=False),
-            points[hidden].text(100),
-            mean(gain[hidden].tolist()).text(100),
-            f"{100 * relative_improvement(random[hidden].mean(), dense[hidden].mean()):+.1f}",
-            paper.get(hidden, "–"),
-        ]
-        for hidden in results.widths("dense", "random")
+    dense, random = results.values("dense"), results.values("random")
+    of_means = 100 * (random.mean() - dense.mean()) / dense.mean()
+    columns = [
+        ("non-zeros", {width: f"{count:,}" for width, count in results.counts("dense").items()}),
+        ("dense %", texts(dense, 100, sign=False)),
+        ("random-split %", texts(random, 100, sign=False)),
+        ("points", texts(results.differences("random", "dense"), 100)),
+        ("relative %", texts(results.values("random", "gain"), 100)),
+        ("of the means", {width: f"{value:+.1f}" for width, value in of_means.items()}),
+        (head, {width: paper[width] for width in random if width in paper}),
     ]
-    heads = [
-        "neurons",
-        "non-zeros",
-        "dense %",
-        "random-split %",
-        "points",
-        "relative %",
-        "of the means",
-        head,
-    ]
-    return table(title, heads, rows)
+    return by_width(title, columns)
 
 
 @experiment("section A.7", 10, [CORE, Family("rewired", tuple(REWIRED))], BOTH)
-def dynamic(results: Results) -> Iterator[Finding | Show]:
+def dynamic(results: Results) -> Iterator[Finding]:
     """Are dynamic masks better than fixed ones?
 
     Over one-shot random: +4.5, +1.9 and +0.5 % at 4, 8 and 16 neurons; over dense +53, +14 and +3 %
@@ -272,19 +250,19 @@ def dynamic(results: Results) -> Iterator[Finding | Show]:
         interval = found[best][hidden]
         text = f"{results.name}, {hidden} neurons, best with {label(best)}: {interval.text(100)} points"
         yield judged(f"dynamic masks: {paper}", text, [interval], size=None if size is None else size / 100)
-    yield Accuracies(("dense", "random", *REWIRED))
-    yield Differences([(kind, "random") for kind in REWIRED])
-    yield Curves(tuple(REWIRED), "random", other_label="one-shot random")
+    yield accuracies(results, ("dense", "random", *REWIRED))
+    yield differences(results, [(kind, "random") for kind in REWIRED])
+    yield curves(results, tuple(REWIRED), "random", name="one-shot random")
 
 
 @experiment("section A.7, table A5", 6, [CORE], BOTH)
-def two_four(results: Results) -> Iterator[Finding | Show]:
+def two_four(results: Results) -> Iterator[Finding]:
     """Does the 2:4 pattern of accelerators cost accuracy?
 
     Dense 53.89 %, 2:4 61.67 %, random 61.92 %.
     """
-    yield comparable("two-four", "random", "2:4 is within a point of random (−0.25 points)")
-    yield above("two-four", "dense", "2:4 is above dense (+7.78 points)", at="mean", size=7.78)
-    yield Accuracies(("dense", "two-four", "random"))
-    yield Differences([("two-four", "dense"), ("random", "dense"), ("two-four", "random")])
-    yield Curves(("two-four", "random"), "dense")
+    yield from comparable(results, "two-four", "random", "2:4 is within a point of random (−0.25 points)")
+    yield from above(results, "two-four", "dense", "2:4 is above dense (+7.78 points)", at="mean", size=7.78)
+    yield accuracies(results, ("dense", "two-four", "random"))
+    yield differences(results, [("two-four", "dense"), ("random", "dense"), ("two-four", "random")])
+    yield curves(results, ("two-four", "random"), "dense")
