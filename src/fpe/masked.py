@@ -21,35 +21,23 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 
 
 class _MaskGradient(torch.autograd.Function):
-    """Identity forward; the gradient times the mask backward."""
+    """Identity forward; the gradient times the mask backward, and the whole gradient for a probe."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor, probe: Tensor | None) -> Tensor:
         return weight.view_as(weight)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.save_for_backward(inputs[1])
+        ctx.probed = inputs[2] is not None
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
         (mask,) = ctx.saved_tensors
-        return grad * mask, None
-
-
-class _ShowGradient(_MaskGradient):
-    """As `_MaskGradient`, with the whole gradient for a probe."""
-
-    @staticmethod
-    def forward(weight: Tensor, mask: Tensor, probe: Tensor) -> Tensor:  # type: ignore[override]
-        return weight.view_as(weight)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor]:  # type: ignore[override]
-        (mask,) = ctx.saved_tensors
-        return grad * mask, None, grad
+        return grad * mask, None, grad if ctx.probed else None
 
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
@@ -99,16 +87,14 @@ class MaskedLayer(HasMasks):
 
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
-        weight = self.weight
+        weight: Any = self.weight
         if not isinstance(
             weight, nn.Parameter
         ):  # computed, or given by functional_call: not zero at the mask
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
-        if self._probe is None:
-            return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask))  # type: ignore[no-untyped-call]
-        return cast(Tensor, _ShowGradient.apply(weight, self.fpe_mask, self._probe))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask, self._probe))  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe out: a rewirer watches this layer, not its copies."""
@@ -173,9 +159,8 @@ def past_mask(weight: Tensor, mask: Tensor) -> int:
     mask = placed_like(mask, weight)
     if hasattr(weight, "qdata"):  # rounded by torchao, whose tensors cannot be compared
         weight = cast(Any, weight).dequantize()
-    weight, mask = (
-        cast(Any, t).to_local() if type(t).__name__ == "DTensor" else t for t in (weight.data, mask)
-    )
+    pair: list[Any] = [weight.data, mask]
+    weight, mask = (t.to_local() if type(t).__name__ == "DTensor" else t for t in pair)
     return int(((mask == 0) & (weight != 0)).sum())
 
 
@@ -208,11 +193,6 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     Loading a state dict sets masked weights to zero, with a warning.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
-
     @classmethod
     def from_arrays(cls, weight: Tensor, bias: Tensor | None, mask: Tensor) -> MaskedLinear:
         """Make a layer around these tensors, which it keeps; `weight` must be zero where `mask` is."""
@@ -234,9 +214,8 @@ class _MaskedConvolution(MaskedLayer):
 
         `weight`, of shape (out_channels, in_channels, *kernel), must be zero where `mask` is.
         """
-        copied = {
-            n: getattr(like, n) for n in ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-        }
+        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        copied = {name: getattr(like, name) for name in names}
         sizes = weight.shape[1], weight.shape[0]
         layer = cls(*sizes, **copied, bias=bias is not None, device="meta", dtype=weight.dtype)
         layer._set(weight, bias, mask)
@@ -290,12 +269,8 @@ def counted_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, i
         prefix, _, own = name.rpartition(".")
         owner = module.get_submodule(prefix)
         mask = owner.free(own) if isinstance(owner, HasMasks) else None
-        masked = 0 if mask is None else parameter.numel() - int(mask.count_nonzero())
-        yield (
-            name,
-            parameter,
-            parameter.numel() - masked + (0 if mask is None else past_mask(parameter, mask)),
-        )
+        free = parameter.numel() if mask is None else int(mask.count_nonzero()) + past_mask(parameter, mask)
+        yield name, parameter, free
 
 
 def count_free(mask: Tensor) -> int:

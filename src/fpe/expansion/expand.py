@@ -16,7 +16,7 @@ from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner
 from fpe.expansion.index_maps import Origins, memo_with
-from fpe.expansion.measure import shapes_of
+from fpe.expansion.measure import shape_problem
 from fpe.expansion.plan import LayerPlan, Plan
 from fpe.expansion.planner import parameters_per_neuron
 from fpe.expansion.pruning import Pruning
@@ -24,7 +24,7 @@ from fpe.expansion.selection import Layers
 from fpe.expansion.splits import Split
 from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen
 from fpe.graph import NeuronGroup
-from fpe.graph.copies import deep_copy, first_line
+from fpe.graph.copies import deep_copy
 from fpe.graph.groups import layout_neurons
 from fpe.masked import check_masks, count_free, count_nonzero
 
@@ -275,15 +275,8 @@ def check_wide(wide: nn.Module, todo: Plan, done: Plan, fresh: bool) -> None:
     tried = fresh and not any(layer.dropped for layer in done.layers)
     if tried or todo.basis is None or todo.basis.shapes is None:
         return
-    try:
-        shapes = shapes_of(wide, todo.basis.batch)
-    except Exception as error:  # the user's own code may fail in any way
-        problem = f"it does not run ({first_line(error)})"
-    else:
-        problem = "" if shapes == todo.basis.shapes else f"its outputs have shapes {[*map(tuple, shapes)]}"
-    if problem:
+    if problem := shape_problem(wide, todo.basis.batch, todo.basis.shapes):
         raise ModelError(
-            f"the expanded {type(wide).__name__} is wrong: {problem}. Its forward pass has the number of "
-            "neurons written down, in a view or a constant; take it from the tensors instead, or leave that "
-            "layer out of layers=…"
+            f"the expanded {type(wide).__name__} is wrong: {problem}; take the number from the tensors "
+            "instead, or leave that layer out of layers=…"
         )

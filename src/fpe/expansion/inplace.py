@@ -77,15 +77,17 @@ def expand_(
     model = uncompiled(model)
     with own_forward(model):
         todo = planned(model, plan, {"factor": factor, **how})
-        done, replaced = Expansion(model, todo).run()
-        origins = Origins(model, done.layers)
+        expansion = Expansion(model, todo)
+        done, replaced = expansion.run()
         before = {name: model.get_submodule(name) for name in replaced}
         pairs: list[Pair] = [
             (name, own, before[name].get_parameter(own), new)
             for name, module in replaced.items()
             for own, new in module.named_parameters(recurse=False)
         ]
-        states = [{} if moments == "fresh" else _lifted(o, origins, pairs, replaced) for o in optimizers]
+        states = [
+            {} if moments == "fresh" else _lifted(o, expansion.origins, pairs, replaced) for o in optimizers
+        ]
         _warn_of_untrained(optimizers, pairs)
         replace_modules_(model, replaced)
         try:

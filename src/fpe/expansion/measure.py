@@ -25,7 +25,6 @@ from fpe.metrics import crowding, participation_ratio
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
 MOST_SAMPLES = 4096
-_WRITTEN_DOWN = "the forward pass has the number of neurons written down, in a view or a constant"
 
 
 @dataclass
@@ -139,6 +138,28 @@ def shapes_of(
         return [t.shape for t in tensors_in(own.train(training)(*args, **kwargs))]
 
 
+def shape_problem(
+    model: nn.Module,
+    batch: Any,
+    expected: list[torch.Size],
+    training: bool = False,
+    instead: dict[str, nn.Module] | None = None,
+) -> str | None:
+    """Say that a wide model, in a copy, does not run, or has outputs of other shapes; None if all is well."""
+    try:
+        found = shapes_of(model, batch, training, instead)
+    except Exception as error:  # the user's own code may fail in any way
+        mode = " in training mode" if training else ""
+        return (
+            "the forward pass has the number of neurons written down, in a view or a constant: with more of "
+            f"them it does not run{mode} ({first_line(error)})"
+        )
+    if found == expected or training:  # in training mode shapes may be drawn at random
+        return None
+    wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
+    return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
+
+
 def width_problems(
     model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
 ) -> dict[str, str]:
@@ -148,7 +169,6 @@ def width_problems(
     own modules computes the same shapes in both modes, any other is run in both.
     """
     plain = all(type(module).__module__.split(".")[0] in ("torch", "fpe") for module in model.modules())
-    modes = (False,) if plain else (False, True)
 
     @cache
     def trains() -> bool:
@@ -158,18 +178,12 @@ def width_problems(
         return False
 
     def problem(layers: Sequence[LayerPlan]) -> str | None:
-        for training in modes:
-            try:
-                found = shapes_of(model, batch, training, _widened(model, layers))
-            except Exception as error:
-                if training and not trains():  # what cannot be trained at all is judged in evaluation mode
-                    return None
-                mode = " in training mode" if training else ""
-                return f"{_WRITTEN_DOWN}: with more of them it does not run{mode} ({first_line(error)})"
-            if found != expected and not training:  # in training mode shapes may be drawn at random
-                wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
-                return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
-        return None
+        reason = shape_problem(model, batch, expected, instead=_widened(model, layers))
+        if reason is None and not plain:
+            reason = shape_problem(model, batch, expected, training=True, instead=_widened(model, layers))
+            if reason and not trains():  # what cannot be trained at all is judged in evaluation mode
+                return None
+        return reason
 
     def search(layers: Sequence[LayerPlan]) -> dict[str, str]:
         reason = problem(layers)

@@ -198,14 +198,10 @@ class InputPruning(Pruning):
                 f"InputPruning: by is {self.by!r}; give {' or '.join(map(repr, RANKINGS))}."
                 + (did_you_mean(self.by, RANKINGS) if isinstance(self.by, str) else "")
             )
+        object.__setattr__(self, "needs_scores", RANKINGS[self.by])
 
     def __repr__(self) -> str:
         return "InputPruning()" if self.by == "norm" else f"InputPruning(by={self.by!r})"
-
-    @property
-    def needs_scores(self) -> str:  # type: ignore[override]
-        """What must be measured for the ranking."""
-        return RANKINGS[self.by]
 
     def capacity(self, free: int, entries: int, inputs: int, factor: int) -> int:
         """Return how many weights the columns have, without the last one of each block."""
@@ -272,14 +268,10 @@ class ChildPruning(Pruning):
 
     def dropped_children(self, squares: Tensor, entries: Tensor, blocks: Tensor, count: int) -> Tensor:
         """Return the children of the smallest mean square, equally many of each block."""
-        rank = torch.empty_like(blocks)
-        mean = squares / entries.clamp(min=1)
-        for block in range(int(blocks.max()) + 1):
-            own = (blocks == block).nonzero().flatten()
-            rank[own[mean[own].argsort(stable=True)]] = torch.arange(len(own), device=own.device)
-        pruned = torch.zeros(int(rank.max()) + 1, dtype=torch.long, device=rank.device)
-        pruned = pruned.index_add_(0, rank, entries.long()).cumsum(0)
-        return (rank < int((pruned <= count).sum())).nonzero().flatten()
+        order = (squares / entries.clamp(min=1)).argsort(stable=True)
+        order = order[blocks[order].argsort(stable=True)].view(int(blocks.max()) + 1, -1)
+        pruned = entries[order].sum(0).cumsum(0)  # if one child of each block is dropped, two, …
+        return order[:, : int((pruned <= count).sum())].flatten().sort().values
 
 
 PRUNINGS: dict[str, Pruning] = {
@@ -360,22 +352,21 @@ def prune_smallest_(weights: Tensors, masks: Tensors, count: int) -> None:
     masked = sum(m.numel() for m in masks) - free
     # Masked weights are zero, so they are first in order and only shift the rank.
     threshold = _nth_smallest_magnitude(weights, masked + count)
-    for w, m in zip(weights, masks, strict=True):
-        for part, keep in _chunks(w, m):
-            size = part.abs()
-            keep.mul_(torch.ge(size, threshold, out=size))
+    for part, keep in _chunks(weights, masks):
+        size = part.abs()
+        keep.mul_(torch.ge(size, threshold, out=size))
     rest = count - (free - sum(map(count_free, masks)))
+    for part, keep in _chunks(weights, masks):
+        if rest == 0:
+            return
+        ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:rest]
+        keep[ties] = 0
+        rest -= len(ties)
+
+
+def _chunks(weights: Tensors, masks: Tensors) -> Iterator[tuple[Tensor, Tensor]]:
     for w, m in zip(weights, masks, strict=True):
-        for part, keep in _chunks(w, m):
-            if rest == 0:
-                return
-            ties = ((part.abs() == threshold) & (keep != 0)).nonzero().flatten()[:rest]
-            keep[ties] = 0
-            rest -= len(ties)
-
-
-def _chunks(weight: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(weight.detach().view(-1), _CHUNK), torch.split(mask.view(-1), _CHUNK), strict=True)
+        yield from zip(torch.split(w.detach().view(-1), _CHUNK), torch.split(m.view(-1), _CHUNK), strict=True)
 
 
 def _nth_smallest_magnitude(weights: Tensors, n: int) -> float:

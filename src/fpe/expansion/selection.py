@@ -52,9 +52,21 @@ def select(
             f"the group of {given[0].name!r} is given by hand; give example_inputs=… too, a batch on "
             "which it can be verified."
         )
-    raise_problems(_contradictions(given, factors), ArgumentError, "layers")
+    by_hand: dict[str, NeuronGroup] = {}
+    problems = []
+    for group in given:
+        own = factors[group]
+        for name in group.producers:
+            if (other := by_hand.setdefault(name, group)) is not group:
+                both = f"{other} and {group}"
+                problems.append(f"{name!r} is a producer of two groups given by hand: {both}; give one.")
+            if factors.get(name, own) != own:
+                problems.append(
+                    f"{name!r} has factor {factors[name]} by its name, and {own} by the group of "
+                    f"{group.name!r} that is given by hand; give one of them."
+                )
+    raise_problems(problems, ArgumentError, "layers")
     found = find_groups(model, example_inputs) if names else Found((), ())
-    by_hand = {name: group for group in given for name in group.producers}
     problems = [p for name in names if (p := _name_problem(model, name, found, by_hand))]
     problems += [p for group in given for p in _given_problems(model, group)]
     if not factors:
@@ -80,23 +92,6 @@ def select(
 
 def _entries(layers: str | NeuronGroup | Layers | None) -> list[str | NeuronGroup]:
     return [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
-
-
-def _contradictions(given: Sequence[NeuronGroup], factors: Mapping[str | NeuronGroup, int]) -> list[str]:
-    problems = []
-    for position, group in enumerate(given):
-        problems += [
-            f"{both[0]!r} is a producer of two groups given by hand: {other} and {group}; give one."
-            for other in given[:position]
-            if (both := [name for name in group.producers if name in other.producers])
-        ]
-        problems += [
-            f"{name!r} has factor {factors[name]} by its name, and {factors[group]} by the group of "
-            f"{group.name!r} that is given by hand; give one of them."
-            for name in group.producers
-            if factors.get(name, factors[group]) != factors[group]
-        ]
-    return problems
 
 
 def without(

@@ -61,12 +61,13 @@ def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generato
     if factor == 1:
         return torch.zeros(shape, dtype=torch.uint8, device=weight.device)
     children = split.assign(weight, factor, rng)
-    must = f"it must return a tensor of integers of the weight's shape {tuple(shape)}."
-    if not isinstance(children, Tensor):
-        raise ArgumentError(f"split {split!r} returned a {type(children).__name__}; {must}")
-    if children.shape != shape or children.is_floating_point() or children.is_complex():
-        what = f"shape {tuple(children.shape)} and type {children.dtype}"
-        raise ArgumentError(f"split {split!r} returned {what}; {must}")
+    tensor = isinstance(children, Tensor)
+    if not tensor or children.shape != shape or children.is_floating_point() or children.is_complex():
+        found = (
+            f"shape {tuple(children.shape)} and type {children.dtype}" if tensor else type(children).__name__
+        )
+        must = f"it must return a tensor of integers of the weight's shape {tuple(shape)}."
+        raise ArgumentError(f"split {split!r} returned {found}; {must}")
     low, high = int(children.min()), int(children.max())
     if low < 0 or high >= factor:
         raise ArgumentError(
