@@ -31,7 +31,7 @@ def expanded(inputs: int, children: int, seed: int) -> torch.nn.Module:
 
 
 def of_loop(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
-    """Return what trains one network and returns steps per second."""
+    """Return a function that trains one network and returns steps per second."""
     network = expanded(X.shape[1], children, 0)
     optimizer, target = torch.optim.Adam(network.parameters(), lr=3e-3), y.float()
 
@@ -46,7 +46,7 @@ def of_loop(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
 
 
 def of_ensemble(X: Tensor, y: Tensor, children: int) -> Callable[[], float]:
-    """Return what trains all networks as one and returns model-steps per second."""
+    """Return a function that trains all networks as one and returns model-steps per second."""
     networks = [expanded(X.shape[1], children, seed) for seed in range(NETWORKS)]
     own = {
         "optimizers": [adam(network, 3e-3) for network in networks],

@@ -41,7 +41,7 @@ def how(policy: str | None) -> dict[str, Any]:
 def of_ensemble(
     inputs: int, hidden: int, outputs: int, policy: str | None, rewired: bool
 ) -> Callable[[], float]:
-    """Return what trains 50 networks, twice as many steps, and returns the seconds of `STEPS` steps."""
+    """Return a function that trains 50 networks for twice as many steps and returns the seconds of `STEPS` steps."""
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(SAMPLES, inputs, generator=generator)
     y = torch.randint(max(2, outputs), (SAMPLES,), generator=generator)
@@ -59,7 +59,7 @@ def of_ensemble(
 
 
 def of_gpt2(policy: str | None, rewired: bool) -> Callable[[], float]:
-    """Return what trains a GPT-2 for `STEPS` steps in an ordinary loop and returns the seconds."""
+    """Return a function that trains a GPT-2 for `STEPS` steps in an ordinary loop and returns the seconds."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)

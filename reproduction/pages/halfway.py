@@ -36,6 +36,7 @@ class CharLM:
         "shared, child pruning, α = 4": {"factor": 4, "split": "shared", "prune": "children"},
         "random, α = 2, budget of the network": {"factor": 2, "budget": "network"},
     }
+    optimizer = torch.optim.AdamW
 
     def __init__(self) -> None:
         from pydoc_data import topics
@@ -55,9 +56,6 @@ class CharLM:
             resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0, use_cache=False,
         )  # fmt: skip
         return GPT2LMHeadModel(config)
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(model.parameters(), weight_decay=0.01)
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: range) -> None:
         """Train; the batch of a step depends on the seed and the step alone."""
@@ -113,18 +111,13 @@ class CNN:
         "all, taps shared out": {"factor": 2, "layers": ALL, "convolutions": "taps"},
         "all, half of the neurons": {"factor": 2, "layers": ALL, "target_fraction": 0.5},
     }
+    network, optimizer = ConvNet, torch.optim.Adam
 
     def __init__(self) -> None:
         data = load("fashion-mnist")
         X, X_test = (torch.from_numpy(x).float().view(-1, 1, 28, 28) for x in (data.X_train, data.X_test))
         y, y_test = (torch.from_numpy(v).long() for v in (data.y_train, data.y_test))
         self.learned, self.held_out, self.sample = (X, y), (X_test, y_test), X[:2]
-
-    def network(self, channels: int) -> nn.Module:
-        return ConvNet(channels)
-
-    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam(model.parameters())
 
     def train(self, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, epochs: range) -> None:
         """Train; the order of an epoch depends on the seed and the epoch alone."""
@@ -166,7 +159,7 @@ def compare(page: str, size: int, seed: int) -> dict[str, Any]:
     with one_thread():
         torch.manual_seed(seed)
         dense = task.network(size)
-        optimizer, half = task.optimizer(dense), task.steps // 2
+        optimizer, half = task.optimizer(dense.parameters()), task.steps // 2
         task.train(dense, optimizer, seed, range(half))
         half_way = next(iter(task.measure(dense).values()))
         record: dict[str, Any] = {task.size: size, "seed": seed, "half": half_way, "kinds": {}}
@@ -174,7 +167,7 @@ def compare(page: str, size: int, seed: int) -> dict[str, Any]:
         for name, way in task.ways.items():
             models[name] = fpe.expand(dense, **way, example_inputs=task.sample, seed=seed)
         for name, model in models.items():
-            own = optimizer if name == "dense" else task.optimizer(model)
+            own = optimizer if name == "dense" else task.optimizer(model.parameters())
             task.train(model, own, seed, range(half, task.steps))
             record["kinds"][name] = {**task.measure(model), "nonzero": fpe.count_nonzero(model)}
         return record
