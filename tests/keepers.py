@@ -32,7 +32,7 @@ def keeper(build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
 
 
 class Net(nn.Module):
-    """Two layers; what is kept is kept by `keep`, which gets what lies between."""
+    """Two layers; `keep` gets the activations between them, and keeps something of them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class HookOfItsOwn(Net):
 
 @keeper
 class HooksAtFirstRun(Net):
-    """As transformers' models do, to return hidden states."""
+    """Adds hooks in its first forward pass, as models of transformers do to return hidden states."""
 
     hooked = False
 
@@ -308,7 +308,7 @@ class Locked(Net):
 
 @keeper
 def has_run_before() -> nn.Module:
-    """Holds a tensor with a history of gradients, which ``copy.deepcopy`` refuses."""
+    """Keep a tensor with a history of gradients, which ``copy.deepcopy`` refuses."""
     model = Feature()
     model(torch.randn(5, 8)).sum().backward()
     return model
@@ -370,7 +370,7 @@ def trained_in_part() -> nn.Module:
 
 @keeper
 def forward_of_its_own() -> nn.Module:
-    """Its forward pass is put on this one model, and counts its calls."""
+    """Replace the forward pass of this one model by a function that counts its calls."""
     model, calls = Net(), []
     own = model.forward
 

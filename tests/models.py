@@ -140,7 +140,7 @@ def nested() -> nn.Module:
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:
-    """Take down all that a call must leave alone: modules, modes, tensors, gradients."""
+    """Record all that a call must not change: modules, modes, tensors, gradients."""
     tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     return {
         "modules": [(name, id(module), module.training) for name, module in model.named_modules()],

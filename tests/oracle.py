@@ -1,4 +1,4 @@
-"""What a wide network must compute, found without fpe: each neuron copied whole, outgoing weights divided."""
+"""The wide network that fpe must equal, made without fpe: neurons copied whole, outgoing weights divided."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-#: Attributes that hold a number of neurons.
+#: Attributes that are a number of neurons.
 WIDTHS = ("num_features", "num_channels", "num_parameters", "out_features", "out_channels", "nf")
 
 
@@ -67,7 +67,7 @@ def _put(module: nn.Module, key: str, value: Tensor) -> None:
 
 
 def without_chance(model: nn.Module) -> nn.Module:
-    """Let no dropout draw, so that training mode computes the same each time; return the model."""
+    """Switch dropout off, so that training mode computes the same each time; return the model."""
     for module in model.modules():
         for attribute, value in list(vars(module).items()):
             if "drop" in attribute and isinstance(value, float):

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 on two real processes: one set of masks, an exact count, one file for any number of processes."""
+"""DDP and FSDP2 on two processes: one set of masks, an exact count, one file for any number of processes."""
 
 import subprocess
 import sys
@@ -113,7 +113,7 @@ if __name__ == "__main__":
         for policy in POLICIES:
             seen[way, policy] = rewire(way, policy, rank, world)
     torch.save(seen, f"{folder}/{rank}.pt")
-    gc.collect()  # gloo's threads must hold no tensor when Python ends
+    gc.collect()  # gloo's threads must have no tensor when Python ends
     dist.barrier()
     dist.destroy_process_group()
 """
@@ -136,7 +136,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ranks(folder):
-    """What each of two processes has seen."""
+    """Return what each of two processes reports."""
     script = folder / "check.py"
     script.write_text(CHECK)
     torchrun(2, script, folder)
@@ -144,7 +144,7 @@ def ranks(folder):
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp"])
-def test_all_ranks_have_the_same_masks_and_what_one_saved_any_number_can_load(way, ranks, folder):
+def test_all_ranks_have_the_same_masks_and_any_number_can_load_what_one_saved(way, ranks, folder):
     dense = fpe.mlp(64, (16, 12), 10, seed=0)
     alone = fpe.load(folder / f"{way}.safetensors", like=dense)
     seen = [rank[key] for key in (way, ("load", way)) for rank in ranks]
@@ -169,7 +169,7 @@ def test_all_ranks_have_the_same_masks_and_what_one_saved_any_number_can_load(wa
 
 
 @pytest.mark.parametrize("policy", ["rigl", "paper"])
-def test_all_ranks_move_the_same_weights_as_one_process_that_sees_all_samples(policy, ranks):
+def test_all_ranks_rewire_the_same_weights_as_one_process_with_all_samples(policy, ranks):
     script = {"__name__": "check"}
     exec(CHECK, script)
     alone = script["rewire"]("alone", policy)

@@ -1,4 +1,4 @@
-"""What holds for every architecture, width, expansion factor, split, bias and norm."""
+"""Properties of every architecture, width, expansion factor, split, bias and norm."""
 
 import itertools
 
@@ -35,7 +35,7 @@ def networks(draw, norms=tuple(NORMS)):
 
 @st.composite
 def expansions(draw):
-    """A factor that the narrowest network allows, a split that knows it, and who pays."""
+    """A factor that the narrowest network allows, a split that takes it, and a pruning method."""
     factor = draw(st.integers(1, 4))
     name = draw(st.sampled_from(sorted(SPLITS)))
     if name == "2:4":
@@ -60,8 +60,10 @@ def test_the_count_of_non_zeros_is_exactly_the_same(model, how):
     wide = expanded(model, how)
     if wide is not None:
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-        held = [p[m._buffers["fpe_mask"] == 0] for m in wide if "fpe_mask" in m._buffers for p in [m.weight]]
-        assert all((weights == 0).all() for weights in held)
+        masked = [
+            p[m._buffers["fpe_mask"] == 0] for m in wide if "fpe_mask" in m._buffers for p in [m.weight]
+        ]
+        assert all((weights == 0).all() for weights in masked)
 
 
 @given(networks(), expansions())

@@ -1,4 +1,4 @@
-"""Check that a call leaves models, batches, random numbers and the process as they were."""
+"""Check that a call does not change models, batches, random numbers or the process."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Picture:
             self.look(part, name)
 
     def look(self, value: Any, path: str) -> None:
-        """Take down a value, and whatever is in it, once."""
+        """Record a value, and whatever is in it, once."""
         if isinstance(value, FIXED):
             self.parts[path] = (type(value), repr(value))
             return
@@ -71,9 +71,8 @@ class Picture:
         slots = {n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ())}
         own = getattr(value, "__dict__", None)
         if isinstance(own, dict) and type(value).__module__.startswith("fpe."):
-            kinds = {
-                n: getattr(type(value), n, None) for n in own
-            }  # what a value of fpe computes once may come
+            # Cached properties of fpe's own values may be added.
+            kinds = {n: getattr(type(value), n, None) for n in own}
             names = [n for n in own if not isinstance(kinds[n], functools.cached_property)]
             self.parts[f"{path}. keys"] = names
             for name in names:
@@ -92,7 +91,7 @@ class Picture:
                         self.look(part, f"{kind.__name__}.{name}")
 
     def tensor(self, tensor: Tensor, path: str) -> None:
-        """Take down a tensor's facts, its entries, its gradient and its hooks."""
+        """Record a tensor's properties, its entries, its gradient and its hooks."""
         facts = (tensor.dtype, tuple(tensor.shape), tensor.device, tensor.requires_grad, tensor._version)
         self.parts[f"{path} facts"] = (*facts, tensor._backward_hooks is None)
         if not tensor.is_meta and not torch.nn.parameter.is_lazy(tensor):
@@ -103,7 +102,7 @@ class Picture:
 
 
 def process() -> dict[str, Any]:
-    """Take down what all of a process share."""
+    """Record the global state of the process."""
     # torch takes its own handler from this logger when it first traces anything
     logging.getLogger("torch.__trace").handlers.clear()
     loggers = {n: o for n, o in logging.root.manager.loggerDict.items() if isinstance(o, logging.Logger)}
@@ -153,7 +152,7 @@ def outputs(model: nn.Module, batch: Any) -> list[Tensor] | str:
 
 
 def pickled(model: nn.Module) -> str:
-    """Say whether a model can be pickled."""
+    """Tell whether a model can be pickled."""
     try:
         pickle.dumps(model)
     except Exception as error:
@@ -163,13 +162,13 @@ def pickled(model: nn.Module) -> str:
 
 @contextmanager
 def untouched(model: nn.Module, batch: Any = None, runs: bool = True) -> Iterator[None]:
-    """Fail if what is done within changes a model, a batch, or anything that all of the process share.
+    """Fail if the block changes a model, a batch, or the global state of the process.
 
     Parameters
     ----------
     model : nn.Module
         Compared with all that can be reached from it: attributes, buffers, hooks and what they have captured,
-        modes, gradients, and the containers that its classes hold.
+        modes, gradients, and the containers of its classes.
     batch : Tensor, tuple or dict, optional
         Compared too; and a copy of the model is run on it before and after.
     runs : bool, default True

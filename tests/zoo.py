@@ -1,4 +1,4 @@
-"""Tiny models of every kind that people have, each with one batch, for tests and the table in the docs."""
+"""Tiny models of every usual kind, each with one batch, for tests and the table in the docs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {}
 
 
 def zoo(name: str) -> Callable[[Callable[[], tuple[nn.Module, Any]]], Callable[[], tuple[nn.Module, Any]]]:
-    """Enter a model into the zoo."""
+    """Register a model in the zoo."""
 
     def enter(build: Callable[[], tuple[nn.Module, Any]]) -> Callable[[], tuple[nn.Module, Any]]:
         def built() -> tuple[nn.Module, Any]:
@@ -44,7 +44,7 @@ def zoo(name: str) -> Callable[[Callable[[], tuple[nn.Module, Any]]], Callable[[
 
 @functools.cache
 def expanded(name: str) -> tuple[nn.Module, Any, nn.Module]:
-    """Return a model with its batch and its expansion by 2, made once; it must be left as it was."""
+    """Return a model with its batch and its expansion by 2, made once; tests must not change it."""
     model, batch = ZOO[name]()
     with untouched(model, batch):
         wide = fpe.expand(model, 2, example_inputs=batch, seed=3)
@@ -131,7 +131,7 @@ def twice_convolved(before: int, after: int) -> nn.Sequential:
 
 
 class UNet(nn.Module):
-    """One level down and up; what was seen before is put beside what comes back."""
+    """One level down and up; the skip connection concatenates both."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ class Expert(nn.Module):
 
 
 class Experts(nn.Module):
-    """Each token goes to one of several experts, chosen while the model runs."""
+    """Each token is sent to one of several experts, chosen while the model runs."""
 
     def __init__(self) -> None:
         super().__init__()

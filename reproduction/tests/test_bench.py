@@ -1,4 +1,4 @@
-"""What fpe bench measures and says; never how fast anything is."""
+"""Cases, rows, intervals and reports of fpe bench; never how fast anything is."""
 
 import json
 import re
@@ -112,7 +112,7 @@ def test_a_row_that_is_wrong_is_not_timed(monkeypatch):
         (lambda x: x * (1 + 1e-6), None),
     ],
 )
-def test_what_is_wrong_is_said(call, said):
+def test_wrong_outputs_are_named(call, said):
     probe = torch.eye(2)
     assert Row("some", call, 0, 0, expected=probe).problem(probe) == said
 
@@ -179,7 +179,7 @@ def test_peak_counts_every_tensor_of_a_step():
 
 @pytest.fixture(scope="module")
 def measured_by_command(tmp_path_factory):
-    """Run the command once in truth."""
+    """Run the command once without mocks."""
     out = tmp_path_factory.mktemp("bench")
     arguments = ["bench", "--quick", "--sizes", "48x32", "--batches", "1", "4", "--no-models"]
     arguments += ["--rounds", "3", "--device", "cpu", "--threads", "1", "--out", str(out)]
@@ -190,7 +190,7 @@ def measured_by_command(tmp_path_factory):
     return out, result.output
 
 
-def test_the_command_prints_tables_and_says_where_everything_is(measured_by_command):
+def test_the_command_prints_tables_and_the_paths_of_its_files(measured_by_command):
     out, said = measured_by_command
     assert "48 × 32, α = 2" in said
     for name in LAYER:
@@ -202,7 +202,7 @@ def test_the_command_prints_tables_and_says_where_everything_is(measured_by_comm
         assert str(out / file) in said
 
 
-def test_results_have_every_row_and_where_they_come_from(measured_by_command):
+def test_results_have_every_row_and_their_provenance(measured_by_command):
     result = json.loads((measured_by_command[0] / "results.json").read_text())
     case = result["cases"][0]
     assert [row["name"] for row in case["forward"]] == LAYER
@@ -245,7 +245,7 @@ TWO = replace(TINY, sizes=("48x32", "56x32"))
 
 @pytest.fixture
 def measured(monkeypatch, measured_by_command):
-    """Measure nothing but note the case, and let time go on with each run."""
+    """Measure nothing but record the case; the clock counts the measured cases."""
     result = json.loads((measured_by_command[0] / "results.json").read_text())["cases"][0]
     calls = []
 
@@ -335,7 +335,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path, measured):
         (["--threads", "0"], "--threads is 0.*at least 1"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(arguments, said, tmp_path):
+def test_impossible_settings_are_refused(arguments, said, tmp_path):
     result = CliRunner().invoke(main, ["bench", "--quick", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
     assert re.search(said, result.output.replace("\n", " "))
@@ -352,7 +352,7 @@ def test_the_least_size_that_is_allowed_can_be_measured():
         replace(TINY, sizes=("36x8",), factors=(4,))
 
 
-def test_limits_are_judged_by_the_worst():
+def test_targets_are_judged_by_the_worst_value():
     def case(**medians):
         batches = {b: {"ratio": {"median": value}} for b, value in medians.items()}
         return {"forward": [{"name": "some", "batches": batches}]}
@@ -366,17 +366,17 @@ def test_limits_are_judged_by_the_worst():
     assert most.cell({"forward": []}) == replace(most, over="other").cell(slow) == ("–", None)
 
 
-def test_limits_are_asked_of_large_layers_if_there_are_any():
+def test_targets_apply_to_large_layers_if_there_are_any():
     def layer(inputs):
         size = {"kind": "layer", "name": f"{inputs}x8", "inputs": inputs, "factor": 2, "device": "cpu"}
         return {**size, "forward": [], "training": []}
 
     (head, _), _ = verdicts({"cases": [layer(64), layer(4096)]})
     assert head[2:-1] == ["4096 × 8, α = 2"]
-    (head, rows), holds = verdicts({"cases": [layer(64)]})
+    (head, rows), met = verdicts({"cases": [layer(64)]})
     assert head[2:-1] == ["64 × 8, α = 2"]
     assert {row[-1] for row in rows} == {"not measured"}
-    assert set(holds) == {None}
+    assert set(met) == {None}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The page of results, looked at in a real browser."""
+"""The page of results, opened in a real browser."""
 
 import json
 import shutil
@@ -168,7 +168,7 @@ def test_the_command_writes_the_page_where_it_is_told(folder, tmp_path):
 
 
 def test_kinds_of_one_figure_have_colors_of_their_own():
-    """Dense is always grey; a kind keeps its colour at another factor, unless both are there."""
+    """Dense is always gray; a kind has the same color at another factor, unless both are drawn."""
     for kinds in (
         list(KINDS)[:9],
         ["dense", "random-x3", "columns-x3", "fewer-norm-x3"],

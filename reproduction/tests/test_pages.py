@@ -1,4 +1,4 @@
-"""Pages of results say what their stored data say."""
+"""Pages of results have the numbers of their stored data."""
 
 import importlib
 import re
