@@ -92,11 +92,12 @@ def is_image(path: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
 class Column:
-    """Texts, or images as `read_image` takes them, by row."""
+    """Texts, or images as `read_image` takes them, by row; files also have names, paths below a folder."""
 
-    def __init__(self, values: Any) -> None:
-        self.values = values
+    values: Any
+    names: Sequence[str] = ()
 
     def take(self, rows: Iterable[int]) -> list[Any]:
         """Return the values of these rows."""
@@ -104,28 +105,14 @@ class Column:
 
     def name(self, row: int) -> str:
         """Return the name of a row in messages."""
-        return f"row {row} (from 0)"
+        return self.names[row] if self.names else f"row {row} (from 0)"
 
     def keys(self, rows: Iterable[int]) -> list[Any]:
-        """Return what changes when the values of these rows do."""
-        return self.take(rows)
-
-
-class Files(Column):
-    """Image files: paths below a folder, with ``/``."""
-
-    def __init__(self, root: Path, names: list[str]) -> None:
-        super().__init__([root / name for name in names])
-        self.names = names
-
-    def name(self, row: int) -> str:  # noqa: D102
-        return self.names[row]
-
-    def keys(self, rows: Iterable[int]) -> list[Any]:
-        """Return names, sizes and times of change; of a link to nowhere the name."""
-        found = [(self.names[row], self.values[row]) for row in rows]
-        stats = [(name, path.stat() if path.exists() else None) for name, path in found]
-        return [name if stat is None else (name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        """Return what changes when these rows do: values; of files, names, sizes and times of change."""
+        if not self.names:
+            return self.take(rows)
+        stats = [(self.names[i], self.values[i].stat() if self.values[i].exists() else None) for i in rows]
+        return [(name, stat.st_size, stat.st_mtime_ns) if stat else name for name, stat in stats]
 
 
 @dataclass(frozen=True)
@@ -182,17 +169,17 @@ def read_folder(root: Path) -> Items:
         hint = f" If {_names(inner)} are classes or parts, give {train / classes[0]}." if inner else ""
         needs = "fpe embed needs one for each of at least two classes"
         raise DataError(f"{train} has {has}; {needs}.{hint}\n{listed(reasons)}")
-    parts = {part: Files(root, [name for _, name in own]) for part, own in pairs.items()}
+    parts = {part: Column([root / n for _, n in own], [n for _, n in own]) for part, own in pairs.items()}
     names = {part: [label for label, _ in own] for part, own in pairs.items()}
-    return Items("image", dict(parts), names, left_out=reasons)
+    return Items("image", parts, names, left_out=reasons)
 
 
 def _part_folders(root: Path, left_out: dict[Path, str]) -> tuple[Path, list[Path]]:
     """Return the folder of the training part, and those that may be the test part."""
     folders = _subfolders(root)
-    lower = {path: path.name.lower() for path in folders}
-    trains = sorted((p for p in folders if lower[p] in TRAINS), key=lambda p: TRAINS.index(lower[p]))
-    tests = sorted((p for p in folders if lower[p] in TESTS), key=lambda p: TESTS.index(lower[p]))
+    trains, tests = (
+        [path for name in names for path in folders if path.name.lower() == name] for names in (TRAINS, TESTS)
+    )
     others = [path for path in folders if path not in trains + tests]
     flat = bool(trains) and not _subfolders(trains[0])
     if trains and others and flat == bool(tests):
@@ -227,7 +214,7 @@ def _collect(root: Path, folder: Path, left_out: dict[Path, str]) -> list[tuple[
             left_out[path] = _system(path) or "not in a class folder"
             continue
         images, unreadable = list[Path](), list[Path]()
-        for file in _files(path, frozenset(), left_out):
+        for file in _files(path, left_out):
             ending = file.suffix.lower()
             if is_image(file):
                 images.append(file)
@@ -246,17 +233,16 @@ def _collect(root: Path, folder: Path, left_out: dict[Path, str]) -> list[tuple[
     return sorted(pairs)
 
 
-def _files(folder: Path, above: frozenset[Path], left_out: dict[Path, str]) -> Iterator[Path]:
+def _files(folder: Path, left_out: dict[Path, str]) -> Iterator[Path]:
     """Yield all files below a folder, through links too, but not round a loop of links."""
-    real = folder.resolve()
-    if real in above:
+    if folder.resolve() in (above.resolve() for above in folder.absolute().parents):
         left_out[folder] = "a link to a folder above it"
         return
     for path in sorted(folder.iterdir()):
         if _system(path):
             left_out[path] = _system(path)
         elif path.is_dir():
-            yield from _files(path, above | {real}, left_out)
+            yield from _files(path, left_out)
         else:
             yield path
 

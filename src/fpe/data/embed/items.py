@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,33 +51,26 @@ def open_items(
 ) -> Items:
     """Choose images or texts of a source, their labels and rows; see `fpe.data.embed.run.embed`."""
     path = Path(source)
-    kind = _kind_of_source(path, source)
-    if test is not None and kind != "table":
+    if test is not None and not path.is_file():
         raise ArgumentError(f"--test can only be used with a table; {source} is none.")
-    if kind == "images":
-        if label is not None or column is not None:
-            raise ArgumentError(f"{source} is a folder of images; leave out --label and --column.")
+    parts = _read_parts(path, source, test)
+    if parts is not None:
+        items = _choose(parts, label, column, source, require_test=test is not None)
+    elif label is not None or column is not None:
+        raise ArgumentError(f"{source} is a folder of images; leave out --label and --column.")
+    else:
         try:
             items = read_folder(path)
         except OSError as error:  # no permission
             raise DataError(f"{path} cannot be read: {error}.") from error
-    else:
-        if kind == "dataset":
-            parts = _open_dataset(source)
-        elif kind == "tables":
-            parts = {part: _read_rows(file) for part, file in table_parts(path).items()}
-        else:
-            parts = {"train": _read_rows(path)} | ({} if test is None else {"test": _read_rows(Path(test))})
-        items = _choose(parts, label, column, source, require_test=test is not None)
     codes, names = number_classes(items.names, source, items.classes or None)
     if classes is not None:
         if not 2 <= classes <= len(names):
             raise ArgumentError(f"classes is {classes}; {source} has {len(names)}, give 2 to {len(names)}.")
         kept = np.sort(np.random.default_rng(seed).choice(len(names), classes, replace=False))
-        names = [names[i] for i in kept]
-        codes = {
-            part: np.where(np.isin(own, kept), np.searchsorted(kept, own), -1) for part, own in codes.items()
-        }
+        new = np.full(len(names) + 1, -1)  # the last is that of rows that are left out
+        new[kept] = np.arange(classes)
+        names, codes = [names[i] for i in kept], {part: new[own] for part, own in codes.items()}
     rows = {part: np.flatnonzero(own >= 0) for part, own in codes.items()}
     for part in rows:
         if not len(rows[part]):
@@ -86,47 +79,38 @@ def open_items(
     return dataclasses.replace(items, classes=names, rows=rows, labels=labels)
 
 
-def _kind_of_source(path: Path, source: str) -> str:
-    """Return "images" (a folder), "table", "tables" (a folder) or "dataset" (Hugging Face's)."""
+def _read_parts(path: Path, source: str, test: str | None) -> dict[str, _Rows] | None:
+    """Read a table, a folder of tables or a data set of Hugging Face's; return None for a folder of images."""
     if path.is_file():
-        return "table"
+        return {"train": _read_rows(path)} | ({} if test is None else {"test": _read_rows(Path(test))})
     if not path.is_dir():
         owner, _, name = source.partition("/")
         is_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source)
         if is_name and not Path(owner).exists() and not is_table(Path(name)):  # no path whose end is missing
-            return "dataset"
+            return _read_dataset(source, lambda datasets: datasets.load_dataset(source))
         raise DataError(f"there is no file or folder {source}; data sets of the hub are called OWNER/NAME.")
-    if _is_stored(path):
-        return "dataset"
+    if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
+        return _read_dataset(source, lambda datasets: datasets.load_from_disk(source))
     files = [file for file in path.rglob("*") if file.is_file()]
     tables = [file for file in files if is_table(file)]
     if not tables or any(map(is_image, files)):
-        return "images"
-    if "train" in table_parts(path):
-        return "tables"
+        return None
+    if "train" in (parts := table_parts(path)):
+        return {part: _read_rows(file) for part, file in parts.items()}
     if any(file.suffix.lower() == ".parquet" for file in tables):
-        return "dataset"
+        return _read_dataset(source, lambda datasets: datasets.load_dataset("parquet", data_dir=source))
     if any(inner.is_dir() for inner in path.iterdir()):
-        return "images"  # of kinds that cannot be read, beside notes
+        return None  # images of kinds that cannot be read, beside notes
     names = some(file.name for file in tables)
     raise DataError(f"{path} has tables ({names}), but none called train; rename one, or give the file.")
 
 
-def _is_stored(folder: Path) -> bool:
-    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-
-
-def _open_dataset(source: str) -> dict[str, _Rows]:
+def _read_dataset(source: str, open_: Callable[[Any], Any]) -> dict[str, _Rows]:
     """Open the training part of what Hugging Face datasets reads, and all that could be the test part."""
-    datasets, path = need("datasets", "embed"), Path(source)
+    datasets = need("datasets", "embed")
     datasets.disable_progress_bars()
     try:
-        if not path.is_dir():
-            opened = datasets.load_dataset(source)
-        elif _is_stored(path):
-            opened = datasets.load_from_disk(str(path))
-        else:
-            opened = datasets.load_dataset("parquet", data_dir=str(path))
+        opened = open_(datasets)
     except Exception as error:  # a broken file, no network, no such name
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"datasets could not open {source} ({type(error).__name__}: {reason}).") from error
@@ -199,28 +183,24 @@ def _choose(
         if column not in (rows.images if kind == "image" else rows.frame):
             raise DataError(f"{rows.name} has no column {column!r} of {kind}s, which {train.name} has.")
         items[part] = values = rows.images[column] if kind == "image" else Column(rows.frame[column].tolist())
-        unlabelled = {row for row, name in enumerate(names[part]) if name is None}
-        absent = _absent(values) - unlabelled
-        for missing, what in ((unlabelled, "no label"), (absent, f"no {kind}")):
-            if missing:
-                where = f"{len(missing):,} of {len(names[part]):,} rows of {rows.name}"
-                notes.append(f"{where} have {what}: left out (from 0: {some(sorted(missing))})")
-        names[part] = [None if row in absent else name for row, name in enumerate(names[part])]
+        is_stored = isinstance(values, StoredImages)  # reading these takes too long
+        given = [is_stored or _is_given(values.values[row]) for row in range(len(names[part]))]
+        labelled = [name is not None for name in names[part]]
+        names[part] = [name if there else None for name, there in zip(names[part], given, strict=True)]
         if not any(name is not None for name in names[part]):
             raise DataError(f"{rows.name} has no rows with a label in {label!r} and a {kind} in {column!r}.")
+        absent = np.logical_not(given) & labelled
+        for missing, what in ((np.logical_not(labelled), "no label"), (absent, f"no {kind}")):
+            if missing.any():
+                where = f"{missing.sum():,} of {len(missing):,} rows of {rows.name}"
+                notes.append(f"{where} have {what}: left out (from 0: {some(np.flatnonzero(missing))})")
     if len(set(names["train"]) - {None}) == 1:
         raise DataError(f"{train.name} has only one class in {label!r}; a classifier needs two.")
     return Items(kind, items, names, train.classes.get(label, []), {}, label, column, notes)
 
 
-def _absent(column: Column) -> set[int]:
-    """Return the rows without a value; of stored images none, since reading them takes too long."""
-    values = () if isinstance(column, StoredImages) else column.values
-
-    def is_given(value: Any) -> bool:
-        return bool(value.strip()) if isinstance(value, str) else isinstance(value, bytes | dict)
-
-    return {row for row, value in enumerate(values) if not is_given(value)}
+def _is_given(value: Any) -> bool:
+    return bool(value.strip()) if isinstance(value, str) else isinstance(value, bytes | dict)
 
 
 def _labels(rows: _Rows, label: str) -> list[str | None]:
