@@ -94,7 +94,7 @@ def _split(
 ) -> tuple[pandas.DataFrame, pandas.DataFrame]:
     """Divide the rows by a column that says train or test."""
     names = label_names(frame[column].tolist(), f"column {column!r}")
-    values = pandas.Series([(name or "").lower() for name in names], index=frame.index)
+    values = pandas.Series(names, index=frame.index, dtype=object).fillna("").str.lower()
     train, test = (next((n for n in usual if n in set(values)), None) for usual in (TRAINS, TESTS))
     if train is None or test is None:
         given = quoted(sorted(set(values)))
@@ -145,19 +145,16 @@ def _is_text(column: pandas.Series[Any]) -> bool:
 
 def _values(column: pandas.Series[Any]) -> np.ndarray | str:
     """Return a column's numbers, (rows,) or for lists (rows, length); or what it has instead."""
-    kind: Any = column.dtype
-    if isinstance(kind, pandas.ArrowDtype):
+    if isinstance(column.dtype, pandas.ArrowDtype):
         return _lists(column)
-    if types.is_numeric_dtype(kind) and not types.is_complex_dtype(kind):  # truth values too
-        exact = np.float32 if kind in (np.float32, np.float16) else np.float64
-        return np.asarray(column.to_numpy(dtype=exact, na_value=np.nan))
     found = types.infer_dtype(column)
+    if found in ("empty", "boolean", "decimal", "integer", "floating", "mixed-integer-float"):
+        exact = np.float32 if column.dtype in (np.float32, np.float16) else np.float64
+        return np.asarray(column.to_numpy(dtype=exact, na_value=np.nan))
     if found == "string":
         return "text"
     if found.startswith(("date", "time")):
         return "dates or times"
-    if found in ("empty", "boolean", "decimal", "integer", "floating", "mixed-integer-float"):
-        return np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan))
     if all(isinstance(value, list | tuple | np.ndarray) for value in column.dropna()):
         return _lists(column)
     return f"of type {found}"

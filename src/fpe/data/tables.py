@@ -18,6 +18,7 @@ from statistics import mode
 from typing import Any
 
 import pandas
+from pandas.api import types
 
 from fpe._util.extras import need
 from fpe.data.parts import BROKEN, TESTS, quoted, some
@@ -138,8 +139,7 @@ def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:
 
 def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
     pyarrow, parquet = need("pyarrow", "parquet"), need("pyarrow.parquet", "parquet")
-    types = pyarrow.types
-    of_lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    of_lists = [getattr(pyarrow.types, f"is_{kind}") for kind in ("list", "large_list", "fixed_size_list")]
 
     def in_arrow(kind: Any) -> Any:
         return pandas.ArrowDtype(kind) if any(is_of(kind) for is_of in of_lists) else None
@@ -203,7 +203,7 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
         notes.append("commas in its numbers are decimal commas")
     if names is None:
         notes.append("its first line has no names: columns are numbered from 0")
-        return frame.set_axis([str(i) for i in range(frame.shape[1])], axis=1)
+        return frame.rename(columns=str)
     unnamed = next((i for i, name in enumerate(names) if name), len(names))
     if unnamed:
         columns = "column" if unnamed == 1 else f"{unnamed} columns"
@@ -212,7 +212,7 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
     if not all(names[i] for i in kept):
         places = some(i + 1 for i in kept if not names[i])
         raise DataError(f"{path} has values in a column without a name (number {places}); give it one.")
-    return frame[kept].set_axis([names[i] for i in kept], axis=1)
+    return frame[kept].rename(columns=dict(enumerate(names)))
 
 
 def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
@@ -222,22 +222,23 @@ def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
     try:
         samples = {separator: list(islice(_rows(text, separator), _SAMPLE)) for separator in SEPARATORS}
         separator = max(SEPARATORS, key=lambda s: _fit([len(fields) for fields, _ in samples[s]]))
-        sample = [fields for fields, _ in samples[separator]]
-        names = [name.strip() for name in sample[0]] if _has_names(sample) else None
+        sample, above = [fields for fields, _ in samples[separator]], samples[separator][0][1]
         width = mode(len(fields) for fields in sample[1:] or sample)
+        names = [name.strip() for name in sample[0]] if _has_names(sample) else None
         # Rows can end with a separator, or begin with a name that has no title, as R writes them.
-        extra = names is not None and len(names) == width - 1
-        rows = islice(_rows(text, separator), int(extra), None)
-        uneven = next(((line, len(fields)) for fields, line in rows if len(fields) != width), None)
-        if uneven is not None:
-            raise csv.Error(f"line {uneven[0]} has {uneven[1]} fields, but other rows have {width}")
+        is_short = names is not None and len(names) == width - 1
+        for fields, line in islice(_rows(text, separator), int(is_short), None):
+            if len(fields) != width:
+                raise csv.Error(f"line {line} has {len(fields)} fields, but other rows have {width}")
     except csv.Error as error:
         raise DataError(f"{path} is no whole table separated by {SEPARATORS[separator]}: {error}.") from error
     finally:
         csv.field_size_limit(limit)
-    if names is not None and extra:
-        names = [*names, ""] if all(fields[-1] == "" for fields in sample[1:]) else ["", *names]
-    return separator, names, 0 if names is None else samples[separator][0][1]
+    if names is None:
+        return separator, None, 0
+    if is_short:
+        names.insert(width - 1 if all(fields[-1] == "" for fields in sample[1:]) else 0, "")
+    return separator, names, above
 
 
 def _rows(text: bytes, separator: str) -> Iterator[tuple[list[str], int]]:
@@ -266,8 +267,8 @@ def _has_names(rows: list[list[str]]) -> bool:
     """
     first, *rest = ([field.strip() for field in row] for row in rows)
     columns = [list(column) for column in zip(*(row[: len(first)] for row in rest), strict=False)]
-    numbers = [i for i, column in enumerate(columns) if _all_numbers(column)]
-    if not numbers or any(not _is_number(first[i]) and first[i] not in MISSING for i in numbers):
+    numbers = [i for i, column in enumerate(columns) if _are_numbers(column)]
+    if not numbers or any(first[i] not in MISSING and not _are_numbers([first[i]]) for i in numbers):
         return True
     if first[0] == "" and "" not in columns[0]:
         return True
@@ -277,16 +278,8 @@ def _has_names(rows: list[list[str]]) -> bool:
     return all(first[i] not in column for i, column in enumerate(columns) if i not in numbers)
 
 
-def _all_numbers(column: list[str]) -> bool:
-    return any(map(_is_number, column)) and all(_is_number(f) or f in MISSING for f in column)
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field.replace(",", "."))
-    except ValueError:
-        return False
-    return "_" not in field and field.lower().lstrip("+-") not in ("nan", "inf", "infinity")
+def _are_numbers(fields: list[str]) -> bool:
+    return _as_numbers(pandas.Series(fields, dtype=object), with_commas=[]).dtype.kind in "iuf"
 
 
 def _as_numbers(column: pandas.Series[Any], with_commas: list[Any] | None = None) -> pandas.Series[Any]:
@@ -295,7 +288,7 @@ def _as_numbers(column: pandas.Series[Any], with_commas: list[Any] | None = None
     Columns with decimal commas are added to `with_commas`; where it is None, these are no numbers.
     """
     given = column.dropna()
-    if column.dtype.kind != "O" or not given.map(lambda value: isinstance(value, str)).all():
+    if column.dtype.kind != "O" or types.infer_dtype(given) != "string":
         return column
     given = given.str.strip()
     given = given[~given.isin(MISSING)]
