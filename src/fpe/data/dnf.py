@@ -89,10 +89,7 @@ def dnf(
         problems.append(f"samples is {samples}; give an even number, of which half are satisfied.")
     if false[1] >= true[0]:
         problems.append(f"false ends at {false[1]} and true begins at {true[0]}; they must not overlap.")
-    variables, largest = (
-        clauses * literals,
-        clauses * (literals - 1),
-    )  # without a clause, one literal of each is off
+    variables, largest = clauses * literals, clauses * (literals - 1)  # one literal of each clause is off
     least, most = int(np.ceil(active[0] * variables)), int(np.floor(active[1] * variables))
     if most < literals:
         problems.append(
@@ -108,19 +105,34 @@ def dnf(
         )
     raise_problems(problems, ArgumentError, "dnf")
     rng = np.random.default_rng(seed)
-    positives = samples // 2
-    flipped = (samples - positives) // 2
-    formula = (clauses, literals, least, most, rng)
-    positive, negative = _satisfying(positives, *formula), _satisfying(flipped, *formula)
+
+    def drawn(count: int, least: int, first: np.ndarray | None = None) -> np.ndarray:
+        return _turn_on(rng.integers(least, most + 1, count), variables, rng, first)
+
+    def satisfying(count: int) -> np.ndarray:
+        chosen = rng.integers(0, clauses, count)[:, None] * literals + np.arange(literals)
+        return drawn(count, max(least, literals), chosen)
+
+    positive, negative = satisfying(samples // 2), satisfying(samples // 4)
     sample, clause = np.nonzero(satisfied(negative, literals))
     negative[sample, clause * literals + rng.integers(0, literals, len(sample))] = False
-    on = np.concatenate([positive, negative, _unsatisfying(samples - positives - flipped, *formula)])
+    others = np.empty((samples - len(positive) - len(negative), variables), dtype=bool)
+    rest = np.arange(len(others))
+    for _ in range(_TRIES):
+        others[rest] = drawn(rest.size, least)
+        rest = rest[satisfied(others[rest], literals).any(axis=1)]
+        if not rest.size:
+            break
+    else:
+        raise ArgumentError(
+            f"{rest.size} of {len(others)} samples satisfied a clause in each of {_TRIES} draws; lower the "
+            "bounds of active, or give clauses more literals."
+        )
     order = rng.permutation(samples)
-    on, y = on[order], (order < positives).astype(np.int64)
-    X = rng.random(on.shape, dtype=np.float32)
-    bit = on.view(np.uint8)
-    X *= np.array([false[1] - false[0], true[1] - true[0]], dtype=np.float32)[bit]
-    X += np.array([false[0], true[0]], dtype=np.float32)[bit]
+    on, y = np.concatenate([positive, negative, others])[order], (order < len(positive)).astype(np.int64)
+    X, bit, ranges = rng.random(on.shape, dtype=np.float32), on.view(np.uint8), np.array([false, true], float)
+    X *= np.diff(ranges)[:, 0].astype(np.float32)[bit]
+    X += ranges[:, 0].astype(np.float32)[bit]
     return DNF(X, y, np.repeat(np.arange(clauses), literals))
 
 
@@ -142,32 +154,3 @@ def _turn_on(
     if tied.size:
         on[tied] = _turn_on(counts[tied], variables, rng, None if first is None else first[tied])
     return on
-
-
-def _satisfying(
-    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw assignments that satisfy a random clause, (count, variables)."""
-    chosen = rng.integers(0, clauses, count)[:, None] * literals + np.arange(literals)
-    counts = rng.integers(max(least, literals), most + 1, count)
-    return _turn_on(counts, clauses * literals, rng, first=chosen)
-
-
-def _unsatisfying(
-    count: int, clauses: int, literals: int, least: int, most: int, rng: np.random.Generator
-) -> np.ndarray:
-    """Draw assignments, again and again, until none satisfies a clause, (count, variables)."""
-    on = np.empty((count, clauses * literals), dtype=bool)
-    rest = np.arange(count)
-    counts = rng.integers(least, most + 1, count)
-    for _ in range(_TRIES):
-        if not rest.size:
-            return on
-        drawn = _turn_on(counts[rest], clauses * literals, rng)
-        on[rest] = drawn
-        rest = rest[satisfied(drawn, literals).any(axis=1)]
-        counts[rest] = rng.integers(least, most + 1, rest.size)
-    raise ArgumentError(
-        f"{rest.size} of {count} samples satisfied a clause in each of {_TRIES} draws; lower the bounds of "
-        "active, or give clauses more literals."
-    )
