@@ -6,6 +6,7 @@ import lzma
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,15 +75,11 @@ def number_classes(
         raise DataError(f"the test part of {source} has {what}; remove them, or write the names alike.")
     if classes is None:
         classes = sorted(map(str, known["train"]))
-        try:
+        with suppress(ValueError):  # not all are numbers
             classes.sort(key=int)
-        except ValueError:  # not all are numbers
-            classes.sort()
-    number = {name: i for i, name in enumerate(classes)}
-    return {
-        part: np.array([-1 if name is None else number[name] for name in own], dtype=np.int64)
-        for part, own in names.items()
-    }, classes
+    number: dict[str | None, int] = {None: -1} | {name: i for i, name in enumerate(classes)}
+    codes = {part: np.array([number[name] for name in own], np.int64) for part, own in names.items()}
+    return codes, classes
 
 
 def some(values: Iterable[Any], most: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,13 +58,14 @@ class Axes:
         for (name, axis), value in zip(self.batch.items(), (*call[0], *call[1].values()), strict=True):
             yield from ((name, leaf, axis) for leaf in tensors_of(value) if leaf.dim())
 
-    def sizes(self, call: Call) -> list[int]:
-        """Return the lengths that become dynamic; 1, which may mean any, only where there is no other."""
+    def sizes(self, call: Call) -> dict[int, str]:
+        """Return the lengths that become dynamic, with names; 1, which may mean any, only where it is alone."""
         tensors = self.tensors(call)
         sizes = dict.fromkeys(tensor.shape[axis] for _, tensor, axis in tensors if axis is not None)
-        return [size for size in sizes if size > 1] or list(sizes)
+        several = [size for size in sizes if size > 1] or list(sizes)
+        return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(several)}
 
-    def _free(self, leaf: Tensor, axis: int | None, sizes: Sequence[int]) -> dict[int, bool]:
+    def _free(self, leaf: Tensor, axis: int | None, sizes: Collection[int]) -> dict[int, bool]:
         """Return the axes of a tensor that may have any length, and whether each is the batch."""
         found = {}
         if leaf.dim() and axis is not None and leaf.shape[axis] in sizes:
@@ -93,7 +94,7 @@ class Axes:
         def axes(leaf: Any, axis: int | None) -> Any:
             if not isinstance(leaf, Tensor):
                 return None
-            free = self._free(leaf, axis, list(dims))
+            free = self._free(leaf, axis, dims)
             return {a: (dims[leaf.shape[a]] if rows else length(leaf.shape[a])) for a, rows in free.items()}
 
         return dict(zip(self.batch, self._mapped(call, axes), strict=True))

@@ -133,7 +133,13 @@ def export(
 
         def write(temporary: Path) -> None:
             nonlocal found
-            (_save_onnx if path.suffix == ".onnx" else _save_archive)(program, temporary, wrapped)
+            kind = type(model).__name__
+            if path.suffix == ".onnx":  # an operation may be missing there
+                with _model_error(f"torch cannot write this {kind} as ONNX", "; .pt2 may do."):
+                    _save_onnx(program, temporary, wrapped)
+            else:  # a tensor may be of a kind that an archive cannot contain
+                with _model_error(f"torch cannot write this {kind} as an archive"):
+                    torch.export.save(program, temporary)
             found = _compare(temporary, wrapped)
 
         write_atomically(path, write)
@@ -193,14 +199,14 @@ class _TensorsOnly(nn.Module):
             return tensors_in(answer(*args, **kwargs))
 
         self.call = (args, {name: value for name, value in kwargs.items() if name not in constants})
-        first, then = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
-        plain = (first, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        known = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in plain]
-        positional = [known[i] if i < len(known) else f"input_{i}" for i in range(len(args))]
-        self.names = [*positional, *self.call[1]]
-        parameters = [inspect.Parameter(name, first) for name in positional]
-        parameters += [inspect.Parameter(name, then) for name in self.call[1]]
-        forward.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        parameters = inspect.signature(model.forward).parameters.values()
+        known = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        unknown = [f"input_{i}" for i in range(len(known), len(args))]
+        self.names = [*known[: len(args)], *unknown, *self.call[1]]
+        kinds: list[Any] = [inspect.Parameter.POSITIONAL_ONLY] * len(args)
+        kinds += [inspect.Parameter.KEYWORD_ONLY] * len(self.call[1])
+        signature = inspect.Signature(list(map(inspect.Parameter, self.names, kinds)))
+        forward.__signature__ = signature  # type: ignore[attr-defined]
         self.answer, self.forward = answer, forward
         self.axes = Axes.of(self.names, self.call, batch_axis, inputs_for(model) is not None)
         self.eval()
@@ -211,59 +217,52 @@ class _TensorsOnly(nn.Module):
         with WritesUndone(self.model):
             return self.answer(*args, **kwargs)
 
-    def dims(self, call: Call) -> dict[int, str]:
-        """Return the names of the lengths that become dynamic."""
-        return {size: f"batch_{i}" if i else "batch" for i, size in enumerate(self.axes.sizes(call))}
+
+@contextlib.contextmanager
+def _model_error(text: str, hint: str = "") -> Iterator[None]:
+    """Raise any error but that of a file as a `ModelError`: `text`, the cause, and a hint."""
+    try:
+        yield
+    except (OSError, ModelError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, torch.onnx.errors.OnnxExporterError) else None
+        raise ModelError(f"{text}: {error_text(cause or error)}{hint}") from error
 
 
 def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
     """Export with a dynamic batch; a batch of one would be taken for a constant, and is doubled."""
-    call, axes = wrapped.call, wrapped.axes
-    if axes.sizes(call) == [1]:
+    call, axes, kind = wrapped.call, wrapped.axes, type(wrapped.model).__name__
+    if list(axes.sizes(call)) == [1]:
         call = axes.resized(call, 1)
-    dims = {size: Dim(name, min=1) for size, name in wrapped.dims(call).items()}
+    dims = {size: Dim(name, min=1) for size, name in axes.sizes(call).items()}
     shapes = axes.dynamic(call, dims, lambda _: Dim.AUTO)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
-            return torch.export.export(wrapped, *call, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # a model may defy export in any way
-        kind = type(wrapped.model).__name__
-        if dims and "onstraint" in str(error):  # torch's hints are about its own logs and names
-            raise ModelError(
+    with _model_error(f"torch cannot export this {kind}{' with a dynamic batch' if dims else ''}"):
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # torch prints the graph as far as it got
+                return torch.export.export(wrapped, *call, dynamic_shapes=shapes, strict=False)
+        except Exception as error:
+            if not dims or "onstraint" not in str(error):
+                raise
+            raise ModelError(  # torch's hints are about its own logs and names
                 f"this {kind} does not take any length of the axes that are taken for the batch: "
                 f"{axes.taken(call)}. Say where the batch is with batch_axis=… (--batch-axis), by input if "
                 "need be; None for inputs without a batch."
             ) from error
-        what = f"{kind} with a dynamic batch" if dims else kind
-        raise ModelError(f"torch cannot export this {what}: {error_text(error)}") from error
-
-
-def _save_archive(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
-    try:
-        torch.export.save(program, path)
-    except OSError:
-        raise
-    except Exception as error:  # a tensor of a kind that an archive cannot contain
-        kind = type(wrapped.model).__name__
-        raise ModelError(f"torch cannot write this {kind} as an archive: {error_text(error)}") from error
 
 
 def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
     import onnxscript.optimizer
 
     each_is_tensor = all(isinstance(v, Tensor) for v in (*wrapped.call[0], *wrapped.call[1].values()))
-    shapes = wrapped.axes.dynamic(wrapped.call, wrapped.dims(wrapped.call), "length_{}".format)
+    shapes = wrapped.axes.dynamic(wrapped.call, wrapped.axes.sizes(wrapped.call), "length_{}".format)
+    options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
+    options |= {"input_names": wrapped.names} if each_is_tensor else {}
     names = _output_names(wrapped.outputs(wrapped.call))
-    try:
-        options: dict[str, Any] = {"dynamo": True, "optimize": False, "verbose": False}
-        options["input_names"] = wrapped.names if each_is_tensor else None
-        written = torch.onnx.export(program, dynamic_shapes=shapes, output_names=names, **options)
-        assert written is not None
-        optimize = onnxscript.optimizer.optimize
-        optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
-    except Exception as error:  # an operation may be missing in ONNX
-        cause, kind = error_text(error.__cause__ or error), type(wrapped.model).__name__
-        raise ModelError(f"torch cannot write this {kind} as ONNX: {cause}; .pt2 may do.") from error
+    written = torch.onnx.export(program, dynamic_shapes=shapes, output_names=names, **options)
+    assert written is not None
+    optimize = onnxscript.optimizer.optimize
+    optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
     written.save(path, external_data=False)
@@ -281,23 +280,22 @@ def _compare(path: Path, wrapped: _TensorsOnly) -> float | None:
     calls, axes = [wrapped.call], wrapped.axes
     if axes.sizes(wrapped.call):
         calls.append(axes.resized(wrapped.call, 2))
-    try:
+    with _model_error(
+        f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "
+        f"{axes.taken(wrapped.call)}",
+        "; say where the batch is with batch_axis=… (--batch-axis). No file was written.",
+    ):
         answers = [tensors_in(wrapped.outputs(call)) for call in calls]
-    except Exception as error:  # of the model's own code
-        raise ModelError(
-            f"this {type(wrapped.model).__name__} fails on another size of the batch, repeated along "
-            f"{axes.taken(wrapped.call)}: {error_text(error)}; say where the batch is with batch_axis=… "
-            "(--batch-axis). No file was written."
-        ) from error
     if path.suffix == ".onnx":
         bfloat16 = any(t.dtype == torch.bfloat16 for t in (*tensors_of(wrapped.call), *answers[0]))
         if bfloat16 or importlib.util.find_spec("onnxruntime") is None:  # numpy has no bfloat16
             return None
-    try:
-        made = (_run_onnx if path.suffix == ".onnx" else _run_archive)(path, calls)
-    except Exception as error:  # of the runtime
-        cause = error_text(error)
-        raise ModelError(f"what was exported does not run: {cause}; no file was written.") from error
+    with _model_error("what was exported does not run", "; no file was written."):
+        if path.suffix == ".onnx":
+            made = _run_onnx(path, calls)
+        else:
+            module = torch.export.load(path).module()
+            made = [module(*args, **kwargs) for args, kwargs in calls]
     pairs = [pair for both in zip(made, answers, strict=True) for pair in zip(*both, strict=True)]
     overall = max((largest(wanted) for _, wanted in pairs), default=0.0)
     differences = [difference(*pair) for pair in pairs]
@@ -320,11 +318,6 @@ def _run_onnx(path: Path, calls: list[Call]) -> list[list[Tensor]]:
     names = [given.name for given in session.get_inputs()]
     feeds = [dict(zip(names, [own.cpu().numpy() for own in tensors_of(call)], strict=True)) for call in calls]
     return [[torch.as_tensor(output) for output in session.run(None, feed)] for feed in feeds]
-
-
-def _run_archive(path: Path, calls: list[Call]) -> list[list[Tensor]]:
-    module = torch.export.load(path).module()
-    return [module(*args, **kwargs) for args, kwargs in calls]
 
 
 @contextlib.contextmanager
