@@ -1,4 +1,4 @@
-"""Whole children pay: those that count least are not born, and the layers that read them stay dense."""
+"""Child pruning: the least children are not created, and the layers that consume them stay dense."""
 
 import itertools
 import json
@@ -20,10 +20,12 @@ ENTRIES = torch.tensor([4, 4, 4, 5])
 BLOCKS = torch.tensor([0, 1, 0, 1])
 
 
-@pytest.mark.parametrize(("count", "left"), [(0, []), (7, []), (8, [1, 2]), (16, [1, 2]), (17, [0, 1, 2, 3])])
-def test_of_each_block_as_many_leave_as_the_budget_needs_the_least_mean_squares_first(count, left):
-    """One of each block pays 4 + 4, the other two 4 + 5."""
-    assert ChildPruning().dropped_children(SQUARES, ENTRIES, BLOCKS, count).tolist() == left
+@pytest.mark.parametrize(
+    ("count", "dropped"), [(0, []), (7, []), (8, [1, 2]), (16, [1, 2]), (17, [0, 1, 2, 3])]
+)
+def test_equally_many_children_of_each_block_are_dropped_the_least_mean_squares_first(count, dropped):
+    """One of each block has 4 + 4 parameters, the other two 4 + 5."""
+    assert ChildPruning().dropped_children(SQUARES, ENTRIES, BLOCKS, count).tolist() == dropped
 
 
 def large_reader(seed=1):
@@ -31,7 +33,7 @@ def large_reader(seed=1):
 
 
 def of_origin(wide):
-    """Return the children's weights and their readers', by what the plan says of them."""
+    """Return the children's weights and their consumers', by what the plan says of them."""
     (layer,) = wide.fpe_plan.layers
     index_map = wide[0].fpe_neurons
     assert layer.neurons_after == len(index_map.parent) == layer.neurons * layer.factor - len(layer.dropped)
@@ -49,13 +51,13 @@ def of_origin(wide):
     ],
 )
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_the_count_stays_the_readers_stay_dense_and_blocks_are_of_one_size(sizes, factor, split):
+def test_the_count_is_kept_consumers_stay_dense_and_blocks_are_of_one_size(sizes, factor, split):
     model = fpe.mlp(*sizes, seed=1)
-    foreseen = fpe.plan(model, factor, split=split, prune="children", seed=2)
+    planned = fpe.plan(model, factor, split=split, prune="children", seed=2)
     wide = fpe.expand(model, factor, split=split, prune="children", seed=2)
     layer, index_map = of_origin(wide)
-    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == foreseen.nonzero
-    assert foreseen.layers[0].neurons_after == wide[0].out_features == layer.neurons_after
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == planned.nonzero
+    assert planned.layers[0].neurons_after == wide[0].out_features == layer.neurons_after
     assert bool(wide[2].fpe_mask.all())
     block = index_map.parent * layer.groups // layer.neurons * factor + index_map.child
     assert block.bincount().unique().numel() == 1
@@ -68,13 +70,13 @@ def test_what_stays_unpaid_is_less_than_one_child_of_each_block_and_goes_from_th
     model = large_reader()
     wide = fpe.expand(model, 2, split="shared", prune="children", seed=2)
     layer, _ = of_origin(wide)
-    # 16 × 31 copies; two children pay the 12 inputs between them, and 31 each.
+    # 16 × 31 copies; two children have the 12 inputs between them, and 31 each.
     assert len(layer.dropped) == 16 * 31 // (12 + 2 * 31) * 2 == 12
     rest = 16 * 31 - 6 * (12 + 2 * 31)
     assert int(wide[0].fpe_mask.sum()) == len(wide[0].fpe_mask) // 2 * 12 - rest
 
 
-def test_those_leave_whose_weights_in_and_out_are_small():
+def test_children_with_small_incoming_and_outgoing_weights_are_dropped():
     model = large_reader()
     with torch.no_grad():
         model[0].weight[:4] *= 0.01
@@ -83,7 +85,7 @@ def test_those_leave_whose_weights_in_and_out_are_small():
     assert {child // 2 for child in wide.fpe_plan.layers[0].dropped} >= {0, 1, 2, 3}
 
 
-def test_a_small_head_loses_no_child_and_columns_pay():
+def test_with_a_small_head_no_child_is_dropped_and_columns_are_pruned():
     model = fpe.mlp(64, 16, 3, seed=1)
     wide = fpe.expand(model, 2, split="shared-2", prune="children", seed=2)
     columns = fpe.expand(model, 2, split="shared-2", prune="columns", seed=2)
@@ -94,21 +96,21 @@ def test_a_small_head_loses_no_child_and_columns_pay():
 @pytest.mark.parametrize("split", ["shared", "shared-2"])
 @pytest.mark.parametrize("factor", [2, 3])
 @pytest.mark.parametrize("sizes", list(itertools.product((3, 4, 6), (2, 4), (1, 3, 9))))
-def test_where_single_weights_pay_the_plan_foresees_it_and_all_say_so(sizes, factor, split):
-    """Readers are dense just where nothing is said; a warning names the layer, and the user's line."""
+def test_where_single_weights_are_pruned_the_plan_and_all_others_say_so(sizes, factor, split):
+    """Consumers are dense just where nothing is said; a warning names the layer, and the user's line."""
     model = fpe.mlp(*sizes, seed=1)
-    foreseen = fpe.plan(model, factor, split=split, prune="children", seed=2)
+    planned = fpe.plan(model, factor, split=split, prune="children", seed=2)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         wide = fpe.expand(model, factor, split=split, prune="children", seed=2)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     (layer,) = wide.fpe_plan.layers
-    assert layer.notes == foreseen.layers[0].notes
+    assert layer.notes == planned.layers[0].notes
     assert bool(layer.notes) is not bool(wide[2].fpe_mask.all())
     assert [(one.filename, "'0'" in str(one.message)) for one in told] == [(__file__, True)] * len(
         layer.notes
     )
-    for shown in (foreseen, wide.fpe_plan, fpe.summary(model, wide)):
+    for shown in (planned, wide.fpe_plan, fpe.summary(model, wide)):
         assert ("single weights" in str(shown)) is bool(layer.notes)
     assert fpe.expansion.plan.Plan.from_dict(json.loads(json.dumps(wide.fpe_plan.to_dict()))) == wide.fpe_plan
 
@@ -123,7 +125,7 @@ def test_single_weights_are_pruned_where_columns_are_too_few_and_a_warning_says_
 
 
 @pytest.mark.parametrize("split", ["shared", "shared-4"])
-def test_it_packs_into_blocks_and_a_dense_reader_and_back(split):
+def test_it_packs_into_blocks_and_a_dense_consumer_and_back(split):
     model = fpe.mlp(64, 128, 64, seed=1)
     wide = fpe.expand(model, 2, split=split, prune="children", seed=2)
     packed, x = fpe.pack(wide), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
@@ -147,12 +149,12 @@ def test_layers_that_read_each_other_are_narrowed_one_after_the_other():
     ]
     model = nn.Sequential(*hidden, nn.Linear(48, 32), nn.ReLU(), nn.Linear(32, 5))
     how = {"layers": ["0", "3"], "example_inputs": torch.randn(4, 32), "seed": 0}
-    foreseen = fpe.plan(model, 2, split="shared", prune="children", **how)
+    planned = fpe.plan(model, 2, split="shared", prune="children", **how)
     wide = fpe.expand(model, 2, split="shared", prune="children", **how)
     first, second = wide.fpe_plan.layers
     assert second.inputs == first.neurons_after == wide[3].in_features
-    assert foreseen.layers[0].neurons_after == first.neurons_after == wide[1].num_features
-    assert foreseen.layers[1].neurons_after == second.neurons_after == wide[4].normalized_shape[0]
+    assert planned.layers[0].neurons_after == first.neurons_after == wide[1].num_features
+    assert planned.layers[1].neurons_after == second.neurons_after == wide[4].normalized_shape[0]
     assert second.neurons_after == wide[6].in_features
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     packed, x = fpe.pack(wide.eval()), torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
@@ -164,15 +166,15 @@ def test_convolutions_lose_whole_children(convolutions):
     model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 8, 3))
     x = torch.randn(2, 8, 7, 7, generator=torch.Generator().manual_seed(0))
     how = {"layers": ["0"], "example_inputs": x, "convolutions": convolutions}
-    foreseen = fpe.plan(model, 2, split="shared", prune="children", **how)
+    planned = fpe.plan(model, 2, split="shared", prune="children", **how)
     wide = fpe.expand(model, 2, split="shared", prune="children", **how).eval()
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
-    assert 12 < wide[0].out_channels == wide[1].num_features == foreseen.layers[0].neurons_after < 24
+    assert 12 < wide[0].out_channels == wide[1].num_features == planned.layers[0].neurons_after < 24
     torch.testing.assert_close(fpe.pack(wide)(x), wide(x), rtol=1e-5, atol=1e-5)
 
 
-def test_a_network_with_zeros_loses_as_many_as_pay():
-    """The second expansion of one layer, whose children have fewer weights than is foreseen."""
+def test_a_network_with_masks_drops_as_many_children_as_needed():
+    """The second expansion of one layer, whose children have fewer weights than planned."""
     once = fpe.expand(large_reader(), 2, split="random", seed=2)
     twice = fpe.expand(once, 2, split="shared", prune="children", seed=3)
     layer, _ = of_origin(twice)

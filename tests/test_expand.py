@@ -12,7 +12,7 @@ from fpe.expansion.plan import Plan
 from models import LABELS, MODELS, assert_unchanged, same_bits, same_state, snapshot
 
 SPLITS = ["random", "shared", "gram", "2:4", fpe.LabelSplit(LABELS), fpe.LabelSplit(LABELS, shared=True)]
-#: Models with one small head, so that the columns of the hidden layer can pay.
+#: Models with one small head, so that the columns of the hidden layer can be pruned.
 COLUMNS = ["mlp", "without_biases", "dropout", "functional", "nested", "prelu"]
 CASES = [
     *((name, s, "magnitude", f) for name, s, f in itertools.product(MODELS, SPLITS, (1, 2, 3))),
@@ -42,8 +42,8 @@ def test_the_count_is_exact_and_the_model_untouched(name, split, prune, factor):
             assert ((module.fpe_mask == 0) | (module.fpe_mask == 1)).all()
     for layer in wide.fpe_plan.layers:
         assert wide.get_submodule(layer.group.name).out_features == factor * layer.neurons
-        for reader in layer.group.consumers:
-            assert wide.get_submodule(reader).in_features == factor * layer.neurons
+        for consumer in layer.group.consumers:
+            assert wide.get_submodule(consumer).in_features == factor * layer.neurons
     assert wide(x).shape == model(x).shape
     assert wide(x).isfinite().all()
     if factor == 1:
@@ -67,16 +67,16 @@ def test_the_new_model_shares_no_memory_with_the_old_one(name):
 def test_children_are_a_partition_of_their_parent_and_only_lose_weights(name):
     model, _ = MODELS[name]()
     wide = fpe.expand(model, 3, seed=5)
-    readers = {reader for layer in wide.fpe_plan.layers for reader in layer.group.consumers}
+    consumers = {consumer for layer in wide.fpe_plan.layers for consumer in layer.group.consumers}
     for layer in wide.fpe_plan.layers:
-        if layer.group.name in readers:
+        if layer.group.name in consumers:
             continue
         parent = model.get_submodule(layer.group.name)
         child = wide.get_submodule(layer.group.name)
-        keepers = child.fpe_mask.view(layer.neurons, 3, layer.inputs).sum(1)
-        assert keepers.max() <= 1
+        kept = child.fpe_mask.view(layer.neurons, 3, layer.inputs).sum(1)
+        assert kept.max() <= 1
         added_up = child.weight.view(layer.neurons, 3, layer.inputs).sum(1)
-        assert torch.equal(added_up, parent.weight * keepers)
+        assert torch.equal(added_up, parent.weight * kept)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,7 +115,7 @@ def test_hidden_layers_1_3_5_are_expanded_and_the_head_never():
         "2": "it consumes '0', which is expanded (every second hidden layer is)",
         "6": "it is a head: its neurons are outputs of the network",
     }
-    assert type(wide[6]) is fpe.MaskedLinear  # reads children, so it pays too
+    assert type(wide[6]) is fpe.MaskedLinear  # consumes children, so it is pruned too
 
 
 def test_a_layer_that_reads_an_expanded_one_keeps_its_width():

@@ -78,7 +78,7 @@ def test_a_factor_larger_than_the_inputs():
         ),
     ],
 )
-def test_an_unknown_split_or_way_of_paying(arguments, message):
+def test_an_unknown_split_or_pruning(arguments, message):
     assert_refused(MODELS["mlp"]()[0], ArgumentError, message, **arguments)
 
 
@@ -120,8 +120,8 @@ def test_what_is_no_module():
         (nn.Sequential(nn.ReLU()), "Sequential: it has no linear layer"),
         (
             nn.Sequential(nn.Linear(4, 4), nn.Softmax(1), nn.Linear(4, 2)),
-            "Sequential: '0': its neurons are passed to '1' (Softmax), which is not known to treat each neuron "
-            "alone; '2': it is a head: its neurons are outputs of the network",
+            "Sequential: '0': its neurons are passed to '1' (Softmax), which is not known to treat each "
+            "neuron alone; '2': it is a head: its neurons are outputs of the network",
         ),
         (
             nn.Sequential(nn.Conv1d(4, 4, 1), nn.Flatten()),
@@ -186,20 +186,20 @@ def test_weights_on_the_meta_device():
     )
 
 
-def test_copies_that_no_weights_can_pay_for():
-    """Four copies for each neuron (bias, scale, shift, slope), and three weights to pay with."""
+def test_more_copies_than_weights_that_can_be_pruned():
+    """Four copies for each neuron (bias, scale, shift, slope), and three weights that can be pruned."""
     model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.PReLU(3), nn.Linear(3, 1))
     assert_refused(model, BudgetError, "layer '0': factor 2 makes 15 copies\nonly 12 weights")
 
 
-def test_copies_that_no_columns_can_pay_for():
+def test_more_copies_than_whole_columns_have():
     message = "layer '0': factor 2 makes 44 copies\nonly 24 weights\nanother prune"
     model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 10))
     assert_refused(model, BudgetError, message, split="shared", prune="columns")
 
 
-def test_columns_that_are_gone_already_cannot_pay_again():
-    """What the plan cannot foresee fails later, and still leaves the model as it was."""
+def test_columns_that_are_pruned_already_cannot_be_pruned_again():
+    """What the plan cannot know fails later; the model stays as it was."""
     once = fpe.expand(MODELS["mlp"]()[0], split="shared", prune="columns")
     before = snapshot(once)
     with pytest.raises(BudgetError, match="only"):
@@ -231,7 +231,7 @@ def test_several_layers_with_problems_are_reported_at_once():
     assert_refused(model, ModelError, message, split=fpe.LabelSplit([0, 1]))
 
 
-def test_a_group_by_hand_without_a_batch_to_prove_it_on():
+def test_a_group_by_hand_without_a_batch_to_verify_it_on():
     message = (
         "the group of '0' is given by hand; give example_inputs=… too, a batch on which it can be verified."
     )
@@ -305,12 +305,12 @@ def test_of_a_compiled_model_the_model_in_it_is_expanded(batch):
     assert compiled._orig_mod is model
 
 
-class Quantised(torch.Tensor):
-    """A tensor of its own kind, as those of quantised layers are."""
+class Quantized(torch.Tensor):
+    """A tensor of its own kind, as those of quantized layers are."""
 
 
 def quantized(layer):
-    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantized))
 
 
 @pytest.mark.parametrize("batch", [None, torch.linspace(-1, 1, 24).view(3, 8)])
@@ -323,7 +323,7 @@ def quantized(layer):
         (nn.utils.parametrizations.weight_norm, "arametriz"),
         (nn.utils.parametrizations.spectral_norm, "arametriz"),
         (nn.utils.parametrizations.orthogonal, "arametriz"),
-        (quantized, "Quantised"),
+        (quantized, "Quantized"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")

@@ -68,7 +68,7 @@ def test_fresh_moments_are_those_of_a_new_optimizer():
 
 
 def test_kept_moments_are_the_parents():
-    """Row by row in the producer, column by column in the consumer, none where a weight is held at zero."""
+    """Row by row in the producer, column by column in the consumer, none where a weight is masked."""
     model, batch, optimizer = trained("mlp")
     old = [optimizer.state[p]["exp_avg_sq"].clone() for p in model.parameters()]
     fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
@@ -115,7 +115,7 @@ def test_a_compiled_model_is_expanded_inside():
 def test_state_that_does_not_go_entry_by_entry_cannot_be_kept():
     model, batch, optimizer = trained("mlp", torch.optim.Adafactor)
     before = snapshot(model)
-    with pytest.raises(ArgumentError, match=r"Adafactor keeps 'row_var' \(of shape .* give moments='fresh'"):
+    with pytest.raises(ArgumentError, match=r"Adafactor keeps 'row_var'"):
         fpe.expand_(model, optimizer=optimizer, moments="kept", factor=2, example_inputs=batch)
     assert_unchanged(model, before)
     fpe.expand_(model, optimizer=optimizer, moments="fresh", factor=2, example_inputs=batch)

@@ -1,4 +1,4 @@
-"""Which inputs leave first: by the norm of their columns, by their activations, by gradients."""
+"""Which inputs are pruned first: by the norm of their columns, by their activations, by gradients."""
 
 import copy
 
@@ -19,18 +19,18 @@ BLOCKS = [
     [4.0, 1.0, 0.0, 0.0, 0.0],
     [0.0, 0.0, 0.0, 0.0, 3.0],
 ]
-READER = [[9.0, 9.0, 9.0, 9.0]]
+CONSUMER = [[9.0, 9.0, 9.0, 9.0]]
 
 
 def leaving(method, count, scale=None, blocks=BLOCKS):
-    """Let blocks pay; return the inputs that have left, in order of index."""
+    """Prune blocks; return the inputs that are gone, in order of index."""
     blocks = torch.tensor(blocks)
     inputs = torch.tensor([[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1]]).repeat(2, 1)
     masks = [inputs.clone(), torch.ones(1, 4)]
     if scale is None:
-        method.prune_([blocks, torch.tensor(READER)], masks, count, 2)
+        method.prune_([blocks, torch.tensor(CONSUMER)], masks, count, 2)
     else:
-        method.prune_([blocks, torch.tensor(READER)], masks, count, 2, scores=torch.tensor(scale))
+        method.prune_([blocks, torch.tensor(CONSUMER)], masks, count, 2, scores=torch.tensor(scale))
     assert int(inputs.sum() + 4 - masks[0].sum() - masks[1].sum()) == count
     return [i for i in range(5) if inputs[:, i].any() and not masks[0][:, i].any()]
 
@@ -43,7 +43,7 @@ def test_by_norm():
 
 
 def test_by_activation():
-    """Norms 5, √2, 2, 2, 5 times 0.1, 3, 1, 2.5, 1: input 0, of the largest norm, leaves first."""
+    """Norms 5, √2, 2, 2, 5 times 0.1, 3, 1, 2.5, 1: input 0, of the largest norm, is pruned first."""
     scale = [[0.1, 3.0, 1.0, 2.5, 1.0]] * 2
     assert leaving(InputPruning("activation"), 2, scale) == [0]
     assert leaving(InputPruning("activation"), 4, scale) == [0, 2]
@@ -59,7 +59,7 @@ def test_by_gradient():
 
 
 @pytest.mark.parametrize("by", ["activation", "gradient"])
-def test_inputs_that_count_nothing_leave_by_index_and_the_first_of_a_block_stays(by):
+def test_inputs_of_no_weight_are_pruned_by_index_and_the_first_of_a_block_stays(by):
     assert leaving(InputPruning(by), 4, [[0.0] * 5] * 2) == [1, 2]
     assert leaving(InputPruning(by), 6, [[0.0] * 5] * 2) == [1, 2, 4]
 
@@ -104,8 +104,8 @@ def test_what_must_be_measured_is_asked_for():
 
 NEEDS_DATA = "prune=InputPruning(by='activation') needs the inputs of each layer on data; give example_inputs"
 NEEDS_GRADIENT = (
-    "layer '0' has no gradient, which prune=InputPruning(by='gradient') ranks by; call loss.backward() on a batch "
-    "first, and expand before the gradients are cleared."
+    "layer '0' has no gradient, which prune=InputPruning(by='gradient') ranks by; call loss.backward() on a "
+    "batch first, and expand before the gradients are cleared."
 )
 
 
@@ -144,7 +144,7 @@ def test_what_is_not_finite_is_refused(by):
 
 
 def with_gradients(model, batch):
-    """Return a model as a backward pass leaves it."""
+    """Return a model after a backward pass."""
     with torch.random.fork_rng(devices=[]):
         model(batch).square().mean().backward()
     return model
@@ -160,7 +160,7 @@ class Gated(nn.Module):
 
 
 def convolutions():
-    """Six channels pay for the four copies of each neuron and its norm."""
+    """Six channels are pruned for the four copies of each neuron and its norm."""
     body = (nn.Conv2d(12, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     return nn.Sequential(*body, nn.Linear(4 * 4, 2)), torch.rand(3, 12, 4, 4)
 
@@ -171,7 +171,7 @@ def transposed():
     return nn.Sequential(Conv1D(4, 8), nn.GELU(), Conv1D(2, 4)), torch.rand(3, 8)
 
 
-#: Models in which whole columns can pay.
+#: Models in which whole columns can be pruned.
 WITH_ROOM = {
     **{name: MODELS[name] for name in ("mlp", "without_biases", "prelu", "functional", "dropout")},
     "gated": lambda: (Gated(), torch.rand(3, 8)),
@@ -201,7 +201,7 @@ def test_the_count_is_exact_and_the_model_stays_as_it_was(name, by):
     assert same_state(twin, wide)
 
 
-def test_an_input_that_is_always_zero_leaves_first():
+def test_an_input_that_is_always_zero_is_pruned_first():
     """Its column is the largest by far; on the data it counts nothing."""
     model, x = MODELS["mlp"]()
     x[:, 5] = 0
@@ -212,7 +212,7 @@ def test_an_input_that_is_always_zero_leaves_first():
         assert bool(wide[0].fpe_mask[:, 5].any()) == stays
 
 
-def test_a_channel_that_is_always_zero_leaves_first():
+def test_a_channel_that_is_always_zero_is_pruned_first():
     model, x = convolutions()
     x[:, 2] = 0
     with torch.no_grad():
@@ -223,7 +223,7 @@ def test_a_channel_that_is_always_zero_leaves_first():
 
 
 def test_taps_that_are_shared_out_are_ranked_one_by_one():
-    """Each tap of a channel is a column of its own; that of no gradient leaves first."""
+    """Each tap of a channel is a column of its own; that of no gradient is pruned first."""
     model, x = convolutions()
     with_gradients(model, x)
     model[0].weight.grad[:, 5, 1, 2] = 0
@@ -248,7 +248,7 @@ class Bypassed(nn.Module):
 
 def test_a_layer_that_is_not_called_cannot_be_measured():
     how = {"layers": fpe.NeuronGroup("hidden", "head"), "example_inputs": torch.rand(2, 8)}
-    with pytest.raises(ModelError, match="layer 'hidden' is not called as a module on example_inputs"):
+    with pytest.raises(ModelError, match="'hidden' is not called"):
         fpe.plan(Bypassed(), split="shared", prune=InputPruning("activation"), **how)
 
 
@@ -270,7 +270,7 @@ def test_gate_and_up_lose_the_same_inputs(by):
 
 @pytest.mark.parametrize("by", ["activation", "gradient"])
 def test_copies_of_an_input_count_as_it_does_in_the_dense_model(by):
-    """Layer 2 reads neurons of layer 0, expanded before it: the copies of neuron 1 leave first."""
+    """Layer 2 consumes neurons of layer 0, expanded before it: the copies of neuron 1 are pruned first."""
     first, second = nn.Linear(20, 5), nn.Linear(5, 6)
     model = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Linear(6, 1))
     with torch.no_grad():
@@ -292,5 +292,5 @@ def test_a_classifier_says_that_it_ranks_by_norm():
     from fpe.sklearn import FPEClassifier
 
     classifier = FPEClassifier(split="shared", prune=InputPruning("gradient"))
-    with pytest.raises(ArgumentError, match="FPEClassifier ranks columns by 'norm': give prune='columns'"):
+    with pytest.raises(ArgumentError, match="give prune='columns'"):
         classifier.fit(torch.rand(20, 4).numpy(), [0, 1] * 10)

@@ -1,4 +1,4 @@
-"""Masked weights stay exactly zero, whatever is done to the layer that holds them."""
+"""Masked weights stay exactly zero, whatever is done to their layer."""
 
 import copy
 import io
@@ -37,9 +37,9 @@ def masked_layers(model):
 
 
 def assert_held(model):
-    held = [layer.weight[layer.fpe_mask == 0] for layer in masked_layers(model)]
-    assert sum(len(weights) for weights in held) > 0
-    assert all((weights == 0).all() for weights in held)
+    masked = [layer.weight[layer.fpe_mask == 0] for layer in masked_layers(model)]
+    assert sum(len(weights) for weights in masked) > 0
+    assert all((weights == 0).all() for weights in masked)
 
 
 def train(model, optimizer, x, steps=50):
@@ -69,19 +69,19 @@ def test_gradients_and_moments_are_zero_where_masked():
     optimizer = torch.optim.Adam(model.parameters())
     train(model, optimizer, x, steps=3)
     for layer in masked_layers(model):
-        held = layer.fpe_mask == 0
+        masked = layer.fpe_mask == 0
         state = optimizer.state[layer.weight]
         for tensor in (layer.weight.grad, state["exp_avg"], state["exp_avg_sq"]):
-            assert (tensor[held] == 0).all()
-            assert (tensor[~held] != 0).any()
+            assert (tensor[masked] == 0).all()
+            assert (tensor[~masked] != 0).any()
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
-def test_muon_holds_with_hold_masks_and_does_not_without():
-    def run(hold):
+def test_muon_needs_enforced_masks():
+    def run(enforce):
         model, x = widened("without_biases")
         optimizer = torch.optim.Muon(model.parameters(), lr=0.1)
-        if hold:
+        if enforce:
             fpe.enforce_masks_(optimizer, model)
         train(model, optimizer, x, steps=5)
         return model
@@ -91,7 +91,7 @@ def test_muon_holds_with_hold_masks_and_does_not_without():
         assert_held(run(False))
 
 
-def test_hold_masks_ends_with_its_handle():
+def test_enforced_masks_end_with_their_handle():
     model, x = widened()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     handle = fpe.enforce_masks_(optimizer, model)
@@ -123,7 +123,7 @@ def torch_saved(model):
     [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), torch_saved],
     ids=["deepcopy", "pickle", "save"],
 )
-def test_a_copy_computes_the_same_and_holds_its_masks(duplicate):
+def test_a_copy_computes_the_same_and_keeps_its_masks(duplicate):
     model, x = widened()
     twin = duplicate(model)
     assert torch.equal(twin(x), model(x))
@@ -144,7 +144,7 @@ def test_a_state_dict_carries_weights_and_masks(assign):
 
 
 @pytest.mark.parametrize("assign", [False, True])
-def test_loading_holds_weights_that_the_mask_forbids_and_leaves_the_callers_alone(assign):
+def test_loading_masks_weights_and_does_not_change_the_callers(assign):
     model, _ = widened()
     state = {k: v.clone() if "mask" in k else torch.ones_like(v) for k, v in model.state_dict().items()}
     before = {k: v.clone() for k, v in state.items()}
@@ -163,7 +163,7 @@ def test_the_mask_follows_the_type(dtype):
     assert all(layer.fpe_mask.dtype == dtype for layer in masked_layers(model))
 
 
-def test_autocast_trains_and_holds():
+def test_autocast_trains_and_keeps_masks():
     model, x = widened()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for _ in range(5):
@@ -178,7 +178,7 @@ def test_autocast_trains_and_holds():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="no C++ compiler")
-def test_a_compiled_model_computes_the_same_gradients_and_holds():
+def test_a_compiled_model_computes_the_same_gradients_and_keeps_masks():
     model, x = widened("mlp")
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
     for net in (model, compiled):

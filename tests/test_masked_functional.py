@@ -77,9 +77,9 @@ def test_forward_and_reverse_derivatives_are_those_of_the_masked_model(build):
     forward = jacfwd(lambda parameters: answer(parameters).square().sum())(free)
     for name, gradient in reverse.items():
         torch.testing.assert_close(forward[name], gradient)
-    held = wide[0].fpe_mask == 0
-    assert (reverse["0.weight"][held] == 0).all()
-    assert (reverse["0.weight"][~held] != 0).any()
+    masked = wide[0].fpe_mask == 0
+    assert (reverse["0.weight"][masked] == 0).all()
+    assert (reverse["0.weight"][~masked] != 0).any()
 
 
 @KINDS

@@ -29,7 +29,7 @@ def batch():
 def test_packing_a_model_with_an_expanded_part_is_packing_the_part():
     alone, whole = fpe.pack(inner()), fpe.pack(outer(inner()))
     assert [str(m) for m in whole[1]] == [str(m) for m in alone]
-    assert whole[1][0].restore is None  # its reader follows the order of its blocks
+    assert whole[1][0].restore is None  # its consumer follows the order of its blocks
     torch.testing.assert_close(whole(batch()), outer(inner())(batch()))
     again = fpe.unpack(whole)
     assert torch.equal(again[1][0].fpe_mask, inner()[0].fpe_mask)
@@ -106,7 +106,7 @@ class Joined(nn.Module):
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])
-def test_a_reader_of_two_plans_reads_the_right_neurons_when_packed(order):
+def test_a_consumer_of_two_plans_has_the_right_inputs_when_packed(order):
     torch.manual_seed(0)
     wide = Joined()
     for name in order:

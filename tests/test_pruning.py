@@ -1,4 +1,4 @@
-"""Budget: what counts as non-zero, and exactly which weights pay."""
+"""Budget: what counts as non-zero, and exactly which weights are pruned."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from models import MODELS
 
 
 def prune_(method, weights, count, masks=None, factor=2):
-    """Let float weights pay; return the masks as nested lists."""
+    """Prune float weights; return the masks as nested lists."""
     weights = [torch.tensor(w, dtype=torch.float32) for w in weights]
     free = [torch.ones_like(w) if masks is None else torch.tensor(masks[i]) for i, w in enumerate(weights)]
     before = [w.clone() for w in weights]
@@ -36,16 +36,16 @@ LAYERS = [[[1.0, -2.0], [3.0, 0.5]], [[2.0, -0.5]]]
         (6, [[[0, 0], [0, 0]], [[0, 0]]]),
     ],
 )
-def test_the_smallest_magnitudes_of_all_layers_pay_and_ties_go_by_index(count, masks):
+def test_the_smallest_magnitudes_of_all_layers_are_pruned_and_ties_go_by_index(count, masks):
     assert prune_(MagnitudePruning(), LAYERS, count) == masks
 
 
-def test_among_equal_weights_the_first_pay_row_by_row_and_layer_by_layer():
+def test_among_equal_weights_the_first_are_pruned_row_by_row_and_layer_by_layer():
     weights = [[[1.0, 1.0], [-1.0, 1.0]], [[-1.0, 1.0]], [[1.0]]]
     assert prune_(MagnitudePruning(), weights, 5) == [[[0, 0], [0, 0]], [[0, 1]], [[1]]]
 
 
-def test_masked_zeros_cannot_pay_but_free_zeros_can():
+def test_masked_zeros_cannot_be_pruned_but_free_zeros_can():
     weights = [[[0.0, 0.0, 5.0]], [[-0.0, 1.0]]]
     masks = [[[0.0, 1.0, 1.0]], [[1.0, 1.0]]]
     assert prune_(MagnitudePruning(), weights, 1, masks) == [[[0, 0, 1]], [[1, 1]]]
@@ -63,7 +63,7 @@ def test_ties_are_exact_in_every_type_and_across_pieces_of_a_large_layer(dtype):
     assert masks[1].tolist() == [[0, 0, 1, 1]]
 
 
-def test_magnitude_that_cannot_pay_says_so_and_changes_no_mask():
+def test_magnitude_pruning_of_too_many_is_refused_and_changes_no_mask():
     masks = [torch.ones(2, 2), torch.tensor([[1.0, 0.0]])]
     before = [m.clone() for m in masks]
     with pytest.raises(BudgetError, match=r"6 weights .* only 5 are free"):
@@ -79,12 +79,12 @@ BLOCKS = [
     [4.0, 1.0, 0.5, 0.0, 0.0],
     [0.0, 0.0, 0.0, 0.0, 3.0],
 ]
-READER = [[0.1, 9.0, 8.0, 7.0]]
+CONSUMER = [[0.1, 9.0, 8.0, 7.0]]
 FREE = [[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(
-    ("count", "first", "reader"),
+    ("count", "first", "consumer"),
     [
         (0, FREE, [1, 1, 1, 1]),
         (2, [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]], [1, 1, 1, 1]),
@@ -92,29 +92,29 @@ FREE = [[1.0, 1, 1, 0, 0], [0, 0, 0, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 1, 1]]
         (6, [[1, 0, 0, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], [1, 1, 1, 1]),
     ],
 )
-def test_whole_columns_of_smallest_norm_leave(count, first, reader):
+def test_whole_columns_of_smallest_norm_are_pruned(count, first, consumer):
     masks = [FREE, [[1.0, 1, 1, 1]]]
-    assert prune_(InputPruning(), [BLOCKS, READER], count, masks) == [first, [reader]]
+    assert prune_(InputPruning(), [BLOCKS, CONSUMER], count, masks) == [first, [consumer]]
 
 
-def test_what_no_whole_column_can_pay_goes_by_magnitude():
+def test_less_than_a_whole_column_is_pruned_by_magnitude():
     """Three: column 2 of child 0 (two weights), then the smallest weight that is left, a free zero."""
     masks = [FREE, [[1.0, 1, 1, 1]]]
-    first, reader = prune_(InputPruning(), [BLOCKS, READER], 3, masks)
+    first, consumer = prune_(InputPruning(), [BLOCKS, CONSUMER], 3, masks)
     assert first == [[1, 1, 0, 0, 0], [0, 0, 0, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 1]]
-    assert reader == [[1, 1, 1, 1]]
+    assert consumer == [[1, 1, 1, 1]]
 
 
-def test_the_remainder_may_come_from_the_reader():
+def test_the_remainder_may_come_from_the_consumer():
     """One: less than a column, so the smallest weight of all; the free zero is now 5."""
     blocks = [list(row) for row in BLOCKS]
     blocks[3][3] = 5.0
-    first, reader = prune_(InputPruning(), [blocks, READER], 1, [FREE, [[1.0, 1, 1, 1]]])
+    first, consumer = prune_(InputPruning(), [blocks, CONSUMER], 1, [FREE, [[1.0, 1, 1, 1]]])
     assert first == FREE
-    assert reader == [[0, 1, 1, 1]]
+    assert consumer == [[0, 1, 1, 1]]
 
 
-def test_equal_columns_leave_by_index_and_the_first_stays_as_the_last_input():
+def test_equal_columns_are_pruned_by_index_and_the_first_stays_as_the_last_input():
     blocks = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     free = [[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]
     assert prune_(InputPruning(), [blocks, [[1.0, 1]]], 3, [free, [[1.0, 1]]]) == [
@@ -124,7 +124,7 @@ def test_equal_columns_leave_by_index_and_the_first_stays_as_the_last_input():
 
 
 def test_no_block_loses_its_last_input_though_its_column_is_the_smallest():
-    """Child 0 has one input of norm 0.1, which stays; child 1 pays."""
+    """Child 0 has one input of norm 0.1, which stays; child 1 is pruned."""
     blocks = [[0.1, 0.0, 0.0], [0.0, 5.0, 6.0]]
     free = [[1.0, 0, 0], [0, 1, 1]]
     assert prune_(InputPruning(), [blocks, [[7.0, 7]]], 1, [free, [[1.0, 1]]]) == [
@@ -134,7 +134,7 @@ def test_no_block_loses_its_last_input_though_its_column_is_the_smallest():
 
 
 def test_no_block_loses_its_last_input_to_the_remainder():
-    """Child 0 has one weight in all; two weights pay, fewer than a column of child 1 (three neurons)."""
+    """Child 0 has one weight in all; two weights are pruned, fewer than a column of child 1 (three neurons)."""
     blocks = torch.tensor([[0.1, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6]])
     masks = [(blocks != 0).float(), torch.ones(1, 6)]
     InputPruning().prune_([blocks, torch.full((1, 6), 7.0)], masks, 2, 2)
@@ -149,27 +149,27 @@ def test_no_block_loses_its_last_input_to_the_remainder():
         (6, [[0, 0, 1, 0, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]]),
     ],
 )
-def test_blocks_of_groups_pay_so_that_all_are_of_one_size(count, first):
-    """Two parents, each a group: four blocks of 3, 2, 3 and 2 inputs. The larger pay first."""
+def test_blocks_of_groups_are_pruned_to_one_size(count, first):
+    """Two parents, each a group: four blocks of 3, 2, 3 and 2 inputs. The larger are pruned first."""
     blocks = torch.tensor(BLOCKS)
     blocks[0, 2] = 9
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
-    InputPruning().prune_([blocks, torch.tensor(READER)], masks, count, 2, blocks=torch.arange(4))
+    InputPruning().prune_([blocks, torch.tensor(CONSUMER)], masks, count, 2, blocks=torch.arange(4))
     assert masks[0].tolist() == first
     assert masks[1].tolist() == [[1, 1, 1, 1]]
 
 
-def test_columns_that_cannot_pay_say_so_and_change_no_mask():
+def test_pruning_more_than_the_columns_have_is_refused_and_changes_no_mask():
     masks = [torch.tensor(FREE), torch.ones(1, 4)]
     before = [m.clone() for m in masks]
     with pytest.raises(BudgetError, match=r"7 weights .* columns .* only 6; use prune='children'"):
-        InputPruning().prune_([torch.tensor(BLOCKS), torch.tensor(READER)], masks, 7, 2)
+        InputPruning().prune_([torch.tensor(BLOCKS), torch.tensor(CONSUMER)], masks, 7, 2)
     assert all(torch.equal(m, b) for m, b in zip(masks, before, strict=True))
 
 
 @pytest.mark.parametrize("by", ["norm", "activation"])
 @pytest.mark.parametrize("groups", [1, 2, 4, 8])
-def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
+def test_columns_of_groups_are_pruned_exactly_and_whole(groups, by):
     """All rows of a block read the same; 8 × 6 copies are whole columns, whatever the size of a block."""
     model, X = fpe.mlp(40, 8, 5, seed=1), torch.rand(20, 40, generator=torch.Generator().manual_seed(0))
     wide = fpe.expand(
@@ -186,7 +186,7 @@ def test_columns_of_groups_pay_exactly_and_leave_no_hole(groups, by):
 
 @pytest.mark.parametrize("name", ["mlp", "without_biases", "prelu", "functional", "nested"])
 @pytest.mark.parametrize("factor", [1, 2])
-def test_columns_leave_dense_blocks_at_exactly_the_budget(name, factor):
+def test_input_pruning_makes_dense_blocks_at_exactly_the_budget(name, factor):
     """With a shared split, each child of all neurons reads the same inputs, less the remainder."""
     model, _ = MODELS[name]()
     wide = fpe.expand(model, factor, split="shared", prune="columns")
@@ -216,7 +216,7 @@ def test_count_nonzero_counts_a_shared_parameter_once():
     assert fpe.count_nonzero(nn.Sequential(a, b, a)) == 9 + 3 + 3
 
 
-def test_count_nonzero_leaves_out_what_a_mask_holds_and_only_that():
+def test_count_nonzero_omits_masked_zeros_and_only_those():
     layer = fpe.MaskedLinear(3, 2)
     layer.fpe_mask[:] = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
     layer.project()
@@ -227,7 +227,7 @@ def test_count_nonzero_leaves_out_what_a_mask_holds_and_only_that():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.bool])
-def test_count_free_is_exact_in_types_that_cannot_hold_the_sum(dtype):
+def test_count_free_is_exact_in_types_that_cannot_represent_the_sum(dtype):
     mask = torch.ones(1, 300_001, dtype=dtype)
     mask[0, 7] = 0
     assert count_free(mask) == 300_000
@@ -269,7 +269,7 @@ class Largest:
         masks[0].view(-1)[order[: count - self.short]] = 0
 
 
-def test_a_way_of_paying_of_the_users_own_is_used():
+def test_a_pruning_of_the_users_own_is_used():
     model, _ = MODELS["mlp"]()
     wide = fpe.expand(model, prune=Largest())
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
@@ -321,7 +321,7 @@ def test_a_pruning_of_the_users_own_that_prunes_too_little_is_refused():
 
 @pytest.mark.parametrize("count", [1, 70_000, 150_000, 299_999])
 def test_the_sampled_threshold_is_the_sorted_one(count):
-    """In layers too large to be sorted whole, the smallest weights pay, as in small ones."""
+    """In layers too large to be sorted whole, the smallest weights are pruned, as in small ones."""
     weights = [torch.randn(500, 400), torch.randn(200, 500)]
     masks = [torch.ones_like(w) for w in weights]
     MagnitudePruning().prune_(weights, masks, count, 2)
@@ -332,21 +332,21 @@ def test_the_sampled_threshold_is_the_sorted_one(count):
 
 
 def test_consumers_keep_at_most_their_share():
-    """Half of the six weights that stay are the readers', the largest; the expanded layer pays the rest."""
-    own, reader = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
+    """Half of the six weights that stay are the consumers', the largest; the rest is pruned from the expanded layer."""
+    own, consumer = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    MagnitudePruning(consumers=0.5).prune_([own, reader], masks, 6, 2)
+    MagnitudePruning(consumers=0.5).prune_([own, consumer], masks, 6, 2)
     assert masks[0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 1]]
     assert masks[1].tolist() == [[1, 0, 1, 1]]
 
 
 @pytest.mark.parametrize(
-    ("readers", "count", "kept"), [(0.9, 4, (4, 4)), (0.01, 4, (8, 0)), (0.25, 1, (8, 3))]
+    ("consumers", "count", "kept"), [(0.9, 4, (4, 4)), (0.01, 4, (8, 0)), (0.25, 1, (8, 3))]
 )
-def test_what_readers_or_the_layer_cannot_use_the_others_keep(readers, count, kept):
-    """Readers never keep more than they have, and the layer never more than it has."""
+def test_what_consumers_or_the_layer_cannot_use_the_others_keep(consumers, count, kept):
+    """Consumers never keep more than they have, and the layer never more than it has."""
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
-    MagnitudePruning(consumers=readers).prune_([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
+    MagnitudePruning(consumers=consumers).prune_([torch.rand(2, 4), torch.rand(1, 4)], masks, count, 2)
     assert tuple(int(m.sum()) for m in masks) == kept
 
 

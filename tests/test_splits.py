@@ -137,7 +137,7 @@ def test_shared_draws_all_balanced_partitions_equally_often():
     assert chi_square(rows, allowed) < 20.5
 
 
-def test_two_groups_for_two_children_leave_only_one_partition():
+def test_two_groups_for_two_children_have_only_one_partition():
     children = assign(LabelSplit([7, 7, -1, 7, -1, -1]), 9, 6, 2)
     assert from_child_0(children).tolist() == [[0, 0, 1, 0, 1, 1]] * 9
 

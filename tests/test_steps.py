@@ -49,9 +49,9 @@ def test_children_are_adjacent_rows_and_copies_are_not_divided():
     assert wide[2].bias is None
 
 
-def test_what_is_held_at_zero_stays_so_in_all_children_and_copies():
-    held = weights([[1.0, 2.0, 0.0], [4.0, 0.0, 6.0]], None, [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
-    wide = duplicate(held, [weights([[0.0, 2.0]], None, [[0.0, 1.0]])], CHILDREN, 2)
+def test_what_is_masked_stays_so_in_all_children_and_copies():
+    masked = weights([[1.0, 2.0, 0.0], [4.0, 0.0, 6.0]], None, [[1.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    wide = duplicate(masked, [weights([[0.0, 2.0]], None, [[0.0, 1.0]])], CHILDREN, 2)
     assert wide[0].mask.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 0, 1]]
     assert wide[0].weight.tolist() == [[1, 0, 0], [0, 2, 0], [0, 0, 0], [4, 0, 6]]
     assert wide[1].mask.tolist() == [[0, 0, 1, 1]]
@@ -64,17 +64,17 @@ def test_a_free_zero_stays_free():
 
 
 def test_duplicate_makes_new_tensors_and_leaves_its_arguments_alone():
-    first, reader = producer(), weights([[1.0, 2.0]], [9.0])
+    first, consumer = producer(), weights([[1.0, 2.0]], [9.0])
     for factor, children in ((1, torch.zeros(2, 3, dtype=torch.uint8)), (2, CHILDREN)):
-        for new in duplicate(first, [reader], children, factor):
+        for new in duplicate(first, [consumer], children, factor):
             for tensor in (new.weight, new.bias, new.mask):
                 tensor.fill_(-1)
     assert first.weight.tolist() == [[1, 2, 3], [4, 5, 6]]
     assert first.bias.tolist() == [7, 8]
-    assert reader.weight.tolist() == [[1, 2]]
-    assert reader.bias.tolist() == [9]
+    assert consumer.weight.tolist() == [[1, 2]]
+    assert consumer.bias.tolist() == [9]
     assert first.mask.all()
-    assert reader.mask.all()
+    assert consumer.mask.all()
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4])
@@ -95,16 +95,16 @@ def test_with_identity_activation_only_the_copied_bias_moves_the_output(factor):
     rng = np.random.default_rng(0)
     draw = lambda *shape: torch.from_numpy(rng.integers(-9, 10, shape).astype(float))  # noqa: E731
     first = Weights(draw(5, 8), draw(5), torch.ones(5, 8).double())
-    reader = Weights(draw(3, 5), draw(3), torch.ones(3, 5).double())
+    consumer = Weights(draw(3, 5), draw(3), torch.ones(3, 5).double())
     x = draw(7, 8)
-    wide = duplicate(first, [reader], partition(first.weight, factor, SPLITS["random"], rng), factor)
-    before = (x @ first.weight.T + first.bias) @ reader.weight.T + reader.bias
+    wide = duplicate(first, [consumer], partition(first.weight, factor, SPLITS["random"], rng), factor)
+    before = (x @ first.weight.T + first.bias) @ consumer.weight.T + consumer.bias
     after = (x @ wide[0].weight.T + wide[0].bias) @ wide[1].weight.T + wide[1].bias
-    assert torch.equal(after, before + (factor - 1) * (reader.weight @ first.bias))
+    assert torch.equal(after, before + (factor - 1) * (consumer.weight @ first.bias))
 
 
-def test_the_smallest_weights_of_all_layers_pay_for_the_copies():
-    """Two weights and two biases were copied: 1, 1 and 1 pay, then the first 2."""
+def test_as_many_of_the_smallest_weights_are_pruned_as_were_copied():
+    """Two weights and two biases were copied: 1, 1 and 1 are pruned, then the first 2."""
     wide = duplicate(producer(), [weights([[1.0, 2.0]], [9.0])], CHILDREN, 2)
     prune_(wide, 4, MagnitudePruning(), 2)
     assert wide[0].mask.tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 1]]
