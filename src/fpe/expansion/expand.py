@@ -16,9 +16,8 @@ from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner
 from fpe.expansion.index_maps import Origins, memo_with
-from fpe.expansion.measure import shape_problem
-from fpe.expansion.plan import LayerPlan, Plan
-from fpe.expansion.planner import parameters_per_neuron
+from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron
+from fpe.expansion.planner import shape_problem
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
 from fpe.expansion.splits import Split
@@ -76,7 +75,8 @@ def expand(
     >>> wide[0].fpe_mask.sum().item() + wide[2].fpe_mask.sum().item() + 8 + 2
     46.0
     """
-    how = {name: value for name, value in locals().items() if name not in ("model", "plan")}
+    how = dict(locals())
+    del how["model"], how["plan"]
     model = uncompiled(model)
     todo = planned(model, plan, how)
     _check_copyable(model)
@@ -100,7 +100,7 @@ def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
         raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
     check_masks(model, "expanding")
-    problems = planner.layer_problems(model, [layer.group for layer in plan.layers])
+    problems = layer_problems(model, [layer.group for layer in plan.layers])
     raise_problems(problems, ModelError, "the layers to expand")
     return plan
 

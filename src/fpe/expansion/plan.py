@@ -1,8 +1,12 @@
-"""The plan: what an expansion does, as a value that can be printed, stored, read again and applied."""
+"""The plan: what an expansion does, as a value that can be printed, stored, read again and applied.
+
+`layer_plans` makes the plans of single groups of neurons, `fpe.plan` the whole.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,13 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe._util.modules import hook_problems
 from fpe._util.terminal import braced, folded, text_table
-from fpe.errors import ArgumentError, ModelError
+from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup, Skipped
+from fpe.graph.groups import layout_for, layout_neurons
+from fpe.graph.layers import (
+    OVER_NEURONS,
+    bias_of,
+    mask_of,
+    memory_problem,
+    neuron_tensors,
+    oriented_weight,
+    size_of,
+)
 from fpe.masked import count_nonzero
+
+#: Groups in the order in which they are expanded, each with its factor.
+Chosen = list[tuple[NeuronGroup, int]]
 
 
 @dataclass(frozen=True)
@@ -159,3 +177,120 @@ def remarks(notes: Sequence[tuple[str, str]], skipped: Sequence[Skipped]) -> lis
     for head, rows in (("otherwise than asked:", notes), ("left unchanged:", reasons)):
         lines += [head, *(f"  {name}: {reason}" for name, reason in folded(rows))] if rows else []
     return lines
+
+
+def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
+    """Say which weights of some groups are missing or not finite, and which parameters have hooks."""
+    layers = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
+    problems = [p for name in layers if (p := memory_problem(model.get_submodule(name), name))]
+    names = layers | dict.fromkeys(name for group in groups for name in group.between)
+    return problems + hook_problems(
+        (f"{name}.{own}", parameter)
+        for name in names
+        for own, parameter in model.get_submodule(name).named_parameters(recurse=False)
+    )
+
+
+def layer_plans(
+    model: nn.Module,
+    chosen: Chosen,
+    wanted: Sequence[tuple[int, ...] | None],
+    convolutions: str,
+    split: Split,
+    pruning: Pruning,
+    budget: str,
+) -> list[LayerPlan]:
+    """Plan each group, in order, if it can be split as asked and enough weights can be pruned."""
+    grown: dict[str, int] = {}  # further inputs of each layer, from groups that are expanded before it
+    planned: list[LayerPlan] = []
+    problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
+    for (group, factor), some in zip(chosen, wanted, strict=True):
+        neurons, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
+        inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
+        shares = "inputs" if taps == 1 else convolutions
+        if shares == "taps" or (shares == "channels" and inputs < factor):
+            shares, inputs, taps = "taps", inputs * taps, 1
+        entries, groups = len(group.producers) * taps, split.num_groups(neurons)
+        own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
+        expanded = torch.arange(neurons) if some is None else torch.tensor(some)
+        mine = others = biases = 0
+        cycles = {}  # how many inputs of each consumer are one neuron's
+        for name in group.consumers:
+            consumer = model.get_submodule(name)
+            free, bias = _free_per_input(consumer), bias_of(consumer)
+            layout = layout_for(group, name, neurons, len(free))
+            concerned = torch.isin(layout_neurons(layout, neurons), expanded)
+            mine += int(free[concerned].sum())
+            others += int(free[~concerned].sum())
+            biases += 0 if bias is None else bias.numel()
+            cycles[name] = sum(k for k in layout if k > 0)
+        per_neuron = parameters_per_neuron(model, group)
+        copies = (factor - 1) * (mine + per_neuron * len(expanded))
+        dropped, note = pruning.expected_dropped(neurons, groups, factor, inputs, entries, copies)
+        after = neurons + len(expanded) * (factor - 1) - dropped
+        free_now = own + mine + others + biases + per_neuron * neurons
+        layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
+        planned.append(dataclasses.replace(layer, notes=(note,) if note else ()))
+        problems += _split_problems(model, layer, split, pruning)
+        capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
+        if copies > capacity:
+            too_many.append(
+                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune only "
+                f"{capacity} weights; give a smaller factor, or another prune."
+            )
+        for name, each in cycles.items():
+            grown[name] = grown.get(name, 0) + (after - neurons) * each
+    raise_problems(problems, ModelError, "the layers to expand")
+    if budget == "group":  # with one for the network the copies themselves can be pruned
+        raise_problems(too_many, BudgetError, "the budget")
+    return planned
+
+
+def _free_per_input(layer: nn.Module) -> Tensor:
+    """Count the free weights of each input of a layer, (inputs,)."""
+    weight, mask = oriented_weight(layer), mask_of(layer)
+    if mask is None:
+        return torch.full((weight.shape[1],), weight.numel() // weight.shape[1])
+    return mask.sum(dim=(0, *range(2, mask.dim())), dtype=torch.float64).long().cpu()
+
+
+def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
+    """Return how many biases and parameters of norms each neuron of a group has."""
+    neurons, _ = size_of(model, group.name)
+    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    for name in group.between:
+        module = model.get_submodule(name)
+        own = neuron_tensors(module, neurons)
+        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+    return total
+
+
+def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
+    problems = []
+    factor, name = layer.factor, layer.group.name
+    if factor > layer.inputs:
+        problems.append(
+            f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
+            f"some child would have none; give a factor from 1 to {layer.inputs}."
+        )
+    elif split.needs_inputs and layer.shares == "taps":
+        problems.append(
+            f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
+            "convolutions='channels' and no more children than channels, or another split."
+        )
+    elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
+        problems.append(f"layer {name!r}: {problem}.")
+    for between in layer.group.between:
+        norm = model.get_submodule(between)
+        if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
+            problems.append(
+                f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would count "
+                "the expanded ones more often than the others; leave target_fraction out for this layer."
+            )
+        if pruning.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
+            problems.append(
+                f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} equal "
+                "pieces, and would lose unequal numbers of children from them; give prune='magnitude', or "
+                "leave this layer out."
+            )
+    return problems

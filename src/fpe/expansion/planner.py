@@ -1,36 +1,37 @@
-"""Make a plan: what `expand` will do, known and checked before any weight is changed."""
+"""Make a plan: what `expand` will do, known and checked before any weight is changed.
+
+Inputs of layers, and the shapes of outputs, are measured on copies of the model.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import hook_problems, uncompiled
-from fpe.errors import ArgumentError, BudgetError, FPEError, ModelError, raise_problems
-from fpe.expansion.measure import Measurements, most_polysemantic, shapes_of, width_problems
-from fpe.expansion.plan import Basis, LayerPlan, Plan, modules_of
+from fpe._util.modules import replace_modules_, uncompiled
+from fpe.errors import ArgumentError, FPEError, ModelError, raise_problems
+from fpe.expansion import steps
+from fpe.expansion.index_maps import Origins
+from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of
 from fpe.expansion.pruning import Pruning, as_pruning
-from fpe.expansion.selection import Chosen, Layers, select, without
+from fpe.expansion.selection import Layers, select, without
 from fpe.expansion.splits import Split, as_split
 from fpe.graph import NeuronGroup
-from fpe.graph.groups import layout_for, layout_neurons
-from fpe.graph.inputs import inputs_for
-from fpe.graph.layers import (
-    OVER_NEURONS,
-    bias_of,
-    mask_of,
-    memory_problem,
-    neuron_tensors,
-    oriented_weight,
-    size_of,
-)
+from fpe.graph.copies import analyzed, first_line
+from fpe.graph.inputs import as_call, copied_call, inputs_for, tensors_in
+from fpe.graph.layers import bias_of, channel_axis, is_transposed, oriented_weight
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
+from fpe.metrics import crowding, participation_ratio
+
+#: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
+MOST_SAMPLES = 4096
 
 
 def _is_integer(value: Any, least: int) -> bool:
@@ -146,7 +147,7 @@ def plan(
             most_polysemantic(model, g, target_fraction, target, measured) if target_fraction < 1 else None
             for g, _ in chosen
         ]
-        return _layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
+        return layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
 
     planned, shapes = planned_for(chosen), None
     if batch is not None:  # only what has been verified is worth widening
@@ -223,118 +224,184 @@ def _model_problem(model: Any) -> str | None:
     return None
 
 
-def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
-    """Say which weights of some groups are missing or not finite, and which parameters have hooks."""
-    layers = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
-    problems = [p for name in layers if (p := memory_problem(model.get_submodule(name), name))]
-    names = layers | dict.fromkeys(name for group in groups for name in group.between)
-    return problems + hook_problems(
-        (f"{name}.{own}", parameter)
-        for name in names
-        for own, parameter in model.get_submodule(name).named_parameters(recurse=False)
-    )
+@dataclass
+class Measurements:
+    """The inputs of some layers on a batch, measured in one forward pass of a copy when first asked for."""
+
+    model: nn.Module
+    names: Sequence[str]
+    batch: Any
+    samples: bool  # whether inputs are kept, too
+
+    @cached_property
+    def _seen(self) -> dict[str, list[tuple[Tensor, Tensor | None]]]:
+        seen: dict[str, list[tuple[Tensor, Tensor | None]]] = {name: [] for name in self.names}
+
+        def watch(name: str, layer: nn.Module) -> None:
+            def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                x = (*args, *kwargs.values())[0].detach()
+                x = x.movedim(channel_axis(layer, x.dim()), -1).flatten(0, -2)
+                scale = x.double().square().mean(0).sqrt()
+                seen[name].append((scale, _thinned(x) if self.samples else None))
+
+            layer.register_forward_pre_hook(hook, with_kwargs=True)
+
+        args, kwargs = copied_call(as_call(self.batch))
+        with analyzed(self.model) as own, torch.no_grad():
+            for name in seen:
+                watch(name, own.get_submodule(name))
+            own(*args, **kwargs)
+        return seen
+
+    def _of(self, name: str) -> list[tuple[Tensor, Tensor | None]]:
+        if not self._seen[name]:
+            raise ModelError(
+                f"layer {name!r} is not called as a module on example_inputs, so that its inputs cannot be "
+                "measured; leave it out of layers=…, or choose a split, a pruning or a target without data."
+            )
+        return self._seen[name]
+
+    def scale(self, name: str) -> Tensor:
+        """Return the root mean square of each input, or channel, of a layer, (inputs,), as float64."""
+        return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
+
+    def inputs(self, groups: Iterable[NeuronGroup]) -> dict[str, Tensor]:
+        """Return the inputs, or channels, of the groups at no more than 4096 places, (samples, inputs)."""
+        parts = {g.name: [x for _, x in self._of(g.name) if x is not None] for g in groups}
+        inputs = {name: _thinned(torch.cat(own)) for name, own in parts.items()}
+        _check_finite(inputs, [], "inputs on example_inputs", "; repair them first.")
+        return inputs
+
+    def scores(self, groups: Iterable[NeuronGroup], pruning: Pruning) -> dict[str, Tensor]:
+        """Return the factors of each producer's weights in a ranking, (neurons, inputs, *taps)."""
+        scores, problems = {}, []
+        for name in [name for group in groups for name in group.producers]:
+            layer = self.model.get_submodule(name)
+            shape = oriented_weight(layer).shape
+            if pruning.needs_scores == "inputs":
+                scores[name] = self.scale(name).view(1, -1, *[1] * len(shape[2:])).expand(shape)
+            elif (gradient := layer.get_parameter("weight").grad) is not None:
+                gradient = gradient.detach().to_dense()
+                scores[name] = gradient.t() if is_transposed(layer) else gradient
+            else:
+                problems.append(
+                    f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() "
+                    "on a batch first, and expand before the gradients are cleared."
+                )
+        what = "inputs on example_inputs" if pruning.needs_scores == "inputs" else "gradients"
+        _check_finite(scores, problems, what, ", which cannot be ranked; repair them first.")
+        return scores
 
 
-def _layer_plans(
+def _thinned(x: Tensor) -> Tensor:
+    return x[:: max(1, -(-len(x) // MOST_SAMPLES))].clone()
+
+
+def _check_finite(values: dict[str, Tensor], problems: list[str], what: str, remedy: str) -> None:
+    infinite = [name for name, value in values.items() if not bool(value.isfinite().all())]
+    problems = problems + [f"layer {n!r} has {what} that are NaN or infinite{remedy}" for n in infinite]
+    raise_problems(problems, ModelError, "what is measured of layers")
+
+
+def most_polysemantic(
+    model: nn.Module, group: NeuronGroup, fraction: float, target: str, measured: Measurements
+) -> tuple[int, ...] | None:
+    """Choose the neurons of a group that are expanded, at least one, by a target; None for all."""
+    producers = [model.get_submodule(name) for name in group.producers]
+    weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
+    count = max(1, round(fraction * len(weight)))
+    if count == len(weight):
+        return None
+    if target == "participation":
+        score = participation_ratio(weight)
+    elif measured.batch is None:
+        raise ArgumentError(
+            "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
+        )
+    else:
+        scale = measured.scale(group.name)
+        taps = weight.shape[1] // (len(producers) * len(scale))
+        score = crowding(weight * scale.repeat_interleave(taps).repeat(len(producers)).to(weight))
+    return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))
+
+
+def shapes_of(
+    model: nn.Module, batch: Any, training: bool = False, instead: dict[str, nn.Module] | None = None
+) -> list[torch.Size]:
+    """Run a copy of a model, with other modules in the places of some; return the shapes of its outputs."""
+    args, kwargs = copied_call(as_call(batch))
+    with analyzed(model) as own, torch.no_grad():
+        replace_modules_(own, instead or {})
+        return [t.shape for t in tensors_in(own.train(training)(*args, **kwargs))]
+
+
+def shape_problem(
     model: nn.Module,
-    chosen: Chosen,
-    wanted: Sequence[tuple[int, ...] | None],
-    convolutions: str,
-    split: Split,
-    pruning: Pruning,
-    budget: str,
-) -> list[LayerPlan]:
-    """Plan each group, in order, if it can be split as asked and enough weights can be pruned."""
-    grown: dict[str, int] = {}  # further inputs of each layer, from groups that are expanded before it
-    planned: list[LayerPlan] = []
-    problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
-    for (group, factor), some in zip(chosen, wanted, strict=True):
-        neurons, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
-        inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
-        shares = "inputs" if taps == 1 else convolutions
-        if shares == "taps" or (shares == "channels" and inputs < factor):
-            shares, inputs, taps = "taps", inputs * taps, 1
-        entries, groups = len(group.producers) * taps, split.num_groups(neurons)
-        own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
-        expanded = torch.arange(neurons) if some is None else torch.tensor(some)
-        mine = others = biases = 0
-        cycles = {}  # how many inputs of each consumer are one neuron's
-        for name in group.consumers:
-            consumer = model.get_submodule(name)
-            free, bias = _free_per_input(consumer), bias_of(consumer)
-            layout = layout_for(group, name, neurons, len(free))
-            concerned = torch.isin(layout_neurons(layout, neurons), expanded)
-            mine += int(free[concerned].sum())
-            others += int(free[~concerned].sum())
-            biases += 0 if bias is None else bias.numel()
-            cycles[name] = sum(k for k in layout if k > 0)
-        per_neuron = parameters_per_neuron(model, group)
-        copies = (factor - 1) * (mine + per_neuron * len(expanded))
-        dropped, note = pruning.expected_dropped(neurons, groups, factor, inputs, entries, copies)
-        after = neurons + len(expanded) * (factor - 1) - dropped
-        free_now = own + mine + others + biases + per_neuron * neurons
-        layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
-        planned.append(replace(layer, notes=(note,) if note else ()))
-        problems += _split_problems(model, layer, split, pruning)
-        capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
-        if copies > capacity:
-            too_many.append(
-                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune only "
-                f"{capacity} weights; give a smaller factor, or another prune."
-            )
-        for name, each in cycles.items():
-            grown[name] = grown.get(name, 0) + (after - neurons) * each
-    raise_problems(problems, ModelError, "the layers to expand")
-    if budget == "group":  # with one for the network the copies themselves can be pruned
-        raise_problems(too_many, BudgetError, "the budget")
-    return planned
+    batch: Any,
+    expected: list[torch.Size],
+    training: bool = False,
+    instead: dict[str, nn.Module] | None = None,
+) -> str | None:
+    """Say that a wide model, in a copy, does not run, or has outputs of other shapes; None if all is well."""
+    try:
+        found = shapes_of(model, batch, training, instead)
+    except Exception as error:  # the user's own code may fail in any way
+        mode = " in training mode" if training else ""
+        return (
+            "the forward pass has the number of neurons written down, in a view or a constant: with more of "
+            f"them it does not run{mode} ({first_line(error)})"
+        )
+    if found == expected or training:  # in training mode shapes may be drawn at random
+        return None
+    wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
+    return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
 
 
-def _free_per_input(layer: nn.Module) -> Tensor:
-    """Count the free weights of each input of a layer, (inputs,)."""
-    weight, mask = oriented_weight(layer), mask_of(layer)
-    if mask is None:
-        return torch.full((weight.shape[1],), weight.numel() // weight.shape[1])
-    return mask.sum(dim=(0, *range(2, mask.dim())), dtype=torch.float64).long().cpu()
+def width_problems(
+    model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
+) -> dict[str, str]:
+    """Return, by name, why groups cannot be wider: a copy does not run, or has outputs of other shapes.
+
+    All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
+    own modules computes the same shapes in both modes, any other is run in both.
+    """
+    plain = all(type(module).__module__.split(".")[0] in ("torch", "fpe") for module in model.modules())
+
+    @cache
+    def trains() -> bool:
+        with suppress(Exception):  # the user's own code may fail in any way
+            shapes_of(model, batch, training=True)
+            return True
+        return False
+
+    def problem(layers: Sequence[LayerPlan]) -> str | None:
+        reason = shape_problem(model, batch, expected, instead=_widened(model, layers))
+        if reason is None and not plain:
+            reason = shape_problem(model, batch, expected, training=True, instead=_widened(model, layers))
+            if reason and not trains():  # what cannot be trained at all is judged in evaluation mode
+                return None
+        return reason
+
+    def search(layers: Sequence[LayerPlan]) -> dict[str, str]:
+        reason = problem(layers)
+        if reason is None:
+            return {}
+        half = len(layers) // 2
+        found = search(layers[:half]) | search(layers[half:]) if half else {}
+        return found or {layer.group.name: reason for layer in layers[half:]}
+
+    return search(layers) if layers else {}
 
 
-def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
-    """Return how many biases and parameters of norms each neuron of a group has."""
-    neurons, _ = size_of(model, group.name)
-    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
-    for name in group.between:
+def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Module]:
+    """Return the modules of a wider model in which nothing is masked."""
+    origins = Origins(model, layers)
+    between = {name: layer.index_map for layer in layers for name in layer.group.between}
+    wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
+    for name in {**origins.rows, **origins.columns}.keys() - between.keys():
         module = model.get_submodule(name)
-        own = neuron_tensors(module, neurons)
-        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
-    return total
-
-
-def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
-    problems = []
-    factor, name = layer.factor, layer.group.name
-    if factor > layer.inputs:
-        problems.append(
-            f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
-            f"some child would have none; give a factor from 1 to {layer.inputs}."
-        )
-    elif split.needs_inputs and layer.shares == "taps":
-        problems.append(
-            f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
-            "convolutions='channels' and no more children than channels, or another split."
-        )
-    elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
-        problems.append(f"layer {name!r}: {problem}.")
-    for between in layer.group.between:
-        norm = model.get_submodule(between)
-        if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
-            problems.append(
-                f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would count "
-                "the expanded ones more often than the others; leave target_fraction out for this layer."
-            )
-        if pruning.drops_children and isinstance(norm, nn.GroupNorm) and norm.num_groups > 1:
-            problems.append(
-                f"layer {name!r}: the GroupNorm {between!r} cuts its neurons into {norm.num_groups} equal "
-                "pieces, and would lose unequal numbers of children from them; give prune='magnitude', or "
-                "leave this layer out."
-            )
-    return problems
+        old, bias = cast(Tensor, module.weight), bias_of(module)
+        weight = origins.lift(name, "weight", old.detach())
+        bias = None if bias is None else origins.lift(name, "bias", bias.detach())
+        wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
+    return wide

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe.expansion.plan import Chosen
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
 from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
@@ -26,8 +27,6 @@ from fpe.graph.verification import refusal
 
 #: What may be asked for: names, patterns and groups; or a factor for each of them.
 Layers = Sequence["str | NeuronGroup"] | Mapping["str | NeuronGroup", int] | Mapping[str, int]
-#: Groups in the order in which they are expanded, each with its factor.
-Chosen = list[tuple[NeuronGroup, int]]
 
 
 def select(
