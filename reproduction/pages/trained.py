@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from common import block, made_by, run_all, store, stored, table, trained_at
 from sklearn.model_selection import train_test_split
@@ -64,9 +65,9 @@ def arrays(data: str, part: str) -> list[torch.Tensor]:
     if data == "letter":
         folder = find_folder("letter")
         assert folder is not None, "put letter-recognition.data (UCI) into a folder letter of FPE_DATA"
-        rows = [line.split(",") for line in (folder / "letter-recognition.data").read_text().split()[1:]]
-        y = np.array([string.ascii_uppercase.index(row[0]) for row in rows])
-        X = np.array([row[1:] for row in rows], dtype=np.float32) / 15
+        letters = pd.read_csv(folder / "letter-recognition.data").to_numpy()
+        y = np.array([string.ascii_uppercase.index(each) for each in letters[:, 0]])
+        X = letters[:, 1:].astype(np.float32) / 15
         parts = X[:16000], y[:16000], X[16000:], y[16000:]
     else:
         found = load(data)

@@ -144,14 +144,15 @@ class Subjects:
         cuda = case["device"] == "cuda"
         self.place: Any = ("cuda", torch.float16) if cuda else ("cpu", torch.float32)
         layer = (case.get("inputs", 0), case.get("neurons", 0), CLASSES, nn.ReLU())
-        self.sizes = layer if self.layer else MODELS[case["name"]]
-        self.parent = self._network()
-        self.probe = torch.randn(3, self.sizes[0]).to(*self.place)
+        inputs, neurons, outputs, between = layer if self.layer else MODELS[case["name"]]
+        self.parent: Any = nn.Sequential(nn.Linear(inputs, neurons), between, nn.Linear(neurons, outputs))
+        self.probe = torch.randn(3, inputs).to(*self.place)
         self.notes: dict[str, str] = {}
         with torch.no_grad():
             self._make(cuda)
 
     def _make(self, cuda: bool) -> None:
+        # The wide weights of these are freed before others are made.
         others = [self._packed(name, split)[0] for name, split in ((GROUPS, "shared-8"), (CODES, "random"))]
         if cuda and self.layer and self.factor == 2:
             self._try(others, TWO_FOUR, lambda: self._packed(TWO_FOUR, "2:4", {"0": "2:4"})[0])
@@ -172,11 +173,6 @@ class Subjects:
         if self.config.onnx and not cuda:
             for name, like in ((ONNX_DENSE, self.rows[0]), (ONNX_PACKED, packed_row)):
                 self._try(self.rows, name, partial(onnx_row, name, like, self.probe))
-
-    def _network(self) -> Any:
-        inputs, neurons, outputs, between = self.sizes
-        layers = nn.Linear(inputs, neurons), copy.deepcopy(between), nn.Linear(neurons, outputs)
-        return nn.Sequential(*layers)
 
     def _part(self, network: Any) -> Any:
         """Return the part that is timed forward."""

@@ -14,7 +14,6 @@ from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -107,7 +106,8 @@ def now() -> str:
 
 def run_apart(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Measure a case in a fresh process; if that fails, return the case with its problem."""
-    with mock.patch.dict(os.environ, KEEP_MEMORY), ProcessPoolExecutor(1, get_context("spawn")) as pool:
+    os.environ.update(KEEP_MEMORY)  # which the new process reads when it starts
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return pool.submit(run_case_quietly, case, config).result()
         except Exception as error:  # of a library, or because the process was killed
