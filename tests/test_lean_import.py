@@ -43,7 +43,8 @@ def test_expanding_loads_torch_alone():
 
 
 def test_the_commands_help_loads_no_torch():
-    code = "from click.testing import CliRunner; from fpe.cli.main import main; CliRunner().invoke(main, ['--help'])"
+    code = "from click.testing import CliRunner; from fpe.cli.main import main; "
+    code += "CliRunner().invoke(main, ['--help'])"
     assert loaded_after(code) == ["click"]
 
 

@@ -285,7 +285,7 @@ def test_any_number_of_samples_gives_what_the_masked_layer_gives(samples, inputs
     ],
 )
 def test_blocks_of_equal_size_are_stored_together(sizes, expected):
-    """Common inputs are a batch, what most have beyond them the next; too unequal or large ones stand alone."""
+    """Common inputs are one batch, the further inputs of most the next; unequal or large ones are alone."""
     assert block_layout(sizes, together=True) == [Batch(*batch) for batch in expected]
     assert [len(batch.blocks) for batch in block_layout(sizes, together=False)] == [1] * len(sizes)
 

@@ -134,7 +134,7 @@ def test_no_block_loses_its_last_input_though_its_column_is_the_smallest():
 
 
 def test_no_block_loses_its_last_input_to_the_remainder():
-    """Child 0 has one weight in all; two weights are pruned, fewer than a column of child 1 (three neurons)."""
+    """Child 0 has one weight; two weights are pruned, fewer than a column of child 1 (three neurons)."""
     blocks = torch.tensor([[0.1, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6], [0, 0, 0], [0, 5, 6]])
     masks = [(blocks != 0).float(), torch.ones(1, 6)]
     InputPruning().prune_([blocks, torch.full((1, 6), 7.0)], masks, 2, 2)
@@ -332,7 +332,7 @@ def test_the_sampled_threshold_is_the_sorted_one(count):
 
 
 def test_consumers_keep_at_most_their_share():
-    """Half of the six weights that stay are the consumers', the largest; the rest is pruned from the expanded layer."""
+    """The consumers keep half of the six weights, the largest; the rest is pruned from the expanded layer."""
     own, consumer = torch.tensor([[1.0, 2, 3, 4], [5, 6, 7, 8]]), torch.tensor([[90.0, 50, 70, 60]])
     masks = [torch.ones(2, 4), torch.ones(1, 4)]
     MagnitudePruning(consumers=0.5).prune_([own, consumer], masks, 6, 2)

@@ -123,8 +123,9 @@ def compare(clauses: int, children: int, rounds: int) -> str:
     limit = np.median(rates.pop("limit"))
     flops = 4 * BATCH * X.shape[1] * children + 4 * BATCH * children
     lines = [
-        f"d = {X.shape[1]}, h' = {children}, batch {BATCH}, {NETWORKS} networks, {rounds} rounds: model-steps "
-        f"per second, median (range). A model-step has {flops:,} floating-point operations in products.",
+        f"d = {X.shape[1]}, h' = {children}, batch {BATCH}, {NETWORKS} networks, {rounds} rounds: "
+        f"model-steps per second, median (range). A model-step has {flops:,} floating-point operations in "
+        "products.",
         "",
         "| | model-steps / s | fpe.training.ensemble is, times | share of the matrix-product rate |",
         "| --- | --- | --- | --- |",

@@ -18,7 +18,8 @@ from common import RESULTS, inject
 from fpe._util.files import write_atomically
 
 #: The module of each page, in the order in which pages depend on each other's data. A module has
-#: ``run(page)``, which stores data, and ``parts(page)``: for each page that it writes, the texts between the page's marks.
+#: ``run(page)``, which stores data, and ``parts(page)``: for each page that it writes, the texts between the
+#: page's marks.
 PAGES = {
     "fit": "commands",
     "picture": "picture",

@@ -14,7 +14,7 @@ ENGINES = ("loky", "dask")
 
 @contextmanager
 def parallel_backend(engine: str = "loky", address: str | None = None, jobs: int = -1) -> Iterator[None]:
-    """Let `fpe.compare.runner.run_tasks` run on the processes of this machine (loky) or on the workers of a Dask cluster.
+    """Let `fpe.compare.runner.run_tasks` run on processes of this machine (loky) or of a Dask cluster.
 
     Workers need fpe and the data. Dask runs the task of a lost worker on another one.
 

@@ -104,8 +104,8 @@ class Estimate:
 def simulate(model: CoverageModel, networks: int = 20_000, seed: int = 0) -> dict[str, Estimate]:
     """Draw sparse networks and count.
 
-    Returns ``coverage``, the share of (neuron, clause) pairs covered; ``missed``, the share of networks with a
-    clause that no neuron covers; and ``collision_ratio``, collisions over the dense network's.
+    Returns ``coverage``, the share of (neuron, clause) pairs covered; ``missed``, the share of networks with
+    a clause that no neuron covers; and ``collision_ratio``, collisions over the dense network's.
     """
     if networks < 2:
         raise ArgumentError(f"networks is {networks}; give at least 2, to tell how far the mean may be off.")

@@ -68,7 +68,7 @@ def braced(names: Sequence[str]) -> str:
 
 
 def folded(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Write rows that differ only in the number of a layer as one, ``h.{0-11}.mlp``, in place of the first."""
+    """Write rows that differ only in the number of a layer as one, such as ``h.{0-11}.mlp``."""
     numbers = re.compile(r"(?<=\.)\d+(?=\.)")
     groups: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in rows:

@@ -151,7 +151,7 @@ class Origins:
         return layout
 
     def add(self, layer: LayerPlan) -> list[Tensor]:
-        """Record the expansion of one group; return, for each consumer, the input that each new one copies."""
+        """Record the expansion of a group; return, for each consumer, the input that each new one copies."""
         group, parent = layer.group, layer.index_map.parent
         self.rows |= dict.fromkeys((*group.producers, *group.between), parent)
         sources = []

@@ -235,8 +235,8 @@ def layer_plans(
         capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
         if copies > capacity:
             too_many.append(
-                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune only "
-                f"{capacity} weights; give a smaller factor, or another prune."
+                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune "
+                f"only {capacity} weights; give a smaller factor, or another prune."
             )
         for name, each in cycles.items():
             grown[name] = grown.get(name, 0) + (after - neurons) * each

@@ -226,8 +226,8 @@ def _check_optimizer(model: nn.Module, optimizer: Any) -> None:
     own = {id(parameter) for parameter in model.parameters()}
     if any(id(p) not in own for group in optimizer.param_groups for p in group["params"]):
         raise ModelError(
-            "the model is dense again, since dense weights have been loaded, and the optimizer of this Trainer "
-            "trains its expanded layers; make a new Trainer."
+            "the model is dense again, since dense weights have been loaded, and the optimizer of this "
+            "Trainer trains its expanded layers; make a new Trainer."
         )
 
 
@@ -239,7 +239,8 @@ def save_pretrained(
 ) -> None:
     """Save a model of transformers as its own ``save_pretrained`` does, with its shapes for `restore_shape`.
 
-    The folder's ``fpe.json`` is removed if the model is dense. All arguments are those of ``save_pretrained``.
+    The folder's ``fpe.json`` is removed if the model is dense. All arguments are those of
+    ``save_pretrained``.
     """
     type(model).save_pretrained(model, save_directory, is_main_process, **settings)
     if is_main_process:
@@ -286,8 +287,9 @@ def restore_shape(model: nn.Module, folder: str | os.PathLike[str]) -> nn.Module
         with safe_open(weights, framework="pt") as file:
             if state_has_masks(dict.fromkeys(file.keys())):
                 raise CheckpointError(
-                    f"{folder} has the weights of an expanded model, and no {FILE} with its shapes; give a folder "
-                    "that a Trainer with Expand, or fpe.integrations.huggingface.save_pretrained, wrote."
+                    f"{folder} has the weights of an expanded model, and no {FILE} with its shapes; give a "
+                    "folder that a Trainer with Expand, or fpe.integrations.huggingface.save_pretrained, "
+                    "wrote."
                 )
     warnings.warn(
         f"{folder} has no {FILE}: its model is dense, and there is no shape to restore.", stacklevel=2

@@ -154,8 +154,8 @@ class Expand(ExpandBase, Callback):
 class Rewire(RewireBase, Callback):
     """Change the masks of an expanded network of a LightningModule while it is trained.
 
-    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Training can be resumed
-    from checkpoints. One callback can be used for several fits, one after another.
+    For a network that `fpe.expand`, or an `Expand` before this callback, has expanded. Training can be
+    resumed from checkpoints. One callback can be used for several fits, one after another.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ def tensors_of(call: Any) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class Axes:
-    """The batch axis of each input of a call, by name in their order, and whether texts may have any length."""
+    """The batch axis of each input of a call, by name, and whether texts may have any length."""
 
     batch: dict[str, int | None]
     are_texts: bool
@@ -59,7 +59,7 @@ class Axes:
             yield from ((name, leaf, axis) for leaf in tensors_of(value) if leaf.dim())
 
     def sizes(self, call: Call) -> dict[int, str]:
-        """Return the lengths that become dynamic, with names; 1, which may mean any, only where it is alone."""
+        """Return the lengths that become dynamic, with names; 1, which may mean any, only if it is alone."""
         tensors = self.tensors(call)
         sizes = dict.fromkeys(tensor.shape[axis] for _, tensor, axis in tensors if axis is not None)
         several = [size for size in sizes if size > 1] or list(sizes)
@@ -89,7 +89,7 @@ class Axes:
         return tuple(values[:count]), dict(zip(call[1], values[count:], strict=True))
 
     def dynamic(self, call: Call, dims: Mapping[int, Any], length: Callable[[int], Any]) -> dict[str, Any]:
-        """Return the dynamic axes of each input, in its structure: of the batch by size, and texts' lengths."""
+        """Return the dynamic axes of each input, in its structure: the batch, and lengths of texts."""
 
         def axes(leaf: Any, axis: int | None) -> Any:
             if not isinstance(leaf, Tensor):

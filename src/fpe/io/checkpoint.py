@@ -26,8 +26,8 @@ from fpe.masked import MASK, check_masks, mask_names
 from fpe.models import mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
-#: Formats of files of masked and of packed models. Masks have another name in format 2, and in format 3, that of
-#: packed models before 5, ``zero_positions``; the layers know both names.
+#: Formats of files of masked and of packed models. Masks have another name in format 2, and in format 3, that
+#: of packed models before 5, ``zero_positions``; the layers know both names.
 MASKED_FORMAT, PACKED_FORMAT = 4, 5
 FORMATS = (2, 3, MASKED_FORMAT, PACKED_FORMAT)
 _KEY = "fpe"
@@ -106,8 +106,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     if like is None:
         if manifest.get("mlp") is None:
             raise ArgumentError(
-                f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp do; "
-                "give like=… a model of the dense architecture."
+                f"{path} does not say how its {manifest.get('model')} is built, as only models of fpe.mlp "
+                "do; give like=… a model of the dense architecture."
             )
         like = mlp(**manifest["mlp"], seed=0)
     try:

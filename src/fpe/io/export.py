@@ -45,9 +45,9 @@ ONNX_LIMIT = 1 << 31
 class Export:
     """The file that `export` has written.
 
-    `difference` is the largest between an output of the model and of the file, over two sizes of the batch, or
-    None if nothing is installed that could run the file. `dynamic` has the axes of each input that may have any
-    length; all others have that of the example.
+    `difference` is the largest between an output of the model and of the file, over two sizes of the batch,
+    or None if nothing is installed that could run the file. `dynamic` has the axes of each input that may
+    have any length; all others have that of the example.
     """
 
     path: Path
@@ -85,15 +85,15 @@ def export(
         transformers, for which a batch is made up if none is given.
     batch_axis : int, None, or mapping of str to these, default 0
         Which axis of the inputs is the batch, such as 1 for recurrent layers that take time first; a mapping
-        gives it by the name of the input, and others have 0. None for inputs without a batch, whose sizes stay
-        as they are.
+        gives it by the name of the input, and others have 0. None for inputs without a batch, whose sizes
+        stay as they are.
 
     Returns
     -------
     Export
         Path, bytes, the axes that may have any length, and the largest difference: the file has been run, by
-        onnxruntime if that is installed or by torch, on these inputs and on a batch of another size. It returns
-        the model's tensors in their order, whatever object the model puts them in.
+        onnxruntime if that is installed or by torch, on these inputs and on a batch of another size. It
+        returns the model's tensors in their order, whatever object the model puts them in.
 
     Raises
     ------

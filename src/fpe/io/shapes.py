@@ -84,7 +84,7 @@ def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> 
 
 
 def _widened(module: nn.Module, name: str, was: str, widths: dict[str, Any]) -> nn.Module | None:
-    """Make a norm or another module with tensors for each neuron, of other widths; None if they are the same."""
+    """Make a norm, or another module with a tensor entry per neuron, of other widths; None if equal."""
     kind = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
     if kind is None or kind.__name__ != was:
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")

@@ -16,8 +16,8 @@ def width_in_bytes(columns: int) -> int:
 def pack_bits(values: Tensor, bits: int = 1) -> Tensor:
     """Store integers 0 … 2^bits − 1, shape (rows, columns), as uint8 of shape (bits, rows, ⌈columns / 8⌉).
 
-    Plane p holds bit p of each integer. In a row of Q bytes, bit s of byte q belongs to column s·Q + q, so that
-    eight shifts unpack the row without moving anything.
+    Plane p holds bit p of each integer. In a row of Q bytes, bit s of byte q belongs to column s·Q + q, so
+    that eight shifts unpack the row without moving anything.
     """
     rows, columns = values.shape
     whole = values.new_zeros((rows, 8 * width_in_bytes(columns)), dtype=torch.uint8)
@@ -48,9 +48,9 @@ def byte_shifts(device: torch.device) -> Tensor:
 def pack_zeros(free: Tensor) -> Tensor | None:
     """Store where a weight is masked, in the smallest of three layouts; return None if it is nowhere.
 
-    The number of axes tells the layouts of ``zero_positions`` apart: (n, 1), int32, the numbers of rows of the
-    last axis that are masked as a whole, such as inputs that fill up a block; (n,), int32, flat positions of
-    masked entries; (1, rows, bytes), uint8, `pack_bits` of the free entries. `free` is boolean.
+    The number of axes tells the layouts of ``zero_positions`` apart: (n, 1), int32, the numbers of rows of
+    the last axis that are masked as a whole, such as inputs that fill up a block; (n,), int32, flat positions
+    of masked entries; (1, rows, bytes), uint8, `pack_bits` of the free entries. `free` is boolean.
     """
     masked = (~free).flatten().nonzero().flatten()
     if not len(masked):

@@ -2,7 +2,8 @@
 
 Each block maps some of the inputs to some of the neurons, which are adjacent in the output. Blocks of
 equally many neurons and inputs are one parameter and one batched product: for one sample the number of calls
-counts, for many samples each pass over the output. A few masked weights may make blocks equal (`padded_inputs`).
+counts, for many samples each pass over the output. A few masked weights may make blocks equal
+(`padded_inputs`).
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ class Batch:
 def block_layout(sizes: Sequence[tuple[int, int]], together: bool) -> list[Batch]:
     """Return how blocks are stored, given the neurons and inputs of each.
 
-    If blocks may be stored `together`, all have equally many neurons, and none fewer inputs than the next, the
-    inputs that all have are one batch, those that the larger ones have beyond these the next, and so on.
+    If blocks may be stored `together`, all have equally many neurons, and none fewer inputs than the next,
+    the inputs that all have are one batch, those that the larger ones have beyond these the next, and so on.
     Otherwise, and if blocks are very large or unequal, each is a batch.
     """
     inputs = [own for _, own in sizes]
@@ -83,14 +84,14 @@ def block_layout(sizes: Sequence[tuple[int, int]], together: bool) -> list[Batch
 
 
 def padded_inputs(sizes: Sequence[tuple[int, int]]) -> int:
-    """Return the number of inputs that masked weights bring all blocks to, so that they are one batch; or 0."""
+    """Return the number of inputs to which masked weights pad all blocks, to make them one batch; or 0."""
     most, stored = max(inputs for _, inputs in sizes), sum(inputs for _, inputs in sizes)
     alike = len({neurons for neurons, _ in sizes}) == 1 and most * sizes[0][0] <= MOST_BATCHED
     return most if alike and 0 < len(sizes) * most - stored <= PADDING * stored else 0
 
 
 def padded(blocks: Sequence[Block], inputs: int) -> Sequence[Block]:
-    """Return blocks of equally many inputs, where `padded_inputs` says so: the others' first inputs are added."""
+    """Return blocks of equally many inputs, padded where `padded_inputs` says so by other first inputs."""
     most = padded_inputs([(len(block.rows), len(block.columns)) for block in blocks])
     if not most:
         return blocks
@@ -126,8 +127,8 @@ class BlockLayer(PackedLayer):
     columns: Tensor | None
     #: Buffer: the neuron of the masked layer that each output is, block by block.
     rows: Tensor
-    #: Buffer: the order that puts the outputs as in the masked layer; None if they remain block by block because
-    #: the consumers have been reordered.
+    #: Buffer: the order that puts the outputs as in the masked layer; None if they remain block by block
+    #: because the consumers have been reordered.
     restore: Tensor | None
     #: Whether the state dict to be loaded has the bias block by block even where outputs are restored: files
     #: whose configuration has no ``bias_order``, and torch's own of the first version.
@@ -145,8 +146,8 @@ class BlockLayer(PackedLayer):
     def of(cls, shape: Shape, weights: Weights, blocks: Sequence[Block], ordered: bool) -> BlockLayer:
         """Take the blocks out of a masked layer's tensors.
 
-        Every neuron is in one block, and outside the blocks nothing is free. `ordered` says whether the outputs
-        must have the order of the masked layer's.
+        Every neuron is in one block, and outside the blocks nothing is free. `ordered` says whether the
+        outputs must have the order of the masked layer's.
         """
         if not shape.taps:
             blocks = padded(blocks, shape.inputs)
@@ -233,7 +234,7 @@ class BlockLayer(PackedLayer):
         return weight
 
     def _by_block(self, stored: Sequence[Tensor]) -> list[Tensor]:
-        """Return the weight of each block, (neurons, inputs, *taps), from tensors of the parameters' shapes."""
+        """Return the weight of each block, (neurons, inputs, *taps), from tensors shaped as parameters."""
         parts: list[list[Tensor]] = [[] for _ in self.sizes]
         for batch, own in zip(self.batches, stored, strict=True):
             blocks = [own] if self.shape.taps else [block.t() for block in own]

@@ -1,8 +1,8 @@
 """The format of codes: each weight of the parents once, and the child that owns it.
 
-For splits that differ from neuron to neuron. With two children a code is one bit, so that the layer takes little
-more than the dense parent's bytes. A few samples are multiplied by values and codes directly, in one compiled
-pass; for more samples the weight is made piece by piece.
+For splits that differ from neuron to neuron. With two children a code is one bit, so that the layer takes
+little more than the dense parent's bytes. A few samples are multiplied by values and codes directly, in one
+compiled pass; for more samples the weight is made piece by piece.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ class CodedLayer(PackedLayer):
         return torch.cat(pieces, dim=1)
 
 
-# In the kernels, bits are factors: compilers turn products into vector instructions, but not choices. A weight that
-# no child owns is 0, so that its owner does not matter.
+# In the kernels, bits are factors: compilers turn products into vector instructions, but not choices. A
+# weight that no child owns is 0, so that its owner does not matter.
 
 
 def owner_bits(codes: Tensor, factor: int, shifts: Tensor) -> list[Tensor]:

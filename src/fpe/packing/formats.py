@@ -1,4 +1,4 @@
-"""The format in which a masked layer is packed: one rule, from its mask and from the plan of its expansion."""
+"""The format in which a masked layer is packed: one rule, by its mask and its plan."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Structure:
     def of(cls, mask: Tensor, child: Tensor | None, block: Tensor | None = None) -> Structure:
         """Analyse a mask of shape (neurons, inputs, *taps).
 
-        `child` and `block` are the number of each neuron among its siblings, and of the block that it was made
-        for, if a plan says so.
+        `child` and `block` are the number of each neuron among its siblings, and of the block that it was
+        made for, if a plan says so.
         """
         rows = len(mask)
         used = inputs_used(mask)
@@ -104,7 +104,7 @@ def block_of(used: Tensor, rows: Tensor) -> Block:
 
 
 def _blocks(used: Tensor, owner: Tensor) -> list[Block]:
-    """Return the block of each owner; those of most inputs first, as `block_layout` wants them, unless padded."""
+    """Return the block of each owner; those of most inputs first, for `block_layout`, unless padded."""
     owners = torch.split(owner.argsort(stable=True), owner.bincount().tolist())
     blocks = [block_of(used, rows) for rows in owners if len(rows)]
     if padded_inputs([(len(block.rows), len(block.columns)) for block in blocks]):

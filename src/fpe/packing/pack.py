@@ -65,11 +65,13 @@ def pack(
     Raises
     ------
     ArgumentError
-        For an unknown format, a pattern that matches no masked layer, or a batch that `model` cannot be run on.
+        For an unknown format, a pattern that matches no masked layer, or a batch that `model` cannot be run
+        on.
     ModelError
-        If nothing is masked, if a mask still changes, a weight is not zero where its mask is (see `fpe.project_`)
-        or has a type that cannot be packed, if hooks would be lost, if a layer lacks the structure of its
-        format, or if the packed model computes something else on `example_inputs`. All layers are named.
+        If nothing is masked, if a mask still changes, a weight is not zero where its mask is (see
+        `fpe.project_`) or has a type that cannot be packed, if hooks would be lost, if a layer lacks the
+        structure of its format, or if the packed model computes something else on `example_inputs`. All
+        layers are named.
 
     Notes
     -----
@@ -125,8 +127,8 @@ def unpack(packed: nn.Module) -> nn.Module:
     Returns
     -------
     nn.Module
-        A copy with masked layers, as `fpe.expand` makes them: neurons in their old order, weights masked where
-        nothing is stored.
+        A copy with masked layers, as `fpe.expand` makes them: neurons in their old order, weights masked
+        where nothing is stored.
 
     Raises
     ------
@@ -196,8 +198,8 @@ def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]])
         return f"layer {name!r} is {where}; pack a model whose weights are all here."
     if tied:
         return (
-            f"layer {name!r} shares parameters with {', '.join(tied)}, from which packing would separate them; "
-            "give it parameters of its own."
+            f"layer {name!r} shares parameters with {', '.join(tied)}, from which packing would separate "
+            "them; give it parameters of its own."
         )
     if any(getattr(layer, hooks) for hooks in MODULE_HOOKS):
         return (
@@ -256,7 +258,7 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
 
 
 def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
-    """Tell whether all layers of a group are in the model, and no norm cuts its neurons into adjacent pieces."""
+    """Tell whether all layers of a group are in the model, and no norm divides its neurons into groups."""
     between = [model.get_submodule(name) for name in group.between]
     if not group.complete or any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
         return False

@@ -39,8 +39,8 @@ def quantize(packed: nn.Module, *, activations: bool = False) -> nn.Module:
     Returns
     -------
     nn.Module
-        The quantized model. `fpe.export` writes it (with `activations`, as .pt2 only) and `fpe.unpack` gives the
-        masked model of the rounded weights; `fpe.save` refuses it: save the packed model.
+        The quantized model. `fpe.export` writes it (with `activations`, as .pt2 only) and `fpe.unpack` gives
+        the masked model of the rounded weights; `fpe.save` refuses it: save the packed model.
 
     Raises
     ------

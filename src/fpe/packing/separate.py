@@ -1,4 +1,4 @@
-"""Linear layers whose blocks are linear layers of their own: for ONNX, and for int8 by torchao; for inference."""
+"""Linear layers whose blocks are linear layers of their own, for inference: in ONNX, or int8 by torchao."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fpe.packing.formats import block_of
 
 
 def with_separate_blocks(model: nn.Module) -> nn.Module:
-    """Return a copy around the same tensors, with `SeparateBlocks` for linear blocks; or the model if it has none.
+    """Return a copy around the same tensors, with `SeparateBlocks` for linear blocks, if there are any.
 
     onnxruntime prepares a constant matrix once for all calls, but not the matrices of a batched product.
     """

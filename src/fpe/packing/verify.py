@@ -18,7 +18,8 @@ from fpe.graph.inputs import Call, as_call, tensors_in
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 #: The same of float32 on a GPU, where products may be rounded to fewer bits.
 ON_GPU = 1e-2
-#: The modes that are compared: name, whether the models are in training mode, and whether there are gradients.
+#: The modes that are compared: name, whether the models are in training mode, and whether there are
+#: gradients.
 MODES = (
     ("evaluation mode", False, True),
     ("evaluation mode without gradients", False, False),
@@ -66,8 +67,8 @@ def check_same(
 ) -> None:
     """Raise if a packed model and the masked one differ by more than rounding; neither is changed.
 
-    In evaluation mode each layer is compared too, so that a layer that adds little to the outputs is checked as
-    closely as any other. `orders` has the order of the neurons of each reordered layer.
+    In evaluation mode each layer is compared too, so that a layer that adds little to the outputs is checked
+    as closely as any other. `orders` has the order of the neurons of each reordered layer.
     """
     call = as_call(example_inputs)
     names = [row.name for row in packed.fpe_packing.rows]  # type: ignore[union-attr]

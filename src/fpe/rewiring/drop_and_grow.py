@@ -35,10 +35,10 @@ class LayerBatch:
     """One masked layer of M networks of one architecture; tensors are (M, outputs, inputs, *taps).
 
     `gradient` is the unmasked gradient or a sum of several, `noise` uniform; each is None if the policy needs
-    none. `real` is False for padding, None without padding. `children` are the rows of each parent's children,
-    (parents, factor), padded with the number of rows; None for a layer that was not expanded itself. `blocks`
-    are the rows of each block, (blocks, neurons), siblings side by side; by default block k has the k-th
-    children of all parents.
+    none. `real` is False for padding, None without padding. `children` are the rows of each parent's
+    children, (parents, factor), padded with the number of rows; None for a layer that was not expanded
+    itself. `blocks` are the rows of each block, (blocks, neurons), siblings side by side; by default block k
+    has the k-th children of all parents.
     """
 
     weight: Tensor
@@ -184,9 +184,9 @@ def exchange(
 ) -> tuple[Tensor, Tensor]:
     """Mark the entries to drop and as many to grow in each row, (M, n); no dropped entry is grown.
 
-    The smallest `drop_scores` of `droppable` are dropped, `counts` in each row, or fewer if fewer can be grown;
-    then the largest `grow_scores` are grown. `candidates` maps the remaining free entries to those outside
-    `mask` that may be grown.
+    The smallest `drop_scores` of `droppable` are dropped, `counts` in each row, or fewer if fewer can be
+    grown; then the largest `grow_scores` are grown. `candidates` maps the remaining free entries to those
+    outside `mask` that may be grown.
     """
     counts = at_most(counts, droppable)
     while True:

@@ -40,9 +40,9 @@ class RewiringPolicy:
         With ``"kept"`` the children of one neuron stay disjoint: a weight is grown only where no sibling has
         one on the same input, so that `fpe.pack` can store codes.
     unit : str, default "weight"
-        With ``"column"`` whole inputs of the blocks of a shared split are dropped and grown, so that the layer
-        stays dense blocks for `fpe.pack`; with several groups of neurons the number of inputs of each block is
-        constant. Only for scope "layer"; the masks of consumers do not change.
+        With ``"column"`` whole inputs of the blocks of a shared split are dropped and grown, so that the
+        layer stays dense blocks for `fpe.pack`; with several groups of neurons the number of inputs of each
+        block is constant. Only for scope "layer"; the masks of consumers do not change.
     """
 
     grow: str = "gradient"

@@ -122,8 +122,8 @@ class Rewirer:
     def step(self) -> None:
         """Count a step of the optimizer, and change masks if it is time; call it after each step.
 
-        If the gradients of a rewiring are not finite, as when a gradient scaler skips a step, those of the next
-        step are used; after 20 such steps in a row there is a warning.
+        If the gradients of a rewiring are not finite, as when a gradient scaler skips a step, those of the
+        next step are used; after 20 such steps in a row there is a warning.
 
         Raises
         ------
@@ -259,7 +259,7 @@ class Rewirer:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is needed to resume, but for the model's masks; on several processes all must call this."""
+        """Return what is needed to resume, without the model's masks; all processes must call this."""
         return {
             **self._settings(),
             "taken": self.taken,

@@ -32,9 +32,9 @@ def learn_split(
     """Learn a split for a network with one hidden layer; `model` is not changed.
 
     In a copy of the network every weight has a logit for each child; each step assigns it to one child by the
-    Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al., 2017), at a temperature
-    that falls from 1 to 0.3. Adam trains logits and weights together. At last each neuron's inputs are assigned
-    to the children by their logits, equally many to each.
+    Gumbel-softmax with straight-through gradients (Jang et al., 2017; Maddison et al., 2017), at a
+    temperature that falls from 1 to 0.3. Adam trains logits and weights together. At last each neuron's
+    inputs are assigned to the children by their logits, equally many to each.
 
     A step costs about as much as one of the expanded network, so this helps only if the training that follows
     is much longer (``fpe reproduce splits``).

@@ -134,8 +134,8 @@ class Row:
 class Subjects:
     """What a case measures: a layer followed by a small head, or a whole model, in all its forms.
 
-    ``rows`` are timed, ``networks`` trained (the dense parent first), outputs for ``probe`` checked; ``notes``
-    say how layers were packed and what is missing.
+    ``rows`` are timed, ``networks`` trained (the dense parent first), outputs for ``probe`` checked;
+    ``notes`` say how layers were packed and what is missing.
     """
 
     def __init__(self, case: dict[str, Any], config: BenchConfig) -> None:

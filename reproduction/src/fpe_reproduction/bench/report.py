@@ -46,7 +46,7 @@ class Target:
         return {}
 
     def cell(self, case: dict[str, Any]) -> tuple[str, bool | None]:
-        """Write the worst value of a case and where it was; tell whether the target is met (None without values)."""
+        """Write the worst value of a case; tell whether the target is met, None if nothing was measured."""
         values = self._values(case, self.row)
         if self.over:
             others = self._values(case, self.over)

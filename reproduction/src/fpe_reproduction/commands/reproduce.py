@@ -50,9 +50,9 @@ def reproduce(
 ) -> None:
     """Reproduce NAME, a figure or table of the paper, and compare it with the paper.
 
-    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments. You can
-    interrupt a run; the same command resumes it. Experiments share trained networks. Experiments on real data
-    accept any --data, such as the embeddings that fpe embed writes.
+    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments. You
+    can interrupt a run; the same command resumes it. Experiments share trained networks. Experiments on real
+    data accept any --data, such as the embeddings that fpe embed writes.
 
     \b
     Example:

@@ -24,7 +24,8 @@ from fpe_reproduction.statistics import Interval, ratio_of_sums
 
 #: The share of the gap to twice the parameters that should be closed, in the mean over the widths.
 ENOUGH = 0.9
-#: The chosen dynamic masks; those that stay packable as blocks, for each data set and for others; and as codes.
+#: The chosen dynamic masks; those that stay packable as blocks, for each data set and for others; and as
+#: codes.
 BEST, CODED = "moved", "moved-kept"
 PACKABLE = {"fashion-mnist": "moved-blocks-x6", "banking77": "moved-blocks"}
 DENSE = ("dense", "dense-x2", "steady", "steady-x2")
@@ -74,7 +75,8 @@ def rewiring(results: Results) -> Iterator[Finding]:
         found, in_all = gap_closed(results, BEST, low, high)
         text = ", ".join(f"{i.text(100, 0, False)} at {hidden}" for hidden, i in found.items())
         yield judged(
-            f"asked: {label(BEST)} closes at least {100 * ENOUGH:.0f} % of the gap to twice the parameters{note}",
+            f"asked: {label(BEST)} closes at least {100 * ENOUGH:.0f} % of the gap to twice the "
+            f"parameters{note}",
             f"{results.name}, mean over widths {in_all.text(100, 0, False)} % ({text})",
             [in_all],
             ENOUGH,
@@ -111,7 +113,7 @@ def rewiring(results: Results) -> Iterator[Finding]:
 def gap_closed(
     results: Results, kind: str, low: str = "dense", high: str = "dense-x2"
 ) -> tuple[dict[int, Interval], Interval]:
-    """Return the share of the way from `low` to `high` that a kind reaches, at each width and in their mean."""
+    """Return how far a kind gets from `low` to `high`, as a share, at each width and in their mean."""
     widths = results.widths(kind, low, high)
     parts, wholes = (results.differences(k, low)[widths].to_numpy() for k in (kind, high))
     found, in_all = ratio_of_sums(parts, wholes)

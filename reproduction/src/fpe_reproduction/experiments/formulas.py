@@ -34,7 +34,8 @@ EXPANDED = ("clause", "random")
 AXES = {"neurons": "hidden neurons of the dense network", "clauses": "clauses"}
 #: What is simulated: clauses, literals, neurons, factor.
 SIMULATED = (
-    (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 3, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4), (12, 3, 4, 3),
+    (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 3, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4),
+    (12, 3, 4, 3),
 )  # fmt: skip
 
 

@@ -23,7 +23,8 @@ from fpe_reproduction.experiments.findings import Results, sorted_findings
 from fpe_reproduction.experiments.tasks import Request, Task
 from fpe_reproduction.experiments.timeline import Source
 
-#: Options of ``fpe reproduce`` that only experiments on real data have: what is allowed, and how that is said.
+#: Options of ``fpe reproduce`` that only experiments on real data have: what is allowed, and how that is
+#: said.
 OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "hidden": (lambda widths: min(widths) >= 1, "at least 1"),
     "trials": (lambda trials: trials >= 1, "at least 1"),
@@ -46,10 +47,10 @@ def reproduce(
 ) -> dict[str, dict[str, Any]]:
     """Run one experiment of the paper, or a group of them, and store what they show.
 
-    Networks that `out` already has are not trained again; experiments share their networks. `out` gets a folder for
-    each experiment with its ``results.json``, and the records of the networks in ``trials/`` and, for real data, in
-    ``DATA/trials/``. Results do not depend on `jobs`. `on_task` gets a short text after each task, `on_data`
-    each data set when it is loaded.
+    Networks that `out` already has are not trained again; experiments share their networks. `out` gets a
+    folder for each experiment with its ``results.json``, and the records of the networks in ``trials/`` and,
+    for real data, in ``DATA/trials/``. Results do not depend on `jobs`. `on_task` gets a short text after
+    each task, `on_data` each data set when it is loaded.
 
     Raises
     ------
