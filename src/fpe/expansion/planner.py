@@ -5,7 +5,7 @@ Inputs of layers, and the shapes of outputs, are measured on copies of the model
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from fpe._util.modules import replace_modules_, uncompiled
-from fpe.errors import ArgumentError, FPEError, ModelError, raise_problems
+from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion import steps
 from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of
-from fpe.expansion.pruning import Pruning, as_pruning
-from fpe.expansion.selection import Layers, select, without
-from fpe.expansion.splits import Split, as_split
+from fpe.expansion.pruning import Pruning
+from fpe.expansion.selection import Layers, checked_arguments, select, without
+from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed, first_line
 from fpe.graph.inputs import as_call, copied_call, inputs_for, tensors_in
@@ -32,26 +32,6 @@ from fpe.metrics import crowding, participation_ratio
 
 #: Samples of a layer's inputs that a split looks at; more are thinned out evenly.
 MOST_SAMPLES = 4096
-
-
-def _is_integer(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-#: What each argument may be, and how to say it.
-_CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "factor": (lambda v: _is_integer(v, 1), "an integer of at least 1 (2 doubles the neurons)"),
-    "seed": (lambda v: _is_integer(v, 0), "an integer of at least 0"),
-    "budget": (("group", "network").__contains__, "'group' or 'network'"),
-    "convolutions": (("channels", "taps").__contains__, "'channels' or 'taps'"),
-    "target": (("participation", "capacity").__contains__, "'participation' or 'capacity'"),
-    "target_fraction": (
-        lambda v: isinstance(v, int | float) and 0 < v <= 1,
-        "a number above 0 and at most 1",
-    ),
-}
-#: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
-_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
 
 
 def plan(
@@ -134,7 +114,7 @@ def plan(
       2: it is a head: its neurons are outputs of the network
     non-zero parameters of the network, before and after: 46
     """
-    own_split, pruning = _checked_arguments(dict(locals()))
+    own_split, pruning = checked_arguments(dict(locals()))
     model = uncompiled(model)
     check_masks(model, "expanding")
     batch = inputs_for(model) if example_inputs is None else example_inputs
@@ -164,64 +144,6 @@ def plan(
     basis = Basis(own_split, pruning, batch, scores, inputs, shapes, modules_of(model))
     how = (repr(own_split), repr(pruning), budget, seed)
     return Plan(tuple(planned), skipped, factor, *how, nonzero=count_nonzero(model), basis=basis)
-
-
-def _checked_arguments(given: Mapping[str, Any]) -> tuple[Split, Pruning]:
-    """Check what can be checked without looking into the model, and report all problems at once."""
-    problems = [_model_problem(uncompiled(given["model"]))]
-    problems += [_problem(name, given[name]) for name in _CONSTRAINTS]
-    if isinstance(layers := given["layers"], Mapping):
-        problems += [
-            f"layers[{e!r}]: {p}" for e, factor in layers.items() if (p := _problem("factor", factor))
-        ]
-    split, pruning, known = Split(), Pruning(), True
-    try:
-        split = as_split(given["split"])
-    except FPEError as error:
-        problems.append(str(error))
-        known = False
-    try:
-        pruning = as_pruning(given["prune"])
-    except FPEError as error:
-        problems.append(str(error))
-    shared, no_data = pruning.needs_shared, given["example_inputs"] is None
-    needs_data = "needs the inputs of each layer on data; give example_inputs=…, a batch of them."
-    contradictions = {
-        f"prune {pruning!r} needs one partition for all neurons of a layer, which split {split!r} does not "
-        "give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'.": (
-            shared and known and not split.shared
-        ),
-        f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'.": (
-            shared and given["budget"] == "network"
-        ),
-        f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
-        "prune='magnitude'.": shared and given["target_fraction"] != 1,
-        f"split={split!r} {needs_data}": no_data and split.needs_inputs,
-        f"prune={pruning!r} {needs_data}": no_data and pruning.needs_scores == "inputs",
-    }
-    problems += [problem for problem, found in contradictions.items() if found]
-    raise_problems([p for p in problems if p], ArgumentError, "the arguments")
-    return split, pruning
-
-
-def _problem(name: str, value: Any) -> str | None:
-    allowed, what = _CONSTRAINTS[name]
-    return None if allowed(value) else f"{name} is {value!r}; give {what}."
-
-
-def _model_problem(model: Any) -> str | None:
-    if not isinstance(model, nn.Module):
-        return f"model is a {type(model).__name__}; give a torch.nn.Module."
-    for name, module in model.named_modules():
-        where = f"{name!r} in the model" if name else "model"
-        if isinstance(module, torch.jit.ScriptModule):
-            return (
-                f"{where} is a ScriptModule, made by torch.jit.script or torch.jit.trace, which cannot be "
-                "analyzed; expand the model first, and script it then."
-            )
-        if found := {kind.__name__ for kind in type(module).__mro__} & _WRAPPERS:
-            return f"{where} is a {found.pop()}; expand the model first, and wrap it then."
-    return None
 
 
 @dataclass
@@ -365,7 +287,11 @@ def width_problems(
     All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
     own modules computes the same shapes in both modes, any other is run in both.
     """
-    plain = all(type(module).__module__.split(".")[0] in ("torch", "fpe") for module in model.modules())
+    plain = all(
+        type(m).__module__.split(".")[0] in ("torch", "fpe")
+        and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
+        for m in model.modules()
+    )
 
     @cache
     def trains() -> bool:

@@ -1,16 +1,20 @@
-"""Select the groups of a model that are expanded: those asked for, or the paper's choice."""
+"""What is asked for: the arguments of `fpe.plan` are checked, and the groups to expand selected."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import nn
 
-from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
+from fpe._util.modules import uncompiled
+from fpe.errors import ArgumentError, FPEError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.plan import Chosen
+from fpe.expansion.pruning import Pruning, as_pruning
+from fpe.expansion.splits import Split, as_split
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
 from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
@@ -27,6 +31,84 @@ from fpe.graph.verification import refusal
 
 #: What may be asked for: names, patterns and groups; or a factor for each of them.
 Layers = Sequence["str | NeuronGroup"] | Mapping["str | NeuronGroup", int] | Mapping[str, int]
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+#: What each argument may be, and how to say it.
+_CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "factor": (lambda v: _is_integer(v, 1), "an integer of at least 1 (2 doubles the neurons)"),
+    "seed": (lambda v: _is_integer(v, 0), "an integer of at least 0"),
+    "budget": (("group", "network").__contains__, "'group' or 'network'"),
+    "convolutions": (("channels", "taps").__contains__, "'channels' or 'taps'"),
+    "target": (("participation", "capacity").__contains__, "'participation' or 'capacity'"),
+    "target_fraction": (
+        lambda v: isinstance(v, int | float) and 0 < v <= 1,
+        "a number above 0 and at most 1",
+    ),
+}
+#: Classes that hold on to a model's parameters, or hold them in pieces; by name, to import none of them.
+_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "DeepSpeedEngine"}
+
+
+def checked_arguments(given: Mapping[str, Any]) -> tuple[Split, Pruning]:
+    """Check what can be checked without looking into the model, and report all problems at once."""
+    problems = [_model_problem(uncompiled(given["model"]))]
+    problems += [_problem(name, given[name]) for name in _CONSTRAINTS]
+    if isinstance(layers := given["layers"], Mapping):
+        problems += [
+            f"layers[{e!r}]: {p}" for e, factor in layers.items() if (p := _problem("factor", factor))
+        ]
+    split, pruning, known = Split(), Pruning(), True
+    try:
+        split = as_split(given["split"])
+    except FPEError as error:
+        problems.append(str(error))
+        known = False
+    try:
+        pruning = as_pruning(given["prune"])
+    except FPEError as error:
+        problems.append(str(error))
+    shared, no_data = pruning.needs_shared, given["example_inputs"] is None
+    needs_data = "needs the inputs of each layer on data; give example_inputs=…, a batch of them."
+    contradictions = {
+        f"prune {pruning!r} needs one partition for all neurons of a layer, which split {split!r} does not "
+        "give; use split='shared' or fpe.LabelSplit(labels, shared=True), or prune='magnitude'.": (
+            shared and known and not split.shared
+        ),
+        f"prune {pruning!r} works layer by layer; give budget='group', or prune='magnitude'.": (
+            shared and given["budget"] == "network"
+        ),
+        f"prune {pruning!r} needs all neurons of a layer expanded; leave target_fraction out, or give "
+        "prune='magnitude'.": shared and given["target_fraction"] != 1,
+        f"split={split!r} {needs_data}": no_data and split.needs_inputs,
+        f"prune={pruning!r} {needs_data}": no_data and pruning.needs_scores == "inputs",
+    }
+    problems += [problem for problem, found in contradictions.items() if found]
+    raise_problems([p for p in problems if p], ArgumentError, "the arguments")
+    return split, pruning
+
+
+def _problem(name: str, value: Any) -> str | None:
+    allowed, what = _CONSTRAINTS[name]
+    return None if allowed(value) else f"{name} is {value!r}; give {what}."
+
+
+def _model_problem(model: Any) -> str | None:
+    if not isinstance(model, nn.Module):
+        return f"model is a {type(model).__name__}; give a torch.nn.Module."
+    for name, module in model.named_modules():
+        where = f"{name!r} in the model" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            return (
+                f"{where} is a ScriptModule, made by torch.jit.script or torch.jit.trace, which cannot be "
+                "analyzed; expand the model first, and script it then."
+            )
+        if found := {kind.__name__ for kind in type(module).__mro__} & _WRAPPERS:
+            return f"{where} is a {found.pop()}; expand the model first, and wrap it then."
+    return None
 
 
 def select(
