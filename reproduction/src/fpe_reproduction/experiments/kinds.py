@@ -28,6 +28,8 @@ from fpe_reproduction.experiments.splits import SPLITS, Parent, fixed_split, tra
 
 #: The ridge of `Expanded.outgoing` "corrected", as a share of the mean square of an activation.
 RIDGE = 1e-3
+#: The policy and the schedule that were chosen (docs/results/rewiring.md).
+ACCUMULATED, CHOSEN = RewiringPolicy(grow="accumulated"), RewiringSchedule(every=100, until=0.9)
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Kind:
     distilled: bool = False  # whether it also learns the answers of a large dense teacher
     dropped: float = 0.0  # share of the first weights that each step of its training drops (DropConnect)
     rewired: float = 0.0  # share of the weights that move at random after each epoch, as in the paper (A.7)
+    policy: RewiringPolicy | None = None  # as for `fpe.Rewirer`; None keeps the masks as they are
+    schedule: RewiringSchedule = CHOSEN
 
     def possible(self, inputs: int, outputs: int) -> bool:
         """Tell whether such a network fits into the parent's count."""
@@ -56,7 +60,9 @@ class Kind:
         self, network: nn.Module, optimizer: torch.optim.Adam, steps: int, seed: int
     ) -> Rewirer | None:
         """Return what changes its masks in this number of steps, if they are dynamic."""
-        return None
+        if self.policy is None:
+            return None
+        return Rewirer(network, optimizer, self.policy, steps=steps, schedule=self.schedule, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,7 @@ class Doubled(Kind):
 
     def make(self, parent: Parent) -> nn.Sequential:
         """Return the network."""
-        inputs, hidden, outputs = dimensions(parent.model)
-        return mlp(inputs, self.factor * hidden, outputs, seed=parent.seed)
+        return untrained(parent, self.factor)
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,15 @@ class Overlapping(Kind):
         for row in range(len(mask)):  # siblings have the parent's count in all, to the last input
             own = inputs // self.factor + (row % self.factor < inputs % self.factor)
             mask[row, torch.from_numpy(rng.permutation(inputs)[:own])] = 1
-        first, last = linear_layers(parent.model)
         rows = torch.arange(hidden).repeat_interleave(self.factor)
-        weights = [first.weight.detach()[rows] * mask, last.weight.detach()[:, rows].contiguous()]
-        masks = [mask, torch.ones_like(weights[1])]
+        wide = untrained(parent, self.factor)
+        (first, last), (narrow, head) = linear_layers(wide), linear_layers(parent.model)
+        weights, masks = [first.weight.data, last.weight.data], [mask, torch.ones_like(last.weight)]
+        weights[0].copy_(narrow.weight.data[rows] * mask)
+        weights[1].copy_(head.weight.data[:, rows])
+        first.bias.data, last.bias.data = narrow.bias.data[rows], head.bias.data.clone()
         MagnitudePruning().prune_(weights, masks, (self.factor - 1) * hidden * (outputs + 1), self.factor)
-        return _masked(weights, [first.bias.detach()[rows], last.bias.detach().clone()], masks)
+        return masked(wide, masks)
 
 
 @dataclass(frozen=True)
@@ -137,17 +145,13 @@ class FromScratch(Kind):
     def make(self, parent: Parent) -> nn.Sequential:
         """Return the network."""
         assert parent.warm is not None
-        inputs, hidden, outputs = dimensions(parent.model)
-        wide = expand(parent.warm, self.factor, seed=parent.seed)
-        masks = [layer.fpe_mask.clone() for layer in linear_layers(wide)]
-        fresh = linear_layers(mlp(inputs, hidden * self.factor, outputs, seed=parent.seed))
-        weights = [
-            layer.weight.detach()
-            * mask
-            * (layer.in_features / mask.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
-            for layer, mask in zip(fresh, masks, strict=True)
+        masks = [
+            layer.fpe_mask for layer in linear_layers(expand(parent.warm, self.factor, seed=parent.seed))
         ]
-        return _masked(weights, [layer.bias.detach() for layer in fresh], masks)
+        network = untrained(parent, self.factor)
+        for layer, mask in zip(linear_layers(network), masks, strict=True):
+            layer.weight.data *= (layer.in_features / mask.sum(dim=1, keepdim=True).clamp_min(1)).sqrt()
+        return masked(network, masks)
 
 
 @dataclass(frozen=True)
@@ -178,19 +182,13 @@ class FewerInputs(Kind):
         else:
             score = parent.X.var(dim=0)
         count = self.inputs_for(inputs, hidden, outputs)
-        first, last = linear_layers(mlp(count, hidden * self.factor, outputs, seed=parent.seed))
         chosen = score.argsort(descending=True, stable=True)[:count]
-        mask = torch.zeros(first.out_features, inputs)
-        mask[:, chosen] = 1
-        weight = torch.zeros_like(mask)
-        weight[:, chosen] = first.weight.detach()
-        weights = [weight, last.weight.detach()]
-        masks = [mask, torch.ones_like(weights[1])]
-        return _masked(weights, [first.bias.detach(), last.bias.detach()], masks)
-
-
-#: The policy and the schedule that were chosen (docs/results/rewiring.md).
-ACCUMULATED, CHOSEN = RewiringPolicy(grow="accumulated"), RewiringSchedule(every=100, until=0.9)
+        network = untrained(parent, self.factor, count)
+        first, last = linear_layers(network)
+        weight, mask = torch.zeros(2, first.out_features, inputs)
+        weight[:, chosen], mask[:, chosen] = first.weight.data, 1
+        first.weight.data = weight
+        return masked(network, [mask, torch.ones_like(last.weight)])
 
 
 @dataclass(frozen=True)
@@ -205,9 +203,7 @@ class Dynamic(Expanded):
     # 2020).
     begin: str = "expanded"
     reinitialized: bool = True  # whether an expansion gets fresh weights; see `fpe.reinitialize_`
-    # As for `fpe.Rewirer`; a policy of None keeps the masks as they are.
     policy: RewiringPolicy | None = ACCUMULATED
-    schedule: RewiringSchedule = CHOSEN
 
     def possible(self, inputs: int, outputs: int) -> bool:
         """Tell whether pruning whole inputs can save what the copies cost; single weights always can."""
@@ -218,32 +214,20 @@ class Dynamic(Expanded):
         network = super().make(parent) if self.begin == "expanded" else self._random(parent)
         return reinitialize_(network, seed=parent.seed) if self.reinitialized else network  # type: ignore[return-value]
 
-    def rewirer(
-        self, network: nn.Module, optimizer: torch.optim.Adam, steps: int, seed: int
-    ) -> Rewirer | None:
-        """Return what changes its masks."""
-        if self.policy is None:
-            return None
-        return Rewirer(network, optimizer, self.policy, steps=steps, schedule=self.schedule, seed=seed)
-
     def _random(self, parent: Parent) -> nn.Sequential:
         inputs, hidden, outputs = dimensions(parent.model)
         generator = torch.Generator().manual_seed(parent.seed)
-        layers = linear_layers(mlp(inputs, hidden * self.factor, outputs, seed=parent.seed))
+        network = untrained(parent, self.factor)
+        weights = [layer.weight for layer in linear_layers(network)]
         budget = hidden * (inputs + 1 + outputs) - hidden * self.factor
-        parts = [
-            sum(w.shape) if self.begin == "erk" else w.numel() for w in (layer.weight for layer in layers)
-        ]
-        second = min(round(budget * float(parts[1]) / float(sum(parts))), layers[1].weight.numel())
+        parts = [sum(w.shape) if self.begin == "erk" else w.numel() for w in weights]
+        second = min(round(budget * float(parts[1]) / float(sum(parts))), weights[1].numel())
         masks = []
-        for layer, count in zip(layers, (budget - second, second), strict=True):
-            mask = torch.zeros(layer.weight.numel())
+        for weight, count in zip(weights, (budget - second, second), strict=True):
+            mask = torch.zeros(weight.numel())
             mask[torch.randperm(len(mask), generator=generator)[:count]] = 1
-            masks.append(mask.view(layer.weight.shape))
-        weights, biases = zip(
-            *((layer.weight.detach(), layer.bias.detach()) for layer in layers), strict=True
-        )
-        return _masked(weights, biases, masks)
+            masks.append(mask.view(weight.shape))
+        return masked(network, masks)
 
 
 @torch.no_grad()
@@ -278,8 +262,16 @@ def _with_gradients(parent: Parent) -> nn.Sequential:
     return network
 
 
-def _masked(weights: Sequence[Tensor], biases: Sequence[Tensor], masks: Sequence[Tensor]) -> nn.Sequential:
+def untrained(parent: Parent, factor: int, inputs: int | None = None) -> nn.Sequential:
+    """Return a dense network of `factor` times the parent's neurons, perhaps of other inputs."""
+    own, hidden, outputs = dimensions(parent.model)
+    return mlp(inputs or own, factor * hidden, outputs, seed=parent.seed)
+
+
+def masked(network: nn.Sequential, masks: Sequence[Tensor]) -> nn.Sequential:
+    """Return a network with masks, around the tensors of a dense one."""
     first, last = (
-        MaskedLinear.from_arrays(w * m, b, m) for w, b, m in zip(weights, biases, masks, strict=True)
+        MaskedLinear.from_arrays(layer.weight.data * mask, layer.bias.data, mask)
+        for layer, mask in zip(linear_layers(network), masks, strict=True)
     )
     return nn.Sequential(first, nn.ReLU(), last)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fpe.expansion.pruning import InputPruning
@@ -10,6 +11,8 @@ from fpe.expansion.splits import SharedSplit
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.schedule import RewiringSchedule
 from fpe_reproduction.experiments.kinds import (
+    ACCUMULATED,
+    CHOSEN,
     Doubled,
     Dynamic,
     Expanded,
@@ -22,8 +25,8 @@ from fpe_reproduction.experiments.splits import SPLITS
 
 #: When RigL's masks change, and policies that rewire whole inputs.
 RIGL = RewiringSchedule(every=50, until=0.75)
-INPUTS = RewiringPolicy(grow="accumulated", unit="column")
-INPUTS_BY_MOVEMENT = RewiringPolicy(grow="accumulated", drop="movement", unit="column")
+INPUTS = replace(ACCUMULATED, unit="column")
+INPUTS_BY_MOVEMENT = replace(INPUTS, drop="movement")
 
 
 def _by_factor(
@@ -39,6 +42,10 @@ def _by_factor(
         f"{name}-x{f}" if f > 2 else name: make(f"{label}, {sign}{f}" if f > 2 else label, f, **how)
         for f in factors
     }
+
+
+def _merged(families: Iterable[dict[str, Kind]]) -> dict[str, Kind]:
+    return {name: kind for family in families for name, kind in family.items()}
 
 
 def _inputs(label: str, factor: int = 3, groups: int = 1, policy: RewiringPolicy | None = INPUTS) -> Dynamic:
@@ -65,28 +72,17 @@ DYNAMIC: dict[str, Dynamic] = {
     "moved-set": Dynamic("random growth", policy=RewiringPolicy(grow="random")),
     "moved-gradient": Dynamic("growth by one gradient", policy=RewiringPolicy()),
     "moved-momentum": Dynamic("growth by momentum", policy=RewiringPolicy(grow="momentum")),
-    "moved-movement": Dynamic(
-        "drop by |weight × gradient|", policy=RewiringPolicy(grow="accumulated", drop="movement")
-    ),
-    "moved-network": Dynamic(
-        "count of the network", policy=RewiringPolicy(grow="accumulated", scope="network")
-    ),
-    "moved-kept": Dynamic(
-        "children stay disjoint", policy=RewiringPolicy(grow="accumulated", partition="kept")
-    ),
+    "moved-movement": Dynamic("drop by |weight × gradient|", policy=replace(ACCUMULATED, drop="movement")),
+    "moved-network": Dynamic("count of the network", policy=replace(ACCUMULATED, scope="network")),
+    "moved-kept": Dynamic("children stay disjoint", policy=replace(ACCUMULATED, partition="kept")),
     **{
-        f"moved-every-{steps}": Dynamic(
-            f"every {steps} steps", schedule=RewiringSchedule(every=steps, until=0.9)
-        )
-        for steps in (25, 50, 200)
+        f"moved-every-{n}": Dynamic(f"every {n} steps", schedule=replace(CHOSEN, every=n))
+        for n in (25, 50, 200)
     },
     **{
-        f"moved-share-{share}": Dynamic(
-            f"share {share} %", schedule=RewiringSchedule(every=100, share=share / 100, until=0.9)
-        )
-        for share in (10, 50)
+        f"moved-share-{n}": Dynamic(f"share {n} %", schedule=replace(CHOSEN, share=n / 100)) for n in (10, 50)
     },
-    "moved-until-75": Dynamic("until 75 %", schedule=RewiringSchedule(every=100, until=0.75)),
+    "moved-until-75": Dynamic("until 75 %", schedule=replace(CHOSEN, until=0.75)),
     "moved-copied": Dynamic("children as split", reinitialized=False),
     "moved-divided": Dynamic("children as split, outgoing / α", reinitialized=False, outgoing="divided"),
     "moved-joint": Dynamic("pruned jointly", prune="magnitude"),
@@ -143,20 +139,15 @@ KINDS: dict[str, Kind] = {
     "two-four": Expanded("2:4-split", split="2:4"),
     **_by_factor("shared", "shared split", (2, 3, 4), split="shared"),
     **_by_factor("columns", "shared, columns", (2, 3, 4), split="shared", prune="columns"),
-    **RANKED["activation"],
-    **RANKED["gradient"],
-    **{
-        k: v
-        for name, (label, _) in SPLITS.items()
-        for k, v in _by_factor(name, label, (2, 4), split=name).items()
-    },
+    **_merged(RANKED.values()),
+    **_merged(_by_factor(name, label, (2, 4), split=name) for name, (label, _) in SPLITS.items()),
     **_by_factor("ahead", "random-split, extra steps", (2, 4), ahead=True),
     "random-first": Expanded("random-split, first layer", layers=("0",)),
     "columns-first": Expanded("shared, columns, first layer", split="shared", prune="columns", layers=("0",)),
     **TIMES,
     **_by_factor("overlap", "overlapping", (2, 4), Overlapping),
     "scratch": FromScratch("masks from scratch"),
-    **{kind: network for by in FEWER.values() for kind, network in by.items()},
+    **_merged(FEWER.values()),
     **REWIRED,
     **DROPPED,
     **DYNAMIC,
