@@ -11,7 +11,7 @@ import fpe
 from fpe.data import load
 from fpe.masked import MaskedLinear
 from fpe.training.loop import accuracy, adam, train
-from fpe_reproduction.experiments.classifiers import Gated, run_gated
+from fpe_reproduction.experiments.classifiers import Gated, run_classifiers
 from fpe_reproduction.experiments.kinds import Dynamic, Expanded, FewerInputs, FromScratch, Overlapping
 from fpe_reproduction.experiments.measures import rounded, rounded_rows
 from fpe_reproduction.experiments.networks import KINDS
@@ -273,8 +273,8 @@ def test_the_first_layer_alone_can_be_expanded():
 
 def test_gated_networks_are_trained_and_measured():
     """As the recipe of three calls gives them; all kinds hold the dense count, and come again the same."""
-    made = run_gated(SOURCE, CONFIG, [4], [0, 1])["networks"]
-    assert made[:5] == run_gated(SOURCE, CONFIG, [4], [0])["networks"]
+    made = run_classifiers(SOURCE, CONFIG, [4], [0, 1])["networks"]
+    assert made[:5] == run_classifiers(SOURCE, CONFIG, [4], [0])["networks"]
     assert [n["kind"] for n in made[:5]] == ["dense", "random", "shared", "columns", "columns-activation"]
     assert {n["nonzero"] for n in made} == {2 * 4 * (64 + 1) + 10 * (4 + 1)}
     assert {n["neurons"] for n in made if n["kind"] != "dense"} == {8}

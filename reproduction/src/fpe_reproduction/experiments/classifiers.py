@@ -1,14 +1,13 @@
-"""Gated and convolutional classifiers, dense and expanded, trained by the ordinary loop."""
+"""Gated and convolutional classifiers, dense and expanded, trained one at a time."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,19 +18,22 @@ from fpe.errors import DataError
 from fpe.expansion.expand import expand
 from fpe.expansion.pruning import InputPruning
 from fpe.masked import count_nonzero
-from fpe.training.loop import accuracy, adam, as_tensor, train
+from fpe.training.loop import accuracy, as_tensor
+from fpe.training.recipe import Recipe
+from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.experiments.splits import sample
 from fpe_reproduction.experiments.timeline import NetworksConfig, Source, data_of
 
 #: Epochs before and after the expansion of a CNN, which learns more from each than an MLP does.
 CNN_EPOCHS = 3
-CNN_EXPANSIONS: dict[str, dict[str, Any]] = {"random": {}, "columns": {"split": "shared", "prune": "columns"}}
-GATED_EXPANSIONS: dict[str, dict[str, Any]] = {
+#: How networks are expanded; CNNs only in the ways of `CNN_KINDS`.
+EXPANSIONS: dict[str, dict[str, Any]] = {
     "random": {},
     "shared": {"split": "shared"},
     "columns": {"split": "shared", "prune": "columns"},
     "columns-activation": {"split": "shared", "prune": InputPruning("activation")},
 }
+CNN_KINDS = ("random", "columns")
 
 
 class Gated(nn.Module):
@@ -69,38 +71,54 @@ class CNN(nn.Module):
         return logits
 
 
-def run_gated(
-    source: Source, config: NetworksConfig, hidden: Sequence[int], trials: Sequence[int]
+def run_classifiers(
+    source: Source, config: NetworksConfig, hidden: Sequence[int], trials: Sequence[int], features: int = 0
 ) -> dict[str, Any]:
-    """Train gated classifiers as `run_networks` trains others, and measure them."""
+    """Train classifiers as `run_networks` trains others, and measure them.
+
+    They are gated; with `features` they are CNNs, of which the last hidden layer is expanded.
+    """
     with one_thread():
         dataset = data_of(source)
-        X = as_tensor(dataset.X_train)
-        ways = {kind: {"example_inputs": sample(X), **how} for kind, how in GATED_EXPANSIONS.items()}
+        arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
+        X, y, X_test, y_test = (as_tensor(array) for array in arrays)
+        outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
+        epochs, build = (config.warmup_epochs, config.epochs), functools.partial(Gated, X.shape[1])
+        layer, about, ways = "gate", {"network": "gated"}, EXPANSIONS
+        if features:
+            epochs = min(CNN_EPOCHS, epochs[0]), min(CNN_EPOCHS, epochs[1])
+            build = functools.partial(CNN, *_image(dataset), features)
+            layer, about, ways = (
+                "hidden",
+                {"features": features},
+                {kind: EXPANSIONS[kind] for kind in CNN_KINDS},
+            )
+        recipe = Recipe.choose(factor=1, warmup_epochs=epochs[0], epochs=epochs[1], lr=config.lr)
         networks = []
-        for width in hidden:
-            build = functools.partial(Gated, X.shape[1], width)
-            for number in trials:
-                about = {"hidden": width, "network": "gated"}
-                networks += _trial(dataset, config, number, build, "gate", ways, about)
-        return {"networks": networks}
-
-
-def run_cnns(
-    source: Source, config: NetworksConfig, hidden: Sequence[int], trials: Sequence[int], features: int
-) -> dict[str, Any]:
-    """Train CNNs of which the classifier is expanded, as `run_networks` trains others, and measure them."""
-    with one_thread():
-        dataset = data_of(source)
-        image = _image(dataset)
-        epochs = {name: min(CNN_EPOCHS, getattr(config, name)) for name in ("warmup_epochs", "epochs")}
-        networks = []
-        for width in hidden:
-            build = functools.partial(CNN, *image, features, width)
-            for number in trials:
-                about = {"hidden": width, "features": features}
-                own = replace(config, **epochs)
-                networks += _trial(dataset, own, number, build, "hidden", CNN_EXPANSIONS, about)
+        for width, number in itertools.product(hidden, trials):
+            seed = config.seed + number
+            with seeded(seed):
+                dense = Trial.start(recipe, build(width, outputs), seed)
+            train_trials([dense], X, y, until=recipe.warmup_epochs)
+            for kind in ("dense", *ways):
+                trial = dense.baseline()
+                if kind != "dense":
+                    how = {"layers": [layer], "example_inputs": sample(X), "seed": seed, **ways[kind]}
+                    trial.expand(len(X), expand(trial.dense, **how))
+                train_trials([trial], X, y)
+                networks.append(
+                    {
+                        "hidden": width,
+                        **about,
+                        "kind": kind,
+                        "trial": number,
+                        "seed": seed,
+                        "nonzero": count_nonzero(trial.model),
+                        "neurons": trial.model.get_submodule(layer).out_features,
+                        "accuracy": accuracy(trial.model, X_test, y_test),
+                        "train_accuracy": accuracy(trial.model, X, y),
+                    }
+                )
         return {"networks": networks}
 
 
@@ -115,44 +133,3 @@ def _image(dataset: Dataset) -> tuple[int, int]:
         f"{dataset.name} has {pixels} features, which are no square images of one color or three; the "
         "experiment cnn needs images, such as fashion-mnist or digits."
     )
-
-
-def _trial(
-    dataset: Dataset,
-    config: NetworksConfig,
-    number: int,
-    build: Callable[[int], nn.Module],
-    layer: str,
-    ways: Mapping[str, Mapping[str, Any]],
-    about: Mapping[str, Any],
-) -> list[dict[str, Any]]:
-    """Warm a dense network up, expand `layer` in several ways, and train all of them on in the same order."""
-    arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
-    X, y, X_test, y_test = (as_tensor(a) for a in arrays)
-    seed = config.seed + number
-    with seeded(seed):
-        dense = build(1 if len(dataset.classes) == 2 else len(dataset.classes))
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = adam(dense, config.lr)
-    train(dense, X, y, epochs=config.warmup_epochs, optimizer=optimizer, generator=generator)
-    made = {"dense": dense}
-    made |= {kind: expand(dense, 2, layers=[layer], seed=seed, **how) for kind, how in ways.items()}
-    order = generator.get_state()
-    records = []
-    for kind, network in made.items():
-        own = optimizer if kind == "dense" else adam(network, config.lr)
-        generator.set_state(order)
-        train(network, X, y, epochs=config.epochs, optimizer=own, generator=generator)
-        records.append(
-            {
-                **about,
-                "kind": kind,
-                "trial": number,
-                "seed": seed,
-                "nonzero": count_nonzero(network),
-                "neurons": network.get_submodule(layer).out_features,
-                "accuracy": accuracy(network, X_test, y_test),
-                "train_accuracy": accuracy(network, X, y),
-            }
-        )
-    return records

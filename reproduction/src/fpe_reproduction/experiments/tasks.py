@@ -8,7 +8,7 @@ from typing import Any
 
 from fpe import __version__
 from fpe_reproduction.experiments.boolean import BooleanConfig, run_row
-from fpe_reproduction.experiments.classifiers import run_cnns, run_gated
+from fpe_reproduction.experiments.classifiers import run_classifiers
 from fpe_reproduction.experiments.timeline import NetworksConfig, Source, run_networks
 
 #: How networks are trained on the data; other data gets the paper's 25 + 25 epochs (docs/results).
@@ -146,9 +146,7 @@ class Family:
 
     def _work(self, kinds: tuple[str, ...]) -> tuple[Callable[..., dict[str, Any]], dict[str, Any], str]:
         """Return the function, its arguments that are this family's, and what its files' names say of them."""
-        if self.features:
-            return run_cnns, {"features": self.features}, f"{self.features}"
         if not kinds:
-            return run_gated, {}, ""
+            return run_classifiers, {"features": self.features}, f"{self.features or ''}"
         arguments = {"kinds": kinds, "layers": self.layers}
         return run_networks, arguments, f"{self.layers}" if self.layers > 1 else ""
