@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -83,16 +83,15 @@ def run_classifiers(
         arrays = dataset.X_train, dataset.y_train, dataset.X_test, dataset.y_test
         X, y, X_test, y_test = (as_tensor(array) for array in arrays)
         outputs = 1 if len(dataset.classes) == 2 else len(dataset.classes)
-        epochs, build = (config.warmup_epochs, config.epochs), functools.partial(Gated, X.shape[1])
-        layer, about, ways = "gate", {"network": "gated"}, EXPANSIONS
+        epochs = config.warmup_epochs, config.epochs
+        build: Callable[[int, int], nn.Module] = functools.partial(Gated, X.shape[1])
+        about: dict[str, Any] = {"network": "gated"}
+        layer, ways = "gate", EXPANSIONS
         if features:
             epochs = min(CNN_EPOCHS, epochs[0]), min(CNN_EPOCHS, epochs[1])
             build = functools.partial(CNN, *_image(dataset), features)
-            layer, about, ways = (
-                "hidden",
-                {"features": features},
-                {kind: EXPANSIONS[kind] for kind in CNN_KINDS},
-            )
+            layer, ways = "hidden", {kind: EXPANSIONS[kind] for kind in CNN_KINDS}
+            about = {"features": features}
         recipe = Recipe.choose(factor=1, warmup_epochs=epochs[0], epochs=epochs[1], lr=config.lr)
         networks = []
         for width, number in itertools.product(hidden, trials):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,7 +81,7 @@ class Rows:
     quick: Sequence[tuple[int, tuple[int, ...], int, int]]
     others: Sequence[str] = ()  # more splits, as for `run_row`
 
-    def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
+    def tasks(self, request: Request, trials: int, setup: str) -> Iterator[Task]:
         """Yield a task for each row."""
         config = boolean_config(request)
         for clauses, neurons, first, count in self.quick if request.quick else self.full:
@@ -109,44 +110,36 @@ class Family:
     small: Sequence[str] = ()  # kinds that are left out beyond `MANY` neurons
     full_only: bool = False  # whether a quick run goes without
 
-    def tasks(self, request: Request, trials: int, setup: str) -> Iterable[Task]:
+    def tasks(self, request: Request, trials: int, setup: str) -> Iterator[Task]:
         """Yield the tasks for each data set."""
         if request.quick and self.full_only:
             return
         own = self.quick if request.quick else self.widths
-        widths = request.hidden or own
+        widths = tuple(request.hidden or own)
         if self.between:
             others = request.hidden or ((4, 8) if request.quick else (4, 8, 16, 32))
             widths = tuple(width for width in own if width not in others)
         trials = request.trials or (QUICK_TRIALS if request.quick else trials)
-        for name, source in (request.data or {}).items():
-            for some in [widths] if self.together else [(width,) for width in widths]:
-                yield from self._tasks(name, source, tuple(some), request, trials, setup)
-
-    def _tasks(
-        self, data: str, source: Source, widths: tuple[int, ...], request: Request, trials: int, setup: str
-    ) -> Iterable[Task]:
-        config = config_of(data, request, setup)
-        identity = {
-            "fpe": __version__,
-            "quick": request.quick,
-            "data": data,
-            "fingerprint": source.fingerprint,
-            **config.to_dict(),
-        }
-        kinds = tuple(k for k in self.kinds if max(widths) <= MANY or k not in self.small)
-        work, own, number = self._work(kinds)
-        together = 1 if max(widths) >= MANY else TOGETHER
-        for first in range(0, trials, together):
-            numbers = range(first, min(first + together, trials))
-            name = f"{self.name}{number}-h{'.'.join(map(str, widths))}-t{numbers[0]}-{numbers[-1]}"
-            arguments = {"source": source, "config": config, "hidden": widths, "trials": numbers, **own}
-            cost = sum(widths) * (len(kinds) or 4) * len(numbers)
-            yield Task(name, work, arguments, cost, identity, f"{data}-{setup}" if setup else data)
-
-    def _work(self, kinds: tuple[str, ...]) -> tuple[Callable[..., dict[str, Any]], dict[str, Any], str]:
-        """Return the function, its arguments that are this family's, and what its files' names say of them."""
-        if not kinds:
-            return run_classifiers, {"features": self.features}, f"{self.features or ''}"
-        arguments = {"kinds": kinds, "layers": self.layers}
-        return run_networks, arguments, f"{self.layers}" if self.layers > 1 else ""
+        parts = [widths] if self.together else [(width,) for width in widths]
+        for (data, source), some in itertools.product((request.data or {}).items(), parts):
+            config = config_of(data, request, setup)
+            about = {
+                "fpe": __version__,
+                "quick": request.quick,
+                "data": data,
+                "fingerprint": source.fingerprint,
+            }
+            kinds = tuple(k for k in self.kinds if max(some) <= MANY or k not in self.small)
+            own: dict[str, Any] = {"kinds": kinds, "layers": self.layers}
+            work: Callable[..., dict[str, Any]] = run_networks
+            number = self.layers if self.layers > 1 else ""
+            if not kinds:
+                own, work, number = {"features": self.features}, run_classifiers, self.features or ""
+            together = 1 if max(some) >= MANY else TOGETHER
+            for first in range(0, trials, together):
+                numbers = range(first, min(first + together, trials))
+                name = f"{self.name}{number}-h{'.'.join(map(str, some))}-t{numbers[0]}-{numbers[-1]}"
+                arguments = {"source": source, "config": config, "hidden": some, "trials": numbers, **own}
+                cost = sum(some) * (len(kinds) or 4) * len(numbers)
+                group = f"{data}-{setup}" if setup else data
+                yield Task(name, work, arguments, cost, {**about, **config.to_dict()}, group)
