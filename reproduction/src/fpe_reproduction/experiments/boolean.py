@@ -20,12 +20,11 @@ from fpe.compare.runner import one_thread
 from fpe.data import dnf
 from fpe.expansion.expand import expand
 from fpe.expansion.splits import LabelSplit, Split
-from fpe.masked import MaskedLinear, count_nonzero
+from fpe.masked import MaskedLinear
 from fpe.metrics import total_capacity
 from fpe.models import mlp
-from fpe.training import ensemble
 from fpe.training.loop import adam
-from fpe_reproduction.experiments.measures import interference
+from fpe_reproduction.experiments.measures import Network, interference, records, train_together
 from fpe_reproduction.experiments.splits import SPLITS, Parent, fixed_split
 
 #: The networks that the paper compares.
@@ -52,28 +51,6 @@ class BooleanConfig:
         return dataclasses.asdict(self)
 
 
-@dataclass
-class _Trial:
-    number: int
-    seed: int
-    X: Tensor
-    y: Tensor
-    X_test: Tensor
-    y_test: Tensor
-    generator: torch.Generator
-
-
-@dataclass
-class _Network:
-    """A network of a trial; `neurons` is the number of the dense network."""
-
-    kind: str
-    trial: _Trial
-    neurons: int
-    model: nn.Module
-    optimizer: torch.optim.Adam
-
-
 def run_row(
     config: BooleanConfig,
     clauses: int,
@@ -87,71 +64,54 @@ def run_row(
     `neurons` are the widths of the dense networks, `others` more splits: "gram" or names of `SPLITS`.
     """
     with one_thread():
-        every = [_make_trial(config, clauses, first_trial + t) for t in range(trials)]
+        numbers = range(first_trial, first_trial + trials)
+        data = {number: _data(config, clauses, config.seed + number) for number in numbers}
         networks = []
-        for trial in every:
+        for number, (_, y, _, _) in data.items():
+            seed = config.seed + number
+            generator = torch.Generator().manual_seed(seed)
             for width in neurons:
-                model = mlp(clauses * config.literals, width, 1, seed=trial.seed)
-                networks.append(_Network("dense", trial, width, model, adam(model, config.lr, config.l2)))
-        _train(networks, config.warmup_epochs, config)
+                model = mlp(clauses * config.literals, width, 1, seed=seed)
+                optimizer = adam(model, config.lr, config.l2)
+                networks.append(Network("dense", number, seed, generator, width, model, optimizer, y))
+        X = [data[n.trial][0] for n in networks]
+        train_together(networks, X, config.warmup_epochs, batch_size=config.batch_size)
         groups = LabelSplit(np.repeat(np.arange(clauses), config.literals))
         networks += [
-            _expanded(config, parent, kind, groups if kind == "clause" else kind)
+            _expanded(config, parent, x, kind, groups if kind == "clause" else kind)
             for kind in ("clause", "random", *others)
-            for parent in networks
+            for parent, x in zip(networks, X, strict=True)
         ]
-        _train(networks, config.epochs, config)
-        return {"networks": _measure(networks, clauses, config.literals)}
-
-
-def _make_trial(config: BooleanConfig, clauses: int, number: int) -> _Trial:
-    seed = config.seed + number
-    training = dnf(clauses, literals=config.literals, samples=config.samples, seed=2 * seed)
-    test = dnf(clauses, literals=config.literals, samples=config.test_samples, seed=2 * seed + 1)
-    X, y, X_test, y_test = (torch.from_numpy(a) for a in (training.X, training.y, test.X, test.y))
-    return _Trial(number, seed, X, y, X_test, y_test, torch.Generator().manual_seed(seed))
-
-
-def _expanded(config: BooleanConfig, parent: _Network, kind: str, split: str | Split) -> _Network:
-    trial = parent.trial
-    if kind in SPLITS:
-        assert isinstance(parent.model, nn.Sequential)
-        seen = Parent(parent.model, trial.seed, trial.X, trial.y, config.lr, measured=len(trial.X))
-        split = fixed_split(kind, seen, config.factor)
-    model = expand(parent.model, config.factor, split=split, seed=trial.seed)
-    return _Network(kind, trial, parent.neurons, model, adam(model, config.lr, config.l2))
-
-
-def _train(networks: Sequence[_Network], epochs: int, config: BooleanConfig) -> None:
-    ensemble.train(
-        [n.model for n in networks],
-        [n.trial.X for n in networks],
-        [n.trial.y for n in networks],
-        epochs=epochs,
-        optimizers=[n.optimizer for n in networks],
-        generators=[n.trial.generator for n in networks],
-        batch_size=config.batch_size,
-    )
-
-
-def _measure(networks: Sequence[_Network], clauses: int, literals: int) -> list[dict[str, Any]]:
-    models = [n.model for n in networks]
-    test = ensemble.accuracies(models, [n.trial.X_test for n in networks], [n.trial.y_test for n in networks])
-    training = ensemble.accuracies(models, [n.trial.X for n in networks], [n.trial.y for n in networks])
-    return [
-        {
-            "clauses": clauses,
-            "neurons": n.neurons,
-            "trial": n.trial.number,
-            "seed": n.trial.seed,
-            "kind": n.kind,
-            "nonzero": count_nonzero(n.model),
-            "accuracy": test_accuracy,
-            "train_accuracy": train_accuracy,
-            **_first_layer(n.model.get_submodule("0"), literals),
+        X, labels, X_test, y_test = ([data[n.trial][i] for n in networks] for i in range(4))
+        train_together(networks, X, config.epochs, batch_size=config.batch_size)
+        found = zip(networks, records(networks, (X, labels), (X_test, y_test)), strict=True)
+        return {
+            "networks": [
+                {
+                    "clauses": clauses,
+                    "neurons": n.width,
+                    **record,
+                    **_first_layer(n.model.get_submodule("0"), config.literals),
+                }
+                for n, record in found
+            ]
         }
-        for n, test_accuracy, train_accuracy in zip(networks, test, training, strict=True)
-    ]
+
+
+def _data(config: BooleanConfig, clauses: int, seed: int) -> tuple[Tensor, ...]:
+    """Return training and test data: X, y, X, y."""
+    sizes = {2 * seed: config.samples, 2 * seed + 1: config.test_samples}
+    parts = [dnf(clauses, literals=config.literals, samples=n, seed=own) for own, n in sizes.items()]
+    return tuple(torch.from_numpy(array) for part in parts for array in (part.X, part.y))
+
+
+def _expanded(config: BooleanConfig, parent: Network, X: Tensor, kind: str, split: str | Split) -> Network:
+    if kind in SPLITS:
+        seen = Parent(parent.model, parent.seed, X, parent.y, config.lr, measured=len(X))
+        split = fixed_split(kind, seen, config.factor)
+    model = expand(parent.model, config.factor, split=split, seed=parent.seed)
+    assert isinstance(model, nn.Sequential)
+    return dataclasses.replace(parent, kind=kind, model=model, optimizer=adam(model, config.lr, config.l2))
 
 
 def _first_layer(layer: nn.Module, literals: int) -> dict[str, Any]:

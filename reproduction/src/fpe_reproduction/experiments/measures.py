@@ -1,8 +1,10 @@
-"""What is measured of a trained network."""
+"""Networks that are trained side by side, and what is measured of them."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +12,61 @@ from torch import Tensor, nn
 
 from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
+from fpe.rewiring.rewirer import Rewirer
+from fpe.training import ensemble
 from fpe.training.loop import accuracy
+
+
+@dataclass
+class Network:
+    """A network in training; those of a trial share the generator of the order of their mini-batches."""
+
+    kind: str
+    trial: int
+    seed: int
+    generator: torch.Generator
+    width: int  # of the dense parent
+    model: nn.Sequential
+    optimizer: torch.optim.Adam
+    y: Tensor  # labels, or the targets of distillation
+    rewirer: Rewirer | None = None
+
+
+def train_together(
+    networks: Sequence[Network], X: Tensor | Sequence[Tensor], epochs: int, **options: Any
+) -> None:
+    """Train networks in place; `X` and `options` are as for `fpe.training.ensemble.train`."""
+    ensemble.train(
+        [n.model for n in networks],
+        X,
+        [n.y for n in networks],
+        epochs=epochs,
+        optimizers=[n.optimizer for n in networks],
+        generators=[n.generator for n in networks],
+        rewirers=[n.rewirer for n in networks],
+        **options,
+    )
+
+
+def records(
+    networks: Sequence[Network], train: tuple[Any, Any], test: tuple[Any, Any]
+) -> list[dict[str, Any]]:
+    """Return kind, trial, count and accuracies of each network; data are as for `train_together`."""
+    models = [n.model for n in networks]
+    found = zip(
+        networks, ensemble.accuracies(models, *test), ensemble.accuracies(models, *train), strict=True
+    )
+    return [
+        {
+            "trial": n.trial,
+            "seed": n.seed,
+            "kind": n.kind,
+            "nonzero": count_nonzero(n.model),
+            "accuracy": test_accuracy,
+            "train_accuracy": train_accuracy,
+        }
+        for n, test_accuracy, train_accuracy in found
+    ]
 
 
 def interference(weight: Tensor) -> dict[str, float]:
@@ -18,11 +74,10 @@ def interference(weight: Tensor) -> dict[str, float]:
     return {"cosine": mean_cosine_similarity(weight), "capacity": total_capacity(weight)}
 
 
-def record(network: nn.Sequential, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:
-    """Return non-zeros, accuracy after rounding to few bits, and interference of the first layer."""
+def measured(network: nn.Sequential, X_test: Tensor, y_test: Tensor) -> dict[str, Any]:
+    """Return neurons, accuracy after rounding to few bits, and interference of the first layer."""
     weight = network.get_submodule("0").get_parameter("weight").detach()
     return {
-        "nonzero": count_nonzero(network),
         "neurons": len(weight),
         **{f"accuracy_int{bits}": accuracy(rounded(network, bits), X_test, y_test) for bits in (8, 4)},
         **interference(weight),

@@ -130,16 +130,16 @@ class Family:
                 "fingerprint": source.fingerprint,
             }
             kinds = tuple(k for k in self.kinds if max(some) <= MANY or k not in self.small)
-            own: dict[str, Any] = {"kinds": kinds, "layers": self.layers}
+            special: dict[str, Any] = {"kinds": kinds, "layers": self.layers}
             work: Callable[..., dict[str, Any]] = run_networks
             number = self.layers if self.layers > 1 else ""
             if not kinds:
-                own, work, number = {"features": self.features}, run_classifiers, self.features or ""
+                special, work, number = {"features": self.features}, run_classifiers, self.features or ""
             together = 1 if max(some) >= MANY else TOGETHER
             for first in range(0, trials, together):
                 numbers = range(first, min(first + together, trials))
                 name = f"{self.name}{number}-h{'.'.join(map(str, some))}-t{numbers[0]}-{numbers[-1]}"
-                arguments = {"source": source, "config": config, "hidden": some, "trials": numbers, **own}
+                arguments = {"source": source, "config": config, "hidden": some, "trials": numbers, **special}
                 cost = sum(some) * (len(kinds) or 4) * len(numbers)
                 group = f"{data}-{setup}" if setup else data
                 yield Task(name, work, arguments, cost, {**about, **config.to_dict()}, group)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -22,12 +22,11 @@ from fpe.data import Dataset, load
 from fpe.errors import DataError
 from fpe.masked import MaskedLinear
 from fpe.models import mlp
-from fpe.rewiring.rewirer import Rewirer
 from fpe.training import ensemble
 from fpe.training.ensemble.batch import WORTH_COMPILING
 from fpe.training.loop import Cosine, adam, as_tensor, default_batch_size, train
 from fpe_reproduction.experiments.kinds import Kind
-from fpe_reproduction.experiments.measures import record
+from fpe_reproduction.experiments.measures import Network, measured, records, train_together
 from fpe_reproduction.experiments.networks import KINDS
 from fpe_reproduction.experiments.splits import Parent
 
@@ -61,27 +60,6 @@ class NetworksConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes without those that are off."""
         return {k: v for k, v in asdict(self).items() if v is not False}
-
-
-@dataclass
-class _Trial:
-    number: int
-    seed: int
-    generator: torch.Generator
-
-
-@dataclass
-class _Network:
-    """A network in training; `hidden` is the dense parent's width."""
-
-    name: str
-    kind: Kind
-    trial: _Trial
-    hidden: int
-    model: nn.Sequential
-    optimizer: torch.optim.Adam
-    targets: Tensor
-    rewirer: Rewirer | None = None
 
 
 @functools.lru_cache(maxsize=1)
@@ -147,17 +125,21 @@ class _Run:
         self.parents = []
         for number in trials:
             seed = config.seed + number
-            trial = _Trial(number, seed, torch.Generator().manual_seed(seed))
-            self.parents += [self._dense(trial, width, [width] * layers) for width in hidden]
+            generator = torch.Generator().manual_seed(seed)
+            self.parents += [
+                self._dense(number, seed, generator, width, [width] * layers) for width in hidden
+            ]
         self.steps = -(-len(self.X) // default_batch_size(len(self.X)))
         # Decided once, since each call of the ensemble may be short, as between two rewirings.
         self.compiled = self.total * self.steps * len(self.parents) * len(kinds) >= WORTH_COMPILING
 
-    def _dense(self, trial: _Trial, hidden: int, widths: int | list[int]) -> _Network:
-        model = mlp(self.X.shape[1], widths, self.outputs, seed=trial.seed)
-        return _Network("dense", KINDS["dense"], trial, hidden, model, adam(model, self.config.lr), self.y)
+    def _dense(
+        self, trial: int, seed: int, generator: torch.Generator, hidden: int, widths: int | list[int]
+    ) -> Network:
+        model = mlp(self.X.shape[1], widths, self.outputs, seed=seed)
+        return Network("dense", trial, seed, generator, hidden, model, adam(model, self.config.lr), self.y)
 
-    def train(self) -> list[_Network]:
+    def train(self) -> list[Network]:
         """Train all networks and return them, without the parents that were not asked for."""
         warm = self._warm_parents()
         teacher = self._teach() if any(kind.distilled for kind in self.kinds.values()) else None
@@ -167,7 +149,7 @@ class _Run:
         stops = {0, self.total, *made_at}
         if any(kind.rewired for kind in self.kinds.values()):
             stops |= set(range(self.config.warmup_epochs, self.total))
-        networks: list[_Network] = []
+        networks: list[Network] = []
         parents = self.parents
         for begin, end in zip(sorted(stops)[:-1], sorted(stops)[1:], strict=True):
             for name in made_at.get(begin, []):
@@ -186,19 +168,19 @@ class _Run:
         return min(round(kind.at * self.total), self.total - 1)
 
     def _make(
-        self, name: str, parent: _Network, warm: nn.Sequential | None, teacher: Tensor | None
-    ) -> _Network:
-        kind, trial = self.kinds[name], parent.trial
+        self, name: str, parent: Network, warm: nn.Sequential | None, teacher: Tensor | None
+    ) -> Network:
+        kind = self.kinds[name]
         if kind.continues:
             model, optimizer = copy.deepcopy((parent.model, parent.optimizer))
         else:
-            model = kind.make(Parent(parent.model, trial.seed, self.X, self.y, self.config.lr, warm))
+            model = kind.make(Parent(parent.model, parent.seed, self.X, self.y, self.config.lr, warm))
             optimizer = adam(model, kind.lr or self.config.lr)
         targets = teacher if kind.distilled else self.y
         assert targets is not None
         steps = self.steps * (self.total - self._epoch(kind))
-        rewirer = kind.rewirer(model, optimizer, steps, trial.seed)
-        return _Network(name, kind, trial, parent.hidden, model, optimizer, targets, rewirer)
+        rewirer = kind.rewirer(model, optimizer, steps, parent.seed)
+        return replace(parent, kind=name, model=model, optimizer=optimizer, y=targets, rewirer=rewirer)
 
     def _warm_parents(self) -> list[nn.Sequential | None]:
         """Return copies of the parents after their warm-up, if a kind needs them."""
@@ -210,67 +192,52 @@ class _Run:
 
     def _teach(self) -> Tensor:
         """Train the teacher; return what students learn: the labels mixed with its softened answers."""
-        trial = _Trial(-1, self.config.seed, torch.Generator().manual_seed(self.config.seed))
-        teacher = self._dense(trial, TEACHER, TEACHER)
+        seed = self.config.seed
+        teacher = self._dense(-1, seed, torch.Generator().manual_seed(seed), TEACHER, TEACHER)
         self._train([teacher], self.total)
         (logits,) = ensemble.predict_logits([teacher.model], self.X)
         labels = F.one_hot(self.y, self.classes).to(logits.dtype)
         return TEACHER_SHARE * (logits / TEMPERATURE).softmax(dim=1) + (1 - TEACHER_SHARE) * labels
 
-    def _rewire(self, network: _Network, epoch: int) -> None:
-        share = network.kind.rewired
+    def _rewire(self, network: Network, epoch: int) -> None:
+        share = KINDS[network.kind].rewired
         since = (epoch - self.config.warmup_epochs) / max(1, self.config.epochs)
         if share and 0 < since < REWIRING_ENDS:
-            generator = torch.Generator().manual_seed(1000 * network.trial.seed + epoch)
+            generator = torch.Generator().manual_seed(1000 * network.seed + epoch)
             now = share * (1 - since / REWIRING_ENDS)
             rewire_at_random_(network.model, network.optimizer, now, generator)
 
-    def _train(self, networks: Sequence[_Network], epochs: int, begin: int = 0) -> None:
+    def _train(self, networks: Sequence[Network], epochs: int, begin: int = 0) -> None:
         """Train for some epochs, after `begin` others."""
         for n in networks:
-            if n.kind.dropped:
-                self._train_with_dropconnect(n, n.trial.generator.clone_state(), epochs)
-        together = [n for n in networks if not n.kind.dropped]
+            if KINDS[n.kind].dropped:
+                self._train_with_dropconnect(n, n.generator.clone_state(), epochs)
+        together = [n for n in networks if not KINDS[n.kind].dropped]
         decay = Cosine(self.total, begin) if self.config.decay else None
-        ensemble.train(
-            [n.model for n in together],
-            self.X,
-            [n.targets for n in together],
-            epochs=epochs,
-            optimizers=[n.optimizer for n in together],
-            generators=[n.trial.generator for n in together],
-            rewirers=[n.rewirer for n in together],
-            decay=[decay if n.kind.lr is None else None for n in together],
-            compile=self.compiled,
-        )
+        decays = [decay if KINDS[n.kind].lr is None else None for n in together]
+        train_together(together, self.X, epochs, decay=decays, compile=self.compiled)
 
-    def _train_with_dropconnect(self, network: _Network, generator: torch.Generator, epochs: int) -> None:
+    def _train_with_dropconnect(self, network: Network, generator: torch.Generator, epochs: int) -> None:
         """Use the ordinary loop, since an ensemble has no DropConnect."""
         plain = network.model[0]
         assert isinstance(plain, nn.Linear)
-        network.model[0] = DroppingLinear(plain, network.kind.dropped)
-        with seeded(network.trial.seed):
+        network.model[0] = DroppingLinear(plain, KINDS[network.kind].dropped)
+        with seeded(network.seed):
             how: dict[str, Any] = {"optimizer": network.optimizer, "generator": generator}
             train(network.model, self.X, self.y, epochs=epochs, **how)
         network.model[0] = plain
 
-    def measure(self, networks: Sequence[_Network]) -> list[dict[str, Any]]:
+    def measure(self, networks: Sequence[Network]) -> list[dict[str, Any]]:
         """Return the record of each network."""
-        models = [n.model for n in networks]
-        test = ensemble.accuracies(models, self.X_test, self.y_test)
-        training = ensemble.accuracies(models, self.X, self.y)
+        found = zip(networks, records(networks, (self.X, self.y), (self.X_test, self.y_test)), strict=True)
         return [
             {
-                "hidden": n.hidden,
+                "hidden": n.width,
                 "layers": self.layers,
-                "kind": n.name,
-                "trial": n.trial.number,
-                "seed": n.trial.seed,
-                "accuracy": test_accuracy,
-                "train_accuracy": train_accuracy,
-                **record(n.model, self.X_test, self.y_test),
+                **record,
+                **measured(n.model, self.X_test, self.y_test),
             }
-            for n, test_accuracy, train_accuracy in zip(networks, test, training, strict=True)
+            for n, record in found
         ]
 
 
