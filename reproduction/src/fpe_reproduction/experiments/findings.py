@@ -307,6 +307,21 @@ def curves(
     return lines(f"{results.name}{note}: {title}", AXIS, y, drawn, level)
 
 
+def compared(
+    results: Results,
+    kinds: Sequence[str],
+    pairs: Iterable[tuple[str, str]],
+    drawn: Iterable[str],
+    other: str = "dense",
+    note: str = "",
+    name: str = "",
+) -> Iterator[Finding]:
+    """Yield the accuracies of kinds, the differences of pairs, and the curves of what is `drawn`."""
+    yield accuracies(results, kinds, note)
+    yield differences(results, pairs, note)
+    yield curves(results, drawn, other, note, name)
+
+
 def sorted_findings(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     """Put claims, tables and figures apart, each in its order."""
     found: dict[str, list[Finding]] = {"claims": [], "tables": [], "figures": []}

@@ -20,6 +20,7 @@ from fpe_reproduction.experiments.findings import (
     by_width,
     claims,
     close,
+    compared,
     curves,
     differences,
     line,
@@ -66,9 +67,9 @@ def cnn(results: Results) -> Iterator[Finding]:
         yield from above(own, "random", "dense", f"the classifier gains{note}")
         text = f"the gain is largest at the smallest width{note}"
         yield from claims(own, text, "random", at="slope", low=-math.inf, high=0)
-        yield accuracies(own, ("dense", "random", "columns"), note)
-        yield differences(own, [("random", "dense"), ("columns", "dense")], note)
-        yield curves(own, ("random", "columns"), "dense", note)
+        pairs = [("random", "dense"), ("columns", "dense")]
+        kinds = ("dense", "random", "columns")
+        yield from compared(own, kinds, pairs, kinds[1:], note=note)
 
 
 @experiment("the later edition", 8, [CORE, FACTOR, Family("overlap", ("overlap", "overlap-x4"))], BOTH)
@@ -83,9 +84,7 @@ def overlap(results: Results) -> Iterator[Finding]:
             text = f"{label(kind)} is below {label(other)}"
             yield from claims(results, text, kind, other, at, -math.inf, 0)
     kinds = ("dense", "random", "overlap", "random-x4", "overlap-x4")
-    yield accuracies(results, kinds)
-    yield differences(results, [*pairs, ("overlap", "dense")])
-    yield curves(results, kinds[1:], "dense")
+    yield from compared(results, kinds, [*pairs, ("overlap", "dense")], kinds[1:])
 
 
 @experiment("the later edition", 9, [CORE, Family("dropped", tuple(DROPPED))], BOTH)
@@ -98,9 +97,8 @@ def dropconnect(results: Results) -> Iterator[Finding]:
         text = f"{label(kind)} is equal to or worse than dense"
         yield from claims(results, text, kind, "dense", "mean", -math.inf, 0, digits=2, weak=True)
         yield from above(results, "random", kind, f"random-split is above {label(kind)}", at="mean")
-    yield accuracies(results, ("dense", *DROPPED, "random"))
-    yield differences(results, [(kind, "dense") for kind in DROPPED])
-    yield curves(results, (*DROPPED, "random"), "dense")
+    kinds, pairs = ("dense", *DROPPED, "random"), [(kind, "dense") for kind in DROPPED]
+    yield from compared(results, kinds, pairs, kinds[1:])
 
 
 @experiment(ASKED, 7, [CORE, Family("scratch", ("scratch",))], BOTH)
@@ -111,9 +109,8 @@ def from_scratch(results: Results) -> Iterator[Finding]:
     """
     yield from above(results, "random", "scratch", "asked: expanding a parent beats its masks from scratch")
     yield from above(results, "scratch", "dense", "asked: masks from scratch are above dense", at="mean")
-    yield accuracies(results, ("dense", "scratch", "random"))
-    yield differences(results, [("random", "scratch"), ("scratch", "dense")])
-    yield curves(results, ("scratch", "random"), "dense")
+    pairs = [("random", "scratch"), ("scratch", "dense")]
+    yield from compared(results, ("dense", "scratch", "random"), pairs, ("scratch", "random"))
 
 
 @experiment(ASKED, 12, [CORE, FACTOR, COLUMNS, FEWER_INPUTS], BOTH)
@@ -157,10 +154,9 @@ def _blocks(results: Results, factor: int, x: str) -> Iterator[Finding]:
         text = f"asked: ranked by {by}, input pruning is better than by norm{note}"
         yield from above(results, kind, norm, text, at="mean")
     kinds = (f"shared{x}", norm, *ranked.values())
-    yield accuracies(results, ("dense", other, *kinds), note)
     pairs = [(kind, other) for kind in kinds] + [(norm, kinds[0])]
-    yield differences(results, [*pairs, *((kind, norm) for kind in ranked.values())], note)
-    yield curves(results, kinds, other, note, "random-split")
+    pairs += [(kind, norm) for kind in ranked.values()]
+    yield from compared(results, ("dense", other, *kinds), pairs, kinds, other, note, "random-split")
 
 
 def _deep_blocks(results: Results) -> Iterator[Finding]:
@@ -181,10 +177,8 @@ def _gated(results: Results) -> Iterator[Finding]:
         yield from close(results, kind, "random", note)
     text = f"asked: ranked by activation, input pruning is better than by norm{note}"
     yield from above(results, "columns-activation", "columns", text, at="mean")
-    yield accuracies(results, ("dense", "random", *kinds), note)
     pairs = [*((kind, "random") for kind in kinds), ("columns-activation", "columns"), ("columns", "dense")]
-    yield differences(results, pairs, note)
-    yield curves(results, ("random", *kinds), "dense", note)
+    yield from compared(results, ("dense", "random", *kinds), pairs, ("random", *kinds), note=note)
 
 
 @experiment(
@@ -219,9 +213,8 @@ def wide(results: Results) -> Iterator[Finding]:
     """
     kinds = WIDE.kinds[1:]
     yield from above(results, "random", "dense")
-    yield accuracies(results, WIDE.kinds)
-    yield differences(results, [*((kind, "dense") for kind in kinds), ("random", "fewer-variance")])
-    yield curves(results, kinds, "dense")
+    pairs = [*((kind, "dense") for kind in kinds), ("random", "fewer-variance")]
+    yield from compared(results, WIDE.kinds, pairs, kinds)
 
 
 @experiment(ASKED, 8, [CORE, DISTILLED], BOTH)
@@ -237,9 +230,8 @@ def distil(results: Results) -> Iterator[Finding]:
     yield from above(results, dense, "dense", "asked: the teacher helps the dense network", at="mean")
     yield from above(results, random, "random", "asked: the teacher helps the expanded network", at="mean")
     kinds = ("dense", dense, "random", random, "columns", columns)
-    yield accuracies(results, kinds)
-    yield differences(results, [(dense, "dense"), (random, "random"), (random, dense), (columns, dense)])
-    yield curves(results, kinds)
+    pairs = [(dense, "dense"), (random, "random"), (random, dense), (columns, dense)]
+    yield from compared(results, kinds, pairs, kinds, other="")
 
 
 @experiment(ASKED, 6, [CORE], BOTH)

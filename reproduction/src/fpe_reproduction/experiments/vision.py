@@ -18,6 +18,7 @@ from fpe_reproduction.experiments.findings import (
     by_width,
     claims,
     comparable,
+    compared,
     curves,
     differences,
     each,
@@ -250,9 +251,9 @@ def dynamic(results: Results) -> Iterator[Finding]:
         interval = found[best][hidden]
         text = f"{results.name}, {hidden} neurons, best with {label(best)}: {interval.text(100)} points"
         yield judged(f"dynamic masks: {paper}", text, [interval], size=None if size is None else size / 100)
-    yield accuracies(results, ("dense", "random", *REWIRED))
-    yield differences(results, [(kind, "random") for kind in REWIRED])
-    yield curves(results, tuple(REWIRED), "random", name="one-shot random")
+    pairs = [(kind, "random") for kind in REWIRED]
+    kinds = ("dense", "random", *REWIRED)
+    yield from compared(results, kinds, pairs, REWIRED, "random", name="one-shot random")
 
 
 @experiment("section A.7, table A5", 6, [CORE], BOTH)
@@ -263,6 +264,5 @@ def two_four(results: Results) -> Iterator[Finding]:
     """
     yield from comparable(results, "two-four", "random", "2:4 is within a point of random (−0.25 points)")
     yield from above(results, "two-four", "dense", "2:4 is above dense (+7.78 points)", at="mean", size=7.78)
-    yield accuracies(results, ("dense", "two-four", "random"))
-    yield differences(results, [("two-four", "dense"), ("random", "dense"), ("two-four", "random")])
-    yield curves(results, ("two-four", "random"), "dense")
+    pairs = [("two-four", "dense"), ("random", "dense"), ("two-four", "random")]
+    yield from compared(results, ("dense", "two-four", "random"), pairs, ("two-four", "random"))
