@@ -41,7 +41,7 @@ def how(policy: str | None) -> dict[str, Any]:
 def of_ensemble(
     inputs: int, hidden: int, outputs: int, policy: str | None, rewired: bool
 ) -> Callable[[], float]:
-    """Return a function that trains 50 networks and returns seconds for `STEPS` steps; it does twice as many."""
+    """Return a function that trains 50 networks for twice `STEPS` steps and returns half of the seconds."""
     generator = torch.Generator().manual_seed(0)
     X = torch.randn(SAMPLES, inputs, generator=generator)
     y = torch.randint(max(2, outputs), (SAMPLES,), generator=generator)
