@@ -116,7 +116,7 @@ def test_a_tied_tensor_is_stored_once_and_tied_again_in_value(tmp_path):
 @pytest.mark.parametrize("keep", [0, 4, 40, 300, -1])
 def test_a_truncated_file_says_so(saved, keep):
     saved.write_bytes(saved.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match=r"is not a whole safetensors file .* it may be truncated"):
+    with pytest.raises(CheckpointError, match="truncated"):
         fpe.load(saved, like=two_layers())
 
 
@@ -128,7 +128,7 @@ def test_a_missing_file_says_so(tmp_path):
 
 def test_a_foreign_file_says_so(tmp_path):
     save_file({"0.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
-    with pytest.raises(CheckpointError, match="not one of fpe's: its metadata has no 'fpe' manifest"):
+    with pytest.raises(CheckpointError, match="not one of fpe's"):
         fpe.load(tmp_path / "other.safetensors", like=two_layers())
 
 
@@ -145,17 +145,14 @@ def rewritten(path, change):
 
 def test_a_later_format_says_which_version_wrote_it(saved):
     rewritten(saved, lambda m: json.dumps({**m, "format": 6, "fpe": "9.1"}))
-    with pytest.raises(
-        CheckpointError,
-        match=r"has format 6, this fpe .* reads formats 2, 3, 4, 5; it was written by fpe 9\.1",
-    ):
+    with pytest.raises(CheckpointError, match=r"format 6.*formats 2, 3, 4, 5.*fpe 9\.1"):
         fpe.load(saved, like=two_layers())
 
 
 @pytest.mark.parametrize("manifest", ["{", "[]", "{}"])
 def test_a_broken_manifest_says_so(saved, manifest):
     rewritten(saved, lambda _: manifest)
-    with pytest.raises(CheckpointError, match="has a broken manifest"):
+    with pytest.raises(CheckpointError, match="broken manifest"):
         fpe.load(saved, like=two_layers())
 
 
@@ -180,9 +177,7 @@ def test_a_broken_manifest_says_so(saved, manifest):
 def test_another_architecture_is_refused(saved, like, reason):
     with pytest.raises(CheckpointError) as error:
         fpe.load(saved, like=like)
-    assert "was saved from another architecture than this Sequential" in str(error.value)
-    assert reason in str(error.value)
-    assert "Give like=… the dense model that was expanded." in str(error.value)
+    assert all(words in str(error.value) for words in ("another architecture", reason, "like=…"))
 
 
 def test_state_that_is_no_tensor_is_refused_before_anything_is_written(tmp_path):

@@ -1,4 +1,4 @@
-"""From names and files to checked arrays: what is read, what is refused and how that is said."""
+"""From names and files to checked arrays: what is read, what is refused and what the errors say."""
 
 import gzip
 import subprocess
@@ -101,7 +101,7 @@ class TestNamed:
         with pytest.raises(DataError, match=r"no route to host.*FPE_DATA"):
             load("fashion-mnist")
 
-    def test_a_wrong_fpe_data_is_told(self, tmp_path, monkeypatch):
+    def test_a_wrong_fpe_data_is_reported(self, tmp_path, monkeypatch):
         monkeypatch.setenv("FPE_DATA", str(tmp_path / "nowhere"))
         with pytest.raises(DataError, match=r"FPE_DATA is .*nowhere.* no folder"):
             load("fashion-mnist")
@@ -119,7 +119,7 @@ class TestNamed:
         ],
         ids=["empty", "text", "zipped-text", "half-a-header", "too-few-values", "half", "none"],
     )
-    def test_a_broken_file_is_told(self, fashion, content, message):
+    def test_a_broken_file_is_reported(self, fashion, content, message):
         path = fashion / "train-images-idx3-ubyte.gz"
         path.unlink() if content is None else path.write_bytes(content)
         with pytest.raises(DataError, match=rf"train-images-idx3-ubyte.gz .*{message}"):
@@ -176,7 +176,7 @@ class TestNpz:
     def test_images_are_flattened(self, tmp_path):
         assert load(npz(tmp_path, X=np.zeros((20, 4, 5, 3), np.uint8), y=Y)).X_train.shape == (16, 60)
 
-    def test_the_fingerprint_knows_every_value(self, tmp_path):
+    def test_the_fingerprint_depends_on_every_value(self, tmp_path):
         one = load(npz(tmp_path, X_train=X, y_train=Y, X_test=X, y_test=Y)).fingerprint
         other = X.copy()
         other[7, 1] += 0.5
@@ -226,7 +226,7 @@ class TestNpz:
         ],
     )
     @pytest.mark.filterwarnings("ignore:overflow")
-    def test_bad_content_is_told(self, tmp_path, arrays, message):
+    def test_bad_content_is_reported(self, tmp_path, arrays, message):
         with pytest.raises(DataError, match=message):
             load(npz(tmp_path, **arrays))
 
@@ -236,7 +236,7 @@ class TestNpz:
             load(npz(tmp_path, X=X, y=np.array(["a", None] * 10, dtype=object)))
 
     @pytest.mark.parametrize("size", [1, 40, 400])
-    def test_a_truncated_file_is_told(self, tmp_path, size):
+    def test_a_truncated_file_is_reported(self, tmp_path, size):
         file = npz(tmp_path, X=X, y=Y)
         file.write_bytes(file.read_bytes()[:size])
         with pytest.raises(DataError, match=r"not a whole \.npz"):
@@ -284,37 +284,37 @@ class TestTables:
             ),
         ],
     )
-    def test_bad_columns_are_told(self, tmp_path, columns, message):
+    def test_bad_columns_are_reported(self, tmp_path, columns, message):
         with pytest.raises(DataError, match=message):
             load(parquet(tmp_path, **columns))
 
-    def test_a_broken_parquet_file_is_told(self, tmp_path):
+    def test_a_broken_parquet_file_is_reported(self, tmp_path):
         file = parquet(tmp_path, a=X[:, 0], label=Y)
         file.write_bytes(file.read_bytes()[:100])
         with pytest.raises(DataError, match="not a whole parquet"):
             load(file)
 
-    def test_a_broken_csv_file_is_told(self, tmp_path):
+    def test_a_broken_csv_file_is_reported(self, tmp_path):
         with pytest.raises(DataError, match="commas: line 3 has 1 fields"):
             load(csv(tmp_path, "a,label\n1,0\n2\n"))
 
 
 class TestSources:
-    def test_a_misspelt_name_gets_a_suggestion(self):
+    def test_a_misspelled_name_gets_a_suggestion(self):
         with pytest.raises(DataError, match=r"no file 'digit'.*Did you mean 'digits'"):
             load("digit")
 
-    def test_an_unknown_kind_of_file_is_told(self, tmp_path):
+    def test_an_unknown_kind_of_file_is_reported(self, tmp_path):
         (tmp_path / "data.xlsx").write_text("x")
         with pytest.raises(DataError, match=r"known kind.*\.npz, \.csv, .*\.parquet"):
             load(tmp_path / "data.xlsx")
 
-    def test_an_empty_file_is_told(self, tmp_path):
+    def test_an_empty_file_is_reported(self, tmp_path):
         (tmp_path / "data.npz").write_bytes(b"")
         with pytest.raises(DataError, match="empty"):
             load(tmp_path / "data.npz")
 
-    def test_a_folder_is_told(self, tmp_path):
+    def test_a_folder_is_reported(self, tmp_path):
         (tmp_path / "data.csv").mkdir()
         with pytest.raises(DataError, match=r"folder .*data\.csv .*fpe embed"):
             load(tmp_path / "data.csv")

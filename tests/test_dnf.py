@@ -86,7 +86,7 @@ def test_impossible_settings_say_what_is_possible(arguments, message):
         dnf(**{"samples": 100, **arguments})
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ArgumentError) as caught:
         dnf(0, literals=0, samples=3)
     assert str(caught.value).count("give an integer") == 3

@@ -160,7 +160,7 @@ def test_nothing_is_done_twice(images, clip, tmp_path):
 
 @pytest.mark.parametrize("format", ["safetensors", "parquet"])
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_formats_hold_the_same(images, clip, tmp_path, format, dtype):
+def test_formats_store_the_same(images, clip, tmp_path, format, dtype):
     embed(str(images), tmp_path / "one", encoder=clip, format=format, dtype=dtype, shard_size=70)
     embed(str(images), tmp_path / "other", encoder=clip, dtype="float32")
     one, other = load(tmp_path / "one"), load(tmp_path / "other")
@@ -439,7 +439,7 @@ def test_another_folder_of_the_same_name_is_refused(clip, tmp_path):
 
 
 def test_shards_without_their_manifest_are_not_taken(images, clip, tmp_path):
-    """Nothing says what they hold."""
+    """Nothing says what they contain."""
     embed(str(images), tmp_path, encoder=clip, normalize=False)
     (tmp_path / "embeddings.json").unlink()
     with pytest.warns(UserWarning, match="outdated"):

@@ -1,5 +1,4 @@
-# ruff: noqa: E501 - tables, a line for each
-"""Tables of texts and images for `fpe embed`: which column, classes and rows are taken, and what is refused."""
+"""Tables of texts and images for `fpe embed`: the columns, classes and rows that are taken, or the error."""
 
 import gzip
 import json
@@ -180,10 +179,16 @@ REFUSED = {
     "broken": ({"q.parquet": "PAR1"}, "q.parquet", {}, DataError, "parquet"),
     "kind": ({"q.xlsx": "PK"}, "q.xlsx", {}, DataError, "known kind"),
     "strange": ({"train.csv": CSV, "test.csv": "text,label\na b,new\n"}, ".", {}, DataError, "new"),
-    "other texts": ({"train.csv": CSV, "test.csv": "body,label\na b,card\n"}, ".", {}, DataError, "test.csv has no column 'text'"),
+    "other texts": (
+        {"train.csv": CSV, "test.csv": "body,label\na b,card\n"},
+        ".", {}, DataError, "test.csv has no column 'text'",
+    ),
     "two trains": ({"train.csv": CSV, "train.tsv": CSV}, ".", {}, DataError, "remove one"),
     "no train": ({"a.csv": CSV, "b.csv": CSV}, ".", {}, DataError, "called train"),
-    "notes beside images": ({"cat/a.heic": "", "dog/b.heic": "", "notes.txt": "a b"}, ".", {}, DataError, "Convert them to JPEG"),
+    "notes beside images": (
+        {"cat/a.heic": "", "dog/b.heic": "", "notes.txt": "a b"},
+        ".", {}, DataError, "Convert them to JPEG",
+    ),
     "test of a folder": ({"train.csv": CSV}, ".", {"test": "q.csv"}, ArgumentError, "--test"),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Exported models compute the same elsewhere, at any size of the batch; what cannot be exported is said."""
+"""Exported models compute the same elsewhere at any batch size; what cannot be exported is refused."""
 
 import copy
 import json
@@ -83,7 +83,7 @@ def test_each_block_is_a_product_in_onnx_and_stored_once(split, keeps_order, blo
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(200, 64, bias=bias), nn.ReLU(), nn.Linear(64, 5))
     wide = fpe.expand(model, 3, split=split, prune="columns", seed=0)
-    if keeps_order:  # without a plan nobody knows the readers, and outputs are put back
+    if keeps_order:  # without a plan the consumers are not known, and outputs are put back
         forget_maps_(wide)
     packed = fpe.pack(wide, format={"0": "blocks"})
     assert (packed[0].restore is not None) == keeps_order
@@ -145,7 +145,7 @@ def test_one_sample_is_enough_for_any_batch_size(tmp_path):
     assert torch.export.load(tmp_path / "model.pt2").module()(x)[0].shape == (4, 3)
 
 
-def test_an_archive_does_not_hold_the_data_that_its_example_is_a_part_of(tmp_path):
+def test_an_archive_does_not_contain_the_data_that_its_example_is_a_part_of(tmp_path):
     data = torch.randn(100_000, 8)
     assert (
         fpe.export(packed_of("MLP")[0], tmp_path / "model.pt2", example_inputs=data[:3]).bytes
@@ -169,7 +169,7 @@ def states(rows):
     return torch.randn(1, rows, 8), torch.randn(1, rows, 8)
 
 
-#: A model, batches of 4 and of 7 rows, where the batch is, and what is told.
+#: A model, batches of 4 and of 7 rows, where the batch is, and the axes that are reported.
 ELSEWHERE = {
     "time first": (TimeFirst(), [(torch.randn(6, n, 5),) for n in (4, 7)], 1, {"x": [1]}),
     "states": (
@@ -233,7 +233,7 @@ def test_a_batch_of_another_type_is_refused_with_both_types(tmp_path):
     )
 
 
-def test_the_command_is_told_where_the_batch_is(tmp_path, monkeypatch):
+def test_the_command_is_reported_where_the_batch_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "timefirst.py").write_text(
         "import torch\nfrom test_export import TimeFirst\n"
@@ -344,7 +344,7 @@ def test_texts_of_any_length_go_through(tmp_path):
         ),
     ],
 )
-def test_bad_arguments_are_told(model, name, batch, message, tmp_path, monkeypatch):
+def test_bad_arguments_are_reported(model, name, batch, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ArgumentError, match=message):
         fpe.export(model, name, example_inputs=batch)
@@ -355,9 +355,8 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ArgumentError) as error:
         fpe.export(fpe.mlp(8, 4, 2), tmp_path / "m.onnx", example_inputs=torch.ones(2, 8))
-    assert str(error.value) == (
-        "ONNX needs onnx and onnxscript: pip install 'fixed-parameter-expansion[onnx]'"
-    )
+    assert "onnx and onnxscript" in str(error.value)
+    assert "[onnx]" in str(error.value)
 
 
 def test_without_onnxruntime_the_file_is_written_and_not_checked(tmp_path, monkeypatch):
@@ -383,7 +382,7 @@ def test_a_model_too_large_for_onnx_is_refused_before_anything_is_done(tmp_path)
     assert "export it as .pt2" in str(error.value)
 
 
-def test_what_torch_cannot_export_is_said_with_the_cause_and_nothing_else(tmp_path, capfd):
+def test_what_torch_cannot_export_is_reported_with_the_cause_and_nothing_else(tmp_path, capfd):
     model, batch = ZOO["Mixtral-style experts"]()
     with pytest.raises(ModelError) as error:
         fpe.export(
@@ -397,7 +396,7 @@ def test_what_torch_cannot_export_is_said_with_the_cause_and_nothing_else(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_onnx_cannot_hold_is_said(tmp_path):
+def test_what_onnx_cannot_express_is_reported(tmp_path):
     class Odd(nn.Linear):
         def forward(self, x):
             return torch.special.bessel_j0(super().forward(x))
@@ -408,7 +407,7 @@ def test_what_onnx_cannot_hold_is_said(tmp_path):
 
 
 class Once(nn.Module):
-    """Adds what it was told when it was exported."""
+    """Adds an amount that is fixed when it is exported."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What is written is whole or not there; what made it is said without naming anyone."""
+"""What is written is whole or not there; its provenance names nobody."""
 
 import errno
 import os
@@ -66,7 +66,7 @@ def test_an_interruption_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no full device here")
-def test_a_full_disk_is_told(tmp_path):
+def test_a_full_disk_is_reported(tmp_path):
     """The kernel's own error, from the device that is always full."""
     full = Path("/dev/full")
     with pytest.raises(WriteError, match=r"No space left on device.*free some space"):
@@ -74,7 +74,7 @@ def test_a_full_disk_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_in_the_way_is_told(tmp_path):
+def test_a_folder_in_the_way_is_reported(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(WriteError, match="could not write"):
         write_atomically(tmp_path / "taken", lambda file: file.write_text("new"))
@@ -126,7 +126,7 @@ def test_provenance_names_versions_and_neither_host_nor_user():
 
 
 def test_an_installed_copy_has_no_commit(tmp_path):
-    """Only a checkout has; not some other repository that happens to hold the installation."""
+    """Only a checkout has; not some other repository that contains the installation."""
     site = tmp_path / "site"
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     shutil.copytree(Path(fpe.__file__).parent, site / "fpe")

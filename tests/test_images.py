@@ -17,7 +17,7 @@ from fpe.data.embed.images import read_image
 from fpe.data.embed.items import open_items
 from fpe.errors import ArgumentError, DataError
 
-GREY = Image.new("RGB", (4, 4), (90, 90, 90))
+GRAY = Image.new("RGB", (4, 4), (90, 90, 90))
 
 
 def put(root, *names):
@@ -27,7 +27,7 @@ def put(root, *names):
         for i in range(int(count or 1)):
             path = root / (rest.replace("x.", f"x{i}.") if count else rest)
             path.parent.mkdir(parents=True, exist_ok=True)
-            GREY.save(path, None if path.suffix.lower() in Image.registered_extensions() else "PNG")
+            GRAY.save(path, None if path.suffix.lower() in Image.registered_extensions() else "PNG")
 
 
 def touch(root, *names, content=b"words"):
@@ -317,7 +317,7 @@ def stored(image, path, **options):
 def test_sixteen_bits_are_scaled_by_their_type(tmp_path, ending):
     """0, half and full of 65535, in one image; and a dark image stays dark."""
     values = np.array([[0, 257, 32896, 65535]], dtype=np.uint16)
-    read = stored(Image.fromarray(values), tmp_path / f"grey.{ending}")
+    read = stored(Image.fromarray(values), tmp_path / f"gray.{ending}")
     assert read.tolist() == [[[v] * 3 for v in (0, 1, 128, 255)]]
     dark = stored(Image.fromarray(np.full((2, 2), 1028, dtype=np.uint16)), tmp_path / f"dark.{ending}")
     assert (dark == 4).all()
@@ -373,11 +373,11 @@ def palette(transparent):
 KINDS = {
     "transparent is white": (two("RGBA", (255, 0, 0, 255), (0, 0, 0, 0)), "png", [RED, WHITE]),
     "half transparent": (two("RGBA", (0, 0, 0, 255), (0, 0, 0, 51)), "png", [BLACK, [204] * 3]),
-    "grey with alpha": (two("LA", (0, 255), (0, 0)), "png", [BLACK, WHITE]),
+    "gray with alpha": (two("LA", (0, 255), (0, 0)), "png", [BLACK, WHITE]),
     "palette": (palette(False), "png", [RED, BLACK]),
-    "palette with a transparent colour": (palette(True), "png", [RED, WHITE]),
-    "GIF with a transparent colour": (palette(True), "gif", [RED, WHITE]),
-    "grey": (two("L", 0, 200), "png", [BLACK, [200] * 3]),
+    "palette with a transparent color": (palette(True), "png", [RED, WHITE]),
+    "GIF with a transparent color": (palette(True), "gif", [RED, WHITE]),
+    "gray": (two("L", 0, 200), "png", [BLACK, [200] * 3]),
     "one bit": (two("1", 0, 1), "png", [BLACK, WHITE]),
     "CMYK": (two("CMYK", (0, 255, 255, 0), (0, 0, 0, 0)), "tiff", [RED, WHITE]),
 }
@@ -403,13 +403,13 @@ def test_exif_turns_the_image(tmp_path):
 
 
 def test_the_first_frame_is_taken(tmp_path):
-    frames = [Image.new("RGB", (1, 1), colour) for colour in ("red", "black")]
+    frames = [Image.new("RGB", (1, 1), color) for color in ("red", "black")]
     read = stored(frames[0], tmp_path / "x.png", save_all=True, append_images=frames[1:])
     assert read.tolist() == [[RED]]
 
 
 def test_bytes_and_stored_images(tmp_path):
-    GREY.save(tmp_path / "x.png")
+    GRAY.save(tmp_path / "x.png")
     content = (tmp_path / "x.png").read_bytes()
     for source in (
         content,

@@ -62,7 +62,10 @@ def rows(**columns):
 
 
 PAIRS = [[float(i), i / 2] for i in range(N)]
-TWO, XY = ["a", "b"], ["x", "y"]
+FLOATS, LARGE = pyarrow.list_(pyarrow.float32()), pyarrow.large_list(pyarrow.float64())
+TWICE = text(head=",Unnamed: 0,a,b,label", row="{i},{i},{a},{b},{l}")
+UNLABELLED = FRAME.assign(label=[None, *FRAME.label[1:]])
+TWO, XY, E = ["a", "b"], ["x", "y"], ["e[0]", "e[1]"]
 #: Name of the file, content, features, classes, rows, and what one of the notes says.
 GOOD = {
     "comma": ("d.csv", text(), TWO, XY, N, None),
@@ -80,7 +83,7 @@ GOOD = {
     "trailing-separator": ("d.csv", text(head="a,b,label,", row="{a},{b},{l},"), TWO, XY, N, None),
     "trailing-in-rows": ("d.csv", text(row="{a},{b},{l},"), TWO, XY, N, None),
     "to-csv": ("d.csv", FRAME.to_csv(), TWO, XY, N, "first column"),
-    "to-csv-twice": ("d.csv", text(head=",Unnamed: 0,a,b,label", row="{i},{i},{a},{b},{l}"), TWO, XY, N, "'Unnamed: 0'"),
+    "to-csv-twice": ("d.csv", TWICE, TWO, XY, N, "'Unnamed: 0'"),
     "multi-index": (
         "d.csv",
         FRAME.set_index([np.arange(N), np.arange(N)]).to_csv(),
@@ -91,8 +94,8 @@ GOOD = {
     ),
     "row-names-of-r": ("d.txt", text(" ", row="r{i},{a},{b},{l}"), TWO, XY, N, "first column"),
     "label-first-no-names": ("d.data", text(head="", row="{l},{a},{b}"), ["1", "2"], XY, N, "no names"),
-    "names-are-numbers": ("d.data", text(head="L,1,2,3", row="{l},{a},{b},5"), ["1", "2", "3"], XY, N, "one value"),
-    "array-with-index": ("d.csv", text(head=",0,1,label", row="{i},{a},{b},{l}"), ["0", "1"], XY, N, "first column"),
+    "names-are-numbers": ("d.data", text(head="L,1,2,3", row="{l},{a},{b},5"), list("123"), XY, N, "value"),
+    "array-with-index": ("d.csv", text(head=",0,1,label", row="{i},{a},{b},{l}"), ["0", "1"], XY, N, "first"),
     "bom": ("d.csv", text().encode("utf-8-sig"), TWO, XY, N, None),
     "utf-16": ("d.csv", text().encode("utf-16"), TWO, XY, N, None),
     "utf-16-no-mark": ("d.csv", text().encode("utf-16-le"), TWO, XY, N, "utf-16"),
@@ -112,7 +115,7 @@ GOOD = {
     "plus-and-minus": ("d.csv", text(labels=("+", "-")), TWO, ["+", "-"], N, None),
     "class-by-another-name": ("d.csv", text(head="a,b,Class"), TWO, XY, N, None),
     "only-text-is-the-label": ("d.csv", text(head="a,b,species"), TWO, XY, N, None),
-    "counting-column": ("d.csv", text(head="id,b,label", row="{i},{b},{l}"), ["id", "b"], XY, N, "'id' counts"),
+    "counting-column": ("d.csv", text(head="id,b,label", row="{i},{b},{l}"), ["id", "b"], XY, N, "'id'"),
     "constant": ("d.csv", text(row="1,{b},{l}"), TWO, XY, N, "one value"),
     "json-lines": ("d.jsonl", rows(), TWO, XY, N, None),
     "json-list": ("d.json", FRAME.to_json(orient="records"), TWO, XY, N, None),
@@ -122,7 +125,7 @@ GOOD = {
     "parquet-gzip": ("d.parquet.gz", gzip.compress(parquet(FRAME)), TWO, XY, N, None),
     "parquet-index": ("d.parquet", parquet(FRAME[FRAME.b != 0.5]), TWO, XY, N - 1, "index is no feature"),
     "parquet-named-index": ("d.pq", parquet(FRAME.set_index("b")), ["a"], XY, N, "'b'"),
-    "parquet-label-none": ("d.parquet", parquet(FRAME.assign(label=[None, *FRAME.label[1:]])), TWO, XY, N - 1, "1 of 20"),
+    "parquet-label-none": ("d.parquet", parquet(UNLABELLED), TWO, XY, N - 1, "1 of 20"),
     "parquet-label-nan": (
         "d.parquet",
         parquet(FRAME.assign(label=[np.nan, *([1, 0] * N)[: N - 1]])),
@@ -134,8 +137,8 @@ GOOD = {
     "nullable": ("d.parquet", parquet(FRAME.convert_dtypes()), TWO, XY, N, None),
     "categories": ("d.parquet", parquet(FRAME.astype({"label": "category"})), TWO, XY, N, None),
     "truth-values": ("d.parquet", parquet(FRAME.assign(a=FRAME.a > 4)), TWO, XY, N, None),
-    "fixed-lists": ("d.parquet", lists(PAIRS, pyarrow.list_(pyarrow.float16(), 2)), ["e[0]", "e[1]"], XY, N, None),
-    "large-lists": ("d.parquet", lists(PAIRS, pyarrow.large_list(pyarrow.float64())), ["e[0]", "e[1]"], XY, N, None),
+    "fixed-lists": ("d.parquet", lists(PAIRS, pyarrow.list_(pyarrow.float16(), 2)), E, XY, N, None),
+    "large-lists": ("d.parquet", lists(PAIRS, LARGE), E, XY, N, None),
     "unix-times": ("d.csv", text(row="17{i}00000,{b},{l}"), TWO, XY, N, None),
 }  # fmt: skip
 BAD = {
@@ -163,9 +166,9 @@ BAD = {
     "close-together": ("d.csv", text(row="17000000{i:02},{b},{l}"), "column 'a' .*float32 cannot hold"),
     "list-labels": ("d.parquet", parquet(FRAME.assign(label=PAIRS)), "'label' .*list"),
     "halves-as-labels": ("d.csv", text(labels=(0.5, 1.5)), "not whole"),
-    "null-row-of-lists": ("d.parquet", lists([None, *PAIRS[1:]], pyarrow.list_(pyarrow.float32())), "1 rows without a list"),
-    "null-in-a-list": ("d.parquet", lists([[None, 1.0], *PAIRS[1:]], pyarrow.list_(pyarrow.float32())), "'e' .*missing"),
-    "uneven-lists": ("d.parquet", lists([[1.0], *PAIRS[1:]], pyarrow.list_(pyarrow.float32())), "lists of 1 to 2"),
+    "null-row-of-lists": ("d.parquet", lists([None, *PAIRS[1:]], FLOATS), "1 rows without a list"),
+    "null-in-a-list": ("d.parquet", lists([[None, 1.0], *PAIRS[1:]], FLOATS), "'e' .*missing"),
+    "uneven-lists": ("d.parquet", lists([[1.0], *PAIRS[1:]], FLOATS), "lists of 1 to 2"),
     "one-class": ("d.csv", text(labels=("x",)), "only one class"),
     "bytes": ("d.csv", bytes(range(256)) * 4, "no text"),
     "no-objects": ("d.jsonl", "[1, 2]", "list of objects"),

@@ -184,13 +184,13 @@ def _choose(
             raise DataError(f"{rows.name} has no column {column!r} of {kind}s, which {train.name} has.")
         items[part] = values = rows.images[column] if kind == "image" else Column(rows.frame[column].tolist())
         is_stored = isinstance(values, StoredImages)  # reading these takes too long
-        there = [is_stored or _is_given(values.values[row]) for row in range(len(names[part]))]
-        labelled = [name is not None for name in names[part]]
-        names[part] = [name if given else None for name, given in zip(names[part], there, strict=True)]
+        given = [is_stored or _is_given(values.values[row]) for row in range(len(names[part]))]
+        has_label = [name is not None for name in names[part]]
+        names[part] = [name if own else None for name, own in zip(names[part], given, strict=True)]
         if not any(name is not None for name in names[part]):
             raise DataError(f"{rows.name} has no rows with a label in {label!r} and a {kind} in {column!r}.")
-        absent = np.logical_not(there) & labelled
-        for missing, what in ((np.logical_not(labelled), "no label"), (absent, f"no {kind}")):
+        absent = np.logical_not(given) & has_label
+        for missing, what in ((np.logical_not(has_label), "no label"), (absent, f"no {kind}")):
             if missing.any():
                 where = f"{missing.sum():,} of {len(missing):,} rows of {rows.name}"
                 notes.append(f"{where} have {what}: left out (from 0: {some(np.flatnonzero(missing))})")
