@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable
-from itertools import groupby
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -55,45 +55,18 @@ def embed(
     A shard is complete or absent. Called again, it makes those that are absent, and those whose files have
     changed; the bytes are those of an uninterrupted run on the same machine.
 
+    All keyword arguments but `on_batch` are options of the command; ``fpe embed --help`` describes them. With
+    `workers` 0, images are read in this process. Without `skip_broken`, broken images are an error once all
+    others are embedded.
+
     Parameters
     ----------
     source : str
         A folder with a folder of images for each class, also below ``train`` and ``test``; a table with a
         column of texts or images, or a folder of tables ``train`` and ``test``; or what Hugging Face datasets
-        reads: a saved data set, a folder of parquet files, or OWNER/NAME on the hub, such as
-        ``"uoft-cs/cifar100"``.
+        reads: a saved data set, a folder of parquet files, or OWNER/NAME on the hub.
     out : Path
-        Gets the shards and ``embeddings.json``, which describes them.
-    encoder : str, optional
-        A name of the Hugging Face hub or a folder; by default CLIP ViT-B/16 for images, as in the paper, and
-        all-MiniLM-L6-v2 for texts.
-    label, column : str, optional
-        The columns of labels and of images or texts; by default the label is found by its name, and images,
-        or else the longest texts, are taken. Rows without either are left out and counted in the notes.
-    test : str, optional
-        A table, the test part of another one.
-    classes : int, optional
-        Number of classes to take, chosen at random with `seed`: 100 of ImageNet-1k's make ImageNet-100
-        (2.2.2).
-    normalize : bool, default True
-        Scale each embedding to length 1.
-    dtype : str, default "float16"
-        Type of the stored numbers, or "float32".
-    half : bool, default False
-        Let the encoder compute in half precision too.
-    format : str, default "safetensors"
-        Format of the shards, or "parquet".
-    shard_size, batch_size : int, default 4096 and 64
-        Embeddings of a shard, and items of a forward pass.
-    device : str, optional
-        Where the encoder computes; by default a GPU if there is one.
-    workers : int, optional
-        Processes that prepare images, 0 for none; by default one beside a CPU, eight beside a GPU.
-    fresh : bool, default False
-        Remove the shards of an earlier run.
-    skip_broken : bool, default False
-        Leave out images that cannot be read, and list them in ``embeddings.json``; by default they are an
-        error once all others are embedded.
+        Gets the shards and ``embeddings.json``, which describes them and lists what was left out.
     on_batch : callable, optional
         Gets the number of finished items, and of all, after each batch.
 
@@ -229,18 +202,19 @@ def _make(
     """Write the shards that are absent; raise at the end if images are broken and not to be skipped."""
     size, step, total = manifest["shard_size"], manifest["batch_size"], sum(map(len, items.rows.values()))
     rows = {shard: _shard(items.rows[shard[0]], size, shard[1]) for shard in absent}
-    batches = [(shard, own[i : i + step]) for shard, own in rows.items() for i in range(0, len(own), step)]
+    batches = [(part, own[i : i + step]) for (part, _), own in rows.items() for i in range(0, len(own), step)]
     loader = torch.utils.data.DataLoader(
-        _Batches(items, encoder, [(part, own) for (part, _), own in batches]),
+        _Batches(items, encoder, batches),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=device.startswith("cuda"),
     )
+    prepared = iter(loader)
     done, all_broken = total - sum(map(len, rows.values())), dict[str, str]()
-    for (part, number), group in groupby(zip(batches, loader, strict=True), key=lambda pair: pair[0][0]):
+    for (part, number), file in absent.items():
         embeddings, good, broken = list[Tensor](), list[np.ndarray](), dict[str, str]()
-        for _, (tensors, read, unread) in group:
+        for tensors, read, unread in islice(prepared, -(-len(rows[part, number]) // step)):
             if tensors:
                 moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
                 embeddings.append(encoder.forward(moved).float().cpu())
@@ -252,7 +226,6 @@ def _make(
         all_broken |= broken
         if broken and not skip_broken:
             continue
-        file = absent[part, number]
         if broken:
             manifest["broken"][file] = broken
             _store(out, manifest, items)
