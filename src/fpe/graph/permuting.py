@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from fpe.graph.groups import Layout, NeuronGroup, default_layout, layout_neurons, layout_sources
+from fpe.graph.groups import Layout, NeuronGroup, layout_for, layout_neurons, layout_sources
 from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, size_of
 from fpe.masked import MaskedLayer
 
@@ -44,7 +44,7 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
                 about_one = torch.empty_like(tensor.data).uniform_(0.5, 1.5, generator=generator)
                 tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
     for group in groups:
-        for tensor, axis in _rows(model, group.producers):
+        for tensor, axis in rows_of(model, group.producers):
             rows = tensor.data.movedim(axis, 0)
             rows[1::2] = -1.3 * rows[: len(rows) // 2 * 2 : 2]
         for name in group.between:
@@ -80,7 +80,7 @@ def silenced(
     """Return values with which the neurons of even (or odd) number have no outgoing weights."""
     values = dict(values or {})
     for group in groups:
-        for weight, axis, layout in _columns(model, group):
+        for weight, axis, layout in columns_of(model, group):
             neuron = layout_neurons(layout, size_of(model, group.name)[0]).to(weight.device)
             silent = (neuron >= 0) & (neuron % 2 == odd)
             values[weight] = values.get(weight, weight.data).index_fill(axis, silent.nonzero().flatten(), 0)
@@ -88,29 +88,34 @@ def silenced(
 
 
 def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Values:
-    """Return values like those of `silenced`, with other silent neurons, and all neurons in another order."""
+    """Return values like those of `silenced`, with other silent neurons, and all neurons in another order.
+
+    Beside a neuron that matters, its silent neighbor exceeds it, so that a maximum over neurons moves.
+    """
     values: Values = {}
     for group in groups:
-        for tensor, axis in _rows(model, group.producers):
+        for tensor, axis in rows_of(model, group.producers):
             values[tensor] = values.get(tensor, tensor.data).clone()
-            fresh = values[tensor].movedim(axis, 0)[odd::2]
+            neurons = values[tensor].movedim(axis, 0)
+            fresh, others = neurons[odd::2], neurons[1 - odd :: 2]
             fresh.copy_(_normal(fresh) * (fresh.std(correction=0) + 0.1))
+            fresh[: len(others)] += 3 * others[: len(fresh)]
     values = silenced(model, groups, odd, values)
     for group in groups:
-        rows = _rows(model, group.producers)
+        rows = rows_of(model, group.producers)
         for name in group.between:
             tensors = neuron_tensors(model.get_submodule(name), size_of(model, group.name)[0])
             rows += [(tensor, 0) for tensor in tensors.values()]
-        values |= _permuted(model, group, rows, list(_columns(model, group)), values)
+        values |= _permuted(model, group, rows, list(columns_of(model, group)), values)
     return values
 
 
-def permuted_alone(model: nn.Module, group: NeuronGroup, name: str, values: Values) -> Values:
+def permuted_alone(model: nn.Module, group: NeuronGroup, name: str) -> Values:
     """Return other values for a single producer or consumer of a group, with its neurons in another order."""
     if name in group.producers:
-        return _permuted(model, group, _rows(model, [name]), [], values)
-    own = list(_columns(model, group))[group.consumers.index(name)]
-    return _permuted(model, group, [], [own], values)
+        return _permuted(model, group, rows_of(model, [name]), [], {})
+    own = list(columns_of(model, group))[group.consumers.index(name)]
+    return _permuted(model, group, [], [own], {})
 
 
 def _permuted(
@@ -118,7 +123,9 @@ def _permuted(
 ) -> Values:
     neurons, _ = size_of(model, group.name)
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
-    order = order.roll(1)[order.argsort()]  # one cycle, which leaves no neuron in its place
+    order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]
+    # One cycle, which leaves no neuron in its place, and puts even ones in all odd places.
+    order = order.roll(1)[order.argsort()]
     own = [(tensor, axis, order) for tensor, axis in rows]
     own += [(weight, axis, layout_sources(layout, order, neurons)) for weight, axis, layout in columns]
     changed: Values = {}
@@ -128,7 +135,7 @@ def _permuted(
     return changed
 
 
-def _rows(model: nn.Module, producers: Sequence[str]) -> list[_Row]:
+def rows_of(model: nn.Module, producers: Sequence[str]) -> list[_Row]:
     """Return weights and biases of producers, each with the axis of its neurons."""
     rows: list[_Row] = []
     for layer in map(model.get_submodule, producers):
@@ -138,11 +145,10 @@ def _rows(model: nn.Module, producers: Sequence[str]) -> list[_Row]:
     return rows
 
 
-def _columns(model: nn.Module, group: NeuronGroup) -> Iterator[_Columns]:
+def columns_of(model: nn.Module, group: NeuronGroup) -> Iterator[_Columns]:
     """Yield the weight of each consumer, the axis of its inputs, and their layout."""
     neurons, _ = size_of(model, group.name)
-    for position, name in enumerate(group.consumers):
-        layer = model.get_submodule(name)
-        layout = default_layout(neurons, size_of(model, name)[1])
-        layout = group.input_layouts[position] if group.input_layouts else layout
+    for name in group.consumers:
+        layer, (_, inputs) = model.get_submodule(name), size_of(model, name)
+        layout = layout_for(group, name, neurons, inputs)
         yield layer.get_parameter("weight"), 0 if is_transposed(layer) else 1, layout

@@ -8,14 +8,15 @@ consumers to match (`shuffled`). An operation that mixes neurons, a missing cons
 
 Such a comparison has power only where the neurons matter to the output. So it is made on a copy with random
 weights of a healthy scale, in double precision if the model runs in it; and the output must move when a
-producer or a consumer is permuted alone.
+producer or a consumer is permuted alone. It is made for both halves of the neurons in both modes, unless all
+neurons matter, and both modes compute the same with all of them: then one half in training mode suffices, since
+each place has then a neuron that matters either before or after.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import product
 from typing import Any, cast
 
 import torch
@@ -26,7 +27,15 @@ from fpe.graph.copies import copied, first_line, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
 from fpe.graph.layers import is_layer, size_of
-from fpe.graph.permuting import Values, permuted_alone, randomize_, shuffled, silenced
+from fpe.graph.permuting import (
+    Values,
+    columns_of,
+    permuted_alone,
+    randomize_,
+    rows_of,
+    shuffled,
+    silenced,
+)
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
@@ -98,12 +107,18 @@ class _Trial:
     def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool) -> None:
         self.groups, self.kind, self.everywhere = groups, type(model).__name__, everywhere
         self.modes = [True, False]
+        #: Which neurons are silenced in turn: those of odd number, and those of even number.
+        self.halves = [1, 0]
+        #: Whether training is known to compute what evaluation does, and to depend on every single neuron.
+        self.alike = self.all_show = False
         self.eps = 0.0
-        self.silent: dict[tuple[bool, int], list[Tensor]] = {}
-        self.copy, self.call = self.running_copy(model, call)
+        self.copy, self.call = model, call
+        #: The outputs in evaluation and in training mode, with all neurons.
+        self.whole = {False: self.run_in_finest_precision()}
 
-    def running_copy(self, model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
-        """Return a copy with random weights in the finest precision in which it runs, and its arguments."""
+    def run_in_finest_precision(self) -> list[Tensor]:
+        """Copy the model with random weights in the finest precision in which it runs, and run the copy."""
+        model, call = self.copy, self.call
         places: list[tuple[torch.dtype | None, torch.device | None]] = [(torch.float32, None), (None, None)]
         if sum(p.numel() for p in model.parameters()) <= _MAX_DOUBLE:
             places.insert(0, (torch.float64, None))
@@ -111,9 +126,9 @@ class _Trial:
             places.insert(-1, (torch.float32, torch.device("cpu")))
         for dtype, device in places:
             try:
-                fine, arguments = copied(model, dtype, device), converted(call, dtype, device)
-                randomize_(fine, self.groups, self.everywhere)
-                outputs, _ = _run(fine, arguments, False, hook=_of_size_one() if self.everywhere else None)
+                self.copy, self.call = copied(model, dtype, device), converted(call, dtype, device)
+                randomize_(self.copy, self.groups, self.everywhere)
+                outputs = self.outputs({}, False, hook=_of_size_one() if self.everywhere else None)
             except Exception as error:  # the user's own code may fail in any way
                 last = error
                 continue
@@ -122,7 +137,7 @@ class _Trial:
                     f"the output of {self.kind} on example_inputs is NaN or infinite throughout, so that "
                     "nothing can be verified; give a batch, and a model, of finite numbers."
                 )
-            return fine, arguments
+            return outputs
         if isinstance(last, ModelError):
             raise last
         raise ModelError(
@@ -130,10 +145,21 @@ class _Trial:
             "takes it: a tensor, a tuple of arguments, or a dict of named ones."
         ) from last
 
-    def outputs(self, values: Values, training: bool, gradient: bool = False) -> list[Tensor]:
-        """Run the copy with other values of some tensors; return its floating-point outputs."""
-        found, eps = _run(self.copy, self.call, training, values, gradient)
-        self.eps = max(self.eps, eps)
+    def outputs(
+        self, values: Values, training: bool, gradient: bool = False, hook: _Hook | None = None
+    ) -> list[Tensor]:
+        """Run the copy with other values of some tensors; return its floating-point outputs.
+
+        Each run has its own buffers and attributes, so that none depends on another.
+        """
+        own = with_own_state(self.copy, values)
+        for layer in filter(is_layer, own.modules() if hook else ()):
+            layer.register_forward_hook(cast(Any, hook))
+        args, kwargs = copied_call(self.call)
+        with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
+            outputs = tensors_in(own(*args, **kwargs), consume=True)
+            found = [t.clone() for t in outputs if t.is_floating_point() and t.numel()]
+        self.eps = max(self.eps, mode.eps)
         return found
 
     @property
@@ -144,15 +170,16 @@ class _Trial:
     def without_power(self) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
 
-        Backward passes show it for all layers at once; only a layer that no gradient reaches is permuted.
+        A backward pass shows it for all layers at once; only a layer that no gradient reaches is permuted.
+        Evaluation mode is dropped if it computes what training mode does.
         """
         left = {name: group for group in self.groups for name in (*group.producers, *group.consumers)}
         slopes: dict[str, float] = {}
-        for training, odd in product((True, False), (0, 1)):
+        for training in (True, False):
             if not left or training not in self.modes:
                 continue
             try:
-                slopes = self.slopes(left, training, odd)
+                slopes = self.slopes(left, training)
             except Exception as error:  # the user's own code may fail in any way
                 if not training:
                     raise
@@ -165,6 +192,9 @@ class _Trial:
                     warnings.warn(message, UserWarning, stacklevel=2)
             else:
                 left = {n: g for n, g in left.items() if not slopes[n] >= _POWER * self.rounding}
+        self.alike = len(self.whole) > 1 and _distance(self.whole[False], self.whole[True]) <= self.rounding
+        if self.alike and self.all_show:
+            self.modes, self.halves = [True], [1]
         if self.rounding == float("inf"):
             reason = f"{self.kind} computes in a precision so coarse that nothing could be verified"
             return {group.name: reason for group in self.groups}
@@ -176,39 +206,43 @@ class _Trial:
             for name in weak
         }
 
-    def slopes(self, layers: dict[str, NeuronGroup], training: bool, odd: int) -> dict[str, float]:
+    def slopes(self, layers: dict[str, NeuronGroup], training: bool) -> dict[str, float]:
         """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient."""
-        values = silenced(self.copy, self.groups, odd)
-        changes = {name: permuted_alone(self.copy, group, name, values) for name, group in layers.items()}
-        leaves = {t: nn.Parameter(values.get(t, t.data)) for change in changes.values() for t in change}
+        changes = {name: permuted_alone(self.copy, group, name) for name, group in layers.items()}
+        leaves = {t: nn.Parameter(t.data) for change in changes.values() for t in change}
         outputs = None
         found: Sequence[Tensor] = list(map(torch.zeros_like, leaves))
         try:
-            outputs = self.outputs(values | leaves, training, gradient=True)
+            outputs = self.outputs(dict(leaves), training, gradient=True)
             found = torch.autograd.grad(_projected(outputs), list(leaves.values()), materialize_grads=True)
         except Exception:  # the user's own backward pass may fail, or there may be none
-            outputs = self.outputs(values, training) if outputs is None else outputs
-        self.silent[training, odd] = [output.detach() for output in outputs]
+            outputs = self.outputs({}, training) if outputs is None else outputs
+        self.whole[training] = [output.detach() for output in outputs]
         slope = dict(zip(leaves, found, strict=True))
+        self.all_show = self.all_show or self.shows_all(slope)
         return {
-            name: abs(float(sum((slope[t] * (new - leaves[t].data)).sum() for t, new in change.items())))
+            name: abs(float(sum((slope[t] * (new - t.data)).sum() for t, new in change.items())))
             for name, change in changes.items()
         }
 
+    def shows_all(self, slope: Values) -> bool:
+        """Tell whether the output depends on all neurons, at each of their places, by its slopes."""
+        tensors = [row for group in self.groups for row in rows_of(self.copy, group.producers)]
+        tensors += [
+            (weight, axis) for group in self.groups for weight, axis, _ in columns_of(self.copy, group)
+        ]
+        effects = (
+            (slope.get(t, 0 * t) * t.data).movedim(axis, 0).reshape(t.shape[axis], -1) for t, axis in tensors
+        )
+        return all(bool((e.sum(1).abs() >= _POWER * self.rounding).all()) for e in effects)
+
     def moves_alone(self, group: NeuronGroup, name: str) -> bool:
         """Tell whether the output moves if a layer is permuted alone."""
-        for training, odd in product(self.modes, (0, 1)):
-            values = silenced(self.copy, self.groups, odd)
-            new = self.outputs(values | permuted_alone(self.copy, group, name, values), training)
-            if _distance(self.silent_outputs(self.groups, training, odd), new) >= _POWER * self.rounding:
-                return True
-        return False
-
-    def silent_outputs(self, groups: Sequence[NeuronGroup], training: bool, odd: int) -> list[Tensor]:
-        """Return the outputs with half of the neurons silenced; those for all groups may be known."""
-        if len(groups) == len(self.groups) and (training, odd) in self.silent:
-            return self.silent[training, odd]
-        return self.outputs(silenced(self.copy, groups, odd), training)
+        values = permuted_alone(self.copy, group, name)
+        return any(
+            _distance(self.whole[training], self.outputs(values, training)) >= _POWER * self.rounding
+            for training in self.modes
+        )
 
     def moving(self, groups: Sequence[NeuronGroup]) -> dict[str, str]:
         """Return the groups whose permutation moves the output, with the reason; found by halving."""
@@ -227,39 +261,18 @@ class _Trial:
 
     def moves(self, groups: Sequence[NeuronGroup]) -> Iterator[tuple[float, bool]]:
         """Yield how far the output moves if groups are permuted, and in which mode, where it moves."""
-        for odd in (0, 1):
+        for odd in self.halves:
             values = shuffled(self.copy, groups, odd)
             references: list[list[Tensor]] = []
             for training in self.modes:
                 new = self.outputs(values, training)
-                # Evaluation often computes what training does: then its own reference is not needed.
-                if any(_distance(reference, new) <= self.rounding for reference in references):
+                # Where evaluation computes what training does, it needs no reference of its own.
+                if self.alike and any(_distance(reference, new) <= self.rounding for reference in references):
                     continue
-                references.append(self.silent_outputs(groups, training, odd))
+                references.append(self.outputs(silenced(self.copy, groups, odd), training))
                 moved = _distance(references[-1], new)
                 if not moved <= self.rounding:
                     yield moved, training
-
-
-def _run(
-    model: nn.Module,
-    call: Call,
-    training: bool,
-    values: Values | None = None,
-    gradient: bool = False,
-    hook: _Hook | None = None,
-) -> tuple[list[Tensor], float]:
-    """Return the floating-point outputs of a model, and the coarsest precision of any operation.
-
-    It is run on a copy with its own buffers and attributes, so that no run depends on another.
-    """
-    own = with_own_state(model, values or {})
-    for layer in filter(is_layer, own.modules() if hook else ()):
-        layer.register_forward_hook(cast(Any, hook))
-    args, kwargs = copied_call(call)
-    with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
-        outputs = tensors_in(own(*args, **kwargs), consume=True)
-        return [t.clone() for t in outputs if t.is_floating_point() and t.numel()], mode.eps
 
 
 def _of_size_one() -> _Hook:
