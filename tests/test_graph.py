@@ -147,7 +147,7 @@ def test_an_operation_that_is_not_understood_costs_only_the_neurons_in_it(betwee
     assert "cannot be followed" not in reason
 
 
-def test_an_operation_that_no_rule_foresees_is_named_and_costs_only_its_neurons(monkeypatch):
+def test_an_operation_that_no_rule_expects_is_named_and_costs_only_its_neurons(monkeypatch):
     def fails(*given):
         raise TypeError("'Node' object is not iterable")
 

@@ -22,7 +22,7 @@ def weight():
     return torch.randn(7, 11, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_gram_matrix_holds_the_products_of_all_pairs_of_features(weight):
+def test_the_gram_matrix_contains_the_products_of_all_pairs_of_features(weight):
     gram = gram_matrix(weight)
     assert gram.shape == (11, 11)
     assert gram.dtype == torch.float64
@@ -56,7 +56,7 @@ def test_features_that_share_one_neuron_share_its_capacity():
     assert feature_capacity(torch.tensor([[3.0, 3.0, -3.0, 3.0]])).tolist() == pytest.approx([0.25] * 4)
 
 
-def test_what_no_neuron_reads_has_no_capacity_and_a_neuron_without_weights_no_similarity():
+def test_a_feature_that_no_neuron_uses_has_no_capacity_and_a_neuron_without_weights_no_similarity():
     weight = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 0.0]])
     assert feature_capacity(weight).tolist() == [1, 0]
     assert mean_cosine_similarity(weight) == pytest.approx(1 / 3)

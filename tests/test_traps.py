@@ -88,7 +88,7 @@ REFUSED = {
         VECTOR,
         "used 2 times",
     ),
-    "centred": (
+    "centered": (
         lambda t, x, act: (lambda h: t.head(h - h.mean(-1, keepdim=True)))(t.a(x)),
         VECTOR,
         "added up or compared by 'mean'",

@@ -53,7 +53,7 @@ def test_expanding_in_place_leaves_a_refused_model_as_it_was():
         fpe.expand_(model, factor=100, example_inputs=batch)
 
 
-def test_a_wide_model_holds_nothing_of_the_runs_that_checked_it():
+def test_a_wide_model_keeps_nothing_of_the_runs_that_checked_it():
     wide = fpe.expand(DictOfTensors(), example_inputs=torch.randn(5, 8))
     assert wide.cache == {}
 

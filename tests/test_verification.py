@@ -57,7 +57,7 @@ MIXING = {
     "sum": lambda t, h, gate: h + 1e-3 * h.sum(-1, keepdim=True),
     "largest": lambda t, h, gate: h + h.amax(-1, keepdim=True),
     "another order": lambda t, h, gate: F.gelu(gate) * h.flip(-1),
-    "neighbour": lambda t, h, gate: h + h.roll(1, -1),
+    "neighbor": lambda t, h, gate: h + h.roll(1, -1),
     "sorted": lambda t, h, gate: h.sort(-1).values,
     "per neuron": lambda t, h, gate: h * torch.arange(1.0, 7, dtype=h.dtype),
 }
@@ -128,7 +128,7 @@ def test_every_wrong_group_among_right_ones_is_named():
     verify(Mixture(set()), groups, X)
 
 
-class Unread(nn.Module):
+class Unused(nn.Module):
     """A consumer whose output goes nowhere."""
 
     def __init__(self):
@@ -142,7 +142,7 @@ class Unread(nn.Module):
 
 def test_what_does_not_move_the_output_cannot_be_verified():
     with pytest.raises(ModelError, match="does not depend on the order of the neurons in 'c'"):
-        verify(Unread(), NeuronGroup("a", ("b", "c")), X)
+        verify(Unused(), NeuronGroup("a", ("b", "c")), X)
     with pytest.raises(ModelError, match="only one neuron"):
         verify(nn.Sequential(nn.Linear(8, 1), nn.ReLU(), nn.Linear(1, 2)), NeuronGroup("0", "2"), X)
 
@@ -210,17 +210,17 @@ def test_a_plan_leaves_a_group_out_by_name_that_cannot_be_verified_unless_it_was
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.unread = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(6, 4)
+            self.a, self.b, self.unused = nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(6, 4)
             self.c, self.head = nn.Linear(4, 6), nn.Linear(6, 2)
 
         def forward(self, x):
             h = F.relu(self.a(x))
-            return self.head(F.relu(self.c(F.relu(self.b(h) + 0 * self.unread(h)))))
+            return self.head(F.relu(self.c(F.relu(self.b(h) + 0 * self.unused(h)))))
 
     plan = fpe.plan(Two(), example_inputs=X)
     assert [layer.group.name for layer in plan.layers] == ["c"]
     reasons = {skip.name: skip.reason for skip in plan.skipped}
-    assert "does not depend on the order of the neurons in 'unread'" in reasons["a"]
+    assert "does not depend on the order of the neurons in 'unused'" in reasons["a"]
     with pytest.raises(ModelError, match="the neurons of 'a' cannot be expanded"):
         fpe.plan(Two(), layers=["a"], example_inputs=X)
     assert [layer.group.name for layer in fpe.plan(Two(), layers="?", example_inputs=X).layers] == ["c"]
@@ -234,7 +234,7 @@ class Slots:
 
 
 @pytest.mark.parametrize(
-    "held",
+    "wrapped",
     [
         lambda t: (t,),
         Slots,
@@ -244,11 +244,11 @@ class Slots:
         lambda t: deque([t]),
         lambda t: t.detach().numpy(),
         lambda t: t.std().item(),
-        lambda t: functools.reduce(lambda held, _: [held], range(30), t),
+        lambda t: functools.reduce(lambda inner, _: [inner], range(30), t),
     ],
     ids=["tuple", "slots", "closure", "iterator", "partial", "deque", "array", "number", "deep"],
 )
-def test_what_only_training_returns_is_seen_in_objects_and_closures(held):
+def test_what_only_training_returns_is_seen_in_objects_and_closures(wrapped):
     """The sum over neurons runs at any width, so that only the verification can notice it."""
 
     class Mixes(nn.Module):
@@ -258,7 +258,7 @@ def test_what_only_training_returns_is_seen_in_objects_and_closures(held):
 
         def forward(self, x):
             hidden = torch.relu(self.a(x))
-            return (self.c(hidden), held(hidden.cumsum(-1))) if self.training else self.c(hidden)
+            return (self.c(hidden), wrapped(hidden.cumsum(-1))) if self.training else self.c(hidden)
 
     with pytest.raises(ModelError, match="in training mode"):
         fpe.expand(Mixes(), 2, example_inputs=torch.randn(4, 8))

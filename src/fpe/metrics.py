@@ -22,6 +22,12 @@ def _checked(weight: Tensor) -> Tensor:
     return weight.detach().double()
 
 
+def _scaled(weight: Tensor) -> Tensor:
+    """Divide by the largest entry: measures that do not depend on it then keep fourth powers within range."""
+    w = _checked(weight)
+    return w / w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)
+
+
 def gram_matrix(weight: Tensor) -> Tensor:
     """Return ``WᵀW``: how much each two features use the same neurons (section 3.1).
 
@@ -51,9 +57,7 @@ def feature_capacity(weight: Tensor) -> Tensor:
     >>> feature_capacity(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
     tensor([0.5000, 0.5000, 1.0000], dtype=torch.float64)
     """
-    # The measure does not depend on the scale; a common one keeps fourth powers within range.
-    w = _checked(weight)
-    squared = gram_matrix(w / w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)).square()
+    squared = gram_matrix(_scaled(weight)).square()
     total = squared.sum(dim=1)
     return torch.where(total > 0, squared.diagonal() / total, torch.zeros_like(total))
 
@@ -96,8 +100,7 @@ def participation_ratio(weight: Tensor) -> Tensor:
     >>> participation_ratio(torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 2.0]]))
     tensor([2., 1.], dtype=torch.float64)
     """
-    w = _checked(weight)
-    power = (w / w.abs().amax().clamp_min(torch.finfo(w.dtype).tiny)).square()
+    power = _scaled(weight).square()
     fourth = power.square().sum(dim=1)
     return torch.where(fourth > 0, power.sum(dim=1).square() / fourth, torch.zeros_like(fourth))
 

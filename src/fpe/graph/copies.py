@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import sys
+import traceback
 import types
 import warnings
 from collections.abc import Iterator
@@ -31,49 +32,22 @@ _CLEAN = ("torch", "fpe", "builtins", "typing", "abc")
 _ABSENT = object()
 
 
-def deep_copy(model: nn.Module, memo: dict[Any, Any] | None = None) -> nn.Module:
-    """Copy a model like ``copy.deepcopy``, but share locks, files and other objects that cannot be copied."""
-    memo = {} if memo is None else memo
-    tried = dict(memo)
-    try:
-        own = copy.deepcopy(model, tried)
-        memo |= tried
-    except Exception:  # the user's own objects may fail in any way
-        seen: set[int] = set()
-        for module in model.modules():
-            for name, value in vars(module).items():
-                if name != "_modules":
-                    _share_uncopyable(value, memo, seen)
-        own = copy.deepcopy(model, memo)
-    return own
-
-
-def _share_uncopyable(value: Any, memo: dict[Any, Any], seen: set[int]) -> None:
-    """Enter into `memo` those parts of a value that cannot be copied; detach tensors from their history."""
-    if id(value) in seen or id(value) in memo or _can_be_copied(value, memo):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        memo[id(value)] = value.detach().clone()
-        return
-    if isinstance(value, dict):
-        parts = [*value.keys(), *value.values()]
-    elif isinstance(value, list | tuple | set | frozenset):
-        parts = list(value)
-    else:
-        parts = list(getattr(value, "__dict__", {}).values())
-    for part in parts:
-        _share_uncopyable(part, memo, seen)
-    if not _can_be_copied(value, memo):
-        memo[id(value)] = value
-
-
-def _can_be_copied(value: Any, memo: dict[Any, Any]) -> bool:
-    try:
-        copy.deepcopy(value, dict(memo))
-    except Exception:
-        return False
-    return True
+def deep_copy(value: Any, memo: dict[Any, Any]) -> Any:
+    """Copy a value like ``copy.deepcopy``, but share locks, files and other objects that cannot be copied."""
+    while True:
+        tried = dict(memo)  # a copy that fails leaves unfinished ones there
+        try:
+            own = copy.deepcopy(value, tried)
+        except Exception as error:  # the user's own objects may fail in any way
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            copied = [frame.f_locals["x"] for frame in frames if frame.f_code is copy.deepcopy.__code__]
+            culprit = next((part for part in reversed(copied) if id(part) not in memo), None)
+            if culprit is None or isinstance(culprit, nn.Module):
+                raise
+            memo[id(culprit)] = culprit.detach().clone() if isinstance(culprit, Tensor) else culprit
+        else:
+            memo |= tried
+            return own
 
 
 def _with_own_closure(value: Any, memo: dict[Any, Any]) -> Any:
@@ -98,15 +72,14 @@ def _with_own_closure(value: Any, memo: dict[Any, Any]) -> Any:
             captured = old.cell_contents
         except ValueError:  # not assigned yet
             continue
-        _share_uncopyable(captured, memo, set())
-        cell.cell_contents = _with_own_closure(copy.deepcopy(captured, memo), memo)
+        cell.cell_contents = _with_own_closure(deep_copy(captured, memo), memo)
     return function
 
 
 def _own_copy(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     """Copy a model except for the objects in `memo`; let the functions in the copy capture copies."""
     try:
-        own = deep_copy(model, memo)
+        own: nn.Module = deep_copy(model, memo)
     except Exception as error:  # the user's own code may fail in any way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}); fpe runs a copy, so that it "
@@ -158,6 +131,14 @@ def analyzed(model: nn.Module) -> Iterator[nn.Module]:
     own = analysis_copy(model)
     with seeded(), outside_kept(own), WritesUndone(own):
         yield own.eval()
+
+
+def not_run(kind: str, error: Exception) -> ModelError:
+    """Return an error that says why a model of this class did not run on its batch."""
+    return ModelError(
+        f"{kind} cannot be run on example_inputs ({first_line(error)}); give one batch as the model takes it: "
+        "a tensor, a tuple of arguments, or a dict of named ones."
+    )
 
 
 def first_line(error: Exception) -> str:

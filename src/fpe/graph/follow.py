@@ -15,15 +15,15 @@ from torch.export.graph_signature import InputKind
 
 from fpe._util.modules import seeded
 from fpe.errors import ModelError
-from fpe.graph.copies import analysis_copy, analyzed, first_line, outside_kept
+from fpe.graph.copies import analysis_copy, analyzed, first_line, not_run, outside_kept
 from fpe.graph.groups import (
     HEAD,
     NOT_CALLED,
     NOT_CONSUMED,
     Found,
     Layout,
-    NeuronGroup,
     Skipped,
+    group_of,
     layout_width,
     merged,
 )
@@ -79,9 +79,8 @@ def follow_model(model: nn.Module, call: Call) -> Found:
         raise
     except Exception as error:  # the user's own code may fail in any way
         parts = list(_follow_parts(model, "", _not_followed(model, error), _record(model, call)))
-        groups, skipped = (
-            tuple(x for part in parts for x in getattr(part, n)) for n in ("groups", "skipped")
-        )
+        groups = tuple(group for part in parts for group in part.groups)
+        skipped = tuple(skip for part in parts for skip in part.skipped)
         return Found(groups, skipped, any(part.attention for part in parts))
 
 
@@ -102,12 +101,7 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
     for growing in walk.groups.values():
         reason = growing.reason or (None if growing.consumers else NOT_CONSUMED)
         if reason is None:
-            layouts = tuple(growing.consumers.values())
-            layouts = () if set(layouts) == {(1,)} else layouts
-            producers, consumers, between = map(
-                tuple, (growing.producers, growing.consumers, growing.between)
-            )
-            groups.append(NeuronGroup(producers, consumers, between, layouts))
+            groups.append(group_of(growing.producers, growing.consumers, growing.between))
         else:
             skipped += [Skipped(name, reason) for name in growing.producers]
     reached = {name for growing in walk.groups.values() for name in growing.producers}
@@ -295,16 +289,10 @@ class _Walk:
             return
         first, second = (self.flows[n][0] for n in sources)
         a, b = self.groups[first.root], self.groups[second.root]
-        if (
-            a is b
-            or a.reason
-            or b.reason
-            or a.source is not b.source
-            or first != replace(second, root=first.root)
-        ):
-            return
+        same_place = a.source is b.source and first == replace(second, root=first.root)
         shapes = {self.modules[n].weight.shape for n in (*a.producers, *b.producers)}
-        if shape_of(sources[0]) != shape_of(sources[1]) or len(shapes) > 1:
+        same_shape = shape_of(sources[0]) == shape_of(sources[1]) and len(shapes) == 1
+        if a is b or a.reason or b.reason or not (same_place and same_shape):
             return
         a.producers += b.producers
         a.consumers |= b.consumers
@@ -380,8 +368,5 @@ def _record(model: nn.Module, call: Call) -> dict[str, list[Call]]:
         try:
             own(*args, **kwargs)
         except Exception as error:
-            raise ModelError(
-                f"{type(model).__name__} cannot be run on example_inputs ({first_line(error)}); give one "
-                "batch as the model takes it: a tensor, a tuple of arguments, or a dict of named ones."
-            ) from error
+            raise not_run(type(model).__name__, error) from error
     return calls

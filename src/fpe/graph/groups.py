@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,12 @@ class Found:
     attention: bool = False
 
 
+def group_of(producers: Iterable[str], consumers: dict[str, Layout], between: Iterable[str]) -> NeuronGroup:
+    """Make a group, given the layout of each consumer's inputs; layouts are left out if all are plain."""
+    layouts = tuple(consumers.values()) if set(consumers.values()) != {(1,)} else ()
+    return NeuronGroup(tuple(producers), tuple(consumers), tuple(between), layouts)
+
+
 def merged(found: Found, training: Found) -> Found:
     """Combine what evaluation and training mode show: a group has the consumers of both."""
     matches = {group.name: group for group in training.groups}
@@ -108,9 +115,7 @@ def merged(found: Found, training: Found) -> Found:
                 for g in (group, match)
             )
             between = dict.fromkeys((*group.between, *match.between))
-            both = own | other
-            layouts = tuple(both.values()) if set(both.values()) != {(1,)} else ()
-            groups.append(NeuronGroup(group.producers, tuple(both), tuple(between), layouts))
+            groups.append(group_of(group.producers, own | other, between))
         elif reason in (NOT_CALLED, NOT_CONSUMED):
             groups.append(group)
         else:
@@ -119,16 +124,11 @@ def merged(found: Found, training: Found) -> Found:
     return Found(tuple(groups), tuple(skipped), found.attention)
 
 
-def default_layout(neurons: int, inputs: int) -> Layout:
-    """Return the layout in which every neuron has equally many adjacent inputs."""
-    return (max(1, inputs // neurons),)
-
-
 def layout_for(group: NeuronGroup, consumer: str, neurons: int, inputs: int) -> Layout:
-    """Return the layout of a consumer's inputs."""
+    """Return the layout of a consumer's inputs; by default, every neuron has equally many adjacent ones."""
     if group.input_layouts:
         return group.input_layouts[group.consumers.index(consumer)]
-    return default_layout(neurons, inputs)
+    return (max(1, inputs // neurons),)
 
 
 def layout_width(layout: Layout, neurons: int) -> int:

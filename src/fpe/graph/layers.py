@@ -75,11 +75,8 @@ def is_depthwise(module: nn.Module) -> bool:
 
 def channel_axis(module: nn.Module, dims: int) -> int:
     """Return the axis of a layer's inputs, and of its neurons, in a tensor of `dims` axes."""
-    return (
-        dims
-        - 1
-        - (len(cast(nn.Conv2d, module).kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0)
-    )
+    taps = len(module.kernel_size) if isinstance(module, nn.modules.conv._ConvNd) else 0
+    return dims - 1 - taps
 
 
 def oriented_weight(layer: nn.Module) -> Tensor:

@@ -60,14 +60,6 @@ ELEMENTWISE = frozenset(
 #: Give the entries of the first argument another type or value; others are used for their type or shape.
 RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
 
-#: Change the shape and leave the order of the entries as it is.
-RESHAPING = frozenset(
-    {
-        "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
-        "view_as", "reshape_as", "_reshape_alias",
-    }
-)  # fmt: skip
-
 #: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
 SPATIAL = {
     "upsample_linear1d": 1,
@@ -80,9 +72,6 @@ for _n in (1, 2, 3):
         SPATIAL[f"{_name}{_n}d"] = _n
     SPATIAL[f"max_pool{_n}d_with_indices"] = _n
     SPATIAL[f"_adaptive_avg_pool{_n}d"] = _n
-
-#: Sum up over some axes.
-REDUCING = frozenset({"mean", "sum", "amax", "amin", "max", "min", "var", "std", "logsumexp", "prod"})
 
 
 def name_of(node: fx.Node) -> str:
@@ -236,15 +225,14 @@ def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     return flow.at(axis)
 
 
-_Rule = Callable[[fx.Node, fx.Node, Flow], Flow]
-_RULES: dict[str, _Rule] = {
-    **dict.fromkeys(RESHAPING, _reshape),
-    **dict.fromkeys(SPATIAL, _spatial),
-    **dict.fromkeys(REDUCING, _reduce),
-    **dict.fromkeys(("permute", "transpose", "t", "swapaxes", "swapdims"), _permute),
-    **dict.fromkeys(("slice", "narrow", "select", "index_select"), _along),
-    **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "tensor_split"), _along),
-    **dict.fromkeys(("expand", "expand_as", "pad", "constant_pad_nd"), _resize),
-    "getitem": lambda node, source, flow: flow,
-    "index": _index,
+_NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow], str] = {
+    _reshape: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as _reshape_alias",
+    _spatial: " ".join(SPATIAL),
+    _reduce: "mean sum amax amin max min var std logsumexp prod",
+    _permute: "permute transpose t swapaxes swapdims",
+    _along: "slice narrow select index_select chunk split split_with_sizes unbind tensor_split",
+    _resize: "expand expand_as pad constant_pad_nd",
+    _index: "index",
+    lambda node, source, flow: flow: "getitem",
 }
+_RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}

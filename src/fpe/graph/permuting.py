@@ -14,8 +14,6 @@ from fpe.masked import MaskedLayer
 
 #: Parameters and buffers, each with the value that it is to have instead.
 Values = dict[Tensor, Tensor]
-_Row = tuple[Tensor, int]
-_Columns = tuple[Tensor, int, Layout]
 
 
 def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool) -> None:
@@ -44,7 +42,7 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
                 about_one = torch.empty_like(tensor.data).uniform_(0.5, 1.5, generator=generator)
                 tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
     for group in groups:
-        for tensor, axis in rows_of(model, group.producers):
+        for tensor, axis, _ in tensors_of(model, group, group.producers):
             rows = tensor.data.movedim(axis, 0)
             rows[1::2] = -1.3 * rows[: len(rows) // 2 * 2 : 2]
         for name in group.between:
@@ -80,7 +78,7 @@ def silenced(
     """Return values with which the neurons of even (or odd) number have no outgoing weights."""
     values = dict(values or {})
     for group in groups:
-        for weight, axis, layout in columns_of(model, group):
+        for weight, axis, layout in tensors_of(model, group, group.consumers):
             neuron = layout_neurons(layout, size_of(model, group.name)[0]).to(weight.device)
             silent = (neuron >= 0) & (neuron % 2 == odd)
             values[weight] = values.get(weight, weight.data).index_fill(axis, silent.nonzero().flatten(), 0)
@@ -94,7 +92,7 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
     """
     values: Values = {}
     for group in groups:
-        for tensor, axis in rows_of(model, group.producers):
+        for tensor, axis, _ in tensors_of(model, group, group.producers):
             values[tensor] = values.get(tensor, tensor.data).clone()
             neurons = values[tensor].movedim(axis, 0)
             fresh, others = neurons[odd::2], neurons[1 - odd :: 2]
@@ -102,53 +100,41 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
             fresh[: len(others)] += 3 * others[: len(fresh)]
     values = silenced(model, groups, odd, values)
     for group in groups:
-        rows = rows_of(model, group.producers)
-        for name in group.between:
-            tensors = neuron_tensors(model.get_submodule(name), size_of(model, group.name)[0])
-            rows += [(tensor, 0) for tensor in tensors.values()]
-        values |= _permuted(model, group, rows, list(columns_of(model, group)), values)
+        values = permuted(model, group, (*group.producers, *group.consumers, *group.between), values)
     return values
 
 
-def permuted_alone(model: nn.Module, group: NeuronGroup, name: str) -> Values:
-    """Return other values for a single producer or consumer of a group, with its neurons in another order."""
-    if name in group.producers:
-        return _permuted(model, group, rows_of(model, [name]), [], {})
-    own = list(columns_of(model, group))[group.consumers.index(name)]
-    return _permuted(model, group, [], [own], {})
-
-
-def _permuted(
-    model: nn.Module, group: NeuronGroup, rows: list[_Row], columns: list[_Columns], values: Values
+def permuted(
+    model: nn.Module, group: NeuronGroup, names: Sequence[str], values: Values | None = None
 ) -> Values:
+    """Return values with which the neurons stand in another order in the modules of a group of these names."""
     neurons, _ = size_of(model, group.name)
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
     order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]
     # One cycle, which leaves no neuron in its place, and puts even ones in all odd places.
     order = order.roll(1)[order.argsort()]
-    own = [(tensor, axis, order) for tensor, axis in rows]
-    own += [(weight, axis, layout_sources(layout, order, neurons)) for weight, axis, layout in columns]
-    changed: Values = {}
-    for tensor, axis, index in own:
-        value = changed.get(tensor, values.get(tensor, tensor.data))
-        changed[tensor] = value.index_select(axis, index.to(tensor.device))
-    return changed
+    values = dict(values or {})
+    for tensor, axis, layout in tensors_of(model, group, names):
+        index = layout_sources(layout, order, neurons).to(tensor.device)
+        values[tensor] = values.get(tensor, tensor.data).index_select(axis, index)
+    return values
 
 
-def rows_of(model: nn.Module, producers: Sequence[str]) -> list[_Row]:
-    """Return weights and biases of producers, each with the axis of its neurons."""
-    rows: list[_Row] = []
-    for layer in map(model.get_submodule, producers):
-        bias = bias_of(layer)
-        rows.append((layer.get_parameter("weight"), 1 if is_transposed(layer) else 0))
-        rows += [] if bias is None else [(bias, 0)]
-    return rows
-
-
-def columns_of(model: nn.Module, group: NeuronGroup) -> Iterator[_Columns]:
-    """Yield the weight of each consumer, the axis of its inputs, and their layout."""
+def tensors_of(
+    model: nn.Module, group: NeuronGroup, names: Sequence[str]
+) -> Iterator[tuple[Tensor, int, Layout]]:
+    """Yield the tensors over a group's neurons in modules of these names, each with its axis and layout."""
     neurons, _ = size_of(model, group.name)
-    for name in group.consumers:
-        layer, (_, inputs) = model.get_submodule(name), size_of(model, name)
-        layout = layout_for(group, name, neurons, inputs)
-        yield layer.get_parameter("weight"), 0 if is_transposed(layer) else 1, layout
+    for name in names:
+        module = model.get_submodule(name)
+        if name in group.between:
+            yield from ((tensor, 0, (1,)) for tensor in neuron_tensors(module, neurons).values())
+            continue
+        consumes, weight = name in group.consumers, module.get_parameter("weight")
+        axis = int(consumes != is_transposed(module))
+        if consumes:
+            yield weight, axis, layout_for(group, name, neurons, size_of(model, name)[1])
+            continue
+        yield weight, axis, (1,)
+        if (bias := bias_of(module)) is not None:
+            yield bias, 0, (1,)

@@ -23,19 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ModelError, raise_problems
-from fpe.graph.copies import copied, first_line, repeatable, with_own_state
+from fpe.graph.copies import copied, first_line, not_run, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
 from fpe.graph.layers import is_layer, size_of
-from fpe.graph.permuting import (
-    Values,
-    columns_of,
-    permuted_alone,
-    randomize_,
-    rows_of,
-    shuffled,
-    silenced,
-)
+from fpe.graph.permuting import Values, permuted, randomize_, shuffled, silenced, tensors_of
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
 
@@ -140,10 +132,7 @@ class _Trial:
             return outputs
         if isinstance(last, ModelError):
             raise last
-        raise ModelError(
-            f"{self.kind} cannot be run on example_inputs ({first_line(last)}); give one batch as the model "
-            "takes it: a tensor, a tuple of arguments, or a dict of named ones."
-        ) from last
+        raise not_run(self.kind, last) from last
 
     def outputs(
         self, values: Values, training: bool, gradient: bool = False, hook: _Hook | None = None
@@ -208,7 +197,7 @@ class _Trial:
 
     def slopes(self, layers: dict[str, NeuronGroup], training: bool) -> dict[str, float]:
         """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient."""
-        changes = {name: permuted_alone(self.copy, group, name) for name, group in layers.items()}
+        changes = {name: permuted(self.copy, group, [name]) for name, group in layers.items()}
         leaves = {t: nn.Parameter(t.data) for change in changes.values() for t in change}
         outputs = None
         found: Sequence[Tensor] = list(map(torch.zeros_like, leaves))
@@ -227,18 +216,15 @@ class _Trial:
 
     def shows_all(self, slope: Values) -> bool:
         """Tell whether the output depends on all neurons, at each of their places, by its slopes."""
-        tensors = [row for group in self.groups for row in rows_of(self.copy, group.producers)]
-        tensors += [
-            (weight, axis) for group in self.groups for weight, axis, _ in columns_of(self.copy, group)
-        ]
+        parts = [p for g in self.groups for p in tensors_of(self.copy, g, (*g.producers, *g.consumers))]
         effects = (
-            (slope.get(t, 0 * t) * t.data).movedim(axis, 0).reshape(t.shape[axis], -1) for t, axis in tensors
+            (slope.get(t, 0 * t) * t.data).movedim(axis, 0).reshape(t.shape[axis], -1) for t, axis, _ in parts
         )
         return all(bool((e.sum(1).abs() >= _POWER * self.rounding).all()) for e in effects)
 
     def moves_alone(self, group: NeuronGroup, name: str) -> bool:
         """Tell whether the output moves if a layer is permuted alone."""
-        values = permuted_alone(self.copy, group, name)
+        values = permuted(self.copy, group, [name])
         return any(
             _distance(self.whole[training], self.outputs(values, training)) >= _POWER * self.rounding
             for training in self.modes
