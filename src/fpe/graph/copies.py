@@ -14,7 +14,7 @@ import types
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,9 +30,10 @@ from fpe.masked import MaskedLayer
 #: Packages whose classes store nothing in a forward pass.
 _CLEAN = ("torch", "fpe", "builtins", "typing", "abc")
 _ABSENT = object()
+_T = TypeVar("_T")
 
 
-def deep_copy(value: Any, memo: dict[Any, Any]) -> Any:
+def deep_copy(value: _T, memo: dict[Any, Any]) -> _T:
     """Copy a value like ``copy.deepcopy``, but share locks, files and other objects that cannot be copied."""
     while True:
         tried = dict(memo)  # a copy that fails leaves unfinished ones there
@@ -79,7 +80,7 @@ def _with_own_closure(value: Any, memo: dict[Any, Any]) -> Any:
 def _own_copy(model: nn.Module, memo: dict[Any, Any]) -> nn.Module:
     """Copy a model except for the objects in `memo`; let the functions in the copy capture copies."""
     try:
-        own: nn.Module = deep_copy(model, memo)
+        own = deep_copy(model, memo)
     except Exception as error:  # the user's own code may fail in any way
         raise ModelError(
             f"{type(model).__name__} cannot be copied ({first_line(error)}); fpe runs a copy, so that it "
