@@ -1,6 +1,7 @@
 """What trained networks show: one long table of networks, and the claims, tables and figures made of it.
 
-All are *findings*, plain dicts as they are stored: a claim has ``agrees``, a table ``columns``, a figure ``type``.
+All are *findings*, plain dicts as they are stored: a claim has ``agrees``, a table ``columns``, a figure
+``type``.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ def judged(
 def verdict(claim: Mapping[str, Any]) -> str:
     """Return the verdict on a claim: "agrees", "in sign only", "contradicted" or "not shown".
 
-    A claim agrees if its intervals lie wholly on the stated side and, where the paper gives a size, include it;
-    it is contradicted if one lies wholly on the other side.
+    A claim agrees if its intervals lie wholly on the stated side and, where the paper gives a size, include
+    it; it is contradicted if one lies wholly on the other side.
     """
     if claim["agrees"]:
         return "in sign only" if claim.get("in_size") is False else "agrees"
@@ -157,9 +158,9 @@ def claims(
     text, kind, other : str
         The statement, and the networks that are compared.
     at : str or int
-        "each": a claim at each width; a number: at the first few. "every": one claim, which must hold at every
-        width. "mean": over the widths; "count": the same, with the widths at which the difference is clear.
-        "slope": of the relative improvement of `kind` over doublings of the width.
+        "each": a claim at each width; a number: at the first few. "every": one claim, which must hold at
+        every width. "mean": over the widths; "count": the same, with the widths at which the difference is
+        clear. "slope": of the relative improvement of `kind` over doublings of the width.
     low, high, size : float
         Between which the difference must lie, and that of the paper, in the unit that is printed.
     measure, digits
@@ -257,7 +258,8 @@ def by_kind(
 ) -> Finding:
     """Return a table with a row for each kind and a column for each width.
 
-    It has differences from `other` in points, and their mean over widths; without `other` accuracies in per cent.
+    It has differences from `other` in points, and their mean over widths; without `other` accuracies in per
+    cent.
     """
     widths, rows = results.widths(other or kinds[0]), []
     for kind in kinds:
@@ -294,7 +296,7 @@ def lines(
 def curves(
     results: Results, kinds: Iterable[str], other: str = "", note: str = "", name: str = ""
 ) -> Finding:
-    """Return a figure over the widths: of accuracies, or of the differences from another kind, called `name`."""
+    """Return a figure over the widths, called `name`: accuracies, or differences from another kind."""
     title, y, level = "test accuracy", "test accuracy, %", None
     if other:
         name = name or label(other)

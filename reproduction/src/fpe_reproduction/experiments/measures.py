@@ -107,9 +107,10 @@ def rounded_rows(values: Tensor, bits: int) -> Tensor:
 
 @torch.no_grad()
 def rounded(network: nn.Sequential, bits: int = 8) -> nn.Sequential:
-    """Return a copy whose linear layers have weights of `bits` bits, by neuron, and inputs of 8 bits, by sample.
+    """Return a copy with linear weights of `bits` bits, by neuron, and their inputs of 8 bits, by sample.
 
-    Products of such numbers are those of integer arithmetic, up to float32; biases and norms stay as they are.
+    Products of such numbers are those of integer arithmetic, up to float32; biases and norms stay as they
+    are.
     """
     layers: list[nn.Module] = []
     for module in copy.deepcopy(network):

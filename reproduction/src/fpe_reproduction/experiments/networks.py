@@ -163,7 +163,7 @@ _LABELS = {"clause": "clause-split", "formula": "exact formula"}
 
 
 def label(kind: str) -> str:
-    """Return the label of a kind in tables and figures; ``width-N`` and ``depth-N`` are N neurons or layers."""
+    """Return the label of a kind in tables and figures; ``width-N``, ``depth-N``: N neurons, N layers."""
     if kind in KINDS:
         return KINDS[kind].label
     word, _, number = kind.partition("-")

@@ -187,8 +187,8 @@ def _gated(results: Results) -> Iterator[Finding]:
 def splits(results: Results) -> Iterator[Finding]:
     """Is any split better than a random one?
 
-    A split by features, from the Gram matrix, is only comparable to random (section 3.3); other splits are not
-    in the paper.
+    A split by features, from the Gram matrix, is only comparable to random (section 3.3); other splits are
+    not in the paper.
     """
     for factor in (2, 4):
         x, note = FACTORS[factor], f", α = {factor}"

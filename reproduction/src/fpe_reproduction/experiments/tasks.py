@@ -22,7 +22,8 @@ DECAYING = {
 }
 #: Trials that are trained as one task; from `MANY` neurons on, each is a task of its own.
 TOGETHER, MANY = 5, 256
-#: Epochs before and after the expansion in quick runs, of Boolean networks and of others; trials of the latter.
+#: Epochs before and after the expansion in quick runs, of Boolean networks and of others; trials of the
+#: latter.
 QUICK_BOOLEAN_EPOCHS, QUICK_EPOCHS, QUICK_TRIALS = 150, 5, 2
 
 
@@ -75,7 +76,7 @@ def config_of(name: str, request: Request, setup: str = "") -> NetworksConfig:
 
 @dataclass(frozen=True)
 class Rows:
-    """Boolean networks; each row is clauses, numbers of neurons, the first trial, and the number of trials."""
+    """Boolean networks; a row is clauses, numbers of neurons, first trial, and number of trials."""
 
     full: Sequence[tuple[int, tuple[int, ...], int, int]]  # the rows of a full and of a quick run
     quick: Sequence[tuple[int, tuple[int, ...], int, int]]

@@ -90,8 +90,9 @@ def run_networks(
 ) -> dict[str, Any]:
     """Train networks of some widths and kinds, all at once and on one thread; return a record of each.
 
-    `hidden` are the widths of the dense parents, `kinds` names of `KINDS`, `trials` numbers of trials. Networks of two
-    or more hidden layers have LayerNorm (A.7). A kind that does not fit into the parent's count is left out.
+    `hidden` are the widths of the dense parents, `kinds` names of `KINDS`, `trials` numbers of trials.
+    Networks of two or more hidden layers have LayerNorm (A.7). A kind that does not fit into the parent's
+    count is left out.
     """
     with one_thread():
         run = _Run(data_of(source), config, hidden, kinds, trials, layers)
