@@ -1,4 +1,4 @@
-"""The experiments on masks that move: what is compared is at one count, and what is claimed was computed."""
+"""The experiments on dynamic masks: what is compared is at one count, and what is claimed was computed."""
 
 import json
 
@@ -53,7 +53,7 @@ def test_a_small_layer_is_denser_by_erk():
 
 
 def test_corrected_outgoing_weights_are_nearer_to_the_parent():
-    """Least squares leave no more of the difference than any other outgoing weights do; the count stays."""
+    """Least squares leave the smallest difference of all outgoing weights; the count stays."""
     parent = fpe.mlp(30, 6, 5, seed=1)
     given = parent_of(parent)
     X = given.X
@@ -77,8 +77,8 @@ def test_networks_are_measured_on_held_out_training_data():
     assert {n["nonzero"] for n in networks if n["kind"] != "dense-x2"} == {3 * (64 + 1 + 10) + 10}
     by_kind = {n["kind"]: n["accuracy"] for n in networks if n["trial"] == 0}
     assert by_kind["moved"] != by_kind["still"]
-    held = len(dataset.X_train) // 5
-    assert by_kind["dense"] * held == pytest.approx(round(by_kind["dense"] * held), abs=1e-3)
+    validation = len(dataset.X_train) // 5
+    assert by_kind["dense"] * validation == pytest.approx(round(by_kind["dense"] * validation), abs=1e-3)
 
 
 def test_a_setting_that_is_off_does_not_change_earlier_results():

@@ -75,7 +75,7 @@ def test_jobs_do_not_change_the_result(tmp_path, monkeypatch):
     assert results[0]["clauses"]["values"] == results[1]["clauses"]["values"]
 
 
-def test_a_row_trains_every_kind_at_one_count_with_masks_held():
+def test_a_row_trains_every_kind_at_one_count_with_fixed_masks():
     config = BooleanConfig(warmup_epochs=3, epochs=2, samples=200, test_samples=100)
     record = run_row(config, 4, (3, 5), first_trial=2, trials=2)
     networks = record["networks"]
@@ -88,7 +88,7 @@ def test_a_row_trains_every_kind_at_one_count_with_masks_held():
         assert kinds["clause"]["covering"] <= 0.5
         clause = np.array(kinds["clause"]["weight"]).reshape(kinds["dense"]["neurons"], 2, 4, 4)
         both = (clause != 0).any(axis=3).all(axis=1)
-        assert not both.any(), "two children of one parent read the same clause"
+        assert not both.any(), "two children of one parent see the same clause"
     assert run_row(config, 4, (3, 5), first_trial=2, trials=2) == record
 
 

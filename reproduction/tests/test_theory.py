@@ -9,7 +9,7 @@ from fpe_reproduction.theory import CoverageModel, simulate
 
 
 def counted(setting, clauses):
-    """Count, over all ways to choose the inputs of a neuron, how many hold the first so many clauses."""
+    """Count, over all ways to choose the inputs of a neuron, how many have the first so many clauses."""
     wanted = set(range(clauses * setting.literals))
     ways = list(combinations(range(setting.inputs), setting.inputs // setting.factor))
     return sum(wanted <= set(way) for way in ways) / len(ways)

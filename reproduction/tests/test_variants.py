@@ -1,4 +1,4 @@
-"""The networks that the real-data experiments compare: counts, masks, births and what moves."""
+"""The networks that the real-data experiments compare: counts, masks, initialization and rewiring."""
 
 import copy
 
@@ -40,7 +40,7 @@ def parent_of(inputs=40, hidden=4, outputs=6, seed=3, layers=1, zero=None):
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in DOUBLED])
 def test_no_network_has_more_nonzeros_than_its_parent(kind, monkeypatch):
-    """Expanded ones have exactly as many; a rival that reads whole inputs lacks less than one input's."""
+    """Expanded ones have exactly as many; a rival with fewer inputs lacks less than one input's."""
     monkeypatch.setattr("fpe_reproduction.experiments.splits.STEPS", 5)
     given = parent_of()
     before = copy.deepcopy(given.model.state_dict())
@@ -93,8 +93,8 @@ def test_from_scratch_has_the_masks_of_an_expansion_and_weights_of_its_own():
     for one, other in zip((scratch[0], scratch[2]), (wide[0], wide[2]), strict=True):
         assert torch.equal(one.fpe_mask, other.fpe_mask)
         assert not torch.equal(one.weight, other.weight)
-    reads = scratch[0].fpe_mask.sum(dim=1, keepdim=True)
-    assert (scratch[0].weight.abs() <= 1 / reads.sqrt() + 1e-6).all()
+    inputs = scratch[0].fpe_mask.sum(dim=1, keepdim=True)
+    assert (scratch[0].weight.abs() <= 1 / inputs.sqrt() + 1e-6).all()
 
 
 def test_dropping_drops_in_training_only_and_trains_the_layer_itself():
@@ -121,15 +121,15 @@ def test_random_rewiring_drops_the_smallest_and_keeps_every_count():
     after = [m for m in network if isinstance(m, MaskedLinear)]
     for (weight, mask), layer in zip(before, after, strict=True):
         moved = min(int(0.25 * mask.sum()), int((mask == 0).sum()))
-        gone, come = (mask > layer.fpe_mask), (mask < layer.fpe_mask)
+        dropped, grown = (mask > layer.fpe_mask), (mask < layer.fpe_mask)
         assert int(layer.fpe_mask.sum()) == int(mask.sum())
-        assert int(gone.sum()) == int(come.sum()) == moved
+        assert int(dropped.sum()) == int(grown.sum()) == moved
         if moved:
-            assert weight[gone].abs().max() <= weight[(mask > 0) & ~gone].abs().min()
+            assert weight[dropped].abs().max() <= weight[(mask > 0) & ~dropped].abs().min()
         assert not layer.weight[layer.fpe_mask == 0].any()
-        assert not layer.weight[come].any()
+        assert not layer.weight[grown].any()
         for moment in ("exp_avg", "exp_avg_sq"):
-            assert not optimizer.state[layer.weight][moment][gone | come].any()
+            assert not optimizer.state[layer.weight][moment][dropped | grown].any()
 
 
 def test_rounding_by_hand():
@@ -213,7 +213,7 @@ def test_deep_networks_expand_every_second_layer():
     assert wide["nonzero"] == dense["nonzero"]
 
 
-def test_what_the_count_cannot_pay_for_is_left_out(tmp_path):
+def test_a_kind_that_exceeds_the_count_is_left_out(tmp_path):
     """40 classes of 6 features: twice the neurons cost more outputs than there are inputs to save."""
     rng = np.random.default_rng(0)
     file = tmp_path / "many.npz"
@@ -243,15 +243,15 @@ def test_rankings_are_measured_on_the_training_data(by, x):
 
 
 def test_rankings_differ_where_inputs_do():
-    """An input that is always zero leaves by activation and by gradient, however large its weights are."""
+    """An input that is always zero is pruned by activation and by gradient, however large its weights are."""
     given = parent_of(zero=7)
     with torch.no_grad():
         given.model[0].weight[:, 7] = 10
     kinds = ("columns", "columns-activation", "columns-gradient")
-    reads = {kind: bool(KINDS[kind].make(given)[0].fpe_mask[:, 7].any()) for kind in kinds}
-    assert reads["columns"]
-    assert not reads["columns-activation"]
-    assert not reads["columns-gradient"]
+    free = {kind: bool(KINDS[kind].make(given)[0].fpe_mask[:, 7].any()) for kind in kinds}
+    assert free["columns"]
+    assert not free["columns-activation"]
+    assert not free["columns-gradient"]
 
 
 def test_what_is_measured_on_is_spread_over_the_data():
@@ -272,7 +272,7 @@ def test_the_first_layer_alone_can_be_expanded():
 
 
 def test_gated_networks_are_trained_and_measured():
-    """As the recipe of three calls gives them; all kinds hold the dense count, and come again the same."""
+    """As the recipe of three calls gives them; all kinds have the dense count, and a second run gives the same."""
     made = run_classifiers(SOURCE, CONFIG, [4], [0, 1])["networks"]
     assert made[:5] == run_classifiers(SOURCE, CONFIG, [4], [0])["networks"]
     assert [n["kind"] for n in made[:5]] == ["dense", "random", "shared", "columns", "columns-activation"]
