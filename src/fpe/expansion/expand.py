@@ -81,7 +81,7 @@ def expand(
     todo = planned(model, plan, how)
     _check_copyable(model)
     done, replaced = Expansion(model, todo).run()
-    wide = deep_copy(model, memo_with(model, replaced))
+    wide: nn.Module = deep_copy(model, memo_with(model, replaced))
     wide.fpe_plan = done  # type: ignore[assignment]
     check_wide(wide, todo, done, fresh=plan is None)
     return wide

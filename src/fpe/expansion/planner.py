@@ -129,12 +129,13 @@ def plan(
         ]
         return layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
 
-    planned, shapes = planned_for(chosen), None
+    planned = planned_for(chosen)
+    shapes: list[torch.Size] | None = None
     if batch is not None:  # only what has been verified is worth widening
-        if reasons := unverified(model, [group for group, _ in chosen], batch):
+        reasons, shapes = unverified(model, [group for group, _ in chosen], batch)
+        if reasons:
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
-        shapes = shapes_of(model, batch)
         if reasons := width_problems(model, planned, batch, shapes):
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
             planned = planned_for(chosen)
@@ -250,11 +251,15 @@ def most_polysemantic(
 def shapes_of(
     model: nn.Module, batch: Any, training: bool = False, instead: dict[str, nn.Module] | None = None
 ) -> list[torch.Size]:
-    """Run a copy of a model, with other modules in the places of some; return the shapes of its outputs."""
+    """Run a copy of a model, with other modules in the places of some.
+
+    Return the shapes of its floating-point outputs, as `unverified` does.
+    """
     args, kwargs = copied_call(as_call(batch))
     with analyzed(model) as own, torch.no_grad():
         replace_modules_(own, instead or {})
-        return [t.shape for t in tensors_in(own.train(training)(*args, **kwargs))]
+        outputs = tensors_in(own.train(training)(*args, **kwargs), consume=True)
+        return [output.shape for output in outputs if output.is_floating_point() and output.numel()]
 
 
 def shape_problem(

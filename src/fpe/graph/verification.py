@@ -61,7 +61,8 @@ def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], exampl
         cannot be judged; or if the model cannot be copied, or run on `example_inputs`.
     """
     groups = [groups] if isinstance(groups, NeuronGroup) else list(groups)
-    problems = [refusal(name, reason) for name, reason in unverified(model, groups, example_inputs).items()]
+    reasons, _ = unverified(model, groups, example_inputs)
+    problems = [refusal(name, reason) for name, reason in reasons.items()]
     raise_problems(problems, ModelError, "the groups of neurons")
 
 
@@ -70,12 +71,18 @@ def refusal(name: str, reason: str) -> str:
     return f"the neurons of {name!r} cannot be expanded: {reason}."
 
 
-def unverified(model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any) -> dict[str, str]:
-    """Return the groups that `verify` refuses: by the name of the group, the reason as a clause."""
+def unverified(
+    model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any
+) -> tuple[dict[str, str], list[torch.Size]]:
+    """Return the groups that `verify` refuses: by the name of the group, the reason as a clause.
+
+    The shapes of the model's floating-point outputs in evaluation mode come second.
+    """
     single = "it has only one neuron, so that no permutation can show what happens to it"
     reasons = {group.name: single for group in groups if size_of(model, group.name)[0] == 1}
     left = [group for group in groups if group.name not in reasons]
     weak: dict[str, str] = {}
+    shapes: list[torch.Size] = []
     for everywhere in (True, False):  # a model may not work with random weights everywhere
         if left:
             try:
@@ -84,10 +91,11 @@ def unverified(model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: 
                 if everywhere:
                     continue
                 raise
+            shapes = [output.shape for output in trial.whole[False]]
             weak = trial.without_power()
             reasons |= trial.moving([group for group in left if group.name not in weak])
             left = [group for group in left if group.name in weak]
-    return reasons | weak
+    return reasons | weak, shapes
 
 
 class _Trial:
