@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Number
 from typing import Any
 
@@ -31,6 +31,7 @@ from fpe.training.recipe import Recipe
 from fpe.training.trials import Trial, best_of, train_trials
 
 
+@dataclass(eq=False, repr=False)
 class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier that trains a small dense network, expands it, and trains it on.
 
@@ -92,44 +93,23 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     True
     """
 
-    _trial: Trial
-
-    def __init__(
-        self,
-        hidden: int | Sequence[int] = 16,
-        *,
-        factor: int | None = None,
-        split: str | Split | None = None,
-        prune: str | Pruning | None = None,
-        rewire: bool | str | RewiringPolicy = False,
-        warmup_epochs: int | None = None,
-        epochs: int | None = None,
-        lr: float | None = None,
-        decay: bool | None = None,
-        batch_size: int | None = None,
-        l2: float = 0.0,
-        patience: int | None = None,
-        validation_fraction: float = 0.1,
-        trials: int = 1,
-        random_state: int | np.random.RandomState | None = 0,
-        verbose: bool = False,
-    ) -> None:
-        self.hidden = hidden
-        self.factor = factor
-        self.split = split
-        self.prune = prune
-        self.rewire = rewire
-        self.warmup_epochs = warmup_epochs
-        self.epochs = epochs
-        self.lr = lr
-        self.decay = decay
-        self.batch_size = batch_size
-        self.l2 = l2
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.trials = trials
-        self.random_state = random_state
-        self.verbose = verbose
+    hidden: int | Sequence[int] = 16
+    _: KW_ONLY
+    factor: int | None = None
+    split: str | Split | None = None
+    prune: str | Pruning | None = None
+    rewire: bool | str | RewiringPolicy = False
+    warmup_epochs: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    decay: bool | None = None
+    batch_size: int | None = None
+    l2: float = 0.0
+    patience: int | None = None
+    validation_fraction: float = 0.1
+    trials: int = 1
+    random_state: int | np.random.RandomState | None = 0
+    verbose: bool = False
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> FPEClassifier:
         """Train a dense network, expand it, train it on.
@@ -170,17 +150,13 @@ class FPEClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 stopping = EarlyStopping(X_val, y_val, self.patience, weight_val)
             with progress_bar("training", recipe.total_epochs * self.trials, self.verbose) as advance:
 
-                def on_epoch(records: list[Record]) -> None:
+                def show(records: list[Record]) -> None:
                     for record in records:
                         advance(f"loss {record['loss']:.4f}")
 
-                options: dict[str, Any] = {
-                    "sample_weight": weights,
-                    "early_stopping": stopping,
-                    "on_epoch": on_epoch,
-                }
+                options: dict[str, Any] = {"sample_weight": weights, "early_stopping": stopping}
                 try:
-                    train_trials(trials, inputs, labels, **options)
+                    train_trials(trials, inputs, labels, on_epoch=show, **options)
                 finally:
                     self._trial = best_of(trials)
         return self
@@ -347,14 +323,9 @@ def checked_labels(y: Any) -> Any:
     Numbers in an object array become an array of numbers.
     """
     dtype = getattr(y, "dtype", None)
-    if y is None or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
-        return y
     labels = np.array(y, dtype=object)
-    if labels.ndim != 1:  # scikit-learn takes a column, with a warning, and refuses wider arrays
-        return y
-    for label in labels:
-        if isinstance(label, list | tuple | set | dict | np.ndarray):
-            raise DataError(f"y has lists such as {label!r}; give one label for each sample.")
+    if labels.ndim != 1 or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
+        return y  # scikit-learn takes a column, with a warning, and refuses wider arrays
     import pandas
 
     missing = pandas.isna(labels)
@@ -363,12 +334,14 @@ def checked_labels(y: Any) -> Any:
             f"y has NaN or missing labels in {missing.sum()} of {len(labels)} samples, the first at position "
             f"{missing.argmax()}; remove these samples, or give their class a name."
         )
-    kinds = {"number" if isinstance(own, Number) else "str" if isinstance(own, str) else type(own).__name__
-             for own in labels}  # fmt: skip
-    if len(kinds) > 1:
-        raise DataError(f"y mixes labels of the types {', '.join(sorted(kinds))}; give labels of one type.")
-    numpy_type = dtype is None or (isinstance(dtype, np.dtype) and dtype.kind != "O")
-    return y if numpy_type or kinds != {"number"} else np.array(labels.tolist())
+    kinds = {next((kind for kind in (Number, str) if isinstance(own, kind)), type(own)) for own in labels}
+    if len(kinds) > 1 or kinds & {list, tuple, set, dict, np.ndarray}:
+        names = ", ".join(sorted(kind.__name__.lower() for kind in kinds))
+        raise DataError(
+            f"y has labels of the types {names}; give labels of one type, one number or text for each sample."
+        )
+    is_float = isinstance(dtype, np.dtype) and dtype.kind == "f"
+    return np.array(labels.tolist()) if kinds == {Number} and not is_float else y
 
 
 def refuse_sparse(X: Any) -> None:
