@@ -89,7 +89,7 @@ def test_it_prints_and_becomes_json(found):
     assert text.startswith(f"Recommendation for 400 non-zeros: {found.best.name}\n")
     assert "on 60 held-out samples" in text
     assert "optimistic" in text
-    assert all(candidate.name in text for candidate in CANDIDATES)
+    assert all(name in text for name in CANDIDATES)
     assert json.loads(json.dumps(found.to_dict()))["settings"]["hidden"] == 5
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fpe.training.recipe import Recipe
 
@@ -13,13 +15,13 @@ class Settings:
     """What defines a network: neurons of the dense parent, and parameters of `fpe.sklearn.FPEClassifier`."""
 
     hidden: int
-    factor: int
-    split: str
-    prune: str
-    rewire: bool | str
-    warmup_epochs: int
-    epochs: int
-    lr: float
+    factor: int = 1
+    split: str = "random"
+    prune: str = "magnitude"
+    rewire: bool | str = False
+    warmup_epochs: int = 0
+    epochs: int = 100
+    lr: float = 1e-2
     decay: bool = True
 
     @property
@@ -28,35 +30,28 @@ class Settings:
         return Recipe.of(vars(self))
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A way to spend a budget, without width and learning rate; factor 1 is a dense network."""
-
-    name: str
-    factor: int = 1
-    split: str = "random"
-    prune: str = "magnitude"
-    rewire: bool | str = False
-
-    def settings(self, hidden: int, epochs: int, lr: float) -> Settings:
-        """Return the settings of a network of this width that is trained for `epochs` in total.
-
-        With fixed masks it is expanded after an eighth of them, so that every round compares it expanded.
-        """
-        warmup = epochs // 8 if self.factor > 1 and not self.rewire else 0
-        own = (self.factor, self.split, self.prune, self.rewire)
-        return Settings(hidden, *own, warmup_epochs=warmup, epochs=epochs - warmup, lr=lr)
+#: Settings of all candidates by name, the simplest first: of equally good ones the first wins.
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "expanded x2": {"factor": 2},
+    "expanded, columns, x2": {"factor": 2, "split": "shared", "prune": "columns"},
+    "expanded, columns, x3": {"factor": 3, "split": "shared", "prune": "columns"},
+    "rewired, columns, x3": {"factor": 3, "split": "shared-8", "prune": "columns", "rewire": "columns"},
+    **{f"rewired x{x}": {"factor": x, "prune": "balanced", "rewire": "accumulated"} for x in (2, 3, 4, 6, 8)},
+}
 
 
-#: All candidates, the simplest first: of equally good ones the first wins.
-CANDIDATES: Sequence[Candidate] = (
-    Candidate("dense"),
-    Candidate("expanded x2", 2),
-    Candidate("expanded, columns, x2", 2, "shared", "columns"),
-    Candidate("expanded, columns, x3", 3, "shared", "columns"),
-    Candidate("rewired, columns, x3", 3, "shared-8", "columns", rewire="columns"),
-    *(Candidate(f"rewired x{x}", x, prune="balanced", rewire="accumulated") for x in (2, 3, 4, 6, 8)),
-)
+def candidates(hidden: int, epochs: int, rates: Sequence[float]) -> list[tuple[str, Settings]]:
+    """Return names and settings of all candidates of a width, for each learning rate.
+
+    With fixed masks they are expanded after an eighth of the epochs, so that every round compares them expanded.
+    """
+    every = []
+    for rate, (name, own) in itertools.product(rates, CANDIDATES.items()):
+        warmup = epochs // 8 if own and "rewire" not in own else 0
+        settings = Settings(hidden, **own, warmup_epochs=warmup, epochs=epochs - warmup, lr=rate)
+        every.append((f"{name}, rate {rate:g}" if len(rates) > 1 else name, settings))
+    return every
 
 
 def dense_count(inputs: int, hidden: int, outputs: int) -> int:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from sklearn.utils.multiclass import check_classification_targets
-from torch import Tensor
 
 from fpe import __version__
 from fpe._util.files import read_json, write_json
 from fpe._util.terminal import progress_bar
-from fpe.budget.candidates import CANDIDATES, Settings, dense_count, widest
+from fpe.budget.candidates import CANDIDATES, Settings, candidates, dense_count, widest
 from fpe.budget.halving import ROUNDS, Entry, Task, halve
 from fpe.budget.recommendation import Recommendation
-from fpe.errors import ArgumentError, DataError, raise_problems
+from fpe.errors import DataError, raise_problems
 from fpe.sklearn import checked_labels, refuse_sparse
-from fpe.training.recipe import CONSTRAINTS
+from fpe.training.recipe import CONSTRAINTS, at_least, check_parameters
 
 #: Hidden neurons of the dense network whose count is the default budget.
 DEFAULT_HIDDEN = 16
@@ -115,10 +114,15 @@ def recommend(
     rates = (lr,) if isinstance(lr, int | float) else tuple(lr)
     if budget is None:
         budget = dense_count(inputs, DEFAULT_HIDDEN, outputs)
-    least = {"epochs": 2**ROUNDS, "seed": 0, "budget": dense_count(inputs, 1, outputs)}
     how = {"epochs": epochs, "lr": rates, "trials": trials, "batch_size": batch_size, "seed": seed}
     how["validation_fraction"] = validation_fraction
-    _check_arguments({**how, "budget": budget}, least)
+    constraints = {
+        "epochs": at_least(2**ROUNDS, f", so that each of {ROUNDS} rounds has some"),
+        "seed": at_least(0),
+        "budget": at_least(dense_count(inputs, 1, outputs), ", that of one hidden neuron"),
+        "lr": (lambda given: bool(given) and all(map(CONSTRAINTS["lr"][0], given)), "one or several above 0"),
+    }
+    check_parameters({**how, "budget": budget}, "the arguments of recommend", constraints)
 
     kept, held = hold_out(codes, validation_fraction, seed)
     X = torch.from_numpy(X.astype(np.float32 if X.dtype == np.float32 else np.float64))
@@ -126,29 +130,21 @@ def recommend(
     seeds = [seed + trial for trial in range(trials)]
     task = Task(X[kept], labels[kept], X[held], labels[held], outputs, batch_size, seeds)
     widths = {widest(inputs, outputs, budget // part) for part in (PARTS if front else PARTS[-1:])} - {0}
-    identity, tables = _identity(X, labels, how), []
+    identity = joblib.hash((__version__, X.numpy(), codes, sorted(how.items()), CANDIDATES))
+    tables = []
     with progress_bar("choosing", 1, verbose) as advance:
         for number, width in enumerate(sorted(widths)):
+
+            def show(text: str, done: int, total: int, number: int = number, width: int = width) -> None:
+                # Budgets take about as long as each other.
+                advance(f"{width} hidden neurons, {text}", number * total + done, len(widths) * total)
+
             file = None if folder is None else Path(folder) / f"h{width}.json"
             table = _stored(file, identity)
             if table is None:
-
-                def show(text: str, done: int, total: int, number: int = number, width: int = width) -> None:
-                    # Budgets take about as long as each other.
-                    advance(f"{width} hidden neurons, {text}", number * total + done, len(widths) * total)
-
-                candidates = [
-                    (
-                        f"{c.name}, rate {rate:g}" if len(rates) > 1 else c.name,
-                        c.settings(width, epochs, rate),
-                    )
-                    for rate in rates
-                    for c in CANDIDATES
-                ]
-                table = halve(candidates, task, epochs, show)
+                table = halve(candidates(width, epochs, rates), task, epochs, show)
                 if file is not None:
-                    record = {"identity": identity, "table": [entry.to_dict() for entry in table]}
-                    write_json(file, record)
+                    write_json(file, {"identity": identity, "table": [entry.to_dict() for entry in table]})
             tables.append(table)
             if on_budget is not None:
                 on_budget(table[0])
@@ -175,41 +171,9 @@ def _stored(file: Path | None, identity: str) -> list[Entry] | None:
     record = None if file is None else read_json(file)
     if record is None or record.get("identity") != identity:
         return None
-    names = ("name", "nonzero", "rounds", "accuracies", "reason")
-    return [
-        Entry(settings=Settings(**entry["settings"]), **{name: entry[name] for name in names})
-        for entry in record["table"]
-    ]
-
-
-def _identity(X: Tensor, y: Tensor, how: dict[str, Any]) -> str:
-    """Return a hash of data, arguments, candidates and version."""
-    digest = hashlib.sha256()
-    for array in (X.contiguous().numpy(), y.contiguous().numpy()):
-        digest.update(f"{array.shape} {array.dtype}".encode())
-        digest.update(array.data)
-    digest.update(json.dumps({"fpe": __version__, **how}, sort_keys=True).encode())
-    digest.update(repr(CANDIDATES).encode())
-    return digest.hexdigest()[:16]
-
-
-def _check_arguments(given: dict[str, Any], least: dict[str, int]) -> None:
-    """Check arguments by the constraints of a recipe, and integers by `least`; raise all problems."""
-    why = {"epochs": f", so that each of {ROUNDS} rounds has some", "budget": ", that of one hidden neuron"}
-    problems = []
-    for name, value in given.items():
-        if name in least:
-            integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if not integer or value < least[name]:
-                problems.append(
-                    f"{name} is {value!r}; give an integer of at least {least[name]}{why.get(name, '')}."
-                )
-        elif name == "lr":
-            if not value or not all(CONSTRAINTS["lr"][0](rate) for rate in value):
-                problems.append(f"lr is {value!r}; give a number above 0, or several.")
-        elif not CONSTRAINTS[name][0](value) and not (name == "batch_size" and value is None):
-            problems.append(f"{name} is {value!r}; give {CONSTRAINTS[name][1]}.")
-    raise_problems(problems, ArgumentError, "the arguments of recommend")
+    names = [field.name for field in fields(Entry)]
+    entries = [{name: entry[name] for name in names} for entry in record["table"]]
+    return [Entry(**{**entry, "settings": Settings(**entry["settings"])}) for entry in entries]
 
 
 def _checked(X: Any, y: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -38,10 +38,18 @@ def _sizes(value: Any) -> bool:
     return len(sizes) > 0 and all(_integer(size, 1) for size in sizes)
 
 
-_POSITIVE = (lambda value: _integer(value, 1), "an integer of at least 1")
-_COUNT = (lambda value: _integer(value, 0), "an integer of at least 0")
+#: What tells whether a value is allowed, and what is allowed.
+Constraint = tuple[Callable[[Any], bool], str]
+
+
+def at_least(least: int, why: str = "") -> Constraint:
+    """Return the constraint of an integer."""
+    return lambda value: _integer(value, least), f"an integer of at least {least}{why}"
+
+
+_POSITIVE, _COUNT = at_least(1), at_least(0)
 #: Allowed values of the parameters of a recipe and of its users.
-CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+CONSTRAINTS: dict[str, Constraint] = {
     "hidden": (_sizes, "an integer of at least 1, or a list of such"),
     "factor": _POSITIVE,
     "warmup_epochs": _COUNT,
@@ -58,12 +66,17 @@ CONSTRAINTS: dict[str, tuple[Callable[[Any], bool], str]] = {
 OPTIONAL = {"factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr", "decay"}
 
 
-def check_parameters(given: Mapping[str, Any], what: str) -> None:
-    """Check parameters by `CONSTRAINTS`, and ``split``, ``prune``, ``rewire``; raise all problems at once."""
-    problems = []
-    for name, (allowed, text) in CONSTRAINTS.items():
+def check_parameters(
+    given: Mapping[str, Any], what: str, constraints: Mapping[str, Constraint] | None = None
+) -> None:
+    """Check parameters by `CONSTRAINTS`, and ``split``, ``prune``, ``rewire``; raise all problems at once.
+
+    The caller's `constraints` come before these; then None is not allowed.
+    """
+    problems, own = [], constraints or {}
+    for name, (allowed, text) in {**CONSTRAINTS, **own}.items():
         value = given.get(name)
-        if name in given and not allowed(value) and not (value is None and name in OPTIONAL):
+        if name in given and not allowed(value) and not (value is None and name in OPTIONAL - own.keys()):
             problems.append(f"{name} is {value!r}; give {text}.")
     split, prune = given.get("split"), given.get("prune")
     for check in (
