@@ -10,24 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fpe.rewiring.policies import RewiringPolicy
-
-#: Scores by `RewiringPolicy.drop`, from the weight and the gradient.
-DROP: dict[str, Callable[[Any, Any], Tensor]] = {
-    "magnitude": lambda weight, gradient: weight.abs(),
-    "movement": lambda weight, gradient: weight.mul(gradient).abs_(),
-}
-#: Scores by `RewiringPolicy.grow`, from the gradient and uniform noise.
-GROW: dict[str, Callable[[Any, Any], Tensor]] = {
-    "random": lambda gradient, noise: noise,
-    **dict.fromkeys(("gradient", "accumulated", "momentum"), lambda gradient, noise: gradient.abs()),
-}
 
 
 @dataclass
@@ -57,12 +46,16 @@ def drop_and_grow(policy: RewiringPolicy, layers: Sequence[LayerBatch], share: f
     A `share` of the free weights is dropped, rounded down, or fewer if fewer can be grown. Each network's
     count over all the layers stays.
     """
-    scores = [
-        (DROP[policy.drop](layer.weight, layer.gradient), GROW[policy.grow](layer.gradient, layer.noise))
-        for layer in layers
-    ]
+    scores = [_scores(policy, layer) for layer in layers]
     rewire = _rewire_columns if policy.unit == "column" else _rewire_weights
     return rewire(policy, layers, scores, share)
+
+
+def _scores(policy: RewiringPolicy, layer: LayerBatch) -> tuple[Tensor, Tensor]:
+    """Return the scores by which entries are dropped and grown."""
+    gradient, noise = cast(Tensor, layer.gradient), cast(Tensor, layer.noise)
+    drop = layer.weight.abs() if policy.drop == "magnitude" else layer.weight.mul(gradient).abs_()
+    return drop, noise if policy.grow == "random" else gradient.abs()
 
 
 def _rewire_weights(
@@ -83,7 +76,9 @@ def _rewire_weights(
     if any(layer.real is not None for layer in layers):
         masked &= flat([torch.ones_like(b.mask).bool() if b.real is None else b.real for b in layers])
 
-    def disjoint(remaining: Tensor) -> Tensor:
+    def candidates(remaining: Tensor) -> Tensor:
+        if policy.partition == "free":
+            return masked
         parts = zip(layers, scores, layered(remaining), layered(masked), strict=True)
         return flat([
             allowed if layer.children is None else disjoint_candidates(own, allowed, grow, layer.children)
@@ -91,9 +86,6 @@ def _rewire_weights(
         ])  # fmt: skip
 
     counts = [int(share * count) for count in totals(free)]
-    candidates: Callable[[Tensor], Tensor] = disjoint
-    if policy.partition == "free":
-        counts, candidates = at_most(counts, masked), lambda _: masked
     drop, grow = (flat(own) for own in zip(*scores, strict=True))
     dropped, grown = exchange(free, free, drop, grow, counts, candidates)
     new = layered((free & ~dropped) | grown)
@@ -112,7 +104,7 @@ def _rewire_columns(
     that each block has an input.
     """
     first = layers[0]
-    tables = [_table(layer) for layer in layers]
+    tables = [table_of(layer.children, layer.blocks) for layer in layers]
 
     def split(tensors: Sequence[Tensor]) -> list[Tensor]:
         return [by_block(own, table) for own, table in zip(tensors, tables, strict=True)]
@@ -151,11 +143,9 @@ def _rewire_columns(
     ]
 
 
-def _table(layer: LayerBatch) -> Tensor:
-    if layer.blocks is not None:
-        return layer.blocks
-    assert layer.children is not None
-    return layer.children.t()
+def table_of(children: Tensor | None, blocks: Tensor | None) -> Tensor:
+    """Return the rows of each block, (blocks, neurons), of an expanded layer; see `LayerBatch`."""
+    return cast(Tensor, children).t() if blocks is None else blocks
 
 
 def by_block(tensor: Tensor, blocks: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, IndexMap, groups_in, index_map_of
 from fpe.masked import MaskedLayer, placed_like
 from fpe.packing.layers import PackedLayer
-from fpe.rewiring.drop_and_grow import by_block
+from fpe.rewiring.drop_and_grow import by_block, table_of
 from fpe.rewiring.policies import RewiringPolicy
 
 
@@ -110,7 +110,7 @@ def _are_blocks(sites: Sequence[Site]) -> bool:
     """Tell whether layers are dense blocks over the same columns, with fewer gaps than entries of a column."""
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
-    tables = [cast(Tensor, site.children).t() if site.blocks is None else site.blocks for site in sites]
+    tables = [table_of(site.children, site.blocks) for site in sites]
     if len({table.shape for table in tables}) > 1:
         return False
     masks = [site.layer.fpe_mask.unsqueeze(0) for site in sites]

@@ -126,8 +126,8 @@ def train(
     """
     history: list[Record] = []
     batch_size = batch_size or default_batch_size(len(X))
-    finished = _Snapshot(model, optimizer, generator, rewirer)
-    best, lowest, best_epoch = finished.model_state, float("inf"), 0
+    best, restore = _snapshot(model, optimizer, generator, rewirer)
+    lowest, best_epoch = float("inf"), 0
     for epoch in range(1, epochs + 1):
         now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
         try:
@@ -142,11 +142,11 @@ def train(
             if problem is not None:
                 raise ArgumentError(f"{problem} in epoch {epoch}; {DIVERGED}")
         except BaseException:
-            finished.restore()
+            restore()
             raise
-        finished = _Snapshot(model, optimizer, generator, rewirer)
+        state, restore = _snapshot(model, optimizer, generator, rewirer)
         if early_stopping is not None and record["validation_loss"] < lowest:
-            lowest, best, best_epoch = record["validation_loss"], finished.model_state, epoch
+            lowest, best, best_epoch = record["validation_loss"], state, epoch
         history.append(record)
         if on_epoch is not None:
             on_epoch(record)
@@ -211,27 +211,23 @@ def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
         group["lr"] = rate
 
 
-class _Snapshot:
-    """A copy of everything that training changes."""
+def _snapshot(
+    model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
+) -> tuple[dict[str, Tensor], Callable[[], None]]:
+    """Copy everything that training changes; return the model's state, and a function that restores all."""
+    fixed = mask_names(model) if rewirer is None else ()
+    state = copy.deepcopy({k: value for k, value in model.state_dict().items() if k not in fixed})
+    moments, order = copy.deepcopy(optimizer.state_dict()), generator.get_state()
+    masks = {} if rewirer is None else rewirer.state_dict()
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
-    ) -> None:
-        self._live = model, optimizer, generator, rewirer
-        fixed = mask_names(model) if rewirer is None else ()
-        state = {name: value for name, value in model.state_dict().items() if name not in fixed}
-        self.model_state = copy.deepcopy(state)
-        self._optimizer = copy.deepcopy(optimizer.state_dict())
-        self._generator = generator.get_state()
-        self._rewirer = None if rewirer is None else rewirer.state_dict()
+    def restore() -> None:
+        model.load_state_dict(state, strict=False)
+        optimizer.load_state_dict(moments)
+        generator.set_state(order)
+        if rewirer is not None:
+            rewirer.load_state_dict(masks)
 
-    def restore(self) -> None:
-        model, optimizer, generator, rewirer = self._live
-        model.load_state_dict(self.model_state, strict=False)
-        optimizer.load_state_dict(self._optimizer)
-        generator.set_state(self._generator)
-        if rewirer is not None and self._rewirer is not None:
-            rewirer.load_state_dict(self._rewirer)
+    return state, restore
 
 
 def divergence(record: Record, trained: Iterable[Tensor]) -> str | None:

@@ -29,6 +29,11 @@ def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
         loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
     else:
         loss = F.cross_entropy(logits, y, reduction=reduction)
+    return loss if weight is None else mean_of(loss, weight)
+
+
+def mean_of(losses: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the (weighted) mean of losses over their last axis; 0 if all weights are 0."""
     if weight is None:
-        return loss
-    return (loss * weight).sum() / weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
+        return losses.mean(dim=-1)
+    return (losses * weight).sum(dim=-1) / weight.sum(dim=-1).clamp_min(torch.finfo(losses.dtype).tiny)

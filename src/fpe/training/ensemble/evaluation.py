@@ -12,6 +12,7 @@ from fpe.errors import ArgumentError
 from fpe.training.ensemble.program import losses_of
 from fpe.training.ensemble.stack import Stack, architecture, batches, forward
 from fpe.training.loop import predicted
+from fpe.training.losses import mean_of
 
 #: Samples that all networks of a batch process at a time.
 _SAMPLES = 512
@@ -71,11 +72,7 @@ def validation_losses(
 ) -> list[float]:
     """Return each network's (weighted) mean loss on its validation samples."""
     losses = losses_of(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
-    means = []
-    for loss, weight in zip(losses, weights, strict=True):
-        total = None if weight is None else weight.sum().clamp_min(torch.finfo(loss.dtype).tiny)
-        means.append(float(loss.mean() if total is None else (loss * weight).sum() / total))
-    return means
+    return [float(mean_of(loss, weight)) for loss, weight in zip(losses, weights, strict=True)]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fpe.training.ensemble.stack import Layer, forward
+from fpe.training.losses import mean_of
 
 
 class Adam(NamedTuple):
@@ -70,12 +71,8 @@ def _step(
     def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
         networks = [p.flatten(0, 1) for p in parameters], [mask.flatten(0, 1) for mask in masks]
         losses = losses_of(forward(layers, *networks, batch_X, sharing), for_each(batch_y))
-        if weight is None:
-            means = losses.mean(dim=1)
-        else:
-            share = for_each(weight.index_select(0, rows).view(index.shape))
-            total = share.sum(dim=1).clamp_min(torch.finfo(losses.dtype).tiny)
-            means = (losses * share).sum(dim=1) / total
+        share = None if weight is None else for_each(weight.index_select(0, rows).view(index.shape))
+        means = mean_of(losses, share)
         return means.sum(), means.detach().view(groups, sharing)
 
     gradients, means = torch.func.grad(objective, has_aux=True)(parameters)
