@@ -550,3 +550,12 @@ def test_the_command_says_what_is_wrong(arguments, code, message, saved, tmp_pat
 
 def test_help_shows_an_example():
     assert "\n    fpe export wide.safetensors model.pt2 --like" in run("--help").output
+
+
+def test_a_file_that_the_model_misses_is_not_the_one_to_be_written(tmp_path):
+    class Reads(nn.Module):
+        def forward(self, x):
+            return x + len((tmp_path / "absent").read_bytes()) if torch.compiler.is_exporting() else x
+
+    with pytest.raises(ModelError, match="absent"):
+        fpe.export(Reads(), tmp_path / "model.pt2", example_inputs=torch.randn(2, 3))

@@ -135,10 +135,10 @@ def export(
             nonlocal found
             kind = type(model).__name__
             if path.suffix == ".onnx":  # an operation may be missing there
-                with _model_error(f"torch cannot write this {kind} as ONNX", "; .pt2 may do."):
+                with _model_error(f"torch cannot write this {kind} as ONNX", "; .pt2 may do.", writes=True):
                     _save_onnx(program, temporary, wrapped)
             else:  # a tensor may be of a kind that an archive cannot contain
-                with _model_error(f"torch cannot write this {kind} as an archive"):
+                with _model_error(f"torch cannot write this {kind} as an archive", writes=True):
                     torch.export.save(program, temporary)
             found = _compare(temporary, wrapped)
 
@@ -219,13 +219,15 @@ class _TensorsOnly(nn.Module):
 
 
 @contextlib.contextmanager
-def _model_error(text: str, hint: str = "") -> Iterator[None]:
-    """Raise any error but that of a file as a `ModelError`: `text`, the cause, and a hint."""
+def _model_error(text: str, hint: str = "", writes: bool = False) -> Iterator[None]:
+    """Raise any error, but that of a file where one is written, as a `ModelError`: `text`, cause, and hint."""
     try:
         yield
-    except (OSError, ModelError):
+    except ModelError:
         raise
     except Exception as error:
+        if writes and isinstance(error, OSError):
+            raise
         cause = error.__cause__ if isinstance(error, torch.onnx.errors.OnnxExporterError) else None
         raise ModelError(f"{text}: {error_text(cause or error)}{hint}") from error
 
