@@ -1,6 +1,5 @@
 """The command: real processes where signals and pipes matter, click's runner elsewhere."""
 
-import importlib
 import json
 import os
 import re
@@ -206,67 +205,19 @@ def test_fit_lets_masks_move_beside_twice_the_parameters(data, tmp_path, given, 
     assert row["gap_closed"] == (pytest.approx(row["gain"] / gap) if gap > 0 else None)
 
 
-def test_auto_chooses_says_so_and_trains_the_choice(data, tmp_path):
-    """The command that it prints trains the same networks: the folder is taken for its own."""
+def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     out = tmp_path / "out"
-    how = ["--trials", "2", "--jobs", "1", "--out", out]
-    result = run("fit", data, "--auto", "--budget", 60, "--epochs", 8, *how)
+    result = run("fit", data, "--budget", 60, "--epochs", 8, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "\n\nRecommendation for 60 non-zeros: " in result.stdout
-    told = result.stderr.splitlines()
-    assert [line.partition(" non-zeros: ")[0] for line in told] == ["19", "49"]
-    assert all("on held-out training samples" in line for line in told)
-    assert "accuracy against non-zeros" in result.output
-    assert str(out / "recommendation.json") in result.output
-    chosen = json.loads((out / "recommendation.json").read_text())["settings"]
-    stored = json.loads((out / "results.json").read_text())["config"]
-    assert chosen["hidden"] == 3
-    assert {name: stored[name] for name in chosen} == {**chosen, "hidden": [3]}
-    (line,) = [line for line in result.output.splitlines() if line.startswith("command ")]
-    words = line.split()[2:]
-    again = run(*words, *how)
-    assert again.exit_code == 0, again.output
-    assert json.loads((out / "results.json").read_text())["config"] == stored
-
-
-def test_an_interrupted_choice_is_kept_and_goes_on(data, tmp_path, monkeypatch):
-    """Ctrl-C while the second of two budgets is tried: the first is not tried again."""
-    module = importlib.import_module("fpe.budget.recommend")  # the package has a function of this name
-    tried, halve = [], module.halve
-
-    def stopping(candidates, *arguments):
-        tried.append(candidates[0][1].hidden)
-        if len(tried) == 2:
-            raise KeyboardInterrupt
-        return halve(candidates, *arguments)
-
-    monkeypatch.setattr(module, "halve", stopping)
-    command = [
-        "fit",
-        data,
-        "--auto",
-        "--budget",
-        60,
-        "--epochs",
-        8,
-        "--trials",
-        1,
-        "--jobs",
-        1,
-        "--out",
-        tmp_path,
-    ]
-    stopped = run(*command)
-    assert stopped.exit_code == 1
-    assert (
-        f"made for 1 budgets and kept in {tmp_path / 'choice'}; run the same command again" in stopped.stderr
-    )
-    resumed = run(*command)
-    assert resumed.exit_code == 0, resumed.output
-    assert tried == [1, 3, 3]
-    whole = run(*command, "--fresh")
-    assert tried == [1, 3, 3, 1, 3]
-    assert whole.stdout.split("\n\n")[:2] == resumed.stdout.split("\n\n")[:2]
+    assert "best of 60 non-zeros: " in result.stdout
+    assert "accuracy against non-zeros" in result.stdout
+    assert "on the test data" in result.stdout
+    stored = json.loads((out / "results.json").read_text())
+    assert [row["nonzero"] for row in stored["rows"]][-1] == 60
+    model = fpe.load(out / "best.safetensors")
+    assert fpe.count_nonzero(model) == 60
+    again = run("fit", data, "--budget", 60, "--epochs", 8, "--out", out, "--json")
+    assert json.loads(again.stdout)["rows"] == stored["rows"]
 
 
 @pytest.mark.parametrize(
@@ -308,18 +259,13 @@ def test_training_that_diverges_names_the_trial(data, tmp_path):
     assert "use a smaller learning rate, or scale the inputs" in result.stderr
 
 
-def test_auto_refuses_what_it_chooses_itself(tmp_path):
-    for arguments, said in (
-        (
-            ["--auto", "--hidden", 4, "--rewire", "--patience", 3],
-            "--hidden, --rewire, --patience cannot be given",
-        ),
-        (["--budget", 400], "--budget is for --auto"),
-        (["--auto", "--budget", 84], "budget is 84; give an integer of at least 85"),
-    ):
-        result = run("fit", "digits", *arguments)
-        assert result.exit_code == 2
-        assert result.stderr.startswith(f"Error: {said}")
+def test_a_budget_refuses_options_of_what_it_chooses():
+    result = run("fit", "digits", "--budget", 400, "--hidden", 4, "--rewire", "--patience", 3)
+    assert result.exit_code == 2
+    assert "--hidden, --rewire, --patience cannot be given" in result.stderr
+    result = run("fit", "digits", "--budget", 0)
+    assert result.exit_code == 2
+    assert "budget is 0" in result.stderr
 
 
 def test_plan_shows_what_would_be_done(tmp_path, monkeypatch):

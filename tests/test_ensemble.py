@@ -282,9 +282,9 @@ def test_few_steps_are_not_compiled(monkeypatch):
     asked = []
     real = batch_module.step_of
 
-    def note(layers, constants, compiled, shape):
+    def note(layers, constants, objective, compiled, shape):
         asked.append(compiled)
-        return real(layers, constants, False, shape)
+        return real(layers, constants, objective, False, shape)
 
     monkeypatch.setattr(batch_module, "step_of", note)
     monkeypatch.setattr(batch_module, "WORTH_COMPILING", 40)  # five mini-batches, two networks

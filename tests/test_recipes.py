@@ -106,7 +106,7 @@ def test_the_classifier_does_by_itself_what_the_recipe_says(trials):
     told = FPEClassifier(rewire="accumulated", decay=True, **given, **short).fit(X, y)
     assert [record["stage"] for record in own.history_] == ["expanded"] * 3
     assert own.history_ == told.history_
-    assert own.model_[0].out_features == 16
+    assert own.model_.get_submodule("0").out_features == 16
     assert own.n_nonzero_ == 4 * (64 + 1 + 10) + 10
     steady = FPEClassifier(rewire=True, decay=False, **short).fit(X, y)
     assert steady.history_ != own.history_

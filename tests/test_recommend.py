@@ -1,29 +1,35 @@
-"""Choosing a network for a budget: which are tried, which are kept, and what is reported."""
+"""The best network for a budget: which are tried, which are kept, what is reported and resumed."""
 
 import json
-import re
 
 import numpy as np
 import pytest
 import scipy.sparse
-import torch
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
 
 import fpe
-from fpe.budget.candidates import CANDIDATES, dense_count, widest
-from fpe.budget.recommend import hold_out
-from fpe.errors import ArgumentError, DataError
-from fpe.training.loop import accuracy
-from fpe.training.trials import Trial, train_trials
+from fpe.errors import ArgumentError
+from fpe.sklearn import FPEClassifier, FPERegressor
+from fpe.training import search as searching
+from fpe.training.search import (
+    ENTER_SECOND,
+    ENTER_THIRD,
+    ROUNDS,
+    Candidate,
+    dense_count,
+    hold_out,
+    structures,
+    widest,
+)
 
 X, y = load_digits(return_X_y=True)
-X, y = (X[:300] / 16).astype(np.float32), y[:300]
-QUICK = {"epochs": 8, "trials": 2, "front": False}
+X, y = X[:300].astype(np.float32), y[:300]
+QUICK = {"epochs": 8, "front": False}
 
 
 @pytest.fixture(scope="module")
 def found():
-    return fpe.recommend(X, y, 400, epochs=8, trials=2)
+    return fpe.recommend(X, y, 400, epochs=8)
 
 
 def test_a_budget_allows_this_many_neurons():
@@ -33,83 +39,90 @@ def test_a_budget_allows_this_many_neurons():
     assert dense_count(3, widest(3, 1, 57), 1) <= 57
 
 
-def test_all_have_the_same_count_within_the_budget(found):
-    assert {entry.nonzero for entry in found.table} == {385}
-    assert len(found.table) == len(CANDIDATES) == 10
-    assert {entry.settings.hidden for entry in found.table} == {5}
+def test_without_a_hidden_layer_dense_wider_and_with_direct_connections():
+    tried = structures(64, 10, 400)
+    assert tried[:2] == [Candidate(0, False, 400), Candidate(5, False, 400)]
+    assert [c.hidden for c in tried[2:] if not c.direct] == [8, 10, 15, 20, 30]
+    assert [c.hidden for c in tried if c.direct] == [8, 16, 32, 64, 128]
+    assert [c.hidden for c in structures(64, 10, 50) if not c.direct] == [0, 2, 3, 4, 6]
 
 
-def test_the_better_half_stays_in_each_round(found):
-    """Ten are compared once, five twice, three to the end."""
-    assert [entry.rounds for entry in found.table] == [3] * 3 + [2] * 2 + [1] * 5
-    for rounds in (1, 2, 3):
-        own = [entry.accuracy for entry in found.table if entry.rounds == rounds]
-        assert own == sorted(own, reverse=True)
-    assert all(len(entry.accuracies) == 2 for entry in found.table)
+def test_fewer_are_trained_for_longer_in_each_round(found):
+    by_round = [[entry for entry in found.table if entry.share == share] for share in ROUNDS]
+    assert len(by_round[0]) == len(structures(64, 10, 400))
+    best = sorted(by_round[0], key=lambda entry: entry.rank)[:ENTER_SECOND]
+    kept = {(entry.candidate.hidden, entry.candidate.direct) for entry in by_round[1]}
+    assert kept == {(entry.candidate.hidden, entry.candidate.direct) for entry in best}
+    assert len({entry.candidate for entry in by_round[1]}) == len(by_round[1]) == 4 * ENTER_SECOND
+    assert ENTER_THIRD <= len(by_round[2]) <= ENTER_THIRD + 2
+    assert found.best is max(by_round[2], key=lambda entry: entry.score) or found.best.score == max(
+        entry.score for entry in by_round[2]
+    )
 
 
-def test_candidates_that_stay_simply_train_on(found):
-    """Each finalist equals one that was trained without interruption: no round restarts anything."""
-    kept, held = hold_out(y, 0.2, 0)
-    data = torch.from_numpy(X[kept]), torch.from_numpy(y[kept])
-    for entry in found.table[:3]:
-        recipe, hidden = entry.settings.recipe, entry.settings.hidden
-        trials = [Trial.start(recipe, fpe.mlp(64, hidden, 10, seed=seed), seed) for seed in (0, 1)]
-        train_trials(trials, *data)
-        for trial, expected in zip(trials, entry.accuracies, strict=True):
-            score = accuracy(trial.model, torch.from_numpy(X[held]), torch.from_numpy(y[held]))
-            assert score == pytest.approx(expected, abs=1.5 / len(held))
-
-
-def test_the_front_has_the_winner_of_each_budget(found):
-    assert [entry.nonzero for entry in found.front] == [85, 160, 385]
-    assert found.front[-1] is found.best is found.table[0]
+def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):
+    assert max(entry.nonzero for entry in found.table) == 400
+    assert [clf.n_nonzero_ for clf in found.classifiers] == [100, 200, 400]
+    assert found.classifier.score(X, y) > 0.8
 
 
 def test_the_same_seed_finds_the_same():
     one, two = (fpe.recommend(X, y, 200, seed=3, **QUICK) for _ in range(2))
     assert one.to_dict() == two.to_dict()
-    assert one.to_dict() != fpe.recommend(X, y, 200, seed=4, **QUICK).to_dict()
-
-
-def test_the_classifier_has_the_winners_settings(found):
-    clf = found.classifier(trials=2)
-    assert not hasattr(clf, "classes_")
-    for name in ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "epochs", "lr", "decay"):
-        assert getattr(clf, name) == getattr(found.settings, name)
-    assert (clf.trials, clf.random_state) == (2, 0)
-    fitted = found.fit(X, y)
-    assert fitted.n_nonzero_ == found.best.nonzero
-    assert len(fitted.history_) == 8
-    assert eval(found.python(), {"fpe": fpe, **vars(fpe)}).get_params()["factor"] == clf.factor
 
 
 def test_it_prints_and_becomes_json(found):
     text = repr(found)
-    assert text.startswith(f"Recommendation for 400 non-zeros: {found.best.name}\n")
-    assert "on 60 held-out samples" in text
+    assert text.startswith(f"best of 400 non-zeros: {found.best.candidate.name}, ")
+    assert "no hidden layer" in text
+    assert "5 hidden neurons, dense" in text
     assert "optimistic" in text
-    assert all(name in text for name in CANDIDATES)
-    assert json.loads(json.dumps(found.to_dict()))["settings"]["hidden"] == 5
+    assert json.loads(json.dumps(found.to_dict()))["budget"] == 400
 
 
-def test_what_cannot_be_made_is_told_and_the_rest_goes_on():
-    """Three features cannot be shared out among four children."""
-    rng = np.random.default_rng(0)
-    few = rng.normal(size=(80, 3))
-    found = fpe.recommend(few, few[:, 0] > 0, 41, **QUICK)
-    reasons = {entry.name: entry.reason for entry in found.table if entry.reason}
-    assert reasons["rewired x4"].startswith("factor 4 is larger than the 3 inputs of layer '0'")
-    assert "rewired x4 cannot be made: factor 4" in repr(found)
-    assert found.best.nonzero == 8 * (3 + 1 + 1) + 1
-    assert json.dumps(found.to_dict(), allow_nan=False)
+def test_the_line_of_python_makes_the_winner(found):
+    clf = eval(found.python(), {"fpe": fpe, **vars(fpe)})
+    candidate = found.best.candidate
+    assert (clf.hidden, clf.direct, clf.budget, clf.lr) == (
+        candidate.hidden,
+        candidate.direct,
+        400,
+        candidate.lr,
+    )
+    assert clf.set_params(epochs=8).fit(X, y).n_nonzero_ == found.best.nonzero
 
 
-def test_several_rates_are_tried_each():
-    found = fpe.recommend(X, y, 100, lr=(1e-2, 1e-3), epochs=8, trials=1, front=False)
-    assert len(found.table) == 2 * len(CANDIDATES)
-    assert {entry.settings.lr for entry in found.table} == {1e-2, 1e-3}
-    assert {entry.name for entry in found.table} >= {"dense, rate 0.01", "dense, rate 0.001"}
+def test_an_interrupted_search_is_resumed_and_finds_the_same(tmp_path, monkeypatch):
+    """Ctrl-C after three groups of candidates: they are not trained again."""
+    how = {**QUICK, "folder": tmp_path}
+    train, calls = searching._train, []
+
+    def counting(task, candidates, *rest):
+        calls.append(len(candidates))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return train(task, candidates, *rest)
+
+    monkeypatch.setattr(searching, "_train", counting)
+    with pytest.raises(KeyboardInterrupt):
+        fpe.recommend(X, y, 200, **how)
+    again = fpe.recommend(X, y, 200, **how)
+    assert again.to_dict() == fpe.recommend(X, y, 200, **QUICK).to_dict()
+    before = len(calls)
+    assert fpe.recommend(X, y, 200, **how).to_dict() == again.to_dict()
+    assert len(calls) == before
+
+
+def test_what_diverges_loses_and_is_named(monkeypatch):
+    monkeypatch.setattr(searching, "RATES", (1e-2, 1e38))
+    entries = fpe.recommend(X, y, 100, **QUICK).table
+    failed = [entry for entry in entries if entry.reason]
+    assert {entry.candidate.lr for entry in failed} == {1e38}
+    assert "smaller learning rate" in failed[0].reason
+    monkeypatch.setattr(searching, "RATES", (1e38,))
+    monkeypatch.setattr(searching, "Candidate", lambda *a, **k: Candidate(*a, **{**k, "lr": 1e38}))
+    with pytest.raises(ArgumentError, match="all candidates diverged"):
+        fpe.recommend(X, y, 100, **QUICK)
 
 
 def test_a_share_of_each_class_is_held_out_and_never_all_of_it():
@@ -120,65 +133,42 @@ def test_a_share_of_each_class_is_held_out_and_never_all_of_it():
     assert hold_out(codes, 0.2, 0)[1].tolist() == held.tolist() != hold_out(codes, 0.2, 1)[1].tolist()
 
 
-def test_a_candidate_that_diverges_loses_and_is_named():
-    """Those of the other rate are compared as if it had not been there."""
-    found = fpe.recommend(X, y, 100, lr=(1e-2, 1e38), epochs=8, trials=1, front=False)
-    alone = fpe.recommend(X, y, 100, lr=1e-2, epochs=8, trials=1, front=False)
-    assert found.settings == alone.settings
-    failed = [entry for entry in found.table if entry.reason]
-    assert {entry.settings.lr for entry in failed} == {1e38}
-    assert found.table[-len(failed) :] == failed
-    assert "dense, rate 1e+38" in {entry.name for entry in failed}
-    assert f"{failed[0].name} diverged: " in repr(found)
-    assert json.dumps(found.to_dict(), allow_nan=False)
-    with pytest.raises(ArgumentError, match=r"all candidates diverged; dense: .*smaller learning rate"):
-        fpe.recommend(X, y, 100, lr=1e38, epochs=8, trials=1, front=False)
+def test_bad_arguments():
+    for budget in (0, 2.5, True):
+        with pytest.raises(ArgumentError, match=f"budget is {budget!r}"):
+            fpe.recommend(X, y, budget)
+    with pytest.raises(ArgumentError, match="epochs is -1"):
+        fpe.recommend(X, y, 100, epochs=-1)
+    with pytest.raises(ArgumentError, match="hidden is None"):
+        FPEClassifier(budget=100, factor=2).fit(X, y)
 
 
-def problems(error):
-    return [line.removeprefix("  - ") for line in str(error).splitlines()[1:]]
+def test_several_labels_weights_and_sparse_features():
+    features, labels = make_multilabel_classification(120, 12, n_classes=4, random_state=0)
+    several = FPEClassifier(budget=40, epochs=8).fit(features, labels)
+    assert several.predict(features).shape == several.predict_proba(features).shape == (120, 4)
+    assert several.n_nonzero_ == 40
+    dense = FPEClassifier(budget=200, epochs=8, class_weight="balanced").fit(X, y)
+    sparse = FPEClassifier(budget=200, epochs=8, class_weight="balanced").fit(scipy.sparse.csr_array(X), y)
+    assert np.array_equal(dense.predict(X), sparse.predict(scipy.sparse.csr_array(X)))
 
 
-def test_bad_arguments_are_told_all_at_once():
-    with pytest.raises(ArgumentError) as caught:
-        fpe.recommend(X, y, 84, epochs=7, trials=0, lr=-1, validation_fraction=1, seed=-1, batch_size=0)
-    given = {
-        "budget": "84",
-        "epochs": "7",
-        "trials": "0",
-        "lr": r"\(-1,\)",
-        "validation_fraction": "1",
-        "seed": "-1",
-    }
-    given["batch_size"] = "0"
-    found = problems(caught.value)
-    assert len(found) == len(given)
-    for name, value in given.items():
-        assert any(re.match(f"{name} is {value}; give", line) for line in found)
+def test_a_weight_of_a_class_moves_the_decisions_to_it():
+    binary = (y == 3).astype(int)
+    how = {"hidden": 4, "budget": 60, "epochs": 10}
+    plain, heavy = (
+        FPEClassifier(class_weight=w, **how).fit(X, binary).predict_proba(X)[:, 1].mean()
+        for w in (None, {1: 50})
+    )
+    assert heavy > plain
 
 
-def test_bad_data_are_told_all_at_once():
-    bad = X.copy()
-    bad[3, 4] = np.nan
-    with pytest.raises(DataError) as caught:
-        fpe.recommend(bad, np.zeros(299, dtype=int))
-    said = ("NaN or infinite values in 1 of 300", "300 samples and y 299 labels", "one class only")
-    assert all(words in line for words, line in zip(said, problems(caught.value), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("X", "y", "message"),
-    [
-        (np.zeros(3), [0, 1, 1], r"X has shape \(3,\) and type float64; give numbers of shape"),
-        ([["a"], ["b"]], [0, 1], "type <U1; give numbers"),
-        (np.zeros((2, 2)), [[0], [1]], r"y has shape \(2, 1\); give one label for each sample"),
-        (np.zeros((2, 2)), [0.0, np.nan], "y has NaN or missing labels in 1 of 2 samples"),
-        (np.zeros((2, 2)), ["a", None], "y has NaN or missing labels in 1 of 2 samples"),
-        (np.zeros((2, 2)), [0.5, 1.5], "continuous"),
-        (scipy.sparse.eye(2), [0, 1], "X is a sparse matrix"),
-        (np.zeros((2, 2)), [0, 1], "y has 2 classes of one sample each; give at least two samples of one"),
-    ],
-)
-def test_data_that_are_no_table_are_refused(X, y, message):
-    with pytest.raises(DataError, match=message):
-        fpe.recommend(X, y)
+def test_a_regressor_predicts_numbers_in_their_own_units():
+    features, target = load_diabetes(return_X_y=True)
+    model = FPERegressor(budget=40, epochs=30).fit(features, target)
+    assert model.n_nonzero_ <= 40
+    assert model.score(features, target) > 0.4
+    two = np.column_stack([target, -3 * target + 7])
+    assert (
+        FPERegressor(hidden=4, budget=50, epochs=30).fit(features, two).predict(features).shape == two.shape
+    )

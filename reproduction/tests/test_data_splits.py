@@ -95,7 +95,7 @@ def test_shared_co_activation_makes_blocks():
 
 
 def test_later_layers_are_measured_where_they_are():
-    """Both layers are expanded; the inputs of the second are copies of the first's neurons, which stay together."""
+    """Both layers are expanded; inputs of the second that are copies of one neuron stay together."""
     model = fpe.mlp(8, [6, 6], 2, seed=0)
     wide = fpe.expand(
         model,

@@ -272,7 +272,7 @@ def test_the_first_layer_alone_can_be_expanded():
 
 
 def test_gated_networks_are_trained_and_measured():
-    """As the recipe of three calls gives them; all kinds have the dense count, and a second run gives the same."""
+    """As the recipe of three calls gives them; all have the dense count; a second run gives the same."""
     made = run_classifiers(SOURCE, CONFIG, [4], [0, 1])["networks"]
     assert made[:5] == run_classifiers(SOURCE, CONFIG, [4], [0])["networks"]
     assert [n["kind"] for n in made[:5]] == ["dense", "random", "shared", "columns", "columns-activation"]

@@ -53,7 +53,10 @@ if TYPE_CHECKING:
     from fpe.models import mlp
     from fpe.packing.pack import pack, unpack
     from fpe.packing.quantized import quantize
+    from fpe.rewiring.gradual import PruningSchedule
+    from fpe.rewiring.open_masks import open_masks_, with_masks
     from fpe.rewiring.policies import RewiringPolicy
+    from fpe.rewiring.pruner import GradualPruner
     from fpe.rewiring.rewirer import Rewirer
     from fpe.rewiring.schedule import RewiringSchedule
     from fpe.sklearn import FPEClassifier
@@ -68,15 +71,20 @@ _MODULES = {
     "expansion.plan": "LayerPlan Plan",
     "expansion.planner": "plan",
     "expansion.pruning": "ChildPruning InputPruning MagnitudePruning",
-    "expansion.splits": "CorrelationSplit FixedSplit GramSplit LabelSplit RandomSplit SharedSplit TwoFourSplit",
+    "expansion.splits": "CorrelationSplit FixedSplit GramSplit LabelSplit RandomSplit SharedSplit "
+    "TwoFourSplit",
     "expansion.summary": "summary",
     "graph.groups": "NeuronGroup",
     "io.checkpoint": "load save",
     "io.export": "export",
-    "masked": "MaskedConv1d MaskedConv2d MaskedConv3d MaskedLayer MaskedLinear count_nonzero enforce_masks_ project_",
+    "masked": "MaskedConv1d MaskedConv2d MaskedConv3d MaskedLayer MaskedLinear count_nonzero "
+    "enforce_masks_ project_",
     "models": "mlp",
     "packing.pack": "pack unpack",
     "packing.quantized": "quantize",
+    "rewiring.gradual": "PruningSchedule",
+    "rewiring.open_masks": "open_masks_ with_masks",
+    "rewiring.pruner": "GradualPruner",
     "rewiring.policies": "RewiringPolicy",
     "rewiring.rewirer": "Rewirer",
     "rewiring.schedule": "RewiringSchedule",

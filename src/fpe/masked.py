@@ -42,6 +42,8 @@ class _MaskGradient(torch.autograd.Function):
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
 MASK = "fpe_mask"
+#: The name of the buffer with the mask of the biases, if there is one.
+BIAS_MASK = "fpe_bias_mask"
 #: What the buffer was called in files of earlier versions.
 _OLD_MASK = "weight_mask"
 #: Entries of a mask that are summed at a time: few enough for the cache, and for an exact sum in float32.
@@ -77,13 +79,15 @@ class MaskedLayer(HasMasks):
         weight: Any
         bias: Any
         fpe_mask: Tensor
+        fpe_bias_mask: Tensor | None
 
-    #: A leaf whose ``grad`` gathers the gradient that the weight would have without its mask; set by a rewirer.
+    #: A leaf whose ``grad`` gathers the weight's whole gradient; set by a rewirer.
     _probe: Tensor | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.register_buffer(MASK, torch.ones_like(self.weight, requires_grad=False))
+        self.register_buffer(BIAS_MASK, None)
 
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
@@ -96,6 +100,20 @@ class MaskedLayer(HasMasks):
                 return cast(Tensor, weight)
         return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask, self._probe))  # type: ignore[no-untyped-call]
 
+    def _free_bias(self) -> Any:
+        """Return the bias, through which no gradient reaches a masked entry."""
+        bias, mask = self.bias, self.fpe_bias_mask
+        if mask is None or not isinstance(bias, nn.Parameter):
+            return bias if mask is None else bias * mask
+        return _MaskGradient.apply(bias, mask, None)  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def mask_bias_(self, mask: Tensor | None) -> None:
+        """Set the mask of the biases, (outputs,), and masked biases to zero; None frees all of them."""
+        free = mask is None or self.bias is None or bool((mask != 0).all())
+        self.fpe_bias_mask = None if free else cast(Tensor, mask).to(self.fpe_mask)
+        self.project()
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave the probe out: a rewirer watches this layer, not its copies."""
         return {name: value for name, value in vars(self).items() if name != "_probe"}
@@ -105,6 +123,7 @@ class MaskedLayer(HasMasks):
         # A layer pickled by an earlier version has its mask under another name.
         if MASK not in self._buffers and _OLD_MASK in self._buffers:
             self._buffers[MASK] = self._buffers.pop(_OLD_MASK)
+        self._buffers.setdefault(BIAS_MASK, None)
 
     def _set(self, weight: Tensor, bias: Tensor | None, mask: Tensor) -> None:
         self.weight = nn.Parameter(weight)
@@ -113,8 +132,10 @@ class MaskedLayer(HasMasks):
         self.fpe_mask = mask
 
     def free(self, name: str) -> Tensor | None:
-        """Return the mask of the weight, also where torch's pruning gives it another name."""
-        return self.fpe_mask if name in ("weight", "weight_orig") else None
+        """Return the mask of a parameter; torch's pruning gives the weight another name."""
+        return {**dict.fromkeys(("weight", "weight_orig"), self.fpe_mask), "bias": self.fpe_bias_mask}.get(
+            name
+        )
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
@@ -127,6 +148,9 @@ class MaskedLayer(HasMasks):
     ) -> None:
         if prefix + MASK not in state_dict and prefix + _OLD_MASK in state_dict:
             state_dict[prefix + MASK] = state_dict.pop(prefix + _OLD_MASK)
+        stored = state_dict.get(prefix + BIAS_MASK)
+        if prefix + MASK in state_dict and (stored is None) != (self.fpe_bias_mask is None):
+            self.fpe_bias_mask = None if stored is None else torch.ones_like(self.bias, requires_grad=False)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
         count = self._nonzero_masked()
         if not count:
@@ -138,8 +162,8 @@ class MaskedLayer(HasMasks):
                     setattr(self, name, nn.Parameter(parameter.detach().clone(), parameter.requires_grad))
         self.project()
         warnings.warn(
-            f"the loaded state has {count:,} weights in {prefix.rstrip('.') or 'a layer'!r} that are not zero "
-            "where the loaded mask is; they have been set to 0, so the outputs differ from those of "
+            f"the loaded state has {count:,} weights in {prefix.rstrip('.') or 'a layer'!r} that are not "
+            "zero where the loaded mask is; they have been set to 0, so the outputs differ from those of "
             "the model that was saved. Call fpe.project_(model) before saving.",
             stacklevel=2,
         )
@@ -202,7 +226,7 @@ class MaskedLinear(MaskedLayer, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer: (…, in_features) to (…, out_features)."""
-        return F.linear(input, self._free_weight(), self.bias)
+        return F.linear(input, self._free_weight(), self._free_bias())
 
 
 class _MaskedConvolution(MaskedLayer):
@@ -223,7 +247,7 @@ class _MaskedConvolution(MaskedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Convolve: (batch, in_channels, *size) to (batch, out_channels, *size)."""
-        return cast(Tensor, self._conv_forward(input, self._free_weight(), self.bias))  # type: ignore[operator]
+        return cast(Tensor, self._conv_forward(input, self._free_weight(), self._free_bias()))  # type: ignore[operator]
 
 
 class MaskedConv1d(_MaskedConvolution, nn.Conv1d):
@@ -342,7 +366,7 @@ def enforce_masks_(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
 
 
 def check_masks(model: nn.Module, what: str) -> None:
-    """Raise ModelError if a masked weight is not zero; name all layers, and say to repair them before `what`."""
+    """Raise ModelError if a masked weight is not zero; name all layers, to be repaired before `what`."""
     raise_problems(_mask_problems(model), ModelError, "the masks")
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, HasMasks)]
     counts = [f"{count:,} in {name!r}" for name, layer in layers if (count := layer._nonzero_masked())]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,13 +43,30 @@ class Standardize(nn.Module):
         return str(len(self.mean))
 
 
+class DirectMLP(nn.Sequential):
+    """A classifier whose last child ``direct`` connects inputs to outputs, beside the other layers.
+
+    A first layer ``scaler`` comes before both.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (…, inputs) to (…, outputs)."""
+        *layers, (_, direct) = self.named_children()
+        x = input
+        for name, module in layers:
+            x = module(x)
+            input = x if name == "scaler" else input
+        return cast(Tensor, x + direct(input))
+
+
 def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequential:
     """Return the layers of an ``nn.Sequential`` after a `Standardize` called ``"scaler"``.
 
     The layers are the same and keep their names, so that plans and state dicts still fit.
     """
     layers = [("scaler", Standardize(mean, scale)), *network.named_children()]
-    made = nn.Sequential(OrderedDict(layers)).train(network.training)
+    kind = DirectMLP if isinstance(network, DirectMLP) else nn.Sequential
+    made = kind(OrderedDict(layers)).train(network.training)
     for name in ("fpe_plan", "fpe_packing"):
         if hasattr(network, name):
             setattr(made, name, getattr(network, name))
@@ -64,15 +81,18 @@ def mlp(
     seed: int | None = None,
     dtype: torch.dtype = torch.float32,
     standardize: bool = False,
+    direct: bool = False,
 ) -> nn.Sequential:
     """Build Linear → ReLU → Linear; with several hidden layers, LayerNorm before each ReLU (A.7).
+
+    Without a hidden layer it is softmax or linear regression.
 
     Parameters
     ----------
     inputs, outputs : int
         Features and logits, at least 1.
     hidden : int or sequence of int
-        Neurons of the hidden layer, or of each.
+        Neurons of the hidden layer, or of each; 0 or an empty sequence for none.
     seed : int, optional
         Of the weights; torch's own random state is then not used.
     dtype : torch.dtype, default torch.float32
@@ -80,26 +100,34 @@ def mlp(
     standardize : bool, default False
         Begin with a layer ``scaler`` (`Standardize`) of mean 0 and scale 1, to be set to those of the data.
         The names of the other layers do not depend on it.
+    direct : bool, default False
+        Add a last layer ``direct``, connections without biases from the inputs to the outputs, beside the
+        hidden layers.
 
     Returns
     -------
     nn.Sequential
         A model that maps (batch, inputs) to (batch, outputs).
     """
-    widths = [hidden] if isinstance(hidden, int) else list(hidden)
-    if not widths or min(inputs, outputs, *widths) < 1:
+    widths = ([hidden] if hidden else []) if isinstance(hidden, int) else list(hidden)
+    if min(inputs, outputs, *widths) < 1 or (direct and not widths):
         raise ArgumentError(
-            f"mlp: sizes are {inputs} inputs, {hidden} hidden, {outputs} outputs; each must be at least 1."
+            f"mlp: sizes are {inputs} inputs, {hidden} hidden, {outputs} outputs; each must be at least 1, "
+            "and direct=True needs a hidden layer."
         )
     with nullcontext() if seed is None else seeded(seed):
         layers: list[nn.Module] = []
-        for before, after in zip([inputs, *widths[:-1]], widths, strict=True):
+        for before, after in zip([inputs, *widths], widths, strict=False):
             layers.append(nn.Linear(before, after, dtype=dtype))
             if len(widths) > 1:
                 layers.append(nn.LayerNorm(after, dtype=dtype))
             layers.append(nn.ReLU())
-        layers.append(nn.Linear(widths[-1], outputs, dtype=dtype))
-    network = nn.Sequential(*layers)
+        layers.append(nn.Linear(widths[-1] if widths else inputs, outputs, dtype=dtype))
+        network = nn.Sequential(*layers)
+        if direct:
+            children = OrderedDict(network.named_children())
+            children["direct"] = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+            network = DirectMLP(children)
     if not standardize:
         return network
     return standardized(network, torch.zeros(inputs, dtype=dtype), torch.ones(inputs, dtype=dtype))
@@ -111,11 +139,12 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     The model may be dense, expanded or packed. The sizes are ``inputs``, ``hidden`` (one number, or a list),
     ``outputs`` and, if it is so, ``standardize``, of the model as it is now.
     """
-    if type(model) is not nn.Sequential:
+    if type(model) not in (nn.Sequential, DirectMLP):
         return None
-    linear = [m for m in model if type(m) is nn.Linear or isinstance(m, HasMasks)]
+    named = [(n, m) for n, m in model.named_children() if n != "direct"]
+    linear = [m for _, m in named if type(m) is nn.Linear or isinstance(m, HasMasks)]
     sizes = [(getattr(m, "in_features", 0), getattr(m, "out_features", 0)) for m in linear]
-    if len(sizes) < 2 or not all(before and after for before, after in sizes):
+    if not sizes or not all(before and after for before, after in sizes):
         return None
     hidden = [after for _, after in sizes[:-1]]
     found: dict[str, Any] = {
@@ -123,12 +152,22 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
         "hidden": hidden[0] if len(hidden) == 1 else hidden,
         "outputs": sizes[-1][1],
     }
-    if "scaler" in model._modules:
-        found["standardize"] = True
+    found |= {
+        name: True
+        for name, layer in (("standardize", "scaler"), ("direct", "direct"))
+        if layer in model._modules
+    }
+    if found.get("direct") and not hidden:
+        return None
     with torch.device("meta"):
         same = mlp(**found)
     named_alike = list(model._modules) == list(same._modules)
-    return found if named_alike and all(map(_is_like, model, same)) else None
+    return (
+        found
+        if named_alike
+        and all(_is_like(*pair) for pair in zip(model.children(), same.children(), strict=True))
+        else None
+    )
 
 
 def _is_like(module: nn.Module, built: nn.Module) -> bool:
@@ -136,4 +175,4 @@ def _is_like(module: nn.Module, built: nn.Module) -> bool:
         return type(module) is type(built) and repr(module) == repr(built)
     sizes = ("in_features", "out_features")
     same = all(getattr(module, size, None) == getattr(built, size) for size in sizes)
-    return same and getattr(module, "bias", None) is not None
+    return same and (getattr(module, "bias", None) is None) == (built.bias is None)

@@ -1,4 +1,4 @@
-"""Which network for a budget of non-zeros: width, factor, split, pruning and rewiring, by trying."""
+"""Which network for a budget of non-zeros, found by training."""
 
 from fpe.budget.recommend import recommend
 from fpe.budget.recommendation import Recommendation

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fpe.cli.shared import SHOWN, ManyValues, check_jobs, data_options, expansion_options
-from fpe.errors import ArgumentError, raise_problems
+from fpe.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from fpe.budget import Recommendation
-    from fpe.compare.config import FitConfig
-    from fpe.data import Dataset
+    pass
 
 #: Options that describe the data; see `data_options`.
 OF_DATA = ("label", "test", "split_column", "drop", "features", "test_fraction")
-#: Options that ``--auto`` excludes: it chooses the first seven, and has no use for the others.
-NOT_WITH_AUTO = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "decay", "l2", "patience")
+#: Options that ``--budget`` excludes: it chooses, or has no use for them.
+NOT_WITH_BUDGET = (
+    "hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "lr", "decay", "l2", "patience",
+    "standardize", "trials", "validation_fraction", "jobs",
+)  # fmt: skip
 
 
 @click.command(
@@ -38,9 +39,11 @@ NOT_WITH_AUTO = ("hidden", "factor", "split", "prune", "rewire", "warmup_epochs"
     "momentum; without a name columns with --prune columns, else accumulated. Other defaults then change "
     "too.",
 )
-@click.option("--auto", is_flag=True, help="Choose width, factor, split, pruning and rewiring, then train.")
 @click.option(
-    "--budget", type=int, metavar="N", help="With --auto: the most non-zeros.  [default: as 16 dense neurons]"
+    "--budget",
+    type=int,
+    metavar="N",
+    help="Find the best network of at most N non-zeros, with or without a hidden layer, pruned gradually.",
 )
 @click.option("--trials", default=5, help="Networks of each width.")
 @click.option("--warmup-epochs", type=int, help="Epochs before expansion.  [default: 100; 0 with --rewire]")
@@ -76,7 +79,6 @@ def fit(
     fresh: bool,
     as_json: bool,
     rewire: str | None,
-    auto: bool,
     budget: int | None,
     **settings: Any,
 ) -> None:
@@ -91,11 +93,12 @@ def fit(
       fpe fit digits --hidden 4 8 16 --factor 2
       fpe fit embeddings.parquet --label intent --split shared --prune columns
       fpe fit digits --rewire
-      fpe fit digits --auto --budget 600
+      fpe fit digits --budget 600
     """  # noqa: D301
     check_jobs(jobs)
-    _check_auto(context, auto, budget)
-    from fpe._util.files import to_json, write_json
+    if budget is not None:
+        _check_budget(context)
+    from fpe._util.files import to_json
     from fpe._util.terminal import progress_bar
     from fpe.compare.config import FitConfig
     from fpe.compare.fit import run_fit
@@ -103,21 +106,19 @@ def fit(
     from fpe.data import load
 
     dataset = load(data, seed=settings["seed"], **{name: settings.pop(name) for name in OF_DATA})
-    config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
-    found = None
     if not as_json:
         click.echo("\n".join(dataset.lines()) + "\n")
-    if auto:
-        found, config = _choose(dataset, config, budget, out, fresh, not as_json)
-        if not as_json:
-            click.echo(f"{found}\n\nin Python   {found.python()}\ncommand     {found.command(data)}\n")
+    if budget is not None:
+        from fpe.cli.budget import fit_budget
+
+        own = {name: settings[name] for name in ("seed", "epochs", "batch_size")}
+        fit_budget(dataset, budget, out, fresh=fresh, as_json=as_json, **own)
+        return
+    config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
         result = run_fit(dataset, config, folder, jobs=jobs, fresh=fresh, on_trial=advance)
     files = {"results": folder / "results.json"}
-    if found is not None:
-        files["choice"] = folder / "recommendation.json"
-        write_json(files["choice"], found.to_dict())
     try:
         fit_figure(result, folder / "accuracy.png")
         files["figure"] = folder / "accuracy.png"
@@ -136,66 +137,16 @@ def fit(
     click.echo(f"  load it with fpe.load({str(folder / 'best.safetensors')!r})")
 
 
-def _check_auto(context: click.Context, auto: bool, budget: int | None) -> None:
-    """Refuse options that cannot be used with ``--auto``, or without it."""
-    problems = []
-    if not auto and budget is not None:
-        problems.append("--budget is for --auto, which chooses a network of this count; give both.")
+def _check_budget(context: click.Context) -> None:
+    """Refuse options that cannot be used with ``--budget``."""
     typed = click.core.ParameterSource.COMMANDLINE
-    given = [name for name in NOT_WITH_AUTO if context.get_parameter_source(name) is typed]
-    if auto and given:
+    given = [name for name in NOT_WITH_BUDGET if context.get_parameter_source(name) is typed]
+    if given:
         options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        problems.append(
-            f"{options} cannot be given with --auto, which chooses the network and its training; omit either."
+        raise ArgumentError(
+            f"{options} cannot be given with --budget, which chooses the network and its training; omit "
+            "either."
         )
-    raise_problems(problems, ArgumentError, "the options")
-
-
-def _choose(
-    dataset: Dataset, config: FitConfig, budget: int | None, out: Path | None, fresh: bool, visible: bool
-) -> tuple[Recommendation, FitConfig]:
-    """Return what is recommended for the training part of the data, and the configuration that trains it."""
-    import shutil
-    from dataclasses import asdict, replace
-
-    from fpe.budget import recommend
-
-    X = dataset.X_train
-    if config.standardize:
-        scale = X.std(axis=0)
-        scale[scale == 0] = 1
-        X = (X - X.mean(axis=0)) / scale
-    folder = (out or Path("fpe-out", f"{dataset.name}-auto-{dataset.fingerprint[:6]}")) / "choice"
-    if fresh:
-        shutil.rmtree(folder, ignore_errors=True)
-    winners: list[Any] = []
-
-    def show(winner: Any) -> None:
-        winners.append(winner)
-        if visible:
-            accuracy = f"{winner.accuracy:.1%} on held-out training samples"
-            click.echo(f"{winner.nonzero:,} non-zeros: {winner.name}, {accuracy}", err=True)
-
-    given: dict[str, Any] = {"epochs": config.epochs, "lr": config.lr}
-    try:
-        found = recommend(
-            X,
-            dataset.y_train,
-            budget,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            verbose=visible,
-            folder=folder,
-            on_budget=show,
-            **{name: value for name, value in given.items() if value is not None},
-        )
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped. The choice is made for {len(winners)} budgets and kept in {folder}; run the same "
-            "command again to resume."
-        ) from None
-    settings = asdict(found.settings)
-    return found, replace(config, **{**settings, "hidden": (found.settings.hidden,)})
 
 
 def _training(config: dict[str, Any]) -> str:

@@ -284,8 +284,8 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     for n in group.producers:
         if shapes[n] != own:
             problems.append(
-                f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(own)}; producers of "
-                "one group are alike."
+                f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(own)}; producers "
+                "of one group are alike."
             )
     for n in group.consumers:
         inputs = shapes[n][1]

@@ -137,8 +137,8 @@ def analyzed(model: nn.Module) -> Iterator[nn.Module]:
 def not_run(kind: str, error: Exception) -> ModelError:
     """Return an error that says why a model of this class did not run on its batch."""
     return ModelError(
-        f"{kind} cannot be run on example_inputs ({first_line(error)}); give one batch as the model takes it: "
-        "a tensor, a tuple of arguments, or a dict of named ones."
+        f"{kind} cannot be run on example_inputs ({first_line(error)}); give one batch as the model takes "
+        "it: a tensor, a tuple of arguments, or a dict of named ones."
     )
 
 

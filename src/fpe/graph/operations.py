@@ -226,7 +226,8 @@ def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 
 _NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow], str] = {
-    _reshape: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as _reshape_alias",
+    _reshape: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as "
+    "_reshape_alias",
     _spatial: " ".join(SPATIAL),
     _reduce: "mean sum amax amin max min var std logsumexp prod",
     _permute: "permute transpose t swapaxes swapdims",

@@ -21,7 +21,8 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
 
     A neuron does not show behind a head of zeros, nor a missing norm whose entries are all alike, nor a
     missing PReLU over neurons that are always positive: of each pair of neurons, one is negative where the
-    other is positive. Norms over the neurons lose their statistics, which only whole copies of all neurons keep.
+    other is positive. Norms over the neurons lose their statistics, which only whole copies of all neurons
+    keep.
     """
     producers = {name for group in groups for name in group.producers}
     widths = {size_of(model, group.name)[0] for group in groups}
@@ -107,7 +108,7 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
 def permuted(
     model: nn.Module, group: NeuronGroup, names: Sequence[str], values: Values | None = None
 ) -> Values:
-    """Return values with which the neurons stand in another order in the modules of a group of these names."""
+    """Return values with which the neurons stand in another order in these modules of a group."""
     neurons, _ = size_of(model, group.name)
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
     order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]

@@ -9,8 +9,8 @@ consumers to match (`shuffled`). An operation that mixes neurons, a missing cons
 Such a comparison has power only where the neurons matter to the output. So it is made on a copy with random
 weights of a healthy scale, in double precision if the model runs in it; and the output must move when a
 producer or a consumer is permuted alone. It is made for both halves of the neurons in both modes, unless all
-neurons matter, and both modes compute the same with all of them: then one half in training mode suffices, since
-each place has then a neuron that matters either before or after.
+neurons matter, and both modes compute the same with all of them: then one half in training mode suffices,
+since each place has then a neuron that matters either before or after.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ class _TensorsOnly(nn.Module):
 
 @contextlib.contextmanager
 def _model_error(text: str, hint: str = "", writes: bool = False) -> Iterator[None]:
-    """Raise any error, but that of a file where one is written, as a `ModelError`: `text`, cause, and hint."""
+    """Raise any error, but that of a file that is written, as a `ModelError`: `text`, cause, hint."""
     try:
         yield
     except ModelError:

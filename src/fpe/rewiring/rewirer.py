@@ -17,7 +17,15 @@ from fpe.masked import check_masks
 from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow
 from fpe.rewiring.policies import RewiringPolicy, as_policy
 from fpe.rewiring.schedule import RewiringSchedule
-from fpe.rewiring.sites import average_, find_sites, local, set_mask_, whole
+from fpe.rewiring.sites import (
+    average_,
+    check_optimizers,
+    check_present,
+    find_sites,
+    local,
+    set_mask_,
+    whole,
+)
 
 #: Steps without finite gradients after which a rewirer warns; a gradient scaler skips fewer in a row.
 PATIENCE = 20
@@ -109,7 +117,7 @@ class Rewirer:
         check_masks(self.model, "the masks change")
         self.sites, self.scopes = find_sites(self.model, self.policy)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        self._check_optimizers()
+        check_optimizers(self.optimizers, self.sites)
         self.taken = self.rewirings = 0
         self.grown = {self.sites[i].name: 0 for scope in self.scopes for i in scope}
         self.generator = torch.Generator().manual_seed(seed)
@@ -130,7 +138,7 @@ class Rewirer:
         ModelError
             If layers of the model have been replaced since, or are no longer trained.
         """
-        self._check_layers()
+        check_present(self.model, self.sites, "rewirer")
         self.taken += 1
         if self.late or self.schedule.rewires(self.taken, self.steps):
             self._rewire()
@@ -231,32 +239,6 @@ class Rewirer:
     def _weight_sums(self) -> list[float]:
         """Return numbers that change when an optimizer, even a fused one, changes weights."""
         return [float(local(site.layer.weight).sum(dtype=torch.float64)) for site in self.sites]
-
-    def _check_layers(self) -> None:
-        for site in self.sites:
-            try:
-                here = self.model.get_submodule(site.name) is site.layer
-            except AttributeError:
-                here = False
-            if not here:
-                raise ModelError(
-                    f"layer {site.name!r} is no longer the one that this rewirer was made for: it has been "
-                    "packed or replaced. Make a new rewirer, for fpe.unpack(model) if the model is packed."
-                )
-
-    def _check_optimizers(self) -> None:
-        for optimizer in self.optimizers:
-            if not isinstance(optimizer, Optimizer):
-                raise ArgumentError(
-                    f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer."
-                )
-        trained = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        missing = [site.name for site in self.sites if id(site.layer.weight) not in trained]
-        if missing:
-            raise ArgumentError(
-                f"the optimizer does not train the weights of {', '.join(map(repr, missing))}; make it from "
-                "the expanded model's parameters, or give all optimizers in a list."
-            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to resume, without the model's masks; all processes must call this."""

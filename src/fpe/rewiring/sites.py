@@ -52,20 +52,7 @@ def find_sites(model: Any, policy: RewiringPolicy) -> tuple[list[Site], list[lis
 
     A ModelError names all layers to which the policy cannot be applied.
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
-    packed = [name for name, m in model.named_modules() if isinstance(m, PackedLayer)]
-    if packed:
-        raise ModelError(
-            f"layers {', '.join(map(repr, packed))} are packed, and packed layers have no masks to change; "
-            "make the rewirer for fpe.unpack(model), and pack it after training."
-        )
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
-    if not layers:
-        raise ModelError("no layer of this model is masked; call fpe.expand first.")
-    sites = [Site.of(name, layer) for name, layer in layers.items() if layer.weight.requires_grad]
-    if not sites:
-        raise ModelError("the weights of all masked layers are frozen; rewiring needs one that is trained.")
+    sites = trained_sites(model)
     if policy.unit == "column":
         return sites, _column_scopes(groups_in(model), sites)
     if policy.scope == "network":
@@ -107,7 +94,7 @@ def _column_scopes(groups: Sequence[ExpandedGroup], sites: Sequence[Site]) -> li
 
 
 def _are_blocks(sites: Sequence[Site]) -> bool:
-    """Tell whether layers are dense blocks over the same columns, with fewer gaps than entries of a column."""
+    """Tell whether layers are dense blocks over the same columns, with fewer gaps than a column's entries."""
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [table_of(site.children, site.blocks) for site in sites]
@@ -153,3 +140,63 @@ def set_mask_(layer: MaskedLayer, mask: Tensor, optimizers: Sequence[Optimizer])
         for value in optimizer.state.get(layer.weight, {}).values():
             if isinstance(value, Tensor) and value.shape == layer.weight.shape:
                 value.mul_(unchanged)
+
+
+@torch.no_grad()
+def set_bias_mask_(layer: MaskedLayer, mask: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
+    """Set the mask of a layer's biases (whole); masked biases, and their moments, become 0."""
+    layer.mask_bias_(None if mask is None else placed_like(mask, layer.bias))
+    own = layer.fpe_bias_mask
+    if own is None:
+        return
+    for optimizer in optimizers:
+        for value in optimizer.state.get(layer.bias, {}).values():
+            if isinstance(value, Tensor) and value.shape == layer.bias.shape:
+                value.mul_(own)
+
+
+def trained_sites(model: Any) -> list[Site]:
+    """Return the masked layers of a model whose weights are trained; raise if there are none."""
+    if not isinstance(model, nn.Module):
+        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+    packed = [name for name, m in model.named_modules() if isinstance(m, PackedLayer)]
+    if packed:
+        raise ModelError(
+            f"layers {', '.join(map(repr, packed))} are packed, and packed layers have no masks to change; "
+            "take fpe.unpack(model), and pack it after training."
+        )
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
+    if not layers:
+        raise ModelError("no layer of this model is masked; call fpe.expand or fpe.with_masks first.")
+    sites = [Site.of(name, layer) for name, layer in layers.items() if layer.weight.requires_grad]
+    if not sites:
+        raise ModelError("the weights of all masked layers are frozen; one must be trained.")
+    return sites
+
+
+def check_present(model: nn.Module, sites: Sequence[Site], what: str) -> None:
+    """Raise if layers of the model have been replaced since."""
+    for site in sites:
+        try:
+            here = model.get_submodule(site.name) is site.layer
+        except AttributeError:
+            here = False
+        if not here:
+            raise ModelError(
+                f"layer {site.name!r} is no longer the one that this {what} was made for: it has been "
+                f"packed or replaced. Make a new {what}, for fpe.unpack(model) if the model is packed."
+            )
+
+
+def check_optimizers(optimizers: Sequence[Any], sites: Sequence[Site]) -> None:
+    """Raise if the optimizers are none, or do not train the weights of all sites."""
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise ArgumentError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")
+    trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    missing = [site.name for site in sites if id(site.layer.weight) not in trained]
+    if missing:
+        raise ArgumentError(
+            f"the optimizer does not train the weights of {', '.join(map(repr, missing))}; make it from "
+            "the parameters of the model with masks, or give all optimizers in a list."
+        )

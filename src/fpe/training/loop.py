@@ -20,8 +20,9 @@ from torch.optim import Adam, Optimizer
 
 from fpe.errors import ArgumentError
 from fpe.masked import mask_names
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
-from fpe.training.losses import loss_of
+from fpe.training.losses import CLASSES, Objective, loss_of
 
 #: One epoch: ``{"epoch": …, "loss": …}`` and, with validation data, ``"validation_loss"``.
 Record = dict[str, Any]
@@ -85,8 +86,9 @@ def train(
     batch_size: int | None = None,
     sample_weight: Tensor | None = None,
     early_stopping: EarlyStopping | None = None,
-    rewirer: Rewirer | None = None,
+    rewirer: Rewirer | GradualPruner | None = None,
     decay: Cosine | None = None,
+    objective: Objective = CLASSES,
     on_epoch: Callable[[Record], None] | None = None,
 ) -> list[Record]:
     """Train a model in place for some epochs; return a record of each.
@@ -112,10 +114,12 @@ def train(
         Weight of each sample, (samples,).
     early_stopping : EarlyStopping, optional
         By default all epochs are trained.
-    rewirer : Rewirer, optional
+    rewirer : Rewirer or GradualPruner, optional
         Changes the masks of the model while it trains.
     decay : Cosine, optional
         How the learning rate falls, step by step. By default it is constant.
+    objective : Objective, default Objective()
+        What is minimized: by default the cross-entropy.
     on_epoch : callable, optional
         Gets the record of each finished epoch.
 
@@ -131,11 +135,13 @@ def train(
     for epoch in range(1, epochs + 1):
         now = None if decay is None else replace(decay, begin=decay.begin + epoch - 1)
         try:
-            loss = run_epoch(model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now)
+            loss = run_epoch(
+                model, optimizer, X, y, batch_size, generator, sample_weight, rewirer, now, objective
+            )
             record: Record = {"epoch": epoch, "loss": loss}
             if early_stopping is not None:
                 data = early_stopping.X, early_stopping.y, early_stopping.weight
-                record["validation_loss"] = evaluate_loss(model, *data)
+                record["validation_loss"] = evaluate_loss(model, *data, Objective(objective.kind))
             moments = (value for state in optimizer.state.values() for value in state.values())
             trained = [*model.parameters(), *(value for value in moments if torch.is_tensor(value))]
             problem = divergence(record, trained)
@@ -167,8 +173,9 @@ def run_epoch(
     batch_size: int,
     generator: torch.Generator,
     sample_weight: Tensor | None = None,
-    rewirer: Rewirer | None = None,
+    rewirer: Rewirer | GradualPruner | None = None,
     decay: Cosine | None = None,
+    objective: Objective = CLASSES,
 ) -> float:
     """Train for one epoch, as `train` does; return the mean loss over the samples before their steps."""
     order = torch.randperm(len(X), generator=generator).to(X.device)
@@ -183,7 +190,7 @@ def run_epoch(
                     _set_rates(optimizer, [factor * rate for rate in rates])
                 weight = None if sample_weight is None else sample_weight[batch]
                 optimizer.zero_grad()
-                loss = loss_of(model(X[batch]), y[batch], weight)
+                loss = loss_of(model(X[batch]), y[batch], weight, objective)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 if rewirer is not None:
@@ -212,7 +219,10 @@ def _set_rates(optimizer: Optimizer, rates: Sequence[float]) -> None:
 
 
 def _snapshot(
-    model: nn.Module, optimizer: Optimizer, generator: torch.Generator, rewirer: Rewirer | None
+    model: nn.Module,
+    optimizer: Optimizer,
+    generator: torch.Generator,
+    rewirer: Rewirer | GradualPruner | None,
 ) -> tuple[dict[str, Tensor], Callable[[], None]]:
     """Copy everything that training changes; return the model's state, and a function that restores all."""
     fixed = mask_names(model) if rewirer is None else ()
@@ -253,9 +263,11 @@ def predict_logits(model: nn.Module, X: Tensor, batch_size: int = 4096) -> Tenso
         return torch.cat([model(batch) for batch in torch.split(X, batch_size)])
 
 
-def evaluate_loss(model: nn.Module, X: Tensor, y: Tensor, weight: Tensor | None = None) -> float:
+def evaluate_loss(
+    model: nn.Module, X: Tensor, y: Tensor, weight: Tensor | None = None, objective: Objective = CLASSES
+) -> float:
     """Return the mean loss over all samples, weighted if there are weights, in evaluation mode."""
-    return float(loss_of(predict_logits(model, X), y, weight))
+    return float(loss_of(predict_logits(model, X), y, weight, objective))
 
 
 def accuracy(model: nn.Module, X: Tensor, y: Tensor) -> float:

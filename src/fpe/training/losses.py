@@ -1,8 +1,9 @@
-"""Activations as functions, and the losses of classifiers (section 2.1)."""
+"""Activations as functions, and losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +20,48 @@ ACTIVATIONS: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
 }
 
 
-def loss_of(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Return the (weighted) mean loss: binary cross-entropy for one logit, cross-entropy for several (2.1).
+class Objective(NamedTuple):
+    """What is minimized.
 
-    `y` is class numbers, (batch,), or with several logits probabilities of the classes, (batch, classes).
+    Parameters
+    ----------
+    kind : str, default "classes"
+        ``"classes"``: cross-entropy, binary for one logit (2.1); targets are class numbers, (batch,), or with
+        several logits probabilities, (batch, classes). ``"labels"``: binary cross-entropy for each output;
+        targets are 0 and 1, (batch, outputs). ``"squared"``: the squared error; targets (batch, outputs).
+    smoothing : float, default 0.0
+        Share of the target that is spread evenly over the classes, or over yes and no.
     """
-    reduction = "mean" if weight is None else "none"
-    if logits.shape[1] == 1:
-        loss = F.binary_cross_entropy_with_logits(logits[:, 0], y.to(logits.dtype), reduction=reduction)
-    else:
-        loss = F.cross_entropy(logits, y, reduction=reduction)
-    return loss if weight is None else mean_of(loss, weight)
+
+    kind: str = "classes"
+    smoothing: float = 0.0
+
+    def each(self, outputs: Tensor, y: Tensor) -> Tensor:
+        """Return the loss of each sample, (…, batch), from outputs, (…, batch, outputs), and targets."""
+        if self.kind == "squared":
+            return (outputs - y).square().mean(dim=-1)
+        if self.kind == "labels":
+            y = y * (1 - self.smoothing) + self.smoothing / 2
+            return F.binary_cross_entropy_with_logits(outputs, y, reduction="none").mean(dim=-1)
+        if outputs.shape[-1] == 1:
+            y = y * (1 - self.smoothing) + self.smoothing / 2
+            return F.binary_cross_entropy_with_logits(outputs[..., 0], y.to(outputs.dtype), reduction="none")
+        logs = outputs.log_softmax(dim=-1)
+        soft = y.dim() == outputs.dim()
+        own = -((y * logs).sum(dim=-1) if soft else logs.gather(-1, y.unsqueeze(-1)).squeeze(-1))
+        return own if not self.smoothing else torch.lerp(own, -logs.mean(dim=-1), self.smoothing)
+
+
+CLASSES = Objective()
+
+
+def loss_of(
+    outputs: Tensor, y: Tensor, weight: Tensor | None = None, objective: Objective = CLASSES
+) -> Tensor:
+    """Return the (weighted) mean loss over a batch of outputs, (batch, outputs), and targets."""
+    if weight is None and objective.kind == "classes" and outputs.shape[1] > 1:  # torch's own is faster
+        return F.cross_entropy(outputs, y, label_smoothing=objective.smoothing)
+    return mean_of(objective.each(outputs, y), weight)
 
 
 def mean_of(losses: Tensor, weight: Tensor | None) -> Tensor:

@@ -20,9 +20,14 @@ from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
 from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.splits import Split, as_split
+from fpe.masked import count_nonzero
+from fpe.rewiring.gradual import PruningSchedule, power_of
+from fpe.rewiring.open_masks import open_masks_, with_masks
 from fpe.rewiring.policies import POLICIES, RewiringPolicy, as_policy
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training.loop import Cosine, default_batch_size
+from fpe.training.losses import CLASSES, Objective
 
 
 def _integer(value: Any, least: int) -> bool:
@@ -35,7 +40,7 @@ def _number(value: Any) -> bool:
 
 def _sizes(value: Any) -> bool:
     sizes = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
-    return len(sizes) > 0 and all(_integer(size, 1) for size in sizes)
+    return _integer(value, 0) or (len(sizes) > 0 and all(_integer(size, 1) for size in sizes))
 
 
 #: What tells whether a value is allowed, and what is allowed.
@@ -50,7 +55,7 @@ def at_least(least: int, why: str = "") -> Constraint:
 _POSITIVE, _COUNT = at_least(1), at_least(0)
 #: Allowed values of the parameters of a recipe and of its users.
 CONSTRAINTS: dict[str, Constraint] = {
-    "hidden": (_sizes, "an integer of at least 1, or a list of such"),
+    "hidden": (_sizes, "an integer of at least 1, or a list of such; 0 for no hidden layer"),
     "factor": _POSITIVE,
     "warmup_epochs": _COUNT,
     "epochs": _COUNT,
@@ -60,10 +65,17 @@ CONSTRAINTS: dict[str, Constraint] = {
     "l2": (lambda value: _number(value) and value >= 0, "a number of at least 0"),
     "decay": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
     "trials": _POSITIVE,
+    "budget": _POSITIVE,
+    "gradual": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "direct": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "label_smoothing": (lambda value: _number(value) and 0 <= value < 1, "a share from 0 to below 1"),
+    "scale": (lambda value: value is None or value == "auto", "'auto' or None"),
     "validation_fraction": (lambda value: _number(value) and 0 < value < 1, "a share between 0 and 1"),
 }
 #: Parameters that may be None.
-OPTIONAL = {"factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr", "decay"}
+OPTIONAL = {
+    "hidden", "factor", "warmup_epochs", "epochs", "batch_size", "patience", "lr", "decay", "budget",
+}  # fmt: skip
 
 
 def check_parameters(
@@ -83,6 +95,7 @@ def check_parameters(
         lambda: split is None or as_split(split),
         lambda: prune is None or as_pruning(prune),
         lambda: _chosen_policy(given.get("rewire"), prune),
+        lambda: power_of(given.get("score", "moment")),
     ):
         try:
             check()
@@ -113,6 +126,13 @@ class Recipe:
         How masks change after the expansion; None for fixed masks.
     reinitialize : bool
         Whether the expanded network is reinitialized; see `fpe.reinitialize_`.
+    gradual : PruningSchedule or bool
+        Whether, and when, weights are pruned gradually after the warm-up: an expanded network whose masks
+        are opened, or with factor 1 the network itself.
+    score, budget
+        As for `fpe.GradualPruner`; by default the budget is the count of the dense network.
+    objective : Objective
+        What is minimized.
     """
 
     factor: int = 2
@@ -126,6 +146,10 @@ class Recipe:
     l2: float = 0.0
     policy: RewiringPolicy | None = None
     reinitialize: bool = False
+    gradual: PruningSchedule | bool = False
+    score: str | float = "moment"
+    budget: int | None = None
+    objective: Objective = CLASSES
 
     @classmethod
     def choose(
@@ -141,6 +165,9 @@ class Recipe:
         decay: bool | None = None,
         batch_size: int | None = None,
         l2: float = 0.0,
+        budget: int | None = None,
+        gradual: bool = False,
+        score: str | float = "moment",
         default_epochs: tuple[int, int] = (25, 25),
     ) -> Recipe:
         """Return a recipe; whatever is None gets its default.
@@ -151,6 +178,10 @@ class Recipe:
         1e-2. With input pruning the factor is 3 and the split shared in 8 groups of neurons. After a warm-up
         the rate is a constant 1e-2: a falling one would be too small when the masks begin to change.
 
+        With a budget a network is pruned from the beginning, at a rate that falls from 1e-2 to 0. With
+        ``gradual=True`` a trained one is expanded by 4, its masks are opened, and weights are pruned until
+        85 % of the epochs that are left, at a constant rate of 1e-2.
+
         Parameters
         ----------
         factor, split, prune, warmup_epochs, epochs, lr, decay, batch_size, l2
@@ -158,6 +189,8 @@ class Recipe:
         rewire : bool, str or RewiringPolicy, default False
             False for fixed masks; a policy or its name for dynamic ones. True is ``"columns"`` with input
             pruning, and ``"accumulated"`` otherwise.
+        budget, gradual, score
+            Gradual pruning to this count, or to that of the dense network; see `fpe.GradualPruner`.
         default_epochs : (int, int), default (25, 25)
             Epochs before and after the expansion if they are None.
 
@@ -168,6 +201,20 @@ class Recipe:
         """
         check_parameters({k: v for k, v in locals().items() if k != "cls"}, "the recipe")
         policy = _chosen_policy(rewire, prune)
+        if budget is not None:
+            return cls(
+                factor=_or(factor, 1), split=_or(split, "random"), prune=_or(prune, "magnitude"),
+                warmup_epochs=_or(warmup_epochs, 0), epochs=_or(epochs, sum(default_epochs)),
+                lr=_or(lr, 1e-2), decay=_or(decay, True), batch_size=batch_size, l2=l2,
+                gradual=True, score=score, budget=budget,
+            )  # fmt: skip
+        if gradual:
+            return cls(
+                factor=_or(factor, 4), split=_or(split, "random"), prune=_or(prune, "magnitude"),
+                warmup_epochs=_or(warmup_epochs, default_epochs[0]), epochs=_or(epochs, default_epochs[1]),
+                lr=_or(lr, 1e-2), decay=_or(decay, False), batch_size=batch_size, l2=l2,
+                gradual=PruningSchedule(begin=0.0, end=0.85), score=score,
+            )  # fmt: skip
         dynamic = policy is not None
         if prune is None:
             prune = "magnitude" if policy is None else "columns" if policy.unit == "column" else "balanced"
@@ -202,16 +249,36 @@ class Recipe:
         """Epochs before and after the expansion together."""
         return self.warmup_epochs + self.epochs
 
+    @property
+    def expands(self) -> bool:
+        """Whether there is another network after the warm-up than before."""
+        return self.factor > 1 or bool(self.gradual)
+
     def expand(self, dense: nn.Module, seed: int) -> nn.Module:
         """Return the expanded network; `dense` is not changed."""
-        wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
-        return reinitialize_(wide, seed=seed) if self.reinitialize and self.factor > 1 else wide
+        wide = dense
+        if self.factor > 1:
+            wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
+        if self.reinitialize and self.factor > 1:
+            wide = reinitialize_(wide, seed=seed)
+        return open_masks_(with_masks(wide)) if self.gradual else wide
 
     def rewirer(
-        self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int
-    ) -> Rewirer | None:
-        """Return the rewirer of an expanded network, given the number of samples; None for fixed masks."""
+        self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int, budget: int
+    ) -> Rewirer | GradualPruner | None:
+        """Return what changes the masks of an expanded network; None if nothing does.
+
+        It depends on the number of samples, and on the budget where the recipe has none.
+        """
         steps = self.epochs * -(-samples // (self.batch_size or default_batch_size(samples)))
+        if self.gradual:
+            budget = self.budget or budget
+            if steps == 0 or count_nonzero(network) <= budget:
+                return None
+            schedule = self.gradual if isinstance(self.gradual, PruningSchedule) else None
+            return GradualPruner(
+                network, optimizer, budget=budget, steps=steps, score=self.score, schedule=schedule
+            )
         if self.policy is None or self.factor == 1 or steps == 0:
             return None
         return Rewirer(network, optimizer, self.policy, steps=steps, seed=seed)
@@ -230,8 +297,8 @@ def _chosen_policy(rewire: Any, prune: str | Pruning | None) -> RewiringPolicy |
     policy = named or POLICIES["columns" if shared else "accumulated"]
     if policy.unit == "column" and prune is not None and not shared:
         raise ArgumentError(
-            f"rewire is {rewire!r}, which exchanges whole inputs, and prune is {prune!r}; give split='shared' "
-            "and prune='columns', or another policy."
+            f"rewire is {rewire!r}, which exchanges whole inputs, and prune is {prune!r}; give "
+            "split='shared' and prune='columns', or another policy."
         )
     return policy
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
+from fpe.masked import count_nonzero
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training import ensemble
 from fpe.training.loop import Record, adam, train
@@ -25,8 +27,8 @@ class Trial:
     Attributes
     ----------
     dense, model : nn.Module
-        The dense network, which the expansion does not change, and the network that is trained: first the dense
-        one, then its expansion.
+        The dense network, which the expansion does not change, and the network that is trained: first the
+        dense one, then its expansion.
     epoch : int
         Epochs of the recipe so far, including those that early stopping saved.
     history : list of dict
@@ -40,7 +42,7 @@ class Trial:
     model: nn.Module
     optimizer: torch.optim.Adam
     generator: torch.Generator
-    rewirer: Rewirer | None = None
+    rewirer: Rewirer | GradualPruner | None = None
     epoch: int = 0
     history: list[Record] = field(default_factory=list)
 
@@ -55,14 +57,16 @@ class Trial:
 
         From the number of samples follow the steps of the rewirer.
         """
-        if network is not None or self.recipe.factor > 1:
+        if network is not None or self.recipe.expands:
             self.model = self.recipe.expand(self.dense, self.seed) if network is None else network
             self.optimizer = adam(self.model, self.recipe.lr, self.recipe.l2)
-            self.rewirer = self.recipe.rewirer(self.model, self.optimizer, samples, self.seed)
+            self.rewirer = self.recipe.rewirer(
+                self.model, self.optimizer, samples, self.seed, count_nonzero(self.dense)
+            )
 
     def baseline(self) -> Trial:
         """Return an independent copy of factor 1, with the same state and order of mini-batches."""
-        return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1))
+        return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1, gradual=False))
 
     def _expand_if_due(self, samples: int) -> None:
         if self.model is self.dense and self.epoch >= self.recipe.warmup_epochs:
@@ -134,6 +138,7 @@ def _train_one(trial: Trial, X: Any, y: Any, on_epoch: Any, options: dict[str, A
         optimizer=trial.optimizer,
         generator=trial.generator,
         rewirer=trial.rewirer,
+        objective=trial.recipe.objective,
         decay=trial.recipe.cosine(trial.epoch),
         on_epoch=finished,
         **options,
@@ -148,6 +153,7 @@ def _train_together(trials: Sequence[Trial], X: Any, y: Any, on_epoch: Any, opti
         optimizers=[trial.optimizer for trial in trials],
         generators=[trial.generator for trial in trials],
         rewirers=[trial.rewirer for trial in trials],
+        objective=[trial.recipe.objective for trial in trials],
         decay=[trial.recipe.cosine(trial.epoch) for trial in trials],
         on_epoch=on_epoch,
         **options,
@@ -174,7 +180,8 @@ def run_recipe(
     recipe : Recipe
         Its settings.
     build, double : callable
-        Return a seed's untrained dense network, and optionally one of twice the width, trained for all epochs.
+        Return a seed's untrained dense network, and optionally one of twice the width, trained for all
+        epochs.
     X, y, **options
         As for `fpe.training.train`: data, ``sample_weight``, ``early_stopping`` and ``on_epoch``.
     seeds : int or sequence of int, default 0

@@ -80,7 +80,7 @@ def open_items(
 
 
 def _read_parts(path: Path, source: str, test: str | None) -> dict[str, _Rows] | None:
-    """Read a table, a folder of tables or a data set of Hugging Face's; return None for a folder of images."""
+    """Read a table, a folder of tables or a data set of Hugging Face; return None for images."""
     if path.is_file():
         return {"train": _read_rows(path)} | ({} if test is None else {"test": _read_rows(Path(test))})
     if not path.is_dir():

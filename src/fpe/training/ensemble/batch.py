@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fpe.errors import ArgumentError
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training.ensemble.evaluation import validation_losses
 from fpe.training.ensemble.program import Adam, mark_dynamic, step_of
+from fpe.training.ensemble.pruning import StackPruning, pruning_key
 from fpe.training.ensemble.rewiring import StackRewiring, rewiring_key
 from fpe.training.ensemble.stack import Stack, architecture, cut, pad
 from fpe.training.loop import DIVERGED, Cosine, EarlyStopping, Record, divergence, finite
+from fpe.training.losses import Objective
 
 #: Steps, times networks, from which on compiling is worth the ten seconds or so that it takes.
 WORTH_COMPILING = 50_000
@@ -35,8 +38,9 @@ class Member:
     generator: torch.Generator
     weight: Tensor | None
     early_stopping: EarlyStopping | None
-    rewirer: Rewirer | None
+    rewirer: Rewirer | GradualPruner | None
     decay: Cosine | None
+    objective: Objective
     history: list[Record] = field(default_factory=list)
     lowest: float = float("inf")
     best_epoch: int = 0
@@ -56,7 +60,7 @@ class Member:
         return (
             *(architecture(self.network), self.adam, validation, self.weight is None),
             *(self.X.shape, self.X.dtype, self.X.device, self.y.shape[1:]),
-            *(rewiring_key(self.rewirer), self.decay),
+            *(_mask_key(self.rewirer), self.decay, self.objective),
         )
 
     @property
@@ -76,6 +80,11 @@ class Member:
         return int(state["step"]) if state else 0
 
 
+def _mask_key(rewirer: Rewirer | GradualPruner | None) -> tuple[Any, ...] | None:
+    """Return a key, equal for networks whose masks can change together."""
+    return pruning_key(rewirer) if isinstance(rewirer, GradualPruner) else rewiring_key(rewirer)
+
+
 class Batch:
     """Members of one key, stacked; those that stop early are removed."""
 
@@ -93,16 +102,18 @@ class Batch:
         self.samples = len(members[0].X)
         self.batch_size = min(batch_size, self.samples)
         self.count = -(-self.samples // self.batch_size)
-        self.adam, self.decay = members[0].adam, members[0].decay
+        self.adam, self.decay, self.objective = members[0].adam, members[0].decay, members[0].objective
         self.X, y, self.weight, self.first_row = _data(members, self.samples % self.batch_size != 0)
         self.y = self.stack.labels(y)
         self.steps = self.X.new_tensor([m.steps for m in members], dtype=torch.float64)
         rates = [m.optimizer.param_groups[0]["lr"] for m in members]
         self.lr = self.X.new_tensor(rates, dtype=torch.float64)
-        rewirers = [member.rewirer for member in members if member.rewirer is not None]
-        self.rewiring = (
-            StackRewiring(rewirers, self.stack, self.moments, self.adam.beta1) if rewirers else None
-        )
+        rewirers: list[Any] = [member.rewirer for member in members if member.rewirer is not None]
+        self.rewiring: StackRewiring | StackPruning | None = None
+        if rewirers and isinstance(rewirers[0], GradualPruner):
+            self.rewiring = StackPruning(rewirers, self.stack, self.moments)
+        elif rewirers:
+            self.rewiring = StackRewiring(rewirers, self.stack, self.moments, self.adam.beta1)
         for row, member in enumerate(members):
             member.best = self._parameters(row)
         steps = epochs * self.count * len(members)
@@ -116,7 +127,7 @@ class Batch:
         hidden = tuple(p.shape[1:] for p in self.stack.parameters[1:])
         summing = self.rewiring is not None and self.rewiring.summing
         shape = (*hidden, self.batch_size, self.weight is None, summing, self.X.dtype, self.X.device)
-        self.step = step_of(self.stack.layers, self.adam, self.compiled, shape)
+        self.step = step_of(self.stack.layers, self.adam, self.objective, self.compiled, shape)
 
     def run(self, epochs: int, on_epoch: Callable[[list[Record]], None] | None = None) -> None:
         """Train for some epochs; after an error or Ctrl-C all is as after the last finished epoch."""
@@ -173,7 +184,7 @@ class Batch:
             if not means:
                 mark_dynamic([*state, masks], self.X, rows, rates, sums)
             used = masks
-            if rewiring is not None and rewiring.unmasks:
+            if isinstance(rewiring, StackRewiring) and rewiring.unmasks:
                 used = [self._grouped(mask) for mask in rewiring.masks()]
             data = self.X, self.y, self.weight, rows, rates
             means.append(self.step(*state, used, *data, sums).flatten())
@@ -225,7 +236,7 @@ class Batch:
         if not stops:
             return
         data = [s.X for s in stops], [s.y for s in stops], [s.weight for s in stops]
-        losses = validation_losses(self.stack, *data)
+        losses = validation_losses(self.stack, *data, Objective(self.objective.kind))
         for row, (member, loss) in enumerate(zip(self.members, losses, strict=True)):
             records[row]["validation_loss"] = loss
             if loss < member.lowest:

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
-from fpe.training.ensemble.program import losses_of
 from fpe.training.ensemble.stack import Stack, architecture, batches, forward
 from fpe.training.loop import predicted
-from fpe.training.losses import mean_of
+from fpe.training.losses import Objective, mean_of
 
 #: Samples that all networks of a batch process at a time.
 _SAMPLES = 512
@@ -68,10 +67,14 @@ def _parts(stack: Stack, inputs: Sequence[Tensor]) -> Iterator[tuple[slice, Tens
 
 
 def validation_losses(
-    stack: Stack, inputs: Sequence[Tensor], labels: Sequence[Tensor], weights: Sequence[Tensor | None]
+    stack: Stack,
+    inputs: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    objective: Objective,
 ) -> list[float]:
     """Return each network's (weighted) mean loss on its validation samples."""
-    losses = losses_of(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
+    losses = objective.each(stack_logits(stack, inputs), stack.labels(torch.stack(list(labels))))
     return [float(mean_of(loss, weight)) for loss, weight in zip(losses, weights, strict=True)]
 
 

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fpe.training.ensemble.stack import Layer, forward
-from fpe.training.losses import mean_of
+from fpe.training.losses import Objective, mean_of
 
 
 class Adam(NamedTuple):
@@ -27,21 +26,10 @@ class Adam(NamedTuple):
 Step = Callable[..., Tensor]
 
 
-def losses_of(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the loss of each sample of each network, (M, batch), from logits, (M, batch, outputs).
-
-    `y` is class numbers, as `Stack.labels` returns them, or probabilities, (M, batch, outputs).
-    """
-    if y.dim() == 3:
-        return -(y * logits.log_softmax(dim=-1)).sum(dim=-1)
-    if logits.shape[-1] == 1:
-        return F.binary_cross_entropy_with_logits(logits[..., 0], y, reduction="none")
-    return -logits.log_softmax(dim=-1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-
-
 def _step(
     layers: Sequence[Layer],
     adam: Adam,
+    objective: Objective,
     parameters: list[Tensor],
     first_moments: list[Tensor],
     second_moments: list[Tensor],
@@ -56,9 +44,9 @@ def _step(
     """Take one step of Adam for each network, in place; return the mean losses before, (groups, sharing).
 
     Parameters, moments and masks are (groups, sharing, …): the networks of a group share their mini-batches.
-    `X`, `y`, `weight` are all samples of all data sets, `index` the rows of the mini-batches, (groups, batch),
-    `rates` are ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, sharing). The unmasked
-    gradients are added to `sums`.
+    `X`, `y`, `weight` are all samples of all data sets, `index` the rows of the mini-batches, (groups,
+    batch), `rates` are ``lr / (1 − β1^t)`` and ``1 / √(1 − β2^t)`` of each network, (2, groups, sharing). The
+    unmasked gradients are added to `sums`.
     """
     rows = index.reshape(-1)
     batch_X = X.index_select(0, rows).view(index.shape[0], index.shape[1], X.shape[1])
@@ -68,14 +56,14 @@ def _step(
     def for_each(values: Tensor) -> Tensor:  # (groups, batch, …) to (groups × sharing, batch, …)
         return values.unsqueeze(1).expand(-1, sharing, *values.shape[1:]).flatten(0, 1)
 
-    def objective(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def mean_losses(parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
         networks = [p.flatten(0, 1) for p in parameters], [mask.flatten(0, 1) for mask in masks]
-        losses = losses_of(forward(layers, *networks, batch_X, sharing), for_each(batch_y))
+        losses = objective.each(forward(layers, *networks, batch_X, sharing), for_each(batch_y))
         share = None if weight is None else for_each(weight.index_select(0, rows).view(index.shape))
         means = mean_of(losses, share)
         return means.sum(), means.detach().view(groups, sharing)
 
-    gradients, means = torch.func.grad(objective, has_aux=True)(parameters)
+    gradients, means = torch.func.grad(mean_losses, has_aux=True)(parameters)
     totals = sums or [None] * len(parameters)
     for p, gradient, m, v, mask, total in zip(
         parameters, gradients, first_moments, second_moments, masks, totals, strict=True
@@ -94,13 +82,15 @@ def _step(
 
 
 @functools.cache
-def step_of(layers: tuple[Layer, ...], adam: Adam, compiled: bool, shape: Hashable) -> Step:
-    """Return the step for an architecture; compiled, a program of its own for each `shape` of mini-batches and
-    hidden layers. The numbers of networks and features may vary.
+def step_of(
+    layers: tuple[Layer, ...], adam: Adam, objective: Objective, compiled: bool, shape: Hashable
+) -> Step:
+    """Return the step for an architecture; compiled, a program of its own for each `shape` of mini-batches
+    and hidden layers. The numbers of networks and features may vary.
     """
 
     def step(*arguments: Any) -> Tensor:
-        return _step(layers, adam, *arguments)
+        return _step(layers, adam, objective, *arguments)
 
     # The compiler stores programs by code object, and only a few for each.
     step.__code__ = step.__code__.replace()
@@ -128,8 +118,8 @@ class _Compiled:
             _Compiled.usable = False
             reason = str(error).strip().partition("\n")[0]
             warnings.warn(
-                f"torch.compile does not work here ({reason}); training goes on without it, about three times "
-                "slower. It needs a C++ compiler, such as g++.",
+                f"torch.compile does not work here ({reason}); training goes on without it, about three "
+                "times slower. It needs a C++ compiler, such as g++.",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fpe.errors import ModelError
 from fpe.masked import MaskedLinear
+from fpe.models import DirectMLP
 from fpe.training.losses import ACTIVATIONS
 
 T = TypeVar("T")
@@ -33,10 +34,11 @@ class Layer(NamedTuple):
     kind: type[nn.Module]
     bias: bool = False
     eps: float = 0.0
+    direct: bool = False  # whether its inputs are the network's, and its outputs are added
 
 
 def architecture(network: nn.Module) -> tuple[Layer, ...]:
-    """Return the layers of a network; networks with equal ones can be stacked. ModelError for other networks."""
+    """Return the layers of a network; networks with equal ones can be stacked. Others raise ModelError."""
     advice = "train it with fpe.training.train"
     if not isinstance(network, nn.Sequential) or len(network) == 0:
         raise ModelError(
@@ -45,7 +47,8 @@ def architecture(network: nn.Module) -> tuple[Layer, ...]:
     layers = []
     for name, module in network.named_children():
         if type(module) in (nn.Linear, MaskedLinear):
-            layers.append(Layer(nn.Linear, module.bias is not None))
+            direct = isinstance(network, DirectMLP) and name == "direct"
+            layers.append(Layer(nn.Linear, module.bias is not None, direct=direct))
         elif type(module) is nn.LayerNorm and module.weight is not None and len(module.normalized_shape) == 1:
             layers.append(Layer(nn.LayerNorm, module.bias is not None, module.eps))
         elif type(module) in ACTIVATIONS and getattr(module, "approximate", "none") == "none":
@@ -153,11 +156,10 @@ def cut(padded: Tensor, like: Tensor) -> Tensor:
 
 def _masks(network: nn.Module) -> list[Tensor]:
     return [
-        module.fpe_mask
-        if isinstance(module, MaskedLinear) and name == "weight"
-        else torch.ones_like(parameter, requires_grad=False)
+        torch.ones_like(parameter, requires_grad=False) if free is None else free
         for module in network.children()
         for name, parameter in module.named_parameters()
+        for free in (module.free(name) if isinstance(module, MaskedLinear) else None,)
     ]
 
 
@@ -172,12 +174,14 @@ def forward(
 
     `sharing` networks in a row have the same inputs; their first layers are then one wide product.
     """
-    rest = iter(zip(parameters, masks, strict=True))
+    rest, inputs = iter(zip(parameters, masks, strict=True)), x
     for place, layer in enumerate(layers):
         if layer.kind is nn.Linear:
             weight, _ = next(rest)
             bias = next(rest)[0].unsqueeze(1) if layer.bias else None
-            if weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with the layer before
+            if layer.direct:
+                x = x + (_wide_product(inputs, weight, sharing) if sharing > 1 else torch.bmm(inputs, weight))
+            elif weight.shape[2] == 1 and place > 0:  # a sum, which a compiler fuses with the layer before
                 x = (x * weight.transpose(1, 2)).sum(dim=-1, keepdim=True)
             elif place == 0 and sharing > 1:
                 x = _wide_product(x, weight, sharing)

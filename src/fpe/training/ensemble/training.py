@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, raise_problems
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.training.ensemble.batch import Batch, Member
 from fpe.training.ensemble.evaluation import per_network
 from fpe.training.ensemble.stack import architecture, batches
 from fpe.training.loop import Cosine, EarlyStopping, Record, default_batch_size
+from fpe.training.losses import CLASSES, Objective
 
 
 def train(
@@ -27,16 +29,17 @@ def train(
     batch_size: int | None = None,
     sample_weight: Tensor | Sequence[Tensor] | None = None,
     early_stopping: EarlyStopping | Sequence[EarlyStopping] | None = None,
-    rewirers: Sequence[Rewirer | None] | None = None,
+    rewirers: Sequence[Rewirer | GradualPruner | None] | None = None,
     decay: Cosine | Sequence[Cosine | None] | None = None,
+    objective: Objective | Sequence[Objective] = CLASSES,
     on_epoch: Callable[[list[Record]], None] | None = None,
     compile: bool | None = None,
 ) -> list[list[Record]]:
     """Train many networks in place for some epochs, each as `fpe.training.train` would, within rounding.
 
     Networks of one architecture and similar widths are trained as one program; how many at a time follows
-    from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers change as
-    in the ordinary loop; after Ctrl-C they are as after the last finished epoch. Return the records of the
+    from the size of the cache, or of the GPU's memory. Networks, optimizers, generators and rewirers change
+    as in the ordinary loop; after Ctrl-C they are as after the last finished epoch. Return the records of the
     finished epochs of each network.
 
     Parameters
@@ -44,7 +47,7 @@ def train(
     networks : sequence of nn.Module
         ``nn.Sequential`` of linear (also masked) layers, LayerNorms and activations without parameters, such
         as `fpe.mlp` makes and `fpe.expand` returns.
-    X, y, batch_size, sample_weight, early_stopping, decay
+    X, y, batch_size, sample_weight, early_stopping, decay, objective
         As for `fpe.training.train`; all but `batch_size` for all networks, or one for each.
     epochs : int
         Passes over the data.
@@ -52,8 +55,9 @@ def train(
         One for each network, over its parameters, as `fpe.training.adam` makes them.
     generators : sequence of torch.Generator
         Order the mini-batches of each network. Networks that share one see the same order.
-    rewirers : sequence of Rewirer or None, optional
-        One for each network, or None. Networks whose policy, schedule and step agree are rewired together.
+    rewirers : sequence of Rewirer, GradualPruner or None, optional
+        What changes the masks of each network. Networks whose policy, schedule and step agree are rewired, or
+        pruned, together.
     on_epoch : callable, optional
         Gets the records of the networks of a batch after each of its epochs.
     compile : bool, optional
@@ -77,6 +81,7 @@ def train(
         early_stopping=early_stopping,
         rewirers=rewirers,
         decay=decay,
+        objective=[objective] * len(networks) if isinstance(objective, Objective) else objective,
     )
     keys = [(member.key, batch_size or default_batch_size(len(member.X))) for member in members]
     orders = [member.order for member in members]
@@ -108,7 +113,14 @@ def _problem(member: Member) -> str | None:
     network, optimizer, X, y = member.network, member.optimizer, member.X, member.y
     architecture(network)
     first, outputs = next(network.parameters()), list(network.parameters())[-1].shape[0]
-    if y.dim() == 2 and y.is_floating_point():  # probabilities of the classes
+    if member.objective.kind != "classes":
+        if y.shape[1:] != (outputs,) or y.dtype != first.dtype:
+            return (
+                f"y has shape {tuple(y.shape)} and type {y.dtype}; targets must be (samples, {outputs}), of "
+                f"type {first.dtype}."
+            )
+        y = y[:, 0]
+    elif y.dim() == 2 and y.is_floating_point():  # probabilities of the classes
         if outputs < 2 or y.shape[1] != outputs or y.dtype != first.dtype:
             return (
                 f"y has shape {tuple(y.shape)} and type {y.dtype}; probabilities must be "
@@ -132,8 +144,12 @@ def _problem(member: Member) -> str | None:
     rewirer = member.rewirer
     if rewirer is None:
         return None
-    if not isinstance(rewirer, Rewirer):
-        return f"its rewirer is a {type(rewirer).__name__}; give an fpe.Rewirer or None."
+    if not isinstance(rewirer, Rewirer | GradualPruner):
+        return (
+            f"its rewirer is a {type(rewirer).__name__}; give an fpe.Rewirer, an fpe.GradualPruner or None."
+        )
+    if isinstance(rewirer, GradualPruner) and rewirer.then is not None:
+        return "its pruner rewires after pruning; train it with fpe.training.train, or leave `then` out."
     if rewirer.model is not network or [id(o) for o in rewirer.optimizers] != [id(optimizer)]:
         return "its rewirer is not for it and its optimizer; give fpe.Rewirer(network, optimizer, …)."
     return None

@@ -1,0 +1,94 @@
+"""Check, scale and convert features and labels."""
+
+from __future__ import annotations
+
+from numbers import Number
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from sklearn.utils.multiclass import type_of_target
+from torch import Tensor, nn
+
+from fpe.errors import DataError
+from fpe.training.loop import as_tensor, finite
+
+#: Features whose spreads differ by more than this are scaled one by one, others alike.
+ALIKE = 10.0
+#: The most bytes that a sparse matrix may take as a dense one.
+MOST_BYTES = 2**32
+
+
+def mean_and_spread(X: np.ndarray, weight: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the (weighted) mean and standard deviation of each column, in float64."""
+    share = None if weight is None or not weight.sum() > 0 else weight.numpy()
+    mean = np.average(X, axis=0, weights=share)
+    return mean, np.sqrt(np.average((X - mean) ** 2, axis=0, weights=share))
+
+
+def scaler_of(X: np.ndarray, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean and the divisor of each feature: one for all, unless their spreads are unlike."""
+    mean, spread = mean_and_spread(X, weight)
+    varying = spread[spread > 1e-9 * np.abs(X).max(initial=0)]
+    alike = len(varying) == 0 or varying.max() <= ALIKE * np.median(varying)
+    common = np.sqrt((spread**2).mean()) if len(varying) else 1.0
+    scale = np.full_like(spread, common) if alike else np.where(spread > 0, spread, 1.0)
+    return torch.from_numpy(mean.astype(X.dtype)), torch.from_numpy(scale.astype(X.dtype))
+
+
+def as_dense(X: Any) -> np.ndarray:
+    """Return features as an array; refuse a sparse matrix that would take too much memory."""
+    if not scipy.sparse.issparse(X):
+        return np.asarray(X)
+    size = X.shape[0] * X.shape[1] * X.dtype.itemsize
+    if size > MOST_BYTES:
+        raise DataError(
+            f"X is a sparse matrix of shape {X.shape}, which would take {size / 2**30:.1f} GiB as a dense "
+            "one; give a dense projection such as TruncatedSVD makes, or fewer features."
+        )
+    return np.asarray(X.toarray())
+
+
+def as_inputs(X: np.ndarray, model: nn.Module) -> Tensor:
+    """Return checked features in the type of a network; refuse numbers that are too large for it."""
+    dtype = next(model.parameters()).dtype
+    inputs = as_tensor(X).to(dtype)
+    if not finite(inputs):
+        raise DataError(f"X has values of up to {np.abs(X).max():.3g}, too large for the network's {dtype}.")
+    return inputs
+
+
+def has_several_labels(y: Any) -> bool:
+    """Tell whether labels are 0 and 1 for each of several."""
+    try:
+        return bool(type_of_target(y) == "multilabel-indicator")
+    except (ValueError, TypeError):  # what `checked_labels` refuses
+        return False
+
+
+def checked_labels(y: Any) -> Any:
+    """Return labels for scikit-learn's own checks; refuse missing labels, lists and mixed types.
+
+    Numbers in an object array become an array of numbers.
+    """
+    dtype = getattr(y, "dtype", None)
+    labels = np.array(y, dtype=object)
+    if labels.ndim != 1 or (isinstance(dtype, np.dtype) and dtype.kind in "iubU"):
+        return y  # scikit-learn takes a column, with a warning, and refuses wider arrays
+    import pandas
+
+    missing = pandas.isna(labels)
+    if missing.any():
+        raise DataError(
+            f"y has NaN or missing labels in {missing.sum()} of {len(labels)} samples, the first at position "
+            f"{missing.argmax()}; remove these samples, or give their class a name."
+        )
+    kinds = {next((kind for kind in (Number, str) if isinstance(own, kind)), type(own)) for own in labels}
+    if len(kinds) > 1 or kinds & {list, tuple, set, dict, np.ndarray}:
+        names = ", ".join(sorted(kind.__name__.lower() for kind in kinds))
+        raise DataError(
+            f"y has labels of the types {names}; give labels of one type, one number or text for each sample."
+        )
+    is_float = isinstance(dtype, np.dtype) and dtype.kind == "f"
+    return np.array(labels.tolist()) if kinds == {Number} and not is_float else y

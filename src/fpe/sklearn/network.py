@@ -1,0 +1,267 @@
+"""What both estimators have in common: parameters, scaling, search and training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from fpe._util.terminal import progress_bar
+from fpe.errors import ArgumentError, DataError
+from fpe.expansion.planner import plan
+from fpe.expansion.pruning import InputPruning, Pruning
+from fpe.expansion.splits import Split
+from fpe.masked import count_nonzero
+from fpe.models import mlp, standardized
+from fpe.rewiring.policies import RewiringPolicy
+from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
+from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
+from fpe.training.losses import Objective
+from fpe.training.recipe import Recipe
+from fpe.training.search import Entry, Fold, Task, default_epochs, dense_count, fold_count, hold_out, search
+from fpe.training.trials import Trial, best_of, train_trials
+
+#: Hidden neurons of the dense network whose count is the default budget.
+DEFAULT_HIDDEN = 16
+
+
+class Network(BaseEstimator):  # type: ignore[misc]
+    """What both estimators have in common: parameters, scaling, search, training."""
+
+    _trial: Trial
+    _scaler: tuple[Tensor, Tensor] | None = None
+    #: Entries of an interrupted search, and what stores new ones.
+    _known: Sequence[Entry] = ()
+    _on_entries: Callable[[list[Entry]], None] | None = None
+
+    def __init__(
+        self,
+        hidden: int | Sequence[int] | None = None,
+        *,
+        budget: int | None = None,
+        direct: bool = False,
+        pruning_score: str | float = "moment",
+        label_smoothing: float = 0.0,
+        factor: int | None = None,
+        split: str | Split | None = None,
+        prune: str | Pruning | None = None,
+        rewire: bool | str | RewiringPolicy = False,
+        gradual: bool = False,
+        warmup_epochs: int | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        decay: bool | None = None,
+        batch_size: int | None = None,
+        l2: float = 0.0,
+        patience: int | None = None,
+        validation_fraction: float = 0.1,
+        trials: int = 1,
+        scale: str | None = "auto",
+        class_weight: Mapping[Any, float] | str | None = None,
+        device: str | torch.device = "cpu",
+        random_state: int | np.random.RandomState | None = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.hidden = hidden
+        self.budget = budget
+        self.direct = direct
+        self.pruning_score = pruning_score
+        self.label_smoothing = label_smoothing
+        self.factor = factor
+        self.split = split
+        self.prune = prune
+        self.rewire = rewire
+        self.gradual = gradual
+        self.warmup_epochs = warmup_epochs
+        self.epochs = epochs
+        self.lr = lr
+        self.decay = decay
+        self.batch_size = batch_size
+        self.l2 = l2
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.trials = trials
+        self.scale = scale
+        self.class_weight = class_weight
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @property
+    def model_(self) -> nn.Module:
+        """The trained network, with a first layer ``scaler`` if the features are scaled."""
+        return self._trial.model if self._scaler is None else standardized(self._trial.model, *self._scaler)
+
+    @property
+    def dense_model_(self) -> nn.Module:
+        """The network before it was expanded or pruned, for unscaled or scaled features as `model_`."""
+        return self._trial.dense if self._scaler is None else standardized(self._trial.dense, *self._scaler)
+
+    @property
+    def history_(self) -> list[Record]:
+        """One record for each epoch."""
+        return self._trial.history
+
+    @property
+    def n_nonzero_(self) -> int:
+        """Number of non-zero parameters."""
+        check_is_fitted(self)
+        return count_nonzero(self.model_)
+
+    @contextmanager
+    def _unchanged_on_error(self) -> Iterator[None]:
+        """Undo what a failing call has set; Ctrl-C is no failure."""
+        before, source = self.__dict__.copy(), self.random_state
+        drawn = source.get_state() if isinstance(source, np.random.RandomState) else None
+        try:
+            yield
+        except Exception:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            if drawn is not None:
+                source.set_state(drawn)  # type: ignore[union-attr]
+            raise
+
+    def _recipe(self, features: int) -> Recipe:
+        given = self.get_params(deep=False)
+        given["score"] = given.pop("pruning_score")
+        recipe = Recipe.of(given, f"the parameters of {type(self).__name__}")
+        if isinstance(self.prune, InputPruning) and self.prune.by != "norm":
+            raise ArgumentError(
+                f"prune is {self.prune!r}; {type(self).__name__} ranks columns by 'norm': give "
+                "prune='columns'."
+            )
+        if recipe.factor > features:
+            raise ArgumentError(
+                f"factor is {recipe.factor}; give at most the number of features, n_features = {features}."
+            )
+        return recipe
+
+    def _fit(
+        self, X: np.ndarray, y: Tensor, codes: np.ndarray | None, how: dict[str, Any], weight: Tensor | None
+    ) -> None:
+        """Choose a network, if none is given, and train it; `how` says what it has to learn."""
+        recipe, device = self._recipe(X.shape[1]), torch.device(self.device)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._scaler = scaler_of(X, weight) if self.scale == "auto" else None
+        inputs = as_tensor(X)
+        if self._scaler is not None:
+            inputs = (inputs - self._scaler[0]) / self._scaler[1]
+        inputs, y = inputs.to(device), y.to(device)
+        weight = None if weight is None else weight.to(device)
+        objective: Objective = how["objective"]
+        outputs, dtype = how["outputs"], inputs.dtype
+        expanding = ("factor", "split", "prune", "rewire", "gradual", "warmup_epochs", "direct")
+        given = [name for name in expanding if getattr(self, name) not in (None, False)]
+        if self.budget is not None and self.hidden is None and given:
+            raise ArgumentError(
+                f"hidden is None, so that a network of {self.budget} non-zeros is searched for, and "
+                f"{', '.join(given)} is given; give hidden=… too, or leave the others out."
+            )
+        if self.hidden is None and not given:
+            recipe = self._searched(inputs, y, codes, how, weight, seed)
+            best = self.search_[0].candidate
+            sizes: dict[str, Any] = {"hidden": best.hidden, "direct": best.direct}
+        else:
+            sizes = {
+                "hidden": [
+                    int(size)
+                    for size in np.atleast_1d(DEFAULT_HIDDEN if self.hidden is None else self.hidden)
+                    if size
+                ],
+                "direct": self.direct,
+            }
+            recipe = replace(recipe, objective=objective._replace(smoothing=self.label_smoothing))
+        trials = [
+            Trial.start(
+                recipe, mlp(X.shape[1], outputs=outputs, seed=own, dtype=dtype, **sizes).to(device), own
+            )
+            for own in range(seed, seed + self.trials)
+        ]
+        if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
+            plan(trials[0].dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
+        self._trial = trials[0]
+        training, validation = self._validation_split(codes, len(X), seed)
+        stopping = None
+        if self.patience is not None:
+            own = None if weight is None else weight[validation]
+            stopping = EarlyStopping(inputs[validation], y[validation], self.patience, own)
+        with progress_bar("training", recipe.total_epochs * self.trials, self.verbose) as advance:
+
+            def on_epoch(records: list[Record]) -> None:
+                for record in records:
+                    advance(f"loss {record['loss']:.4f}")
+
+            options: dict[str, Any] = {
+                "sample_weight": None if weight is None else weight[training],
+                "early_stopping": stopping,
+                "on_epoch": on_epoch,
+            }
+            try:
+                train_trials(trials, inputs[training], y[training], **options)
+            finally:
+                self._trial = best_of(trials)
+
+    def _searched(
+        self,
+        X: Tensor,
+        y: Tensor,
+        codes: np.ndarray | None,
+        how: dict[str, Any],
+        weight: Tensor | None,
+        seed: int,
+    ) -> Recipe:
+        """Search for the best network, keep the table as `search_`, and return its recipe."""
+        if len(X) < 2:
+            raise DataError("n_samples = 1; a search holds some of the samples out: give at least two.")
+        epochs = self.epochs or default_epochs(len(X), self.batch_size)
+        strata = np.zeros(len(X), int) if codes is None else codes
+        folds = []
+        for number in range(fold_count(len(X))):
+            rows, held = map(torch.from_numpy, hold_out(strata, 0.2, seed + number))
+            own = None if weight is None else weight[rows]
+            folds.append(Fold(X[rows], y[rows], X[held], y[held], own))
+        task = Task(folds, how["outputs"], self.batch_size, seed, how["evaluate"], how["objective"], self.l2)
+        budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
+        with progress_bar("searching", 1, self.verbose) as advance:
+            self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)
+        return self.search_[0].candidate.recipe(epochs, self.batch_size, how["objective"], self.l2)
+
+    def _validation_split(self, codes: np.ndarray | None, samples: int, seed: int) -> Sequence[np.ndarray]:
+        """Return the numbers of the samples for training and for validation, stratified if possible."""
+        every = np.arange(samples)
+        if self.patience is None:
+            return every, every[:0]
+        size = max(1, round(samples * self.validation_fraction))
+        counts = np.bincount(codes) if codes is not None else np.array([1])
+        possible = counts.min() > 1 and len(counts) <= min(size, samples - size)
+        parts: list[np.ndarray] = train_test_split(
+            every, test_size=size, random_state=seed, stratify=codes if possible else None
+        )
+        return parts
+
+    def _outputs(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
+        X = as_dense(X)
+        outputs = predict_logits(self.model_, as_inputs(X, self.model_)).cpu()
+        if not finite(outputs):
+            raise DataError(
+                f"the outputs are NaN or infinite for {int((~outputs.isfinite().all(dim=1)).sum())} of "
+                f"{len(X)} samples: X has values of up to {np.abs(X).max():.3g}. Scale it as in fit."
+            )
+        return outputs
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
