@@ -95,6 +95,23 @@ def rewire(way, policy, rank=0, world=1):
     return {**look(wide, model), "moved": rewirer.grown, "moments": moments}
 
 
+def prune(way, rank=0, world=1):
+    wide = fpe.with_masks(fpe.mlp(64, 16, 10, seed=0))
+    model = wrapped(wide, way)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    schedule = fpe.PruningSchedule(begin=0, end=0.8, every=2)
+    pruner = fpe.GradualPruner(model, optimizer, budget=200, steps=10, schedule=schedule, then="rigl")
+    x = torch.randn(2, 10, 16, 64, generator=torch.Generator().manual_seed(0))
+    own = x.chunk(world)[rank]
+    for step in range(10):
+        optimizer.zero_grad()
+        model(own[:, step].flatten(0, 1)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    pruner.state_dict()
+    return {**look(wide, model), "whole": pruner._count()}
+
+
 def refusal():
     try:
         fpe.expand(fully_shard(fpe.mlp(8, 4, 2, seed=0)))
@@ -110,6 +127,7 @@ if __name__ == "__main__":
     for way in WAYS:
         seen[way] = train_and_save(way, folder, rank)
         seen["load", way] = load(way, folder)
+        seen["pruned", way] = prune(way, rank, world)
         for policy in POLICIES:
             seen[way, policy] = rewire(way, policy, rank, world)
     torch.save(seen, f"{folder}/{rank}.pt")
@@ -182,6 +200,18 @@ def test_all_ranks_rewire_the_same_weights_as_one_process_with_all_samples(polic
             assert (one["weights"][weight][mask == 0] == 0).all()
             assert (one["moments"][weight][mask == 0] == 0).all()
             torch.testing.assert_close(one["weights"][weight], alone["weights"][weight])
+
+
+def test_all_ranks_prune_the_same_weights_as_one_process_with_all_samples(ranks):
+    script = {"__name__": "check"}
+    exec(CHECK, script)
+    alone = script["prune"]("alone")
+    for one in [rank["pruned", way] for way in ("ddp", "fsdp") for rank in ranks]:
+        assert one["whole"] == alone["whole"] == 200
+        assert one["masks"].keys() == alone["masks"].keys()
+        assert all(torch.equal(mask, alone["masks"][n]) for n, mask in one["masks"].items())
+        for name, weight in one["weights"].items():
+            torch.testing.assert_close(weight, alone["weights"][name])
 
 
 def test_a_sharded_model_is_not_expanded(ranks):

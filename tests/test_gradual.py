@@ -196,6 +196,18 @@ def test_masked_biases_are_saved_loaded_and_copied(tmp_path):
     assert fresh[0].fpe_bias_mask is None
 
 
+def test_a_compiled_model_is_pruned_alike():
+    models = []
+    for compiled in (False, True):
+        model = masked_model()
+        optimizer = OPTIMIZERS["adam"](model.parameters())
+        run_as = torch.compile(model, backend="aot_eager") if compiled else model
+        run(run_as, optimizer, fpe.GradualPruner(run_as, optimizer, budget=40, steps=12), 12)
+        models.append(model)
+    for a, b in zip(*(model.state_dict().values() for model in models), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_with_masks_computes_the_same_and_leaves_the_model_alone():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 2, bias=False)).eval()
     image, before = torch.randn(2, 1, 3, 3), copy.deepcopy(model.state_dict())

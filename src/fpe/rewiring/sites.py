@@ -145,14 +145,14 @@ def set_mask_(layer: MaskedLayer, mask: Tensor, optimizers: Sequence[Optimizer])
 @torch.no_grad()
 def set_bias_mask_(layer: MaskedLayer, mask: Tensor | None, optimizers: Sequence[Optimizer]) -> None:
     """Set the mask of a layer's biases (whole); masked biases, and their moments, become 0."""
-    layer.mask_bias_(None if mask is None else placed_like(mask, layer.bias))
+    layer.mask_bias_(mask)
     own = layer.fpe_bias_mask
     if own is None:
         return
     for optimizer in optimizers:
         for value in optimizer.state.get(layer.bias, {}).values():
             if isinstance(value, Tensor) and value.shape == layer.bias.shape:
-                value.mul_(own)
+                value.mul_(placed_like(own, layer.bias))
 
 
 def trained_sites(model: Any) -> list[Site]:
