@@ -10,7 +10,7 @@ import fpe
 from fits import Module, data, lightning, transformers
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.integrations import huggingface
-from fpe.integrations.lightning import Expand, Rewire
+from fpe.integrations.lightning import Expand, Prune, Rewire
 from zoo import ZOO
 
 SCHEDULE = fpe.RewiringSchedule(every=2)
@@ -51,6 +51,46 @@ def test_the_trainers_callbacks_serve_one_training_after_another(tmp_path):
         assert hidden(model).out_features == 128
         assert callbacks[1].rewirer.model is model
         assert callbacks[1].rewirer.rewirings > 0
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_a_lightning_network_borrows_weights_and_repays_them_also_when_it_resumes(stop, tmp_path):
+    """Expanded at epoch 1, opened, and pruned back to the dense count; a stopped fit resumes the same."""
+
+    def fit(epochs, **how):
+        module, prune = Module(), Prune(steps=9)
+        trainer = lightning(tmp_path, Expand(1, factor=2), prune, epochs=epochs)
+        trainer.fit(module, data(), **how)
+        return module.network, prune.rewirer, trainer
+
+    dense = fpe.count_nonzero(Module().network)
+    network, pruner, _ = fit(4)
+    assert pruner.start > fpe.count_nonzero(network) == pruner.budget == dense
+    *_, stopped = fit(stop)
+    stopped.save_checkpoint(tmp_path / "half.ckpt")
+    again, resumed, _ = fit(4, ckpt_path=tmp_path / "half.ckpt")
+    assert resumed.taken == pruner.taken
+    for a, b in zip(network.state_dict().values(), again.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_trainer_prunes_to_a_budget_and_resumes(tmp_path):
+    def pruned(folder, budget, **how):
+        model = fpe.with_masks(gpt2(), "*.mlp.*")
+        prune = huggingface.Prune(budget, **how)
+        trainer = transformers(model, folder, prune, max_steps=6, save_strategy="steps", save_steps=3)
+        return model, prune, trainer
+
+    start = fpe.count_nonzero(gpt2())
+    model, prune, trainer = pruned(tmp_path / "a", start - 1000)
+    trainer.train()
+    assert prune.rewirer.start == start
+    assert fpe.count_nonzero(model) == start - 1000
+    half = tmp_path / "a" / "checkpoint-3"
+    other, again, trainer = pruned(tmp_path / "b", start - 1000, resume_from_checkpoint=half)
+    trainer.train(resume_from_checkpoint=half)
+    assert again.rewirer.taken == 6
+    assert all(torch.equal(a, b) for a, b in zip(masks(model), masks(other), strict=True))
 
 
 @pytest.mark.parametrize("train", ["lightning", "transformers"])

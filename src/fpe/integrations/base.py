@@ -11,14 +11,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fpe._util.modules import replace_modules_, uncompiled
+from fpe._util.modules import replace_modules_, uncompiled, unwrapped
 from fpe.errors import CheckpointError
 from fpe.expansion.index_maps import groups_in
 from fpe.expansion.inplace import check_moments, expand_
 from fpe.expansion.plan import Plan
-from fpe.masked import MASK, MaskedLayer
+from fpe.masked import MASK, MaskedLayer, check_masks, count_nonzero
 from fpe.packing.layers import PackedLayer
+from fpe.rewiring.gradual import PruningSchedule
+from fpe.rewiring.open_masks import open_masks_
 from fpe.rewiring.policies import RewiringPolicy, as_policy
+from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import RewiringSchedule
 
@@ -61,16 +64,21 @@ class RewireBase:
     def __init__(self, policy: str | RewiringPolicy, schedule: RewiringSchedule | None, seed: int) -> None:
         self.policy = as_policy(policy)
         self.how: dict[str, Any] = {"schedule": schedule, "seed": seed}
-        self.rewirer: Rewirer | None = None
+        self.rewirer: Rewirer | GradualPruner | None = None
+
+    def _make(
+        self, network: nn.Module, optimizers: Any, steps: int, stored: dict[str, Any] | None
+    ) -> Rewirer | GradualPruner:
+        return Rewirer(network, optimizers, self.policy, steps=steps, **self.how)
 
     def _begin(self, network: nn.Module, optimizers: Any, steps: int, stored: dict[str, Any] | None) -> None:
         """Make the rewirer for `steps`, or resume the stored one; warn if no mask will change."""
         steps = stored["steps"] if stored else steps
-        self.rewirer = Rewirer(network, optimizers, self.policy, steps=steps, **self.how)
+        self.rewirer = self._make(network, optimizers, steps, stored)
         if stored is not None:
             self.rewirer.load_state_dict(stored)
         schedule = self.rewirer.schedule
-        if not schedule.rewires(schedule.every, steps):
+        if isinstance(schedule, RewiringSchedule) and not schedule.rewires(schedule.every, steps):
             warnings.warn(
                 f"Rewire changes no masks in {steps:,} steps: {schedule} changes them every "
                 f"{schedule.every:,} steps, before step {schedule.until * steps:g}. Give a shorter "
@@ -81,10 +89,32 @@ class RewireBase:
     def _warn_unless_begun(self) -> None:
         if self.rewirer is None:
             warnings.warn(
-                "Rewire has changed no masks: no layer of the model has one. Expand the model first, by "
-                "fpe.expand or an Expand callback before Rewire.",
+                f"{type(self).__name__} has changed no masks: no layer of the model has one. Expand the "
+                "model first, by fpe.expand or an Expand callback before it.",
                 stacklevel=3,
             )
+
+
+class PruneBase(RewireBase):
+    """Prune a network gradually, from the first step at which it has masks."""
+
+    def __init__(self, budget: int | None, how: dict[str, Any]) -> None:
+        self.budget, self.how = budget, how
+        self.rewirer = None
+
+    def _make(
+        self, network: nn.Module, optimizers: Any, steps: int, stored: dict[str, Any] | None
+    ) -> GradualPruner:
+        how, budget = self.how, self.budget
+        if budget is None:
+            how = {"schedule": PruningSchedule(begin=0.0, end=0.85), **how}
+            if stored is not None:  # the masks have been opened
+                budget = stored["budget"]
+            else:
+                check_masks(unwrapped(network), "the masks are opened")
+                budget = count_nonzero(unwrapped(network))
+                open_masks_(unwrapped(network))
+        return GradualPruner(network, optimizers, budget=budget, steps=steps, **how)
 
 
 def is_expanded(model: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from fpe.expansion.inplace import plan_ahead
 from fpe.expansion.pruning import as_pruning
 from fpe.integrations.base import (
     ExpandBase,
+    PruneBase,
     RewireBase,
     has_masks,
     is_expanded,
@@ -151,25 +152,30 @@ class Rewire(RewireBase, TrainerCallback):
         resume_from_checkpoint: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(policy, schedule, seed)
-        self._stored: dict[str, Any] | None = None
-        if resume_from_checkpoint is not None:
-            path = _folder(resume_from_checkpoint) / REWIRER
-            if path.is_file():  # otherwise the checkpoint is from before the expansion
-                self._stored = torch.load(path, weights_only=True)
+        self._stored = self._state_in(resume_from_checkpoint)
+
+    @staticmethod
+    def _state_in(checkpoint: str | os.PathLike[str] | None) -> dict[str, Any] | None:
+        path = None if checkpoint is None else _folder(checkpoint) / REWIRER
+        if path is None or not path.is_file():  # the checkpoint is from before the expansion
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        return state
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Reset the rewirer, and warn if only one of training and rewirer resumes."""
         self.rewirer = None
         if self._stored and not state.global_step:
             warnings.warn(
-                "Rewire(resume_from_checkpoint=…) is not used, since training starts at step 0; give the "
+                f"{type(self).__name__}(resume_from_checkpoint=…) is not used: training starts at step 0; "
+                "give the "
                 "checkpoint to trainer.train(resume_from_checkpoint=…) too.",
                 stacklevel=2,
             )
         if state.global_step and self._stored is None and has_masks(kwargs["model"]):
             warnings.warn(
-                f"training resumes at step {state.global_step:,}, and the schedule of Rewire begins again; "
-                "give the checkpoint to Rewire(resume_from_checkpoint=…) too.",
+                f"training resumes at step {state.global_step:,}, and the schedule of {type(self).__name__} "
+                "begins again; give the checkpoint to its resume_from_checkpoint=… too.",
                 stacklevel=2,
             )
         self._resumed = self._stored if state.global_step else None
@@ -195,6 +201,34 @@ class Rewire(RewireBase, TrainerCallback):
             own = self.rewirer.state_dict()  # all processes take part in it
             if args.should_save:
                 write_atomically(_checkpoint(args, state) / REWIRER, lambda file: torch.save(own, file))
+
+
+class Prune(PruneBase, Rewire):
+    """Prune a model gradually while it is trained.
+
+    With a budget, for a network of `fpe.with_masks`. Without one, for a trained network that `fpe.expand`, or
+    an `Expand` before this callback, has expanded: its masks are opened, and it is pruned back to its count.
+
+    Parameters
+    ----------
+    budget : int, optional
+        Non-zero parameters of the network in the end.
+    resume_from_checkpoint : path-like, optional
+        As for `Rewire`.
+    **how
+        All other arguments of `fpe.GradualPruner`. Without a budget the schedule is by default
+        ``PruningSchedule(begin=0, end=0.85)``.
+    """
+
+    def __init__(
+        self,
+        budget: int | None = None,
+        *,
+        resume_from_checkpoint: str | os.PathLike[str] | None = None,
+        **how: Any,
+    ) -> None:
+        super().__init__(budget, how)
+        self._stored = self._state_in(resume_from_checkpoint)
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

@@ -13,6 +13,7 @@ from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.inplace import plan_ahead
 from fpe.integrations.base import (
     ExpandBase,
+    PruneBase,
     RewireBase,
     has_masks,
     is_expanded,
@@ -199,8 +200,8 @@ class Rewire(RewireBase, Callback):
         self.rewirer = self._stored = None
         for callback in _averaging(trainer):
             raise ModelError(
-                f"{type(callback).__name__} beside Rewire: an average over dynamic masks has more non-zero "
-                "weights than any of its networks. Give only one of the two callbacks."
+                f"{type(callback).__name__} beside {type(self).__name__}: an average over dynamic masks has "
+                "more non-zero weights than any of its networks. Give only one of the two callbacks."
             )
 
     def on_train_batch_start(
@@ -209,11 +210,13 @@ class Rewire(RewireBase, Callback):
         """Make the rewirer as soon as there are masks."""
         if self.rewirer is not None:
             return
-        network = network_of(pl_module, self.network, "Rewire")
+        network = network_of(pl_module, self.network, type(self).__name__)
         if has_masks(network):
             steps = self.steps or trainer.estimated_stepping_batches - trainer.global_step
             if steps == math.inf and not self._stored:
-                raise ArgumentError("the number of remaining steps is unknown; give Rewire(steps=…).")
+                raise ArgumentError(
+                    f"the number of remaining steps is unknown; give {type(self).__name__}(steps=…)."
+                )
             steps = 0 if self._stored else int(steps)
             self._begin(network, _trainers_of(network, trainer.optimizers), steps, self._stored)
             self._last = trainer.global_step
@@ -237,6 +240,36 @@ class Rewire(RewireBase, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Store a checkpoint's state until there are masks."""
         self._stored = state_dict["rewirer"]
+
+
+class Prune(PruneBase, Rewire):
+    """Prune a network of a LightningModule gradually while it is trained.
+
+    With a budget, for a network of `fpe.with_masks`. Without one, for a trained network that `fpe.expand`, or
+    an `Expand` before this callback, has expanded: its masks are opened, and it is pruned back to its count.
+
+    Parameters
+    ----------
+    budget : int, optional
+        Non-zero parameters of the network in the end.
+    network, steps
+        As for `Rewire`.
+    **how
+        All other arguments of `fpe.GradualPruner`. Without a budget the schedule is by default
+        ``PruningSchedule(begin=0, end=0.85)``.
+    """
+
+    def __init__(
+        self, budget: int | None = None, *, network: str | None = None, steps: int | None = None, **how: Any
+    ) -> None:
+        super().__init__(budget, how)
+        self.network, self.steps = network, steps
+        self._stored, self._last = None, 0
+
+    @property
+    def state_key(self) -> str:
+        """One such callback for each network."""
+        return f"fpe.Prune({self.network or ''})"
 
 
 def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
