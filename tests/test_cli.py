@@ -213,9 +213,9 @@ def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     assert "accuracy against non-zeros" in result.stdout
     assert "on the test data" in result.stdout
     stored = json.loads((out / "results.json").read_text())
-    assert [row["nonzero"] for row in stored["rows"]][-1] == 60
-    model = fpe.load(out / "best.safetensors")
-    assert fpe.count_nonzero(model) == 60
+    count = stored["rows"][-1]["nonzero"]
+    assert count <= 60  # softmax regression has 44
+    assert fpe.count_nonzero(fpe.load(out / "best.safetensors")) == count
     again = run("fit", data, "--budget", 60, "--epochs", 8, "--out", out, "--json")
     assert json.loads(again.stdout)["rows"] == stored["rows"]
 

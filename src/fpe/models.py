@@ -73,6 +73,14 @@ def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequenti
     return made
 
 
+@torch.no_grad()
+def _zero_(layer: nn.Module) -> nn.Module:
+    """Set the weights of a linear map to zero: what it learns then does not depend on a draw."""
+    for parameter in layer.parameters():
+        parameter.zero_()
+    return layer
+
+
 def mlp(
     inputs: int,
     hidden: int | Sequence[int],
@@ -85,7 +93,8 @@ def mlp(
 ) -> nn.Sequential:
     """Build Linear → ReLU → Linear; with several hidden layers, LayerNorm before each ReLU (A.7).
 
-    Without a hidden layer it is softmax or linear regression.
+    Without a hidden layer it is softmax or linear regression. Its weights, and those of direct connections,
+    begin at zero.
 
     Parameters
     ----------
@@ -124,9 +133,11 @@ def mlp(
             layers.append(nn.ReLU())
         layers.append(nn.Linear(widths[-1] if widths else inputs, outputs, dtype=dtype))
         network = nn.Sequential(*layers)
+        if not widths:
+            _zero_(network[0])
         if direct:
             children = OrderedDict(network.named_children())
-            children["direct"] = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+            children["direct"] = _zero_(nn.Linear(inputs, outputs, bias=False, dtype=dtype))
             network = DirectMLP(children)
     if not standardize:
         return network

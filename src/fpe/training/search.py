@@ -34,11 +34,13 @@ MULTIPLES = (1.5, 2, 3, 4, 6)
 #: Widths beside direct connections.
 BESIDE_DIRECT = (8, 16, 32, 64, 128)
 #: Learning rates, and label smoothing, that the second round tries for each structure.
-RATES = (5e-3, 1e-2, 2e-2)
+RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
 SMOOTHING = 0.1
-#: Shares of the epochs, and how many structures or candidates enter each round.
+#: Factor of the rate that the third round tries too: longer training may want a lower one.
+LOWER = 0.25
+#: Shares of the epochs, and how many structures enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
-ENTER_SECOND, ENTER_THIRD = 4, 2
+ENTER_SECOND = 3
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def search(
     far, and their estimated total.
     """
     first = structures(task.inputs, task.outputs, budget)
-    plan = [len(first), ENTER_SECOND * (len(RATES) + 1), ENTER_THIRD + 2]
+    plan = [len(first), ENTER_SECOND * (len(RATES) + 1), 6]
     lengths = [max(1, round(share * epochs)) for share in ROUNDS]
     total = sum(n * length for n, length in zip(plan, lengths, strict=True)) * len(task.folds)
     stored = {(entry.candidate, entry.share): entry for entry in known}
@@ -253,15 +255,16 @@ def search(
     rates = [replace(c, lr=rate) for c in ranked[:ENTER_SECOND] for rate in RATES]
     smooth = [replace(c, smoothing=SMOOTHING) for c in ranked[:ENTER_SECOND]]
     ranked = [entry.candidate for entry in run(rates + (smooth if _smoothable(task) else []), 1)]
-    last = run(ranked[:ENTER_THIRD], 2)
-    # The simple rivals are trained as long, unless they are among the last.
+    best = ranked[0]
+    lower = replace(best, lr=LOWER * best.lr)
+    finalists = [best, lower]
+    if _smoothable(task):
+        finalists.append(replace(lower, smoothing=SMOOTHING - best.smoothing))
+    finalists += [c for c in ranked if (c.hidden, c.direct) != (best.hidden, best.direct)][:1]
+    # The simple rivals are trained as long, unless they are among these.
     rivals = [c for c in first if c.hidden == 0 or not _pruned(task, c)]
-    rivals = [
-        c
-        for c in rivals
-        if not any((e.candidate.hidden, e.candidate.direct) == (c.hidden, c.direct) for e in last)
-    ]
-    last = sorted([*last, *run(rivals, 2)], key=lambda entry: entry.rank)
+    known_kinds = {(c.hidden, c.direct) for c in finalists}
+    last = run(finalists + [c for c in rivals if (c.hidden, c.direct) not in known_kinds], 2)
     if not last or not last[0].scores:
         failed = next((entry for entry in entries if entry.reason), None)
         raise ArgumentError(f"all candidates diverged: {failed.reason if failed else ''}")
