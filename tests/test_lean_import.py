@@ -55,7 +55,7 @@ def test_every_public_name_is_there_and_listed():
 
 
 def test_what_pages_and_commands_name_resolves_after_import_fpe_alone():
-    """In a fresh process: `fpe.sklearn.FPEClassifier`, as ``fpe fit --auto`` prints it, and the rest."""
+    """In a fresh process: `fpe.sklearn.FPEClassifier`, as ``fpe fit --budget`` prints it, and the rest."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "src/fpe/cli").glob("*.py")]
     pages.append(ROOT / "src/fpe/budget/recommendation.py")
     named = {
