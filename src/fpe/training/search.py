@@ -58,6 +58,11 @@ class Candidate:
     score: str = "moment"
 
     @property
+    def kind(self) -> tuple[bool, bool]:
+        """Whether it has hidden neurons, and direct connections."""
+        return self.hidden > 0, self.direct
+
+    @property
     def name(self) -> str:
         """Describe the network in a few words."""
         if self.hidden == 0:
@@ -231,8 +236,8 @@ def search(
     def run(candidates: Sequence[Candidate], number: int) -> list[Entry]:
         nonlocal done
         before, found = done, []
-        for kind in dict.fromkeys((c.hidden == 0, c.direct) for c in candidates):  # one program each
-            some = [c for c in candidates if (c.hidden == 0, c.direct) == kind]
+        for kind in dict.fromkeys(c.kind for c in candidates):  # one program each
+            some = [c for c in candidates if c.kind == kind]
             new = [c for c in some if (c, ROUNDS[number]) not in stored]
 
             def finished(records: list[dict[str, Any]]) -> None:
@@ -263,10 +268,13 @@ def search(
     finalists = [best, lower]
     if _smoothable(task):
         finalists.append(replace(lower, smoothing=SMOOTHING - best.smoothing))
-    others = [entry.candidate for entry in ranked]
-    finalists += [c for c in others if (c.hidden, c.direct) != (best.hidden, best.direct)][:1]
+    others = [entry.candidate for entry in ranked if entry.candidate.kind != best.kind]
+    others += [
+        c.candidate for c in ranked if (c.candidate.hidden, c.candidate.direct) != (best.hidden, best.direct)
+    ]
+    finalists += others[:1]
     # The simple rivals are trained as long, unless they are among these.
-    rivals = [c for c in first if c.hidden == 0 or not _pruned(task, c)]
+    rivals = [c for c in first if not c.direct and (c.hidden == 0 or not _pruned(task, c))]
     known_kinds = {(c.hidden, c.direct) for c in finalists}
     last = run(finalists + [c for c in rivals if (c.hidden, c.direct) not in known_kinds], 2)
     if not last or not last[0].scores:
