@@ -1,0 +1,138 @@
+"""`FPEClassifier(budget=N)` at the counts of small dense networks, against dense networks of the same tuning.
+
+Everything is chosen on a held-out fifth of the training data, and measured once on the test data.
+About two hours on two cores.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from common import block, made_by, run_all, store, stored, table, trained_at
+from trained import arrays as arrays_of
+
+from fpe.compare.runner import one_thread
+from fpe.data import load
+from fpe.data.named import find_folder
+from fpe.sklearn import FPEClassifier
+from fpe.sklearn.inputs import scaler_of
+from fpe.training import search as searching
+from fpe.training.loop import accuracy, accuracy_of
+from fpe.training.losses import Objective
+from fpe.training.search import Candidate, Fold, Task, dense_count, hold_out
+from fpe.training.trials import Trial, train_trials
+from fpe_reproduction.statistics import mean
+
+#: Data: name, epochs, samples in a mini-batch (None for the default), neurons of the dense networks.
+DATA: dict[str, tuple[str, int, int | None, tuple[int, ...]]] = {
+    "banking77": ("Banking77", 100, None, (4, 8, 16)),
+    "cifar100": ("CIFAR-100", 15, 500, (4, 16)),
+    "fashion-mnist": ("Fashion-MNIST", 20, 500, (4, 16)),
+    "letter": ("Letter", 60, 250, (8, 16, 32)),
+}
+#: Budgets that other methods were compared at: the counts of dense networks of 27 classes.
+BUDGETS = {("letter", 8): 379, ("letter", 16): 731, ("letter", 32): 1435}
+SEEDS = range(5)
+KINDS = ("searched", "dense", "twice")
+
+
+def arrays(data: str) -> list[torch.Tensor]:
+    """Return inputs and classes to learn, and those to measure on."""
+    if data != "cifar100":
+        return arrays_of(data, "test")
+    folder = find_folder("cifar100-efficientnet")
+    assert folder is not None, "put cifar100-efficientnet.npz into a folder cifar100-efficientnet of FPE_DATA"
+    found = load(str(folder / "cifar100-efficientnet.npz"))
+    parts = found.X_train, found.y_train, found.X_test, found.y_test
+    return [torch.from_numpy(np.ascontiguousarray(array)) for array in parts]
+
+
+def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
+    """Train one network; return its accuracy on the test data, and what it is."""
+    _, epochs, batch_size, _ = DATA[data]
+    X, y, X_test, y_test = arrays(data)
+    classes = int(y.max()) + 1
+    budget = BUDGETS.get((data, hidden), dense_count(X.shape[1], hidden, classes))
+    with one_thread():
+        start = time.perf_counter()
+        if kind == "searched":
+            made = FPEClassifier(budget=budget, epochs=epochs, batch_size=batch_size, random_state=seed)
+            made.fit(X.numpy(), y.numpy())
+            searched = time.perf_counter() - start
+            best = made.search_[0].candidate
+            again = {"hidden": best.hidden, "direct": best.direct, "lr": best.lr, "budget": budget}
+            start = time.perf_counter()
+            FPEClassifier(epochs=epochs, batch_size=batch_size, random_state=seed, **again).fit(
+                X.numpy(), y.numpy()
+            )
+            found: dict[str, Any] = {"entries": [entry.to_dict() for entry in made.search_]}
+            found |= {"network": best.name, "nonzero": made.n_nonzero_}
+            found |= {"accuracy": float(made.score(X_test.numpy(), y_test.numpy()))}
+            return {**found, "search_seconds": searched, "winner_seconds": time.perf_counter() - start}
+        width = hidden if kind == "dense" else 2 * hidden
+        own = Candidate(width, False, dense_count(X.shape[1], width, classes))
+        return tuned(own, [X, y, X_test, y_test], epochs, batch_size, seed)
+
+
+def tuned(
+    candidate: Candidate, data: list[torch.Tensor], epochs: int, batch_size: int | None, seed: int
+) -> dict[str, Any]:
+    """Choose the rate and the smoothing of a dense network on a held-out fifth, and train it on all."""
+    X, y, X_test, y_test = data
+    center, scale = scaler_of(X.numpy(), None)
+    X, X_test = (X - center) / scale, (X_test - center) / scale
+    rows, held = hold_out(y.numpy(), 0.2, seed)
+    fold = Fold(X[rows], y[rows], X[held], y[held])
+    task = Task([fold], int(y.max()) + 1, batch_size, seed, accuracy_of)
+    tried = [
+        replace(candidate, lr=lr, smoothing=s) for lr in searching.RATES for s in (0.0, searching.SMOOTHING)
+    ]
+    best = min(
+        searching._train(task, tried, epochs, 1.0, lambda _: None), key=lambda entry: entry.rank
+    ).candidate
+    trial = Trial.start(best.recipe(epochs, batch_size, Objective()), task.network(best, seed), seed)
+    train_trials([trial], X, y)
+    return {
+        "network": f"{candidate.hidden} neurons, rate {best.lr:g}, smoothing {best.smoothing:g}",
+        "nonzero": candidate.budget,
+        "accuracy": accuracy(trial.model, X_test, y_test),
+    }
+
+
+def run(page: str) -> None:
+    tasks = {
+        f"{data}-h{hidden}-{kind}-{seed}": {"data": data, "hidden": hidden, "kind": kind, "seed": seed}
+        for seed in SEEDS
+        for data, (_, _, _, widths) in DATA.items()
+        for hidden in widths
+        for kind in KINDS
+    }
+    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=2).items()]
+    store("budget", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
+
+
+def parts(page: str) -> dict[str, dict[str, str]]:
+    results = stored("budget")["results"]
+    rows = []
+    for data, (title, _, _, widths) in DATA.items():
+        for hidden in widths:
+            own = [r for r in results if (r["data"], r["hidden"]) == (data, hidden)]
+            by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in KINDS}
+            found = by_kind["searched"]
+            accuracies = {kind: [r["accuracy"] for r in by_kind[kind]] for kind in KINDS}
+            means = {kind: float(np.mean(values)) for kind, values in accuracies.items()}
+            gap = means["twice"] - means["dense"]
+            closed = f"{(means['searched'] - means['dense']) / gap:.0%}" if gap > 0 else "–"
+            cost = np.median([r["search_seconds"] / r["winner_seconds"] for r in found])
+            networks = ", ".join(dict.fromkeys(r["network"] for r in found))
+            texts = [mean(accuracies[kind]).text(100) for kind in ("dense", "searched", "twice")]
+            rows.append(
+                [title, f"{hidden}", f"{found[0]['nonzero']:,}", *texts, closed, networks, f"{cost:.1f}"]
+            )
+    head = ["", "h", "non-zeros", "dense, h %", "searched %", "dense, 2h %", "of the gap", "networks", "cost"]
+    made = block(f"{made_by(results[-1], 'torch')}. {trained_at(results)}")
+    return {"budget": {"budget": table(head, rows), "budget-made": made}}
