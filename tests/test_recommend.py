@@ -8,7 +8,7 @@ import scipy.sparse
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
 
 import fpe
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn import FPEClassifier, FPERegressor
 from fpe.training import search as searching
 from fpe.training.search import (
@@ -139,6 +139,22 @@ def test_bad_arguments():
         fpe.recommend(X, y, 100, epochs=-1)
     with pytest.raises(ArgumentError, match="hidden is None"):
         FPEClassifier(budget=100, factor=2).fit(X, y)
+
+
+def test_a_part_of_a_budget_that_is_too_small_for_any_network_is_left_out():
+    found = fpe.recommend(X, y, 30, epochs=8)
+    assert [clf.n_nonzero_ for clf in found.classifiers] == [15, 30]
+    with pytest.raises(BudgetError, match="budget is 7"):
+        fpe.recommend(X, y, 7, **QUICK)
+
+
+def test_partial_fit_after_fit_scales_as_fit_did():
+    """Features far from zero: without the scaling the network would see other inputs than before."""
+    shifted = X + 1000
+    clf = FPEClassifier(hidden=8, budget=300, epochs=40).fit(shifted, y)
+    before = clf.history_[-1]["loss"]
+    clf.partial_fit(shifted, y)
+    assert clf.history_[-1]["loss"] < before + 0.1
 
 
 def test_several_labels_weights_and_sparse_features():

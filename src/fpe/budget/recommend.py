@@ -14,7 +14,7 @@ import numpy as np
 from fpe import __version__
 from fpe._util.files import read_json, write_json
 from fpe.budget.recommendation import Recommendation
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn import FPEClassifier
 from fpe.training.search import Entry, dense_count
 
@@ -80,6 +80,8 @@ def recommend(
     ArgumentError, DataError, ValueError
         For arguments or data that cannot be used, before any training; ArgumentError also if all candidates
         diverge.
+    BudgetError
+        If the budget is smaller than the biases of the outputs.
 
     Examples
     --------
@@ -113,7 +115,7 @@ def recommend(
             classifier._on_entries = store
         try:
             found.classifiers.append(classifier.fit(X, y))
-        except ArgumentError:
+        except BudgetError:
             if part == 1:
                 raise
             continue  # a part of the budget may be too small for any network

@@ -214,9 +214,11 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
                     plan(dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
                 self.classes_, self._trial = known, Trial.start(recipe, dense, seed)
             # A copy, so that after an error the old one is unchanged; the learning rate is constant.
-            self._trial = replace(self._trial, recipe=replace(recipe, decay=False))
+            recipe = replace(recipe, decay=False, objective=self._trial.recipe.objective)
+            self._trial = replace(self._trial, recipe=recipe)
             codes = torch.from_numpy(np.searchsorted(known, y))
-            inputs, until = as_inputs(X, self.model_), self._trial.epoch + 1
+            # After `fit` as `fit` scales them.
+            inputs, until = self._scaled(as_inputs(X, self.model_)), self._trial.epoch + 1
             train_trials([self._trial], inputs, codes, until=until, sample_weight=weight)
         return self
 

@@ -99,12 +99,18 @@ class Network(BaseEstimator):  # type: ignore[misc]
     @property
     def model_(self) -> nn.Module:
         """The trained network, with a first layer ``scaler`` if the features are scaled."""
-        return self._trial.model if self._scaler is None else standardized(self._trial.model, *self._scaler)
+        return self._with_scaler(self._trial.model)
 
     @property
     def dense_model_(self) -> nn.Module:
         """The network before it was expanded or pruned, for unscaled or scaled features as `model_`."""
-        return self._trial.dense if self._scaler is None else standardized(self._trial.dense, *self._scaler)
+        return self._with_scaler(self._trial.dense)
+
+    def _with_scaler(self, network: nn.Module) -> nn.Module:
+        if self._scaler is None:
+            return network
+        device = next(network.parameters()).device
+        return standardized(network, *(tensor.to(device) for tensor in self._scaler))
 
     @property
     def history_(self) -> list[Record]:
@@ -153,10 +159,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         recipe, device = self._recipe(X.shape[1]), torch.device(self.device)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._scaler = scaler_of(X, weight) if self.scale == "auto" else None
-        inputs = as_tensor(X)
-        if self._scaler is not None:
-            inputs = (inputs - self._scaler[0]) / self._scaler[1]
-        inputs, y = inputs.to(device), y.to(device)
+        inputs, y = self._scaled(as_tensor(X)).to(device), y.to(device)
         weight = None if weight is None else weight.to(device)
         objective: Objective = how["objective"]
         outputs, dtype = how["outputs"], inputs.dtype
@@ -236,6 +239,10 @@ class Network(BaseEstimator):  # type: ignore[misc]
             self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)
         return self.search_[0].candidate.recipe(epochs, self.batch_size, how["objective"], self.l2)
 
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        """Scale features as `fit` does, outside of the network that is trained."""
+        return inputs if self._scaler is None else (inputs - self._scaler[0]) / self._scaler[1]
+
     def _validation_split(self, codes: np.ndarray | None, samples: int, seed: int) -> Sequence[np.ndarray]:
         """Return the numbers of the samples for training and for validation, stratified if possible."""
         every = np.arange(samples)
@@ -253,7 +260,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
         X = as_dense(X)
-        outputs = predict_logits(self.model_, as_inputs(X, self.model_)).cpu()
+        inputs, network = self._scaled(as_inputs(X, self.model_)), self._trial.model
+        outputs = predict_logits(network, inputs.to(next(network.parameters()).device)).cpu()
         if not finite(outputs):
             raise DataError(
                 f"the outputs are NaN or infinite for {int((~outputs.isfinite().all(dim=1)).sum())} of "
