@@ -90,7 +90,7 @@ class Candidate:
 
 @dataclass
 class Entry:
-    """A candidate and its scores on the validation part, one for each seed; the higher, the better.
+    """A candidate and its scores, one for each fold; the higher, the better.
 
     `nonzero` is its count, `share` the share of all epochs that it was trained for, `reason` says why it
     has no scores, and is empty otherwise.
@@ -105,7 +105,7 @@ class Entry:
 
     @property
     def score(self) -> float:
-        """The mean over the seeds; −∞ after a failure."""
+        """The mean over the folds; −∞ after a failure."""
         return statistics.fmean(self.scores) if self.scores else -math.inf
 
     @property
