@@ -1,10 +1,12 @@
 """The best network for a budget: which are tried, which are kept, what is reported and resumed."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import scipy.sparse
+import torch
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
 
 import fpe
@@ -13,9 +15,12 @@ from fpe.sklearn import FPEClassifier, FPERegressor
 from fpe.training import search as searching
 from fpe.training.search import (
     ENTER_SECOND,
-    RATES,
+    RATE,
     ROUNDS,
     Candidate,
+    Entry,
+    Fold,
+    Task,
     dense_count,
     hold_out,
     structures,
@@ -42,8 +47,9 @@ def test_a_budget_allows_this_many_neurons():
 def test_without_a_hidden_layer_dense_wider_and_with_direct_connections():
     tried = structures(64, 10, 400)
     assert tried[:2] == [Candidate(0, False, 400), Candidate(5, False, 400)]
-    assert [c.hidden for c in tried[2:] if not c.direct] == [8, 10, 15, 20, 30]
-    assert [c.hidden for c in tried if c.direct] == [8, 16, 32, 64, 128]
+    assert [c.hidden for c in tried[2:] if not c.direct] == [10, 15, 20, 30]
+    assert [c.hidden for c in tried if c.direct] == [8, 16, 32]
+    assert [c.hidden for c in structures(64, 10, 1100) if c.direct] == [8, 16, 32, 64, 128]
     assert [c.hidden for c in structures(64, 10, 50) if not c.direct] == [0, 2, 3, 4, 6]
 
 
@@ -53,9 +59,40 @@ def test_fewer_are_trained_for_longer_in_each_round(found):
     best = sorted(by_round[0], key=lambda entry: entry.rank)[: ENTER_SECOND - 1]
     kept = {(entry.candidate.hidden, entry.candidate.direct) for entry in by_round[1]}
     assert kept >= {(entry.candidate.hidden, entry.candidate.direct) for entry in best}
-    assert len(by_round[1]) == ENTER_SECOND * (len(RATES) + 1)
-    assert 4 <= len(by_round[2]) <= 6
-    assert found.best.score == max(entry.score for entry in by_round[2])
+    assert {e.candidate.kind for e in by_round[1]} == {e.candidate.kind for e in by_round[0]}
+    smoothed = [entry for entry in by_round[1] if entry.candidate.smoothing]
+    assert len(by_round[1]) == ENTER_SECOND + len(smoothed) == ENTER_SECOND + 1
+    assert 4 <= len(by_round[2]) <= 8
+    names = {entry.candidate.name for entry in by_round[2]}
+    assert names > {"no hidden layer", "5 hidden neurons"}
+    assert len({entry.candidate.lr for entry in by_round[2]}) > 1
+
+
+def scored(candidate, score):
+    return Entry(candidate, 1.0, scores=[score], losses=[1.0])
+
+
+def test_no_hidden_layer_wins_within_a_standard_error():
+    """At 90 % of 100 samples the standard error is 3 %."""
+    fold = Fold(*(torch.zeros(100, 2) for _ in range(4)))
+    task = Task([fold], 2, None, 0, evaluate=None)
+    hidden, plain = Candidate(8, True, 50), Candidate(0, False, 50)
+    for score, winner in ((0.875, plain), (0.865, hidden)):
+        ranked = [scored(hidden, 0.9), scored(plain, score)]
+        assert searching._simplest(task, ranked).candidate == winner
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "rates"),
+    [
+        (0.9, 0.89, (2.5e-3, 6.25e-4)),
+        (0.9, 0.91, (1e-2, 2.5e-3)),
+        (0.8, 0.9, (2e-2, 1e-2)),
+        (-math.inf, -math.inf, (2.5e-3, 6.25e-4)),
+    ],
+)
+def test_the_more_longer_training_helps_the_higher_is_the_rate(before, after, rates):
+    assert searching._rates(before, after) == pytest.approx(rates)
 
 
 def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):
@@ -112,12 +149,12 @@ def test_an_interrupted_search_is_resumed_and_finds_the_same(tmp_path, monkeypat
 
 
 def test_what_diverges_loses_and_is_named(monkeypatch):
-    monkeypatch.setattr(searching, "RATES", (1e-2, 1e38))
+    monkeypatch.setattr(searching, "FACTORS", ((math.inf, (1.0, 1e40)),))
     entries = fpe.recommend(X, y, 100, **QUICK).table
     failed = [entry for entry in entries if entry.reason]
-    assert {entry.candidate.lr for entry in failed} == {1e38}
+    assert {entry.candidate.lr for entry in failed} == {RATE * 1e40}
     assert "smaller learning rate" in failed[0].reason
-    monkeypatch.setattr(searching, "RATES", (1e38,))
+    monkeypatch.setattr(searching, "RATE", 1e38)
     monkeypatch.setattr(searching, "Candidate", lambda *a, **k: Candidate(*a, **{**k, "lr": 1e38}))
     with pytest.raises(ArgumentError, match="all candidates diverged"):
         fpe.recommend(X, y, 100, **QUICK)

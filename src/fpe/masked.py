@@ -9,6 +9,7 @@ to a weight directly can bypass the mask: `project_` repairs that, `check_masks`
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
@@ -38,6 +39,10 @@ class _MaskGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
         (mask,) = ctx.saved_tensors
         return grad * mask, None, grad if ctx.probed else None
+
+
+# torch asks for the signature at every call; what is stored need not be worked out again.
+_MaskGradient.forward.__signature__ = inspect.signature(_MaskGradient.forward)  # type: ignore[attr-defined]
 
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.

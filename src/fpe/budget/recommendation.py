@@ -74,11 +74,9 @@ class Recommendation:
         """Say what won, and by how much over the simple networks."""
         best = self.best
         text = f"best of {self.budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
-        rivals = [
-            f"{e.candidate.name} {_percent(e)} %"
-            for e in self.table[1:]
-            if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)
-        ]
+        simple = [e for e in self.table if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)]
+        names = {e.candidate.name: e for e in reversed(simple)}  # the best of each
+        rivals = [f"{name} {_percent(e)} %" for name, e in names.items() if name != best.candidate.name]
         return f"{text} ({'; '.join(rivals)})" if rivals else text
 
     def python(self) -> str:

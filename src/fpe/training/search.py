@@ -30,17 +30,21 @@ FEW, VERY_FEW = 5000, 1000
 #: About how many steps a network is trained for by default, within these numbers of epochs.
 STEPS, EPOCHS = 3000, (15, 300)
 #: Widths of pruned networks, as multiples of the widest dense network's within the budget.
-MULTIPLES = (1.5, 2, 3, 4, 6)
+MULTIPLES = (2, 3, 4, 6)
 #: Widths beside direct connections.
 BESIDE_DIRECT = (8, 16, 32, 64, 128)
-#: Learning rates, and label smoothing, that the second round tries for each structure.
-RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
+#: Non-zeros for each neuron, at least, in networks that are pruned.
+LEAST_EACH = 8
+#: The learning rate of the first rounds.
+RATE = 1e-2
+#: If training twice as long avoided less than this share of the mistakes, or more than that, the networks of
+#: the last round are trained at the first factor of the rate, and the best also at the second.
+FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 1.0)))
+#: Label smoothing that the best network is trained with too.
 SMOOTHING = 0.1
-#: Factor of the rate that the third round tries too: longer training may want a lower one.
-LOWER = 0.25
-#: Shares of the epochs, and how many structures enter the second round.
+#: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
-ENTER_SECOND = 3
+ENTER_SECOND = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class Candidate:
     hidden: int
     direct: bool
     budget: int
-    lr: float = 1e-2
+    lr: float = RATE
     smoothing: float = 0.0
     score: str = "moment"
 
@@ -63,11 +67,16 @@ class Candidate:
         return self.hidden > 0, self.direct
 
     @property
+    def program(self) -> tuple[Any, ...]:
+        """What is equal for networks that are trained together."""
+        return *self.kind, self.hidden.bit_length(), self.smoothing
+
+    @property
     def name(self) -> str:
         """Describe the network in a few words."""
         if self.hidden == 0:
             return "no hidden layer"
-        neurons = f"{self.hidden} hidden neurons"
+        neurons = f"{self.hidden} hidden neuron{'s' if self.hidden > 1 else ''}"
         return f"{neurons} and direct connections" if self.direct else neurons
 
     def recipe(self, epochs: int, batch_size: int | None, objective: Objective, l2: float = 0.0) -> Recipe:
@@ -203,12 +212,12 @@ def widest(inputs: int, outputs: int, budget: int) -> int:
 
 def structures(inputs: int, outputs: int, budget: int) -> list[Candidate]:
     """Return the networks that the first round compares, the simplest first."""
-    dense = widest(inputs, outputs, budget)
+    dense, most = widest(inputs, outputs, budget), budget // LEAST_EACH
     widths = sorted({math.ceil(k * max(1, dense)) for k in MULTIPLES} - {dense})
     found = [Candidate(0, False, budget)]
     found += [Candidate(dense, False, budget)] if dense else []
-    found += [Candidate(width, False, budget) for width in widths if width > dense]
-    return found + [Candidate(width, True, budget) for width in BESIDE_DIRECT]
+    found += [Candidate(width, False, budget) for width in widths if dense < width <= most]
+    return found + [Candidate(width, True, budget) for width in BESIDE_DIRECT if width <= most]
 
 
 def search(
@@ -226,7 +235,7 @@ def search(
     far, and their estimated total.
     """
     first = structures(task.inputs, task.outputs, budget)
-    plan = [len(first), ENTER_SECOND * (len(RATES) + 1), 6]
+    plan = [len(first), min(ENTER_SECOND, len(first)), 7]
     lengths = [max(1, round(share * epochs)) for share in ROUNDS]
     total = sum(n * length for n, length in zip(plan, lengths, strict=True)) * len(task.folds)
     stored = {(entry.candidate, entry.share): entry for entry in known}
@@ -236,8 +245,10 @@ def search(
     def run(candidates: Sequence[Candidate], number: int) -> list[Entry]:
         nonlocal done
         before, found = done, []
-        for kind in dict.fromkeys(c.kind for c in candidates):  # one program each
-            some = [c for c in candidates if c.kind == kind]
+        groups: dict[Any, list[Candidate]] = {}
+        for c in candidates:  # many small networks are trained together, few one by one
+            groups.setdefault(c.program if len(task.folds) > 2 else c, []).append(c)
+        for some in groups.values():
             new = [c for c in some if (c, ROUNDS[number]) not in stored]
 
             def finished(records: list[dict[str, Any]]) -> None:
@@ -257,52 +268,70 @@ def search(
         return sorted(found, key=lambda entry: entry.rank)
 
     ranked = run(first, 0)
-    entering = [entry.candidate for entry in ranked[:ENTER_SECOND]]
-    if (simplest := _simplest(task, ranked).candidate) not in entering:
-        entering[-1] = simplest
-    tried = [replace(c, lr=rate) for c in entering for rate in RATES]
-    tried += [replace(c, smoothing=SMOOTHING) for c in entering if _smoothable(task)]
-    ranked = run(tried, 1)
-    best = _simplest(task, ranked).candidate
-    lower = replace(best, lr=LOWER * best.lr)
-    finalists = [best, lower]
-    if _smoothable(task):
-        finalists.append(replace(lower, smoothing=SMOOTHING - best.smoothing))
-    others = [entry.candidate for entry in ranked if entry.candidate.kind != best.kind]
-    others += [
-        c.candidate for c in ranked if (c.candidate.hidden, c.candidate.direct) != (best.hidden, best.direct)
+    kinds = [
+        next(e for e in ranked if e.candidate.kind == kind) for kind in dict.fromkeys(c.kind for c in first)
     ]
-    finalists += others[:1]
-    # The simple rivals are trained as long, unless they are among these.
-    rivals = [c for c in first if not c.direct and (c.hidden == 0 or not _pruned(task, c))]
-    known_kinds = {(c.hidden, c.direct) for c in finalists}
-    last = run(finalists + [c for c in rivals if (c.hidden, c.direct) not in known_kinds], 2)
-    if not last or not last[0].scores:
+    entering = sorted([*kinds, *(e for e in ranked if e not in kinds)][:ENTER_SECOND], key=lambda e: e.rank)
+    smoothable = task.objective.kind != "squared"
+    smoothed = [replace(entering[0].candidate, smoothing=SMOOTHING)] if smoothable else []
+    second = run([*(entry.candidate for entry in entering), *smoothed], 1)
+    ranked = [entry for entry in second if entry.candidate not in smoothed]
+    leader = _simplest(task, ranked)
+    best = leader.candidate
+    before = next(entry for entry in entries if entry.candidate == best)
+    rate, next_rate = _rates(before.score, leader.score)
+    close = [e.candidate for e in ranked if e.score >= leader.score - _error(task, leader.score)]
+    finalists = [best, *[e.candidate for e in ranked if e.candidate.kind != best.kind][:1]]
+    finalists += [c for c in close if c.kind == best.kind and c != best][:1]
+    # The simple rivals are trained as long.
+    finalists += [c for c in first if _simple(task, c) and c not in finalists]
+    last = run([replace(c, lr=rate) for c in finalists], 2)
+    leader = _simplest(task, last)
+    changes = [replace(leader.candidate, lr=next_rate)]
+    plain = next(entry for entry in ranked if entry.candidate == entering[0].candidate)
+    if any(entry.rank <= plain.rank for entry in second if entry.candidate in smoothed):
+        changes += [replace(leader.candidate, smoothing=SMOOTHING)]
+    changed = run(changes, 2)
+    if len(changed) == 2 and all(entry.rank < leader.rank for entry in changed):
+        changed += run([replace(changes[1], lr=next_rate)], 2)
+    last = sorted(last + changed, key=lambda entry: entry.rank)
+    winner = _simplest(task, last)
+    if not winner.scores:
         failed = next((entry for entry in entries if entry.reason), None)
         raise ArgumentError(f"all candidates diverged: {failed.reason if failed else ''}")
+    last = [winner, *(entry for entry in last if entry is not winner)]
     return last + [entry for entry in entries if entry not in last]
 
 
 def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
-    """Return the best entry of the simplest structure within a standard error of the best (Breiman, 1984).
+    """Return the best entry, or the best without hidden neurons within a standard error (Breiman, 1984)."""
+    least = ranked[0].score - _error(task, ranked[0].score)
+    return next((e for e in ranked if e.score >= least and not e.candidate.hidden), ranked[0])
 
-    Without direct connections is simpler than with them, fewer neurons than more.
+
+def _error(task: Task, score: float) -> float:
+    """Return the standard error of a score, of at most 1."""
+    samples, missed = sum(len(fold.y_val) for fold in task.folds), max(0.0, 1 - score)
+    if task.objective.kind == "squared":  # the share of the variance that is not explained
+        return missed * math.sqrt(2 / samples)
+    return math.sqrt(missed * max(0.0, score) / samples)
+
+
+def _rates(before: float, after: float) -> tuple[float, float]:
+    """Return two learning rates for the last round, from scores of two lengths of training at `RATE`.
+
+    Where longer training avoids few mistakes, or makes more, or diverges, a lower rate is better, and
+    conversely.
     """
-    best, samples = ranked[0].score, sum(len(fold.y_val) for fold in task.folds)
-    missed = max(0.0, 1 - best)  # the share of mistakes, or of the variance that is not explained
-    error = missed * (2 / samples) ** 0.5
-    if task.objective.kind != "squared":
-        error = (missed * max(0.0, best) / samples) ** 0.5
-    close = [entry for entry in ranked if entry.score >= best - error]
-    return min(close or ranked, key=lambda entry: (entry.candidate.direct, entry.candidate.hidden))
+    avoided = (after - before) / max(1e-9, 1 - before) if math.isfinite(after) else 0.0
+    first, second = next((factors for most, factors in FACTORS if avoided < most), FACTORS[-1][1])
+    return first * RATE, second * RATE
 
 
-def _smoothable(task: Task) -> bool:
-    return task.objective.kind != "squared"
-
-
-def _pruned(task: Task, candidate: Candidate) -> bool:
-    return count_nonzero(task.network(candidate, 0)) > candidate.budget
+def _simple(task: Task, candidate: Candidate) -> bool:
+    """Tell whether it has no hidden layer, or is a dense network."""
+    size = dense_count(task.inputs, candidate.hidden, task.outputs)
+    return not candidate.direct and (candidate.hidden == 0 or size <= candidate.budget)
 
 
 def _train(
@@ -328,15 +357,20 @@ def _trained(
             trial.generator = generator
             trials.append(trial)
     data = [task.folds[i % len(task.folds)] for i in range(len(trials))]
-    weights = [fold.weight for fold in data] if task.folds[0].weight is not None else None
-    train_trials(trials, [f.X for f in data], [f.y for f in data], sample_weight=weights, on_epoch=finished)
+    groups = [range(len(trials))] if len(task.folds) > 2 else [range(i, i + 1) for i in range(len(trials))]
+    for group in groups:
+        own = [data[i] for i in group]
+        weights = [fold.weight for fold in own] if own[0].weight is not None else None
+        inputs, targets = [fold.X for fold in own], [fold.y for fold in own]
+        together = [trials[i] for i in group]
+        train_trials(together, inputs, targets, sample_weight=weights, on_epoch=finished)
     outputs = ensemble.predict_logits([trial.model for trial in trials], [fold.X_val for fold in data])
     plain, found = Objective(task.objective.kind), []
     for number, candidate in enumerate(candidates):
         entry = Entry(candidate, share, count_nonzero(trials[number * len(task.folds)].model))
         for i, fold in enumerate(task.folds):
-            own = outputs[number * len(task.folds) + i]
-            entry.scores.append(task.evaluate(own, fold.y_val))
-            entry.losses.append(float(loss_of(own, fold.y_val, objective=plain)))
+            logits = outputs[number * len(task.folds) + i]
+            entry.scores.append(task.evaluate(logits, fold.y_val))
+            entry.losses.append(float(loss_of(logits, fold.y_val, objective=plain)))
         found.append(entry)
     return found
