@@ -101,14 +101,6 @@ def test_opened_weights_shrink_and_biases_do_not():
         fpe.open_masks_(wide, shrink=0)
 
 
-def parity(samples, seed=0):
-    """Three classes that four neurons separate badly, and twice as many well."""
-    rng = np.random.default_rng(seed)
-    X = rng.normal(size=(samples, 12)).astype(np.float32)
-    y = (X[:, :6] > 0).sum(axis=1) % 3
-    return X, y
-
-
 def linear(samples, seed=0):
     """Two classes that one neuron separates."""
     X = np.random.default_rng(seed).normal(size=(samples, 12)).astype(np.float32)
@@ -154,6 +146,7 @@ def test_ways_are_compared_with_weights_early_stopping_and_numbers():
     how = {"hidden": 2, "gradual": True, "warmup_epochs": 2, "epochs": 2, "factor": 2, "lr": 1e-2}
     clf = FPEClassifier(patience=2, class_weight="balanced", **how).fit(X, y)
     assert [w.recipe.factor for w in clf.decision_.ways] in ([1, 2], [2, 1])
+    assert clf.n_nonzero_ <= fpe.count_nonzero(clf.dense_model_)
     made = FPERegressor(**how).fit(X, X @ np.ones((12, 2)))
     assert made.decision_.chosen.score <= 1
     assert made.n_nonzero_ == fpe.count_nonzero(made.dense_model_)
@@ -165,3 +158,13 @@ def test_all_that_diverge_are_refused():
     with pytest.raises(fpe.FPEError, match="diverged"):
         decide(recipes, lambda s: fpe.mlp(4, 2, 2, seed=s), X, y, None, seed=0)
     assert late.RATES[-1] == max(late.RATES)
+
+
+@pytest.mark.parametrize("trials", [1, 2])
+def test_early_stopping_waits_for_the_budget(trials):
+    X = np.random.default_rng(0).normal(size=(200, 12)).astype(np.float32)
+    y = np.arange(200) % 4  # nothing to learn, so that the validation loss rises
+    how = {"hidden": 12, "budget": 60, "epochs": 20, "lr": 5e-2, "trials": trials}
+    clf = FPEClassifier(patience=1, **how).fit(X, y)
+    assert clf.n_nonzero_ == 60
+    assert 12 < len(clf.history_) < 20 * trials
