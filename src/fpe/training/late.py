@@ -1,8 +1,8 @@
 """Decide on held-out data how a trained network is trained on.
 
-Networks are trained on a part of the data for the warm-up, and then in several ways: as they are, or expanded,
-with open masks, and pruned back to their own count. Each way is tried at the same rates. The network is expanded
-only if that is better on the held-out samples by more than a standard error (Breiman et al., 1984).
+A network is trained on a part of the data for the warm-up, and then in several ways: as it is, or expanded,
+with open masks, and pruned back to its own count. Each way is tried at the same rates. Expanding is chosen
+only if it is better on the held-out samples by more than a standard error (Breiman et al., 1984).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fpe.training.search import fold_count
 from fpe.training.trials import Trial, train_trials
 
 #: Learning rates after the warm-up, and expansion factors, that are tried.
-RATES = (5e-3, 1e-2, 2e-2)
+RATES = (1e-2, 2e-2, 4e-2)
 FACTORS = (2, 4)
 
 
@@ -63,8 +63,6 @@ class Decision:
     ----------
     ways : list of Way
         All that were tried, the best first.
-    gain, error : float
-        How much better the best way that expands is than the best that does not, and its standard error.
     """
 
     ways: list[Way]
@@ -74,11 +72,13 @@ class Decision:
 
     @property
     def gain(self) -> float:
+        """How much better the best way that expands is than the best that does not, in the mean."""
         wide, plain = self._best(True), self._best(False)
         return float((wide.each - plain.each).mean()) if wide and plain else float("nan")
 
     @property
     def error(self) -> float:
+        """The standard error of the gain, over the held-out samples."""
         wide, plain = self._best(True), self._best(False)
         if not wide or not plain:
             return float("nan")
@@ -99,8 +99,8 @@ class Decision:
             return f"{chosen.name}: nothing else could be trained"
         samples = len(chosen.each)
         return (
-            f"{chosen.name}: expanding changes the score of {samples:,} held-out samples by {self.gain:+.4f}, "
-            f"with a standard error of {self.error:.4f}"
+            f"{chosen.name}: expanding changes the score on {samples:,} held-out samples by "
+            f"{self.gain:+.4f}, with a standard error of {self.error:.4f}"
         )
 
 
@@ -204,7 +204,7 @@ def fifths(codes: np.ndarray, seed: int) -> np.ndarray:
 
 
 def sample_scores(outputs: Tensor, y: Tensor, objective: Objective) -> np.ndarray:
-    """Return 1 or 0 for each sample, or the share of its labels, that is right; for numbers 1 − squared error.
+    """Return for each sample 1 or 0, or the share of its labels that is right; for numbers 1 − squared error.
 
     Targets that are numbers have a variance of 1, so that the mean is R².
     """

@@ -74,7 +74,7 @@ class Trial:
 
     def _expand_if_due(self, samples: int) -> None:
         behind = self.epoch - self.recipe.warmup_epochs
-        if self.model is self.dense and (behind == 0 or behind > 0 and self.recipe.expands):
+        if self.model is self.dense and (behind == 0 or (behind > 0 and self.recipe.expands)):
             self.expand(samples)
 
     def _add(self, record: Record) -> None:
