@@ -60,7 +60,6 @@ def _all_free(layer: nn.Module) -> Weights:
     return Weights(weight, bias, torch.ones_like(weight))
 
 
-@torch.no_grad()
 def open_masks_(model: nn.Module, *, shrink: float = 1.0) -> nn.Module:
     """Free all masked weights of an expanded model, in place, and return it.
 
@@ -82,12 +81,25 @@ def open_masks_(model: nn.Module, *, shrink: float = 1.0) -> nn.Module:
     ArgumentError
         For a bad `shrink`.
     """
-    if isinstance(shrink, bool) or not isinstance(shrink, int | float) or not 0 < shrink <= 1:
-        raise ArgumentError(f"shrink is {shrink!r}; give a number above 0 and at most 1.")
+    shrink_(model, shrink)
     for module in model.modules():
         if isinstance(module, MaskedLayer):
             module.fpe_mask.fill_(1)
             module.mask_bias_(None)
-            if shrink < 1:
-                module.weight.mul_(shrink)
     return model
+
+
+@torch.no_grad()
+def shrink_(model: nn.Module, shrink: float) -> nn.Module:
+    """Multiply the weights of masked layers, not the biases, in place, and return the model."""
+    check_shrink(shrink)
+    for module in model.modules():
+        if isinstance(module, MaskedLayer) and shrink < 1:
+            module.weight.mul_(shrink)
+    return model
+
+
+def check_shrink(shrink: float) -> None:
+    """Raise ArgumentError for a factor by which weights cannot shrink."""
+    if isinstance(shrink, bool) or not isinstance(shrink, int | float) or not 0 < shrink <= 1:
+        raise ArgumentError(f"shrink is {shrink!r}; give a number above 0 and at most 1.")

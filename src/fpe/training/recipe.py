@@ -22,7 +22,7 @@ from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.splits import Split, as_split
 from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule, power_of
-from fpe.rewiring.open_masks import open_masks_, with_masks
+from fpe.rewiring.open_masks import open_masks_, shrink_, with_masks
 from fpe.rewiring.policies import POLICIES, RewiringPolicy, as_policy
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
@@ -140,7 +140,7 @@ class Recipe:
     score, budget
         As for `fpe.GradualPruner`; by default the budget is the count of the dense network.
     shrink : float
-        By what the weights are multiplied when masks are opened; see `fpe.open_masks_`.
+        By what the weights are multiplied after the expansion; see `fpe.open_masks_`.
     objective : Objective
         What is minimized.
     """
@@ -188,7 +188,8 @@ class Recipe:
         rate of 1e-3. With dynamic masks they come from this project's experiments (docs/results/rewiring.md):
         expand by 4 before any training, reinitialize, and train for all epochs at a rate that falls from
         1e-2. With input pruning the factor is 3 and the split shared in 8 groups of neurons. After a warm-up
-        the rate is a constant 1e-2: a falling one would be too small when the masks begin to change.
+        at 1e-2, the weights of the expanded network are multiplied by 0.3, and the rate falls from 2e-2 to 0
+        (docs/pruning.md): at a smaller one grown weights stay too small beside those of the trained network.
 
         With a budget a network is pruned from the beginning, at a rate that falls from 1e-2 to 0. With
         ``gradual=True`` a network that was trained at 1e-2 is expanded by 4, its weights are multiplied by
@@ -247,6 +248,8 @@ class Recipe:
             l2=l2,
             policy=policy,
             reinitialize=fresh,
+            late_lr=_or(lr, LATE_LR) if dynamic and not fresh and decay is None else None,
+            shrink=SHRINK if dynamic and not fresh else 1.0,
         )
 
     @classmethod
@@ -275,7 +278,9 @@ class Recipe:
             wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
         if self.reinitialize and self.factor > 1:
             wide = reinitialize_(wide, seed=seed)
-        return open_masks_(with_masks(wide), shrink=self.shrink) if self.gradual else wide
+        if self.gradual:
+            return open_masks_(with_masks(wide), shrink=self.shrink)
+        return shrink_(wide, self.shrink)
 
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int, budget: int
