@@ -25,8 +25,8 @@ from fpe.training.search import fold_count
 from fpe.training.trials import Trial, train_trials
 
 #: Learning rates after the warm-up, and expansion factors, that are tried.
-RATES = (1e-2, 2e-2, 4e-2)
-FACTORS = (2, 4)
+RATES = (1e-2, 3e-2)
+FACTORS = (2, 4, 8)
 
 
 @dataclass
