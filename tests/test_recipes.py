@@ -72,7 +72,7 @@ def test_for_a_trained_parent_the_rate_rises_again_and_weights_shrink(rewire, ki
 
 
 def test_the_recipe_for_a_trained_parent_prunes_as_is_best_on_its_page():
-    """In the mean over the validation parts; of the rates there, without shrinking, a constant one is best."""
+    """In the mean over the validation parts; a constant rate is best without shrinking."""
     stored = json.loads((RESULTS / "rewiring" / "trained.json").read_text())["results"]
     means = defaultdict(list)
     for result in stored:

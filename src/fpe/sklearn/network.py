@@ -189,7 +189,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         def build(own: int) -> nn.Module:
             return mlp(X.shape[1], outputs=outputs, seed=own, dtype=dtype, **sizes).to(device)
 
-        vars(self).pop("decision_", None)
+        self.__dict__.pop("decision_", None)
         if self.gradual and self.budget is None:
             recipe = self._decided(recipe, build, inputs, y, codes, weight, seed)
         trials = [Trial.start(recipe, build(own), own) for own in range(seed, seed + self.trials)]
