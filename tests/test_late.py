@@ -168,3 +168,10 @@ def test_early_stopping_waits_for_the_budget(trials):
     clf = FPEClassifier(patience=1, **how).fit(X, y)
     assert clf.n_nonzero_ == 60
     assert 12 < len(clf.history_) < 20 * trials
+
+
+def test_without_epochs_to_prune_in_the_parent_is_kept():
+    X, y = linear(100)
+    clf = FPEClassifier(hidden=3, gradual=True, warmup_epochs=2, epochs=0).fit(X, y)
+    assert clf.n_nonzero_ == 3 * (12 + 1 + 1) + 1
+    assert "not expanded" in str(clf.decision_)

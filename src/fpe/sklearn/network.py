@@ -147,6 +147,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 f"prune is {self.prune!r}; {type(self).__name__} ranks columns by 'norm': give "
                 "prune='columns'."
             )
+        if self.factor is None and recipe.gradual:
+            recipe = replace(recipe, factor=min(recipe.factor, features))
         if recipe.factor > features:
             raise ArgumentError(
                 f"factor is {recipe.factor}; give at most the number of features, n_features = {features}."
@@ -253,8 +255,10 @@ class Network(BaseEstimator):  # type: ignore[misc]
         seed: int,
     ) -> Recipe:
         """Decide whether the trained network is expanded, keep why as `decision_`, and return the recipe."""
+        if len(X) < 2:
+            raise DataError("n_samples = 1; gradual=True holds some of the samples out: give at least two.")
         factors = []
-        for factor in late.FACTORS if self.factor is None else [self.factor]:
+        for factor in (late.FACTORS if self.factor is None else [self.factor]) if recipe.epochs else ():
             try:
                 if factor > 1:
                     plan(build(seed), factor, split=recipe.split, prune=recipe.prune, seed=seed)

@@ -96,7 +96,7 @@ class Decision:
     def __str__(self) -> str:
         chosen = self.chosen
         if np.isnan(self.gain):
-            return f"{chosen.name}: nothing else could be trained"
+            return f"{chosen.name}: nothing else was trained"
         samples = len(chosen.each)
         return (
             f"{chosen.name}: expanding changes the score on {samples:,} held-out samples by "
