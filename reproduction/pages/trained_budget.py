@@ -107,7 +107,10 @@ def parts(page: str) -> dict[str, dict[str, str]]:
         for hidden in widths:
             own = [r for r in results if (r["data"], r["hidden"]) == (data, hidden)]
             by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in KINDS}
-            texts = {kind: mean([r["accuracy"] for r in found]).text(100) for kind, found in by_kind.items()}
+            texts = {
+                kind: mean([r["accuracy"] for r in found]).text(100, sign=False)
+                for kind, found in by_kind.items()
+            }
             means = {kind: float(np.mean([r["accuracy"] for r in found])) for kind, found in by_kind.items()}
             gap = means["twice"] - means["dense"]
             closed = f"{(means['back'] - means['dense']) / gap:.0%}" if gap > 0 else "–"
