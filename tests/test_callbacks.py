@@ -58,11 +58,13 @@ def test_a_lightning_network_borrows_weights_and_repays_them_also_when_it_resume
     """Expanded at epoch 1, opened, and pruned back to the dense count; a stopped fit resumes the same."""
 
     def fit(epochs, **how):
-        module, prune = Module(), Prune(steps=9)
+        module, prune = Module(), Prune(steps=9, shrink=0.3)
         trainer = lightning(tmp_path, Expand(1, factor=2), prune, epochs=epochs)
         trainer.fit(module, data(), **how)
         return module.network, prune.rewirer, trainer
 
+    with pytest.raises(fpe.FPEError, match="shrink is 2; give"):
+        Prune(shrink=2)
     dense = fpe.count_nonzero(Module().network)
     network, pruner, _ = fit(4)
     assert pruner.start > fpe.count_nonzero(network) == pruner.budget == dense

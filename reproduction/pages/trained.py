@@ -85,7 +85,7 @@ def measure(
     """Train networks of one variant from several seeds; return their accuracies, or why there are none."""
     X, y, X_held, y_held = arrays(data, part)
     recipe = Recipe.choose(**VARIANTS[variant], warmup_epochs=before, epochs=epochs, lr=1e-2)
-    recipe = Rated(**{**vars(recipe), "rate": rate})
+    recipe = Rated(**{**vars(recipe), "rate": rate, "late_lr": None, "shrink": 1.0})
     with one_thread():
         dense = [mlp(X.shape[1], hidden, int(y.max()) + 1, seed=seed) for seed in seeds]
         trials = [Trial.start(recipe, n, seed) for n, seed in zip(dense, seeds, strict=True)]

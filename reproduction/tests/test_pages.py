@@ -34,6 +34,7 @@ PAGES = [
     "vision",
     "splits",
     "rewiring-trained",
+    "trained",
     "rewiring",
     "models",
     "speed",

@@ -19,7 +19,7 @@ from fpe.expansion.plan import Plan
 from fpe.masked import MASK, MaskedLayer, check_masks, count_nonzero
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.gradual import PruningSchedule
-from fpe.rewiring.open_masks import open_masks_
+from fpe.rewiring.open_masks import check_shrink, open_masks_
 from fpe.rewiring.policies import RewiringPolicy, as_policy
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
@@ -98,8 +98,9 @@ class RewireBase:
 class PruneBase(RewireBase):
     """Prune a network gradually, from the first step at which it has masks."""
 
-    def __init__(self, budget: int | None, how: dict[str, Any]) -> None:
-        self.budget, self.how = budget, how
+    def __init__(self, budget: int | None, shrink: float, how: dict[str, Any]) -> None:
+        check_shrink(shrink)
+        self.budget, self.shrink, self.how = budget, shrink, how
         self.rewirer = None
 
     def _make(
@@ -113,7 +114,7 @@ class PruneBase(RewireBase):
             else:
                 check_masks(unwrapped(network), "the masks are opened")
                 budget = count_nonzero(unwrapped(network))
-                open_masks_(unwrapped(network))
+                open_masks_(unwrapped(network), shrink=self.shrink)
         return GradualPruner(network, optimizers, budget=budget, steps=steps, **how)
 
 

@@ -215,6 +215,8 @@ class Prune(PruneBase, Rewire):
         Non-zero parameters of the network in the end.
     resume_from_checkpoint : path-like, optional
         As for `Rewire`.
+    shrink : float, default 1.0
+        As for `fpe.open_masks_`, without a budget; 0.3 is good for trained networks of one hidden layer.
     **how
         All other arguments of `fpe.GradualPruner`. Without a budget the schedule is by default
         ``PruningSchedule(begin=0, end=0.85)``.
@@ -225,9 +227,10 @@ class Prune(PruneBase, Rewire):
         budget: int | None = None,
         *,
         resume_from_checkpoint: str | os.PathLike[str] | None = None,
+        shrink: float = 1.0,
         **how: Any,
     ) -> None:
-        super().__init__(budget, how)
+        super().__init__(budget, shrink, how)
         self._stored = self._state_in(resume_from_checkpoint)
 
 

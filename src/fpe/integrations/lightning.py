@@ -254,15 +254,23 @@ class Prune(PruneBase, Rewire):
         Non-zero parameters of the network in the end.
     network, steps
         As for `Rewire`.
+    shrink : float, default 1.0
+        As for `fpe.open_masks_`, without a budget; 0.3 is good for trained networks of one hidden layer.
     **how
         All other arguments of `fpe.GradualPruner`. Without a budget the schedule is by default
         ``PruningSchedule(begin=0, end=0.85)``.
     """
 
     def __init__(
-        self, budget: int | None = None, *, network: str | None = None, steps: int | None = None, **how: Any
+        self,
+        budget: int | None = None,
+        *,
+        network: str | None = None,
+        steps: int | None = None,
+        shrink: float = 1.0,
+        **how: Any,
     ) -> None:
-        super().__init__(budget, how)
+        super().__init__(budget, shrink, how)
         self.network, self.steps = network, steps
         self._stored, self._last = None, 0
 

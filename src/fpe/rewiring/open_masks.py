@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fpe._util.modules import replace_modules_
-from fpe.errors import ModelError, raise_problems
+from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.copies import deep_copy
 from fpe.graph.layers import is_layer
@@ -60,14 +60,46 @@ def _all_free(layer: nn.Module) -> Weights:
     return Weights(weight, bias, torch.ones_like(weight))
 
 
-def open_masks_(model: nn.Module) -> nn.Module:
+def open_masks_(model: nn.Module, *, shrink: float = 1.0) -> nn.Module:
     """Free all masked weights of an expanded model, in place, and return it.
 
     Their values are zero at first, so the model computes what it did. It has more non-zero parameters than
     the budget until a `GradualPruner` has pruned it: the masks are borrowed from, and repaid.
+
+    Parameters
+    ----------
+    model : nn.Module
+        With masked layers: what `fpe.expand` returned.
+    shrink : float, default 1.0
+        By what the weights of the masked layers are multiplied, above 0 and at most 1; biases are not. The
+        weights of a converged network are large, and those that were masked cannot catch up with them before
+        they are pruned (as in Ash and Adams, 2020, where a trained network learns new data). 0.3 is good for
+        trained networks of one hidden layer. The model then computes something else at first.
+
+    Raises
+    ------
+    ArgumentError
+        For a bad `shrink`.
     """
+    shrink_(model, shrink)
     for module in model.modules():
         if isinstance(module, MaskedLayer):
             module.fpe_mask.fill_(1)
             module.mask_bias_(None)
     return model
+
+
+@torch.no_grad()
+def shrink_(model: nn.Module, shrink: float) -> nn.Module:
+    """Multiply the weights of masked layers, not the biases, in place, and return the model."""
+    check_shrink(shrink)
+    for module in model.modules():
+        if isinstance(module, MaskedLayer) and shrink < 1:
+            module.weight.mul_(shrink)
+    return model
+
+
+def check_shrink(shrink: float) -> None:
+    """Raise ArgumentError for a factor by which weights cannot shrink."""
+    if isinstance(shrink, bool) or not isinstance(shrink, int | float) or not 0 < shrink <= 1:
+        raise ArgumentError(f"shrink is {shrink!r}; give a number above 0 and at most 1.")

@@ -183,6 +183,11 @@ class GradualPruner:
                 "larger budget."
             )
 
+    @property
+    def finished(self) -> bool:
+        """Whether the budget is reached."""
+        return self.taken >= self.schedule.last(self.steps)
+
     def count_at(self, step: int) -> int:
         """Return how many non-zero parameters the model has after a step, from 0 to `steps`."""
         last = max((s for s in range(1, step + 1) if self.schedule.prunes(s, self.steps)), default=0)

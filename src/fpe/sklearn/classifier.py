@@ -56,7 +56,9 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Dynamic masks after the expansion: a policy or its name, as for `fpe.Rewirer`, or True for
         ``"columns"`` with ``prune="columns"`` and ``"accumulated"`` otherwise.
     gradual : bool, default False
-        Whether the masks are opened after the expansion, and the network is pruned back to its count.
+        Whether the trained network is expanded, its masks are opened, and it is pruned back to its count
+        while it is trained on. It is first tried on held-out data, as is training on without an expansion;
+        the better is done (``decision_``).
     warmup_epochs, epochs : int, optional
         Passes over the data before (section 3.3) and after the expansion. With a budget the epochs are by
         default those of 3000 steps, from 15 to 300.
@@ -101,6 +103,9 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         and, with early stopping, ``validation_loss``.
     search_ : list of Entry
         The candidates of the search and their accuracies on validation data, the best first.
+    decision_ : Decision
+        With ``gradual=True``: what was tried on held-out data, and whether the network was expanded;
+        ``print(clf.decision_)`` says why. See `fpe.training.late`.
 
     Examples
     --------
@@ -214,7 +219,10 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
                     plan(dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
                 self.classes_, self._trial = known, Trial.start(recipe, dense, seed)
             # A copy, so that after an error the old one is unchanged; the learning rate is constant.
-            recipe = replace(recipe, decay=False, objective=self._trial.recipe.objective)
+            recipe = replace(recipe, decay=False, late_lr=None, objective=self._trial.recipe.objective)
+            if hasattr(self, "decision_"):  # `fit` has decided whether it expands
+                chosen = self._trial.recipe
+                recipe = replace(recipe, factor=chosen.factor, gradual=chosen.gradual)
             self._trial = replace(self._trial, recipe=recipe)
             codes = torch.from_numpy(np.searchsorted(known, y))
             # After `fit` as `fit` scales them.

@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fpe._util.terminal import progress_bar
-from fpe.errors import ArgumentError, DataError
+from fpe.errors import ArgumentError, DataError, FPEError
 from fpe.expansion.planner import plan
 from fpe.expansion.pruning import InputPruning, Pruning
 from fpe.expansion.splits import Split
@@ -24,6 +24,7 @@ from fpe.masked import count_nonzero
 from fpe.models import mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
+from fpe.training import late
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
@@ -146,6 +147,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 f"prune is {self.prune!r}; {type(self).__name__} ranks columns by 'norm': give "
                 "prune='columns'."
             )
+        if self.factor is None and recipe.gradual:
+            recipe = replace(recipe, factor=min(recipe.factor, features))
         if recipe.factor > features:
             raise ArgumentError(
                 f"factor is {recipe.factor}; give at most the number of features, n_features = {features}."
@@ -184,12 +187,14 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 "direct": self.direct,
             }
             recipe = replace(recipe, objective=objective._replace(smoothing=self.label_smoothing))
-        trials = [
-            Trial.start(
-                recipe, mlp(X.shape[1], outputs=outputs, seed=own, dtype=dtype, **sizes).to(device), own
-            )
-            for own in range(seed, seed + self.trials)
-        ]
+
+        def build(own: int) -> nn.Module:
+            return mlp(X.shape[1], outputs=outputs, seed=own, dtype=dtype, **sizes).to(device)
+
+        self.__dict__.pop("decision_", None)
+        if self.gradual and self.budget is None:
+            recipe = self._decided(recipe, build, inputs, y, codes, weight, seed)
+        trials = [Trial.start(recipe, build(own), own) for own in range(seed, seed + self.trials)]
         if recipe.factor > 1:  # refuse before the warm-up what cannot be expanded
             plan(trials[0].dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
         self._trial = trials[0]
@@ -238,6 +243,41 @@ class Network(BaseEstimator):  # type: ignore[misc]
         with progress_bar("searching", 1, self.verbose) as advance:
             self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)
         return self.search_[0].candidate.recipe(epochs, self.batch_size, how["objective"], self.l2)
+
+    def _decided(
+        self,
+        recipe: Recipe,
+        build: Callable[[int], nn.Module],
+        X: Tensor,
+        y: Tensor,
+        codes: np.ndarray | None,
+        weight: Tensor | None,
+        seed: int,
+    ) -> Recipe:
+        """Decide whether the trained network is expanded, keep why as `decision_`, and return the recipe."""
+        if len(X) < 2:
+            raise DataError("n_samples = 1; gradual=True holds some of the samples out: give at least two.")
+        factors = []
+        for factor in (late.FACTORS if self.factor is None else [self.factor]) if recipe.epochs else ():
+            try:
+                if factor > 1:
+                    plan(build(seed), factor, split=recipe.split, prune=recipe.prune, seed=seed)
+                factors.append(factor)
+            except FPEError:
+                if self.factor is not None:
+                    raise
+        rates = late.RATES if self.lr is None and self.decay is None else None
+        ways = late.ways_of(recipe, rates, factors)
+        epochs = (recipe.warmup_epochs + len(ways) * recipe.epochs) * fold_count(len(X))
+        with progress_bar("deciding whether to expand", epochs, self.verbose) as advance:
+
+            def on_epoch(records: list[Record]) -> None:
+                for record in records:
+                    advance(f"loss {record['loss']:.4f}")
+
+            how: dict[str, Any] = {"patience": self.patience, "on_epoch": on_epoch, "weight": weight}
+            self.decision_ = late.decide(ways, build, X, y, codes, seed=seed, **how)
+        return self.decision_.chosen.recipe
 
     def _scaled(self, inputs: Tensor) -> Tensor:
         """Scale features as `fit` does, outside of the network that is trained."""

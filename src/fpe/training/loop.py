@@ -66,6 +66,8 @@ class Cosine:
 class EarlyStopping:
     """Stop after `patience` epochs without a new lowest validation loss, and restore the best parameters.
 
+    Epochs before a `GradualPruner` has reached its budget do not count.
+
     `X`, `y` and `weight` are validation data as for `train`.
     """
 
@@ -151,8 +153,10 @@ def train(
             restore()
             raise
         state, restore = _snapshot(model, optimizer, generator, rewirer)
-        if early_stopping is not None and record["validation_loss"] < lowest:
-            lowest, best, best_epoch = record["validation_loss"], state, epoch
+        pruning = isinstance(rewirer, GradualPruner) and not rewirer.finished
+        if early_stopping is not None and (pruning or record["validation_loss"] < lowest):
+            lowest = float("inf") if pruning else record["validation_loss"]
+            best, best_epoch = state, epoch
         history.append(record)
         if on_epoch is not None:
             on_epoch(record)

@@ -22,7 +22,7 @@ from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.splits import Split, as_split
 from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule, power_of
-from fpe.rewiring.open_masks import open_masks_, with_masks
+from fpe.rewiring.open_masks import open_masks_, shrink_, with_masks
 from fpe.rewiring.policies import POLICIES, RewiringPolicy, as_policy
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
@@ -42,6 +42,11 @@ def _sizes(value: Any) -> bool:
     sizes = value if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) else [value]
     return _integer(value, 0) or (len(sizes) > 0 and all(_integer(size, 1) for size in sizes))
 
+
+#: When an expanded network whose masks are opened is pruned back; its rate; by what its weights shrink.
+BACK = PruningSchedule(begin=0.0, end=0.85)
+LATE_LR = 2e-2
+SHRINK = 0.3
 
 #: What tells whether a value is allowed, and what is allowed.
 Constraint = tuple[Callable[[Any], bool], str]
@@ -118,6 +123,9 @@ class Recipe:
         Adam's initial learning rate.
     decay : bool
         Whether it falls to 0 as half a cosine over all epochs.
+    late_lr : float or None
+        Adam's learning rate after the warm-up, which falls to 0 as half a cosine over the epochs that are
+        left; the warm-up's rate is then constant. None for one rate over all epochs.
     batch_size : int or None
         Samples in a mini-batch; None for `default_batch_size`.
     l2 : float
@@ -131,6 +139,8 @@ class Recipe:
         are opened, or with factor 1 the network itself.
     score, budget
         As for `fpe.GradualPruner`; by default the budget is the count of the dense network.
+    shrink : float
+        By what the weights are multiplied after the expansion; see `fpe.open_masks_`.
     objective : Objective
         What is minimized.
     """
@@ -150,6 +160,8 @@ class Recipe:
     score: str | float = "moment"
     budget: int | None = None
     objective: Objective = CLASSES
+    late_lr: float | None = None
+    shrink: float = 1.0
 
     @classmethod
     def choose(
@@ -176,11 +188,14 @@ class Recipe:
         rate of 1e-3. With dynamic masks they come from this project's experiments (docs/results/rewiring.md):
         expand by 4 before any training, reinitialize, and train for all epochs at a rate that falls from
         1e-2. With input pruning the factor is 3 and the split shared in 8 groups of neurons. After a warm-up
-        the rate is a constant 1e-2: a falling one would be too small when the masks begin to change.
+        at 1e-2, the weights of the expanded network are multiplied by 0.3, and the rate falls from 2e-2 to 0
+        (docs/pruning.md): at a smaller one grown weights stay too small beside those of the trained network.
 
         With a budget a network is pruned from the beginning, at a rate that falls from 1e-2 to 0. With
-        ``gradual=True`` a trained one is expanded by 4, its masks are opened, and weights are pruned until
-        85 % of the epochs that are left, at a constant rate of 1e-2.
+        ``gradual=True`` a network that was trained at 1e-2 is expanded by 4, its weights are multiplied by
+        0.3, its masks are opened, and weights are pruned until 85 % of the epochs that are left, at a rate
+        that falls from 2e-2 to 0. Whether that is better than training the network on as it is, and which
+        factor and rate are the best, `fpe.training.late.decide` says.
 
         Parameters
         ----------
@@ -213,7 +228,7 @@ class Recipe:
                 factor=_or(factor, 4), split=_or(split, "random"), prune=_or(prune, "magnitude"),
                 warmup_epochs=_or(warmup_epochs, default_epochs[0]), epochs=_or(epochs, default_epochs[1]),
                 lr=_or(lr, 1e-2), decay=_or(decay, False), batch_size=batch_size, l2=l2,
-                gradual=PruningSchedule(begin=0.0, end=0.85), score=score,
+                gradual=BACK, score=score, late_lr=_or(lr, LATE_LR) if decay is None else None, shrink=SHRINK,
             )  # fmt: skip
         dynamic = policy is not None
         if prune is None:
@@ -233,6 +248,8 @@ class Recipe:
             l2=l2,
             policy=policy,
             reinitialize=fresh,
+            late_lr=_or(lr, LATE_LR) if dynamic and not fresh and decay is None else None,
+            shrink=SHRINK if dynamic and not fresh else 1.0,
         )
 
     @classmethod
@@ -261,7 +278,9 @@ class Recipe:
             wide = expand(dense, self.factor, split=self.split, prune=self.prune, seed=seed)
         if self.reinitialize and self.factor > 1:
             wide = reinitialize_(wide, seed=seed)
-        return open_masks_(with_masks(wide)) if self.gradual else wide
+        if self.gradual:
+            return open_masks_(with_masks(wide), shrink=self.shrink)
+        return shrink_(wide, self.shrink)
 
     def rewirer(
         self, network: nn.Module, optimizer: torch.optim.Adam, samples: int, seed: int, budget: int
@@ -285,6 +304,9 @@ class Recipe:
 
     def cosine(self, epoch: int) -> Cosine | None:
         """Return how the learning rate falls after `epoch` epochs; None if it is constant."""
+        if self.late_lr is not None:
+            behind = epoch - self.warmup_epochs
+            return Cosine(self.epochs, behind) if behind >= 0 and self.epochs else None
         return Cosine(self.total_epochs, epoch) if self.decay and self.total_epochs else None
 
 

@@ -57,9 +57,13 @@ class Trial:
 
         From the number of samples follow the steps of the rewirer.
         """
-        if network is not None or self.recipe.expands:
+        expands = network is not None or self.recipe.expands
+        if expands:
             self.model = self.recipe.expand(self.dense, self.seed) if network is None else network
-            self.optimizer = adam(self.model, self.recipe.lr, self.recipe.l2)
+        if expands or self.recipe.late_lr is not None:
+            rate = self.recipe.lr if self.recipe.late_lr is None else self.recipe.late_lr
+            self.optimizer = adam(self.model, rate, self.recipe.l2)
+        if expands:
             self.rewirer = self.recipe.rewirer(
                 self.model, self.optimizer, samples, self.seed, count_nonzero(self.dense)
             )
@@ -69,7 +73,8 @@ class Trial:
         return replace(copy.deepcopy(self), recipe=replace(self.recipe, factor=1, gradual=False))
 
     def _expand_if_due(self, samples: int) -> None:
-        if self.model is self.dense and self.epoch >= self.recipe.warmup_epochs:
+        behind = self.epoch - self.recipe.warmup_epochs
+        if self.model is self.dense and (behind == 0 or (behind > 0 and self.recipe.expands)):
             self.expand(samples)
 
     def _add(self, record: Record) -> None:
@@ -132,6 +137,7 @@ def _train_one(trial: Trial, X: Any, y: Any, on_epoch: Any, options: dict[str, A
         if on_epoch is not None:
             on_epoch(trial.history[-1:])
 
+    options = {name: own[0] if isinstance(own, list) else own for name, own in options.items()}
     train(
         trial.model,
         *(data if isinstance(data, Tensor) else data[0] for data in (X, y)),

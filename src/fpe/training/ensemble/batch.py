@@ -237,10 +237,12 @@ class Batch:
             return
         data = [s.X for s in stops], [s.y for s in stops], [s.weight for s in stops]
         losses = validation_losses(self.stack, *data, Objective(self.objective.kind))
+        pruning = isinstance(self.rewiring, StackPruning) and not self.rewiring.finished
         for row, (member, loss) in enumerate(zip(self.members, losses, strict=True)):
             records[row]["validation_loss"] = loss
-            if loss < member.lowest:
-                member.lowest, member.best_epoch, member.best = loss, epoch, self._parameters(row)
+            if pruning or loss < member.lowest:
+                member.lowest = float("inf") if pruning else loss
+                member.best_epoch, member.best = epoch, self._parameters(row)
 
     def _stop_early(self, epoch: int) -> None:
         """Remove the networks whose loss has not fallen for as long as their patience."""

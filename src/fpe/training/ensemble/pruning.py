@@ -62,6 +62,11 @@ class StackPruning:
         places = (*self.places, *self.biases.values())
         return torch.stack([(self.stack.masks[k] != 0).flatten(1).sum(1) for k in places], 1).tolist()
 
+    @property
+    def finished(self) -> bool:
+        """Whether the budgets are reached."""
+        return self.taken >= self.pruners[0].schedule.last(self.pruners[0].steps)
+
     def after(self) -> None:
         """Count a step, and prune if it is time."""
         self.taken += 1
