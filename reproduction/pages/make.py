@@ -27,7 +27,6 @@ PAGES = {
     "vision": "reproduced",
     "splits": "reproduced",
     "rewiring-trained": "trained",
-    "trained": "trained_budget",
     "rewiring": "reproduced",
     "models": "models",
     "speed": "commands",

@@ -34,7 +34,6 @@ PAGES = [
     "vision",
     "splits",
     "rewiring-trained",
-    "trained",
     "rewiring",
     "models",
     "speed",

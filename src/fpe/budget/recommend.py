@@ -41,7 +41,7 @@ def recommend(
     """Find and train the best network for a budget of non-zero parameters, and compare it with simple ones.
 
     For each budget an `fpe.sklearn.FPEClassifier` searches: without a hidden layer, with one of several
-    widths, and with direct connections beside it, at several learning rates, all pruned to the budget.
+    widths, and with direct connections beside it, at rates that it chooses, all pruned to the budget.
 
     The winner's accuracy on the validation part is optimistic, as it was chosen by it.
 

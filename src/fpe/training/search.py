@@ -1,7 +1,10 @@
 """The best network for a budget of weights, by successive halving (Jamieson and Talwalkar, 2016).
 
-Round by round fewer candidates are trained from the start for more epochs, each with its whole schedule, so
-that pruning has ended when they are compared.
+Round by round fewer networks are trained from the start for more epochs, each with its whole schedule, so
+that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
+one of several widths, and with direct connections beside it; the second the best of each kind. The last
+trains the best, the best of another kind and the simple rivals for all epochs, and then the best again at
+another rate and with label smoothing. No hidden layer wins if it is within a standard error of the best.
 """
 
 from __future__ import annotations
@@ -268,28 +271,21 @@ def search(
         return sorted(found, key=lambda entry: entry.rank)
 
     ranked = run(first, 0)
-    kinds = [
-        next(e for e in ranked if e.candidate.kind == kind) for kind in dict.fromkeys(c.kind for c in first)
-    ]
-    entering = sorted([*kinds, *(e for e in ranked if e not in kinds)][:ENTER_SECOND], key=lambda e: e.rank)
-    smoothable = task.objective.kind != "squared"
-    smoothed = [replace(entering[0].candidate, smoothing=SMOOTHING)] if smoothable else []
-    second = run([*(entry.candidate for entry in entering), *smoothed], 1)
-    ranked = [entry for entry in second if entry.candidate not in smoothed]
+    entering = _entering(ranked)
+    smoothed = replace(entering[0], smoothing=SMOOTHING)
+    second = run([*entering, *([smoothed] if task.objective.kind != "squared" else [])], 1)
+    ranked = [entry for entry in second if entry.candidate != smoothed]
     leader = _simplest(task, ranked)
-    best = leader.candidate
-    before = next(entry for entry in entries if entry.candidate == best)
+    before = next(entry for entry in entries if entry.candidate == leader.candidate)
     rate, next_rate = _rates(before.score, leader.score)
-    close = [e.candidate for e in ranked if e.score >= leader.score - _error(task, leader.score)]
-    finalists = [best, *[e.candidate for e in ranked if e.candidate.kind != best.kind][:1]]
-    finalists += [c for c in close if c.kind == best.kind and c != best][:1]
+    finalists = _finalists(task, ranked, leader)
     # The simple rivals are trained as long.
     finalists += [c for c in first if _simple(task, c) and c not in finalists]
     last = run([replace(c, lr=rate) for c in finalists], 2)
     leader = _simplest(task, last)
     changes = [replace(leader.candidate, lr=next_rate)]
-    plain = next(entry for entry in ranked if entry.candidate == entering[0].candidate)
-    if any(entry.rank <= plain.rank for entry in second if entry.candidate in smoothed):
+    plain = next(entry for entry in ranked if entry.candidate == entering[0])
+    if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
         changes += [replace(leader.candidate, smoothing=SMOOTHING)]
     changed = run(changes, 2)
     if len(changed) == 2 and all(entry.rank < leader.rank for entry in changed):
@@ -301,6 +297,23 @@ def search(
         raise ArgumentError(f"all candidates diverged: {failed.reason if failed else ''}")
     last = [winner, *(entry for entry in last if entry is not winner)]
     return last + [entry for entry in entries if entry not in last]
+
+
+def _entering(ranked: Sequence[Entry]) -> list[Candidate]:
+    """Return what enters the second round, the best first: the best of each kind, and the next best."""
+    kinds = dict.fromkeys(entry.candidate.kind for entry in ranked)
+    best = [next(entry for entry in ranked if entry.candidate.kind == kind) for kind in kinds]
+    chosen = [*best, *(entry for entry in ranked if entry not in best)][:ENTER_SECOND]
+    return [entry.candidate for entry in sorted(chosen, key=lambda entry: entry.rank)]
+
+
+def _finalists(task: Task, ranked: Sequence[Entry], leader: Entry) -> list[Candidate]:
+    """Return the leader, the best of another kind, and one of the same kind within a standard error."""
+    kind, least = leader.candidate.kind, leader.score - _error(task, leader.score)
+    others = [entry for entry in ranked if entry is not leader]
+    chosen = [entry for entry in others if entry.candidate.kind != kind][:1]
+    chosen += [entry for entry in others if entry.candidate.kind == kind and entry.score >= least][:1]
+    return [leader.candidate, *(entry.candidate for entry in chosen)]
 
 
 def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
