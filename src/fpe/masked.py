@@ -41,9 +41,8 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None, grad if ctx.probed else None
 
 
-# torch asks for the signature at every call; what is stored need not be worked out again.
+# torch asks for the signature at every call; it is worked out once.
 _MaskGradient.forward.__signature__ = inspect.signature(_MaskGradient.forward)  # type: ignore[attr-defined]
-
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
 MASK = "fpe_mask"
@@ -97,9 +96,7 @@ class MaskedLayer(HasMasks):
     def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
         weight: Any = self.weight
-        if not isinstance(
-            weight, nn.Parameter
-        ):  # computed, or given by functional_call: not zero at the mask
+        if not isinstance(weight, nn.Parameter):  # computed, or given from elsewhere: not zero at the mask
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
@@ -138,9 +135,8 @@ class MaskedLayer(HasMasks):
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of a parameter; torch's pruning gives the weight another name."""
-        return {**dict.fromkeys(("weight", "weight_orig"), self.fpe_mask), "bias": self.fpe_bias_mask}.get(
-            name
-        )
+        masks = {"weight": self.fpe_mask, "weight_orig": self.fpe_mask, "bias": self.fpe_bias_mask}
+        return masks.get(name)
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
