@@ -115,7 +115,7 @@ def run(page: str) -> None:
         for hidden in widths
         for kind in KINDS
     }
-    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=2).items()]
+    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page).items()]
     store("budget", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
 
 

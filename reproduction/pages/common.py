@@ -18,6 +18,9 @@ from fpe_reproduction.report.text import markdown_table
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 OUT = Path("fpe-out")
 
+#: How many networks are trained side by side, each with one thread (``make.py --jobs``).
+JOBS = 2
+
 
 def stored(name: str) -> dict[str, Any]:
     """Read ``docs/results/NAME.json``."""
@@ -55,10 +58,12 @@ def trained_at(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"Trained with fpe at {', '.join(made)}{note}."
 
 
-def run_all(work: Any, tasks: Mapping[str, Mapping[str, Any]], name: str, jobs: int = -1) -> dict[str, Any]:
+def run_all(
+    work: Any, tasks: Mapping[str, Mapping[str, Any]], name: str, jobs: int | None = None
+) -> dict[str, Any]:
     """Run the tasks that fpe-out/NAME has no result of; return all results."""
     return run_tasks(
-        work, tasks, OUT / name, name, jobs=jobs, on_finished=lambda task, _: print(task, flush=True)
+        work, tasks, OUT / name, name, jobs=jobs or JOBS, on_finished=lambda task, _: print(task, flush=True)
     )
 
 

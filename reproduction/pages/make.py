@@ -1,6 +1,6 @@
 """Make pages of docs/results: run experiments, store their data, put tables and numbers in place.
 
-Usage: python reproduction/pages/make.py [--stored] PAGE…    (``make results`` makes all; about five hours)
+Usage: python reproduction/pages/make.py [--stored] [--jobs N] PAGE…    (``make results`` makes all; about five hours)
 
 The prose is in the pages; this program replaces the text between ``<!-- NAME -->`` and
 ``<!-- end NAME -->``. Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made
@@ -13,6 +13,7 @@ import argparse
 import importlib
 from collections.abc import Mapping
 
+import common
 from common import RESULTS, inject
 
 from fpe._util.files import write_atomically
@@ -23,6 +24,9 @@ from fpe._util.files import write_atomically
 PAGES = {
     "fit": "commands",
     "picture": "picture",
+    "budget": "budget",
+    "trained": "trained_budget",
+    "pruning": "pruning",
     "boolean": "reproduced",
     "vision": "reproduced",
     "splits": "reproduced",
@@ -46,7 +50,9 @@ def main() -> None:
     )
     parser.add_argument("pages", nargs="+", metavar="PAGE", choices=["all", *PAGES], help=", ".join(PAGES))
     parser.add_argument("--stored", action="store_true", help="run nothing")
+    parser.add_argument("--jobs", type=int, default=common.JOBS, help="networks trained side by side")
     arguments = parser.parse_args()
+    common.JOBS = arguments.jobs
     for page in PAGES if "all" in arguments.pages else arguments.pages:
         print(f"== {page}", flush=True)
         if not arguments.stored:

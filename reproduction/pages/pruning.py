@@ -151,9 +151,9 @@ def run(page: str) -> None:
         for data, hidden in ROWS
         for method in METHODS
     }
-    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=2).items()]
+    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page).items()]
     single = {f"removed-{data}": {"data": data, "hidden": hidden} for data, hidden in ROWS}
-    rises = [{**single[name], **r} for name, r in run_all(removed, single, page, jobs=2).items()]
+    rises = [{**single[name], **r} for name, r in run_all(removed, single, page).items()]
     clean = [[{k: v for k, v in r.items() if k != "identity"} for r in group] for group in (results, rises)]
     store("pruning", dict(zip(("results", "removed"), clean, strict=True)))
 

@@ -1,7 +1,8 @@
 """A trained network at its own count: trained on, expanded once, rewired, or expanded and pruned back.
 
 All are trained as a dense network for half of the epochs, and then for the other half. Everything is chosen
-on held-out training data, and measured once on the test data. About 45 minutes on two cores.
+on held-out training data, and measured once on the test data. Dense networks trained in one go are the
+page "budget"'s. About half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import arrays, tuned
+from budget import arrays
 from common import block, made_by, run_all, store, stored, table, trained_at
 from torch import nn
 
@@ -24,7 +25,6 @@ from fpe.sklearn.inputs import scaler_of
 from fpe.training import late
 from fpe.training.loop import accuracy
 from fpe.training.recipe import Recipe
-from fpe.training.search import Candidate, dense_count
 from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.statistics import mean
 
@@ -36,23 +36,18 @@ DATA: dict[str, tuple[str, int, int, int | None, tuple[int, ...]]] = {
     "fashion-mnist": ("Fashion-MNIST", 10, 10, 500, (4, 16)),
 }
 SEEDS = range(3)
-#: Dense networks of h and of 2h neurons are trained in one go, with the rate and the smoothing tuned.
-KINDS = ("dense", "on", "once", "rewired", "back", "twice")
+KINDS = ("on", "once", "rewired", "back")
+#: From the page "budget": dense networks of h and of 2h neurons, tuned, trained in one go.
+OTHERS = ("dense", "twice")
 
 
 def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
     """Train one network; return its accuracy on the test data, its count, and what was chosen."""
     _, before, after, batch_size, _ = DATA[data]
-    parts = arrays(data)
-    X, y, X_test, y_test = parts
-    classes = int(y.max()) + 1
+    parts = X, y, X_test, y_test = arrays(data)
     how: dict[str, Any] = {"warmup_epochs": before, "epochs": after, "batch_size": batch_size}
     with one_thread():
-        if kind in ("dense", "twice"):
-            width = hidden if kind == "dense" else 2 * hidden
-            candidate = Candidate(width, False, dense_count(X.shape[1], width, classes))
-            found = tuned(candidate, parts, before + after, batch_size, seed)
-        elif kind in ("on", "once"):
+        if kind in ("on", "once"):
             found = chosen_rate(hidden, 1 if kind == "on" else 2, parts, how, seed)
         else:
             extra: dict[str, Any] = {"rewire": True} if kind == "rewired" else {"gradual": True}
@@ -96,22 +91,23 @@ def run(page: str) -> None:
         for hidden in widths
         for kind in KINDS
     }
-    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page, jobs=2).items()]
+    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page).items()]
     store("trained", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
     results = stored("trained")["results"]
+    found = [*results, *(r for r in stored("budget")["results"] if r["kind"] in OTHERS)]
     rows = []
     for data, (title, *_, widths) in DATA.items():
         for hidden in widths:
-            own = [r for r in results if (r["data"], r["hidden"]) == (data, hidden)]
-            by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in KINDS}
+            own = [r for r in found if (r["data"], r["hidden"]) == (data, hidden)]
+            by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in (*KINDS, *OTHERS)}
             texts = {
-                kind: mean([r["accuracy"] for r in found]).text(100, sign=False)
-                for kind, found in by_kind.items()
+                kind: mean([r["accuracy"] for r in made]).text(100, sign=False)
+                for kind, made in by_kind.items()
             }
-            means = {kind: float(np.mean([r["accuracy"] for r in found])) for kind, found in by_kind.items()}
+            means = {kind: float(np.mean([r["accuracy"] for r in made])) for kind, made in by_kind.items()}
             gap = means["twice"] - means["dense"]
             closed = f"{(means['back'] - means['dense']) / gap:.0%}" if gap > 0 else "–"
             counts = Counter(r["factor"] for r in by_kind["back"])
@@ -120,7 +116,7 @@ def parts(page: str) -> dict[str, dict[str, str]]:
                 for factor, number in sorted(counts.items())
             )
             count = f"{by_kind['back'][0]['nonzero']:,}"
-            cells = [texts[kind] for kind in KINDS]
+            cells = [texts[kind] for kind in ("dense", *KINDS, "twice")]
             rows.append([title, f"{hidden}", count, *cells, closed, chosen])
     head = ["", "h", "non-zeros", "dense, h %", "trained on %", "expanded once %", "rewired %"]
     head += ["pruned back %", "dense, 2h %", "of the gap", "chosen"]
