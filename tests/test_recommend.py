@@ -95,6 +95,23 @@ def test_the_more_longer_training_helps_the_higher_is_the_rate(before, after, ra
     assert searching._rates(before, after) == pytest.approx(rates)
 
 
+def test_what_helps_the_best_network_is_kept(monkeypatch):
+    """SiLU and another rate help by turns; label smoothing did not help in the second round."""
+
+    def train(task, candidates, epochs, share, finished):
+        def score(c):
+            return 0.5 + 0.1 * (c.hidden == 10) + 0.1 * (c.activation == "silu") - c.smoothing - c.lr
+
+        return [Entry(c, share, scores=[score(c)], losses=[1.0]) for c in candidates]
+
+    monkeypatch.setattr(searching, "_train", train)
+    fold = Fold(torch.zeros(300, 64), *(torch.zeros(300, 2) for _ in range(3)))
+    entries = searching.search(Task([fold], 10, None, 0, evaluate=None), 400, 8)
+    assert entries[0].candidate == Candidate(10, False, 400, lr=6.25e-4, activation="silu")
+    tried = [entry.candidate for entry in entries if entry.share == 1 and entry.candidate.hidden == 10]
+    assert {(c.activation, c.lr) for c in tried} == {("relu", 2.5e-3), ("silu", 2.5e-3), ("silu", 6.25e-4)}
+
+
 def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):
     assert max(entry.nonzero for entry in found.table) == 400
     assert [clf.n_nonzero_ for clf in found.classifiers] == [100, 200, 400]
@@ -118,12 +135,8 @@ def test_it_prints_and_becomes_json(found):
 def test_the_line_of_python_makes_the_winner(found):
     clf = eval(found.python(), {"fpe": fpe, **vars(fpe)})
     candidate = found.best.candidate
-    assert (clf.hidden, clf.direct, clf.budget, clf.lr) == (
-        candidate.hidden,
-        candidate.direct,
-        400,
-        candidate.lr,
-    )
+    made = (clf.hidden, clf.direct, clf.activation, clf.budget, clf.lr)
+    assert made == (candidate.hidden, candidate.direct, candidate.activation, 400, candidate.lr)
     assert clf.set_params(epochs=8).fit(X, y).n_nonzero_ == found.best.nonzero
 
 
@@ -174,8 +187,11 @@ def test_bad_arguments():
             fpe.recommend(X, y, budget)
     with pytest.raises(ArgumentError, match="epochs is -1"):
         fpe.recommend(X, y, 100, epochs=-1)
-    with pytest.raises(ArgumentError, match="hidden is None"):
-        FPEClassifier(budget=100, factor=2).fit(X, y)
+    for given in ({"factor": 2}, {"activation": "silu"}, {"label_smoothing": 0.1}):
+        with pytest.raises(ArgumentError, match=f"{next(iter(given))} is given; give hidden"):
+            FPEClassifier(budget=100, **given).fit(X, y)
+    with pytest.raises(ArgumentError, match="activation is 'swish'; give one of relu, gelu, silu, tanh"):
+        FPEClassifier(hidden=4, activation="swish").fit(X, y)
 
 
 def test_a_part_of_a_budget_that_is_too_small_for_any_network_is_left_out():

@@ -1,6 +1,6 @@
 """Make pages of docs/results: run experiments, store their data, put tables and numbers in place.
 
-Usage: python reproduction/pages/make.py [--stored] [--jobs N] PAGE…    (``make results`` makes all; about five hours)
+Usage: python reproduction/pages/make.py [--stored] [--jobs N] PAGE…    (``make results`` makes all)
 
 The prose is in the pages; this program replaces the text between ``<!-- NAME -->`` and
 ``<!-- end NAME -->``. Runs are kept in fpe-out and resume there. With --stored nothing is run: pages are made

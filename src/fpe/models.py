@@ -14,6 +14,9 @@ from fpe._util.modules import seeded
 from fpe.errors import ArgumentError
 from fpe.masked import HasMasks
 
+#: Activations of `mlp`, by name.
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
 
 class Standardize(nn.Module):
     """Subtract a mean from each feature and divide by a scale, both fixed: (…, inputs) to (…, inputs).
@@ -90,6 +93,7 @@ def mlp(
     dtype: torch.dtype = torch.float32,
     standardize: bool = False,
     direct: bool = False,
+    activation: str = "relu",
 ) -> nn.Sequential:
     """Build Linear → ReLU → Linear; with several hidden layers, LayerNorm before each ReLU (A.7).
 
@@ -112,6 +116,8 @@ def mlp(
     direct : bool, default False
         Add a last layer ``direct``, connections without biases from the inputs to the outputs, beside the
         hidden layers.
+    activation : str, default "relu"
+        ``"relu"``, ``"gelu"``, ``"silu"`` or ``"tanh"``.
 
     Returns
     -------
@@ -124,13 +130,15 @@ def mlp(
             f"mlp: sizes are {inputs} inputs, {hidden} hidden, {outputs} outputs; each must be at least 1, "
             "and direct=True needs a hidden layer."
         )
+    if activation not in ACTIVATIONS:
+        raise ArgumentError(f"mlp: activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}.")
     with nullcontext() if seed is None else seeded(seed):
         layers: list[nn.Module] = []
         for before, after in zip([inputs, *widths], widths, strict=False):
             layers.append(nn.Linear(before, after, dtype=dtype))
             if len(widths) > 1:
                 layers.append(nn.LayerNorm(after, dtype=dtype))
-            layers.append(nn.ReLU())
+            layers.append(ACTIVATIONS[activation]())
         layers.append(nn.Linear(widths[-1] if widths else inputs, outputs, dtype=dtype))
         network = nn.Sequential(*layers)
         if not widths:
@@ -148,7 +156,7 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     """Return the sizes with which `mlp` builds a model like this one; None if it builds no such model.
 
     The model may be dense, expanded or packed. The sizes are ``inputs``, ``hidden`` (one number, or a list),
-    ``outputs`` and, if it is so, ``standardize``, of the model as it is now.
+    ``outputs`` and, if it is so, ``standardize``, ``direct`` and ``activation``, of the model as it is now.
     """
     if type(model) not in (nn.Sequential, DirectMLP):
         return None
@@ -170,6 +178,10 @@ def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     }
     if found.get("direct") and not hidden:
         return None
+    kinds = {kind: name for name, kind in ACTIVATIONS.items()}
+    used = [kinds[type(module)] for _, module in named if type(module) in kinds]
+    if used and used[0] != "relu":
+        found["activation"] = used[0]
     with torch.device("meta"):
         same = mlp(**found)
     named_alike = list(model._modules) == list(same._modules)

@@ -83,7 +83,9 @@ class Recommendation:
         """Return the line of Python that makes the classifier."""
         c = self.best.candidate
         given = f"hidden={c.hidden}, direct={c.direct}, budget={c.budget}, lr={c.lr:g}"
-        return f"fpe.sklearn.FPEClassifier({given}, label_smoothing={c.smoothing:g})"
+        given += f", label_smoothing={c.smoothing:g}"
+        given += "" if c.activation == "relu" else f", activation={c.activation!r}"
+        return f"fpe.sklearn.FPEClassifier({given})"
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

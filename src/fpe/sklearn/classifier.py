@@ -38,12 +38,14 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     ----------
     hidden : int or sequence of int, optional
         Neurons of the hidden layer, or of each of several; 0 for none. By default it is searched for, or 16
-        if a parameter of the expansion is given.
+        if a parameter of the network or of the expansion is given.
     budget : int, optional
         The most non-zero parameters, biases included. By default, if `hidden` is searched for, those of a
         dense network of 16 hidden neurons.
     direct : bool, default False
         Whether inputs are connected with outputs beside the hidden layer.
+    activation : str, default "relu"
+        As for `fpe.mlp`. A search tries "silu" too.
     pruning_score : str or float, default "moment"
         Which weights are pruned first; as `score` of `fpe.GradualPruner`.
     label_smoothing : float, default 0.0
@@ -214,7 +216,8 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
                 ]
                 outputs = 1 if len(known) == 2 else len(known)
                 dtype = torch.float64 if X.dtype == np.float64 else torch.float32
-                dense = mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype, direct=self.direct)
+                how: dict[str, Any] = {"direct": self.direct, "activation": self.activation}
+                dense = mlp(X.shape[1], hidden, outputs, seed=seed, dtype=dtype, **how)
                 if recipe.factor > 1:
                     plan(dense, recipe.factor, split=recipe.split, prune=recipe.prune, seed=seed)
                 self.classes_, self._trial = known, Trial.start(recipe, dense, seed)

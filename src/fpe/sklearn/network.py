@@ -33,6 +33,8 @@ from fpe.training.trials import Trial, best_of, train_trials
 
 #: Hidden neurons of the dense network whose count is the default budget.
 DEFAULT_HIDDEN = 16
+#: Parameters that a search chooses, and their defaults.
+SEARCHED = {"activation": "relu", "label_smoothing": 0.0, "pruning_score": "moment"}
 
 
 class Network(BaseEstimator):  # type: ignore[misc]
@@ -50,6 +52,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         *,
         budget: int | None = None,
         direct: bool = False,
+        activation: str = "relu",
         pruning_score: str | float = "moment",
         label_smoothing: float = 0.0,
         factor: int | None = None,
@@ -75,6 +78,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self.hidden = hidden
         self.budget = budget
         self.direct = direct
+        self.activation = activation
         self.pruning_score = pruning_score
         self.label_smoothing = label_smoothing
         self.factor = factor
@@ -168,6 +172,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         outputs, dtype = how["outputs"], inputs.dtype
         expanding = ("factor", "split", "prune", "rewire", "gradual", "warmup_epochs", "direct")
         given = [name for name in expanding if getattr(self, name) not in (None, False)]
+        given += [name for name, default in SEARCHED.items() if getattr(self, name) != default]
         if self.budget is not None and self.hidden is None and given:
             raise ArgumentError(
                 f"hidden is None, so that a network of {self.budget} non-zeros is searched for, and "
@@ -176,7 +181,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if self.hidden is None and not given:
             recipe = self._searched(inputs, y, codes, how, weight, seed)
             best = self.search_[0].candidate
-            sizes: dict[str, Any] = {"hidden": best.hidden, "direct": best.direct}
+            sizes: dict[str, Any] = {
+                "hidden": best.hidden,
+                "direct": best.direct,
+                "activation": best.activation,
+            }
         else:
             sizes = {
                 "hidden": [
@@ -185,6 +194,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
                     if size
                 ],
                 "direct": self.direct,
+                "activation": self.activation,
             }
             recipe = replace(recipe, objective=objective._replace(smoothing=self.label_smoothing))
 

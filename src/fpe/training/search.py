@@ -3,8 +3,9 @@
 Round by round fewer networks are trained from the start for more epochs, each with its whole schedule, so
 that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
 one of several widths, and with direct connections beside it; the second the best of each kind. The last
-trains the best, the best of another kind and the simple rivals for all epochs, and then the best again at
-another rate and with label smoothing. No hidden layer wins if it is within a standard error of the best.
+trains the best, the best of another kind and the simple rivals for all epochs, and then changes the best one
+step by step: another activation, another rate, label smoothing. No hidden layer wins if it is within a
+standard error of the best.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ RATE = 1e-2
 #: If training twice as long avoided less than this share of the mistakes, or more than that, the networks of
 #: the last round are trained at the first factor of the rate, and the best also at the second.
 FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 1.0)))
-#: Label smoothing that the best network is trained with too.
-SMOOTHING = 0.1
+#: Label smoothing and the activation that the best network is trained with too.
+SMOOTHING, ACTIVATION = 0.1, "silu"
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
 ENTER_SECOND = 4
@@ -63,6 +64,7 @@ class Candidate:
     lr: float = RATE
     smoothing: float = 0.0
     score: str = "moment"
+    activation: str = "relu"
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -72,7 +74,7 @@ class Candidate:
     @property
     def program(self) -> tuple[Any, ...]:
         """What is equal for networks that are trained together."""
-        return *self.kind, self.hidden.bit_length(), self.smoothing
+        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation
 
     @property
     def name(self) -> str:
@@ -80,6 +82,7 @@ class Candidate:
         if self.hidden == 0:
             return "no hidden layer"
         neurons = f"{self.hidden} hidden neuron{'s' if self.hidden > 1 else ''}"
+        neurons += "" if self.activation == "relu" else f" ({self.activation})"
         return f"{neurons} and direct connections" if self.direct else neurons
 
     def recipe(self, epochs: int, batch_size: int | None, objective: Objective, l2: float = 0.0) -> Recipe:
@@ -174,8 +177,8 @@ class Task:
     def network(self, candidate: Candidate, seed: int) -> nn.Sequential:
         """Return the untrained network of a candidate."""
         X = self.folds[0].X
-        how: dict[str, Any] = {"seed": seed, "dtype": X.dtype, "direct": candidate.direct}
-        return mlp(self.inputs, candidate.hidden, self.outputs, **how).to(X.device)
+        how: dict[str, Any] = {"direct": candidate.direct, "activation": candidate.activation}
+        return mlp(self.inputs, candidate.hidden, self.outputs, seed=seed, dtype=X.dtype, **how).to(X.device)
 
 
 def hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -283,14 +286,16 @@ def search(
     finalists += [c for c in first if _simple(task, c) and c not in finalists]
     last = run([replace(c, lr=rate) for c in finalists], 2)
     leader = _simplest(task, last)
-    changes = [replace(leader.candidate, lr=next_rate)]
+    changes: list[dict[str, Any]] = [{"activation": ACTIVATION}] if leader.candidate.hidden else []
+    changes += [{"lr": next_rate}]
     plain = next(entry for entry in ranked if entry.candidate == entering[0])
     if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
-        changes += [replace(leader.candidate, smoothing=SMOOTHING)]
-    changed = run(changes, 2)
-    if len(changed) == 2 and all(entry.rank < leader.rank for entry in changed):
-        changed += run([replace(changes[1], lr=next_rate)], 2)
-    last = sorted(last + changed, key=lambda entry: entry.rank)
+        changes += [{"smoothing": SMOOTHING}]
+    for change in changes:  # what helps is kept
+        (changed,) = run([replace(leader.candidate, **change)], 2)
+        last.append(changed)
+        leader = min(leader, changed, key=lambda entry: entry.rank)
+    last.sort(key=lambda entry: entry.rank)
     winner = _simplest(task, last)
     if not winner.scores:
         failed = next((entry for entry in entries if entry.reason), None)
