@@ -25,6 +25,7 @@ PAGES = {
     "fit": "commands",
     "picture": "picture",
     "budget": "budget",
+    "defaults": "defaults",
     "trained": "trained_budget",
     "pruning": "pruning",
     "boolean": "reproduced",

@@ -30,6 +30,10 @@ def numbers(text):
 
 PAGES = [
     "fit",
+    "budget",
+    "defaults",
+    "trained",
+    "pruning",
     "boolean",
     "vision",
     "splits",
