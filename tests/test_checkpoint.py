@@ -297,3 +297,17 @@ def test_a_file_that_describes_derived_norms_is_loaded_too(saved):
     norm = {"kind": "LayerNorm", "widths": {"normalized_shape": [2]}}
     rewritten(saved, lambda m: json.dumps({**m, "modules": {**m["modules"], "3": norm}}))
     assert type(fpe.load(saved, like=like)[3]).__name__ == "Norm"
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
+def test_an_mlp_is_loaded_with_its_activation_and_direct_connections(activation, tmp_path):
+    how = {"standardize": True, "direct": True, "activation": activation}
+    wide = fpe.expand(fpe.mlp(8, 4, 2, seed=0, **how))
+    fpe.save(wide, tmp_path / "wide.safetensors")
+    x = torch.randn(5, 8)
+    assert torch.equal(fpe.load(tmp_path / "wide.safetensors")(x), wide(x))
+
+
+def test_an_mlp_has_one_of_the_known_activations():
+    with pytest.raises(ArgumentError, match="activation is 'swish'; give one of relu, gelu, silu, tanh"):
+        fpe.mlp(8, 4, 2, activation="swish")
