@@ -1,18 +1,17 @@
 """Layers whose masked weights stay exactly zero, whatever trains them; what counts as non-zero.
 
-The mask acts on the gradient: the forward pass is the plain layer's, and masked entries, zero at
-the start, receive a zero gradient. An optimizer that steps by the gradient alone then never moves
-them. Being part of the layer's forward, this survives copying, pickling, loading and compiling.
-A weight that is computed, or given from elsewhere, is multiplied by the mask instead. Whatever writes
-to a weight directly can bypass the mask: `project_` repairs that, `check_masks` refuses it.
+The mask acts on the gradient: the forward pass is the plain layer's, and masked entries, zero at the start,
+receive a zero gradient. An optimizer that steps by the gradient alone then never moves them. Being part of
+the forward pass, this survives copying, pickling, loading and compiling. A weight that is computed, or given
+from elsewhere, is multiplied by the mask instead. Whatever writes to a weight directly can bypass the mask:
+`project_` repairs that, `check_masks` refuses it.
 """
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +40,12 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None, grad if ctx.probed else None
 
 
-# torch asks for the signature at every call; it is worked out once.
-_MaskGradient.forward.__signature__ = inspect.signature(_MaskGradient.forward)  # type: ignore[attr-defined]
+def _mask_gradient(weight: Tensor, mask: Tensor, probe: Tensor | None) -> Tensor:
+    """Apply `_MaskGradient`, without the slow part that only transforms and compilers need."""
+    plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    own: Any = super(torch.autograd.Function, _MaskGradient) if plain else _MaskGradient
+    return cast(Tensor, own.apply(weight, mask, probe))
+
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
 MASK = "fpe_mask"
@@ -79,12 +82,10 @@ class HasMasks(nn.Module):
 class MaskedLayer(HasMasks):
     """The base of the masked layers, whose weight is zero, and stays zero, where the mask is."""
 
-    if TYPE_CHECKING:
-        weight: Any
-        bias: Any
-        fpe_mask: Tensor
-        fpe_bias_mask: Tensor | None
-
+    weight: Any
+    bias: Any
+    fpe_mask: Tensor
+    fpe_bias_mask: Tensor | None
     #: A leaf whose ``grad`` gathers the weight's whole gradient; set by a rewirer.
     _probe: Tensor | None = None
 
@@ -100,14 +101,14 @@ class MaskedLayer(HasMasks):
             weight = weight * self.fpe_mask
             if self._probe is None:
                 return cast(Tensor, weight)
-        return cast(Tensor, _MaskGradient.apply(weight, self.fpe_mask, self._probe))  # type: ignore[no-untyped-call]
+        return _mask_gradient(weight, self.fpe_mask, self._probe)
 
     def _free_bias(self) -> Any:
         """Return the bias, through which no gradient reaches a masked entry."""
         bias, mask = self.bias, self.fpe_bias_mask
         if mask is None or not isinstance(bias, nn.Parameter):
             return bias if mask is None else bias * mask
-        return _MaskGradient.apply(bias, mask, None)  # type: ignore[no-untyped-call]
+        return _mask_gradient(bias, mask, None)
 
     @torch.no_grad()
     def mask_bias_(self, mask: Tensor | None) -> None:
@@ -207,15 +208,15 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     in_features, out_features : int
         Sizes of the input and of the output.
     bias, device, dtype
-        As for ``nn.Linear``; a bias is never masked.
+        As for ``nn.Linear``.
 
     Attributes
     ----------
     fpe_mask : Tensor
         A buffer of the weight's shape (out_features, in_features) and type: 1 where the weight is free,
-        0 where it is masked. All ones in a new layer.
-
-    Loading a state dict sets masked weights to zero, with a warning.
+        0 where it is masked. All ones in a new layer. Loading a state dict sets masked weights to zero.
+    fpe_bias_mask : Tensor or None
+        The same for the bias; None, which frees all, in a new layer.
     """
 
     @classmethod
@@ -240,9 +241,8 @@ class _MaskedConvolution(MaskedLayer):
         `weight`, of shape (out_channels, in_channels, *kernel), must be zero where `mask` is.
         """
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-        copied = {name: getattr(like, name) for name in names}
-        sizes = weight.shape[1], weight.shape[0]
-        layer = cls(*sizes, **copied, bias=bias is not None, device="meta", dtype=weight.dtype)
+        how = {name: getattr(like, name) for name in names} | {"bias": bias is not None, "device": "meta"}
+        layer = cls(weight.shape[1], weight.shape[0], **how, dtype=weight.dtype)
         layer._set(weight, bias, mask)
         return layer
 

@@ -55,7 +55,7 @@ class Recommendation:
 
     def __repr__(self) -> str:
         last = [entry for entry in self.table if entry.share == ROUNDS[-1]]
-        head = ("network", "non-zeros", "rate", "smoothing", "validation %")
+        head = ("network", "non-zeros", "rate", "smoothing", "L2", "validation %")
         lines = [f"{self.sentence()}", "", *text_table(head, [_cells(entry) for entry in last])]
         tried = len({(entry.candidate.hidden, entry.candidate.direct) for entry in self.table})
         lines += ["", f"of {tried} networks that were tried; the others lost in shorter runs"]
@@ -85,13 +85,14 @@ class Recommendation:
         given = f"hidden={c.hidden}, direct={c.direct}, budget={c.budget}, lr={c.lr:g}"
         given += f", label_smoothing={c.smoothing:g}"
         given += "" if c.activation == "relu" else f", activation={c.activation!r}"
+        given += f", l2={c.l2:g}" if c.l2 else ""
         return f"fpe.sklearn.FPEClassifier({given})"
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     c = entry.candidate
     name = f"{c.name}, dense" if entry.dense else c.name
-    return name, f"{entry.nonzero:,}", f"{c.lr:g}", f"{c.smoothing:g}", _percent(entry)
+    return name, f"{entry.nonzero:,}", f"{c.lr:g}", f"{c.smoothing:g}", f"{c.l2:g}", _percent(entry)
 
 
 def _percent(entry: Entry) -> str:

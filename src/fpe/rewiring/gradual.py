@@ -64,8 +64,8 @@ class PruningSchedule:
 
     @staticmethod
     def for_steps(steps: int) -> PruningSchedule:
-        """Return the default schedule for a number of steps: every 20 steps, more often if they are few."""
-        return PruningSchedule(every=max(1, min(20, steps // 50)))
+        """Return the default schedule for a number of steps: pruning after each fiftieth of them."""
+        return PruningSchedule(every=max(1, steps // 50))
 
     def last(self, steps: int) -> int:
         """Return the step, from 1, after which the budget is reached."""
@@ -75,6 +75,12 @@ class PruningSchedule:
         """Tell whether weights are pruned after step `step` (from 1) of `steps`."""
         last = self.last(steps)
         return step == last or (step % self.every == 0 and self.begin * steps <= step < last)
+
+    def latest(self, step: int, steps: int) -> int:
+        """Return the last step up to `step` after which weights are pruned; 0 if there is none."""
+        last = self.last(steps)
+        found = last if step >= last else step - step % self.every
+        return found if found and self.prunes(found, steps) else 0
 
     def surplus_at(self, step: int, steps: int) -> float:
         """Return the share of the initial surplus over the budget that is left after a step."""
@@ -127,7 +133,12 @@ def score_of(weight: Tensor, second_moment: Tensor | None, power: float) -> Tens
     """Return |w| · v^power, as float32 at least."""
     size = weight.detach().abs()
     size = size.float() if size.element_size() < 4 else size
-    return size if second_moment is None or power == 0 else size.mul_(second_moment.to(size).pow(power))
+    if second_moment is None or power == 0:
+        return size
+    second_moment = second_moment.to(size)
+    # Square roots are several times as fast as powers.
+    factor = second_moment.sqrt() if power in (0.25, 0.5) else second_moment.pow(power)
+    return size.mul_(factor.sqrt_() if power == 0.25 else factor)
 
 
 @torch.no_grad()

@@ -190,7 +190,7 @@ class GradualPruner:
 
     def count_at(self, step: int) -> int:
         """Return how many non-zero parameters the model has after a step, from 0 to `steps`."""
-        last = max((s for s in range(1, step + 1) if self.schedule.prunes(s, self.steps)), default=0)
+        last = self.schedule.latest(step, self.steps)
         surplus = self.schedule.surplus_at(last, self.steps) if last else 1.0
         return self.budget + int((self.start - self.budget) * surplus)
 

@@ -4,8 +4,8 @@ Round by round fewer networks are trained from the start for more epochs, each w
 that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
 one of several widths, and with direct connections beside it; the second the best of each kind. The last
 trains the best, the best of another kind and the simple rivals for all epochs, and then changes the best one
-step by step: another activation, another rate, label smoothing. No hidden layer wins if it is within a
-standard error of the best.
+step by step: another activation, another rate, label smoothing, an L2 penalty. No hidden layer wins if it is
+within a standard error of the best.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ LEAST_EACH = 8
 RATE = 1e-2
 #: If training twice as long avoided less than this share of the mistakes, or more than that, the networks of
 #: the last round are trained at the first factor of the rate, and the best also at the second.
-FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 1.0)))
-#: Label smoothing and the activation that the best network is trained with too.
-SMOOTHING, ACTIVATION = 0.1, "silu"
+FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 4.0)))
+#: Label smoothing and the activation that the best network is trained with too; with few samples, a penalty.
+SMOOTHING, ACTIVATION, L2 = 0.1, "silu", 1e-2
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
 ENTER_SECOND = 4
@@ -65,6 +65,7 @@ class Candidate:
     smoothing: float = 0.0
     score: str = "moment"
     activation: str = "relu"
+    l2: float = 0.0
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -74,7 +75,7 @@ class Candidate:
     @property
     def program(self) -> tuple[Any, ...]:
         """What is equal for networks that are trained together."""
-        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation
+        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation, self.l2
 
     @property
     def name(self) -> str:
@@ -95,7 +96,7 @@ class Candidate:
             lr=self.lr,
             decay=True,
             batch_size=batch_size,
-            l2=l2,
+            l2=l2 + self.l2,
             gradual=True,
             score=self.score,
             budget=self.budget,
@@ -291,6 +292,7 @@ def search(
     plain = next(entry for entry in ranked if entry.candidate == entering[0])
     if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
         changes += [{"smoothing": SMOOTHING}]
+    changes += [{"l2": L2}] if len(task.folds) > 1 else []
     for change in changes:  # what helps is kept
         (changed,) = run([replace(leader.candidate, **change)], 2)
         last.append(changed)

@@ -80,7 +80,7 @@ class StackPruning:
             # With infinite moments the epoch's loss is infinite, or the next ones', and training ends.
             score = score_of(self.stack.parameters[k], moments[k], first.power).nan_to_num_()
             bias = None if i not in self.biases else self.stack.masks[self.biases[i]] != 0
-            own = [t.transpose(1, 2) for t in (score, self.stack.masks[k] != 0, self.real[k])]
+            own = [t.transpose(1, 2).contiguous() for t in (score, self.stack.masks[k] != 0, self.real[k])]
             layers.append(Prunable(own[0], own[1], bias, own[2]))
         links = [
             Link(
