@@ -13,16 +13,15 @@ import fpe
 from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn import FPEClassifier, FPERegressor
 from fpe.training import search as searching
+from fpe.training.folds import MOST_FOLDS, Fold, hold_out
 from fpe.training.search import (
     ENTER_SECOND,
     RATE,
     ROUNDS,
     Candidate,
     Entry,
-    Fold,
     Task,
     dense_count,
-    hold_out,
     structures,
     widest,
 )
@@ -79,6 +78,23 @@ def test_no_hidden_layer_wins_within_a_standard_error():
     hidden, plain = Candidate(8, True, 50), Candidate(0, False, 50)
     for score, winner in ((0.875, plain), (0.865, hidden)):
         ranked = [scored(hidden, 0.9), scored(plain, score)]
+        assert searching._simplest(task, ranked).candidate == winner
+
+
+def test_very_few_samples_are_compared_by_losses():
+    """Losses differ in each fold by 0.2 ± 0.1, or by 0.2 ± 0.9."""
+    folds = [Fold(*(torch.zeros(20, 2) for _ in range(4)))] * MOST_FOLDS
+    task, hidden, plain = (
+        Task(folds, 2, None, 0, evaluate=None),
+        Candidate(8, False, 50),
+        Candidate(0, False, 50),
+    )
+    for spread, winner in ((0.1, hidden), (0.9, plain)):
+        noise = spread * np.array([-1, 1, -1, 1, 0])
+        better = Entry(hidden, 1.0, scores=[0.8] * MOST_FOLDS, losses=[0.5] * MOST_FOLDS)
+        worse = Entry(plain, 1.0, scores=[0.9] * MOST_FOLDS, losses=list(0.7 + noise))
+        ranked = sorted([worse, better], key=lambda entry: entry.rank)
+        assert ranked[0] is better
         assert searching._simplest(task, ranked).candidate == winner
 
 

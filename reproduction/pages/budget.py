@@ -21,9 +21,10 @@ from fpe.data.named import find_folder
 from fpe.sklearn import FPEClassifier
 from fpe.sklearn.inputs import scaler_of
 from fpe.training import search as searching
+from fpe.training.folds import Fold, hold_out
 from fpe.training.loop import accuracy, accuracy_of
 from fpe.training.losses import Objective
-from fpe.training.search import Candidate, Fold, Task, dense_count, hold_out
+from fpe.training.search import Candidate, Task, dense_count
 from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.statistics import mean
 

@@ -20,10 +20,11 @@ from fpe.rewiring.gradual import SCORES
 from fpe.rewiring.open_masks import with_masks
 from fpe.rewiring.pruner import GradualPruner
 from fpe.sklearn.inputs import scaler_of
+from fpe.training.folds import Fold, hold_out
 from fpe.training.loop import Cosine, accuracy, adam, default_batch_size, train
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import Candidate, Fold, Task, dense_count, hold_out
+from fpe.training.search import Candidate, Task, dense_count
 from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.statistics import mean
 

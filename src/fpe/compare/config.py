@@ -17,8 +17,8 @@ from fpe.data import Dataset
 from fpe.errors import DataError
 from fpe.expansion.planner import plan
 from fpe.models import mlp
+from fpe.training.folds import hold_out
 from fpe.training.recipe import Recipe, check_parameters
-from fpe.training.search import hold_out
 
 #: Default epochs before and after the expansion.
 EPOCHS = (100, 100)

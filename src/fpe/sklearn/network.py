@@ -25,10 +25,11 @@ from fpe.models import mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
 from fpe.training import late
+from fpe.training.folds import Fold, fold_count, hold_out
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import Entry, Fold, Task, default_epochs, dense_count, fold_count, hold_out, search
+from fpe.training.search import Entry, Task, default_epochs, dense_count, search
 from fpe.training.trials import Trial, best_of, train_trials
 
 #: Hidden neurons of the dense network whose count is the default budget.

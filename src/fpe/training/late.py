@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
 from fpe.training import ensemble
+from fpe.training.folds import fold_count
 from fpe.training.loop import EarlyStopping, predicted
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import fold_count
 from fpe.training.trials import Trial, train_trials
 
 #: Learning rates after the warm-up, and expansion factors, that are tried.

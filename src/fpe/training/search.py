@@ -4,8 +4,11 @@ Round by round fewer networks are trained from the start for more epochs, each w
 that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
 one of several widths, and with direct connections beside it; the second the best of each kind. The last
 trains the best, the best of another kind and the simple rivals for all epochs, and then changes the best one
-step by step: another activation, another rate, label smoothing, an L2 penalty. No hidden layer wins if it is
-within a standard error of the best.
+step by step: another activation, another rate, label smoothing. No hidden layer wins if it is within a
+standard error of the best.
+
+With few samples all networks have the L2 penalty of scikit-learn's logistic regression, one over the number
+of samples; with very few they are compared by their losses, as their accuracies are too coarse.
 """
 
 from __future__ import annotations
@@ -24,13 +27,12 @@ from fpe.errors import ArgumentError
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
+from fpe.training.folds import MOST_FOLDS, Fold
 from fpe.training.loop import default_batch_size
 from fpe.training.losses import CLASSES, Objective, loss_of
 from fpe.training.recipe import Recipe
 from fpe.training.trials import Trial, train_trials
 
-#: Samples below which candidates are compared on several parts of the data.
-FEW, VERY_FEW = 5000, 1000
 #: About how many steps a network is trained for by default, within these numbers of epochs.
 STEPS, EPOCHS = 3000, (15, 300)
 #: Widths of pruned networks, as multiples of the widest dense network's within the budget.
@@ -44,8 +46,8 @@ RATE = 1e-2
 #: If training twice as long avoided less than this share of the mistakes, or more than that, the networks of
 #: the last round are trained at the first factor of the rate, and the best also at the second.
 FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 4.0)))
-#: Label smoothing and the activation that the best network is trained with too; with few samples, a penalty.
-SMOOTHING, ACTIVATION, L2 = 0.1, "silu", 1e-2
+#: Label smoothing and the activation that the best network is trained with too.
+SMOOTHING, ACTIVATION = 0.1, "silu"
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
 ENTER_SECOND = 4
@@ -127,7 +129,8 @@ class Entry:
     @property
     def rank(self) -> tuple[float, float]:
         """Sorts entries of one round, the best first."""
-        return -self.score, statistics.fmean(self.losses) if self.losses else math.inf
+        loss = statistics.fmean(self.losses) if self.losses else math.inf
+        return (loss, -self.score) if len(self.losses) == MOST_FOLDS else (-self.score, loss)
 
     @property
     def dense(self) -> bool:
@@ -142,17 +145,6 @@ class Entry:
     def from_dict(record: dict[str, Any]) -> Entry:
         """Make the entry again from what `to_dict` returned."""
         return Entry(**{**record, "candidate": Candidate(**record["candidate"])})
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A part of the data to train on, and the part to compare on: (samples, features) and targets."""
-
-    X: Tensor
-    y: Tensor
-    X_val: Tensor
-    y_val: Tensor
-    weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -180,25 +172,6 @@ class Task:
         X = self.folds[0].X
         how: dict[str, Any] = {"direct": candidate.direct, "activation": candidate.activation}
         return mlp(self.inputs, candidate.hidden, self.outputs, seed=seed, dtype=X.dtype, **how).to(X.device)
-
-
-def hold_out(codes: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the indices of the samples to train on, and of those held out.
-
-    Of each class number in `codes` the fraction is held out, at least one sample, but never all of them.
-    """
-    rng = np.random.default_rng(seed)
-    held = []
-    for code in range(codes.max() + 1):
-        own = rng.permutation(np.flatnonzero(codes == code))
-        held.append(own[: min(max(1, round(fraction * len(own))), len(own) - 1)])
-    out = np.sort(np.concatenate(held))
-    return np.setdiff1d(np.arange(len(codes)), out), out
-
-
-def fold_count(samples: int) -> int:
-    """Return on how many parts of the data candidates are compared: more if there are few samples."""
-    return 5 if samples < VERY_FEW else 2 if samples < FEW else 1
 
 
 def default_epochs(samples: int, batch_size: int | None = None) -> int:
@@ -242,6 +215,8 @@ def search(
     far, and their estimated total.
     """
     first = structures(task.inputs, task.outputs, budget)
+    if len(task.folds) > 1:
+        first = [replace(c, l2=1 / len(task.folds[0].X)) for c in first]
     plan = [len(first), min(ENTER_SECOND, len(first)), 7]
     lengths = [max(1, round(share * epochs)) for share in ROUNDS]
     total = sum(n * length for n, length in zip(plan, lengths, strict=True)) * len(task.folds)
@@ -292,7 +267,6 @@ def search(
     plain = next(entry for entry in ranked if entry.candidate == entering[0])
     if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
         changes += [{"smoothing": SMOOTHING}]
-    changes += [{"l2": L2}] if len(task.folds) > 1 else []
     for change in changes:  # what helps is kept
         (changed,) = run([replace(leader.candidate, **change)], 2)
         last.append(changed)
@@ -316,17 +290,27 @@ def _entering(ranked: Sequence[Entry]) -> list[Candidate]:
 
 def _finalists(task: Task, ranked: Sequence[Entry], leader: Entry) -> list[Candidate]:
     """Return the leader, the best of another kind, and one of the same kind within a standard error."""
-    kind, least = leader.candidate.kind, leader.score - _error(task, leader.score)
+    kind = leader.candidate.kind
     others = [entry for entry in ranked if entry is not leader]
     chosen = [entry for entry in others if entry.candidate.kind != kind][:1]
-    chosen += [entry for entry in others if entry.candidate.kind == kind and entry.score >= least][:1]
+    chosen += [entry for entry in others if entry.candidate.kind == kind and _as_good(task, entry, leader)][
+        :1
+    ]
     return [leader.candidate, *(entry.candidate for entry in chosen)]
 
 
 def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
     """Return the best entry, or the best without hidden neurons within a standard error (Breiman, 1984)."""
-    least = ranked[0].score - _error(task, ranked[0].score)
-    return next((e for e in ranked if e.score >= least and not e.candidate.hidden), ranked[0])
+    best = ranked[0]
+    return next((e for e in ranked if not e.candidate.hidden and _as_good(task, e, best)), best)
+
+
+def _as_good(task: Task, entry: Entry, best: Entry) -> bool:
+    """Tell whether an entry is within a standard error of the best."""
+    if len(best.losses) == len(entry.losses) == MOST_FOLDS:
+        worse = np.subtract(entry.losses, best.losses)
+        return bool(worse.mean() <= worse.std(ddof=1) / MOST_FOLDS**0.5)
+    return entry.score >= best.score - _error(task, best.score)
 
 
 def _error(task: Task, score: float) -> float:
