@@ -85,14 +85,14 @@ class Recommendation:
         given = f"hidden={c.hidden}, direct={c.direct}, budget={c.budget}, lr={c.lr:g}"
         given += f", label_smoothing={c.smoothing:g}"
         given += "" if c.activation == "relu" else f", activation={c.activation!r}"
-        given += f", l2={c.l2:g}" if c.l2 else ""
+        given += f", l2={c.l2!r}" if c.l2 else ""
         return f"fpe.sklearn.FPEClassifier({given})"
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:
     c = entry.candidate
     name = f"{c.name}, dense" if entry.dense else c.name
-    return name, f"{entry.nonzero:,}", f"{c.lr:g}", f"{c.smoothing:g}", f"{c.l2:g}", _percent(entry)
+    return name, f"{entry.nonzero:,}", f"{c.lr:g}", f"{c.smoothing:g}", f"{c.l2:.2g}", _percent(entry)
 
 
 def _percent(entry: Entry) -> str:
