@@ -507,10 +507,10 @@ def test_the_command_takes_the_architecture_from_code_or_a_folder(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     (tmp_path / "netsofmine.py").write_text(
         "import torch\nfrom torch import nn\n"
-        "def alone():\n    return nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))\n"
+        "def alone():\n    return nn.Sequential(nn.Linear(8, 4), nn.ELU(), nn.Linear(4, 2))\n"
         "def both():\n    return alone(), torch.ones(3, 8)\n"
     )
-    model = nn.Sequential(nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 2))
+    model = nn.Sequential(nn.Linear(8, 4), nn.ELU(), nn.Linear(4, 2))
     fpe.save(fpe.expand(model), "wide.safetensors")
     assert run("wide.safetensors", "m.pt2", "--like", "netsofmine:both").exit_code == 0
     alone = run("wide.safetensors", "n.pt2", "--like", "netsofmine:alone")

@@ -172,7 +172,7 @@ def test_what_mlp_built_is_loaded_from_its_file_alone(hidden, standardize, packi
 
 
 OTHERS = [
-    nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 2)),
+    nn.Sequential(nn.Linear(8, 4), nn.ELU(), nn.Linear(4, 2)),
     nn.Sequential(nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
     nn.Sequential(nn.Linear(8, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)),
     nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()),
@@ -196,6 +196,9 @@ def test_sizes_are_those_that_mlp_was_given():
     assert mlp_sizes(fpe.mlp(**sizes)) == sizes
     assert mlp_sizes(fpe.mlp(**sizes, standardize=True)) == {**sizes, "standardize": True}
     assert mlp_sizes(fpe.mlp(8, 4, 2)) == {"inputs": 8, "hidden": 4, "outputs": 2}
+    assert mlp_sizes(fpe.mlp(**sizes, activation="gelu")) == {**sizes, "activation": "gelu"}
+    rounded = nn.Sequential(nn.Linear(8, 4), nn.GELU("tanh"), nn.Linear(4, 2))
+    assert mlp_sizes(rounded) is None
 
 
 def test_a_file_that_does_not_say_how_its_model_is_built_asks_for_like(tmp_path):

@@ -102,7 +102,8 @@ def test_very_few_samples_are_compared_by_losses():
     ("before", "after", "rates"),
     [
         (0.9, 0.89, (2.5e-3, 6.25e-4)),
-        (0.9, 0.91, (1e-2, 2.5e-3)),
+        (0.9, 0.907, (1e-2, 2.5e-3)),
+        (0.9, 0.915, (1e-2, 2e-2)),
         (0.8, 0.9, (2e-2, 4e-2)),
         (-math.inf, -math.inf, (2.5e-3, 6.25e-4)),
     ],

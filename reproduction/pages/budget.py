@@ -7,6 +7,7 @@ About two hours on two cores.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +48,6 @@ BEFORE = {
     **{("letter", 8): 80.4, ("letter", 16): 88.6, ("letter", 32): 93.7},
 }
 SEEDS = range(5)
-KINDS = ("searched", "dense", "twice")
 
 
 def arrays(data: str) -> list[torch.Tensor]:
@@ -82,8 +82,7 @@ def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
             found |= {"network": best.name, "nonzero": made.n_nonzero_}
             found |= {"accuracy": float(made.score(X_test.numpy(), y_test.numpy()))}
             return {**found, "search_seconds": searched, "winner_seconds": time.perf_counter() - start}
-        width = hidden if kind == "dense" else 2 * hidden
-        own = Candidate(width, False, dense_count(X.shape[1], width, classes))
+        own = Candidate(hidden, False, dense_count(X.shape[1], hidden, classes))
         return tuned(own, [X, y, X_test, y_test], epochs, batch_size, seed)
 
 
@@ -114,13 +113,30 @@ def tuned(
     }
 
 
+def records(
+    results: Sequence[Mapping[str, Any]], data: str, hidden: int, kind: str
+) -> list[Mapping[str, Any]]:
+    """Return the results of one network, for all seeds."""
+    return [r for r in results if (r["data"], r["hidden"], r["kind"]) == (data, hidden, kind)]
+
+
+def dense_rivals(
+    results: Sequence[Mapping[str, Any]], data: str, hidden: int
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the results of the dense networks of h and of 2h neurons."""
+    return {
+        kind: records(results, data, width, "dense")
+        for kind, width in (("dense", hidden), ("twice", 2 * hidden))
+    }
+
+
 def run(page: str) -> None:
     tasks = {
         f"{data}-h{hidden}-{kind}-{seed}": {"data": data, "hidden": hidden, "kind": kind, "seed": seed}
         for seed in SEEDS
-        for data, (_, _, _, widths) in DATA.items()
-        for hidden in widths
-        for kind in KINDS
+        for data, (*_, widths) in DATA.items()
+        for kind, sizes in (("searched", widths), ("dense", {*widths, *(2 * h for h in widths)}))
+        for hidden in sorted(sizes)
     }
     results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page).items()]
     store("budget", {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
@@ -131,10 +147,11 @@ def parts(page: str) -> dict[str, dict[str, str]]:
     rows, against = [], []
     for data, (title, _, _, widths) in DATA.items():
         for hidden in widths:
-            own = [r for r in results if (r["data"], r["hidden"]) == (data, hidden)]
-            by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in KINDS}
-            found = by_kind["searched"]
-            accuracies = {kind: [r["accuracy"] for r in by_kind[kind]] for kind in KINDS}
+            found = records(results, data, hidden, "searched")
+            accuracies = {
+                kind: [r["accuracy"] for r in made]
+                for kind, made in (("searched", found), *dense_rivals(results, data, hidden).items())
+            }
             means = {kind: float(np.mean(values)) for kind, values in accuracies.items()}
             gap = means["twice"] - means["dense"]
             closed = f"{(means['searched'] - means['dense']) / gap:.0%}" if gap > 0 else "–"
@@ -148,6 +165,7 @@ def parts(page: str) -> dict[str, dict[str, str]]:
             difference = mean([value - before / 100 for value in accuracies["searched"]]).text(100)
             against.append([title, f"{hidden}", f"{before}", texts[1], difference])
     head = ["", "h", "non-zeros", "dense, h %", "searched %", "dense, 2h %", "of the gap", "networks", "cost"]
-    made = block(f"{made_by(results[-1], 'torch')}. {trained_at(results)}")
+    seeds = len({r["seed"] for r in results})
+    made = block(f"Seeds: {seeds}. {made_by(results[-1], 'torch')}. {trained_at(results)}")
     other = table(["", "h", "best before %", "searched %", "difference"], against)
     return {"budget": {"budget": table(head, rows), "before": other, "budget-made": made}}

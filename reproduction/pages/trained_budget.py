@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import arrays
+from budget import arrays, dense_rivals, records
 from common import block, made_by, run_all, store, stored, table, trained_at
 from torch import nn
 
@@ -37,8 +37,6 @@ DATA: dict[str, tuple[str, int, int, int | None, tuple[int, ...]]] = {
 }
 SEEDS = range(3)
 KINDS = ("on", "once", "rewired", "back")
-#: From the page "budget": dense networks of h and of 2h neurons, tuned, trained in one go.
-OTHERS = ("dense", "twice")
 
 
 def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
@@ -97,12 +95,12 @@ def run(page: str) -> None:
 
 def parts(page: str) -> dict[str, dict[str, str]]:
     results = stored("trained")["results"]
-    found = [*results, *(r for r in stored("budget")["results"] if r["kind"] in OTHERS)]
+    others = stored("budget")["results"]
     rows = []
     for data, (title, *_, widths) in DATA.items():
         for hidden in widths:
-            own = [r for r in found if (r["data"], r["hidden"]) == (data, hidden)]
-            by_kind = {kind: [r for r in own if r["kind"] == kind] for kind in (*KINDS, *OTHERS)}
+            by_kind = {kind: records(results, data, hidden, kind) for kind in KINDS}
+            by_kind |= dense_rivals(others, data, hidden)
             texts = {
                 kind: mean([r["accuracy"] for r in made]).text(100, sign=False)
                 for kind, made in by_kind.items()
@@ -121,5 +119,6 @@ def parts(page: str) -> dict[str, dict[str, str]]:
     head = ["", "h", "non-zeros", "dense, h %", "trained on %", "expanded once %", "rewired %"]
     head += ["pruned back %", "dense, 2h %", "of the gap", "chosen"]
     took = f"{sum(result['seconds'] for result in results) / 60:,.0f} minutes of one core"
-    made = block(f"{made_by(results[-1], 'torch')}, {took}. {trained_at(results)}")
+    seeds = len({r["seed"] for r in results})
+    made = block(f"Seeds: {seeds}. {made_by(results[-1], 'torch')}, {took}. {trained_at(results)}")
     return {"trained": {"trained": table(head, rows), "trained-made": made}}

@@ -31,9 +31,7 @@ def numbers(text):
 PAGES = [
     "fit",
     "budget",
-    "defaults",
     "trained",
-    "pruning",
     "boolean",
     "vision",
     "splits",

@@ -43,9 +43,9 @@ BESIDE_DIRECT = (8, 16, 32, 64, 128)
 LEAST_EACH = 8
 #: The learning rate of the first rounds.
 RATE = 1e-2
-#: If training twice as long avoided less than this share of the mistakes, or more than that, the networks of
-#: the last round are trained at the first factor of the rate, and the best also at the second.
-FACTORS = ((0.05, (0.25, 0.0625)), (0.2, (1.0, 0.25)), (1.0, (2.0, 4.0)))
+#: If training twice as long avoided less than this share of the mistakes, the networks of the last round are
+#: trained at the first factor of the rate, and the best also at the second.
+FACTORS = ((0.05, (0.25, 0.0625)), (0.1, (1.0, 0.25)), (0.2, (1.0, 2.0)), (1.0, (2.0, 4.0)))
 #: Label smoothing and the activation that the best network is trained with too.
 SMOOTHING, ACTIVATION = 0.1, "silu"
 #: Shares of the epochs, and how many networks enter the second round.
@@ -262,8 +262,11 @@ def search(
     finalists += [c for c in first if _simple(task, c) and c not in finalists]
     last = run([replace(c, lr=rate) for c in finalists], 2)
     leader = _simplest(task, last)
-    changes: list[dict[str, Any]] = [{"activation": ACTIVATION}] if leader.candidate.hidden else []
-    changes += [{"lr": next_rate}]
+    if leader.candidate.hidden:  # the best of either kind, with and without direct connections
+        kinds = {e.candidate.kind: e.candidate for e in reversed(last) if e.candidate.hidden}
+        last += run([replace(c, activation=ACTIVATION) for c in kinds.values()], 2)
+        leader = min(last, key=lambda entry: entry.rank)
+    changes: list[dict[str, Any]] = [{"lr": next_rate}]
     plain = next(entry for entry in ranked if entry.candidate == entering[0])
     if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
         changes += [{"smoothing": SMOOTHING}]
