@@ -59,7 +59,7 @@ class GradualPruner:
         for other optimizers, such as SGD, the pruner keeps its own, and `step` must be called before the
         gradients are cleared.
     schedule : PruningSchedule, optional
-        By default ``PruningSchedule()``, with a shorter interval for fewer than 1000 steps.
+        By default ``PruningSchedule``, with an interval of a fiftieth of the steps.
     scope : str, default "network"
         Which weights are ranked together: those of the ``"network"``, of each ``"group"`` of neurons with
         their consumers, or of each ``"layer"``. With ``"neuron"`` the neurons of a layer keep equally many
