@@ -296,9 +296,8 @@ def _finalists(task: Task, ranked: Sequence[Entry], leader: Entry) -> list[Candi
     kind = leader.candidate.kind
     others = [entry for entry in ranked if entry is not leader]
     chosen = [entry for entry in others if entry.candidate.kind != kind][:1]
-    chosen += [entry for entry in others if entry.candidate.kind == kind and _as_good(task, entry, leader)][
-        :1
-    ]
+    alike = [entry for entry in others if entry.candidate.kind == kind and _as_good(task, entry, leader)]
+    chosen += alike[:1]
     return [leader.candidate, *(entry.candidate for entry in chosen)]
 
 
