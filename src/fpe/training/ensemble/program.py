@@ -77,7 +77,9 @@ def _step(
             gradient = gradient + adam.l2 * p
         m.lerp_(gradient, 1 - adam.beta1)
         v.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
-        p.sub_(rates[0].view(each) * m / (v.sqrt() * rates[1].view(each) + adam.eps))
+        # MKL takes roots of zeros twenty times as slowly; next to eps, the root of the least number is none.
+        root = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+        p.sub_(rates[0].view(each) * m / (root * rates[1].view(each) + adam.eps))
     return means  # type: ignore[no-any-return]
 
 
