@@ -11,20 +11,13 @@ from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classif
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError
-from fpe.sklearn import FPEClassifier, FPERegressor
+from fpe.sklearn import FPEClassifier, FPERegressor, network
+from fpe.training import candidates as training
 from fpe.training import search as searching
+from fpe.training.candidates import RATE, Candidate, Entry, Task
 from fpe.training.folds import MOST_FOLDS, Fold, hold_out
-from fpe.training.search import (
-    ENTER_SECOND,
-    RATE,
-    ROUNDS,
-    Candidate,
-    Entry,
-    Task,
-    dense_count,
-    structures,
-    widest,
-)
+from fpe.training.loop import accuracy_of
+from fpe.training.search import ENTER_SECOND, ROUNDS, dense_count, structures, widest
 
 X, y = load_digits(return_X_y=True)
 X, y = X[:300].astype(np.float32), y[:300]
@@ -121,7 +114,7 @@ def test_what_helps_the_best_network_is_kept(monkeypatch):
 
         return [Entry(c, share, scores=[score(c)], losses=[1.0]) for c in candidates]
 
-    monkeypatch.setattr(searching, "_train", train)
+    monkeypatch.setattr(training, "_train", train)
     fold = Fold(torch.zeros(300, 64), *(torch.zeros(300, 2) for _ in range(3)))
     entries = searching.search(Task([fold], 10, None, 0, evaluate=None), 400, 8)
     assert entries[0].candidate == Candidate(10, False, 400, lr=6.25e-4, activation="silu")
@@ -138,6 +131,30 @@ def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):
 def test_the_same_seed_finds_the_same():
     one, two = (fpe.recommend(X, y, 200, seed=3, **QUICK) for _ in range(2))
     assert one.to_dict() == two.to_dict()
+
+
+@pytest.mark.parametrize("folds", [1, 2, MOST_FOLDS])
+def test_several_processes_find_the_same(folds, monkeypatch):
+    monkeypatch.setattr(network, "fold_count", lambda samples: folds)
+    monkeypatch.setattr(searching, "structures", lambda *sizes: structures(*sizes)[:3])
+    one, two = (FPEClassifier(budget=200, epochs=8, n_jobs=jobs).fit(X, y).search_ for jobs in (1, 2))
+    assert [entry.candidate for entry in one] == [entry.candidate for entry in two]
+    for entry, other in zip(one, two, strict=True):
+        assert len(entry.scores) == len(entry.losses) == folds
+        assert entry.nonzero == other.nonzero
+        assert entry.losses == pytest.approx(other.losses, rel=1e-3)
+
+
+def test_progress_counts_the_epochs_of_all_networks():
+    for jobs in (1, 2):
+        fold = Fold(*(torch.from_numpy(array) for array in (X[:200], y[:200], X[200:], y[200:])))
+        told = []
+        task = Task([fold], 10, None, 0, accuracy_of, jobs=jobs)
+        searching.search(task, 200, 8, on_epoch=lambda *own, told=told: told.append(own))
+        texts, done, totals = zip(*told, strict=True)
+        assert list(dict.fromkeys(texts)) == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+        assert list(done) == sorted(done)
+        assert 0.7 * totals[-1] < done[-1] <= totals[-1]
 
 
 def test_it_prints_and_becomes_json(found):
@@ -160,7 +177,7 @@ def test_the_line_of_python_makes_the_winner(found):
 def test_an_interrupted_search_is_resumed_and_finds_the_same(tmp_path, monkeypatch):
     """Ctrl-C after three groups of candidates: they are not trained again."""
     how = {**QUICK, "folder": tmp_path}
-    train, calls = searching._train, []
+    train, calls = training._train, []
 
     def counting(task, candidates, *rest):
         calls.append(len(candidates))
@@ -168,7 +185,7 @@ def test_an_interrupted_search_is_resumed_and_finds_the_same(tmp_path, monkeypat
             raise KeyboardInterrupt
         return train(task, candidates, *rest)
 
-    monkeypatch.setattr(searching, "_train", counting)
+    monkeypatch.setattr(training, "_train", counting)
     with pytest.raises(KeyboardInterrupt):
         fpe.recommend(X, y, 200, **how)
     again = fpe.recommend(X, y, 200, **how)

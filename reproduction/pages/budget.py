@@ -21,11 +21,11 @@ from fpe.data import load
 from fpe.data.named import find_folder
 from fpe.sklearn import FPEClassifier
 from fpe.sklearn.inputs import scaler_of
-from fpe.training import search as searching
+from fpe.training.candidates import Candidate, Entry, Task, trained
 from fpe.training.folds import Fold, hold_out
 from fpe.training.loop import accuracy, accuracy_of
 from fpe.training.losses import Objective
-from fpe.training.search import Candidate, Task, dense_count
+from fpe.training.search import ACTIVATION, SMOOTHING, dense_count
 from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.statistics import mean
 
@@ -97,13 +97,13 @@ def tuned(
     fold = Fold(X[rows], y[rows], X[held], y[held])
     task = Task([fold], int(y.max()) + 1, batch_size, seed, accuracy_of)
 
-    def best_of(tried: list[Candidate], *known: searching.Entry) -> searching.Entry:
-        found = searching._train(task, tried, epochs, 1.0, lambda _: None)
+    def best_of(tried: list[Candidate], *known: Entry) -> Entry:
+        found = [entry for entries in trained(task, tried, epochs) for entry in entries]
         return min([*known, *found], key=lambda entry: entry.rank)
 
     chosen = best_of([replace(candidate, lr=lr) for lr in RATES])
-    chosen = best_of([replace(chosen.candidate, activation=searching.ACTIVATION)], chosen)
-    best = best_of([replace(chosen.candidate, smoothing=searching.SMOOTHING)], chosen).candidate
+    chosen = best_of([replace(chosen.candidate, activation=ACTIVATION)], chosen)
+    best = best_of([replace(chosen.candidate, smoothing=SMOOTHING)], chosen).candidate
     trial = Trial.start(best.recipe(epochs, batch_size, Objective()), task.network(best, seed), seed)
     train_trials([trial], X, y)
     return {

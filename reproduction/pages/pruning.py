@@ -20,11 +20,12 @@ from fpe.rewiring.gradual import SCORES
 from fpe.rewiring.open_masks import with_masks
 from fpe.rewiring.pruner import GradualPruner
 from fpe.sklearn.inputs import scaler_of
+from fpe.training.candidates import Candidate, Task
 from fpe.training.folds import Fold, hold_out
 from fpe.training.loop import Cosine, accuracy, adam, default_batch_size, train
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import Candidate, Task, dense_count
+from fpe.training.search import dense_count
 from fpe.training.trials import Trial, train_trials
 from fpe_reproduction.statistics import mean
 

@@ -35,7 +35,7 @@ DATA: dict[str, tuple[str, int, int, int | None, tuple[int, ...]]] = {
     "cifar100": ("CIFAR-100", 8, 7, 500, (4, 16)),
     "fashion-mnist": ("Fashion-MNIST", 10, 10, 500, (4, 16)),
 }
-SEEDS = range(3)
+SEEDS = range(5)
 KINDS = ("on", "once", "rewired", "back")
 
 

@@ -16,7 +16,8 @@ from fpe._util.files import read_json, write_json
 from fpe.budget.recommendation import Recommendation
 from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn import FPEClassifier
-from fpe.training.search import Entry, dense_count
+from fpe.training.candidates import Entry
+from fpe.training.search import dense_count
 
 #: Hidden neurons of the dense network whose count is the default budget.
 DEFAULT_HIDDEN = 16
@@ -34,6 +35,7 @@ def recommend(
     batch_size: int | None = None,
     scale: str | None = "auto",
     seed: int = 0,
+    n_jobs: int | None = None,
     verbose: bool = False,
     folder: str | os.PathLike[str] | None = None,
     on_budget: Callable[[Recommendation], None] | None = None,
@@ -58,7 +60,7 @@ def recommend(
         Passes over the data in the last round; by default those of 3000 steps, from 15 to 300.
     front : bool, default True
         Whether to do the same for a quarter and for half of the budget.
-    batch_size, scale
+    batch_size, scale, n_jobs
         As for `fpe.sklearn.FPEClassifier`.
     seed : int, default 0
         Of everything.
@@ -102,7 +104,7 @@ def recommend(
     found = Recommendation(int(budget), [])
     for part in PARTS if front else (1,):
         own = int(budget) // part
-        classifier = FPEClassifier(budget=own, verbose=verbose, **how)
+        classifier = FPEClassifier(budget=own, n_jobs=n_jobs, verbose=verbose, **how)
         if folder is not None:
             file = Path(folder) / f"search-{own}.json"
             record = read_json(file)

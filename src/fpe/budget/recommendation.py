@@ -7,7 +7,8 @@ from typing import Any
 
 from fpe._util.terminal import text_table
 from fpe.sklearn import FPEClassifier
-from fpe.training.search import ROUNDS, Entry
+from fpe.training.candidates import Entry
+from fpe.training.search import ROUNDS
 
 
 @dataclass(frozen=True)

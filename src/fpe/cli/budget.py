@@ -23,6 +23,7 @@ def fit_budget(
     seed: int,
     epochs: int | None,
     batch_size: int | None,
+    jobs: int,
 ) -> None:
     """Search for the best network of a budget, train it, and report and save it."""
     from fpe._util.files import to_json, write_json
@@ -39,10 +40,16 @@ def fit_budget(
         if not as_json:
             click.echo(found.sentence(), err=True)
 
-    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "verbose": not as_json}
+    how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "n_jobs": jobs}
     try:
         found = recommend(
-            dataset.X_train, dataset.y_train, budget, folder=folder / "search", on_budget=show, **how
+            dataset.X_train,
+            dataset.y_train,
+            budget,
+            folder=folder / "search",
+            on_budget=show,
+            verbose=not as_json,
+            **how,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(

@@ -18,7 +18,7 @@ OF_DATA = ("label", "test", "split_column", "drop", "features", "test_fraction")
 #: Options that ``--budget`` excludes: it chooses, or has no use for them.
 NOT_WITH_BUDGET = (
     "hidden", "factor", "split", "prune", "rewire", "warmup_epochs", "lr", "decay", "l2", "patience",
-    "standardize", "trials", "validation_fraction", "jobs",
+    "standardize", "trials", "validation_fraction",
 )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def fit(
         from fpe.cli.budget import fit_budget
 
         own = {name: settings[name] for name in ("seed", "epochs", "batch_size")}
-        fit_budget(dataset, budget, out, fresh=fresh, as_json=as_json, **own)
+        fit_budget(dataset, budget, out, fresh=fresh, as_json=as_json, jobs=jobs, **own)
         return
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     folder = out or config.folder(dataset)

@@ -87,6 +87,9 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Weights of the classes in the loss, as in scikit-learn.
     device : str or torch.device, default "cpu"
         Where networks are trained.
+    n_jobs : int, optional
+        Processes in which a search trains its candidates, −1 for one for each core; by default one, or as in
+        ``joblib.parallel_config``. On a GPU there is one. Another number may change results by rounding.
     random_state : int, RandomState or None, default 0
         Seed of weights, splits and order of the data.
     verbose : bool, default False

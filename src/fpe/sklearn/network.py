@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator
@@ -25,11 +26,12 @@ from fpe.models import mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
 from fpe.training import late
+from fpe.training.candidates import Entry, Task
 from fpe.training.folds import Fold, fold_count, hold_out
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import Entry, Task, default_epochs, dense_count, search
+from fpe.training.search import default_epochs, dense_count, search
 from fpe.training.trials import Trial, best_of, train_trials
 
 #: Hidden neurons of the dense network whose count is the default budget.
@@ -73,6 +75,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         scale: str | None = "auto",
         class_weight: Mapping[Any, float] | str | None = None,
         device: str | torch.device = "cpu",
+        n_jobs: int | None = None,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
     ) -> None:
@@ -99,6 +102,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self.scale = scale
         self.class_weight = class_weight
         self.device = device
+        self.n_jobs = n_jobs
         self.random_state = random_state
         self.verbose = verbose
 
@@ -249,7 +253,9 @@ class Network(BaseEstimator):  # type: ignore[misc]
             rows, held = map(torch.from_numpy, hold_out(strata, 0.2, seed + number))
             own = None if weight is None else weight[rows]
             folds.append(Fold(X[rows], y[rows], X[held], y[held], own))
-        task = Task(folds, how["outputs"], self.batch_size, seed, how["evaluate"], how["objective"], self.l2)
+        jobs = joblib.effective_n_jobs(self.n_jobs) if X.device.type == "cpu" else 1
+        how_scored = how["evaluate"], how["objective"]
+        task = Task(folds, how["outputs"], self.batch_size, seed, *how_scored, self.l2, jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
         with progress_bar("searching", 1, self.verbose) as advance:
             self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)

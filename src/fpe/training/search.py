@@ -14,24 +14,16 @@ of samples; with very few they are compared by their losses, as their accuracies
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from fpe.errors import ArgumentError
-from fpe.masked import count_nonzero
-from fpe.models import mlp
-from fpe.training import ensemble
-from fpe.training.folds import MOST_FOLDS, Fold
+from fpe.training.candidates import RATE, Candidate, Entry, Task, trained
+from fpe.training.folds import MOST_FOLDS
 from fpe.training.loop import default_batch_size
-from fpe.training.losses import CLASSES, Objective, loss_of
-from fpe.training.recipe import Recipe
-from fpe.training.trials import Trial, train_trials
 
 #: About how many steps a network is trained for by default, within these numbers of epochs.
 STEPS, EPOCHS = 3000, (15, 300)
@@ -41,8 +33,6 @@ MULTIPLES = (2, 3, 4, 6)
 BESIDE_DIRECT = (8, 16, 32, 64, 128)
 #: Non-zeros for each neuron, at least, in networks that are pruned.
 LEAST_EACH = 8
-#: The learning rate of the first rounds.
-RATE = 1e-2
 #: If training twice as long avoided less than this share of the mistakes, the networks of the last round are
 #: trained at the first factor of the rate, and the best also at the second.
 FACTORS = ((0.05, (0.25, 0.0625)), (0.1, (1.0, 0.25)), (0.2, (1.0, 2.0)), (1.0, (2.0, 4.0)))
@@ -51,127 +41,6 @@ SMOOTHING, ACTIVATION = 0.1, "silu"
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
 ENTER_SECOND = 4
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A network and its training; with `hidden` 0 it has no hidden layer.
-
-    It is pruned to `budget` while it is trained, if it has more weights.
-    """
-
-    hidden: int
-    direct: bool
-    budget: int
-    lr: float = RATE
-    smoothing: float = 0.0
-    score: str = "moment"
-    activation: str = "relu"
-    l2: float = 0.0
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        """Whether it has hidden neurons, and direct connections."""
-        return self.hidden > 0, self.direct
-
-    @property
-    def program(self) -> tuple[Any, ...]:
-        """What is equal for networks that are trained together."""
-        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation, self.l2
-
-    @property
-    def name(self) -> str:
-        """Describe the network in a few words."""
-        if self.hidden == 0:
-            return "no hidden layer"
-        neurons = f"{self.hidden} hidden neuron{'s' if self.hidden > 1 else ''}"
-        neurons += "" if self.activation == "relu" else f" ({self.activation})"
-        return f"{neurons} and direct connections" if self.direct else neurons
-
-    def recipe(self, epochs: int, batch_size: int | None, objective: Objective, l2: float = 0.0) -> Recipe:
-        """Return how it is trained."""
-        own = objective._replace(smoothing=self.smoothing)
-        return Recipe(
-            factor=1,
-            warmup_epochs=0,
-            epochs=epochs,
-            lr=self.lr,
-            decay=True,
-            batch_size=batch_size,
-            l2=l2 + self.l2,
-            gradual=True,
-            score=self.score,
-            budget=self.budget,
-            objective=own,
-        )
-
-
-@dataclass
-class Entry:
-    """A candidate and its scores, one for each fold; the higher, the better.
-
-    `nonzero` is its count, `share` the share of all epochs that it was trained for, `reason` says why it
-    has no scores, and is empty otherwise.
-    """
-
-    candidate: Candidate
-    share: float
-    nonzero: int = 0
-    scores: list[float] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    reason: str = ""
-
-    @property
-    def score(self) -> float:
-        """The mean over the folds; −∞ after a failure."""
-        return statistics.fmean(self.scores) if self.scores else -math.inf
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Sorts entries of one round, the best first."""
-        loss = statistics.fmean(self.losses) if self.losses else math.inf
-        return (loss, -self.score) if len(self.losses) == MOST_FOLDS else (-self.score, loss)
-
-    @property
-    def dense(self) -> bool:
-        """Whether it is a network that was not pruned."""
-        return 0 < self.nonzero < self.candidate.budget
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
-        return asdict(self)
-
-    @staticmethod
-    def from_dict(record: dict[str, Any]) -> Entry:
-        """Make the entry again from what `to_dict` returned."""
-        return Entry(**{**record, "candidate": Candidate(**record["candidate"])})
-
-
-@dataclass(frozen=True)
-class Task:
-    """One fold for each network of a candidate, and how networks are trained.
-
-    `evaluate` returns the score of outputs, (samples, outputs), for targets.
-    """
-
-    folds: Sequence[Fold]
-    outputs: int
-    batch_size: int | None
-    seed: int
-    evaluate: Callable[[Tensor, Tensor], float]
-    objective: Objective = CLASSES
-    l2: float = 0.0
-
-    @property
-    def inputs(self) -> int:
-        """The number of features."""
-        return self.folds[0].X.shape[1]
-
-    def network(self, candidate: Candidate, seed: int) -> nn.Sequential:
-        """Return the untrained network of a candidate."""
-        X = self.folds[0].X
-        how: dict[str, Any] = {"direct": candidate.direct, "activation": candidate.activation}
-        return mlp(self.inputs, candidate.hidden, self.outputs, seed=seed, dtype=X.dtype, **how).to(X.device)
 
 
 def default_epochs(samples: int, batch_size: int | None = None) -> int:
@@ -226,26 +95,22 @@ def search(
 
     def run(candidates: Sequence[Candidate], number: int) -> list[Entry]:
         nonlocal done
-        before, found = done, []
-        groups: dict[Any, list[Candidate]] = {}
-        for c in candidates:  # many small networks are trained together, few one by one
-            groups.setdefault(c.program if len(task.folds) > 2 else c, []).append(c)
-        for some in groups.values():
-            new = [c for c in some if (c, ROUNDS[number]) not in stored]
+        before, share = done, ROUNDS[number]
 
-            def finished(records: list[dict[str, Any]]) -> None:
-                nonlocal done
-                done += len(records)
-                if on_epoch is not None:
-                    on_epoch(f"round {number + 1} of {len(ROUNDS)}", min(done, total), total)
+        def advance(records: list[Any]) -> None:
+            nonlocal done
+            done += len(records)
+            if on_epoch is not None:
+                on_epoch(f"round {number + 1} of {len(ROUNDS)}", min(done, total), total)
 
-            if new:
-                made = _train(task, new, lengths[number], ROUNDS[number], finished)
-                stored.update({(entry.candidate, entry.share): entry for entry in made})
-            found += [stored[c, ROUNDS[number]] for c in some]
-            if new and on_entries is not None:
-                on_entries([*entries, *found])
+        new = [c for c in candidates if (c, share) not in stored]
+        for made in trained(task, new, lengths[number], share, advance):
+            stored.update({(entry.candidate, share): entry for entry in made})
+            if on_entries is not None:
+                here = [stored[c, share] for c in candidates if (c, share) in stored]
+                on_entries([*entries, *here])
         done = before + len(candidates) * lengths[number] * len(task.folds)
+        found = [stored[c, share] for c in candidates]
         entries.extend(found)
         return sorted(found, key=lambda entry: entry.rank)
 
@@ -338,45 +203,3 @@ def _simple(task: Task, candidate: Candidate) -> bool:
     """Tell whether it has no hidden layer, or is a dense network."""
     size = dense_count(task.inputs, candidate.hidden, task.outputs)
     return not candidate.direct and (candidate.hidden == 0 or size <= candidate.budget)
-
-
-def _train(
-    task: Task, candidates: Sequence[Candidate], epochs: int, share: float, finished: Callable[..., None]
-) -> list[Entry]:
-    """Train candidates together; if that diverges, one by one, so that only those fail that do."""
-    try:
-        return _trained(task, candidates, epochs, share, finished)
-    except ArgumentError as error:
-        if len(candidates) == 1:
-            return [Entry(candidates[0], share, reason=str(error))]
-    return [entry for c in candidates for entry in _train(task, [c], epochs, share, finished)]
-
-
-def _trained(
-    task: Task, candidates: Sequence[Candidate], epochs: int, share: float, finished: Callable[..., None]
-) -> list[Entry]:
-    trials, generators = [], [torch.Generator().manual_seed(task.seed + i) for i in range(len(task.folds))]
-    for candidate in candidates:
-        recipe = candidate.recipe(epochs, task.batch_size, task.objective, task.l2)
-        for i, generator in enumerate(generators):  # equal orders of mini-batches are shared
-            trial = Trial.start(recipe, task.network(candidate, task.seed + i), task.seed + i)
-            trial.generator = generator
-            trials.append(trial)
-    data = [task.folds[i % len(task.folds)] for i in range(len(trials))]
-    groups = [range(len(trials))] if len(task.folds) > 2 else [range(i, i + 1) for i in range(len(trials))]
-    for group in groups:
-        own = [data[i] for i in group]
-        weights = [fold.weight for fold in own] if own[0].weight is not None else None
-        inputs, targets = [fold.X for fold in own], [fold.y for fold in own]
-        together = [trials[i] for i in group]
-        train_trials(together, inputs, targets, sample_weight=weights, on_epoch=finished)
-    outputs = ensemble.predict_logits([trial.model for trial in trials], [fold.X_val for fold in data])
-    plain, found = Objective(task.objective.kind), []
-    for number, candidate in enumerate(candidates):
-        entry = Entry(candidate, share, count_nonzero(trials[number * len(task.folds)].model))
-        for i, fold in enumerate(task.folds):
-            logits = outputs[number * len(task.folds) + i]
-            entry.scores.append(task.evaluate(logits, fold.y_val))
-            entry.losses.append(float(loss_of(logits, fold.y_val, objective=plain)))
-        found.append(entry)
-    return found
