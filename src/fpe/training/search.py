@@ -2,10 +2,10 @@
 
 Round by round fewer networks are trained from the start for more epochs, each with its whole schedule, so
 that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
-one of several widths, and with direct connections beside it; the second the best of each kind. The last
-trains the best, the best of another kind and the simple rivals for all epochs, and then changes the best one
-step by step: another activation, another rate, label smoothing. No hidden layer wins if it is within a
-standard error of the best.
+one of several widths, and with direct connections beside it; the second the best of each kind, also with
+SiLU. The last trains the best, the best of another kind and the simple rivals for all epochs, and then the
+best ones at another rate, which is changed further if that helps, and the best one with label smoothing. No
+hidden layer wins if it is within a standard error of the best.
 
 With few samples all networks have the L2 penalty of scikit-learn's logistic regression, one over the number
 of samples; with very few they are compared by their losses, as their accuracies are too coarse.
@@ -34,9 +34,9 @@ BESIDE_DIRECT = (8, 16, 32, 64, 128)
 #: Non-zeros for each neuron, at least, in networks that are pruned.
 LEAST_EACH = 8
 #: If training twice as long avoided less than this share of the mistakes, the networks of the last round are
-#: trained at the first factor of the rate, and the best also at the second.
+#: trained at the first factor of the rate, and the best ones also at the second.
 FACTORS = ((0.05, (0.25, 0.0625)), (0.1, (1.0, 0.25)), (0.2, (1.0, 2.0)), (1.0, (2.0, 4.0)))
-#: Label smoothing and the activation that the best network is trained with too.
+#: Label smoothing and the activation that the best networks are trained with too.
 SMOOTHING, ACTIVATION = 0.1, "silu"
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
@@ -86,7 +86,7 @@ def search(
     first = structures(task.inputs, task.outputs, budget)
     if len(task.folds) > 1:
         first = [replace(c, l2=1 / len(task.folds[0].X)) for c in first]
-    plan = [len(first), min(ENTER_SECOND, len(first)), 7]
+    plan = [len(first), min(ENTER_SECOND, len(first)) + 3, 7]
     lengths = [max(1, round(share * epochs)) for share in ROUNDS]
     total = sum(n * length for n, length in zip(plan, lengths, strict=True)) * len(task.folds)
     stored = {(entry.candidate, entry.share): entry for entry in known}
@@ -117,28 +117,33 @@ def search(
     ranked = run(first, 0)
     entering = _entering(ranked)
     smoothed = replace(entering[0], smoothing=SMOOTHING)
-    second = run([*entering, *([smoothed] if task.objective.kind != "squared" else [])], 1)
+    others = [replace(c, activation=ACTIVATION) for c in _of_kinds(entering)]
+    others += [smoothed] if task.objective.kind != "squared" else []
+    second = run([*entering, *others], 1)
     ranked = [entry for entry in second if entry.candidate != smoothed]
     leader = _simplest(task, ranked)
-    before = next(entry for entry in entries if entry.candidate == leader.candidate)
-    rate, next_rate = _rates(before.score, leader.score)
+    plain = replace(leader.candidate, activation="relu")
+    before, after = (entry.score for entry in entries if entry.candidate == plain)
+    rate, next_rate = _rates(before, after)
     finalists = _finalists(task, ranked, leader)
     # The simple rivals are trained as long.
-    finalists += [c for c in first if _simple(task, c) and c not in finalists]
-    last = run([replace(c, lr=rate) for c in finalists], 2)
+    rivals = [replace(c, lr=rate) for c in first if _simple(task, c) and c not in finalists]
+    finalists = [replace(c, lr=rate) for c in finalists]
+    last = run([*finalists, *rivals], 2)
     leader = _simplest(task, last)
-    if leader.candidate.hidden:  # the best of either kind, with and without direct connections
-        kinds = {e.candidate.kind: e.candidate for e in reversed(last) if e.candidate.hidden}
-        last += run([replace(c, activation=ACTIVATION) for c in kinds.values()], 2)
-        leader = min(last, key=lambda entry: entry.rank)
-    changes: list[dict[str, Any]] = [{"lr": next_rate}]
-    plain = next(entry for entry in ranked if entry.candidate == entering[0])
-    if any(entry.rank <= plain.rank for entry in second if entry.candidate == smoothed):
-        changes += [{"smoothing": SMOOTHING}]
-    for change in changes:  # what helps is kept
-        (changed,) = run([replace(leader.candidate, **change)], 2)
-        last.append(changed)
-        leader = min(leader, changed, key=lambda entry: entry.rank)
+    again = [leader.candidate]
+    if leader.candidate.hidden:  # also the best of the other kind
+        again = _of_kinds([entry.candidate for entry in last if entry.candidate in finalists])
+    last += run([replace(c, lr=next_rate) for c in again], 2)
+
+    def best() -> Entry:  # the first, if several are as good
+        return min(last, key=lambda entry: entry.rank)
+
+    if best().candidate.lr == next_rate:
+        last += run([replace(best().candidate, lr=next_rate * next_rate / rate)], 2)
+    plain_entry = next(entry for entry in ranked if entry.candidate == entering[0])
+    if any(entry.rank <= plain_entry.rank for entry in second if entry.candidate == smoothed):
+        last += run([replace(best().candidate, smoothing=SMOOTHING)], 2)
     last.sort(key=lambda entry: entry.rank)
     winner = _simplest(task, last)
     if not winner.scores:
@@ -154,6 +159,11 @@ def _entering(ranked: Sequence[Entry]) -> list[Candidate]:
     best = [next(entry for entry in ranked if entry.candidate.kind == kind) for kind in kinds]
     chosen = [*best, *(entry for entry in ranked if entry not in best)][:ENTER_SECOND]
     return [entry.candidate for entry in sorted(chosen, key=lambda entry: entry.rank)]
+
+
+def _of_kinds(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Return the first with hidden neurons alone, and the first with direct connections beside them."""
+    return list({c.kind: c for c in reversed(candidates) if c.hidden}.values())[::-1]
 
 
 def _finalists(task: Task, ranked: Sequence[Entry], leader: Entry) -> list[Candidate]:
