@@ -209,7 +209,9 @@ def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     out = tmp_path / "out"
     result = run("fit", data, "--budget", 60, "--epochs", 8, "--out", out)
     assert result.exit_code == 0, result.output
-    assert "best of 60 non-zeros: " in result.stdout
+    assert result.stdout.count("best of 60 non-zeros: ") == 1
+    assert "best of 30 non-zeros: " in result.stderr
+    assert "best of 60 non-zeros: " not in result.stderr
     assert "accuracy against non-zeros" in result.stdout
     assert "on the test data" in result.stdout
     stored = json.loads((out / "results.json").read_text())

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,8 +57,10 @@ def test_fewer_are_trained_for_longer_in_each_round(found):
     curved = [entry for entry in by_round[1] if entry.candidate.activation == "silu"]
     assert len(by_round[1]) == ENTER_SECOND + len(smoothed) + len(curved)
     assert len(smoothed) == 1
-    assert {entry.candidate.direct for entry in curved} == {False, True}
-    assert 4 <= len(by_round[2]) <= 9
+    assert len(curved) <= 2
+    relu = {entry.candidate for entry in by_round[1] if entry.candidate.activation == "relu"}
+    assert {replace(entry.candidate, activation="relu") for entry in curved} <= relu
+    assert 4 <= len(by_round[2]) <= 8
     names = {entry.candidate.name for entry in by_round[2]}
     assert names > {"no hidden layer", "5 hidden neurons"}
     assert len({entry.candidate.lr for entry in by_round[2]}) > 1
@@ -109,22 +112,37 @@ def test_the_more_longer_training_helps_the_higher_is_the_rate(before, after, ra
 
 
 def test_what_helps_the_best_network_is_kept(monkeypatch):
-    """SiLU helps, and a lower rate twice; label smoothing did not help in the second round."""
+    """SiLU helps, and higher rates do; label smoothing did not help in the second round."""
 
     def train(task, candidates, epochs, share, finished):
         def score(c):
-            return 0.5 + 0.1 * (c.hidden == 10) + 0.1 * (c.activation == "silu") - c.smoothing - c.lr
+            longer = 0.09 * (share > ROUNDS[0])
+            return 0.4 + longer + 0.1 * (c.hidden == 10) + 0.1 * (c.activation == "silu") - c.smoothing + c.lr
 
         return [Entry(c, share, scores=[score(c)], losses=[1.0]) for c in candidates]
 
     monkeypatch.setattr(training, "_train", train)
     fold = Fold(torch.zeros(300, 64), *(torch.zeros(300, 2) for _ in range(3)))
     entries = searching.search(Task([fold], 10, None, 0, evaluate=None), 400, 8)
-    rates = [RATE / 4, RATE / 16, RATE / 64]
+    rates = [RATE, 2 * RATE, 4 * RATE]
     assert entries[0].candidate == Candidate(10, False, 400, lr=rates[-1], activation="silu")
     tried = [entry.candidate for entry in entries if entry.share == 1 and entry.candidate.hidden == 10]
     assert {(c.activation, c.lr) for c in tried} == {("silu", rate) for rate in rates}
     assert not any(entry.candidate.smoothing for entry in entries if entry.share == 1)
+
+
+@pytest.mark.parametrize(("lead", "activations"), [(0.2, {"relu"}), (0.01, {"relu", "silu"})])
+def test_where_no_hidden_layer_is_clearly_better_no_other_activation_is_tried(lead, activations, monkeypatch):
+    """At 70 % of 300 samples the standard error is 2.6 %."""
+
+    def train(task, candidates, epochs, share, finished):
+        return [Entry(c, share, scores=[0.7 - lead * (c.hidden > 0)], losses=[1.0]) for c in candidates]
+
+    monkeypatch.setattr(training, "_train", train)
+    fold = Fold(torch.zeros(300, 64), *(torch.zeros(300, 2) for _ in range(3)))
+    entries = searching.search(Task([fold], 10, None, 0, evaluate=None), 400, 8)
+    assert entries[0].candidate.hidden == 0
+    assert {entry.candidate.activation for entry in entries} == activations
 
 
 def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):

@@ -72,9 +72,9 @@ class Recommendation:
         return "\n".join(lines)
 
     def sentence(self) -> str:
-        """Say what won, and by how much over the simple networks."""
+        """Say what won for the largest budget so far, and by how much over the simple networks."""
         best = self.best
-        text = f"best of {self.budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
+        text = f"best of {best.candidate.budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
         simple = [e for e in self.table if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)]
         names = {e.candidate.name: e for e in reversed(simple)}  # the best of each
         rivals = [f"{name} {_percent(e)} %" for name, e in names.items() if name != best.candidate.name]

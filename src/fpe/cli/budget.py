@@ -37,7 +37,7 @@ def fit_budget(
         shutil.rmtree(folder / "search", ignore_errors=True)
 
     def show(found: Recommendation) -> None:
-        if not as_json:
+        if not as_json and found.best.candidate.budget < budget:  # the last one is reported below
             click.echo(found.sentence(), err=True)
 
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "n_jobs": jobs}

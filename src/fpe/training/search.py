@@ -4,7 +4,7 @@ Round by round fewer networks are trained from the start for more epochs, each w
 that pruning has ended when they are compared. The first round compares networks without a hidden layer, with
 one of several widths, and with direct connections beside it; the second the best of each kind, also with
 SiLU. The last trains the best, the best of another kind and the simple rivals for all epochs, and then the
-best ones at another rate, which is changed further if that helps, and the best one with label smoothing. No
+best ones at another rate, which is raised further if that helps, and the best one with label smoothing. No
 hidden layer wins if it is within a standard error of the best.
 
 With few samples all networks have the L2 penalty of scikit-learn's logistic regression, one over the number
@@ -117,7 +117,9 @@ def search(
     ranked = run(first, 0)
     entering = _entering(ranked)
     smoothed = replace(entering[0], smoothing=SMOOTHING)
-    others = [replace(c, activation=ACTIVATION) for c in _of_kinds(entering)]
+    # Hidden neurons get no other activation where none are better by more than a standard error.
+    close = [e.candidate for e in ranked if entering[0].hidden or _as_good(task, e, ranked[0])]
+    others = [replace(c, activation=ACTIVATION) for c in _of_kinds([c for c in entering if c in close])]
     others += [smoothed] if task.objective.kind != "squared" else []
     second = run([*entering, *others], 1)
     ranked = [entry for entry in second if entry.candidate != smoothed]
@@ -125,7 +127,8 @@ def search(
     plain = replace(leader.candidate, activation="relu")
     before, after = (entry.score for entry in entries if entry.candidate == plain)
     rate, next_rate = _rates(before, after)
-    finalists = _finalists(task, ranked, leader)
+    finalists = [leader.candidate]
+    finalists += [e.candidate for e in ranked if e.candidate.kind != leader.candidate.kind][:1]
     # The simple rivals are trained as long.
     rivals = [replace(c, lr=rate) for c in first if _simple(task, c) and c not in finalists]
     finalists = [replace(c, lr=rate) for c in finalists]
@@ -139,7 +142,7 @@ def search(
     def best() -> Entry:  # the first, if several are as good
         return min(last, key=lambda entry: entry.rank)
 
-    if best().candidate.lr == next_rate:
+    if best().candidate.lr == next_rate > rate:
         last += run([replace(best().candidate, lr=next_rate * next_rate / rate)], 2)
     plain_entry = next(entry for entry in ranked if entry.candidate == entering[0])
     if any(entry.rank <= plain_entry.rank for entry in second if entry.candidate == smoothed):
@@ -164,16 +167,6 @@ def _entering(ranked: Sequence[Entry]) -> list[Candidate]:
 def _of_kinds(candidates: Sequence[Candidate]) -> list[Candidate]:
     """Return the first with hidden neurons alone, and the first with direct connections beside them."""
     return list({c.kind: c for c in reversed(candidates) if c.hidden}.values())[::-1]
-
-
-def _finalists(task: Task, ranked: Sequence[Entry], leader: Entry) -> list[Candidate]:
-    """Return the leader, the best of another kind, and one of the same kind within a standard error."""
-    kind = leader.candidate.kind
-    others = [entry for entry in ranked if entry is not leader]
-    chosen = [entry for entry in others if entry.candidate.kind != kind][:1]
-    alike = [entry for entry in others if entry.candidate.kind == kind and _as_good(task, entry, leader)]
-    chosen += alike[:1]
-    return [leader.candidate, *(entry.candidate for entry in chosen)]
 
 
 def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
