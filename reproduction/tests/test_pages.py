@@ -31,7 +31,9 @@ def numbers(text):
 PAGES = [
     "fit",
     "budget",
+    "defaults",
     "trained",
+    "pruning",
     "boolean",
     "vision",
     "splits",
