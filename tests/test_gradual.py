@@ -16,6 +16,7 @@ from fpe.masked import MaskedLayer
 from fpe.rewiring.gradual import Link, Prunable, prune_to
 from fpe.training import Cosine, adam, ensemble, train
 from fpe.training.losses import Objective
+from zoo import ZOO, answer
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 Y = X[:, :3].argmax(1)
@@ -219,6 +220,28 @@ def test_with_masks_computes_the_same_and_leaves_the_model_alone():
     assert not isinstance(fpe.with_masks(model, "3")[0], MaskedLayer)
     with pytest.raises(ModelError, match="nose"):
         fpe.with_masks(model, "nose")
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_with_masks_every_model_computes_the_same_and_counts_the_same(name):
+    model, batch = ZOO[name]()
+    wide = fpe.with_masks(model)
+    torch.testing.assert_close(answer(wide.eval(), batch), answer(model.eval(), batch))
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "why"),
+    [
+        ("GPT-2", "lm_head", "shares its parameters with transformer.wte"),
+        ("ConvNeXt-style block", "body.0.depthwise", "convolution in 6 groups"),
+    ],
+)
+def test_a_layer_that_cannot_be_masked_is_left_and_if_asked_for_refused(name, layer, why):
+    model, _ = ZOO[name]()
+    assert type(fpe.with_masks(model).get_submodule(layer)) is type(model.get_submodule(layer))
+    with pytest.raises(ModelError, match=why):
+        fpe.with_masks(model, layer)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         TwoFourSplit,
     )
     from fpe.expansion.summary import summary
+    from fpe.expansion.whole import widen
     from fpe.graph.groups import NeuronGroup
     from fpe.io.checkpoint import load, save
     from fpe.io.export import export
@@ -74,6 +75,7 @@ _MODULES = {
     "expansion.splits": "CorrelationSplit FixedSplit GramSplit LabelSplit RandomSplit SharedSplit "
     "TwoFourSplit",
     "expansion.summary": "summary",
+    "expansion.whole": "widen",
     "graph.groups": "NeuronGroup",
     "io.checkpoint": "load save",
     "io.export": "export",

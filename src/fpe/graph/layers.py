@@ -157,6 +157,17 @@ def kind_problem(module: nn.Module) -> str | None:
     return None
 
 
+def maskable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Return the plain layers that a masked layer can replace, and why others cannot be replaced, by name."""
+    known = Names(model)
+    layers = {
+        n: m for n, m in model.named_modules() if looks_like_layer(m) and not isinstance(m, MaskedLayer)
+    }
+    problems = {name: kind_problem(module) or layer_problem(known, name) for name, module in layers.items()}
+    reasons = {name: problem for name, problem in problems.items() if problem}
+    return {name: module for name, module in layers.items() if name not in reasons}, reasons
+
+
 def width_problem(module: nn.Module, neurons: int) -> str | None:
     """Say why a per-neuron module does not fit these neurons, or return None."""
     if type(module) in CONVOLUTIONS and not is_depthwise(module):

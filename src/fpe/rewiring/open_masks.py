@@ -12,7 +12,7 @@ from fpe._util.modules import replace_modules_
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.copies import deep_copy
-from fpe.graph.layers import is_layer
+from fpe.graph.layers import maskable
 from fpe.masked import MaskedLayer
 
 
@@ -26,7 +26,9 @@ def with_masks(model: nn.Module, layers: str | Sequence[str] | None = None) -> n
     model : nn.Module
         Any module; it is not changed.
     layers : str or sequence of str, optional
-        Names or patterns of the layers; by default all that can be masked.
+        Names or patterns of the layers; by default all that can be masked. Left as they are: convolutions in
+        groups, layers that share their weight (a head with an embedding), and those with hooks or
+        parametrizations.
 
     Raises
     ------
@@ -34,11 +36,12 @@ def with_masks(model: nn.Module, layers: str | Sequence[str] | None = None) -> n
         If no layer of a name or pattern can be masked.
     """
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
-    known = {n: m for n, m in model.named_modules() if is_layer(m) and not isinstance(m, MaskedLayer)}
+    known, reasons = maskable(model)
     chosen = {n: m for n, m in known.items() if any(fnmatchcase(n, p) for p in patterns)}
     masked = {n for n, m in model.named_modules() if isinstance(m, MaskedLayer)}
     problems = [
         f"no layer that can be masked matches {pattern!r}; there are {', '.join([*known][:12]) or 'none'}."
+        + "".join(f" {name!r} {why}." for name, why in reasons.items() if fnmatchcase(name, pattern))
         for pattern in patterns
         if not any(fnmatchcase(n, pattern) for n in (*chosen, *masked))
     ]

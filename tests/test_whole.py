@@ -1,0 +1,184 @@
+"""`fpe.widen`: a model wider in all layers computes what the model does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fpe
+from fpe.errors import ArgumentError, ModelError
+from fpe.graph.layers import maskable
+from fpe.masked import MaskedLayer
+from untouched import untouched
+from zoo import ZOO, ConvNeXtBlock, Pooled, UNet, answer, images
+
+fpe.widen(fpe.mlp(2, 2, 2), 2)  # torch then imports SymPy, which adds a filter of warnings
+
+WIDENED = [
+    "MLP",
+    "MLP-LayerNorm",
+    "CNN-BatchNorm-Flatten",
+    "ResNet block",
+    "GPT-2",
+    "BERT",
+    "LLaMA",
+    "ViT",
+    "CLIP",
+]
+REFUSED = {
+    "ConvNeXt-style block": "'body.0', a ConvNeXtBlock, has parameters of its own",
+    "U-Net-like skip": "'up', a ConvTranspose2d, has parameters of its own",
+    "LSTM head": "'lstm', a LSTM, has parameters of its own",
+    "Mixtral-style experts": "'experts.0.gate' is not called",
+    "Mixtral": "computes something else",
+    "T5": "computes something else",
+}
+
+
+def test_each_model_of_the_zoo_is_widened_or_refused():
+    assert {*WIDENED, *REFUSED} == set(ZOO)
+
+
+@pytest.mark.parametrize("factor", [2, 3])
+@pytest.mark.parametrize("name", WIDENED)
+def test_the_wide_model_computes_the_same(name, factor):
+    model, batch = ZOO[name]()
+    with untouched(model, batch):
+        wide = fpe.widen(model, factor, example_inputs=batch, seed=1)
+    torch.testing.assert_close(answer(wide.eval(), batch), answer(model.eval(), batch), atol=1e-4, rtol=1e-4)
+    masked = [module for module in wide.modules() if isinstance(module, MaskedLayer)]
+    assert len(masked) == len(maskable(model)[0])
+    assert all((layer.fpe_mask == 1).all() for layer in masked)
+    assert fpe.count_nonzero(wide) > 1.5 * fpe.count_nonzero(model)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_widened_is_named_and_left_alone(name):
+    model, batch = ZOO[name]()
+    with untouched(model, batch), pytest.raises(ModelError, match=REFUSED[name]):
+        fpe.widen(model, 2, example_inputs=batch)
+
+
+def test_a_weight_between_hidden_layers_is_read_from_one_copy():
+    """Of factor² places per weight, factor are not zero; of the first and the last layer all rows, or one."""
+    model = fpe.mlp(8, [6, 5], 3, seed=0)
+    wide = fpe.widen(model, 3, seed=0)
+    first, hidden, last = (m.weight for m in wide if isinstance(m, MaskedLayer))
+    assert (first.shape, hidden.shape, last.shape) == ((18, 8), (15, 18), (3, 15))
+    counts = [int((weight != 0).sum()) for weight in (first, hidden, last)]
+    assert counts == [3 * 48, 3 * 30, 15]
+    for row in hidden:
+        assert (row.view(6, 3) != 0).sum(1).tolist() == [1] * 6
+
+
+def test_children_of_a_neuron_become_different():
+    model = fpe.mlp(8, [6, 5], 3, seed=0)
+    wide = fpe.widen(model, 2, seed=0)
+    first = next(m for m in wide if isinstance(m, MaskedLayer))
+    assert torch.equal(first.weight[0::2], first.weight[1::2])
+    torch.optim.SGD(wide.parameters(), 0.1).zero_grad()
+    wide(torch.randn(16, 8)).square().mean().backward()
+    assert not torch.allclose(first.weight.grad[0::2], first.weight.grad[1::2])
+
+
+def test_the_seed_chooses_the_copies():
+    model = fpe.mlp(8, [6, 5], 3, seed=0)
+    one, same, other = (fpe.widen(model, 2, seed=seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[key], same[key]) for key in one)
+    assert not all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_attention_gets_more_heads_of_the_same_size():
+    model, _ = ZOO["LLaMA"]()
+    wide = fpe.widen(model, 2)
+    before, after = model.config, wide.config
+    assert after.num_attention_heads == 2 * before.num_attention_heads
+    assert after.hidden_size // after.num_attention_heads == before.hidden_size // before.num_attention_heads
+    assert after.num_hidden_layers == before.num_hidden_layers
+
+
+def test_a_tied_head_stays_tied():
+    model, _ = ZOO["GPT-2"]()
+    assert model.lm_head.weight is model.transformer.wte.weight
+    wide = fpe.widen(model, 2)
+    assert wide.lm_head.weight is wide.transformer.wte.weight
+
+
+def test_fresh_weights_are_drawn():
+    model = fpe.mlp(8, [6, 5], 3, seed=0)
+    wide = fpe.widen(model, 2, fresh=True)
+    assert [m.weight.shape for m in wide if isinstance(m, MaskedLayer)] == [(12, 8), (10, 12), (3, 10)]
+    assert all((m.weight != 0).all() for m in wide if isinstance(m, MaskedLayer))
+    t5, batch = ZOO["T5"]()  # whose trained weights would be refused
+    assert fpe.widen(t5, 2, example_inputs=batch, fresh=True).config.d_model == 2 * t5.config.d_model
+
+
+def test_a_wider_model_of_ones_own_is_filled():
+    model, batch = ZOO["ConvNeXt-style block"]()
+    own = Pooled(nn.Sequential(ConvNeXtBlock(12), ConvNeXtBlock(12)), 12)
+    before = {key: value.clone() for key, value in own.state_dict().items()}
+    wide = fpe.widen(model, wide=own, example_inputs=batch)
+    torch.testing.assert_close(answer(wide.eval(), batch), answer(model.eval(), batch), atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(before[key], value) for key, value in own.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        (lambda: UNet(), "has no module"),
+        (lambda: Pooled(nn.Sequential(ConvNeXtBlock(9), ConvNeXtBlock(9)), 9), "must be a multiple"),
+    ],
+)
+def test_a_model_that_is_not_a_wider_one_is_refused(own, message):
+    model, batch = ZOO["ConvNeXt-style block"]()
+    with pytest.raises(ModelError, match=message):
+        fpe.widen(model, wide=own(), example_inputs=batch)
+
+
+@pytest.mark.parametrize("factor", [1, 0, 2.0, True, "2"])
+def test_a_factor_is_an_integer_of_at_least_two(factor):
+    with pytest.raises(ArgumentError, match="factor is"):
+        fpe.widen(fpe.mlp(8, 6, 3), factor)
+
+
+def test_other_models_need_a_batch_and_no_masks():
+    model, _ = ZOO["ResNet block"]()
+    with pytest.raises(ArgumentError, match="example_inputs is None"):
+        fpe.widen(model, 2)
+    with pytest.raises(ModelError, match="has masked layers"):
+        fpe.widen(fpe.with_masks(fpe.mlp(8, 6, 3)), 2)
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "ResNet block", "MLP-LayerNorm"])
+def test_it_is_pruned_back_to_the_count_of_the_model(name):
+    model, batch = ZOO[name]()
+    budget = int(1.5 * fpe.count_nonzero(model))  # what is not in layers, such as embeddings, is not pruned
+    wide = fpe.widen(model, 2, example_inputs=batch)
+    optimizer = torch.optim.Adam(wide.parameters(), 1e-3)
+    pruner = fpe.GradualPruner(wide, optimizer, budget=budget, steps=20)
+    for _ in range(20):
+        optimizer.zero_grad()
+        answer(wide, batch).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    assert fpe.count_nonzero(wide) == budget
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "LLaMA", "ViT", "ResNet block"])
+def test_it_is_saved_and_loaded(name, tmp_path):
+    """A model of transformers into one of the wide configuration, another one into what was widened."""
+    model, batch = ZOO[name]()
+    wide = fpe.widen(model, 2, example_inputs=batch)
+    fpe.save(wide, tmp_path / "wide.safetensors")
+    like = type(model)(wide.config) if hasattr(wide, "config") else model
+    again = fpe.load(tmp_path / "wide.safetensors", like=like)
+    assert torch.equal(answer(again.eval(), batch), answer(wide.eval(), batch))
+    assert fpe.count_nonzero(again) == fpe.count_nonzero(wide)
+
+
+def test_images_of_another_size_fit_a_wide_network_without_a_flattened_map():
+    model, batch = ZOO["ResNet block"]()
+    wide = fpe.widen(model, 2, example_inputs=batch).eval()
+    other = images(size=12)
+    torch.testing.assert_close(wide(other), model.eval()(other), atol=1e-4, rtol=1e-4)
