@@ -1,8 +1,5 @@
 """The text for small language models: each module is in one part, always the same."""
 
-import sysconfig
-from pathlib import Path
-
 import pytest
 
 from fpe_reproduction.text import CHARACTERS, PARTS, library, part_of
@@ -19,8 +16,13 @@ def test_characters_are_told_apart():
     assert len(set(CHARACTERS)) == len(CHARACTERS) == 97
 
 
-def test_a_module_is_read_into_its_part_alone():
-    texts = {part: "".join(CHARACTERS[i] for i in numbers) for part, numbers in library().items()}
-    source = (Path(sysconfig.get_paths()["stdlib"]) / "argparse.py").read_text(encoding="utf-8")
-    assert [part for part, text in texts.items() if source.strip() in text] == [part_of("argparse.py")]
-    assert len(texts["learn"]) > 5e6
+def test_a_module_is_read_into_its_part_alone_and_equal_ones_once(tmp_path):
+    texts = {f"module{i}.py": f"x = {i}\n" for i in range(200)}
+    for name, text in {**texts, "copy.py": texts["module0.py"], "other.py": "\u00e4"}.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    found = {part: "".join(CHARACTERS[i] for i in numbers) for part, numbers in library(tmp_path).items()}
+    for i in range(1, 200):
+        name = f"module{i}.py"
+        assert [part for part, text in found.items() if f"x = {i}\n" in text] == [part_of(name)]
+    assert sum(text.count("x = 0\n") for text in found.values()) == 1
+    assert sum(text.count(CHARACTERS[-1]) for text in found.values()) == 1

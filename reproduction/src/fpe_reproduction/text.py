@@ -8,6 +8,7 @@ import string
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,12 +29,14 @@ def part_of(module: str) -> str:
 
 
 @functools.cache
-def library() -> dict[str, Tensor]:
+def library(root: Path | None = None) -> dict[str, Tensor]:
     """Return the numbers of the characters of each part, (characters,); equal modules are read once.
 
-    A module is in one part as a whole, so what is measured on the test part was not learned by heart.
+    A module is in one part as a whole, so what is measured on the test part was not learned by heart. `root`
+    is the folder of the modules, by default that of Python's own.
     """
-    root, seen = Path(sysconfig.get_paths()["stdlib"]), set()
+    root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    seen: set[str] = set()
     texts: dict[str, list[str]] = {"learn": [], **{part: [] for part in PARTS}}
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -42,9 +45,9 @@ def library() -> dict[str, Tensor]:
             continue
         seen.add(text)
         texts[part_of(name)].append(text)
-    place = dict(zip(CHARACTERS, range(len(CHARACTERS)), strict=True))
-    other = len(CHARACTERS) - 1
-    return {
-        part: torch.tensor([place.get(c, other) for c in "\n".join(own)], dtype=torch.uint8)
-        for part, own in texts.items()
+    number = np.full(0x110000, len(CHARACTERS) - 1, np.uint8)
+    number[[ord(character) for character in CHARACTERS]] = range(len(CHARACTERS))
+    codes = {
+        part: np.frombuffer("\n".join(own).encode("utf-32-le"), np.uint32) for part, own in texts.items()
     }
+    return {part: torch.from_numpy(number[own]) for part, own in codes.items()}
