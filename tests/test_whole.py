@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.errors import ArgumentError, ModelError
+from fpe.errors import ArgumentError, BudgetError, ModelError
 from fpe.graph.layers import maskable
 from fpe.masked import MaskedLayer
 from untouched import untouched
@@ -163,6 +163,31 @@ def test_it_is_pruned_back_to_the_count_of_the_model(name):
         optimizer.step()
         pruner.step()
     assert fpe.count_nonzero(wide) == budget
+
+
+@pytest.mark.parametrize("name", [name for name in WIDENED if name != "MLP-LayerNorm"])
+def test_all_layers_are_expanded_at_an_equal_count(name):
+    model, batch = ZOO[name]()
+    with untouched(model, batch):
+        wide = fpe.expand(model, 2, layers="all", example_inputs=batch)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    assert answer(wide, batch).shape == answer(model, batch).shape
+    kept = [m.weight[m.fpe_mask == 1].abs() for m in wide.modules() if isinstance(m, MaskedLayer)]
+    full = fpe.widen(model, 2, example_inputs=batch)
+    weights = [m.weight.abs().flatten() for m in full.modules() if isinstance(m, MaskedLayer)]
+    assert torch.cat(kept).min() >= torch.cat(weights).topk(len(torch.cat(kept))).values.min()
+
+
+def test_a_wide_network_that_is_too_large_without_its_layers_is_refused():
+    model = fpe.mlp(3, 20, 2, seed=0)
+    with pytest.raises(BudgetError, match="smaller factor"):
+        fpe.expand(model, 9, layers="all")
+
+
+@pytest.mark.parametrize("how", [{"split": "shared"}, {"prune": "balanced"}, {"budget": "network"}])
+def test_all_layers_take_no_split(how):
+    with pytest.raises(ArgumentError, match=f"layers is 'all', and {next(iter(how))} is given"):
+        fpe.expand(fpe.mlp(8, 6, 3), 2, layers="all", **how)
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "LLaMA", "ViT", "ResNet block"])

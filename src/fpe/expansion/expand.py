@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
-from fpe.expansion import planner
+from fpe.expansion import planner, whole
 from fpe.expansion.index_maps import Origins, memo_with
 from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron
 from fpe.expansion.planner import shape_problem
@@ -51,6 +51,10 @@ def expand(
 
     Parameters
     ----------
+    layers : optional
+        As for `fpe.plan`; or ``"all"``: then the whole model becomes wider, as by `fpe.widen`, and the
+        smallest weights of all its layers are pruned jointly. Only `factor`, `example_inputs` and `seed` are
+        allowed beside it.
     plan : Plan, optional
         What `fpe.plan` returned for this model, instead of all other arguments. Nothing is measured again.
         All other arguments are those of `fpe.plan`.
@@ -78,6 +82,8 @@ def expand(
     how = dict(locals())
     del how["model"], how["plan"]
     model = uncompiled(model)
+    if layers == "all":
+        return _whole(model, plan, how)
     todo = planned(model, plan, how)
     _check_copyable(model)
     done, replaced = Expansion(model, todo).run()
@@ -87,16 +93,32 @@ def expand(
     return wide
 
 
+def _whole(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> nn.Module:
+    """Return the whole model wider, pruned to its count."""
+    used = {"factor", "layers", "example_inputs", "seed"}
+    given = [*_not_default({k: v for k, v in how.items() if k not in used}), *(["plan"] if plan else [])]
+    if given:
+        raise ArgumentError(
+            f"layers is 'all', and {', '.join(given)} is given; factor, example_inputs and seed are allowed."
+        )
+    wide = whole.widen(model, how["factor"], example_inputs=how["example_inputs"], seed=how["seed"])
+    return whole.prune_to_(wide, count_nonzero(model))
+
+
+def _not_default(how: dict[str, Any]) -> list[str]:
+    """Name the arguments that are not those of `fpe.plan` by default."""
+    defaults: dict[str, Any] = {"factor": 2, **(planner.plan.__kwdefaults__ or {})}
+    simple = (str, int, float, type(None))
+    return [n for n, v in how.items() if not isinstance(v, simple) or n not in defaults or v != defaults[n]]
+
+
 def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
     """Return a plan: the given one, checked again, if all other arguments are the defaults, or a new one."""
     if plan is None:
         return planner.plan(model, **how)
     if not isinstance(plan, Plan):
         raise ArgumentError(f"plan is a {type(plan).__name__}; give what fpe.plan returned.")
-    defaults: dict[str, Any] = {"factor": 2, **(planner.plan.__kwdefaults__ or {})}
-    simple = (str, int, float, type(None))
-    other = [n for n, v in how.items() if not isinstance(v, simple) or n not in defaults or v != defaults[n]]
-    if other:
+    if other := _not_default(how):
         raise ArgumentError(f"plan and {', '.join(other)} are given; a plan has all of them: give either.")
     plan.basis_for(model)
     check_masks(model, "expanding")

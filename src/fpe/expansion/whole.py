@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe._util.modules import replace_modules_, seeded, uncompiled
-from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.steps import Weights, mask
 from fpe.expansion.steps import widen as widened_norm
@@ -115,6 +115,26 @@ def widen(
     layers, _ = maskable(twin)
     replace_modules_(twin, {name: _masked(layer) for name, layer in layers.items()})
     return twin
+
+
+@torch.no_grad()
+def prune_to_(wide: nn.Module, count: int) -> nn.Module:
+    """Mask the smallest weights of all masked layers until so many parameters are not zero; in place."""
+    layers = [module for module in wide.modules() if isinstance(module, MaskedLayer)]
+    sizes = [layer.weight.numel() for layer in layers]
+    fixed = sum(p.numel() for p in wide.parameters()) - sum(sizes)
+    if count < fixed:
+        raise BudgetError(
+            f"the model has {count:,} non-zero parameters, and the wide one {fixed:,} outside of what can be "
+            "pruned: embeddings, heads that share their weight, biases and norms. Give a smaller factor."
+        )
+    scores = torch.cat([layer.weight.abs().flatten() for layer in layers])
+    free = torch.zeros_like(scores)
+    free[scores.topk(count - fixed).indices] = 1
+    for layer, own in zip(layers, torch.split(free, sizes), strict=True):
+        layer.fpe_mask.copy_(own.view_as(layer.fpe_mask))
+        layer.project()
+    return wide
 
 
 def _masked(layer: nn.Module) -> nn.Module:
