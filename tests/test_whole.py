@@ -184,6 +184,12 @@ def test_a_wide_network_that_is_too_large_without_its_layers_is_refused():
         fpe.expand(model, 9, layers="all")
 
 
+@pytest.mark.parametrize("call", [fpe.plan, fpe.expand_])
+def test_all_layers_are_for_expand_alone(call):
+    with pytest.raises(ModelError, match=r"for fpe\.expand alone"):
+        call(fpe.mlp(8, 6, 3), 2, layers="all")
+
+
 @pytest.mark.parametrize("how", [{"split": "shared"}, {"prune": "balanced"}, {"budget": "network"}])
 def test_all_layers_take_no_split(how):
     with pytest.raises(ArgumentError, match=f"layers is 'all', and {next(iter(how))} is given"):

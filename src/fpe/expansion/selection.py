@@ -249,6 +249,10 @@ def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[s
     names = [n for n, _ in model.named_modules() if n]
     shown = ", ".join(map(repr, expandable[:12])) or "none"
     allowed = f"Expandable: {shown}{f' and {len(expandable) - 12} more' if len(expandable) > 12 else ''}."
+    if name == "all" and name not in names:
+        return (
+            "layers is 'all', which is for fpe.expand alone; a plan, and fpe.expand_, take names or patterns."
+        )
     if name in names:
         kind = _kind(model.get_submodule(name))
         return f"layer {name!r} is {kind}, which has no neurons of its own. {allowed}"
