@@ -38,6 +38,7 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python reproduction/benchmarks/expand.py --model bert
 	$(BIN)/python reproduction/benchmarks/ensemble.py
 	$(BIN)/python reproduction/benchmarks/rewiring.py
+	$(BIN)/python reproduction/benchmarks/pruning.py
 	$(BIN)/fpe bench
 
 results: setup  ## Make the tables and figures of docs/results again (about five hours).

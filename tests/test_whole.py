@@ -136,6 +136,18 @@ def test_a_model_that_is_not_a_wider_one_is_refused(own, message):
         fpe.widen(model, wide=own(), example_inputs=batch)
 
 
+@pytest.mark.parametrize("model", [nn.Linear(4, 2), nn.Sequential(nn.Linear(4, 2), nn.ReLU())])
+def test_a_model_without_hidden_neurons_is_refused(model):
+    with pytest.raises(ModelError, match="no hidden width"):
+        fpe.widen(model, example_inputs=torch.randn(2, 4))
+
+
+def test_the_state_of_random_numbers_stays():
+    model = fpe.mlp(8, [6, 5], 3, seed=0)
+    with untouched(model):
+        fpe.widen(model, 2)
+
+
 @pytest.mark.parametrize("factor", [1, 0, 2.0, True, "2"])
 def test_a_factor_is_an_integer_of_at_least_two(factor):
     with pytest.raises(ArgumentError, match="factor is"):

@@ -107,6 +107,8 @@ def widen(
             twin = deep_copy(uncompiled(wide), {})
         else:
             twin = type(model)(_wider(config, factor)) if configured else _rebuilt(model, factor, flow)
+    if sum(p.numel() for p in twin.parameters()) <= sum(p.numel() for p in model.parameters()):
+        raise ModelError(f"{type(model).__name__} has no hidden width that could grow.")
     first = next(model.parameters())
     twin = twin.to(first.device, first.dtype).train(model.training)
     if not fresh:
@@ -148,7 +150,8 @@ def _batch_of(model: nn.Module) -> Tensor:
     leaf = next((m for m in model.modules() if not list(m.children())), model)
     if not isinstance(model, nn.Sequential) or not isinstance(leaf, nn.Linear):
         raise ArgumentError("example_inputs is None; give one batch as the model takes it.")
-    return torch.randn(4, leaf.in_features, dtype=leaf.weight.dtype, device=leaf.weight.device)
+    batch = torch.randn(4, leaf.in_features, generator=torch.Generator().manual_seed(0))
+    return batch.to(leaf.weight)
 
 
 def _wider(config: Any, factor: int) -> Any:
