@@ -35,11 +35,11 @@ METHODS = {
     "dense": "dense",
     "one-shot": "expanded once, α = 2",
     "rewired": "rewired, α = 4",
-    "magnitude": "gradual, \\|w\\|",
-    "moment": "gradual, \\|w\\|·v^¼",
-    "fisher": "gradual, \\|w\\|·v^½",
-    "direct": "direct, \\|w\\|·v^¼",
-    "linear": "no hidden layer, \\|w\\|·v^¼",
+    "magnitude": "gradual, |w|",
+    "moment": "gradual, |w|·v^¼",
+    "fisher": "gradual, |w|·v^½",
+    "direct": "direct, |w|·v^¼",
+    "linear": "no hidden layer, |w|·v^¼",
 }
 SEEDS = range(3)
 #: When the cost of removing a weight is measured, as shares of training, and of how many weights of a layer.
@@ -181,7 +181,7 @@ def parts(page: str) -> dict[str, dict[str, str]]:
         for r in data["removed"]
         for s in r["stages"]
     ]
-    head = ["", "of training", "non-zeros", "a", "b", "b / a", "\\|w\\|", "\\|w\\|·v^¼", "\\|w\\|·v^½"]
+    head = ["", "of training", "non-zeros", "a", "b", "b / a", "|w|", "|w|·v^¼", "|w|·v^½"]
     made = block(f"{made_by(results[-1], 'torch')}. {trained_at(results)}")
     return {
         "pruning": {
