@@ -1,8 +1,6 @@
 """What gradual pruning costs: training a wide network with it, by turns with training it without.
 
-Usage: python reproduction/benchmarks/pruning.py [--seconds 90] [--record]
-
-``--record`` writes what is printed to docs/results/pruning-cost.md, which says how it is measured.
+Usage: python reproduction/benchmarks/pruning.py [--seconds 90]
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
-from common import by_turns, made, options, record, seconds
+from common import by_turns, made, options, seconds
 from torch import nn
 
 import fpe
@@ -120,14 +118,11 @@ def main() -> None:
         "10 MLPs together, 384 → 48 → 77": partial(of_ensemble, 384, 48, 77),
         "GPT-2": of_gpt2,
     }
-    lines = [f"Made by `python reproduction/benchmarks/pruning.py --seconds {given.seconds:g} --record`.", "",
-             "| | wide, seconds | masked | pruned | masks | pruning | both | rounds |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    print("| | wide, seconds | masked | pruned | masks | pruning | both | rounds |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, run in cases.items():
-        lines.append(f"| {name} | {row(run, given.seconds)} |")
-        print(lines[-1], flush=True)
-    if given.record:
-        record("pruning-cost", "\n".join([*lines, "", made()]))
+        print(f"| {name} | {row(run, given.seconds)} |", flush=True)
+    print(made())
 
 
 if __name__ == "__main__":

@@ -40,11 +40,11 @@ class _MaskGradient(torch.autograd.Function):
         return grad * mask, None, grad if ctx.probed else None
 
 
-def _mask_gradient(weight: Tensor, mask: Tensor, probe: Tensor | None) -> Any:
+def _mask_gradient(weight: Tensor, mask: Tensor, probe: Tensor | None) -> Tensor:
     """Apply `_MaskGradient`, without the slow part that only transforms and compilers need."""
     plain = not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
     own: Any = super(torch.autograd.Function, _MaskGradient) if plain else _MaskGradient
-    return own.apply(weight, mask, probe)
+    return cast(Tensor, own.apply(weight, mask, probe))
 
 
 #: The name of a masked layer's buffer with its mask: one that neither torch nor users take.
@@ -53,8 +53,6 @@ MASK = "fpe_mask"
 BIAS_MASK = "fpe_bias_mask"
 #: What the buffer was called in files of earlier versions.
 _OLD_MASK = "weight_mask"
-#: Entries of a weight up to which its product with the mask costs less than a function of its own.
-_SMALL = 1 << 16
 #: Entries of a mask that are summed at a time: few enough for the cache, and for an exact sum in float32.
 _CHUNK = 1 << 18
 
@@ -96,17 +94,21 @@ class MaskedLayer(HasMasks):
         self.register_buffer(MASK, torch.ones_like(self.weight, requires_grad=False))
         self.register_buffer(BIAS_MASK, None)
 
-    def _free_weight(self) -> Any:
+    def _free_weight(self) -> Tensor:
         """Return the weight, through which no gradient reaches a masked entry."""
-        weight, probe = self.weight, self._probe
-        computed = not isinstance(weight, nn.Parameter)  # or given from elsewhere: not zero at the mask
-        if probe is None and (computed or weight.numel() <= _SMALL):
-            return weight * self.fpe_mask
-        return _mask_gradient(weight * self.fpe_mask if computed else weight, self.fpe_mask, probe)
+        weight: Any = self.weight
+        if not isinstance(weight, nn.Parameter):  # computed, or given from elsewhere: not zero at the mask
+            weight = weight * self.fpe_mask
+            if self._probe is None:
+                return cast(Tensor, weight)
+        return _mask_gradient(weight, self.fpe_mask, self._probe)
 
     def _free_bias(self) -> Any:
         """Return the bias, through which no gradient reaches a masked entry."""
-        return self.bias if self.fpe_bias_mask is None else self.bias * self.fpe_bias_mask
+        bias, mask = self.bias, self.fpe_bias_mask
+        if mask is None or not isinstance(bias, nn.Parameter):
+            return bias if mask is None else bias * mask
+        return _mask_gradient(bias, mask, None)
 
     @torch.no_grad()
     def mask_bias_(self, mask: Tensor | None) -> None:
