@@ -254,8 +254,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
             own = None if weight is None else weight[rows]
             folds.append(Fold(X[rows], y[rows], X[held], y[held], own))
         jobs = joblib.effective_n_jobs(self.n_jobs) if X.device.type == "cpu" else 1
-        how_scored = how["evaluate"], how["objective"]
-        task = Task(folds, how["outputs"], self.batch_size, seed, *how_scored, self.l2, jobs)
+        scored = {"evaluate": how["evaluate"], "objective": how["objective"]}
+        task = Task(folds, how["outputs"], self.batch_size, seed, **scored, l2=self.l2, jobs=jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
         with progress_bar("searching", 1, self.verbose) as advance:
             self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)
