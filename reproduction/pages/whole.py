@@ -1,6 +1,8 @@
 """Whole networks wider, pruned to the count of a small one: runs of GPT-2s of text, and of deep MLPs.
 
-Usage: python reproduction/pages/whole.py [STAGE…]    (``text trained long mlp recipes mlp-trained pairs``)
+Usage: python reproduction/pages/whole.py [STAGE…]
+
+Stages are ``text``, ``trained``, ``long``, ``mlp``, ``recipes``, ``mlp-trained``, ``images`` and ``pairs``.
 
 Runs are stored in docs/evidence/runs, and found there again by the same code. All stages take about ten
 hours on two cores.
@@ -12,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import whole_images
 import whole_mlp
 import whole_recipes
 import whole_text
@@ -124,6 +127,16 @@ def run_trained() -> None:
     run_seeds(whole_recipes.measure_trained, "whole-trained", ways, best)
 
 
+def run_images() -> None:
+    ways = {
+        f"{model}-{network}": {"model": model, "network": network}
+        for model in whole_images.MODELS
+        for network in whole_images.NETWORKS
+    }
+    best = tune(whole_images.measure, "whole-images", ways, dict.fromkeys(ways, RATES))
+    run_seeds(whole_images.measure, "whole-images", ways, best)
+
+
 def run_mlp() -> None:
     cells = [(layers, hidden) for layers in whole_mlp.LAYERS for hidden in whole_mlp.WIDTHS]
     tasks: Tasks = {
@@ -151,6 +164,7 @@ STAGES = {
     "mlp": run_mlp,
     "recipes": run_recipes,
     "mlp-trained": run_mlp_trained,
+    "images": run_images,
     "pairs": run_pairs,
 }
 

@@ -33,6 +33,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "magnitude": {"score": "magnitude"},
     "fisher": {"score": "fisher"},
     "each matrix": {"score": "magnitude", "scope": "layer"},
+    "fan-in": {"scope": "neuron"},
     "least 4": {"least": 4},
     "early": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.3, every=STEPS // 50)},
     "late": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.85, every=STEPS // 50)},
