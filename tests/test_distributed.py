@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 WAYS, POLICIES = ("ddp", "fsdp"), ("rigl", "paper")
+WHOLE = ("GPT-2", "LLaMA", "ViT", "ResNet block")
 
 
 def wrapped(wide, way):
@@ -112,6 +113,28 @@ def prune(way, rank=0, world=1):
     return {**look(wide, model), "whole": pruner._count()}
 
 
+def prune_whole(name, rank=0):
+    # Each process has its own samples.
+    from zoo import ZOO, answer
+
+    model, batch = ZOO[name]()
+    wide = fpe.widen(model, 2, example_inputs=batch)
+    named = batch if isinstance(batch, dict) else {"x": batch}
+    own = {key: tensor.roll(rank, -1) for key, tensor in named.items()}
+    own = own if isinstance(batch, dict) else own["x"]
+    ddp = DistributedDataParallel(wide)
+    optimizer = torch.optim.AdamW(ddp.parameters(), lr=1e-2)
+    budget = fpe.count_nonzero(model) * 3 // 2
+    pruner = fpe.GradualPruner(ddp, optimizer, budget=budget, steps=6)
+    for _ in range(6):
+        optimizer.zero_grad()
+        answer(ddp, own).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    masks = {n: b.clone() for n, b in wide.named_buffers() if n.endswith("mask")}
+    return {"masks": masks, "count": fpe.count_nonzero(ddp), "budget": budget}
+
+
 def refusal():
     try:
         fpe.expand(fully_shard(fpe.mlp(8, 4, 2, seed=0)))
@@ -121,6 +144,7 @@ def refusal():
 
 if __name__ == "__main__":
     folder = sys.argv[1]
+    sys.path.append(sys.argv[2])
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     seen = {"refusal": refusal()}
@@ -130,6 +154,8 @@ if __name__ == "__main__":
         seen["pruned", way] = prune(way, rank, world)
         for policy in POLICIES:
             seen[way, policy] = rewire(way, policy, rank, world)
+    for name in WHOLE:
+        seen["whole", name] = prune_whole(name, rank)
     torch.save(seen, f"{folder}/{rank}.pt")
     gc.collect()  # gloo's threads must have no tensor when Python ends
     dist.barrier()
@@ -157,7 +183,7 @@ def ranks(folder):
     """Return what each of two processes reports."""
     script = folder / "check.py"
     script.write_text(CHECK)
-    torchrun(2, script, folder)
+    torchrun(2, script, folder, Path(__file__).parent)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -212,6 +238,14 @@ def test_all_ranks_prune_the_same_weights_as_one_process_with_all_samples(ranks)
         assert all(torch.equal(mask, alone["masks"][n]) for n, mask in one["masks"].items())
         for name, weight in one["weights"].items():
             torch.testing.assert_close(weight, alone["weights"][name])
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "LLaMA", "ViT", "ResNet block"])
+def test_all_ranks_prune_the_same_weights_of_a_whole_model(name, ranks):
+    one, other = (rank["whole", name] for rank in ranks)
+    assert one["count"] == other["count"] == one["budget"]
+    assert one["masks"].keys() == other["masks"].keys() != set()
+    assert all(torch.equal(mask, other["masks"][key]) for key, mask in one["masks"].items())
 
 
 def test_a_sharded_model_is_not_expanded(ranks):

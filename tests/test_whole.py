@@ -225,3 +225,32 @@ def test_images_of_another_size_fit_a_wide_network_without_a_flattened_map():
     wide = fpe.widen(model, 2, example_inputs=batch).eval()
     other = images(size=12)
     torch.testing.assert_close(wide(other), model.eval()(other), atol=1e-4, rtol=1e-4)
+
+
+TINY = ["GPT-2", "LLaMA", "ViT", "ResNet block"]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_it_is_packed_and_compiled(name):
+    model, batch = ZOO[name]()
+    wide = fpe.expand(model, 2, layers="all", example_inputs=batch).eval()
+    packed = fpe.pack(wide, example_inputs=batch)
+    assert fpe.count_nonzero(packed) == fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    torch.testing.assert_close(answer(packed, batch), answer(wide, batch), atol=1e-5, rtol=1e-5)
+    traced = torch.compile(wide, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(answer(traced, batch), answer(wide, batch), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["MLP", "ResNet block"])
+def test_each_child_reads_what_its_parent_read_in_total(name):
+    """Summed over the copies of an input, the weights of each child are those of its parent."""
+    model, batch = ZOO[name]()
+    wide = fpe.widen(model, 3, example_inputs=batch)
+    for own, child in zip(model.modules(), wide.modules(), strict=True):
+        if isinstance(own, nn.Linear | nn.Conv2d):
+            out, into = own.weight.shape[:2]
+            weight = child.weight.detach().view(
+                out, -1, into, child.weight.shape[1] // into, *own.weight.shape[2:]
+            )
+            for copy in weight.sum(3).unbind(1):
+                torch.testing.assert_close(copy, own.weight.detach())
