@@ -15,7 +15,7 @@ from fpe.expansion.index_maps import groups_in
 from fpe.integrations import huggingface
 from fpe.integrations.base import reversible
 from fpe.integrations.lightning import Expand, restore_shape
-from zoo import ZOO
+from zoo import ZOO, answer
 
 
 def gpt2():
@@ -213,3 +213,14 @@ def test_expanded_weights_without_a_shape_are_refused_in_words(tmp_path):
     dense = Scored()
     with pytest.raises(CheckpointError, match="restore_shape"):
         lightning(tmp_path, Expand(1), epochs=1).test(dense, data(), ckpt_path=tmp_path / "weights.ckpt")
+
+
+@pytest.mark.parametrize("name", ["GPT-2", "LLaMA", "ViT"])
+def test_a_wide_model_is_read_by_transformers_alone(name, tmp_path):
+    model, batch = ZOO[name]()
+    wide = fpe.expand(model, 2, layers="all").eval()
+    huggingface.save_pretrained(wide, tmp_path)
+    read = type(model).from_pretrained(tmp_path)
+    assert not any(isinstance(module, fpe.MaskedLayer) for module in read.modules())
+    assert torch.equal(answer(read, batch), answer(wide, batch))
+    assert sum(int(p.count_nonzero()) for p in read.parameters()) <= fpe.count_nonzero(model)

@@ -19,6 +19,7 @@ from fpe._util.files import write_atomically
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.inplace import plan_ahead
 from fpe.expansion.pruning import as_pruning
+from fpe.graph.layers import is_transposed
 from fpe.integrations.base import (
     ExpandBase,
     PruneBase,
@@ -30,6 +31,7 @@ from fpe.integrations.base import (
     state_has_masks,
 )
 from fpe.io.checkpoint import reshape_, shapes_of
+from fpe.masked import BIAS_MASK, MASK, MaskedLayer
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.schedule import RewiringSchedule
 
@@ -276,12 +278,28 @@ def save_pretrained(
 ) -> None:
     """Save a model of transformers as its own ``save_pretrained`` does, with its shapes for `restore_shape`.
 
-    The folder's ``fpe.json`` is removed if the model is dense. All arguments are those of
-    ``save_pretrained``.
+    The folder's ``fpe.json`` is removed if the model is not expanded. The masked layers of a model that
+    `fpe.widen` or `fpe.with_masks` returned are written as the plain layers that they were, so that
+    ``from_pretrained`` reads the folder. All arguments are those of ``save_pretrained``.
     """
+    resumed = "save_pretrained" in vars(model)  # a Trainer's own, whose checkpoints have the masks
+    if has_masks(model) and not is_expanded(model) and not resumed:
+        settings = {"state_dict": _plain_state(model), **settings}
     type(model).save_pretrained(model, save_directory, is_main_process, **settings)
     if is_main_process:
         _write_shapes(model, Path(save_directory))
+
+
+def _plain_state(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the state of a model in which masked layers are the layers of its class."""
+    with torch.device("meta"):
+        plain = type(model)(model.config)
+    state = model.state_dict()
+    state = {name: t for name, t in state.items() if name.rpartition(".")[2] not in (MASK, BIAS_MASK)}
+    for name, module in model.named_modules():
+        if isinstance(module, MaskedLayer) and is_transposed(plain.get_submodule(name)):
+            state[f"{name}.weight"] = module.weight.detach().t().contiguous()
+    return state
 
 
 def _save_with_shapes_(model: nn.Module) -> None:
