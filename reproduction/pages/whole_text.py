@@ -26,8 +26,8 @@ from fpe_reproduction.text import CHARACTERS, PAIRS, byte_pairs, library
 
 #: The small GPT-2; all have as many heads and, but for ``blocks4-1`` and ``blocks8-1``, as many blocks.
 WIDTH, HEADS, BLOCKS, CONTEXT, BATCH, STEPS = 64, 4, 3, 64, 32, 1500
-#: Of AdamW; what is measured is the first so many characters or byte pairs of a part.
-DECAY, MEASURED = 0.01, 400_000
+#: Of AdamW.
+DECAY = 0.01
 VOCABULARY = {"characters": len(CHARACTERS), "pairs": PAIRS}
 #: Dense networks, by their count as multiples of the small one's, and pruned ones, by their share of zeros.
 NETWORKS = (
@@ -125,7 +125,6 @@ def train(
 def mean_loss(model: nn.Module, text: Tensor) -> float:
     """Return the mean loss in windows that do not overlap."""
     model.eval()
-    text = text[:MEASURED]
     count = (len(text) - 1) // CONTEXT
     x = text[: count * CONTEXT].view(count, CONTEXT).long()
     y = text[1 : count * CONTEXT + 1].view(count, CONTEXT).long()
