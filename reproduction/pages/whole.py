@@ -28,6 +28,17 @@ SEEDS = range(5)
 RATES = (2e-3, 4e-3, 8e-3)
 #: The network of the ablation, and what the weights of a trained GPT-2 are multiplied by.
 ABLATED, SHRINKS = "zeros-0.75", (1.0, 0.5)
+#: Networks of byte pairs; layers and widths of the deep MLPs that are trained first.
+PAIRS = ("dense-1", "dense-1.5", "dense-2", "dense-3", "zeros-0.5", "zeros-0.75")
+MLPS_TRAINED = ((5, 8), (5, 16), (9, 16))
+EXPERIMENTS = (
+    "whole-text",
+    "whole-recipes",
+    "whole-trained",
+    "whole-mlp",
+    "whole-mlp-trained",
+    "whole-images",
+)
 
 Tasks = dict[str, dict[str, Any]]
 
@@ -105,7 +116,7 @@ def run_long() -> None:
 
 
 def run_pairs() -> None:
-    ways = of_text("pairs", ("dense-1", "dense-1.5", "dense-2", "dense-3", "zeros-0.5", "zeros-0.75"), 1)
+    ways = of_text("pairs", PAIRS, 1)
     best = tune(whole_text.measure, "whole-text", ways, dict.fromkeys(ways, RATES))
     run_seeds(whole_text.measure, "whole-text", ways, best)
 
@@ -151,7 +162,7 @@ def run_mlp() -> None:
 def run_mlp_trained() -> None:
     tasks: Tasks = {
         f"l{layers}-h{hidden}-{kind}": {"layers": layers, "hidden": hidden, "kind": kind}
-        for layers, hidden in ((5, 8), (5, 16), (9, 16))
+        for layers, hidden in MLPS_TRAINED
         for kind in ("on", "wider-2", "wider-3")
     }
     kept(whole_mlp.measure_trained, tasks, "whole-mlp-trained")

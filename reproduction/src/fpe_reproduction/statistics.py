@@ -106,3 +106,67 @@ def _bootstrap(
     if len(rows) > 1:
         low, high = np.nanquantile(samples, [0.025, 0.975], axis=0)
     return [Interval(*map(float, bounds)) for bounds in zip(values, low, high, strict=True)]
+
+
+def jackknife(estimate: Callable[[np.ndarray], float], trials: int) -> Interval:
+    """Return an estimate from the numbers of some trials, with an interval by leaving out one at a time.
+
+    Half its width is Student's t, of `trials` − 1 degrees of freedom, times the jackknife's standard error.
+    """
+    every = np.arange(trials)
+    value = estimate(every)
+    if trials < 2:
+        return Interval(value, NAN, NAN)
+    without = np.array([estimate(np.delete(every, trial)) for trial in every])
+    error = np.sqrt((trials - 1) / trials * np.square(without - without.mean()).sum())
+    half = float(stats.t.ppf(0.975, trials - 1) * error)
+    return Interval(value, value - half, value + half)
+
+
+def size_at(sizes: ArrayLike, values: ArrayLike, value: float) -> float:
+    """Return the size at which a curve has a value.
+
+    Parameters
+    ----------
+    sizes : array-like of shape (sizes,)
+        Ascending.
+    values : array-like of shape (sizes,)
+        The better, the larger the size, whether that is more or less. Where one is not better than one
+        before it, the curve is flat there.
+    value : float
+        Of the curve, which is linear in the logarithm of the size between its points; beyond them it has
+        its mean slope.
+    """
+    x, y = np.log(np.asarray(sizes, dtype=float)), np.asarray(values, dtype=float)
+    sign = np.sign(y[-1] - y[0])
+    y, value = np.maximum.accumulate(sign * y), sign * value
+    per_value = (x[-1] - x[0]) / (y[-1] - y[0])
+    if value < y[0]:
+        return float(np.exp(x[0] + (value - y[0]) * per_value))
+    if value > y[-1]:
+        return float(np.exp(x[-1] + (value - y[-1]) * per_value))
+    place = max(1, int(np.searchsorted(y, value)))
+    low, high = y[place - 1], y[place]
+    share = (value - low) / (high - low)
+    return float(np.exp(x[place - 1] + share * (x[place] - x[place - 1])))
+
+
+def equal_size(sizes: ArrayLike, curve: ArrayLike, values: ArrayLike) -> Interval:
+    """Return the size of the network on a curve that is as good as another network, with its interval.
+
+    Parameters
+    ----------
+    sizes : array-like of shape (sizes,)
+        Ascending.
+    curve : array-like of shape (trials, sizes)
+        A measure of the networks of these sizes.
+    values : array-like of shape (trials,)
+        The same measure of the other network, in the same trials.
+    """
+    measured, others = np.asarray(curve, dtype=float), np.asarray(values, dtype=float)
+
+    def estimate(trials: np.ndarray) -> float:
+        return float(np.log(size_at(sizes, measured[trials].mean(0), others[trials].mean())))
+
+    found = jackknife(estimate, len(others))
+    return Interval(*(float(np.exp(bound)) for bound in (found.value, found.low, found.high)))
