@@ -254,3 +254,13 @@ def test_each_child_reads_what_its_parent_read_in_total(name):
             )
             for copy in weight.sum(3).unbind(1):
                 torch.testing.assert_close(copy, own.weight.detach())
+
+
+def test_a_model_whose_stages_have_heads_of_several_sizes_is_refused_or_drawn_anew():
+    from transformers import SwinConfig, SwinForImageClassification
+
+    config = SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    model, batch = SwinForImageClassification(config), {"pixel_values": images(size=32)}
+    with untouched(model, batch), pytest.raises(ModelError, match="computes something else"):
+        fpe.widen(model, 2, example_inputs=batch)
+    assert fpe.widen(model, 2, example_inputs=batch, fresh=True).config.num_heads == [4, 4]

@@ -32,7 +32,7 @@ _WIDTHS = frozenset([
     "hidden_size", "n_embd", "d_model", "dim", "embedding_size", "intermediate_size", "n_inner", "d_ff",
     "ffn_dim", "hidden_dim", "encoder_ffn_dim", "decoder_ffn_dim", "num_attention_heads",
     "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-    "decoder_attention_heads", "hidden_sizes",
+    "decoder_attention_heads", "hidden_sizes", "embed_dim", "word_embed_proj_dim",
 ])  # fmt: skip
 
 
@@ -312,7 +312,9 @@ def _head_size(model: nn.Module) -> int:
     size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)
     heads = getattr(config, "num_attention_heads", None)
     hidden = getattr(config, "hidden_size", None)
-    return size or (hidden // heads if heads and hidden else 1)
+    if isinstance(heads, int) and isinstance(hidden, int):  # some models have several of each
+        size = size or hidden // heads
+    return size or 1
 
 
 def _check(model: nn.Module, twin: nn.Module, call: Call) -> None:
