@@ -3,12 +3,20 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
 from fpe.errors import ArgumentError
 from fpe.metrics import (
+    class_purity,
+    class_selectivity,
+    code_overlap,
+    effective_classes,
+    effective_features,
     feature_capacity,
+    feature_codes,
     fold_change,
     gram_matrix,
     mean_cosine_similarity,
@@ -118,3 +126,68 @@ def test_similarity_refuses_what_is_no_weight(bad):
 def test_one_neuron_has_no_pair():
     with pytest.raises(ArgumentError, match="1 neurons; a pair needs two"):
         mean_cosine_similarity(torch.ones(1, 4))
+
+
+@pytest.fixture
+def activations():
+    """Return those of 300 samples and 5 neurons, with labels of 4 classes."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(300, 5, generator=generator), torch.randint(4, (300,), generator=generator) * 3
+
+
+def test_effective_features_are_the_exponential_of_the_entropy(activations):
+    values = activations[0]
+    assert effective_features(values) == pytest.approx(np.exp(entropy(values.abs().sum(0).double())))
+    assert effective_features(torch.eye(7)) == pytest.approx(7)
+    assert effective_features(torch.eye(7)[:, :3] * torch.tensor([1.0, 1.0, 0.0])) == pytest.approx(2)
+    assert effective_features(torch.zeros(3, 2)) == 0
+
+
+def test_measures_by_class_are_their_definitions_written_out(activations):
+    values, labels = activations
+    for j in range(5):
+        means = [float(values[labels == c, j].abs().double().mean()) for c in labels.unique()]
+        largest, others = max(means), (sum(means) - max(means)) / 3
+        assert float(effective_classes(values, labels)[j]) == pytest.approx(np.exp(entropy(means)))
+        assert float(class_purity(values, labels)[j]) == pytest.approx(largest / sum(means))
+        found = float(class_selectivity(values, labels)[j])
+        assert found == pytest.approx((largest - others) / (largest + others))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_a_neuron_of_one_class_of_all_and_of_none(classes):
+    """A class with many samples counts no more than others."""
+    labels = torch.arange(classes).repeat_interleave(torch.arange(1, classes + 1))
+    one = (labels == 1).float()
+    values = torch.stack([one, torch.ones_like(one), torch.zeros_like(one)], dim=1)
+    assert effective_classes(values, labels).tolist() == pytest.approx([1, classes, 0])
+    assert class_purity(values, labels).tolist() == pytest.approx([1, 1 / classes, 0])
+    assert class_selectivity(values, labels).tolist() == pytest.approx([1, 0, 0])
+
+
+def test_the_variables_of_a_clause_share_a_code():
+    """Two clauses of two variables, each in neurons of its own but for one that serves both."""
+    weight = torch.tensor([[2.0, 2.0, -1, -1], [1.5, 1.5, 1.5, 1.5], [-1, 0, 3.0, 3.0], [0.5, 0.5, 0, 0]])
+    codes = feature_codes(weight)
+    assert codes.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, False]] * 2
+    overlap = code_overlap(weight, threshold=0.3)
+    assert overlap[0, 1] == overlap[2, 3] == 1
+    assert overlap[0, 2] == pytest.approx(1 / 3)
+    assert torch.equal(overlap, overlap.T)
+    assert code_overlap(-torch.ones(3, 2)).count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "labels", "message"),
+    [
+        (torch.ones(3), torch.ones(3), "shape \\(3,\\)"),
+        (torch.ones(3, 2, dtype=torch.long), torch.ones(3), "floating-point"),
+        ([[1.0]], torch.ones(1), "list"),
+        (torch.ones(3, 2), torch.ones(2), "one for each of 3"),
+        (torch.ones(3, 2), [0, 1, 2], "list"),
+        (torch.ones(3, 2), torch.ones(3), "of 1 class"),
+    ],
+)
+def test_activations_and_labels_that_do_not_fit_are_refused(values, labels, message):
+    with pytest.raises(ArgumentError, match=message):
+        class_purity(values, labels)

@@ -1,6 +1,7 @@
-"""How much the features of a layer interfere (sections 3.1 and 3.2).
+"""How much the features of a layer interfere, and how many of them each neuron serves.
 
-Each `weight` is that of a layer, of shape (neurons, features), as in ``model[0].weight``.
+Each `weight` is that of a layer, of shape (neurons, features), as in ``model[0].weight`` (sections 3.1 and
+3.2). Each `activations` are what neurons, or the latents of a sparse autoencoder, give: (samples, neurons).
 """
 
 from __future__ import annotations
@@ -122,6 +123,155 @@ def crowding(weight: Tensor) -> Tensor:
     total = power.sum(dim=1)
     share = power / torch.where(total > 0, total, torch.ones_like(total))[:, None]
     return share @ (1 - feature_capacity(weight))
+
+
+def feature_codes(weight: Tensor, threshold: float = 0.5) -> Tensor:
+    """Return which neurons each feature excites: its code (Adler et al. 2025).
+
+    A neuron belongs to the code of a feature if its weight is above `threshold` times the feature's largest
+    weight. Features that are computed together share a code, a feature channel.
+
+    The result has shape (features, neurons), bool; a feature without positive weights has an empty code.
+
+    Examples
+    --------
+    >>> feature_codes(torch.tensor([[1.0, 1.0, 0.0], [0.2, -1.0, 2.0]]))
+    tensor([[ True, False],
+            [ True, False],
+            [False,  True]])
+    """
+    w = _checked(weight)
+    largest = w.amax(dim=0)
+    return ((w > threshold * largest) & (largest > 0)).T
+
+
+def code_overlap(weight: Tensor, threshold: float = 0.5) -> Tensor:
+    """Return what share of the neurons of two features' codes they have in common, for all pairs.
+
+    The number of common neurons over that of all neurons of either (Jaccard); see `feature_codes`.
+
+    The result has shape (features, features), float64, symmetric, each from 0 to 1; 0 for an empty code.
+
+    Examples
+    --------
+    >>> code_overlap(torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 2.0]]))
+    tensor([[1.0000, 0.5000, 0.5000],
+            [0.5000, 1.0000, 0.0000],
+            [0.5000, 0.0000, 1.0000]], dtype=torch.float64)
+    """
+    codes = feature_codes(weight, threshold).double()
+    common, sizes = codes @ codes.T, codes.sum(dim=1)
+    either = sizes[:, None] + sizes - common
+    return torch.where(either > 0, common / either, torch.zeros_like(common))
+
+
+def effective_features(activations: Tensor) -> float:
+    """Return how many features share the activation: the exponential of its entropy (Bereska et al. 2025).
+
+    A feature's probability is its share of all absolute activations. For the latents of a sparse autoencoder
+    this is the number of neurons that would be needed without superposition; more than the layer's neurons
+    means that they are superposed.
+
+    The result is from 1 to the number of features; 0 if nothing is active.
+
+    Examples
+    --------
+    >>> effective_features(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    2.0
+    """
+    total = _checked_activations(activations).abs().sum(dim=0)
+    return float(_exponential_entropy(total[None])[0])
+
+
+def effective_classes(activations: Tensor, labels: Tensor) -> Tensor:
+    """Return for how many classes each neuron is active: the exponential of the entropy over the classes.
+
+    A class's probability is its share of the sum of a neuron's mean absolute activations, one mean for each
+    class. 1 for a neuron that is active for one class alone, a monosemantic one, as far as classes are the
+    features.
+
+    The result has shape (neurons,), float64, from 1 to the number of classes; 0 for a neuron that is never
+    active. `labels` are of shape (samples,).
+
+    Examples
+    --------
+    >>> effective_classes(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([1., 2.], dtype=torch.float64)
+    """
+    return _exponential_entropy(_by_class(activations, labels).T)
+
+
+def class_purity(activations: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of each neuron's activation that belongs to its strongest class.
+
+    Shares are as for `effective_classes`.
+
+    The result has shape (neurons,), float64, from one over the number of classes to 1; 0 for a neuron that
+    is never active.
+
+    Examples
+    --------
+    >>> class_purity(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([1.0000, 0.5000], dtype=torch.float64)
+    """
+    means = _by_class(activations, labels)
+    total = means.sum(dim=0)
+    return torch.where(total > 0, means.amax(dim=0) / total, torch.zeros_like(total))
+
+
+def class_selectivity(activations: Tensor, labels: Tensor) -> Tensor:
+    """Return how much more active each neuron is for its strongest class than for the others on average.
+
+    ``(m − o) / (m + o)``, with m the largest mean absolute activation of a class and o the mean of those of
+    the other classes (Morcos et al. 2018).
+
+    The result has shape (neurons,), float64, from 0 for a neuron that does not tell classes apart to 1 for
+    one that is active for one class alone; 0 also for a neuron that is never active.
+
+    Examples
+    --------
+    >>> class_selectivity(torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    tensor([1., 0.], dtype=torch.float64)
+    """
+    means = _by_class(activations, labels)
+    largest = means.amax(dim=0)
+    others = (means.sum(dim=0) - largest) / (len(means) - 1)
+    total = largest + others
+    return torch.where(total > 0, (largest - others) / total, torch.zeros_like(total))
+
+
+def _checked_activations(activations: Tensor) -> Tensor:
+    if not isinstance(activations, Tensor) or activations.dim() != 2 or not activations.is_floating_point():
+        wrong = isinstance(activations, Tensor)
+        given = f"shape {tuple(activations.shape)}" if wrong else type(activations).__name__
+        raise ArgumentError(
+            f"the activations are {given}; give a floating-point tensor of shape (samples, neurons)."
+        )
+    return activations.detach().double()
+
+
+def _by_class(activations: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean absolute activation of each class and neuron, (classes, neurons)."""
+    values = _checked_activations(activations).abs()
+    if not isinstance(labels, Tensor) or labels.shape != (len(values),):
+        given = f"shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
+        raise ArgumentError(
+            f"the labels are {given}; give a tensor with one for each of {len(values)} samples."
+        )
+    classes, place = labels.to(values.device).unique(return_inverse=True)
+    if len(classes) < 2:
+        raise ArgumentError(f"the labels are of {len(classes)} class; give two at least.")
+    sums = values.new_zeros(len(classes), values.shape[1]).index_add_(0, place, values)
+    means: Tensor = sums / place.bincount()[:, None]
+    return means
+
+
+def _exponential_entropy(mass: Tensor) -> Tensor:
+    """Return the exponential of the entropy of each row, whose sum need not be 1; 0 for a row of zeros."""
+    total = mass.sum(dim=1)
+    share = mass / torch.where(total > 0, total, torch.ones_like(total))[:, None]
+    entropy: Tensor = -torch.special.xlogy(share, share).sum(dim=1)
+    return torch.where(total > 0, entropy.exp(), torch.zeros_like(total))
 
 
 def fold_change(expanded: float, dense: float) -> float:
