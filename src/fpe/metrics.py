@@ -258,7 +258,7 @@ def _by_class(activations: Tensor, labels: Tensor) -> Tensor:
         raise ArgumentError(
             f"the labels are {given}; give a tensor with one for each of {len(values)} samples."
         )
-    classes, place = labels.to(values.device).unique(return_inverse=True)
+    classes, place = torch.unique(labels.to(values.device), return_inverse=True)
     if len(classes) < 2:
         raise ArgumentError(f"the labels are of {len(classes)} class; give two at least.")
     sums = values.new_zeros(len(classes), values.shape[1]).index_add_(0, place, values)
