@@ -1,0 +1,169 @@
+"""Methods without masks."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.feature_selection import f_classif
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from fpe.masked import count_nonzero
+from fpe.models import mlp
+from fpe_reproduction.rivals.methods import REGULARIZED, Cell, fit, method, network
+
+
+class _Dropped(nn.Module):
+    """Sets weights to zero at random while training, and scales the others (DropConnect)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return F.dropout(weight, self.rate, self.training)
+
+
+@method(
+    "dense", {"dropout": 0.1}, {"dropout": 0.25}, {"dropconnect": 0.1}, {"dropconnect": 0.25}, *REGULARIZED
+)
+def dense(cell: Cell, lr: float, dropout: float = 0.0, dropconnect: float = 0.0, **how: Any) -> nn.Module:
+    """Train the dense network of the count."""
+    model = network(cell, cell.hidden, dropout)
+    if dropconnect:
+        parametrize.register_parametrization(model[0], "weight", _Dropped(dropconnect))
+    fit(cell, model, lr, **how)
+    if dropconnect:
+        parametrize.remove_parametrizations(model[0], "weight")
+    return model
+
+
+@method(
+    "deeper and narrower",
+    {"layers": 3},
+    {"layers": 4},
+    {"activation": "silu"},
+    {"dropout": 0.1},
+    *REGULARIZED,
+)
+def deeper(
+    cell: Cell, lr: float, layers: int = 2, dropout: float = 0.0, activation: str = "relu", **how: Any
+) -> nn.Module:
+    """Train a dense network of more layers, with layer norms."""
+    width = cell.hidden
+    while width > 1 and count_nonzero(network(cell, [width] * layers)) > cell.budget:
+        width -= 1
+    return fit(cell, network(cell, [width] * layers, dropout, activation=activation), lr, **how)
+
+
+@method("low rank", {"share": 0.25}, {"share": 0.75}, {"share": 0.9}, {"activation": "silu"}, *REGULARIZED)
+def low_rank(cell: Cell, lr: float, share: float = 0.5, activation: str = "relu", **how: Any) -> nn.Module:
+    """Train a network whose first layer is the product of two, of a share of the neurons as its rank."""
+    rank = max(1, round(share * cell.hidden))
+    rest = cell.budget - cell.classes - rank * cell.inputs
+    wide = max(1, rest // (rank + 1 + cell.classes))
+    head = mlp(rank, wide, cell.classes, seed=cell.seed, activation=activation)
+    first = nn.Linear(cell.inputs, rank, bias=False)
+    nn.init.uniform_(first.weight, -(cell.inputs**-0.5), cell.inputs**-0.5)
+    return fit(cell, nn.Sequential(first, *head), lr, **how)
+
+
+class _Chosen(nn.Module):
+    """Passes on some of the inputs."""
+
+    def __init__(self, places: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("places", places)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.places]  # type: ignore[index]
+
+
+@method(
+    "fewer inputs",
+    {"factor": 3},
+    {"factor": 4},
+    *({"by": by, "factor": f} for by in ("variance", "random", "f-test") for f in (2, 3)),
+)
+def fewer_inputs(cell: Cell, lr: float, by: str = "norm", factor: int = 2, **how: Any) -> nn.Module:
+    """Train a wider dense network of the best inputs.
+
+    They are ranked by the norm of the weights of a dense network that was trained for a quarter of the
+    epochs, by their variance, at random, or by an F-test with the classes.
+    """
+    wide = factor * cell.hidden
+    kept = max(1, (cell.budget - cell.classes - wide * (1 + cell.classes)) // wide)
+    if by == "norm":
+        quarter = replace(cell, epochs=max(1, cell.epochs // 4))
+        rank = fit(quarter, network(cell, cell.hidden), 1e-2)[0].weight.detach().norm(dim=0)  # type: ignore[index]
+    elif by == "variance":
+        rank = cell.spread
+    elif by == "random":
+        rank = torch.rand(cell.inputs, generator=torch.Generator().manual_seed(cell.seed))
+    else:
+        with warnings.catch_warnings():  # of constant features, whose ratio is 0 / 0
+            warnings.simplefilter("ignore")
+            rank = torch.from_numpy(np.nan_to_num(f_classif(cell.X.numpy(), cell.y.numpy())[0]))
+    places = rank.topk(min(kept, cell.inputs)).indices.sort().values
+    head = mlp(len(places), wide, cell.classes, seed=cell.seed)
+    return fit(cell, nn.Sequential(_Chosen(places), *head), lr, **how)
+
+
+@method(
+    "distilled",
+    {"temperature": 1.0},
+    {"temperature": 4.0},
+    {"share": 0.5},
+    {"share": 1.0},
+    {"wide": 4},
+    {"wide": 16},
+    {"dropout": 0.1},
+    {"l2": 1e-4},
+)
+def distilled(
+    cell: Cell,
+    lr: float,
+    temperature: float = 2.0,
+    share: float = 0.9,
+    wide: int = 8,
+    dropout: float = 0.0,
+    **how: Any,
+) -> nn.Module:
+    """Train the dense network on the probabilities of a wide one."""
+    teacher = fit(cell, network(cell, wide * cell.hidden, 0.1), 5e-3)
+    with torch.no_grad():
+        known = torch.cat([(teacher(part) / temperature).softmax(1) for part in torch.split(cell.X, 4096)])
+    target = share * known + (1 - share) * F.one_hot(cell.y, cell.classes)
+    return fit(cell, network(cell, cell.hidden, dropout), lr, y=target, **how)
+
+
+@method(
+    "boosted trees",
+    {"leaves": 2},
+    {"leaves": 3},
+    {"leaves": 6},
+    {"leaves": 8},
+    {"leaves": 16},
+    {"l2": 1.0},
+    {"samples": 5},
+    {"samples": 50},
+    tables_only=True,
+)
+def trees(cell: Cell, lr: float, leaves: int = 4, l2: float = 0.0, samples: int = 20) -> Any:
+    """Boost trees of as many bytes as the weights have: 8 for each split, 4 for each leaf."""
+    each = cell.classes * (8 * (leaves - 1) + 4 * leaves)
+    return HistGradientBoostingClassifier(
+        max_iter=max(1, 4 * cell.budget // each),
+        max_leaf_nodes=leaves,
+        learning_rate=min(1.0, 20 * lr),
+        l2_regularization=l2,
+        min_samples_leaf=samples,
+        random_state=cell.seed,
+        early_stopping=False,
+    ).fit(cell.X.numpy(), cell.y.numpy())

@@ -1,0 +1,289 @@
+"""Methods whose networks have zeros."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from fpe.expansion.expand import expand
+from fpe.expansion.init import reinitialize_
+from fpe.expansion.whole import prune_to_
+from fpe.masked import MaskedLayer, count_nonzero
+from fpe.rewiring.gradual import PruningSchedule
+from fpe.rewiring.open_masks import with_masks
+from fpe.rewiring.pruner import GradualPruner
+from fpe.rewiring.rewirer import Rewirer
+from fpe.rewiring.schedule import RewiringSchedule
+from fpe.sklearn import FPEClassifier
+from fpe.training.candidates import Candidate
+from fpe.training.search import dense_count
+from fpe_reproduction.rivals.methods import METHODS, REGULARIZED, Cell, Method, fit, method, network
+
+
+def prune_at_random_(model: nn.Module, budget: int, seed: int) -> nn.Module:
+    """Mask weights at random, and scale the others by one over the root of their share; in place."""
+    layers = [module for module in model.modules() if isinstance(module, MaskedLayer)]
+    generator = torch.Generator().manual_seed(seed)
+    values = [layer.weight.detach().clone() for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.rand(layer.weight.shape, generator=generator))
+        prune_to_(model, budget)
+        for layer, value in zip(layers, values, strict=True):
+            layer.weight.copy_(value * layer.fpe_mask * float(layer.fpe_mask.mean()) ** -0.5)
+    return model
+
+
+def sparse(cell: Cell, factor: int, activation: str = "relu") -> nn.Module:
+    """Return an untrained network, `factor` times as wide, with random masks."""
+    wide = with_masks(network(cell, factor * cell.hidden, activation=activation))
+    return prune_at_random_(wide, cell.budget, cell.seed)
+
+
+@method(
+    "random masks",
+    {"factor": 2},
+    {"factor": 8},
+    {"activation": "silu"},
+    {"factor": 2, "activation": "silu"},
+    *REGULARIZED,
+)
+def static(cell: Cell, lr: float, factor: int = 4, activation: str = "relu", **how: Any) -> nn.Module:
+    """Train a wide network with random masks that do not change (Golubeva et al., 2021)."""
+    return fit(cell, sparse(cell, factor, activation), lr, **how)
+
+
+_REWIRED: tuple[dict[str, Any], ...] = (
+    {"factor": 2},
+    {"factor": 8},
+    {"share": 0.1},
+    {"share": 0.5},
+    {"every": 50},
+    {"every": 200},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
+)
+
+
+def rewired(
+    cell: Cell, lr: float, policy: str, factor: int = 4, share: float = 0.3, every: int = 100, **how: Any
+) -> nn.Module:
+    """Train a wide network whose masks are random at first and change by a policy."""
+    schedule = RewiringSchedule(every=max(1, min(every, cell.steps // 20)), share=share, until=0.75)
+
+    def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Rewirer:
+        return Rewirer(model, optimizer, policy, steps=cell.steps, schedule=schedule, seed=cell.seed)
+
+    return fit(cell, sparse(cell, factor), lr, rewirer=rewirer, **how)
+
+
+@method("SET", *_REWIRED)
+def set(cell: Cell, lr: float, **how: Any) -> nn.Module:
+    """Grow weights at random (Mocanu et al., 2018)."""
+    return rewired(cell, lr, "set", **how)
+
+
+@method("RigL", *_REWIRED)
+def rigl(cell: Cell, lr: float, **how: Any) -> nn.Module:
+    """Grow weights by their gradients (Evci et al., 2020)."""
+    return rewired(cell, lr, "rigl", **how)
+
+
+@method("rewired (fpe)", {"factor": 2}, {"factor": 3}, {"factor": 8}, {"policy": "momentum"}, *REGULARIZED)
+def moved(cell: Cell, lr: float, factor: int = 4, policy: str = "accumulated", **how: Any) -> nn.Module:
+    """Expand an untrained network, and let the masks change by gradients that are gathered."""
+    wide = expand(network(cell, cell.hidden), factor, prune="balanced", seed=cell.seed)
+    wide = reinitialize_(wide, seed=cell.seed)
+
+    def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Rewirer:
+        return Rewirer(model, optimizer, policy, steps=cell.steps, seed=cell.seed)
+
+    return fit(cell, wide, lr, rewirer=rewirer, **how)
+
+
+@method(
+    "expanded once (fpe)",
+    {"factor": 3},
+    {"factor": 4},
+    {"split": "gram"},
+    {"split": "shared", "prune": "columns"},
+    {"split": "shared", "prune": "columns", "factor": 3},
+    {"at": 0.25},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
+)
+def one_shot(
+    cell: Cell,
+    lr: float,
+    factor: int = 2,
+    split: str = "random",
+    prune: str = "magnitude",
+    at: float = 0.5,
+    **how: Any,
+) -> nn.Module:
+    """Expand a dense network within its training, as the paper does."""
+    half = max(1, round(at * cell.epochs))
+    parent = fit(cell, network(cell, cell.hidden), lr, epochs=(0, half), **how)
+    wide = expand(parent.train(), factor, split=split, prune=prune, seed=cell.seed)
+    return fit(cell, wide, lr, epochs=(half, cell.epochs), **how)
+
+
+class _Mean(nn.ModuleList):
+    """The mean of the logits of several networks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([model(x) for model in self]).mean(0)
+
+
+@method(
+    "average of expansions",
+    {"networks": 3},
+    {"networks": 4},
+    {"factor": 3},
+    {"factor": 4},
+    {"split": "gram"},
+    {"at": 0.25},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
+)
+def average(
+    cell: Cell,
+    lr: float,
+    networks: int = 2,
+    at: float = 0.5,
+    factor: int = 2,
+    split: str = "random",
+    **how: Any,
+) -> nn.Module:
+    """Average several expansions of one parent, each of a part of the budget."""
+    small = max(1, cell.hidden // networks)
+    while small > 1 and networks * dense_count(cell.inputs, small, cell.classes) > cell.budget:
+        small -= 1
+    half = max(1, round(at * cell.epochs))
+    parent = fit(cell, network(cell, small), lr, epochs=(0, half), **how).train()
+    made = []
+    for number in range(networks):
+        wide = expand(parent, factor, split=split, seed=cell.seed + number)
+        made.append(fit(replace(cell, seed=cell.seed + number), wide, lr, epochs=(half, cell.epochs), **how))
+    return _Mean(made)
+
+
+def pruned(
+    cell: Cell, candidate: Candidate, lr: float, end: float = 0.6, scope: str = "network", **how: Any
+) -> nn.Module:
+    """Train a network and prune it gradually to the budget."""
+    wide = network(cell, candidate.hidden, direct=candidate.direct, activation=candidate.activation)
+    schedule = PruningSchedule(begin=0.05, end=end, every=max(1, cell.steps // 50))
+    if count_nonzero(wide) <= cell.budget:
+        return fit(cell, wide, lr, **how)
+
+    def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer) -> GradualPruner:
+        own: dict[str, Any] = {"score": candidate.score, "schedule": schedule, "scope": scope}
+        return GradualPruner(model, optimizer, budget=cell.budget, steps=cell.steps, **own)
+
+    return fit(cell, with_masks(wide), lr, rewirer=rewirer, **how)
+
+
+@method(
+    "no hidden layer", {"score": "magnitude"}, {"score": "fisher"}, {"end": 0.3}, {"end": 0.85}, *REGULARIZED
+)
+def linear(cell: Cell, lr: float, score: str = "moment", **how: Any) -> nn.Module:
+    """Prune softmax regression gradually."""
+    return pruned(cell, Candidate(0, False, cell.budget, score=score), lr, **how)
+
+
+@method(
+    "pruned gradually (fpe)",
+    {"factor": 2},
+    {"factor": 4},
+    {"factor": 6},
+    {"score": "magnitude"},
+    {"score": "fisher"},
+    {"activation": "silu"},
+    *REGULARIZED[:2],
+)
+def gradual(
+    cell: Cell, lr: float, factor: int = 3, score: str = "moment", activation: str = "relu", **how: Any
+) -> nn.Module:
+    """Prune a wide network gradually."""
+    own = Candidate(factor * cell.hidden, False, cell.budget, score=score, activation=activation)
+    return pruned(cell, own, lr, **how)
+
+
+@method(
+    "constant fan-in",
+    {"factor": 2},
+    {"factor": 4},
+    {"factor": 6},
+    {"score": "magnitude"},
+    {"score": "fisher"},
+    {"activation": "silu"},
+    *REGULARIZED[:2],
+)
+def fan_in(cell: Cell, lr: float, **how: Any) -> nn.Module:
+    """Prune a wide network gradually, to equally many inputs of each neuron."""
+    return cast(nn.Module, gradual(cell, lr, scope="neuron", **how))
+
+
+@method(
+    "with direct connections (fpe)",
+    {"hidden": 8},
+    {"hidden": 32},
+    {"hidden": 64},
+    {"hidden": 96},
+    {"activation": "silu"},
+    {"score": "fisher"},
+    *REGULARIZED[:2],
+)
+def direct(
+    cell: Cell, lr: float, hidden: int = 16, score: str = "moment", activation: str = "relu", **how: Any
+) -> nn.Module:
+    """Prune a network with connections from inputs to outputs gradually."""
+    own = Candidate(hidden, True, cell.budget, score=score, activation=activation)
+    return pruned(cell, own, lr, **how)
+
+
+class _Largest(nn.Module):
+    """Sets all but the largest weights to zero; all get the gradients (straight-through)."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, weight: Tensor) -> Tensor:
+        size = weight.detach().abs()
+        least = size.flatten().kthvalue(size.numel() - self.kept + 1).values
+        return weight + (weight * (size >= least) - weight).detach()
+
+
+@method("straight-through", {"factor": 2}, {"factor": 4}, {"factor": 6}, {"activation": "silu"}, *REGULARIZED)
+def straight_through(
+    cell: Cell, lr: float, factor: int = 3, activation: str = "relu", **how: Any
+) -> nn.Module:
+    """Use the largest weights of each layer in the forward pass, and train all."""
+    model = network(cell, factor * cell.hidden, activation=activation)
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    weights = sum(layer.weight.numel() for layer in layers)
+    kept = cell.budget - (count_nonzero(model) - weights)
+    for layer in layers:
+        own = max(1, int(kept * layer.weight.numel() / weights))
+        if own < layer.weight.numel():
+            parametrize.register_parametrization(layer, "weight", _Largest(own))
+    fit(cell, model, lr, **how)
+    for layer in layers:
+        if parametrize.is_parametrized(layer):
+            parametrize.remove_parametrizations(layer, "weight")
+    return model
+
+
+def searched(cell: Cell, lr: float) -> FPEClassifier:
+    """Let fpe search for a network of the budget."""
+    how: dict[str, Any] = {"epochs": cell.epochs, "batch_size": cell.batch_size, "random_state": cell.seed}
+    return FPEClassifier(budget=cell.budget, **how).fit(cell.X.numpy(), cell.y.numpy())
+
+
+METHODS["searched"] = Method("searched (fpe)", searched, ())

@@ -1,0 +1,55 @@
+"""Methods at one count of non-zeros: each keeps to the budget, and is tuned as much as the others."""
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from fpe.training.search import dense_count
+from fpe_reproduction.rivals import METHODS, contest
+from fpe_reproduction.rivals.methods import Cell, accuracy_of, nonzeros
+
+
+@pytest.fixture(scope="module")
+def cell():
+    X, y = load_digits(return_X_y=True)
+    X, y = torch.tensor(X[:400], dtype=torch.float32), torch.tensor(y[:400])
+    spread = X.std(0)
+    return Cell((X - X.mean(0)) / spread.clamp_min(1), y, spread, 8, dense_count(64, 8, 10), 2, 100, 0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_keeps_to_the_budget_and_is_determined_by_its_seed(name, cell):
+    first, second = (METHODS[name].train(cell, 1e-2) for _ in range(2))
+    assert 0.5 * cell.budget < nonzeros(first) <= cell.budget
+    assert accuracy_of(first, cell.X, cell.y) == accuracy_of(second, cell.X, cell.y)
+
+
+@pytest.mark.parametrize("name", ["dense", "fewer-inputs", "low-rank", "one-shot", "straight-through"])
+def test_options_keep_to_the_budget(name, cell):
+    for option in METHODS[name].options:
+        assert nonzeros(METHODS[name].train(cell, 1e-2, **option)) <= cell.budget
+
+
+def test_all_methods_have_equally_many_options():
+    assert {len(own.options) for name, own in METHODS.items() if name != "searched"} == {9}
+
+
+def test_splits_share_no_sample_between_their_parts():
+    published, other = contest.parts("digits", 0), contest.parts("digits", 1)
+    assert [len(part) for part in published] == [len(part) for part in other]
+    together = {row.tobytes() for row in other[0]} & {row.tobytes() for row in other[2]}
+    both = {row.tobytes() for row in published[0]} & {row.tobytes() for row in published[2]}
+    assert len(together) <= len(both) + 2  # equal images are in the data set
+    assert not (published[2] == other[2]).all()
+
+
+def test_a_comparison_is_tuned_on_training_data_and_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(contest, "QUICK_SPLITS", 1)
+    how = {"quick": True, "data": ["digits"], "methods": ["dense", "linear"], "jobs": 1}
+    table = contest.run(tmp_path, **how)
+    assert len(table) == 2 * contest.QUICK_SEEDS
+    assert set(table["budget"]) == {610}
+    done = []
+    again = contest.run(tmp_path, **how, on_task=done.append)
+    assert again.equals(table)
+    assert sorted(done) == sorted(path.stem for path in tmp_path.glob("*.json"))
