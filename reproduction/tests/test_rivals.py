@@ -1,5 +1,7 @@
 """Methods at one count of non-zeros: each keeps to the budget, and is tuned as much as the others."""
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_digits
@@ -7,6 +9,8 @@ from sklearn.datasets import load_digits
 from fpe.training.search import dense_count
 from fpe_reproduction.rivals import METHODS, contest
 from fpe_reproduction.rivals.methods import Cell, accuracy_of, nonzeros
+from fpe_reproduction.rivals.report import OWN, accuracies, best
+from fpe_reproduction.statistics import mean, nested
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +57,39 @@ def test_a_comparison_is_tuned_on_training_data_and_resumed(tmp_path, monkeypatc
     again = contest.run(tmp_path, **how, on_task=done.append)
     assert again.equals(table)
     assert sorted(done) == sorted(path.stem for path in tmp_path.glob("*.json"))
+
+
+def test_the_interval_over_splits_and_seeds_holds_the_mean():
+    """Also where splits differ more than seeds, and where only seeds differ."""
+    generator = np.random.default_rng(0)
+    for apart in (0.0, 1.0):
+        hits = 0
+        for _ in range(400):
+            values = 5 + apart * generator.normal(size=(3, 1)) + generator.normal(size=(3, 10))
+            found = nested(values)
+            hits += found.low < 5 < found.high
+        assert 0.9 < hits / 400 < 0.98
+    assert nested(np.arange(10.0)[None]) == mean(np.arange(10.0))
+
+
+def test_the_best_of_both_sides_are_chosen_on_validation_data():
+    """The rival that is best on test data is not the one that is compared."""
+    rows = []
+    for method, validation, accuracy in (
+        ("dense", 0.8, 0.70), ("linear", 0.7, 0.90), ("gradual", 0.9, 0.75), ("moved", 0.5, 0.99),
+        ("searched", None, 0.72),
+    ):  # fmt: skip
+        for split in range(3):
+            for seed in range(4):
+                rows.append({
+                    "data": "digits", "hidden": 8, "method": method, "split": split, "seed": seed, "lr": 0.01,
+                    "budget": 610, "nonzero": 600, "option": "default", "validation": validation,
+                    "accuracy": accuracy + 0.01 * split + 0.001 * seed,
+                })  # fmt: skip
+    (row,) = best(pd.DataFrame(rows)).to_dict("records")
+    assert (row["rival"], row["fpe"]) == ("dense", "gradual")
+    assert (row["difference"], row["low"], row["high"]) == pytest.approx((0.05, 0.05, 0.05))
+    assert row["searched_difference"] == pytest.approx(0.02)
+    table = accuracies(pd.DataFrame(rows)).set_index("method")["accuracy"]
+    assert table["moved"] == pytest.approx(0.99 + 0.01 + 0.0015)
+    assert set(OWN) == {"moved", "one-shot", "gradual", "direct", "searched"}

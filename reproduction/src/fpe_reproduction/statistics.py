@@ -170,3 +170,29 @@ def equal_size(sizes: ArrayLike, curve: ArrayLike, values: ArrayLike) -> Interva
 
     found = jackknife(estimate, len(others))
     return Interval(*(float(np.exp(bound)) for bound in (found.value, found.low, found.high)))
+
+
+def nested(values: ArrayLike) -> Interval:
+    """Return the mean of a measure over splits and seeds, with its interval by an analysis of variance.
+
+    The seeds of a split have the split in common. The variance of the mean is that between splits over the
+    number of splits, which holds both parts; where splits differ no more than their seeds do, all values
+    count as independent.
+
+    Parameters
+    ----------
+    values : array-like of shape (splits, seeds)
+        For paired data, the differences.
+    """
+    array = np.asarray(values, dtype=float)
+    splits, seeds = array.shape
+    if splits < 2 or seeds < 2:
+        return mean(array.ravel())
+    between = seeds * array.mean(axis=1).var(ddof=1)
+    within = array.var(axis=1, ddof=1).mean()
+    if between <= within:
+        return mean(array.ravel())
+    center = float(array.mean())
+    # Satterthwaite: `between` alone estimates the variance of the mean, with one less than the splits.
+    half = float(stats.t.ppf(0.975, splits - 1) * np.sqrt(between / array.size))
+    return Interval(center, center - half, center + half)

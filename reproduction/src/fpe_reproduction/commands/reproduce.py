@@ -9,6 +9,7 @@ import click
 
 from fpe._util.files import to_json
 from fpe.cli.shared import ManyValues, check_jobs
+from fpe.errors import ArgumentError
 
 
 @click.command(cls=ManyValues, short_help="Make a figure or table of the paper again.")
@@ -50,7 +51,8 @@ def reproduce(
 ) -> None:
     """Reproduce NAME, a figure or table of the paper, and compare it with the paper.
 
-    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments. You
+    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments.
+    "rivals" compares methods at equal counts, on data with names of their own, and is no part of "all". You
     can interrupt a run; the same command resumes it. Experiments share trained networks. Experiments on real
     data accept any --data, such as the embeddings that fpe embed writes.
 
@@ -66,6 +68,14 @@ def reproduce(
         from fpe_reproduction.report.text import catalogue_json, catalogue_text
 
         click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
+        return
+    if name == "rivals":
+        unfit = {
+            "--label": label,
+            "--fresh": fresh,
+            **{f"--{k.replace('_', '-')}": v for k, v in settings.items()},
+        }
+        _rivals(quick, data, out, jobs, engine, address, as_json, [flag for flag, v in unfit.items() if v])
         return
     from fpe._util.terminal import progress_bar
     from fpe.data import Dataset
@@ -97,3 +107,39 @@ def reproduce(
         click.echo(findings_text(result))
         click.echo(f"figure  {folder / result['name'] / 'figure.png'}\n")
     click.echo(f"page    {page}")
+
+
+def _rivals(
+    quick: bool,
+    data: tuple[str, ...],
+    out: Path | None,
+    jobs: int,
+    engine: str,
+    address: str | None,
+    as_json: bool,
+    unfit: list[str],
+) -> None:
+    from fpe._util.terminal import progress_bar
+    from fpe_reproduction.cluster import parallel_backend
+    from fpe_reproduction.rivals.contest import DATA, run, tasks
+    from fpe_reproduction.rivals.report import accuracies, best
+
+    wrong = [name for name in data if name not in DATA]
+    if unfit or wrong:
+        given = f"--data {wrong[0]}" if wrong else f"--{unfit[0].replace('_', '-')}"
+        raise ArgumentError(
+            f"{given} cannot be used with rivals; give --data {', '.join(DATA)}, --quick, --out, --jobs."
+        )
+    folder = out or Path("fpe-out", "rivals-quick" if quick else "rivals")
+    total = sum(1 for _ in tasks(quick, data))
+    with parallel_backend(engine, address, jobs), progress_bar("rivals", total, not as_json) as advance:
+        frame = run(folder, quick, data, jobs=jobs, on_task=advance)
+    frame.to_csv(folder / "runs.csv", index=False)
+    found = {"best": best(frame), "methods": accuracies(frame)}
+    if as_json:
+        click.echo(to_json({key: table.to_dict("records") for key, table in found.items()}))
+        return
+    for key, table in found.items():
+        table.to_csv(folder / f"{key}.csv", index=False)
+        click.echo(table.to_string(index=False, float_format="{:.4f}".format) + "\n")
+    click.echo(f"tables  {folder}")
