@@ -4,9 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
+from fpe.errors import ArgumentError
 from fpe.training.search import dense_count
+from fpe_reproduction.commands.reproduce import reproduce
 from fpe_reproduction.rivals import METHODS, contest
 from fpe_reproduction.rivals.methods import Cell, accuracy_of, nonzeros
 from fpe_reproduction.rivals.report import OWN, accuracies, best
@@ -93,3 +96,11 @@ def test_the_best_of_both_sides_are_chosen_on_validation_data():
     table = accuracies(pd.DataFrame(rows)).set_index("method")["accuracy"]
     assert table["moved"] == pytest.approx(0.99 + 0.01 + 0.0015)
     assert set(OWN) == {"moved", "one-shot", "gradual", "direct", "searched"}
+
+
+def test_the_command_refuses_what_it_would_ignore(tmp_path):
+    for given in (["--data", "other"], ["--hidden", "4"], ["--fresh"]):
+        refused = CliRunner().invoke(reproduce, ["rivals", "--out", str(tmp_path / "out"), *given])
+        assert isinstance(refused.exception, ArgumentError)
+        assert given[0] in str(refused.exception)
+    assert not (tmp_path / "out").exists()

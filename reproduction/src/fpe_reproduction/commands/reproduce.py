@@ -70,12 +70,8 @@ def reproduce(
         click.echo(to_json(catalogue_json()) if as_json else catalogue_text())
         return
     if name == "rivals":
-        unfit = {
-            "--label": label,
-            "--fresh": fresh,
-            **{f"--{k.replace('_', '-')}": v for k, v in settings.items()},
-        }
-        _rivals(quick, data, out, jobs, engine, address, as_json, [flag for flag, v in unfit.items() if v])
+        unfit = [name for name, value in {"label": label, "fresh": fresh, **settings}.items() if value]
+        _rivals(quick, data, out, jobs, engine, address, as_json, unfit)
         return
     from fpe._util.terminal import progress_bar
     from fpe.data import Dataset
