@@ -179,6 +179,7 @@ RECIPES = {
     "each matrix": "\\|w\\|, each matrix to one density",
     "fan-in": "\\|w\\| · v^¼, equally many inputs for each neuron",
     "least 4": "at least 4 inputs for each neuron",
+    "linear": "linearly, from 0 to 50 % of the steps",
     "early": "pruned by 30 % of the steps, not 60 %",
     "late": "pruned by 85 %",
     "head": "embedding and head pruned, too",

@@ -35,6 +35,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "each matrix": {"score": "magnitude", "scope": "layer"},
     "fan-in": {"scope": "neuron"},
     "least 4": {"least": 4},
+    "linear": {"schedule": fpe.PruningSchedule(begin=0.0, end=0.5, every=STEPS // 50, shape="linear")},
     "early": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.3, every=STEPS // 50)},
     "late": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.85, every=STEPS // 50)},
 }
