@@ -10,11 +10,9 @@ bytes. The first one tells two layouts apart; the shorter is used.
 0, bits
     One bit for each entry of the flattened mask, 1 where it is free: entry i is bit i % 8, the least
     significant first, of byte i // 8. The last byte is filled up with zeros.
-1, columns
-    The number of free entries of each row, then the columns of the free entries, row by row. Rows are those
-    of the first axis, columns count the entries of all other axes; a mask with one axis, of biases, is one
-    row. Integers are unsigned and little-endian. A column has the fewest of 1, 2 or 4 bytes that hold the
-    last column; a number of entries has the fewest that hold the number of columns.
+1, gaps
+    Of each free entry of the flattened mask, in order, the number of masked entries between it and the free
+    entry before it, or the beginning: one byte below 255, after a byte 255 for each 255 that are left out.
 
 The mask of a weight that is free as a whole is not stored. Packed layers have no masks: their buffers,
 ``zero_positions`` or ``codes``, say which of the stored weights are masked.
@@ -32,7 +30,9 @@ from torch import Tensor, nn
 from fpe.masked import BIAS_MASK, MASK, HasMasks, MaskedLayer
 
 #: The layouts of a mask.
-_BITS, _COLUMNS = 0, 1
+_BITS, _GAPS = 0, 1
+#: A byte that stands for so many masked entries, without a free one after them.
+_SKIP = 255
 
 
 def encode_mask(free: Tensor) -> Tensor:
@@ -58,14 +58,19 @@ def encode_mask(free: Tensor) -> Tensor:
     >>> torch.equal(decode_mask(encode_mask(free), (2, 3)), free != 0)
     True
     """
-    rows = (free != 0).cpu().reshape(_rows_and_columns(free.shape)).numpy()
-    number, column = _integers(rows.shape[1])
-    parts = [np.packbits(rows, bitorder="little")]
-    layout = _BITS
-    if len(rows) * number.itemsize + np.count_nonzero(rows) * column.itemsize < len(parts[0]):
-        parts = [rows.sum(1).astype(number).view(np.uint8), rows.nonzero()[1].astype(column).view(np.uint8)]
-        layout = _COLUMNS
-    return torch.from_numpy(np.concatenate([np.array([layout], np.uint8), *parts]))
+    flat = (free != 0).cpu().reshape(-1).numpy()
+    bits = np.packbits(flat, bitorder="little")
+    if np.count_nonzero(flat) >= len(bits):  # each takes a byte at least
+        return _bytes(_BITS, bits)
+    gaps = np.diff(np.flatnonzero(flat), prepend=-1) - 1
+    skips = gaps // _SKIP
+    coded = np.full(len(gaps) + skips.sum(), _SKIP, np.uint8)
+    coded[np.cumsum(skips + 1) - 1] = gaps % _SKIP
+    return _bytes(_GAPS, coded) if len(coded) < len(bits) else _bytes(_BITS, bits)
+
+
+def _bytes(layout: int, content: np.ndarray[Any, Any]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.array([layout], np.uint8), content]))
 
 
 def decode_mask(stored: Tensor, shape: Sequence[int]) -> Tensor:
@@ -76,34 +81,19 @@ def decode_mask(stored: Tensor, shape: Sequence[int]) -> Tensor:
     ValueError
         If the bytes are not those of a mask of this shape.
     """
-    rows, columns = _rows_and_columns(shape)
-    number, column = _integers(columns)
-    content = stored.cpu().numpy().tobytes()
-    layout, data = content[:1], content[1:]
-    counted = rows * number.itemsize
-    if layout == bytes([_BITS]) and len(data) == -(-rows * columns // 8):
-        flat = np.unpackbits(np.frombuffer(data, np.uint8), count=rows * columns, bitorder="little")
+    entries, content = torch.Size(shape).numel(), stored.cpu().numpy()
+    layout, coded = content[:1].tolist(), content[1:]
+    if layout == [_BITS] and len(coded) == -(-entries // 8):
+        flat = np.unpackbits(coded, count=entries, bitorder="little")
         return torch.from_numpy(flat).view(torch.bool).reshape(tuple(shape))
-    if layout == bytes([_COLUMNS]) and len(data) >= counted:
-        counts = np.frombuffer(data[:counted], number).astype(np.int64)
-        if len(data) == counted + int(counts.sum()) * column.itemsize:
-            places = np.frombuffer(data[counted:], column).astype(np.int64)
-            free = torch.zeros(rows, columns, dtype=torch.bool)
-            free[torch.from_numpy(np.repeat(np.arange(rows), counts)), torch.from_numpy(places)] = True
-            return free.reshape(tuple(shape))
+    if layout == [_GAPS]:
+        places = np.cumsum(np.where(coded == _SKIP, _SKIP, coded.astype(np.int64) + 1)) - 1
+        places = places[coded != _SKIP]
+        if not len(places) or places[-1] < entries:
+            flat = np.zeros(entries, np.bool_)
+            flat[places] = True
+            return torch.from_numpy(flat).reshape(tuple(shape))
     raise ValueError(f"the {len(content)} bytes of a mask are not those of one of shape {tuple(shape)}")
-
-
-def _rows_and_columns(shape: Sequence[int]) -> tuple[int, int]:
-    return (shape[0], torch.Size(shape[1:]).numel()) if len(shape) > 1 else (1, torch.Size(shape).numel())
-
-
-def _integers(columns: int) -> tuple[np.dtype[Any], np.dtype[Any]]:
-    """Return the types of numbers of entries in a row, and of columns."""
-    kinds: list[np.dtype[Any]] = [np.dtype("u1"), np.dtype("<u2"), np.dtype("<u4")]
-    number = next(kind for kind in kinds if columns < 1 << 8 * kind.itemsize)
-    column = next(kind for kind in kinds if columns <= 1 << 8 * kind.itemsize)
-    return number, column
 
 
 def free_values(values: Tensor, free: Tensor) -> Tensor:
