@@ -10,6 +10,7 @@ from torch import nn
 import fpe
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.io.compact import decode_mask, encode_mask, free_values, spread_values
+from fpe.io.onnx_zeros import steps_between
 from fpe.masked import MaskedLayer
 from models import same_values
 
@@ -209,3 +210,61 @@ def test_a_file_of_other_sizes_is_refused(tmp_path):
     fpe.save(with_zeros(fpe.mlp(8, 4, 2), 0.5), tmp_path / "wide.safetensors")
     with pytest.raises(CheckpointError, match="another architecture"):
         fpe.load(tmp_path / "wide.safetensors", like=nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 3000), st.sampled_from([0, 0.001, 0.01, 0.5, 1]), st.integers(0, 99))
+def test_steps_lead_to_all_that_is_not_zero_and_to_each_place_once(size, density, seed):
+    flat = np.random.default_rng(seed).random(size + 1) < density
+    places = np.cumsum(steps_between(flat), dtype=np.int64)
+    assert set(np.flatnonzero(flat)) <= set(places.tolist())
+    assert len(set(places.tolist())) == len(places) <= flat.sum() + 1 + size // 255
+
+
+def onnx_of(path):
+    """Return the operations and the constants of a file, and the operations that loading leaves."""
+    import onnx
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level, options.intra_op_num_threads = 3, 1
+    options.optimized_model_filepath = str(path.with_suffix(".loaded"))
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph, loaded = onnx.load(path).graph, onnx.load(options.optimized_model_filepath).graph
+    onnx.checker.check_model(str(path), full_check=True)
+    kinds = [{node.op_type for node in own.node} for own in (graph, loaded)]
+    return kinds[0], {c.name: onnx.numpy_helper.to_array(c) for c in graph.initializer}, kinds[1]
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("packing", [False, True])
+def test_an_onnx_file_has_no_zeros_and_the_weights_are_made_once(kind, packing, tmp_path):
+    wide = with_zeros(fpe.mlp(384, 64, 77, seed=0), 0.75).to(kind)
+    model = fpe.pack(wide) if packing else wide
+    x = torch.randn(3, 384).to(kind)
+    written = fpe.export(model, tmp_path / "wide.onnx", example_inputs=x)
+    assert written.difference < (1e-4 if kind != torch.float16 else 1e-2)
+    assert written.bytes < fpe.count_nonzero(wide) * (wide[0].weight.element_size() + 1) + 4000
+    operations, constants, loaded = onnx_of(written.path)
+    assert {"ScatterElements", "CumSum"} <= operations
+    assert not {"ScatterElements", "CumSum"} & loaded
+    assert all((array != 0).mean() > 0.9 for array in constants.values() if array.size > 300)
+
+
+def test_onnx_files_of_convolutions_and_of_places_far_apart(tmp_path):
+    model = nn.Sequential(nn.Conv2d(8, 64, 3), nn.Flatten(), nn.Linear(64 * 9, 40))
+    wide = with_zeros(model, 0.6)
+    wide[2].fpe_mask.zero_()
+    wide[2].fpe_mask[[0, 7, 39], [3, 570, 575]] = 1
+    wide[2].project()
+    written = fpe.export(wide, tmp_path / "wide.onnx", example_inputs=torch.randn(3, 8, 5, 5))
+    assert written.difference < 1e-4
+    assert written.bytes < 0.6 * wide[0].weight.nbytes + 6000
+    assert not {"ScatterElements", "CumSum"} & onnx_of(written.path)[2]
+
+
+def test_an_onnx_file_of_a_dense_network_is_as_before(tmp_path):
+    fpe.export(fpe.mlp(64, 32, 10), tmp_path / "dense.onnx", example_inputs=torch.randn(3, 64))
+    operations, constants, _ = onnx_of(tmp_path / "dense.onnx")
+    assert operations == {"Gemm", "Relu"}
+    assert len(constants) == 4
