@@ -17,7 +17,9 @@ from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError, CheckpointError, ModelError
-from models import MODELS
+from fpe.io.compact import decode_mask
+from models import MODELS, same_values
+from old_files import save_as
 
 
 def two_layers():
@@ -71,12 +73,13 @@ def test_the_type_of_the_file_is_kept_and_the_dense_model_left_alone(tmp_path):
     assert type(like[0]) is nn.Linear
 
 
-def test_masks_take_a_byte_an_entry_and_the_manifest_is_json(saved):
+def test_free_values_and_a_mask_of_bits_are_stored_and_the_manifest_is_json(saved):
     with safe_open(saved, framework="pt") as file:
         manifest = json.loads(file.metadata()["fpe"])
-        mask = file.get_tensor("0.fpe_mask")
-    assert mask.dtype == torch.bool
-    assert manifest["format"] == 4
+        mask, weight = file.get_tensor("0.fpe_mask"), file.get_tensor("0.weight")
+    assert (mask.dtype, mask.shape) == (torch.uint8, (1 + 64 // 8,))
+    assert weight.shape == (int(decode_mask(mask, (8, 8)).sum()),)
+    assert manifest["format"] == 6
     assert manifest["fpe"] == fpe.__version__
     assert manifest["plan"]["factor"] == 2
     assert manifest["modules"]["0"] == {
@@ -84,6 +87,16 @@ def test_masks_take_a_byte_an_entry_and_the_manifest_is_json(saved):
         "shape": [8, 8],
         "bias": True,
     }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_of_format_four_are_read(name, tmp_path):
+    model, x = MODELS[name]()
+    wide = fpe.expand(model).eval()
+    save_as(wide, tmp_path / "wide.safetensors", 4)
+    again = fpe.load(tmp_path / "wide.safetensors", like=model).eval()
+    assert same_values(again, wide)
+    assert torch.equal(again(x), wide(x))
 
 
 def test_a_compiled_model_is_saved_as_the_model_in_it(tmp_path):
@@ -144,8 +157,8 @@ def rewritten(path, change):
 
 
 def test_a_later_format_says_which_version_wrote_it(saved):
-    rewritten(saved, lambda m: json.dumps({**m, "format": 6, "fpe": "9.1"}))
-    with pytest.raises(CheckpointError, match=r"format 6.*formats 2, 3, 4, 5.*fpe 9\.1"):
+    rewritten(saved, lambda m: json.dumps({**m, "format": 7, "fpe": "9.1"}))
+    with pytest.raises(CheckpointError, match=r"format 7.*formats 2, 3, 4, 5, 6.*fpe 9\.1"):
         fpe.load(saved, like=two_layers())
 
 

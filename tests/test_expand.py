@@ -224,7 +224,7 @@ layer  kind          neurons  non-zeros  density      bytes
 total                 6 → 10         46    51.1%  184 → 680
 left unchanged:
   2: it is a head: its neurons are outputs of the network
-bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks"""
+bytes are in memory: weights, zeros among them, biases, buffers, masks; files have no zeros"""
     assert str(fpe.summary(model, fpe.expand(model))) == expected
 
 

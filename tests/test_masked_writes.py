@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import fpe
 from fpe.errors import ArgumentError, ModelError
+from old_files import save_as
 
 DENSE = fpe.mlp(8, 4, 2, seed=0)
 
@@ -267,20 +268,13 @@ def with_old_names(state):
 
 
 def test_states_files_and_pickles_from_before_masks_had_their_name_are_loaded(tmp_path):
-    from safetensors.torch import safe_open, save_file
-
     wide = expanded()
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     other = fpe.expand(DENSE, 2, seed=5)
     other.load_state_dict(with_old_names(wide.state_dict()))
     assert torch.equal(other(x), wide(x))
 
-    fpe.save(wide, tmp_path / "new.safetensors")
-    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
-        metadata = file.metadata()
-        state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    metadata["fpe"] = metadata["fpe"].replace('"format": 4', '"format": 2')
-    save_file(with_old_names(state), tmp_path / "old.safetensors", metadata=metadata)
+    save_as(wide, tmp_path / "old.safetensors", 2)
     assert torch.equal(fpe.load(tmp_path / "old.safetensors", like=DENSE)(x), wide(x))
 
     old = copy.deepcopy(wide)

@@ -60,7 +60,9 @@ class Summary:
             numbers = (_change(row.nonzero), f"{row.density:.1%}", _change(row.bytes))
             cells.append((row.name, row.kind, neurons, *numbers))
         lines = text_table(head, cells, left=2) + remarks(self.notes, self.skipped)
-        lines.append("bytes are of the tensors in memory: weights, zeros among them, biases, buffers, masks")
+        lines.append(
+            "bytes are in memory: weights, zeros among them, biases, buffers, masks; files have no zeros"
+        )
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:

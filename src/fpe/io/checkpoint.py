@@ -1,7 +1,8 @@
 """Save and load an expanded or packed model: safetensors, with a JSON manifest in the file's own metadata.
 
-The file contains each tensor of the state dict, masks as booleans, and a manifest (format version, plan,
-shapes of the layers that differ from the dense model's). No code is stored and none is run.
+The file contains each tensor of the state dict, masked parameters and their masks as `fpe.io.compact` says,
+and a manifest (format version, plan, shapes of the layers that differ from the dense model's, own types of
+the weights that are stored in 16 bits). No code is stored and none is run.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Container
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,20 +23,29 @@ from fpe._util.files import write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
+from fpe.io.compact import encode_mask, free_values, mask_buffers, masks_of, restore_
 from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
 from fpe.models import mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
-#: Formats of files of masked and of packed models. Masks have another name in format 2, and in format 3, that
-#: of packed models before 5, ``zero_positions``; the layers know both names.
-MASKED_FORMAT, PACKED_FORMAT = 4, 5
-FORMATS = (2, 3, MASKED_FORMAT, PACKED_FORMAT)
+#: Formats of files. Before 6, zeros are stored, and masks as booleans. Formats 2 and 4 are of masked models,
+#: 3 and 5 of packed ones. Masks have another name in format 2, and ``zero_positions`` in format 3; the layers
+#: know both names.
+FORMAT = 6
+FORMATS = (2, 3, 4, 5, FORMAT)
+#: Types with 16 bits, in which weights can be stored.
+STORAGE_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _KEY = "fpe"
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(
+    model: nn.Module, path: str | os.PathLike[str], *, storage_dtype: str | torch.dtype | None = None
+) -> None:
     """Write an expanded or packed model's weights, masks and plan; if that fails, an old file stays.
+
+    Of masked parameters only the free values are stored, and where they are: one bit for each entry of the
+    mask, or less where few are free.
 
     Parameters
     ----------
@@ -45,29 +56,51 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         processes must call it, and the first of those that give the same path writes.
     path : path-like
         The file, ``.safetensors`` by convention. Missing parent folders are made.
+    storage_dtype : {"float16", "bfloat16"} or torch.dtype, optional
+        Store the parameters of more than 16 bits in this type, rounded; half of the bytes of float32.
+        `fpe.load` gives them their own type again. By default nothing is rounded. Buffers never are.
 
     Raises
     ------
     ArgumentError
         If the model has state that this format cannot store: no tensor, or one that is packed as 2:4 or
-        quantized. The message names what to save instead.
+        quantized. The message names what to save instead. Also for another `storage_dtype`, or weights too
+        large for float16.
     ModelError
         If a weight is not zero where its mask is (see `fpe.project_`), or is computed by torch's pruning or a
         parametrization.
     WriteError
         If the file cannot be written; an old file stays.
+
+    Examples
+    --------
+    >>> import tempfile, fpe
+    >>> from pathlib import Path
+    >>> wide = fpe.expand(fpe.mlp(384, 64, 77, seed=0), factor=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     fpe.save(wide, f"{folder}/wide.safetensors")
+    ...     fpe.save(wide, f"{folder}/small.safetensors", storage_dtype="float16")
+    ...     own, small = (Path(folder, f"{n}.safetensors").stat().st_size for n in ("wide", "small"))
+    ...     again = fpe.load(f"{folder}/small.safetensors")
+    >>> 4 * fpe.count_nonzero(wide) < own < 1.1 * 4 * fpe.count_nonzero(wide), small < 0.6 * own
+    (True, True)
+    >>> again[0].weight.dtype
+    torch.float32
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    storage = _storage_type(storage_dtype)
     model = unwrapped(model)
     writes = _checked_everywhere(model, path)
     tensors, tied = _storable(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    rounded = {} if storage is None else _round_(tensors, parameters, storage)
     if not writes:
         return
-    kind, sizes = type(model).__name__, mlp_sizes(model)
-    manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(model), "tied": tied}
-    metadata = {"format": "pt", _KEY: json.dumps(manifest)}
+    manifest = {"format": FORMAT, "fpe": __version__, "model": type(model).__name__, "mlp": mlp_sizes(model)}
+    manifest |= {**shapes_of(model), "tied": tied, **({"rounded": rounded} if rounded else {})}
+    metadata = {"format": "pt", _KEY: json.dumps(manifest, separators=(",", ":"))}
 
     def write(temporary: Path) -> None:
         try:
@@ -113,16 +146,21 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     try:
         modules = _modules(like, manifest)
         model = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
-        for alias, name in manifest["tied"].items():
-            tensors[alias] = tensors[name]
+        for kind, names in manifest.get("rounded", {}).items():
+            tensors |= {name: tensors[name].to(getattr(torch, kind)) for name in names}
+        tied = manifest["tied"]
+        tensors |= {alias: tensors[name] for alias, name in tied.items()}
+        if manifest["format"] >= FORMAT:
+            restore_(tensors, model, tied)
+            tensors |= {alias: tensors[name] for alias, name in tied.items()}
         masks = mask_names(model)
         for name, own in (*model.named_parameters(), *model.named_buffers()):
-            # Masks are stored as booleans.
+            # Masks have the type of their weights, in older files booleans.
             stored = tensors.get(name.removesuffix(MASK) + "weight" if name in masks else name)
             if stored is not None:
                 own.data = own.data.to(stored.dtype)
         model.load_state_dict(tensors)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} was saved from another architecture than this {type(like).__name__}: "
             f"{shorten(str(error), 500)}. Give like=… the dense model that was expanded."
@@ -135,11 +173,7 @@ def shapes_of(wide: nn.Module) -> dict[str, Any]:
     """Return the plans and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
     parts = {name: known for name, part in wide.named_modules() if (known := _known_of(part))}
     whole, modules = parts.pop("", {}), layer_shapes(wide)
-    is_packed = any("packing" in known for known in (whole, *parts.values()))
-    is_packed = is_packed or any(entry["kind"] == "packed" for entry in modules.values())
-    number = PACKED_FORMAT if is_packed else MASKED_FORMAT
-    shapes = {"plan": None, **whole, "modules": modules, "parts": parts, "groups": group_records(wide)}
-    return {"format": number, **shapes}
+    return {"plan": None, **whole, "modules": modules, "parts": parts, "groups": group_records(wide)}
 
 
 def _known_of(module: nn.Module) -> dict[str, Any]:
@@ -191,6 +225,10 @@ def _sharded() -> Any:
     return DTensor
 
 
+def _whole(tensor: Tensor) -> Tensor:
+    return cast(Any, tensor).full_tensor() if isinstance(tensor, _sharded()) else tensor
+
+
 def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
     """Check the masks on all processes of a sharded model; tell whether this one writes."""
     refused, writes = None, True
@@ -209,12 +247,41 @@ def _checked_everywhere(model: nn.Module, path: str | os.PathLike[str]) -> bool:
     return writes
 
 
+def _storage_type(given: str | torch.dtype | None) -> torch.dtype | None:
+    if given is None or given in STORAGE_TYPES.values():
+        return given  # type: ignore[return-value]
+    if given not in STORAGE_TYPES:
+        known = ", ".join(map(repr, STORAGE_TYPES))
+        raise ArgumentError(f"storage_dtype is {given!r}; allowed are {known}, or None for the weights' own.")
+    return STORAGE_TYPES[given]
+
+
+def _round_(
+    tensors: dict[str, Tensor], parameters: Container[str], storage: torch.dtype
+) -> dict[str, list[str]]:
+    """Round parameters of more than 16 bits, in place; return the names of those of each type."""
+    rounded: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        if name not in parameters or not tensor.is_floating_point() or tensor.element_size() <= 2:
+            continue
+        made = tensor.to(storage)
+        if not torch.equal(made.isfinite(), tensor.isfinite()):
+            largest, most = float(tensor[tensor.isfinite()].abs().max()), torch.finfo(storage).max
+            raise ArgumentError(
+                f"{name!r} has weights up to {largest:.3g}, and {storage} holds at most {most:.3g}; give "
+                "storage_dtype='bfloat16', or None for the weights' own type."
+            )
+        tensors[name] = made
+        rounded.setdefault(str(tensor.dtype).removeprefix("torch."), []).append(name)
+    return rounded
+
+
 def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the state's tensors, each stored once, and the names that mean another name's tensor."""
+    """Return the state's tensors, each stored once and compactly, and the names of another name's tensor."""
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     first: dict[Any, str] = {}
-    masks = mask_names(model)
+    masks, buffers = masks_of(model), mask_buffers(model)
     for name, tensor in model.state_dict().items():
         if not isinstance(tensor, Tensor) or tensor.is_meta:
             what = "on the meta device" if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
@@ -230,14 +297,18 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
                 f"the state {name!r} is a {type(tensor).__name__}, which this format cannot store; save the "
                 "model before it is quantized, and quantize it again after fpe.load."
             )
+        if name.endswith(MASK) and name in buffers and buffers[name] not in masks:
+            continue  # the whole weight is free
         own = tensor.to_local() if isinstance(tensor, _sharded()) else tensor
         place = (own.device, own.data_ptr(), tensor.shape, own.stride())
         if own.numel() and place in first:
             tied[name] = first[place]
             continue
         first[place] = name
-        whole = tensor.full_tensor() if isinstance(tensor, _sharded()) else tensor
-        stored = (whole.bool() if name in masks else whole).cpu().contiguous()
+        whole = _whole(tensor)
+        if name in masks:
+            whole = free_values(whole, _whole(masks[name]))
+        stored = encode_mask(whole) if name in buffers else whole.cpu().contiguous()
         shares_storage = stored.untyped_storage().nbytes() != stored.nbytes
         tensors[name] = stored.clone() if shares_storage else stored
     return tensors, tied

@@ -26,6 +26,7 @@ from fpe.errors import ArgumentError, ModelError
 from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
+from fpe.io.onnx_zeros import drop_zeros_
 from fpe.packing.layers import bytes_of
 from fpe.packing.separate import with_separate_blocks
 from fpe.packing.verify import cannot_run, difference, error_text, largest
@@ -78,7 +79,8 @@ def export(
         Dense, expanded or packed; it is exported in evaluation mode and stays as it was.
     path : path-like
         Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (for ``torch.export.load``; a quantized model
-        needs torchao there).
+        needs torchao there). In ONNX, weights with many zeros are stored as their non-zeros; onnxruntime, as
+        any runtime that folds constants, makes them dense when it loads the file.
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
@@ -267,6 +269,7 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> N
     optimize(written.model, input_size_limit=MOST_FOLDED, output_size_limit=MOST_FOLDED)
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
+    drop_zeros_(written.model)
     written.save(path, external_data=False)
 
 

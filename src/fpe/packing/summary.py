@@ -14,8 +14,8 @@ from fpe._util.terminal import text_table
 class PackingRow:
     """One packed layer: its format, the reason for it, and its sizes.
 
-    `nonzero` counts weights and biases. `bytes` are those of the non-zeros alone, of the masked layer with
-    zeros and mask, and of the packed layer.
+    `nonzero` counts weights and biases. `bytes`, in memory, are those of the non-zeros alone, of the masked
+    layer with zeros and mask, and of the packed layer; files have no zeros.
     """
 
     name: str
