@@ -23,7 +23,7 @@ from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
 from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
-from fpe.models import mlp, mlp_sizes
+from fpe.models import CLASSES, mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
 #: Formats of files of masked and of packed models. Masks have another name in format 2, and in format 3, that
@@ -67,6 +67,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
         return
     kind, sizes = type(model).__name__, mlp_sizes(model)
     manifest = {"fpe": __version__, "model": kind, "mlp": sizes, **shapes_of(model), "tied": tied}
+    if getattr(model, CLASSES, None):
+        manifest["classes"] = [str(name) for name in getattr(model, CLASSES)]
     metadata = {"format": "pt", _KEY: json.dumps(manifest)}
 
     def write(temporary: Path) -> None:
@@ -92,7 +94,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     Returns
     -------
     nn.Module
-        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``.
+        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``, and
+        with ``fpe_classes``, the names of the classes, if the model that was saved had them.
 
     Raises
     ------
@@ -128,6 +131,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
             f"{shorten(str(error), 500)}. Give like=… the dense model that was expanded."
         ) from error
     _note(model, manifest)
+    if manifest.get("classes"):
+        setattr(model, CLASSES, manifest["classes"])
     return model
 
 
