@@ -18,6 +18,7 @@ from fpe.errors import ArgumentError, ModelError
 from fpe.io.c import export as c_export
 from fpe.io.c.source import _HALF
 from fpe.io.c.text import c_string, identifier
+from fpe.models import Standardize
 from fpe.sklearn import FPEClassifier, FPERegressor
 from models import assert_unchanged, snapshot
 
@@ -117,6 +118,11 @@ MODELS = {
     "activation first": lambda: sequence(nn.Tanh(), nn.GELU(), nn.Linear(4, 3), nn.ReLU(), nn.Tanh()),
     "direct, scaler, GELU, LayerNorm": deep,
     "nothing but biases": lambda: sequence(sparse(nn.Linear(4, 3), 0), nn.ReLU(), nn.Linear(3, 2)),
+    "a scaler that nothing reads": lambda: scaled([1.0] * 4, [2.0] * 4, 0.0),
+    "a norm that nothing reads": lambda: nn.Sequential(
+        Standardize(torch.full((4,), 1e6), torch.ones(4)),
+        *(nn.Linear(4, 3), nn.LayerNorm(3), sparse(nn.Linear(3, 2), 0)),
+    ),
     "half precision": lambda: fpe.mlp(8, 6, 3, seed=0, dtype=torch.bfloat16),
 }
 
@@ -249,12 +255,14 @@ def test_neurons_without_inputs_or_consumers_are_left_out(tmp_path):
     assert written.difference is None or written.difference < 1e-5
 
 
-def scaled(mean, scale):
+def scaled(mean, scale, share=1.0):
     model = fpe.mlp(4, 3, 2, seed=0, standardize=True, direct=True)
     with torch.no_grad():
         model.scaler.mean.copy_(torch.tensor(mean))
         model.scaler.scale.copy_(torch.tensor(scale))
         model.direct.weight.normal_(generator=torch.Generator().manual_seed(0))
+    sparse(model[1], share)
+    sparse(model.direct, share)
     return model
 
 

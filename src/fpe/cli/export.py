@@ -153,7 +153,11 @@ def _report_c(model: nn.Module, written: Export, weights: str | None, made_up: b
         return
     header = written.path.with_suffix(".h").name
     known = written.difference is not None
-    checked = f"{written.difference:.1e}" if known else "unknown: no C compiler was found (cc, gcc, clang)"
+    checked = (
+        f"{written.difference:.1e}"
+        if known
+        else "unknown: no C compiler was found (cc, gcc, clang), or it was too slow"
+    )
     kind = "random rows (--like may give rows of data)" if made_up else "given rows"
     click.echo(f"{written.path} and {header}  {written.bytes:,} bytes")
     click.echo(f"  non-zeros of the model: {nonzero:,}; in {weights}: {written.lengths}")

@@ -20,6 +20,8 @@ from fpe.io.c.network import WEIGHTS, Network, network_of, outputs_of, rounded
 from fpe.io.c.source import TOLERANCE, Source, source_of
 
 COMPILERS = ("cc", "gcc", "clang")
+#: Weights in statements above which a compiler takes too long to optimize them, and the seconds that it gets.
+OPTIMIZED, SECONDS = 10_000, 300
 #: Rows that are made up, numbers in them at most, and rows of the self-test.
 ROWS, NUMBERS, TEST_ROWS = 1000, 200_000, 4
 #: Largest difference of the network before rounding to the model, relative to the largest output.
@@ -83,7 +85,8 @@ def write_c(
     network = rounded(network, weights, np.concatenate([made_up, rows]))
     expected = network(rows.astype(np.float64))
     source = source_of(network, path.stem, rows[:TEST_ROWS], weights=weights, unroll=unroll, classes=classes)
-    own = _compiled(source, path.stem, network, rows)
+    level = "-O0" if unroll and network.nonzero > OPTIMIZED else "-O2"
+    own = _compiled(source, path.stem, network, rows, level)
     if own is not None and not (found := _difference(own, expected)) <= TOLERANCE * largest:
         raise ModelError(
             f"the C code differs from the model by {found:.1e}, more than rounding, at outputs of up to "
@@ -138,8 +141,8 @@ def _classes(outputs: np.ndarray) -> np.ndarray:
     return outputs[:, 0] > 0 if outputs.shape[1] == 1 else outputs.argmax(axis=1)
 
 
-def _compiled(source: Source, stem: str, network: Network, rows: np.ndarray) -> np.ndarray | None:
-    """Compile the code and run it on rows; None if there is no compiler."""
+def _compiled(source: Source, stem: str, network: Network, rows: np.ndarray, level: str) -> np.ndarray | None:
+    """Compile the code and run it on rows; None if there is no compiler, or if it takes too long."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         return None
@@ -153,9 +156,13 @@ def _compiled(source: Source, stem: str, network: Network, rows: np.ndarray) -> 
             (f"{stem}-run.c", driver),
         ):
             (folder / file).write_text(text, encoding="utf-8")
-        command = [compiler, "-std=c99", "-O2", f"./{stem}.c", f"./{stem}-run.c", "-o", "run", "-lm"]
+        command = [compiler, "-std=c99", level, f"./{stem}.c", f"./{stem}-run.c", "-o", "run", "-lm"]
         for arguments in (command, [str(folder / "run")]):
-            done = subprocess.run(arguments, cwd=folder, input=given, capture_output=True, text=True)
+            how: dict[str, Any] = {"input": given, "capture_output": True, "text": True, "timeout": SECONDS}
+            try:
+                done = subprocess.run(arguments, cwd=folder, **how)
+            except subprocess.TimeoutExpired:
+                return None
             if done.returncode:
                 lines = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()
                 cause = next((line for line in lines if "error" in line), lines[0])

@@ -91,6 +91,12 @@ class Network:
     def __post_init__(self) -> None:
         self.outputs = len([step for step in self.steps if isinstance(step, Affine)][-1].bias)
 
+    @property
+    def nonzero(self) -> int:
+        """Number of the weights that are not zero."""
+        layers = [layer for layer in (*self.steps, self.direct) if isinstance(layer, Affine)]
+        return sum(int(np.count_nonzero(layer.values)) for layer in layers)
+
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Compute the outputs of rows, (rows, inputs), in float64."""
         x = x if self.center is None else x - self.center
@@ -139,7 +145,9 @@ def network_of(model: nn.Module, spread: np.ndarray | None = None, mean: np.ndar
     network = Network(_width(steps), _without_dead_neurons(steps), own)
     if own is not None and not own.values.any():
         network.direct = None
-    if scaler is not None:
+    first = network.steps[0]
+    reads = network.direct is not None or not isinstance(first, Affine) or first.values.any()
+    if scaler is not None and reads:
         center, scale = (_array(cast(Tensor, getattr(scaler, name))) for name in ("mean", "scale"))
         network.center, network.factor = center, 1 / scale
     _check_finite(network)

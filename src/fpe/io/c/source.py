@@ -283,7 +283,7 @@ def source_of(
         "expected": f"Of the network with its weights in {weights}, computed in double precision.",
         "tolerance": c_number(TOLERANCE * largest),
         "what": "outputs" if classes is None else "scores of the classes",
-        "summary": f"{text.nonzero} non-zero weights in {weights}"
+        "summary": f"{network.nonzero} non-zero weights in {weights}"
         + (", in the code." if unroll else f"; {text.constants} bytes of constants."),
     }
     header_classes = source_classes = ""

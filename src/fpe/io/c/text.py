@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fpe.io.c.network import Affine, Network
+from fpe.io.c.network import Network
 
 #: Activations that are not in math.h.
 FUNCTIONS = {
@@ -24,8 +24,6 @@ class Text:
 
     def __init__(self, network: Network, weights: str) -> None:
         self.network, self.weights = network, weights
-        layers = [layer for layer in (*network.steps, network.direct) if isinstance(layer, Affine)]
-        self.nonzero = sum(int(np.count_nonzero(layer.values)) for layer in layers)
         self.functions: dict[str, str] = {}
         self.arrays: list[str] = []
         self.body: list[str] = []

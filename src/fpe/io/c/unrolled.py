@@ -19,14 +19,14 @@ def unrolled(text: Text) -> None:
     groups = _grouped(network.steps)
     needed = _needed(network, groups)
     input: Callable[[int], str] = "x[{}]".format
-    if network.center is not None or network.factor is not None:
+    if not needed[0]:
+        text.line("(void)x;")
+    elif network.center is not None or network.factor is not None:
         for i in needed[0]:
             center = "" if network.center is None else f" - {c_number(network.center[i])}"
             factor = "" if network.factor is None else f" * {c_number(network.factor[i])}"
             text.line(f"const float z_{i} = {_signed(f'(x[{i}]{center}){factor}')};")
         input = "z_{}".format
-    elif not needed[0]:
-        text.line("(void)x;")
     given = input
     for place, ((step, kinds), after) in enumerate(zip(groups, needed[1:], strict=True), 1):
         value = input
