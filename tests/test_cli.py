@@ -217,7 +217,9 @@ def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     stored = json.loads((out / "results.json").read_text())
     count = stored["rows"][-1]["nonzero"]
     assert count <= 60  # softmax regression has 44
-    assert fpe.count_nonzero(fpe.load(out / "best.safetensors")) == count
+    best = fpe.load(out / "best.safetensors")
+    assert fpe.count_nonzero(best) == count
+    assert best.fpe_classes == ["0", "1", "2", "3"]
     again = run("fit", data, "--budget", 60, "--epochs", 8, "--out", out, "--json")
     assert json.loads(again.stdout)["rows"] == stored["rows"]
 

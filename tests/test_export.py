@@ -332,7 +332,7 @@ def test_texts_of_any_length_go_through(tmp_path):
             fpe.mlp(8, 4, 2),
             "m.pb",
             torch.ones(2, 8),
-            r"'.pb'; allowed are .onnx and .pt2",
+            r"'.pb'; allowed are .onnx, .pt2",
         ),
         (7, "m.pt2", torch.ones(2, 8), "model is a int"),
         (fpe.mlp(8, 4, 2), "m.pt2", None, "example_inputs is missing"),
@@ -536,7 +536,7 @@ def test_the_command_takes_the_architecture_from_code_or_a_folder(tmp_path, monk
     ("arguments", "code", "message"),
     [
         (["none.safetensors", "m.pt2"], 1, "there is no file none.safetensors; give the path of a file"),
-        (["{saved}", "m.txt"], 2, "m.txt ends in '.txt'; allowed are .onnx and .pt2 (torch.export)."),
+        (["{saved}", "m.txt"], 2, "m.txt ends in '.txt'; allowed are .onnx, .pt2 (torch.export) and .c."),
         (["{saved}", "m.pt2", "--int8", "--no-pack"], 2, "--int8 is for packed models; leave out --no-pack."),
     ],
 )

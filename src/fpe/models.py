@@ -14,6 +14,8 @@ from fpe._util.modules import seeded
 from fpe.errors import ArgumentError
 from fpe.masked import HasMasks
 
+#: The attribute of a classifier with the names of its classes, a list of str in the order of the outputs.
+CLASSES = "fpe_classes"
 #: Activations of `mlp`, by name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -70,7 +72,7 @@ def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequenti
     layers = [("scaler", Standardize(mean, scale)), *network.named_children()]
     kind = DirectMLP if isinstance(network, DirectMLP) else nn.Sequential
     made = kind(OrderedDict(layers)).train(network.training)
-    for name in ("fpe_plan", "fpe_packing"):
+    for name in ("fpe_plan", "fpe_packing", CLASSES):
         if hasattr(network, name):
             setattr(made, name, getattr(network, name))
     return made

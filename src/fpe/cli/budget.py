@@ -31,6 +31,7 @@ def fit_budget(
     from fpe.budget import recommend
     from fpe.compare.store import provenance
     from fpe.io.checkpoint import save
+    from fpe.models import CLASSES
 
     folder = out or Path("fpe-out", f"{dataset.name}-budget-{dataset.fingerprint[:6]}")
     if fresh:
@@ -64,7 +65,9 @@ def fit_budget(
         }
         for own in found.classifiers
     ]
-    save(found.classifier.model_, folder / "best.safetensors")
+    model = found.classifier.model_
+    setattr(model, CLASSES, [dataset.classes[number] for number in found.classifier.classes_])
+    save(model, folder / "best.safetensors")
     result = {"data": dataset.name, **found.to_dict(), "rows": rows, "provenance": provenance()}
     write_json(folder / "results.json", result)
     if as_json:

@@ -1,4 +1,4 @@
-"""``fpe export``: a saved model as ONNX or as an archive of torch.export."""
+"""``fpe export``: a saved model as ONNX, as an archive of torch.export, or as C."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from fpe.errors import ArgumentError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from fpe.io.export import Export
+
+#: Types of weights; what writes C has them too, but loads torch.
+WEIGHTS = ("float32", "float16", "int8")
 #: Random rows where no batch is given: all show what rounding changes, two are for the export.
 ROWS = 1000
 
 
-@click.command(context_settings=SHOWN, short_help="Write a saved model as ONNX or as a torch.export archive.")
+@click.command(context_settings=SHOWN, short_help="Write a saved model as ONNX, a torch.export archive or C.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
@@ -28,7 +32,16 @@ ROWS = 1000
     help="The dense architecture and a batch, as for fpe plan.  [default: as the file says]",
 )
 @click.option("--pack/--no-pack", default=True, help="Leave the zeros out.")
-@click.option("--int8", is_flag=True, help="Round the weights of linear layers to int8.")
+@click.option(
+    "--weights",
+    type=click.Choice(WEIGHTS),
+    help="Type of the weights of linear layers; .onnx and .pt2 take int8 only.  [default: that of the model; "
+    "in .c float32]",
+)
+@click.option("--int8", is_flag=True, help="The same as --weights int8.")
+@click.option(
+    "--unroll", is_flag=True, help="Write .c as one statement for each neuron, without arrays and loops."
+)
 @click.option(
     "--batch-axis",
     "axes",
@@ -39,21 +52,31 @@ ROWS = 1000
 )
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def export(
-    file: Path, out: Path, like: str | None, pack: bool, int8: bool, axes: tuple[str, ...], as_json: bool
+    file: Path,
+    out: Path,
+    like: str | None,
+    pack: bool,
+    weights: str | None,
+    int8: bool,
+    unroll: bool,
+    axes: tuple[str, ...],
+    as_json: bool,
 ) -> None:
-    """Write the model in FILE, which fpe.save or fpe fit wrote, to OUT, which ends in .onnx or .pt2.
+    """Write the model in FILE, which fpe.save or fpe fit wrote, to OUT, which ends in .onnx, .pt2 or .c.
 
     It is packed first, and what was written is run and compared with it, on two sizes of the batch. What
     fpe.mlp and fpe fit made needs no --like; other models need one, and a batch of inputs with it, unless
-    they are of transformers.
+    they are of transformers. C is for networks of linear layers; it is compiled and compared, if there is a
+    compiler, and comes with a header of the same name.
 
     \b
     Example:
       fpe export fpe-out/digits-random-x2/best.safetensors digits.onnx
+      fpe export fpe-out/digits-random-x2/best.safetensors digits.c --weights int8
       fpe export wide.safetensors model.pt2 --like mynetworks:make_model_and_batch
     """  # noqa: D301
-    if int8 and not pack:
-        raise ArgumentError("--int8 is for packed models; leave out --no-pack.")
+    weights = _weights(out, weights, int8, unroll, pack)
+    int8 = weights == "int8"
     from torch import Tensor
 
     from fpe.io.checkpoint import load
@@ -66,6 +89,10 @@ def export(
     batch_axis = _batch_axis(axes)
     dense, given = named_model(like) if like is not None else (None, None)
     model = load(file, like=dense).eval()
+    if out.suffix == ".c":
+        how: dict[str, Any] = {"batch_axis": batch_axis, "weights": weights, "unroll": unroll}
+        _report_c(model, write(model, out, example_inputs=given, **how), weights, given is None, as_json)
+        return
     rows = _made_up_rows(model, file) if given is None else given
     batch = rows[:2] if given is None and isinstance(rows, Tensor) else rows
     kinds = {
@@ -97,6 +124,46 @@ def export(
             f"(outputs up to {rounding['largest']:.1e})\n"
             f"  predicted classes that int8 changes: {rounding['changed']:.1%} of {rounding['rows']:,} {kind}"
         )
+
+
+def _weights(out: Path, weights: str | None, int8: bool, unroll: bool, pack: bool) -> str | None:
+    """Check the options about weights, and return the type that they ask for."""
+    if int8 and weights not in (None, "int8"):
+        raise ArgumentError(f"--int8 and --weights {weights} are given; leave out either.")
+    weights = "int8" if int8 else weights
+    if out.suffix == ".c":
+        if not pack:
+            raise ArgumentError("--no-pack is for .onnx and .pt2; C always leaves the zeros out.")
+        return weights or "float32"
+    if unroll or weights not in (None, "int8"):
+        given = "--unroll" if unroll else f"--weights {weights}"
+        raise ArgumentError(f"{given} is for .c, and {out} is none; leave it out.")
+    if weights == "int8" and not pack:
+        raise ArgumentError("--int8 is for packed models; leave out --no-pack.")
+    return weights
+
+
+def _report_c(model: nn.Module, written: Export, weights: str | None, made_up: bool, as_json: bool) -> None:
+    """Print what was written as C."""
+    from fpe.masked import count_nonzero
+
+    nonzero = count_nonzero(model)
+    if as_json:
+        click.echo(to_json({**vars(written), "path": str(written.path), "nonzero": nonzero}))
+        return
+    header = written.path.with_suffix(".h").name
+    known = written.difference is not None
+    checked = (
+        f"{written.difference:.1e}"
+        if known
+        else "unknown: no C compiler was found (cc, gcc, clang), or it was too slow"
+    )
+    kind = "random rows (--like may give rows of data)" if made_up else "given rows"
+    click.echo(f"{written.path} and {header}  {written.bytes:,} bytes")
+    click.echo(f"  non-zeros of the model: {nonzero:,}; in {weights}: {written.lengths}")
+    click.echo(f"  largest difference of outputs: {checked}")
+    if written.changed is not None:
+        click.echo(f"  predicted classes that change: {written.changed:.1%} of {kind}")
 
 
 def _batch_axis(given: tuple[str, ...]) -> int | dict[str, int | None] | None:

@@ -16,7 +16,7 @@ from fpe.errors import ArgumentError
 from fpe.io.checkpoint import save
 from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
-from fpe.models import standardized
+from fpe.models import CLASSES, standardized
 from fpe.training.loop import EarlyStopping, Record, accuracy, as_tensor, evaluate_loss
 from fpe.training.trials import Trial, train_trials
 
@@ -76,6 +76,7 @@ def run_trial(
         kinds = [kind for kind in ("dense", "expanded", "double") if kind in networks]
         if models is not None:
             whole_model = standardized(wide, mean, scale) if config.standardize else wide
+            setattr(whole_model, CLASSES, dataset.classes)
             save(whole_model, models / model_name(hidden, trial))
         return {
             "hidden": hidden,

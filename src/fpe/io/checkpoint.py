@@ -26,7 +26,7 @@ from fpe.expansion.plan import Plan
 from fpe.io.compact import encode_mask, free_values, mask_buffers, masks_of, restore_
 from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
-from fpe.models import mlp, mlp_sizes
+from fpe.models import CLASSES, mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
 #: Formats of files. Before 6, zeros are stored, and masks as booleans. Formats 2 and 4 are of masked models,
@@ -100,6 +100,8 @@ def save(
         return
     manifest = {"format": FORMAT, "fpe": __version__, "model": type(model).__name__, "mlp": mlp_sizes(model)}
     manifest |= {**shapes_of(model), "tied": tied, **({"rounded": rounded} if rounded else {})}
+    if getattr(model, CLASSES, None):
+        manifest["classes"] = [str(name) for name in getattr(model, CLASSES)]
     metadata = {"format": "pt", _KEY: json.dumps(manifest, separators=(",", ":"))}
 
     def write(temporary: Path) -> None:
@@ -125,7 +127,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     Returns
     -------
     nn.Module
-        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``.
+        The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``, and
+        with ``fpe_classes``, the names of the classes, if the model that was saved had them.
 
     Raises
     ------
@@ -166,6 +169,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
             f"{shorten(str(error), 500)}. Give like=… the dense model that was expanded."
         ) from error
     _note(model, manifest)
+    if manifest.get("classes"):
+        setattr(model, CLASSES, manifest["classes"])
     return model
 
 

@@ -1,4 +1,4 @@
-"""Export a model for runtimes without fpe: ONNX, or an archive of torch.export; verified after writing."""
+"""Export a model for runtimes without fpe: ONNX, an archive of torch.export, C; verified."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
 from fpe.io.onnx_zeros import drop_zeros_
+from fpe.models import CLASSES
 from fpe.packing.layers import bytes_of
 from fpe.packing.separate import with_separate_blocks
 from fpe.packing.verify import cannot_run, difference, error_text, largest
 
-SUFFIXES = (".onnx", ".pt2")
+SUFFIXES = (".onnx", ".pt2", ".c")
 #: Largest difference that is allowed, relative to the largest entry of an output; and of types of 16 bits.
 TOLERANCE, TOLERANCE_16_BITS = 1e-4, 1e-2
 #: An output that is this much smaller than the largest may be the remainder of sums that cancel out.
@@ -49,12 +50,18 @@ class Export:
     `difference` is the largest between an output of the model and of the file, over two sizes of the batch,
     or None if nothing is installed that could run the file. `dynamic` has the axes of each input that may
     have any length; all others have that of the example.
+
+    Of C, `bytes` is the length of the source. `constants` are the bytes of its arrays (weights, their places,
+    biases, scales), 0 if it is unrolled, and `changed` is the share of the example rows whose class, that of
+    the largest output, is another one than the model's (None for an `FPERegressor`).
     """
 
     path: Path
     bytes: int
     difference: float | None
     dynamic: dict[str, list[int]]
+    constants: int | None = None
+    changed: float | None = None
 
     def __str__(self) -> str:
         known = self.difference is not None
@@ -63,39 +70,57 @@ class Export:
 
     @property
     def lengths(self) -> str:
-        """A clause that says which axes may have any length."""
+        """A clause that says which axes may have any length, or how large the constants of C are."""
+        if self.constants is not None:
+            return f"{self.constants:,} bytes of constants" if self.constants else "unrolled"
         free = [f"{' and '.join(map(str, axes))} of {name!r}" for name, axes in self.dynamic.items() if axes]
         return f"axes of any length: {', '.join(free)}" if free else "all axes have the example's lengths"
 
 
 def export(
-    model: nn.Module, path: str | os.PathLike[str], *, example_inputs: Any = None, batch_axis: BatchAxis = 0
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    batch_axis: BatchAxis = 0,
+    weights: str = "float32",
+    unroll: bool = False,
 ) -> Export:
-    """Write a model as ONNX or as an archive of ``torch.export``, for any size of the batch.
+    """Write a model as ONNX or as an archive of ``torch.export``, for any size of the batch, or as C.
 
     Parameters
     ----------
-    model : nn.Module
-        Dense, expanded or packed; it is exported in evaluation mode and stays as it was.
+    model : nn.Module, FPEClassifier or FPERegressor
+        Dense, expanded or packed; it is exported in evaluation mode and stays as it was. Estimators can be
+        written as C only, other formats take their ``model_``.
     path : path-like
-        Ends in ``.onnx`` (needs the extra ``onnx``) or ``.pt2`` (for ``torch.export.load``; a quantized model
-        needs torchao there). In ONNX, weights with many zeros are stored as their non-zeros; onnxruntime, as
-        any runtime that folds constants, makes them dense when it loads the file.
+        Ends in ``.onnx`` (needs the extra ``onnx``), ``.pt2`` (for ``torch.export.load``; a quantized model
+        needs torchao there), or ``.c``, beside which a ``.h`` of the same stem is written. In ONNX, weights
+        with many zeros are stored as their non-zeros; onnxruntime, as any runtime that folds constants, makes
+        them dense when it loads the file.
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
-        transformers, for which a batch is made up if none is given.
+        transformers, for which a batch is made up if none is given. For C rows of numbers, by default random
+        ones; the first four become its self-test.
     batch_axis : int, None, or mapping of str to these, default 0
         Which axis of the inputs is the batch, such as 1 for recurrent layers that take time first; a mapping
         gives it by the name of the input, and others have 0. None for inputs without a batch, whose sizes
-        stay as they are.
+        stay as they are. C takes one row.
+    weights : str, default "float32"
+        Type of the weights in C: ``"float32"``, ``"float16"``, or ``"int8"`` with one scale for each neuron.
+        Activations are float32 in all three. Other formats keep the model's types.
+    unroll : bool, default False
+        Write C without arrays and loops: one statement with constants for each neuron, as for high-level
+        synthesis.
 
     Returns
     -------
     Export
         Path, bytes, the axes that may have any length, and the largest difference: the file has been run, by
         onnxruntime if that is installed or by torch, on these inputs and on a batch of another size. It
-        returns the model's tensors in their order, whatever object the model puts them in.
+        returns the model's tensors in their order, whatever object the model puts them in. C has been
+        compiled, if cc, gcc or clang is found, and run on the example rows.
 
     Raises
     ------
@@ -103,8 +128,8 @@ def export(
         For another ending, a missing extra, a missing or empty batch, a batch that the model cannot be run on
         (such as float32 for a model in float64), or an unknown axis or input.
     ModelError
-        If torch cannot export the model, or if the file computes something else. No file is written then, and
-        an old one stays.
+        If torch cannot export the model, if C code cannot express it (all modules are named), or if the file
+        computes something else. No file is written then, and an old one stays.
     WriteError
         If the file cannot be written.
 
@@ -116,8 +141,19 @@ def export(
     ...     written = fpe.export(packed, f"{folder}/digits.pt2", example_inputs=torch.randn(5, 64))
     >>> written.difference < 1e-4
     True
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     written = fpe.export(packed, f"{folder}/digits.c", weights="int8")
+    >>> written.constants < 2000  # of 1,210 weights and biases, with places and scales
+    True
     """
     path = Path(path)
+    if path.suffix == ".c":
+        return _export_c(model, path, example_inputs, batch_axis, weights, unroll)
+    if weights != "float32" or unroll:
+        raise ArgumentError(
+            f"weights and unroll are for .c, and {path} is none. Round to int8 with fpe.quantize, and "
+            "convert the model for other types."
+        )
     _check(model, path)
     model = uncompiled(model)
     call = _call(model, example_inputs)
@@ -148,11 +184,27 @@ def export(
     return Export(path, path.stat().st_size, found, wrapped.axes.named(wrapped.call))
 
 
-def _check(model: nn.Module, path: Path) -> None:
+def _export_c(
+    model: Any, path: Path, example_inputs: Any, batch_axis: BatchAxis, weights: str, unroll: bool
+) -> Export:
+    from fpe.io.c.export import write_c
+
+    if batch_axis != 0:
+        raise ArgumentError(f"batch_axis is {batch_axis!r}; C takes one row at a time: leave it out.")
+    own: dict[str, Any] = {"classes": getattr(model, CLASSES, None)}
+    if hasattr(model, "_deployed"):  # an estimator
+        model, own = model._deployed()
+    _check(model, path)
+    written = write_c(model, path, example_inputs=example_inputs, weights=weights, unroll=unroll, **own)
+    return Export(path, path.stat().st_size, dynamic={}, **written)
+
+
+def _check(model: Any, path: Path) -> None:
     if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
+        inner = " such as its model_" * hasattr(model, "_deployed")
+        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module{inner}.")
     if path.suffix not in SUFFIXES:
-        raise ArgumentError(f"{path} ends in {path.suffix!r}; allowed are .onnx and .pt2 (torch.export).")
+        raise ArgumentError(f"{path} ends in {path.suffix!r}; allowed are .onnx, .pt2 (torch.export) and .c.")
     if path.suffix == ".onnx":
         missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:

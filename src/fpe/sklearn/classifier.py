@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
-from torch import Tensor
+from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, DataError
 from fpe.expansion.planner import plan
@@ -257,6 +257,10 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
             return (scores > 0).astype(int)
         codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[codes])
+
+    def _deployed(self) -> tuple[nn.Module, dict[str, Any]]:
+        model, _ = super()._deployed()
+        return model, {"classes": None if self._several else [str(name) for name in self.classes_]}
 
     @property
     def _several(self) -> bool:

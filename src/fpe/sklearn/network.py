@@ -133,6 +133,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return count_nonzero(self.model_)
 
+    def _deployed(self) -> tuple[nn.Module, dict[str, Any]]:
+        """Return the network, and what `fpe.export` writes as C beside it."""
+        check_is_fitted(self)
+        return self.model_, {}
+
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
         """Undo what a failing call has set; Ctrl-C is no failure."""

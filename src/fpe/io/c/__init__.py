@@ -1,0 +1,1 @@
+"""Export as C99 for microcontrollers."""
