@@ -1,0 +1,336 @@
+"""The page on transformers, CNNs and deep MLPs, from the runs that whole.py stores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import whole
+import whole_images
+import whole_mlp
+import whole_text
+from common import block, made_by, table, trained_at
+
+from fpe._util.files import read_json
+from fpe_reproduction.statistics import Interval, equal_size, jackknife, mean, size_at
+
+PAGE = "../evidence/transformers-and-cnns"
+#: Dense networks that large sparse ones equal, by their zeros (Frantar et al., 2024, for T5 and ViT alike).
+KNOWN = {0.5: 1.6, 0.75: 2.16, 0.875: 2.63}
+ZEROS = tuple(KNOWN)
+
+
+def run(page: str) -> None:
+    for stage in whole.STAGES.values():
+        stage()
+
+
+def stored(name: str) -> list[dict[str, Any]]:
+    """Return the stored runs of an experiment, each with its name."""
+    records = read_json(whole.STORED / f"{name}.json")
+    if records is None:
+        raise FileNotFoundError(f"docs/evidence/runs/{name}.json is missing: run whole.py first")
+    return [{**record, "task": task} for task, record in records.items()]
+
+
+class Runs:
+    """The runs of networks, each at its best rate, as arrays over the seeds."""
+
+    def __init__(self, *names: str) -> None:
+        self.all = {record["task"]: record for name in names for record in stored(name)}
+
+    def of(self, way: str) -> list[dict[str, Any]]:
+        """Return the runs of a way of training, by seed, at the rate with most seeds."""
+        by_rate: dict[str, dict[int, dict[str, Any]]] = {}
+        for task, record in self.all.items():
+            own, rate, seed = _split(task)
+            if own == way:
+                by_rate.setdefault(rate, {})[seed] = record
+        found = max(by_rate.values(), key=len)
+        return [found[seed] for seed in sorted(found)]
+
+    def values(self, way: str, key: str = "test") -> np.ndarray:
+        """Return a measure, by seed."""
+        return np.array([record[key] for record in self.of(way)])
+
+    def curve(self, ways: Sequence[str], key: str = "test") -> tuple[list[int], np.ndarray]:
+        """Return the counts of networks, and a measure, (seeds, networks)."""
+        counts = [self.of(way)[0]["nonzero"] for way in ways]
+        return counts, np.stack([self.values(way, key) for way in ways], axis=1)
+
+
+def _split(task: str) -> tuple[str, str, int]:
+    """Split the name of a run into the way of training, its rate and its seed."""
+    way, rate, seed = task.rsplit("-", 2)
+    return way, rate, int(seed)
+
+
+def nats(found: Interval) -> str:
+    """Write a loss, or a difference of losses, in nats."""
+    return found.text(1, 3, sign=False)
+
+
+def times(found: Interval, size: float) -> str:
+    """Write a size as a multiple of another."""
+    bounds = (found.value, found.low, found.high)
+    return Interval(*(bound / size for bound in bounds)).text(1, 2, sign=False)
+
+
+def difference(runs: Runs, way: str, other: str, key: str = "test") -> Interval:
+    """Return by how much a way's measure is above another's, over the seeds."""
+    return mean(runs.values(way, key) - runs.values(other, key))
+
+
+def text_table(runs: Runs, text: str, length: int, networks: Sequence[str]) -> str:
+    """Compare GPT-2s of a text with the small one, and with a curve of dense ones."""
+    dense = [own for own in networks if own.startswith("dense")]
+    counts, curve = runs.curve([f"{own}-{text}-{length}" for own in dense])
+    small = f"dense-1-{text}-{length}"
+    rows = []
+    for own in networks:
+        way = f"{own}-{text}-{length}"
+        record, other = runs.of(way)[0], runs.of(small)[0]
+        row = [NAMES.get(own, own), f"{record['nonzero']:,}", nats(mean(runs.values(way)))]
+        row.append("" if way == small else difference(runs, way, small).text(1, 3))
+        equal = "" if own in dense else times(equal_size(counts, curve, runs.values(way)), counts[0])
+        known = KNOWN.get(float(own.split("-")[1])) if own.startswith("zeros") else None
+        row += [equal, "" if known is None else f"{known:g}", average_text(runs, way, counts, curve)]
+        row += [f"{record['flops'] / other['flops']:.1f}", f"{record['bytes'] / other['bytes']:.1f}"]
+        rows.append(row)
+    return table(
+        ["network", "non-zeros", "loss", "minus dense", "equals dense of ×", "in large networks",
+         "minus dense of the average count", "FLOPs ×", "memory ×"],
+        rows,
+    )  # fmt: skip
+
+
+def average_text(runs: Runs, way: str, counts: Sequence[int], curve: np.ndarray) -> str:
+    """Return the loss minus that of a dense network of the average count while a network is trained."""
+    records = runs.of(way)
+    if records[0]["average"] == records[0]["nonzero"]:
+        return ""
+    values = runs.values(way)
+
+    def estimate(seeds: np.ndarray) -> float:
+        at = np.interp(np.log(records[0]["average"]), np.log(counts), curve[seeds].mean(0))
+        return float(values[seeds].mean() - at)
+
+    return jackknife(estimate, len(values)).text(1, 3)
+
+
+def law(runs: Runs, lengths: Sequence[int]) -> tuple[str, dict[str, str]]:
+    """Fit how large a dense network equals: (1 − zeros)^−k, with k = a + b · ln(length)."""
+    curves = {}
+    for length in lengths:
+        dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+        counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense])
+        values = {z: runs.values(f"zeros-{z:g}-characters-{length}") for z in ZEROS}
+        curves[length] = counts, curve, values
+    shares = {z: runs.of(f"zeros-{z:g}-characters-{lengths[0]}")[0]["zeros"] for z in ZEROS}
+
+    def sizes(seeds: np.ndarray, length: int) -> np.ndarray:
+        counts, curve, values = curves[length]
+        return np.array(
+            [size_at(counts, curve[seeds].mean(0), values[z][seeds].mean()) / counts[0] for z in ZEROS]
+        )
+
+    x = -np.log1p(-np.array([shares[z] for z in ZEROS]))
+
+    def power(seeds: np.ndarray, length: int) -> float:
+        y = np.log(sizes(seeds, length))
+        return float((x * y).sum() / (x * x).sum())
+
+    trials = len(next(iter(curves.values()))[1])
+    found = {length: jackknife(lambda s, own=length: power(s, own), trials) for length in lengths}
+    known = np.log([KNOWN[z] for z in ZEROS])
+    rows = [
+        [f"{length} ×", own.text(1, 2, sign=False), *(f"{(1 - z) ** -own.value:.2f}" for z in ZEROS)]
+        for length, own in found.items()
+    ]
+    theirs = float((x * known).sum() / (x * x).sum())
+    rows.append(["large networks", f"{theirs:.2f}", *(f"{(1 - z) ** -theirs:.2f}" for z in ZEROS)])
+    marks = {}
+    if len(lengths) > 1:
+        first, last = lengths[0], lengths[-1]
+        change = jackknife(lambda s: (power(s, last) - power(s, first)) / np.log(last / first), trials)
+        marks["law-change"] = change.text(1, 2)
+    head = ["training", "k", *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS)]
+    return table(head, rows), marks
+
+
+NAMES = {
+    "dense-1": "dense",
+    "dense-1.5": "dense, 1.5 ×",
+    "dense-2": "dense, 2 ×",
+    "dense-3": "dense, 3 ×",
+    "blocks4-1": "dense, 4 blocks",
+    "blocks8-1": "dense, 8 blocks",
+    "zeros-0.5": "**wider, 50 % zeros**",
+    "zeros-0.75": "**wider, 75 % zeros**",
+    "zeros-0.875": "**wider, 87.5 % zeros**",
+}
+#: What each recipe of the ablation is.
+RECIPES = {
+    "moment": "\\|w\\| · v^¼, all matrices together (the default)",
+    "one rate": "the same rate before and after pruning",
+    "magnitude": "\\|w\\|",
+    "fisher": "\\|w\\| · v^½",
+    "relative": "\\|w\\| over the root mean square of its matrix",
+    "each matrix": "\\|w\\|, each matrix to one density",
+    "fan-in": "\\|w\\| · v^¼, equally many inputs for each neuron",
+    "least 4": "at least 4 inputs for each neuron",
+    "linear": "linearly, from 0 to 50 % of the steps",
+    "early": "pruned by 30 % of the steps, not 60 %",
+    "late": "pruned by 85 %",
+    "head": "embedding and head pruned, too",
+    "straight": "masked weights learn on (straight-through), \\|w\\|",
+    "distilled": "half of the loss from a wide dense teacher",
+    "static": "random masks from the start, fixed",
+    "rigl": "random masks from the start, RigL",
+}
+
+
+def recipe_table() -> str:
+    """Compare recipes with the default one."""
+    runs = Runs("whole-recipes")
+    rows = []
+    for own in RECIPES:
+        best = runs.of(own)
+        row = [RECIPES[own], _split(best[0]["task"])[1], nats(mean(runs.values(own)))]
+        rows.append([*row, "" if own == "moment" else difference(runs, own, "moment").text(1, 3)])
+    return table(["recipe", "rate", "loss", "minus the default"], rows)
+
+
+def trained_table() -> str:
+    """Compare a trained GPT-2 that is trained on with one that is wider and pruned back."""
+    runs = Runs("whole-trained")
+    ways = {}
+    for kind in ("on", "wider-2"):
+        shares = ["on-1"] if kind == "on" else [f"{kind}-{share:g}" for share in whole.SHRINKS]
+        ways[kind] = min(shares, key=lambda way: runs.values(way, "validation").mean())
+    rows = []
+    for kind, way in ways.items():
+        name = "trained on" if kind == "on" else "wider by 2, pruned back"
+        share, rate = way.rsplit("-", 1)[1], _split(runs.of(way)[0]["task"])[1]
+        row = [name, rate, share, nats(mean(runs.values(way, "test of the parent")))]
+        rows.append(
+            [
+                *row,
+                nats(mean(runs.values(way))),
+                "" if kind == "on" else difference(runs, way, ways["on"]).text(1, 3),
+            ]
+        )
+    return table(["network", "rate", "weights ×", "loss before", "after", "minus trained on"], rows)
+
+
+def percent(values: Iterable[float]) -> str:
+    return mean(values).text(100, 1, sign=False)
+
+
+def mlp_table() -> tuple[str, dict[str, str]]:
+    """Compare deep MLPs with dense, residual and shallow ones."""
+    by_name = {record["task"]: record for record in stored("whole-mlp")}
+    rows, gains = [], []
+    for layers in whole_mlp.LAYERS:
+        for hidden in whole_mlp.WIDTHS:
+            cell = {
+                own: by_name[f"l{layers}-h{hidden}-{own}"]
+                for own in whole_mlp.NETWORKS
+                if f"l{layers}-h{hidden}-{own}" in by_name
+            }
+            dense = [own for own in cell if own.startswith("dense")]
+            counts = [cell[own]["nonzero"] for own in dense]
+            curve = np.array([cell[own]["accuracies"] for own in dense]).T
+            wider = [own for own in cell if own.startswith("wider")]
+            three = np.array(cell["wider-3"]["accuracies"])
+            equal = equal_size(counts, curve, three)
+            gains.append(mean(three - curve[:, 0]))
+            row = [f"{layers}", f"{hidden}", f"{counts[0]:,}", percent(curve[:, 0])]
+            row += [percent(cell[own]["accuracies"]) for own in wider]
+            row += [""] * (3 - len(wider))
+            row += [times(equal, counts[0]), percent(cell["residual"]["accuracies"])]
+            rows.append([*row, percent(cell["shallow"]["accuracies"])])
+    better = sum(gain.low > 0 for gain in gains)
+    head = ["layers", "h", "non-zeros", "dense %", "wider by 2 %", "wider by 3 %", "wider by 4 %"]
+    head += ["wider by 3 equals dense of ×", "dense, residual %", "best shallow %"]
+    return table(head, rows), {"mlp-better": f"{better} of {len(gains)}"}
+
+
+def mlp_trained_table() -> str:
+    """Compare trained deep MLPs that are trained on with ones that are wider and pruned back."""
+    by_name = {record["task"]: record for record in stored("whole-mlp-trained")}
+    rows = []
+    for layers, hidden in whole.MLPS_TRAINED:
+        on = by_name[f"l{layers}-h{hidden}-on"]
+        row = [
+            f"{layers}",
+            f"{hidden}",
+            f"{on['nonzero']:,}",
+            percent(on["before"]),
+            percent(on["accuracies"]),
+        ]
+        for kind in ("wider-2", "wider-3"):
+            own = by_name[f"l{layers}-h{hidden}-{kind}"]["accuracies"]
+            gain = mean(np.array(own) - on["accuracies"])
+            row += [percent(own), gain.text(100, 1)]
+        rows.append(row)
+    head = [
+        "layers",
+        "h",
+        "non-zeros",
+        "before %",
+        "trained on %",
+        "wider by 2 %",
+        "gain",
+        "wider by 3 %",
+        "gain",
+    ]
+    return table(head, rows)
+
+
+def image_table() -> str:
+    """Compare the CNN and the vision transformer with dense ones."""
+    runs = Runs("whole-images")
+    rows = []
+    for model, title in (("cnn", "CNN"), ("vit", "ViT")):
+        dense = [own for own in whole_images.NETWORKS if own.startswith("dense")]
+        counts, curve = runs.curve([f"{model}-{own}" for own in dense])
+        for own in whole_images.NETWORKS:
+            way, small = f"{model}-{own}", f"{model}-dense-1"
+            row = [
+                title,
+                NAMES[own],
+                f"{runs.of(way)[0]['nonzero']:,}",
+                percent(runs.values(way, "accuracy")),
+            ]
+            row += [nats(mean(runs.values(way)))]
+            row.append("" if own == "dense-1" else difference(runs, way, small).text(1, 3))
+            row.append("" if own in dense else times(equal_size(counts, curve, runs.values(way)), counts[0]))
+            rows.append(row)
+    head = ["", "network", "non-zeros", "accuracy %", "loss", "minus dense", "equals dense of ×"]
+    return table(head, rows)
+
+
+def parts(page: str) -> dict[str, Mapping[str, str]]:
+    runs = Runs("whole-text", "whole-wider")
+    found: dict[str, str] = {}
+    for length in (1, 4):
+        networks = [
+            *whole_text.NETWORKS[:4],
+            *(whole_text.DEEPER if length == 1 else ()),
+            *whole_text.NETWORKS[4:],
+        ]
+        found[f"text-{length}"] = text_table(runs, "characters", length, networks)
+    found["pairs"] = text_table(runs, "pairs", 1, whole.PAIRS)
+    found["law"], marks = law(runs, (1, 4))
+    found |= marks
+    found["recipes"], found["trained"] = recipe_table(), trained_table()
+    found["mlp"], marks = mlp_table()
+    found |= marks
+    found["mlp-trained"], found["images"] = mlp_trained_table(), image_table()
+    everything = [r for name in whole.EXPERIMENTS for r in stored(name)]
+    hours = sum(record["seconds"] for record in everything) / 3600
+    made = made_by(everything[-1], "torch")
+    found["made"] = block(f"{made}; {hours:.1f} hours of one core. {trained_at(everything)}")
+    return {PAGE: found}
