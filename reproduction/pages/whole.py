@@ -31,8 +31,11 @@ ABLATED, SHRINKS = "zeros-0.75", (1.0, 0.5)
 #: Networks of byte pairs; layers and widths of the deep MLPs that are trained first.
 PAIRS = ("dense-1", "dense-1.5", "dense-2", "dense-3", "zeros-0.5", "zeros-0.75")
 MLPS_TRAINED = ((5, 8), (5, 16), (9, 16))
+#: The rate of the small GPT-2 that is trained on: the best of its 1,500 steps.
+PARENT = 4e-3
 EXPERIMENTS = (
     "whole-text",
+    "whole-wider",
     "whole-recipes",
     "whole-trained",
     "whole-mlp",
@@ -104,25 +107,36 @@ def of_text(text: str, networks: Sequence[str], length: int) -> dict[str, dict[s
     return {f"{own}-{text}-{length}": {"network": own, "text": text, "length": length} for own in networks}
 
 
+def tune_and_run(
+    text: str, networks: Sequence[str], length: int, short: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Tune and run dense networks and wider ones; a long training begins at a short one's best rates."""
+    found: dict[str, float] = {}
+    for work, name, wide in (
+        (whole_text.measure, "whole-text", False),
+        (whole_recipes.measure, "whole-wider", True),
+    ):
+        ways = of_text(text, [own for own in networks if own.startswith("zeros") == wide], length)
+        rates = dict.fromkeys(ways, RATES)
+        if short is not None:
+            before = {way: short[f"{own['network']}-{text}-1"] for way, own in ways.items()}
+            rates = {way: (lr / 2, lr) for way, lr in before.items()}
+        best = tune(work, name, ways, rates, higher=short is None)
+        run_seeds(work, name, ways, best)
+        found |= best
+    return found
+
+
 def run_text() -> dict[str, float]:
-    ways = of_text("characters", (*whole_text.NETWORKS, *whole_text.DEEPER), 1)
-    best = tune(whole_text.measure, "whole-text", ways, dict.fromkeys(ways, RATES))
-    run_seeds(whole_text.measure, "whole-text", ways, best)
-    return best
+    return tune_and_run("characters", (*whole_text.NETWORKS, *whole_text.DEEPER), 1)
 
 
 def run_long() -> None:
-    short = run_text()
-    ways = of_text("characters", whole_text.NETWORKS, 4)
-    rates = {way: (short[way[:-1] + "1"] / 2, short[way[:-1] + "1"]) for way in ways}
-    best = tune(whole_text.measure, "whole-text", ways, rates, higher=False)
-    run_seeds(whole_text.measure, "whole-text", ways, best)
+    tune_and_run("characters", whole_text.NETWORKS, 4, run_text())
 
 
 def run_pairs() -> None:
-    ways = of_text("pairs", PAIRS, 1)
-    best = tune(whole_text.measure, "whole-text", ways, dict.fromkeys(ways, RATES))
-    run_seeds(whole_text.measure, "whole-text", ways, best)
+    tune_and_run("pairs", PAIRS, 1)
 
 
 def run_recipes() -> None:
@@ -132,11 +146,11 @@ def run_recipes() -> None:
 
 
 def run_trained() -> None:
-    first = run_text()["dense-1-characters-1"]
     ways = {
-        f"{kind}-{shrink:g}": {"kind": kind, "shrink": shrink, "parent_lr": first}
+        f"{kind}-{shrink:g}": {"kind": kind, "shrink": shrink, "parent_lr": PARENT}
         for kind in ("on", "wider-2")
         for shrink in SHRINKS
+        if kind != "on" or shrink == 1
     }
     best = tune(whole_recipes.measure_trained, "whole-trained", ways, dict.fromkeys(ways, RATES))
     run_seeds(whole_recipes.measure_trained, "whole-trained", ways, best)

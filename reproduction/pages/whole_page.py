@@ -37,8 +37,8 @@ def stored(name: str) -> list[dict[str, Any]]:
 class Runs:
     """The runs of networks, each at its best rate, as arrays over the seeds."""
 
-    def __init__(self, name: str) -> None:
-        self.all = {record["task"]: record for record in stored(name)}
+    def __init__(self, *names: str) -> None:
+        self.all = {record["task"]: record for name in names for record in stored(name)}
 
     def of(self, way: str) -> list[dict[str, Any]]:
         """Return the runs of a way of training, by seed, at the rate with most seeds."""
@@ -173,6 +173,7 @@ NAMES = {
 #: What each recipe of the ablation is.
 RECIPES = {
     "moment": "\\|w\\| · v^¼, all matrices together (the default)",
+    "one rate": "the same rate before and after pruning",
     "magnitude": "\\|w\\|",
     "fisher": "\\|w\\| · v^½",
     "relative": "\\|w\\| over the root mean square of its matrix",
@@ -183,7 +184,6 @@ RECIPES = {
     "early": "pruned by 30 % of the steps, not 60 %",
     "late": "pruned by 85 %",
     "head": "embedding and head pruned, too",
-    "rates": "rate of the pruned matrices × √(budget / count)",
     "straight": "masked weights learn on (straight-through), \\|w\\|",
     "distilled": "half of the loss from a wide dense teacher",
     "static": "random masks from the start, fixed",
@@ -207,7 +207,7 @@ def trained_table() -> str:
     runs = Runs("whole-trained")
     ways = {}
     for kind in ("on", "wider-2"):
-        shares = [f"{kind}-{share:g}" for share in whole.SHRINKS]
+        shares = ["on-1"] if kind == "on" else [f"{kind}-{share:g}" for share in whole.SHRINKS]
         ways[kind] = min(shares, key=lambda way: runs.values(way, "validation").mean())
     rows = []
     for kind, way in ways.items():
@@ -313,7 +313,7 @@ def image_table() -> str:
 
 
 def parts(page: str) -> dict[str, Mapping[str, str]]:
-    runs = Runs("whole-text")
+    runs = Runs("whole-text", "whole-wider")
     found: dict[str, str] = {}
     for length in (1, 4):
         networks = [

@@ -39,7 +39,7 @@ PRUNERS: dict[str, dict[str, Any]] = {
     "early": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.3, every=STEPS // 50)},
     "late": {"schedule": fpe.PruningSchedule(begin=0.05, end=0.85, every=STEPS // 50)},
 }
-RECIPES = ("moment", *PRUNERS, "relative", "head", "rates", "straight", "distilled", "static", "rigl")
+RECIPES = ("moment", "one rate", *PRUNERS, "relative", "head", "straight", "distilled", "static", "rigl")
 #: Masks that do not come from pruning a dense network; they are rivals.
 SPARSE = ("static", "rigl")
 
@@ -53,59 +53,71 @@ class Relative(fpe.GradualPruner):
         return torch.full_like(layer.weight, float(square) ** -2)  # to the power of ¼: 1 / rms
 
 
-def measure(network: str, lr: float, seed: int, recipe: str) -> dict[str, Any]:
-    """Train a GPT-2 of characters by a recipe; return its losses, and what training took."""
-    data, width, budget = data_of("characters"), width_of(network), sizes(WIDTH)[0]
-    model = fpe.with_masks(gpt(width, seed), "transformer.h.*")
-    with measured(model, budget, STEPS) as found:
+def measure(
+    network: str, lr: float, seed: int, recipe: str = "moment", length: int = 1, text: str = "characters"
+) -> dict[str, Any]:
+    """Train a wide GPT-2 by a recipe; return its losses, and what training took.
+
+    While it has more weights than the budget, its rate is smaller, by the root of their ratio (but for the
+    recipe ``one rate``).
+    """
+    data, width, budget, steps = data_of(text), width_of(network, text), sizes(WIDTH, text)[0], STEPS * length
+    model = fpe.with_masks(gpt(width, seed, text), "transformer.h.*")
+    with measured(model, budget, steps) as found:
         teacher = None
         if recipe == "distilled":
-            teacher = gpt(width, seed + 1000)
-            train(teacher, adamw(teacher, lr), data["learn"], STEPS, seed + 1000)
+            teacher = gpt(width, seed + 1000, text)
+            train(teacher, adamw(teacher, lr), data["learn"], steps, seed + 1000)
             teacher.eval()
         if recipe == "head":
             mask_head_(model)
         if recipe in SPARSE:
             prune_at_random_(model, budget, seed)
         optimizer = adamw(model, lr)
-        found["counts"] = counts = [fpe.count_nonzero(model)]
-        after = step_of(recipe, model, optimizer, seed, counts)
-        train(model, optimizer, data["learn"], STEPS, seed, after, teacher)
+        found["counts"] = counts = [budget] if recipe in SPARSE else []
+        after = step_of(recipe, model, optimizer, budget, steps, seed, counts)
+        train(model, optimizer, data["learn"], steps, seed, after, teacher)
         found |= {part: mean_loss(model, data[part]) for part in ("validation", "test")}
     # `fpe.count_nonzero` would count the weight of a masked head by the embedding, which is not masked.
     return {**found, "nonzero": sum(int(p.count_nonzero()) for p in model.parameters())}
 
 
 def step_of(
-    recipe: str, model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, counts: list[int]
+    recipe: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    budget: int,
+    steps: int,
+    seed: int,
+    counts: list[int],
 ) -> Callable[[int], None]:
     """Return what a recipe does after each step; it also appends the model's count to `counts`."""
-    budget = sizes(WIDTH)[0]
     if recipe in SPARSE:
-        rewirer = fpe.Rewirer(model, optimizer, "rigl", steps=STEPS, seed=seed)
+        rewirer = fpe.Rewirer(model, optimizer, "rigl", steps=steps, seed=seed)
         return lambda step: rewirer.step() if recipe == "rigl" else None
     kind = Relative if recipe == "relative" else fpe.GradualPruner
-    pruner = kind(model, optimizer, budget=budget, steps=STEPS, **PRUNERS.get(recipe, {}))
-    if recipe == "straight":
-        return straight_through(model, pruner, counts)
-    pruned = [site.layer.weight for site in pruner.sites]
-    if recipe == "rates":
-        others = [p for p in model.parameters() if all(p is not weight for weight in pruned)]
-        optimizer.param_groups[0]["params"] = others
-        optimizer.add_param_group({"params": pruned})
+    pruner = kind(model, optimizer, budget=budget, steps=steps, **PRUNERS.get(recipe, {}))
+    change = straight_through(model, pruner, steps) if recipe == "straight" else None
+
+    def set_rate(step: int) -> None:
+        counts.append(pruner.count_at(step))
+        if recipe != "one rate":
+            optimizer.param_groups[0]["share"] = (budget / counts[-1]) ** 0.5
 
     def after(step: int) -> None:
-        pruner.step()
+        if change is None:
+            pruner.step()
+        else:
+            change(step)
         if recipe == "head":
             fpe.project_(model)  # the embedding's gradients are not masked
-        counts.append(pruner.count_at(step + 1))
-        if recipe == "rates":  # lower, the more weights are left to prune
-            optimizer.param_groups[1]["share"] = (budget / counts[-1]) ** 0.5
+        set_rate(step + 1)
 
+    set_rate(0)
     return after
 
 
-def straight_through(model: nn.Module, pruner: fpe.GradualPruner, counts: list[int]) -> Callable[[int], None]:
+def straight_through(model: nn.Module, pruner: fpe.GradualPruner, steps: int) -> Callable[[int], None]:
     """Return what is done after each step so that masked weights learn, too, and can come back.
 
     The forward pass uses the largest weights, and all get its gradients. Masks are chosen anew when `pruner`
@@ -121,8 +133,8 @@ def straight_through(model: nn.Module, pruner: fpe.GradualPruner, counts: list[i
     def after(step: int) -> None:
         for layer, weight, last in zip(layers, kept, used, strict=True):
             weight += layer.weight - last
-        begun = step + 1 >= pruner.schedule.begin * STEPS
-        if begun and (step + 1) % pruner.schedule.every == 0 and step < 0.8 * STEPS:
+        begun = step + 1 >= pruner.schedule.begin * steps
+        if begun and (step + 1) % pruner.schedule.every == 0 and step < 0.8 * steps:
             sizes = torch.cat([weight.abs().flatten() for weight in kept])
             free = torch.zeros_like(sizes)
             free[sizes.topk(pruner.count_at(step + 1) - fixed).indices] = 1
@@ -131,9 +143,8 @@ def straight_through(model: nn.Module, pruner: fpe.GradualPruner, counts: list[i
         for layer, weight, mask, last in zip(layers, kept, masks, used, strict=True):
             layer.weight.copy_(weight * mask)
             last.copy_(layer.weight)
-            if step + 1 == STEPS:
+            if step + 1 == steps:
                 layer.fpe_mask.copy_(mask)
-        counts.append(pruner.count_at(step + 1))
 
     return after
 
@@ -173,8 +184,8 @@ def measure_trained(kind: str, lr: float, shrink: float, seed: int, parent_lr: f
         fpe.open_masks_(model, shrink=shrink)
     with measured(model, budget, STEPS) as found:
         optimizer = adamw(model, lr)
-        pruner = fpe.GradualPruner(model, optimizer, budget=budget, steps=STEPS)
-        found["counts"] = [pruner.count_at(step) for step in range(STEPS)]
-        train(model, optimizer, data["learn"], STEPS, seed + 1000, lambda step: pruner.step())
+        found["counts"] = counts = []
+        after = step_of("moment", model, optimizer, budget, STEPS, seed, counts)
+        train(model, optimizer, data["learn"], STEPS, seed + 1000, after)
         found |= {part: mean_loss(model, data[part]) for part in ("validation", "test")}
     return {**found, **before}
