@@ -41,13 +41,14 @@ class Runs:
         self.all = {record["task"]: record for name in names for record in stored(name)}
 
     def of(self, way: str) -> list[dict[str, Any]]:
-        """Return the runs of a way of training, by seed, at the rate with most seeds."""
+        """Return the runs of a way of training, by seed, at its best rate."""
         by_rate: dict[str, dict[int, dict[str, Any]]] = {}
         for task, record in self.all.items():
             own, rate, seed = _split(task)
             if own == way:
                 by_rate.setdefault(rate, {})[seed] = record
-        found = max(by_rate.values(), key=len)
+        tried = [runs for runs in by_rate.values() if all(seed in runs for seed in whole.TUNING)]
+        found = min(tried, key=lambda runs: sum(runs[seed]["validation"] for seed in whole.TUNING))
         return [found[seed] for seed in sorted(found)]
 
     def values(self, way: str, key: str = "test") -> np.ndarray:
