@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import whole
 import whole_images
 import whole_mlp
 import whole_text
-from common import block, made_by, table, trained_at
+from common import RESULTS, block, made_by, table, trained_at
 
 from fpe._util.files import read_json
 from fpe_reproduction.statistics import Interval, equal_size, jackknife, mean, size_at
@@ -120,7 +120,7 @@ def average_text(runs: Runs, way: str, counts: Sequence[int], curve: np.ndarray)
     return jackknife(estimate, len(values)).text(1, 3)
 
 
-def law(runs: Runs, lengths: Sequence[int]) -> tuple[str, dict[str, str]]:
+def law(runs: Runs, lengths: Sequence[int]) -> dict[str, str]:
     """Fit how large a dense network equals: (1 − zeros)^−k, with k = a + b · ln(length)."""
     curves = {}
     for length in lengths:
@@ -157,7 +157,7 @@ def law(runs: Runs, lengths: Sequence[int]) -> tuple[str, dict[str, str]]:
         change = jackknife(lambda s: (power(s, last) - power(s, first)) / np.log(last / first), trials)
         marks["law-change"] = change.text(1, 2)
     head = ["training", "k", *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS)]
-    return table(head, rows), marks
+    return {"law": table(head, rows), **marks}
 
 
 NAMES = {
@@ -229,7 +229,7 @@ def percent(values: Iterable[float]) -> str:
     return mean(values).text(100, 1, sign=False)
 
 
-def mlp_table() -> tuple[str, dict[str, str]]:
+def mlp_table() -> dict[str, str]:
     """Compare deep MLPs with dense, residual and shallow ones."""
     by_name = {record["task"]: record for record in stored("whole-mlp")}
     rows, gains = [], []
@@ -255,7 +255,7 @@ def mlp_table() -> tuple[str, dict[str, str]]:
     better = sum(gain.low > 0 for gain in gains)
     head = ["layers", "h", "non-zeros", "dense %", "wider by 2 %", "wider by 3 %", "wider by 4 %"]
     head += ["wider by 3 equals dense of ×", "dense, residual %", "best shallow %"]
-    return table(head, rows), {"mlp-better": f"{better} of {len(gains)}"}
+    return {"mlp": table(head, rows), "mlp-better": f"{better} of {len(gains)}"}
 
 
 def mlp_trained_table() -> str:
@@ -313,25 +313,43 @@ def image_table() -> str:
     return table(head, rows)
 
 
-def parts(page: str) -> dict[str, Mapping[str, str]]:
+def characters(length: int) -> dict[str, str]:
+    """Return the table of the character models of one length of training."""
+    dense, wider = whole_text.NETWORKS[:4], whole_text.NETWORKS[4:]
+    networks = [*dense, *(whole_text.DEEPER if length == 1 else ()), *wider]
     runs = Runs("whole-text", "whole-wider")
-    found: dict[str, str] = {}
-    for length in (1, 4):
-        networks = [
-            *whole_text.NETWORKS[:4],
-            *(whole_text.DEEPER if length == 1 else ()),
-            *whole_text.NETWORKS[4:],
-        ]
-        found[f"text-{length}"] = text_table(runs, "characters", length, networks)
-    found["pairs"] = text_table(runs, "pairs", 1, whole.PAIRS)
-    found["law"], marks = law(runs, (1, 4))
-    found |= marks
-    found["recipes"], found["trained"] = recipe_table(), trained_table()
-    found["mlp"], marks = mlp_table()
-    found |= marks
-    found["mlp-trained"], found["images"] = mlp_trained_table(), image_table()
-    everything = [r for name in whole.EXPERIMENTS for r in stored(name)]
+    return {f"text-{length}": text_table(runs, "characters", length, networks)}
+
+
+#: What is between the marks of a section, each by the first of them.
+PARTS: dict[str, Callable[[], dict[str, str]]] = {
+    "text-1": lambda: characters(1),
+    "text-4": lambda: characters(4),
+    "law": lambda: law(Runs("whole-text", "whole-wider"), (1, 4)),
+    "mlp": mlp_table,
+    "trained": lambda: {"trained": trained_table()},
+    "mlp-trained": lambda: {"mlp-trained": mlp_trained_table()},
+    "recipes": lambda: {"recipes": recipe_table()},
+    "pairs": lambda: {"pairs": text_table(Runs("whole-text", "whole-wider"), "pairs", 1, whole.PAIRS)},
+    "images": lambda: {"images": image_table()},
+    "made": lambda: {"made": made()},
+}
+
+
+def made() -> str:
+    """Say what made the stored runs."""
+    names = [name for name in whole.EXPERIMENTS if (whole.STORED / f"{name}.json").exists()]
+    everything = [record for name in names for record in stored(name)]
     hours = sum(record["seconds"] for record in everything) / 3600
-    made = made_by(everything[-1], "torch")
-    found["made"] = block(f"{made}; {hours:.1f} hours of one core. {trained_at(everything)}")
+    by = made_by(everything[-1], "torch")
+    return block(f"{by}; {hours:.1f} hours of one core. {trained_at(everything)}")
+
+
+def parts(page: str) -> dict[str, Mapping[str, str]]:
+    """Return the texts of the sections that the page has."""
+    text = (RESULTS / f"{PAGE}.md").read_text(encoding="utf-8")
+    found: dict[str, str] = {}
+    for mark, make in PARTS.items():
+        if f"<!-- {mark} -->" in text:
+            found |= make()
     return {PAGE: found}
