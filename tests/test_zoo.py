@@ -9,7 +9,7 @@ from torch import nn
 import fpe
 from fpe.errors import ModelError
 from fpe.graph import find_groups, verify
-from models import same_state
+from models import same_values
 from untouched import untouched
 from zoo import ZOO, answer, expanded
 
@@ -87,7 +87,7 @@ def test_exporting_leaves_dense_expanded_and_packed_models_as_they_were(name, tm
 @pytest.mark.parametrize("name", EXPANDED)
 def test_expanding_keeps_count_class_and_shapes_and_a_seed_gives_the_same_weights(name):
     model, batch, wide = expanded(name)
-    assert same_state(fpe.expand(model, 2, example_inputs=batch, seed=3), wide)
+    assert same_values(fpe.expand(model, 2, example_inputs=batch, seed=3), wide)
     assert type(wide) is type(model)
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model) == wide.fpe_plan.nonzero
     assert answer(wide, batch).shape == answer(model, batch).shape
@@ -180,7 +180,7 @@ def test_what_is_loaded_is_what_was_saved(name, times, tmp_path):
         assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     fpe.save(wide, tmp_path / "wide.safetensors")
     again = fpe.load(tmp_path / "wide.safetensors", like=model)
-    assert same_state(again, wide)
+    assert same_values(again, wide)
     assert again.fpe_plan == wide.fpe_plan
     assert torch.equal(answer(again.eval(), batch), answer(copy.deepcopy(wide).eval(), batch))
 
