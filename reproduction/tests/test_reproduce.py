@@ -10,14 +10,15 @@ import time
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from scipy.stats import sem, ttest_1samp
 
 from fpe.cli.main import main
 from fpe_reproduction.experiments import catalogue, formulas
 from fpe_reproduction.experiments.boolean import KINDS, BooleanConfig, run_row
-from fpe_reproduction.experiments.findings import Results, judged, verdict
+from fpe_reproduction.experiments.findings import Results, corrected, judged, verdict
 from fpe_reproduction.experiments.reproduce import reproduce
 from fpe_reproduction.experiments.tasks import Request
-from fpe_reproduction.statistics import Interval, mean, slope, slope_over_trials
+from fpe_reproduction.statistics import Interval, holm, mean, slope, slope_over_trials
 
 # The smallest thing that has all parts: few epochs, few samples, in a process of its own.
 SCRIPT = """
@@ -133,6 +134,39 @@ def test_a_claim_has_one_of_four_verdicts():
     said = [verdict(claim) for claim in claims]
     assert said == ["agrees", "agrees", "in sign only", "contradicted", "not shown", "agrees", "contradicted"]
     assert verdict({"agrees": False}) == "not shown"
+
+
+def test_p_values_are_those_of_students_test():
+    values = np.random.default_rng(0).normal(0.3, 1, 12)
+    found = mean(values)
+    assert found.p_below(0) == pytest.approx(ttest_1samp(values, 0, alternative="greater").pvalue)
+    assert found.p_above(0) == pytest.approx(ttest_1samp(values, 0, alternative="less").pvalue)
+    assert found.p_below(found.low) == pytest.approx(0.025)
+    assert found.p_above(found.high) == pytest.approx(0.025)
+    assert found.error == pytest.approx(sem(values))
+
+
+def test_a_difference_that_is_detectable_is_found_four_times_in_five():
+    generator = np.random.default_rng(0)
+    detectable = np.mean([mean(generator.normal(0, 1, 20)).detectable for _ in range(200)])
+    found = [mean(generator.normal(detectable, 1, 20)).low > 0 for _ in range(1000)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.04)
+
+
+def test_many_claims_are_judged_together():
+    """The worked example of Holm (1979) style: 0.005, 0.01, 0.03 and 0.04 become 0.02, 0.03, 0.06, 0.06."""
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    clear, close = (Interval(value, value - 1.97, value + 1.97) for value in (9.0, 2.0))
+    alone = judged("up", "", [close])
+    assert alone["agrees"]
+    assert [c["agrees"] for c in corrected([alone])] == [True]
+    family = [alone, judged("up", "", [clear]), {"paper": "counted", "agrees": True}]
+    assert [c["agrees"] for c in corrected(family)] == [True] * 3
+    close_ones = [judged("up", "", [close]) for _ in range(4)]
+    assert not any(c["agrees"] for c in corrected(close_ones))
+    down = [judged("down", "", [close], -np.inf, 0) for _ in range(4)]
+    assert not any(c["contradicted"] for c in corrected(down))
+    assert judged("down", "", [close], -np.inf, 0)["contradicted"]
 
 
 def test_lower_in_all_settings_but_one_needs_just_that():

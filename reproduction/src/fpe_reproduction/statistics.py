@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,37 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate and the bounds of its 95 % interval, which are NaN for a single value."""
+    """An estimate and the bounds of its 95 % interval, which are NaN for a single value.
+
+    `df` are the degrees of freedom of Student's t, by which it is made; those of a bootstrap are infinite.
+    """
 
     value: float
     low: float
     high: float
+    df: float = math.inf
+
+    @property
+    def error(self) -> float:
+        """The standard error of the estimate."""
+        return (self.high - self.low) / 2 / float(stats.t.ppf(0.975, self.df))
+
+    @property
+    def detectable(self) -> float:
+        """The smallest true value that such a measurement would tell from 0 four times in five."""
+        return float(stats.t.ppf(0.975, self.df) + stats.t.ppf(0.8, self.df)) * self.error
+
+    def p_below(self, bound: float) -> float:
+        """Return how likely so large an estimate, or a larger one, is if the true value is `bound`."""
+        if np.isnan(self.low) or math.isinf(bound):
+            return float(np.isnan(self.low) or bound > 0)
+        if self.error == 0:
+            return float(self.value <= bound)
+        return float(stats.t.sf((self.value - bound) / self.error, self.df))
+
+    def p_above(self, bound: float) -> float:
+        """Return how likely so small an estimate, or a smaller one, is if the true value is `bound`."""
+        return Interval(-self.value, -self.high, -self.low, self.df).p_below(-bound)
 
     def text(self, scale: float = 1, digits: int = 1, sign: bool = True) -> str:
         """Write as ``+1.2 [+0.8, +1.6]``."""
@@ -35,7 +62,7 @@ def mean(values: Iterable[float]) -> Interval:
     if len(array) < 2:
         return Interval(center, NAN, NAN)
     half = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array))
-    return Interval(center, center - half, center + half)
+    return Interval(center, center - half, center + half, len(array) - 1)
 
 
 def ratio_of_sums(
@@ -120,7 +147,7 @@ def jackknife(estimate: Callable[[np.ndarray], float], trials: int) -> Interval:
     without = np.array([estimate(np.delete(every, trial)) for trial in every])
     error = np.sqrt((trials - 1) / trials * np.square(without - without.mean()).sum())
     half = float(stats.t.ppf(0.975, trials - 1) * error)
-    return Interval(value, value - half, value + half)
+    return Interval(value, value - half, value + half, trials - 1)
 
 
 def size_at(sizes: ArrayLike, values: ArrayLike, value: float) -> float:
@@ -195,4 +222,13 @@ def nested(values: ArrayLike) -> Interval:
     center = float(array.mean())
     # Satterthwaite: `between` alone estimates the variance of the mean, with one less than the splits.
     half = float(stats.t.ppf(0.975, splits - 1) * np.sqrt(between / array.size))
-    return Interval(center, center - half, center + half)
+    return Interval(center, center - half, center + half, splits - 1)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p-values adjusted so that the chance of any false rejection in the family stays (Holm, 1979)."""
+    adjusted, largest = [0.0] * len(values), 0.0
+    for rank, place in enumerate(np.argsort(values)):
+        largest = max(largest, min(1.0, (len(values) - rank) * values[place]))
+        adjusted[place] = largest
+    return adjusted

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from fpe_reproduction.experiments.networks import label
-from fpe_reproduction.statistics import Interval, mean, slope
+from fpe_reproduction.statistics import Interval, holm, mean, slope
 
 Finding = dict[str, Any]
 #: What distinguishes networks of one data set.
@@ -112,17 +112,49 @@ def judged(
 
     It agrees if all intervals lie between `low` and `high`, and is contradicted if one of them lies wholly
     outside. A `weak` claim agrees unless it is contradicted. `size` is that of the paper, if it gives one.
+    ``p`` is how likely such a measurement is if the claim is false, ``p_false`` if it is true, and
+    ``detectable`` the smallest difference that it would have shown four times in five.
     """
     intervals = list(intervals)
     inside = all(low < i.low and i.high < high for i in intervals)
     outside = any(i.high < low or i.low > high for i in intervals)
-    return {
+    claim = {
         "paper": paper,
         "ours": ours,
         "agrees": not outside if weak else inside,
         "in_size": None if size is None else intervals[0].low <= size <= intervals[0].high,
         "contradicted": outside,
     }
+    if intervals:
+        claim["p"] = max(max(i.p_below(low), i.p_above(high)) for i in intervals)
+        wrong = min(min(i.p_above(low), i.p_below(high)) for i in intervals)
+        claim["p_false"] = min(1.0, len(intervals) * wrong)
+        claim["detectable"] = max(i.detectable for i in intervals)
+        claim["weak"] = weak
+    return claim
+
+
+def without_p(claim: Finding) -> Finding:
+    """Return a claim whose verdict does not follow from one interval, so that `corrected` leaves it."""
+    return {key: value for key, value in claim.items() if key not in ("p", "p_false")}
+
+
+#: One-sided, as the intervals of 95 % are on each side.
+LEVEL = 0.025
+
+
+def corrected(claims: Sequence[Finding]) -> list[Finding]:
+    """Return claims whose verdicts hold for all of them together, by Holm's method; see `judged`.
+
+    Those that were judged in another way than by intervals stay.
+    """
+    found = [dict(claim) for claim in claims]
+    family = [claim for claim in found if "p" in claim]
+    right, wrong = (holm([claim[key] for claim in family]) for key in ("p", "p_false"))
+    for claim, p, p_false in zip(family, right, wrong, strict=True):
+        claim |= {"p": p, "p_false": p_false, "contradicted": p_false < LEVEL}
+        claim["agrees"] = not claim["contradicted"] if claim["weak"] else p < LEVEL
+    return found
 
 
 def verdict(claim: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from fpe.data.named import NAMED
 from fpe.errors import ArgumentError
 from fpe_reproduction.experiments.catalogue import chosen
 from fpe_reproduction.experiments.experiment import Experiment
-from fpe_reproduction.experiments.findings import Results, sorted_findings
+from fpe_reproduction.experiments.findings import Results, corrected, sorted_findings
 from fpe_reproduction.experiments.tasks import Request, Task
 from fpe_reproduction.experiments.timeline import Source
 
@@ -169,6 +169,8 @@ def _result(
         for group in dict.fromkeys(task.group for task, _ in made)
     ]
     settings = {task.group: task.identity for task, _ in made}
+    found = sorted_findings(finding for each in results for finding in experiment.findings(each))
+    found["claims"] = corrected(found["claims"])
     return {
         "name": experiment.name,
         "where": experiment.where,
@@ -179,7 +181,7 @@ def _result(
         "settings": settings if experiment.data else settings[""],
         "networks": len(networks),
         "training_seconds": round(sum(record["seconds"] for _, record in made)),
-        **sorted_findings(finding for each in results for finding in experiment.findings(each)),
+        **found,
         "values": [{k: v for k, v in network.items() if k != "weight"} for network in networks],
         "commits": commits(record for _, record in made),
         "provenance": provenance(),
