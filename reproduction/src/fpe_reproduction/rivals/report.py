@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.statistics import Interval, nested
 
 #: Methods of fpe; all others are rivals. Pruning softmax regression is what a user could do without it.
-OWN = tuple(name for name, method in METHODS.items() if method.title.endswith("(fpe)"))
+OWN = ("moved", "one-shot", "gradual", "direct", "searched")
 
 
 def values(frame: pd.DataFrame, method: str) -> np.ndarray:

@@ -82,7 +82,7 @@ def rewired(
 
 
 @method("SET", *_REWIRED)
-def set(cell: Cell, lr: float, **how: Any) -> nn.Module:
+def random_growth(cell: Cell, lr: float, **how: Any) -> nn.Module:
     """Grow weights at random (Mocanu et al., 2018)."""
     return rewired(cell, lr, "set", **how)
 
