@@ -75,6 +75,29 @@ class TestNamed:
         monkeypatch.delenv("FPE_DATA")
         assert find_folder("fashion-mnist") is None
 
+    def test_letter_keeps_its_last_4000_rows_for_the_test(self, tmp_path, monkeypatch):
+        rows = [f"{'AB'[i % 2]},{','.join(str(i % 16) for _ in range(16))}" for i in range(20_000)]
+        (tmp_path / "letter").mkdir()
+        (tmp_path / "letter" / "letter-recognition.data").write_text("\n".join(rows))
+        monkeypatch.setenv("FPE_DATA", str(tmp_path))
+        data = load("letter")
+        assert (data.X_train.shape, data.X_test.shape) == ((16_000, 16), (4_000, 16))
+        assert data.X_train[15].tolist() == [1.0] * 16
+        assert (data.y_test[:2].tolist(), list(data.classes)) == ([0, 1], ["A", "B"])
+
+    @pytest.mark.parametrize(
+        ("name", "folder"), [("banking77", "banking77-minilm"), ("cifar100", "cifar100-efficientnet")]
+    )
+    def test_embeddings_are_read_from_fpe_data_or_asked_for(self, name, folder, tmp_path, monkeypatch):
+        monkeypatch.setenv("FPE_DATA", str(tmp_path))
+        with pytest.raises(DataError, match=f"fpe embed .*{folder}"):
+            load(name)
+        (tmp_path / folder).mkdir()
+        X, y = np.eye(4, dtype=np.float16), np.array([0, 1, 0, 1])
+        np.savez(tmp_path / folder / f"{folder}.npz", X_train=X, y_train=y, X_test=X[:2], y_test=y[:2])
+        data = load(name)
+        assert (data.name, data.X_train.tolist()) == (name, X.tolist())
+
     def test_failing_that_it_is_asked_of_openml(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("FPE_DATA", raising=False)

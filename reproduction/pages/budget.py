@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from common import block, made_by, run_all, store, stored, table, trained_at
-from trained import arrays as arrays_of
+from trained import arrays
 
 from fpe.compare.runner import one_thread
-from fpe.data import load
-from fpe.data.named import find_folder
 from fpe.sklearn import FPEClassifier
 from fpe.sklearn.inputs import scaler_of
 from fpe.training.candidates import Candidate, Entry, Task, trained
@@ -58,21 +56,10 @@ BEFORE = {
 SEEDS = range(5)
 
 
-def arrays(data: str) -> list[torch.Tensor]:
-    """Return inputs and classes to learn, and those to measure on."""
-    if data != "cifar100":
-        return arrays_of(data, "test")
-    folder = find_folder("cifar100-efficientnet")
-    assert folder is not None, "put cifar100-efficientnet.npz into a folder cifar100-efficientnet of FPE_DATA"
-    found = load(str(folder / "cifar100-efficientnet.npz"))
-    parts = found.X_train, found.y_train, found.X_test, found.y_test
-    return [torch.from_numpy(np.ascontiguousarray(array)) for array in parts]
-
-
 def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
     """Train one network; return its accuracy on the test data, and what it is."""
     _, epochs, batch_size, _ = DATA[data]
-    X, y, X_test, y_test = arrays(data)
+    X, y, X_test, y_test = arrays(data, "test")
     classes = int(y.max()) + 1
     budget = BUDGETS.get((data, hidden), dense_count(X.shape[1], hidden, classes))
     with one_thread():

@@ -66,7 +66,7 @@ def recipe_of(
 def measure(data: str, hidden: int, method: str, seed: int) -> dict[str, Any]:
     """Choose the rate on a held-out fifth, train on all, and return the accuracy on the test data."""
     _, epochs, batch_size, _ = DATA[data]
-    X, y, X_test, y_test = arrays(data)
+    X, y, X_test, y_test = arrays(data, "test")
     center, scale = scaler_of(X.numpy(), None)
     X, X_test, classes = (X - center) / scale, (X_test - center) / scale, int(y.max()) + 1
     budget = BUDGETS.get((data, hidden), dense_count(X.shape[1], hidden, classes))
@@ -91,7 +91,7 @@ def removed(data: str, hidden: int) -> dict[str, Any]:
     For each stage: the exponents of a fit ``rise ∝ |w|^a · v^b``, and rank correlations of rise and score.
     """
     _, epochs, batch_size, _ = DATA[data]
-    X, y, *_ = arrays(data)
+    X, y, *_ = arrays(data, "test")
     center, scale = scaler_of(X.numpy(), None)
     X, classes = (X - center) / scale, int(y.max()) + 1
     budget = BUDGETS.get((data, hidden), dense_count(X.shape[1], hidden, classes))

@@ -6,20 +6,17 @@ trained on all of it and compared on the test data. About an hour on one core.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from common import block, made_by, run_all, store, stored, table, trained_at
 from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread
 from fpe.data import load
-from fpe.data.named import find_folder
 from fpe.errors import BudgetError
 from fpe.masked import count_nonzero
 from fpe.models import mlp
@@ -62,16 +59,8 @@ class Rated(Recipe):
 
 def arrays(data: str, part: str) -> list[torch.Tensor]:
     """Return inputs and classes to learn, and those to measure on: held-out training data, or test data."""
-    if data == "letter":
-        folder = find_folder("letter")
-        assert folder is not None, "put letter-recognition.data (UCI) into a folder letter of FPE_DATA"
-        letters = pd.read_csv(folder / "letter-recognition.data").to_numpy()
-        y = np.array([string.ascii_uppercase.index(each) for each in letters[:, 0]])
-        X = letters[:, 1:].astype(np.float32) / 15
-        parts = X[:16000], y[:16000], X[16000:], y[16000:]
-    else:
-        found = load(data)
-        parts = found.X_train, found.y_train, found.X_test, found.y_test
+    found = load(data)
+    parts = found.X_train, found.y_train, found.X_test, found.y_test
     if part == "validation":
         X, y = parts[:2]
         kept, held = train_test_split(np.arange(len(y)), test_size=0.2, random_state=0, stratify=y)

@@ -42,7 +42,7 @@ KINDS = ("on", "once", "rewired", "back")
 def measure(data: str, hidden: int, kind: str, seed: int) -> dict[str, Any]:
     """Train one network; return its accuracy on the test data, its count, and what was chosen."""
     _, before, after, batch_size, _ = DATA[data]
-    parts = X, y, X_test, y_test = arrays(data)
+    parts = X, y, X_test, y_test = arrays(data, "test")
     how: dict[str, Any] = {"warmup_epochs": before, "epochs": after, "batch_size": batch_size}
     with one_thread():
         if kind in ("on", "once"):

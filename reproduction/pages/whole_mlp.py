@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from budget import arrays
 from torch import Tensor, nn
+from trained import arrays
 
 import fpe
 from fpe.compare.runner import one_thread
@@ -77,7 +77,7 @@ def fit(
 
 def measure(layers: int, hidden: int, network: str) -> dict[str, Any]:
     """Choose the rate of a deep MLP, train it on all data, and return its test accuracies, one per seed."""
-    X, y, X_test, y_test = arrays("cifar100")
+    X, y, X_test, y_test = arrays("cifar100", "test")
     X, X_test, classes = X * 10, X_test * 10, int(y.max()) + 1
     rows, held = hold_out(y.numpy(), 0.2, 0)
 
@@ -122,7 +122,7 @@ def measure_trained(layers: int, hidden: int, kind: str) -> dict[str, Any]:
     The first rate, then the second together with what the weights are multiplied by before, are chosen on a
     held-out fifth.
     """
-    X, y, X_test, y_test = arrays("cifar100")
+    X, y, X_test, y_test = arrays("cifar100", "test")
     X, X_test, classes = X * 10, X_test * 10, int(y.max()) + 1
     rows, held = hold_out(y.numpy(), 0.2, 0)
     part, all_data = (X[rows], y[rows]), (X, y)

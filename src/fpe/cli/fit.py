@@ -84,9 +84,9 @@ def fit(
 ) -> None:
     """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
 
-    DATA is digits, fashion-mnist, banking77, a .npz file, a table (.csv, .tsv, .parquet, .jsonl, …), a folder
-    with tables train and test, or one that fpe embed wrote. You can interrupt a run; the same command resumes
-    it, and adds trials or widths if more are given.
+    DATA is digits, fashion-mnist, banking77, cifar100, letter, a .npz file, a table (.csv, .tsv, .parquet,
+    .jsonl, …), a folder with tables train and test, or one that fpe embed wrote. You can interrupt a run; the
+    same command resumes it, and adds trials or widths if more are given.
 
     \b
     Example:

@@ -49,17 +49,47 @@ def _fashion_mnist() -> Raw:
 
 def _banking77() -> Raw:
     """Return Banking77 (Casanueva et al. 2020), 77 intents, embedded by all-MiniLM-L6-v2."""
-    folder = find_folder("banking77-minilm")
+    encoder = "--encoder sentence-transformers/all-MiniLM-L6-v2"
+    return _embeddings("Banking77", "banking77-minilm", f"mteb/banking77 {encoder} --out banking77")
+
+
+def _cifar100() -> Raw:
+    """Return CIFAR-100 (Krizhevsky 2009), 100 classes, embedded by EfficientNet-Lite0."""
+    return _embeddings("CIFAR-100", "cifar100-efficientnet", "uoft-cs/cifar100 --out cifar100")
+
+
+def _embeddings(title: str, name: str, options: str) -> Raw:
+    """Read embeddings from ``FPE_DATA``; `options` are those of ``fpe embed`` that make them."""
+    folder = find_folder(name)
     if folder is None:
         raise DataError(
-            "the embeddings of Banking77 were not found. Make them with `fpe embed mteb/banking77 --encoder "
-            "sentence-transformers/all-MiniLM-L6-v2 --out banking77` and give that folder; or put "
-            "banking77-minilm.npz into a folder banking77-minilm, and set FPE_DATA to the folder above."
+            f"the embeddings of {title} were not found. Make them with `fpe embed {options}` and give that "
+            f"folder; or put {name}.npz into a folder {name}, and set FPE_DATA to the folder above."
         )
-    return read_npz(folder / "banking77-minilm.npz")
+    return read_npz(folder / f"{name}.npz")
 
 
-NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist, "banking77": _banking77}
+def _letter() -> Raw:
+    """Return Letter Recognition (Frey & Slate 1991): 16,000 rows to learn, the last 4,000 to test."""
+    folder = find_folder("letter")
+    if folder is None:
+        raise DataError(
+            "Letter Recognition was not found. Put letter-recognition.data of the UCI archive into "
+            "a folder letter, and set FPE_DATA to the folder above."
+        )
+    rows = np.loadtxt(folder / "letter-recognition.data", delimiter=",", dtype=str)
+    classes, y = np.unique(rows[:, 0], return_inverse=True)
+    X = rows[:, 1:].astype(np.float32) / 15
+    return Raw({"train": (X[:16_000], y[:16_000]), "test": (X[16_000:], y[16_000:])}, classes)
+
+
+NAMED = {
+    "digits": _digits,
+    "fashion-mnist": _fashion_mnist,
+    "banking77": _banking77,
+    "cifar100": _cifar100,
+    "letter": _letter,
+}
 
 
 def find_folder(name: str) -> Path | None:

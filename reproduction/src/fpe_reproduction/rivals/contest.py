@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,6 @@ from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread, run_tasks
 from fpe.data import load
-from fpe.data.named import find_folder
-from fpe.errors import DataError
 from fpe.sklearn.inputs import mean_and_spread, scaler_of
 from fpe.training.folds import hold_out
 from fpe.training.search import dense_count
@@ -57,25 +54,8 @@ def parts(data: str, split: int) -> tuple[np.ndarray, ...]:
 
     Split 0 is the published one; others draw test parts of the same size, with the same share of each class.
     """
-    if data == "letter":
-        folder = find_folder("letter")
-        if folder is None:
-            raise DataError("put letter-recognition.data (UCI) into a folder letter of FPE_DATA.")
-        letters = pd.read_csv(folder / "letter-recognition.data").to_numpy()
-        codes = np.array([string.ascii_uppercase.index(each) for each in letters[:, 0]])
-        X = letters[:, 1:].astype(np.float32) / 15
-        own = X[:16000], codes[:16000], X[16000:], codes[16000:]
-    else:
-        place = data
-        if data == "cifar100":
-            folder = find_folder("cifar100-efficientnet")
-            if folder is None:
-                raise DataError(
-                    "put cifar100-efficientnet.npz into a folder cifar100-efficientnet of FPE_DATA."
-                )
-            place = str(folder / "cifar100-efficientnet.npz")
-        found = load(place)
-        own = found.X_train, found.y_train, found.X_test, found.y_test
+    found = load(data)
+    own = found.X_train, found.y_train, found.X_test, found.y_test
     if split == 0:
         return own
     X, y = np.concatenate([own[0], own[2]]), np.concatenate([own[1], own[3]])
