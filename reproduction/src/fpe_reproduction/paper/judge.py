@@ -1,0 +1,102 @@
+"""The paper, sentence by sentence: what a sentence is, and the verdict on it.
+
+A sentence has one or more estimates, each with an interval. It *agrees* if all of them lie between two
+bounds, the margin; in size, too, if the paper gives sizes and every interval includes its own. It is
+*contradicted* if one of them lies wholly outside. All p-values of a family are corrected for their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from fpe_reproduction.experiments.findings import Finding, Results, corrected, judged
+from fpe_reproduction.statistics import Interval
+
+#: Estimates by what they are of.
+Estimates = Mapping[str, Interval]
+#: Data by name. The first are Boolean formulas.
+TITLES = {"": "", "fashion-mnist": "Fashion-MNIST", "banking77": "Banking77", "cifar100": "CIFAR-100"}
+CLASSES = {"fashion-mnist": 10, "banking77": 77, "cifar100": 100}
+POINTS = (100.0, 1, " points")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence of the paper that can be measured."""
+
+    family: str  # p-values are corrected within it
+    where: str  # in the paper
+    text: str
+    measure: Callable[[Results], Estimates]  # from the networks of one data set
+    data: tuple[str, ...] = ("",)
+    low: float = 0.0  # the margin
+    high: float = math.inf
+    #: The paper's sizes, by the estimates' names.
+    sizes: Mapping[str, float] = field(default_factory=dict)
+    form: tuple[float, int, str] = POINTS  # scale, digits and unit in which estimates are printed
+    weak: bool = False  # whether it agrees unless it is contradicted
+
+
+def judge(sentences: Iterable[Sentence], results: Mapping[str, Results]) -> list[Finding]:
+    """Judge sentences by the networks of each data set; those without networks are left out.
+
+    Returns
+    -------
+    list of dict
+        As by `judged`, with ``family``, ``where``, ``margin``, ``estimates`` and ``collapsed``, the number
+        of dense networks that are no better than twice as good as guessing.
+    """
+    found: dict[str, list[Finding]] = {}
+    for own in sentences:
+        estimates: dict[str, Interval] = {}
+        for name in own.data:
+            if name in results:
+                measured = own.measure(results[name])
+                prefix = f"{TITLES[name]}, " if len(own.data) > 1 else ""
+                estimates |= {f"{prefix}{key}": value for key, value in measured.items()}
+        if estimates:
+            found.setdefault(own.family, []).append(_judged(own, estimates, results))
+    return [claim for family in found.values() for claim in corrected(family)]
+
+
+def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results]) -> Finding:
+    scale, digits, unit = own.form
+    shown = "; ".join(f"{key}: {value.text(scale, digits)}" for key, value in estimates.items())
+    claim = judged(own.text, shown + unit, estimates.values(), own.low, own.high, weak=own.weak)
+    if own.sizes:
+        sized = [(estimates[key], size) for key, size in own.sizes.items() if key in estimates]
+        claim["in_size"] = all(value.low <= size <= value.high for value, size in sized)
+    collapsed = [count_collapsed(name, results[name]) for name in own.data if name in results and name]
+    return {
+        "family": own.family,
+        "where": own.where,
+        "margin": margin(own),
+        **claim,
+        "estimates": {
+            key: [value.value, value.low, value.high, value.df] for key, value in estimates.items()
+        },
+        "bounds": [own.low, own.high],
+        "sizes": dict(own.sizes),
+        "collapsed": sum(collapsed) if collapsed else None,
+    }
+
+
+def margin(own: Sentence) -> str:
+    """Say between which bounds the estimates must lie."""
+    scale, _, unit = own.form
+    low, high = (f"{scale * bound:g}" for bound in (own.low, own.high))
+    if math.isinf(own.high):
+        text = f"above {low}"
+    elif math.isinf(own.low):
+        text = f"below {high}"
+    else:
+        text = f"between {low} and {high}"
+    return f"{'not clearly outside: ' if own.weak else ''}{text}{unit}"
+
+
+def count_collapsed(name: str, results: Results) -> int:
+    """Count the dense networks that are at most twice as good as guessing."""
+    dense = results.frame[results.frame["kind"] == "dense"]
+    return int((dense["accuracy"] < 2 / CLASSES[name]).sum())

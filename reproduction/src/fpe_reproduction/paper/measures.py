@@ -1,0 +1,328 @@
+"""What the networks of one data set show: estimates with intervals, by what they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from fpe_reproduction.experiments.findings import Results, each, overall
+from fpe_reproduction.experiments.networks import REWIRED
+from fpe_reproduction.paper.judge import Estimates
+from fpe_reproduction.statistics import Interval, mean, ratio_of_sums, slope, slope_over_trials
+from fpe_reproduction.theory import CoverageModel, simulate
+
+WIDTHS = (4, 8, 16, 32)
+SPLIT = {"clause": "split by clauses", "random": "split at random"}
+#: What compares networks of one data set.
+Measure = Callable[[Results], Estimates]
+
+
+def neurons(results: Results) -> Results:
+    """Return the networks of 8 clauses, compared over the numbers of neurons."""
+    return _whole(results.where("neurons", clauses=8))
+
+
+def clauses(results: Results) -> Results:
+    """Return the networks of 8 neurons, compared over the numbers of clauses."""
+    return _whole(results.where("clauses", neurons=8))
+
+
+def _whole(results: Results) -> Results:
+    """Return a sweep all of whose trials have networks at every place of the axis.
+
+    Places that other experiments added, with fewer trials than most have, are left out.
+    """
+    frame = results.frame
+    trials = frame.groupby(results.axis)["trial"].nunique()
+    frame = frame[frame[results.axis].isin(trials.index[trials >= trials.median()])]
+    places = frame.groupby("trial")[results.axis].nunique()
+    frame = frame[frame["trial"].isin(places.index[places == frame[results.axis].nunique()])]
+    return replace(results, frame=frame)
+
+
+def case(results: Results) -> Results:
+    """Return the networks of the case study."""
+    return results.where("neurons", clauses=8, neurons=8)
+
+
+def shallow(results: Results) -> Results:
+    """Return the classifiers of one hidden layer at the paper's widths."""
+    own = one_layer(results)
+    return replace(own, frame=own.frame[own.frame["hidden"].isin(WIDTHS)])
+
+
+def one_layer(results: Results) -> Results:
+    """Return the classifiers of one hidden layer."""
+    frame = results.frame
+    for column, usual in (("layers", 1), ("features", None), ("network", None)):
+        if column in frame:
+            frame = frame[frame[column].isna() | (frame[column] == usual)]
+    return replace(results, frame=frame, axis="hidden")
+
+
+def at_each(
+    kind: str,
+    other: str = "dense",
+    of: Callable[[Results], Results] = shallow,
+    measure: str = "accuracy",
+    widths: tuple[int, ...] = (),
+) -> Measure:
+    """Compare two kinds at each width, or at some."""
+
+    def estimate(results: Results) -> Estimates:
+        own = of(results)
+        if not own.widths(kind, other):
+            return {}
+        found = each(own.differences(kind, other, measure))
+        unit = {"clauses": "clauses"}.get(own.axis, "neurons")
+        return {f"{w:g} {unit}": i for w, i in found.items() if not widths or w in widths}
+
+    return estimate
+
+
+def on_average(
+    kind: str,
+    other: str = "dense",
+    of: Callable[[Results], Results] = shallow,
+    measure: str = "accuracy",
+) -> Measure:
+    """Compare two kinds in the mean over widths."""
+
+    def estimate(results: Results) -> Estimates:
+        own = of(results)
+        if not own.widths(kind, other):
+            return {}
+        values = own.differences(kind, other, measure)
+        return {"mean" if len(values.columns) > 1 else "difference": overall(values)}
+
+    return estimate
+
+
+def gain(kind: str, widths: tuple[int, ...] = (), layers: int = 1) -> Measure:
+    """Return the relative improvement on the dense network at each width, or at some."""
+
+    def estimate(results: Results) -> Estimates:
+        own = shallow(results) if layers == 1 else results.where("hidden", layers=layers)
+        if not own.widths(kind, "dense"):
+            return {}
+        found = each(own.values(kind, "gain"))
+        return {f"{w:g} neurons": i for w, i in found.items() if not widths or w in widths}
+
+    return estimate
+
+
+def rise(
+    kind: str,
+    of: Callable[[Results], Results],
+    choose: Callable[[list[float]], list[float]] = lambda widths: widths,
+) -> Measure:
+    """Return the slope of the relative improvement over doublings of the axis, or of a part of it."""
+
+    def estimate(results: Results) -> Estimates:
+        own = of(results)
+        if not own.widths(kind, "dense"):
+            return {}
+        values = own.values(kind, "gain")
+        chosen = values[choose(list(values.columns))]
+        rows = [row.dropna() for _, row in chosen.iterrows()]
+        return {"each doubling": mean([slope(np.log2(r.index.to_numpy(float)), r) for r in rows])}
+
+    return estimate
+
+
+def share_of_trials(
+    holds: Callable[[pd.DataFrame], pd.DataFrame], of: Callable[[Results], Results]
+) -> Measure:
+    """Return the share of networks of which something holds; each trial counts once.
+
+    `holds` gets the accuracies, (trial and width) × kinds.
+    """
+
+    def estimate(results: Results) -> Estimates:
+        own = of(results)
+        wide = own.frame.pivot(index=["trial", own.axis], columns="kind", values="accuracy")
+        return {"share": mean(holds(wide).astype(float).groupby("trial").mean())}
+
+    return estimate
+
+
+def share_of_gap(measure: str) -> Measure:
+    """Return by how much splitting at random changes a measure, over what splitting by clauses does."""
+
+    def estimate(results: Results) -> Estimates:
+        found = {}
+        for name, of in (("8 clauses", neurons), ("8 neurons", clauses)):
+            own = of(results)
+            parts, wholes = (
+                own.differences(kind, "dense", measure).to_numpy() for kind in ("random", "clause")
+            )
+            (ratio,), _ = ratio_of_sums(parts.mean(1, keepdims=True), wholes.mean(1, keepdims=True))
+            found[name] = ratio
+        return found
+
+    return estimate
+
+
+def all_but_one(kind: str, measure: str) -> Measure:
+    """Return the differences in all settings of both sweeps but the one with the largest."""
+
+    def estimate(results: Results) -> Estimates:
+        found = {
+            **at_each(kind, of=neurons, measure=measure)(results),
+            **at_each(kind, of=clauses, measure=measure)(results),
+        }
+        largest = max(found, key=lambda key: found[key].value)
+        return {key: value for key, value in found.items() if key != largest}
+
+    return estimate
+
+
+def regression(measure: str, fold: bool, within: bool = False) -> Measure:
+    """Return the slope of the relative improvement over the change of a measure.
+
+    `within` a width: of both, the mean of the width is subtracted first.
+    """
+
+    def estimate(results: Results) -> Estimates:
+        own, found = neurons(results), {}
+        dense = own.values("dense", measure)
+        for kind in ("clause", "random"):
+            values = own.values(kind, measure)
+            change = values / dense if fold else values - dense
+            gained = own.values(kind, "gain")
+            if within:
+                change, gained = change - change.mean(), gained - gained.mean()
+            trials = [(change.loc[t].tolist(), gained.loc[t].tolist()) for t in change.index]
+            found[SPLIT[kind]] = slope_over_trials(trials)
+        return found
+
+    return estimate
+
+
+def needed(widths: tuple[int, ...] = ()) -> Measure:
+    """Return how many times the parameters a dense network needs to match one that is split at random."""
+
+    def estimate(results: Results) -> Estimates:
+        own = one_layer(results).where(kind=("dense", "random"))
+        dense, random = own.values("dense"), shallow(results).values("random")
+        counts = own.counts("dense")
+
+        def times(reached: pd.Series) -> np.ndarray:
+            curve = np.maximum.accumulate(dense.loc[reached.name])
+            return np.asarray(np.interp(reached, curve, counts) / counts[random.columns])
+
+        found = each(random.apply(times, axis=1, result_type="broadcast"))
+        return {f"{w:g} neurons": i for w, i in found.items() if not widths or w in widths}
+
+    return estimate
+
+
+def grid(kind: str, more: int, fewer: int) -> Measure:
+    """Return how much larger the relative improvement is with more clauses, at 8 neurons and more."""
+
+    def estimate(results: Results) -> Estimates:
+        own = results.frame[(results.frame["kind"] == kind) & results.frame["neurons"].isin((8, 12, 16))]
+        table = own.pivot(index=["neurons", "trial"], columns="clauses", values="gain")
+        return {f"{more} against {fewer} clauses": mean((table[more] - table[fewer]).groupby("trial").mean())}
+
+    return estimate
+
+
+def only(measure: Measure, widths: tuple[int, ...]) -> Measure:
+    """Return the estimates of some widths alone."""
+
+    def estimate(results: Results) -> Estimates:
+        names = {f"{width} neurons" for width in widths}
+        return {key: value for key, value in measure(results).items() if key in names}
+
+    return estimate
+
+
+def of_features(features: int) -> Callable[[Results], Results]:
+    """Return what chooses the classifiers of CNNs of some features."""
+    return lambda results: results.where("hidden", features=features)
+
+
+def best_rewired(other: str, relative: bool) -> Measure:
+    """Compare the best share of rewired weights, chosen by every second trial and measured on the others."""
+
+    def estimate(results: Results) -> Estimates:
+        own, found = shallow(results), {}
+        for width in own.widths("dense", "random", *REWIRED):
+            at = {kind: own.values(kind)[width] for kind in ("dense", "random", *REWIRED)}
+            best = max(REWIRED, key=lambda kind: at[kind][at[kind].index % 2 == 0].mean())
+            apart = (at[best] - at[other])[at[best].index % 2 == 1]
+            found[f"{width:g} neurons"] = mean(apart / at[other] if relative else apart)
+        return found
+
+    return estimate
+
+
+def spread(results: Results) -> Estimates:
+    """Return how much more the expansion factors differ at the largest width than at the smallest."""
+    own = shallow(results)
+    kinds = ("random", "random-x3", "random-x4", "random-x8")
+    widths = own.widths("dense", *kinds)
+    if not widths:
+        return {}
+    values = np.stack([own.values(kind)[widths] for kind in kinds])
+    ranges = values.max(axis=0) - values.min(axis=0)
+    return {"largest − smallest width": mean(ranges[:, -1] - ranges[:, 0])}
+
+
+#: Formulas that are simulated: clauses, literals, neurons, factor.
+SIMULATED = ((3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4))
+
+
+def _setting(numbers: Sequence[int]) -> str:
+    return "C, k, H, α = " + ", ".join(map(str, numbers))
+
+
+def _normal(value: float, error: float) -> Interval:
+    return Interval(value, value - 1.96 * error, value + 1.96 * error)
+
+
+def simulated(name: str, expected: str) -> Measure:
+    """Return by how much simulated networks differ from a formula, relative to the formula."""
+
+    def estimate(results: Results) -> Estimates:
+        found = {}
+        for numbers in SIMULATED:
+            model = CoverageModel(*numbers)
+            own = simulate(model, 2_000 if results.quick else 20_000, seed=0)[name]
+            formula = getattr(model, expected)
+            value, half = own.mean / formula - 1, 1.96 * own.error / formula
+            found["C, k, H, α = " + ", ".join(map(str, numbers))] = Interval(
+                value, value - half, value + half
+            )
+        return found
+
+    return estimate
+
+
+def missing(results: Results) -> Estimates:
+    """Return by how much simulated networks miss a clause more often than the union bound allows."""
+    found = {}
+    for numbers in SIMULATED:
+        model = CoverageModel(*numbers)
+        own = simulate(model, 2_000 if results.quick else 20_000, seed=0)["missed"]
+        found[_setting(numbers)] = _normal(own.mean - min(1.0, model.missed_bound), own.error)
+    return found
+
+
+def covered(results: Results) -> Estimates:
+    """Return the share of trained networks, split at random, whose neurons cover all clauses."""
+    own = clauses(results)
+    values = own.values("random", "covered_clauses")
+    return {f"{count:g} clauses": mean((values[count] == count).astype(float)) for count in values}
+
+
+def collisions(results: Results) -> Estimates:
+    """Return the collisions in trained networks that are split at random, over those of dense ones."""
+    own = clauses(results)
+    values = own.values("random", "collisions")
+    dense = {count: CoverageModel(int(count), 4, 8).dense_collisions for count in values}
+    return {f"{count:g} clauses": mean(values[count] / dense[count]) for count in values}

@@ -1,0 +1,256 @@
+"""All sentences of the paper that can be measured, in its order, in our words.
+
+Where it says "often", more than half of the cases count; "nearly", within 2 points; "comparable", within 1
+point; "with high probability", nine times in ten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from fpe_reproduction.experiments.networks import DROPPED
+from fpe_reproduction.paper.judge import Sentence
+from fpe_reproduction.paper.measures import (
+    all_but_one,
+    at_each,
+    best_rewired,
+    case,
+    clauses,
+    collisions,
+    covered,
+    gain,
+    grid,
+    missing,
+    needed,
+    neurons,
+    of_features,
+    on_average,
+    only,
+    regression,
+    rise,
+    shallow,
+    share_of_gap,
+    share_of_trials,
+    simulated,
+    spread,
+)
+
+REAL, CIFAR = ("fashion-mnist", "banking77", "cifar100"), ("cifar100",)
+ANY = -math.inf
+#: Scale, digits and unit of estimates; the default is points of accuracy.
+RELATIVE = (100.0, 1, " % of relative improvement")
+PLAIN, PERCENT, TIMES = (1.0, 3, ""), (100.0, 0, " %"), (1.0, 2, " times")
+#: Table A3: relative improvement by layers and neurons.
+DEPTH = {
+    5: {4: 0.28, 8: 0.026, 12: 0.004, 16: 0.002},
+    7: {4: 0.34, 8: 0.11, 12: 0.011, 16: 0.008},
+    9: {4: 1.04, 8: 0.087, 12: 0.020, 16: 0.014},
+}
+
+
+def case_study() -> Iterator[Sentence]:
+    """Yield those of the case study."""
+    own = "case study", "3.1"
+    sized = (("random", "dense", 10.0), ("clause", "dense", 20.7), ("clause", "random", 10.7))
+    for kind, other, size in sized:
+        text = f"{kind}-split is {size} points above {other}{'' if other == 'dense' else '-split'}"
+        yield Sentence(*own, text, on_average(kind, other, case), sizes={"difference": size / 100})
+    yield Sentence(
+        *own,
+        "random-split can often nearly match clause-split",
+        share_of_trials(lambda a: a[["random"]].gt(a["clause"] - 0.02, axis=0), case),
+        low=0.5,
+        form=PERCENT,
+    )
+    yield Sentence(
+        *own,
+        "the Gram matrix of clause-split is more block-diagonal than that of dense",
+        on_average("clause", "dense", case, "block_share"),
+        form=PLAIN,
+    )
+    yield Sentence(
+        *own,
+        "that of random-split has a weaker diagonal structure than that of clause-split",
+        on_average("random", "clause", case, "block_share"),
+        low=ANY,
+        high=0.0,
+        form=PLAIN,
+    )
+
+
+def sweeps() -> Iterator[Sentence]:
+    """Yield those of accuracy over neurons and clauses."""
+    own = "neurons and clauses", "3.2, figure 3"
+    for kind in ("clause", "random"):
+        yield Sentence(
+            *own, f"the gain of {kind}-split shrinks with more neurons", rise(kind, neurons),
+            low=ANY, high=0.0, form=RELATIVE,
+        )  # fmt: skip
+    for of, text in ((neurons, "neurons"), (clauses, "clauses")):
+        yield Sentence(
+            *own,
+            f"clause-split is above random-split at every number of {text}",
+            at_each("clause", "random", of),
+        )
+    yield Sentence(
+        *own,
+        "random-split is often above dense",
+        share_of_trials(lambda a: a[["random"]].gt(a["dense"], axis=0), neurons),
+        low=0.5,
+        form=PERCENT,
+    )
+    for kind in ("clause", "random"):
+        few = rise(kind, clauses, lambda counts: [c for c in counts if c <= 8])
+        yield Sentence(*own, f"with more clauses the gain of {kind}-split rises at first", few, form=RELATIVE)
+        many = rise(kind, clauses, lambda counts: [c for c in counts if c >= 15])
+        text = f"beyond roughly 16 clauses the gain of {kind}-split levels off or declines"
+        yield Sentence(*own, text, many, low=ANY, high=0.0, form=RELATIVE, weak=True)
+    for kind in ("clause", "random"):
+        text = f"with fewer clauses {kind}-split gains less, at 8 to 16 neurons"
+        yield Sentence(*own, text, grid(kind, 8, 4), form=RELATIVE)
+    text = "with 8 to 16 neurons the gain of clause-split levels off from 12 clauses on"
+    yield Sentence(*own, text, grid("clause", 24, 12), low=ANY, high=0.0, form=RELATIVE, weak=True)
+
+
+def interference() -> Iterator[Sentence]:
+    """Yield those of interference."""
+    own = "interference", "3.2, A.6, figure 4"
+    for kind in ("clause", "random"):
+        for of, text in ((neurons, "neurons"), (clauses, "clauses")):
+            yield Sentence(
+                *own,
+                f"the capacity of clauses is above dense in {kind}-split, at every number of {text}",
+                at_each(kind, of=of, measure="clause_capacity"),
+                form=PLAIN,
+            )
+    for kind in ("clause", "random"):
+        yield Sentence(
+            *own,
+            f"the mean cosine similarity is lower in {kind}-split than in dense, in all settings but one",
+            all_but_one(kind, "cosine"),
+            low=ANY,
+            high=0.0,
+            form=PLAIN,
+        )
+    for measure, text in (("clause_capacity", "capacity of the clauses"), ("cosine", "cosine similarity")):
+        yield Sentence(
+            *own,
+            f"random-split changes the {text} much as clause-split does",
+            share_of_gap(measure),
+            low=2 / 3,
+            high=1.5,
+            form=TIMES,
+        )
+    for within in (False, True):
+        note = ", within a width" if within else ""
+        rises = "accuracy improves where the capacity of the clauses rises"
+        yield Sentence(*own, rises + note, regression("clause_capacity", True, within), form=RELATIVE)
+        falls = "accuracy improves where the cosine similarity falls"
+        yield Sentence(
+            *own, falls + note, regression("cosine", False, within), low=ANY, high=0.0, form=RELATIVE
+        )
+
+
+def theory() -> Iterator[Sentence]:
+    """Yield those of the theory."""
+    own = "theory", "2.5, A.5"
+    for text, formula in (
+        ("a sparse neuron covers a clause with the stated probability", "coverage"),
+        ("that probability is about α^−k", "coverage_approximation"),
+    ):
+        form = (100.0, 1, " % of the formula")
+        yield Sentence(*own, text, simulated("coverage", formula), low=-0.1, high=0.1, form=form)
+    yield Sentence(
+        *own, "the union bound on the probability of a missed clause holds", missing, low=ANY, high=0.0,
+        form=PLAIN, weak=True,
+    )  # fmt: skip
+    yield Sentence(
+        *own, "random expansion covers all clauses with high probability", covered, low=0.9, form=PERCENT
+    )
+    yield Sentence(
+        *own, "it has α^(2k−1) times fewer collisions, 128 at α = 2, k = 4", collisions,
+        low=ANY, high=1 / 64, form=(1.0, 4, " of the dense network's"),
+    )  # fmt: skip
+
+
+def real() -> Iterator[Sentence]:
+    """Yield those of real data."""
+    own = "real data", "3.3, figure 5"
+    for kind, title in (("gram", "feature-based splitting"), ("random", "random splitting")):
+        yield Sentence(*own, f"{title} is above dense at every width", at_each(kind), REAL)
+    yield Sentence(
+        *own, "feature-based splitting is only comparable to random splitting",
+        on_average("gram", "random"), REAL, -0.01, 0.01,
+    )  # fmt: skip
+    text = "the relative improvement is largest where neurons are few"
+    yield Sentence(*own, text, rise("random", shallow), REAL, ANY, 0.0, form=RELATIVE)
+    yield Sentence(
+        *own, "the accuracy of the dense network is sometimes doubled", gain("gram", (4,)), CIFAR, 1.0,
+        form=RELATIVE,
+    )  # fmt: skip
+    own = "detail", "3.4, figure 6"
+    yield Sentence(
+        *own, "with 32 neurons, a dense network needs over 1.2 times the parameters", needed((32,)), CIFAR,
+        1.2, form=TIMES,
+    )  # fmt: skip
+    yield Sentence(*own, "so it is at every width", needed(), CIFAR, 1.2, form=TIMES)
+    text = "an earlier split is better: at 10 % of the training against 90 %"
+    yield Sentence(*own, text, on_average("random-at-10", "random-at-90"), CIFAR)
+    yield Sentence(*own, "even a late split is above dense", on_average("random-at-90"), CIFAR)
+    for kind, factor in (("random", 2), ("random-x4", 4)):
+        text = f"neurons are less alike than in dense at every width, α = {factor}"
+        yield Sentence(*own, text, at_each(kind, measure="cosine"), CIFAR, ANY, 0.0, form=PLAIN)
+    for kind, factor in (("random", 2), ("random-x3", 3), ("random-x4", 4), ("random-x8", 8)):
+        text = f"a small network gains with α = {factor}"
+        yield Sentence(*own, text, at_each(kind, widths=(4,)), CIFAR)
+    text = "differences between the factors fade with width"
+    yield Sentence(*own, text, spread, CIFAR, ANY, 0.0)
+
+
+def scale() -> Iterator[Sentence]:
+    """Yield those of deeper networks, dynamic masks and 2:4 sparsity."""
+    own = "scale", "A.7"
+    for layers, sizes in DEPTH.items():
+        for width, size in sizes.items():
+            yield Sentence(
+                *own, f"{layers} layers of {width} neurons gain {100 * size:g} %",
+                gain("random", (width,), layers - 1), CIFAR, sizes={f"{width} neurons": size}, form=RELATIVE,
+            )  # fmt: skip
+    for widths, size in (((4,), 0.045), ((8,), 0.019), ((16,), 0.005)):
+        yield Sentence(
+            *own, f"dynamic masks are {100 * size:g} points above one-shot at {widths[0]} neurons",
+            only(best_rewired("random", False), widths), CIFAR, sizes={f"{widths[0]} neurons": size},
+        )  # fmt: skip
+    for widths, size in (((4,), 0.53), ((8,), 0.14), ((16,), 0.03)):
+        yield Sentence(
+            *own, f"dynamic masks gain {100 * size:g} % on dense at {widths[0]} neurons",
+            only(best_rewired("dense", True), widths), CIFAR, sizes={f"{widths[0]} neurons": size},
+            form=RELATIVE,
+        )  # fmt: skip
+    yield Sentence(
+        *own, "2:4 is competitive with random splitting (−0.25 points)", on_average("two-four", "random"),
+        CIFAR, -0.01, 0.01, {"mean": -0.0025},
+    )  # fmt: skip
+    yield Sentence(
+        *own, "2:4 is 7.78 points above dense", on_average("two-four"), CIFAR, sizes={"mean": 0.0778}
+    )
+
+
+def later() -> Iterator[Sentence]:
+    """Yield those of the later edition."""
+    own = "later edition", "the later edition"
+    for features in (256, 512):
+        text = f"the classifier of a CNN with {features} features gains, trained with it"
+        yield Sentence(*own, text, on_average("random", of=of_features(features)), ("fashion-mnist",))
+    for kind, other, factor in (("overlap", "random", 2), ("overlap-x4", "random-x4", 4)):
+        text = f"children with overlapping inputs are worse, α = {factor}"
+        yield Sentence(*own, text, on_average(kind, other), REAL, ANY, 0.0)
+    for kind in DROPPED:
+        text = f"DropConnect of {kind.partition('-')[2]} % is equal to dense within half a point, or worse"
+        yield Sentence(*own, text, at_each(kind), REAL, ANY, 0.005)
+    text = "gains keep rising from α = 2 to 4 on small networks"
+    yield Sentence(*own, text, at_each("random-x4", "random", widths=(4, 8)), REAL)
+
+
+SENTENCES = [*case_study(), *sweeps(), *interference(), *theory(), *real(), *scale(), *later()]
