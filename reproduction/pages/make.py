@@ -37,6 +37,7 @@ PAGES = {
     "speed": "commands",
     "charlm": "halfway",
     "cnn": "halfway",
+    "whole": "whole_page",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -158,6 +159,17 @@ def law(runs: Runs, lengths: Sequence[int]) -> dict[str, str]:
         marks["law-change"] = change.text(1, 2)
     head = ["training", "k", *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS)]
     return {"law": table(head, rows), **marks}
+
+
+def power_table(runs: Runs, text: str, length: int, ways: Sequence[str]) -> str:
+    """Say which difference from the small dense network the seeds could show, and how many it needs."""
+    rows = []
+    for own in ways:
+        found = difference(runs, f"{own}-{text}-{length}", f"dense-1-{text}-{length}")
+        needed = len(whole.SEEDS) * (found.detectable / found.value) ** 2
+        shown = "over 1,000" if needed > 1000 else f"{max(2, math.ceil(needed)):,}"
+        rows.append([NAMES[own], found.text(1, 3), f"{found.detectable:.3f}", shown])
+    return table(["minus dense", "difference", "shown four times in five", "seeds for this difference"], rows)
 
 
 NAMES = {
@@ -318,7 +330,10 @@ def characters(length: int) -> dict[str, str]:
     dense, wider = whole_text.NETWORKS[:4], whole_text.NETWORKS[4:]
     networks = [*dense, *(whole_text.DEEPER if length == 1 else ()), *wider]
     runs = Runs("whole-text", "whole-wider")
-    return {f"text-{length}": text_table(runs, "characters", length, networks)}
+    made = {f"text-{length}": text_table(runs, "characters", length, networks)}
+    if length == 1:
+        made["power"] = power_table(runs, "characters", length, (*whole_text.DEEPER, *dense[1:], *wider))
+    return made
 
 
 #: What is between the marks of a section, each by the first of them.

@@ -43,6 +43,7 @@ PAGES = [
     "speed",
     "charlm",
     "cnn",
+    "whole",
 ]
 
 

@@ -19,7 +19,7 @@ from fpe.errors import ArgumentError
     "--data",
     multiple=True,
     metavar="NAME|FILE|FOLDER",
-    help="What to run on, as for fpe fit; may be given again.  [default: fashion-mnist and banking77]",
+    help="What to run on, as for fpe fit; may be given again.  [default: those of the experiment]",
 )
 @click.option("--label", help="Column of labels of a table.  [default: found]")
 @click.option("--hidden", type=int, multiple=True, metavar="WIDTH…", help="Widths of the dense networks.")
@@ -51,15 +51,17 @@ def reproduce(
 ) -> None:
     """Reproduce NAME, a figure or table of the paper, and compare it with the paper.
 
-    NAME is an experiment or a group: boolean, real, dynamic-masks or all; "list" lists the experiments.
-    "rivals" compares methods at equal counts, on data with names of their own, and is no part of "all". You
-    can interrupt a run; the same command resumes it. Experiments share trained networks. Experiments on real
-    data accept any --data, such as the embeddings that fpe embed writes.
+    NAME is an experiment or a group: paper, boolean, real, dynamic-masks or all; "list" lists the
+    experiments. "paper" also judges the paper sentence by sentence. "rivals" compares methods at equal
+    counts, on data with names of their own, and is no part of "all". You can interrupt a run; the same
+    command resumes it. Experiments share trained networks. Experiments on real data accept any --data, such
+    as the embeddings that fpe embed writes.
 
     \b
     Example:
       fpe reproduce list
       fpe reproduce case-study
+      fpe reproduce paper
       fpe reproduce vision --data embeddings/cifar100
       fpe reproduce real --engine dask --address tcp://10.0.0.1:8786
     """  # noqa: D301
@@ -96,6 +98,18 @@ def reproduce(
     for result in results.values():
         draw(result, folder / result["name"] / "figure.png")
     page = write_page(folder)
+    if name == "paper":
+        from fpe_reproduction.paper import SENTENCES, judge, networks, to_frame
+
+        claims = to_frame(judge(SENTENCES, networks(results.values())))
+        claims.to_csv(folder / "sentences.csv", index=False)
+        if as_json:
+            click.echo(to_json(claims.to_dict("records")))
+            return
+        shown = claims[["where", "the paper says", "verdict"]]
+        click.echo(shown.to_string(index=False, header=False))
+        click.echo(f"\nsentences  {folder / 'sentences.csv'}\npage       {page}")
+        return
     if as_json:
         click.echo(to_json(results))
         return

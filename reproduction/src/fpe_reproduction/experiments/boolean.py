@@ -123,8 +123,17 @@ def _first_layer(layer: nn.Module, literals: int) -> dict[str, Any]:
     return {
         **interference(weight),
         "clause_capacity": total_capacity(weight.view(len(weight), -1, literals).sum(dim=2)),
+        "block_share": _block_share(weight, literals),
         "covering": float(covered.double().mean()),
         "covered_clauses": int(covered.any(dim=0).sum()),
         "collisions": int((seen * (seen - 1) // 2).sum()),
         "weight": [[round(v, 4) for v in row] for row in weight.tolist()],
     }
+
+
+def _block_share(weight: Tensor, literals: int) -> float:
+    """Return the share of the Gram matrix, squared, that lies between inputs of the same clause."""
+    gram = weight.t() @ weight
+    clause = torch.arange(len(gram)) // literals
+    same = clause[:, None] == clause
+    return float(gram[same].square().sum() / gram.square().sum())

@@ -12,8 +12,16 @@ BOOLEAN, REAL, DYNAMIC_MASKS = (
     for names in ([formulas.__name__], [vision.__name__, rivals.__name__], [dynamic.__name__])
 )
 EXPERIMENTS = [*BOOLEAN, *REAL, *DYNAMIC_MASKS]
+#: Those whose networks the sentences of the paper are judged by; see `fpe_reproduction.paper`.
+PAPER = [each for each in EXPERIMENTS if each.where != "further question"]
 #: Names of groups of experiments.
-GROUPS = {"boolean": BOOLEAN, "real": REAL, "dynamic-masks": DYNAMIC_MASKS, "all": EXPERIMENTS}
+GROUPS = {
+    "boolean": BOOLEAN,
+    "real": REAL,
+    "dynamic-masks": DYNAMIC_MASKS,
+    "paper": PAPER,
+    "all": EXPERIMENTS,
+}
 
 
 def chosen(name: str) -> list[Experiment]:

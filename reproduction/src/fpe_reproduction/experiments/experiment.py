@@ -14,6 +14,8 @@ Findings = Callable[[Results], Iterator[Finding]]
 #: All experiments by name, in the order in which they are declared.
 EXPERIMENTS: dict[str, Experiment] = {}
 BOTH = ("fashion-mnist", "banking77")
+CIFAR = ("cifar100",)
+ALL_REAL = (*BOTH, *CIFAR)
 
 
 @dataclass(frozen=True)

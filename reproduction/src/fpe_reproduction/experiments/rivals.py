@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fpe_reproduction.experiments.experiment import BOTH, experiment
+from fpe_reproduction.experiments.experiment import ALL_REAL, BOTH, experiment
 from fpe_reproduction.experiments.findings import (
     AXIS,
     Finding,
@@ -32,7 +32,7 @@ from fpe_reproduction.experiments.splits import SPLITS
 from fpe_reproduction.experiments.tasks import Family
 from fpe_reproduction.experiments.vision import COLUMNS, CORE, FACTOR
 
-ASKED = "further question"
+ASKED, LATER = "further question", "the later edition"
 #: Factors, as in the names of networks.
 FACTORS = {2: "", 3: "-x3", 4: "-x4"}
 #: Splits in one figure at most, so that their lines can be told apart.
@@ -55,7 +55,9 @@ BLOCKS = [
 ]
 
 
-@experiment("the later edition", 8, [CNN, replace(CNN, features=512, full_only=True)], ("fashion-mnist",))
+@experiment(
+    "the later edition", 8, [CNN, replace(CNN, features=512, full_only=True)], ("fashion-mnist",), trials=10
+)
 def cnn(results: Results) -> Iterator[Finding]:
     """Does it help the classifier of a CNN that is trained with it?
 
@@ -72,7 +74,9 @@ def cnn(results: Results) -> Iterator[Finding]:
         yield from compared(own, kinds, pairs, kinds[1:], note=note)
 
 
-@experiment("the later edition", 8, [CORE, FACTOR, Family("overlap", ("overlap", "overlap-x4"))], BOTH)
+@experiment(
+    "the later edition", 8, [CORE, FACTOR, Family("overlap", ("overlap", "overlap-x4"))], ALL_REAL, trials=10
+)
 def overlap(results: Results) -> Iterator[Finding]:
     """Must the children's inputs be disjoint?
 
@@ -87,7 +91,7 @@ def overlap(results: Results) -> Iterator[Finding]:
     yield from compared(results, kinds, [*pairs, ("overlap", "dense")], kinds[1:])
 
 
-@experiment("the later edition", 9, [CORE, Family("dropped", tuple(DROPPED))], BOTH)
+@experiment(LATER, 9, [CORE, Family("dropped", tuple(DROPPED))], ALL_REAL, trials=10)
 def dropconnect(results: Results) -> Iterator[Finding]:
     """Is it just noise on the weights?
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from fpe_reproduction.experiments.experiment import BOTH, experiment
+from fpe_reproduction.experiments.experiment import ALL_REAL, CIFAR, experiment
 from fpe_reproduction.experiments.findings import (
     AXIS,
     Finding,
@@ -58,7 +58,7 @@ DEEP = Family("deep", ("dense", "random"), (4, 8, 12, 16), (4, 16), layers=4, to
 FIVE = Family("five", ("dense", "random"), (6, 8, 10, 12, 14, 16), (6, 8), layers=4, together=True)
 
 
-@experiment("section 3.3, figure 5", 6, [CORE], BOTH)
+@experiment("section 3.3, figure 5", 6, [CORE], ALL_REAL, trials=10)
 def vision(results: Results) -> Iterator[Finding]:
     """Do expanded networks classify real data better than dense ones of the same count?
 
@@ -82,7 +82,7 @@ def vision(results: Results) -> Iterator[Finding]:
     yield curves(results, ("gram", "random", "restart"), "dense")
 
 
-@experiment("section 3.4, figure 6a", 9, [CORE, BETWEEN], BOTH)
+@experiment("section 3.4, figure 6a", 9, [CORE, BETWEEN], CIFAR, trials=10)
 def equivalent(results: Results) -> Iterator[Finding]:
     """How many parameters does a dense network need to match an expanded one?
 
@@ -120,7 +120,7 @@ def share_before(kind: str) -> float:
     return 100 * (KINDS[kind].at or 0.0)
 
 
-@experiment("section 3.4, figure 6b", 10, [CORE, Family("timing", tuple(TIMES))], BOTH)
+@experiment("section 3.4, figure 6b", 10, [CORE, Family("timing", tuple(TIMES))], CIFAR, trials=10)
 def timing(results: Results) -> Iterator[Finding]:
     """When should a network be split?
 
@@ -144,7 +144,7 @@ def timing(results: Results) -> Iterator[Finding]:
     yield differences(results, [(kind, "random-at-90") for kind in ("random-at-0", "random-at-10", "random")])
 
 
-@experiment("section 3.4, figure 6c", 9, [CORE, FACTOR], BOTH)
+@experiment("section 3.4, figure 6c", 9, [CORE, FACTOR], CIFAR, trials=10)
 def interference(results: Results) -> Iterator[Finding]:
     """Are the neurons of expanded networks less alike?
 
@@ -162,7 +162,7 @@ def interference(results: Results) -> Iterator[Finding]:
         yield lines(f"{results.name}: {text}", AXIS, text, drawn, 0.0 if measure == "cosine" else None)
 
 
-@experiment("section 3.4, figure 6d", 11, [CORE, FACTOR, COLUMNS], BOTH)
+@experiment("section 3.4, figure 6d", 11, [CORE, FACTOR, COLUMNS], CIFAR, trials=10)
 def factor(results: Results) -> Iterator[Finding]:
     """How many children should a neuron have?
 
@@ -184,7 +184,13 @@ def factor(results: Results) -> Iterator[Finding]:
     yield curves(results, columns, "dense", ", whole columns")
 
 
-@experiment("section A.7, table A3", 10, [replace(DEEP, layers=n, full_only=n > 4) for n in (4, 6, 8)], BOTH)
+@experiment(
+    "section A.7, table A3",
+    10,
+    [replace(DEEP, layers=n, full_only=n > 4) for n in (4, 6, 8)],
+    CIFAR,
+    trials=10,
+)
 def depth(results: Results) -> Iterator[Finding]:
     """Does it help deep networks?
 
@@ -236,7 +242,7 @@ def _beside_the_paper(results: Results, title: str, head: str, paper: dict[int, 
     return by_width(title, columns)
 
 
-@experiment("section A.7", 10, [CORE, Family("rewired", tuple(REWIRED))], BOTH)
+@experiment("section A.7", 10, [CORE, Family("rewired", tuple(REWIRED))], CIFAR, trials=10)
 def dynamic(results: Results) -> Iterator[Finding]:
     """Are dynamic masks better than fixed ones?
 
@@ -256,7 +262,7 @@ def dynamic(results: Results) -> Iterator[Finding]:
     yield from compared(results, kinds, pairs, REWIRED, "random", name="one-shot random")
 
 
-@experiment("section A.7, table A5", 6, [CORE], BOTH)
+@experiment("section A.7, table A5", 6, [CORE], CIFAR, trials=10)
 def two_four(results: Results) -> Iterator[Finding]:
     """Does the 2:4 pattern of accelerators cost accuracy?
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from fpe_reproduction.experiments.findings import Finding, Results, corrected, judged
+import pandas as pd
+
+from fpe_reproduction.experiments.findings import Finding, Results, corrected, judged, verdict
 from fpe_reproduction.statistics import Interval
 
 #: Estimates by what they are of.
@@ -59,6 +62,39 @@ def judge(sentences: Iterable[Sentence], results: Mapping[str, Results]) -> list
         if estimates:
             found.setdefault(own.family, []).append(_judged(own, estimates, results))
     return [claim for family in found.values() for claim in corrected(family)]
+
+
+def networks(results: Iterable[Mapping[str, Any]]) -> dict[str, Results]:
+    """Return the networks of experiments, as `fpe_reproduction.experiments.reproduce` gives them, by data."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    quick = False
+    for result in results:
+        quick |= result["quick"]
+        for row in result["values"]:
+            rows.setdefault(row.get("data", ""), []).append(row)
+    return {
+        name: Results.of(name, own, "hidden" if name else "neurons", quick)
+        for name, own in rows.items()
+        if name in TITLES
+    }
+
+
+def to_frame(claims: Iterable[Finding]) -> pd.DataFrame:
+    """Lay claims out as a table: a row for each, with its verdict."""
+    keys = {"family": "family", "where": "where", "paper": "the paper says", "ours": "we measured"}
+    rows = [
+        {
+            **{title: claim[key] for key, title in keys.items()},
+            "margin": claim["margin"],
+            "verdict": verdict(claim),
+            "p": claim["p"],
+            "p_false": claim["p_false"],
+            "detectable": claim["detectable"],
+            "collapsed": claim["collapsed"],
+        }
+        for claim in claims
+    ]
+    return pd.DataFrame(rows)
 
 
 def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results]) -> Finding:

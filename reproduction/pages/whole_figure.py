@@ -1,0 +1,56 @@
+"""Draw docs/evidence/transformers-and-cnns.png from the runs that whole.py stores."""
+
+from __future__ import annotations
+
+import numpy as np
+import whole_page as page
+import whole_text
+from common import RESULTS
+from matplotlib.figure import Figure
+
+from fpe._util.files import write_atomically
+from fpe_reproduction.statistics import equal_size
+
+FIGURE = RESULTS.parent / "evidence" / "transformers-and-cnns.png"
+
+
+def draw() -> None:
+    """Draw the losses of the character models over their counts, and the dense sizes that they equal."""
+    runs = page.Runs("whole-text", "whole-wider")
+    figure = Figure(figsize=(9.5, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    percent = [100 * zeros for zeros in page.ZEROS]
+    for length, color in ((1, "#e07a1f"), (4, "#2e6f95")):
+        if f"zeros-0.5-characters-{length}-0.004-0" not in runs.all and length > 1:
+            continue
+        dense = [f"{own}-characters-{length}" for own in whole_text.NETWORKS[:4]]
+        counts, curve = runs.curve(dense)
+        own = {"color": color, "label": f"dense, {length * whole_text.STEPS:,} steps"}
+        left.plot(counts, curve.mean(axis=0), "o-", **own)
+        equal = []
+        for zeros in page.ZEROS:
+            values = runs.values(f"zeros-{zeros:g}-characters-{length}")
+            found = equal_size(counts, curve, values)
+            equal.append([bound / counts[0] for bound in (found.value, found.low, found.high)])
+            left.plot(counts[0], values.mean(), "s", color=color, markerfacecolor="white")
+            left.annotate(f"{zeros:.1%} zeros".replace(".0%", "%"), (counts[0], values.mean()),
+                          xytext=(6, -3), textcoords="offset points", fontsize=8, color=color)  # fmt: skip
+        value, low, high = np.array(equal).T
+        steps = f"{length * whole_text.STEPS:,} steps"
+        right.errorbar([100 * z for z in page.ZEROS], value, (value - low, high - value), fmt="s-", color=color,
+                       capsize=3, label=steps)  # fmt: skip
+    right.plot(
+        [100 * z for z in page.ZEROS], page.KNOWN.values(), ":", color="#333333", label="large networks"
+    )
+    left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")
+    left.set_xticks(counts, [f"{count / 1000:.0f}k" for count in counts])
+    left.set_xticks([], minor=True)
+    right.set(xlabel="zeros, %", ylabel="equals a dense network of × the count", xticks=[50, 75, 87.5])
+    for axes in (left, right):
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(FIGURE, lambda file: figure.savefig(file, dpi=110, format="png"))
+
+
+if __name__ == "__main__":
+    draw()
