@@ -37,11 +37,9 @@ def draw() -> None:
                           xytext=(6, -3), textcoords="offset points", fontsize=8, color=color)  # fmt: skip
         value, low, high = np.array(equal).T
         steps = f"{length * whole_text.STEPS:,} steps"
-        right.errorbar([100 * z for z in page.ZEROS], value, (value - low, high - value), fmt="s-", color=color,
-                       capsize=3, label=steps)  # fmt: skip
-    right.plot(
-        [100 * z for z in page.ZEROS], page.KNOWN.values(), ":", color="#333333", label="large networks"
-    )
+        error = value - low, high - value
+        right.errorbar(percent, value, error, fmt="s-", color=color, capsize=3, label=steps)
+    right.plot(percent, page.KNOWN.values(), ":", color="#333333", label="large networks")
     left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")
     left.set_xticks(counts, [f"{count / 1000:.0f}k" for count in counts])
     left.set_xticks([], minor=True)
