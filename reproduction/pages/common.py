@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,15 @@ def made_by(record: Mapping[str, Any], *keys: str) -> str:
     """Name the versions and the machine that made a result."""
     made = record["provenance"]
     return ", ".join([*(f"{key} {made[key]}" for key in keys), made["machine"]])
+
+
+def same_code(runs: Iterable[Mapping[str, Any]], name: str) -> None:
+    """Refuse to mix runs of an experiment that were made by different code."""
+    made: dict[str, str] = {}
+    for run in runs:
+        made.setdefault(run["depends"]["code"], str(run["provenance"]["commit"]))
+    if len(made) > 1:
+        raise ValueError(f"the runs of {name} were made by different code, at {', '.join(made.values())}")
 
 
 def trained_at(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -11,7 +11,7 @@ import whole
 import whole_images
 import whole_mlp
 import whole_text
-from common import RESULTS, block, made_by, table, trained_at
+from common import RESULTS, block, made_by, same_code, table, trained_at
 
 from fpe._util.files import read_json
 from fpe_reproduction.statistics import Interval, equal_size, jackknife, mean, size_at
@@ -32,6 +32,7 @@ def stored(name: str) -> list[dict[str, Any]]:
     records = read_json(whole.STORED / f"{name}.json")
     if records is None:
         raise FileNotFoundError(f"docs/evidence/runs/{name}.json is missing: run whole.py first")
+    same_code(records.values(), name)
     return [{**record, "task": task} for task, record in records.items()]
 
 
@@ -357,7 +358,8 @@ def made() -> str:
     everything = [record for name in names for record in stored(name)]
     hours = sum(record["seconds"] for record in everything) / 3600
     by = made_by(everything[-1], "torch")
-    return block(f"{by}; {hours:.1f} hours of one core. {trained_at(everything)}")
+    alike = "The code of each experiment is the same at all of them."
+    return block(f"{by}; {hours:.1f} hours of one core. {trained_at(everything)} {alike}")
 
 
 def parts(page: str) -> dict[str, Mapping[str, str]]:

@@ -64,6 +64,14 @@ def test_every_page_is_made_by_a_program_and_named_in_it(program):
         assert (ROOT / program_of_page).is_file()
 
 
+def test_runs_of_different_code_are_not_mixed(program):
+    _, common = program
+    runs = [{"depends": {"code": code}, "provenance": {"commit": f"at-{code}"}} for code in "aab"]
+    common.same_code(runs[:2], "it")
+    with pytest.raises(ValueError, match="it were made by different code, at at-a, at-b"):
+        common.same_code(runs, "it")
+
+
 def test_a_part_stands_between_its_marks(program):
     _, common = program
     page = "It is <!-- n -->1<!-- end n --> of 3.\n\n<!-- t -->\n<!-- end t -->\n"
