@@ -324,3 +324,20 @@ def test_what_plan_cannot_read_is_a_bad_argument(arguments, message, tmp_path, m
     done = run("plan", *arguments)
     assert done.exit_code == 2
     assert message in done.output
+
+
+def test_progress_is_written_in_lines_where_there_is_no_terminal(capsys, monkeypatch):
+    from fpe._util import terminal
+
+    clock = iter([0.0, 100.0, 110.0, 400.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress_bar("digits", 4) as advance:
+        advance("first")
+        advance("too soon after it")
+        advance("last", done=3, total=5)
+    with terminal.progress_bar("digits", 4, visible=False) as advance:
+        advance("silent")
+    assert capsys.readouterr().err.splitlines() == [
+        "digits: 1 of 4, about 5 min left; first",
+        "digits: 3 of 5, about 4 min left; last",
+    ]

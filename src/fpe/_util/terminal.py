@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+
+#: Seconds between two lines of progress where there is no terminal.
+SECONDS_APART = 15.0
 
 
 @contextmanager
 def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Callable[..., None]]:
-    """Show a progress bar on standard error while the block runs, if that is a terminal.
+    """Show progress on standard error while the block runs: a bar on a terminal, else a line now and then.
 
     Yields a function to call after each step with a short text, which is shown behind the bar; or with a
     text, the number of finished steps and the total.
@@ -20,8 +25,11 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not (visible and console.is_terminal):
+    if not visible:
         yield lambda text, done=None, total=None: None
+        return
+    if not console.is_terminal:
+        yield _Lines(label, total)
         return
     described, texts = TextColumn("{task.description}"), TextColumn("{task.fields[text]}")
     columns = (described, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts)
@@ -35,6 +43,24 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
                 progress.update(task, completed=done, total=total, text=text)
 
         yield advance
+
+
+class _Lines:
+    """Writes progress as lines, with at least `SECONDS_APART` between them."""
+
+    def __init__(self, label: str, total: int) -> None:
+        self.label, self.total, self.done = label, total, 0
+        self.start = self.last = time.monotonic()
+
+    def __call__(self, text: str, done: int | None = None, total: int | None = None) -> None:
+        self.done, self.total = self.done + 1 if done is None else done, total or self.total
+        now = time.monotonic()
+        if now - self.last < SECONDS_APART or not self.done:
+            return
+        self.last = now
+        minutes = (now - self.start) * max(0, self.total - self.done) / self.done / 60
+        left = f"about {minutes:.0f} min left" if minutes >= 1 else "less than a minute left"
+        print(f"{self.label}: {self.done} of {self.total}, {left}; {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager
