@@ -23,6 +23,8 @@ Estimates = Mapping[str, Interval]
 TITLES = {"": "", "fashion-mnist": "Fashion-MNIST", "banking77": "Banking77", "cifar100": "CIFAR-100"}
 CLASSES = {"fashion-mnist": 10, "banking77": 77, "cifar100": 100}
 POINTS = (100.0, 1, " points")
+#: More estimates than these are not written out.
+MANY = 4
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Sentence:
     sizes: Mapping[str, float] = field(default_factory=dict)
     form: tuple[float, int, str] = POINTS  # scale, digits and unit in which estimates are printed
     weak: bool = False  # whether it agrees unless it is contradicted
+    #: Of which networks the dense ones are counted that learned nothing.
+    among: Callable[[Results], Results] = field(default=lambda results: results)
 
 
 def judge(sentences: Iterable[Sentence], results: Mapping[str, Results]) -> list[Finding]:
@@ -98,13 +102,13 @@ def to_frame(claims: Iterable[Finding]) -> pd.DataFrame:
 
 
 def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results]) -> Finding:
-    scale, digits, unit = own.form
-    shown = "; ".join(f"{key}: {value.text(scale, digits)}" for key, value in estimates.items())
-    claim = judged(own.text, shown + unit, estimates.values(), own.low, own.high, weak=own.weak)
+    claim = judged(own.text, _shown(own, estimates), estimates.values(), own.low, own.high, weak=own.weak)
     if own.sizes:
         sized = [(estimates[key], size) for key, size in own.sizes.items() if key in estimates]
         claim["in_size"] = all(value.low <= size <= value.high for value, size in sized)
-    collapsed = [count_collapsed(name, results[name]) for name in own.data if name in results and name]
+    collapsed = [
+        count_collapsed(name, own.among(results[name])) for name in own.data if name in results and name
+    ]
     return {
         "family": own.family,
         "where": own.where,
@@ -117,6 +121,20 @@ def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results])
         "sizes": dict(own.sizes),
         "collapsed": sum(collapsed) if collapsed else None,
     }
+
+
+def _shown(own: Sentence, estimates: Estimates) -> str:
+    """Write estimates; of many, the one that is farthest from being shown."""
+    scale, digits, unit = own.form
+    texts = {key: f"{key}: {value.text(scale, digits)}" for key, value in estimates.items()}
+    if len(texts) > MANY:
+        worst = max(estimates, key=lambda key: _p(own, estimates[key]))
+        return f"{len(texts)} estimates, the weakest at {texts[worst]}{unit}"
+    return "; ".join(texts.values()) + unit
+
+
+def _p(own: Sentence, estimate: Interval) -> float:
+    return max(estimate.p_below(own.low), estimate.p_above(own.high))
 
 
 def margin(own: Sentence) -> str:

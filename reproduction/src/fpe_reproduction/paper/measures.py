@@ -231,32 +231,25 @@ def grid(kind: str, more: int, fewer: int) -> Measure:
     return estimate
 
 
-def only(measure: Measure, widths: tuple[int, ...]) -> Measure:
-    """Return the estimates of some widths alone."""
-
-    def estimate(results: Results) -> Estimates:
-        names = {f"{width} neurons" for width in widths}
-        return {key: value for key, value in measure(results).items() if key in names}
-
-    return estimate
-
-
 def of_features(features: int) -> Callable[[Results], Results]:
     """Return what chooses the classifiers of CNNs of some features."""
     return lambda results: results.where("hidden", features=features)
 
 
-def best_rewired(other: str, relative: bool) -> Measure:
-    """Compare the best share of rewired weights, chosen by every second trial and measured on the others."""
+def best_rewired(width: int, other: str) -> Measure:
+    """Compare the best share of rewired weights, chosen by every second trial and measured on the others.
+
+    The difference from the dense network is relative to it.
+    """
 
     def estimate(results: Results) -> Estimates:
-        own, found = shallow(results), {}
-        for width in own.widths("dense", "random", *REWIRED):
-            at = {kind: own.values(kind)[width] for kind in ("dense", "random", *REWIRED)}
-            best = max(REWIRED, key=lambda kind: at[kind][at[kind].index % 2 == 0].mean())
-            apart = (at[best] - at[other])[at[best].index % 2 == 1]
-            found[f"{width:g} neurons"] = mean(apart / at[other] if relative else apart)
-        return found
+        own = shallow(results)
+        if width not in own.widths("dense", "random", *REWIRED):
+            return {}
+        at = {kind: own.values(kind)[width] for kind in ("dense", "random", *REWIRED)}
+        best = max(REWIRED, key=lambda kind: at[kind][at[kind].index % 2 == 0].mean())
+        apart = (at[best] - at[other]) / (at["dense"] if other == "dense" else 1.0)
+        return {f"{width} neurons": mean(apart[apart.index % 2 == 1])}
 
     return estimate
 

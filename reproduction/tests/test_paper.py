@@ -1,0 +1,216 @@
+"""The paper, sentence by sentence: estimates, margins, corrected verdicts."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from fpe_reproduction.experiments.findings import Results, verdict
+from fpe_reproduction.paper import SENTENCES, Sentence, judge, networks, to_frame
+from fpe_reproduction.paper.measures import (
+    all_but_one,
+    at_each,
+    best_rewired,
+    needed,
+    neurons,
+    on_average,
+    regression,
+    share_of_gap,
+    share_of_trials,
+)
+from fpe_reproduction.paper.sentences import DEPTH
+
+
+def classifiers(accuracies, trials=4, name="cifar100", **columns):
+    """Return networks with given accuracies by kind and width, each trial a little off."""
+    rows = [
+        {
+            "data": name,
+            "hidden": width,
+            "layers": 1,
+            "kind": kind,
+            "trial": trial,
+            "nonzero": 100 * width,
+            "accuracy": value + 0.001 * trial * (kind != "dense"),
+            **columns,
+        }
+        for kind, own in accuracies.items()
+        for width, value in own.items()
+        for trial in range(trials)
+    ]
+    return Results.of(name, rows)
+
+
+def sentence(measure, family="it", **how):
+    return Sentence(family, "3.3", "it holds", measure, ("cifar100",), **how)
+
+
+def test_an_estimate_is_the_mean_difference_at_a_width_with_a_t_interval():
+    results = classifiers({"dense": {4: 0.5, 8: 0.7}, "random": {4: 0.6, 8: 0.7}})
+    found = at_each("random")(results)
+    low, high = stats.t.interval(0.95, 3, *_moments(0.1 + 0.001 * np.arange(4)))
+    assert list(found) == ["4 neurons", "8 neurons"]
+    assert found["4 neurons"].value == pytest.approx(0.1015)
+    assert (found["4 neurons"].low, found["4 neurons"].high) == pytest.approx((low, high))
+    assert on_average("random")(results)["mean"].value == pytest.approx(0.0515)
+
+
+def _moments(values):
+    return values.mean(), stats.sem(values)
+
+
+@pytest.mark.parametrize(
+    ("gap", "how", "said"),
+    [
+        (0.1, {}, "agrees"),
+        (0.1, {"sizes": {"mean": 0.3}}, "in sign only"),
+        (0.1, {"sizes": {"mean": 0.1015}}, "agrees"),
+        (-0.1, {}, "contradicted"),
+        (-0.0015, {}, "not shown"),
+        (-0.0015, {"weak": True}, "agrees"),
+        (-0.1, {"weak": True}, "contradicted"),
+        (0.1, {"low": -0.05, "high": 0.05}, "contradicted"),
+        (0.0, {"low": -0.05, "high": 0.05}, "agrees"),
+    ],
+)
+def test_the_verdict_follows_from_interval_margin_and_size(gap, how, said):
+    results = classifiers({"dense": {4: 0.5}, "random": {4: 0.5 + gap}})
+    measure = {"measure": lambda r: {"mean": at_each("random")(r)["4 neurons"]}}
+    (claim,) = judge([sentence(**measure, **how)], {"cifar100": results})
+    assert verdict(claim) == said
+
+
+def test_p_values_are_corrected_within_a_family_alone():
+    results = classifiers({"dense": {4: 0.5}, "random": {4: 0.501}})
+    measure = at_each("random")
+    alone, *others = judge(
+        [sentence(measure, "alone"), *(sentence(measure, "many") for _ in range(5))], {"cifar100": results}
+    )
+    assert alone["family"] == "alone"
+    assert others[0]["p"] == pytest.approx(5 * alone["p"])
+    assert (verdict(alone), verdict(others[0])) == ("agrees", "not shown")
+
+
+def test_a_sentence_must_hold_in_every_estimate():
+    results = classifiers({"dense": {4: 0.5, 8: 0.5}, "random": {4: 0.6, 8: 0.5}})
+    (claim,) = judge([sentence(at_each("random"))], {"cifar100": results})
+    assert verdict(claim) == "not shown"
+    worse = classifiers({"dense": {4: 0.5, 8: 0.5}, "random": {4: 0.6, 8: 0.4}})
+    (claim,) = judge([sentence(at_each("random"))], {"cifar100": worse})
+    assert verdict(claim) == "contradicted"
+
+
+def test_sentences_without_networks_are_left_out_and_collapsed_networks_counted():
+    results = classifiers({"dense": {4: 0.015, 8: 0.5}, "random": {4: 0.6, 8: 0.6}})
+    claims = judge([sentence(at_each("random")), sentence(at_each("gram"))], {"cifar100": results})
+    (row,) = to_frame(claims).to_dict("records")
+    assert (row["collapsed"], row["verdict"], row["margin"]) == (4, "agrees", "above 0 points")
+    assert row["we measured"].startswith("4 neurons: +58.6 [")
+    assert row["detectable"] > 0
+
+
+def test_the_share_of_rewired_weights_is_not_chosen_by_the_trials_that_measure_it():
+    rows = [("dense", 0.2, 0.2), ("random", 0.3, 0.3), ("rewired-5", 0.9, 0.4), ("rewired-10", 0.5, 0.8)]
+    rows += [("rewired-20", 0.1, 0.9), ("rewired-30", 0.1, 0.9)]
+    frame = [
+        {"hidden": 4, "kind": kind, "trial": trial, "nonzero": 9, "accuracy": (even, odd)[trial % 2]}
+        for kind, even, odd in rows
+        for trial in range(6)
+    ]
+    results = Results.of("cifar100", frame)
+    assert best_rewired(4, "random")(results)["4 neurons"].value == pytest.approx(0.1)
+    assert best_rewired(4, "dense")(results)["4 neurons"].value == pytest.approx(1.0)
+
+
+def test_a_dense_network_that_matches_is_read_off_the_curve_of_its_own_trial():
+    frame = [
+        {
+            "hidden": width,
+            "kind": "dense",
+            "trial": trial,
+            "nonzero": 100 * width,
+            "accuracy": 0.1 * width / 4,
+        }
+        for width in (4, 6, 8, 16, 32)
+        for trial in range(3)
+    ]
+    frame += [
+        {"hidden": width, "kind": "random", "trial": trial, "nonzero": 100 * width, "accuracy": 0.15}
+        for width in (4, 8)
+        for trial in range(3)
+    ]
+    found = needed()(Results.of("cifar100", frame))
+    assert {key: value.value for key, value in found.items()} == pytest.approx(
+        {"4 neurons": 1.5, "8 neurons": 0.75}
+    )
+
+
+def boolean(value, trials=6):
+    """Return networks on formulas; `value` gives the columns of a kind, number of neurons and clauses."""
+    rows = [
+        {"clauses": clauses, "neurons": neurons, "kind": kind, "trial": trial, "nonzero": 1}
+        | value(kind, neurons, clauses, trial)
+        for clauses, neurons in [*((8, n) for n in (4, 8, 16)), *((c, 8) for c in (3, 15))]
+        for kind in ("dense", "clause", "random")
+        for trial in range(trials)
+    ]
+    return Results.of("", rows, "neurons")
+
+
+def test_settings_of_both_sweeps_count_but_the_one_with_the_largest_difference():
+    def value(kind, neurons, clauses, trial):
+        bad = (neurons, clauses) == (4, 8)
+        return {"accuracy": 0.5, "cosine": (kind == "clause") * (0.3 if bad else -0.2) + 0.01 * trial}
+
+    found = all_but_one("clause", "cosine")(boolean(value))
+    assert sorted(found) == ["15 clauses", "16 neurons", "3 clauses", "8 clauses", "8 neurons"]
+    assert all(estimate.value == pytest.approx(-0.2) for estimate in found.values())
+
+
+def test_the_share_of_trials_and_of_a_gap():
+    def value(kind, neurons, clauses, trial):
+        own = {"dense": 0.0, "clause": 2.0, "random": 1.0}[kind]
+        better = trial < 3 or kind != "random"
+        return {"accuracy": 0.5 + 0.1 * (own if better else -1), "capacity": own * (1 + 0.1 * trial)}
+
+    results = boolean(value)
+    often = share_of_trials(lambda a: a[["random"]].gt(a["dense"], axis=0), neurons)
+    assert often(results)["share"].value == 0.5
+    gap = share_of_gap("capacity")(results)
+    assert {key: value.value for key, value in gap.items()} == pytest.approx(
+        {"8 clauses": 0.5, "8 neurons": 0.5}
+    )
+
+
+def test_a_regression_within_widths_does_not_see_differences_between_them():
+    rng = np.random.default_rng(0)
+
+    def value(kind, neurons, clauses, trial):
+        changed = (kind != "dense") * (neurons + rng.normal())
+        return {"accuracy": 0.5 + 0.01 * (kind != "dense") * neurons, "cosine": changed}
+
+    results = boolean(value)
+    across, within = (regression("cosine", False, own)(results)["split by clauses"] for own in (False, True))
+    assert across.low > 0
+    assert within.low <= 0 <= within.high
+
+
+def test_networks_of_all_experiments_are_put_together_by_data():
+    frame = classifiers({"dense": {4: 0.5}}).frame
+    rows = frame.drop(columns=["gain", "dense_accuracy"]).to_dict("records")
+    other = [{**row, "kind": "random"} for row in rows]
+    found = networks([{"quick": False, "values": rows}, {"quick": False, "values": [*rows, *other]}])
+    assert list(found) == ["cifar100"]
+    assert len(found["cifar100"].frame) == 8
+
+
+def test_every_sentence_has_a_place_in_the_paper_and_sizes_are_of_estimates():
+    assert len({own.text for own in SENTENCES}) == len(SENTENCES)
+    assert sum(own.family == "depth" for own in SENTENCES) == sum(map(len, DEPTH.values()))
+    for own in SENTENCES:
+        assert own.low < own.high
+        assert math.isfinite(own.low) or math.isfinite(own.high)
+        assert own.where
+    assert pd.Series([own.family for own in SENTENCES]).value_counts().max() <= 12
