@@ -17,7 +17,7 @@ from fpe.errors import ArgumentError, ModelError
 from fpe.graph.inputs import as_call, tensors_in
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.layers import bytes_of
-from fpe.packing.separate import SeparateBlocks, with_separate_blocks
+from fpe.packing.separate import SeparateBlocks, for_onnx
 from models import assert_unchanged, forget_maps_, snapshot
 from zoo import ZOO, answer
 
@@ -101,7 +101,7 @@ def test_each_block_is_a_product_in_onnx_and_stored_once(split, keeps_order, blo
 
 def test_a_model_of_separate_blocks_shares_all_but_their_weights():
     packed, x = packed_of("MLP")
-    own = with_separate_blocks(packed)
+    own = for_onnx(packed)
     (layer,) = (module for module in own.modules() if isinstance(module, SeparateBlocks))
     assert type(packed[0]) is BlockLayer
     assert type(own[0]) is SeparateBlocks
@@ -109,7 +109,7 @@ def test_a_model_of_separate_blocks_shares_all_but_their_weights():
     torch.testing.assert_close(answer(own, x), answer(packed, x))
     torch.testing.assert_close(layer.weight, packed[0].weight)
     plain = nn.Linear(3, 2)
-    assert with_separate_blocks(plain) is plain
+    assert for_onnx(plain) is plain
 
 
 @pytest.mark.parametrize(("name", "split"), [("MLP", "random"), ("CNN-BatchNorm-Flatten", "shared")])

@@ -29,7 +29,7 @@ from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
 from fpe.io.onnx_zeros import drop_zeros_
 from fpe.models import CLASSES
 from fpe.packing.layers import bytes_of
-from fpe.packing.separate import with_separate_blocks
+from fpe.packing.separate import for_onnx
 from fpe.packing.verify import cannot_run, difference, error_text, largest
 
 SUFFIXES = (".onnx", ".pt2", ".c")
@@ -165,7 +165,7 @@ def export(
             raise cannot_run(wrapped.model, wrapped.call, error) from error
         traced = analysis_copy(model).eval()
         if path.suffix == ".onnx":
-            traced = with_separate_blocks(traced)
+            traced = for_onnx(traced)
         program = _exported(_TensorsOnly(traced, call, batch_axis))
         found = None
 

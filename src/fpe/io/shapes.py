@@ -20,9 +20,12 @@ from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
 from fpe.packing.layers import DenseLayer, PackedLayer, Shape, inputs_of
+from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import packed_names
 
-_FORMATS: dict[str, type[PackedLayer]] = {kind.format: kind for kind in (BlockLayer, CodedLayer, DenseLayer)}
+_FORMATS: dict[str, type[PackedLayer]] = {
+    kind.format: kind for kind in (BlockLayer, CodedLayer, SparseLayer, DenseLayer)
+}
 _MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
 
 

@@ -11,12 +11,14 @@ from torch import Tensor
 from fpe.masked import count_free
 from fpe.packing.blocks import Block, padded_inputs
 
-FORMATS = ("blocks", "codes", "2:4", "dense")
+FORMATS = ("blocks", "codes", "sparse", "2:4", "dense")
 
 #: Least free share of what blocks store: below, another format is smaller or faster.
 WORTH_BLOCKS = 0.6
 #: Least share of the places of the parents' weights that some child owns, for codes.
 WORTH_CODES = 0.5
+#: Largest free share of a sparse layer, and its least size: below, dense is as fast or faster.
+WORTH_SPARSE, LEAST_SPARSE = 0.4, 1 << 18
 #: Least free share of a single block, or of a dense layer, for its zeros not to matter.
 NEARLY_DENSE = 0.9
 #: Least neurons of a block where no plan says how a layer was expanded, and the factors tried there.
@@ -136,13 +138,16 @@ def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Cho
     """Return how to pack a layer, or why it cannot be packed as requested.
 
     The rule, in order: a layer without zeros is dense; 2:4 on a GPU that computes with it; blocks, if most of
-    what they store is free; one block, if nearly all of it is; codes, if siblings share no input; otherwise
-    dense, zeros included. Of `weight` only shape, type and device matter.
+    what they store is free; one block, if nearly all of it is; codes, if siblings share no input; sparse, for
+    a linear layer of many zeros, in float32 on a CPU; otherwise dense, zeros included. Of `weight` only
+    shape, type and device matter.
     """
     if requested == "blocks":
         return _as_blocks(seen)
     if requested == "codes":
         return _as_codes(seen)
+    if requested == "sparse":
+        return _as_sparse(seen, weight)
     if requested == "2:4":
         return _two_four(seen, weight)
     if requested == "dense":
@@ -159,6 +164,9 @@ def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Cho
         return _as_blocks(seen)
     if seen.owned >= WORTH_CODES:
         return _as_codes(seen)
+    large = seen.entries >= LEAST_SPARSE and seen.free <= WORTH_SPARSE * seen.entries
+    if large and weight.dtype == torch.float32 and isinstance(choice := _as_sparse(seen, weight), Choice):
+        return choice
     zeros = 1 - seen.free / seen.entries
     return Choice("dense", f"its mask has no structure, and {zeros:.0%} of the stored weights are zeros")
 
@@ -181,6 +189,17 @@ def _as_codes(seen: Structure) -> Choice | str:
     if seen.factor is None:
         return "its neurons are not siblings that share no input; pack it as 'dense'."
     return Choice("codes", f"each input of {seen.factor} children once, with its owner", factor=seen.factor)
+
+
+def _as_sparse(seen: Structure, weight: Tensor) -> Choice | str:
+    if weight.dim() > 2:
+        return "sparse is for linear layers; pack a convolution as 'dense'."
+    if weight.device.type != "cpu":
+        return f"sparse is for CPUs, and the layer is on {weight.device}; pack it as 'dense'."
+    if seen.free >= 1 << 31:
+        return "it has more non-zeros than 32 bits count; pack it as 'dense'."
+    zeros = 1 - seen.free / seen.entries
+    return Choice("sparse", f"its mask has no structure: {zeros:.0%} zeros, each weight with its input")
 
 
 def _two_four(seen: Structure, weight: Tensor) -> Choice | str:

@@ -22,6 +22,7 @@ from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
 from fpe.packing.formats import FORMATS, Choice, Structure, block_of, choose_format, inputs_used
 from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of, inputs_of
+from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
 
@@ -37,8 +38,9 @@ def pack(
     """Return a model that computes the same from (nearly) the non-zeros alone; `model` is not changed.
 
     Layers of a shared split become a few dense blocks, at the dense parent's bytes and about its time;
-    layers of a split for each neuron become the parent's weights and codes, at its bytes but slower.
-    Layers without zeros become ordinary ones, and layers without structure stay dense; the summary says so.
+    layers of a split for each neuron become the parent's weights and codes, at its bytes but slower; linear
+    layers of a free mask become values and the numbers of their inputs, at 1.5 times its bytes and about its
+    time on a CPU. Layers without zeros become ordinary ones, and others stay dense; the summary says so.
     Packed layers are ordinary modules whose parameters are dense: train them on with a new optimizer, and
     `fpe.unpack` them, or deploy them.
 
@@ -48,8 +50,8 @@ def pack(
         What `fpe.expand` or `fpe.load` returned; before training or after it.
     format : str or mapping of str to str, optional
         A format for every masked layer, or for those of some names or patterns: ``"blocks"``, ``"codes"``,
-        ``"2:4"`` (on a GPU, for inference) or ``"dense"`` (zeros included). By default the rule of
-        `fpe.packing.formats.choose_format`.
+        ``"sparse"`` (float32 on a CPU), ``"2:4"`` (on a GPU, for inference) or ``"dense"`` (zeros included).
+        By default the rule of `fpe.packing.formats.choose_format`.
     example_inputs : Tensor, tuple or dict, optional
         One batch, as for `fpe.expand`. If it is given, copies of both models are run on it, in evaluation
         mode with and without gradients and in training mode, and their outputs, and those of each packed
@@ -312,6 +314,8 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
         return made.requires_grad_(False)
     if choice.format == "codes":
         made = CodedLayer.of(shape, own, choice.factor)
+    elif choice.format == "sparse":
+        made = SparseLayer.of(shape, own)
     elif choice.format == "blocks":
         # Inputs may have been reordered since the choice.
         blocks = [block_of(inputs_used(own.mask), block.rows) for block in choice.blocks]

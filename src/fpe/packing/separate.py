@@ -14,19 +14,24 @@ from fpe.masked import HasMasks
 from fpe.packing.bits import pack_zeros, unpack_zeros
 from fpe.packing.blocks import BlockLayer, block_layout
 from fpe.packing.formats import block_of
+from fpe.packing.sparse import SparseLayer
 
 
-def with_separate_blocks(model: nn.Module) -> nn.Module:
-    """Return a copy around the same tensors, with `SeparateBlocks` for linear blocks, if there are any.
+@torch.no_grad()
+def for_onnx(model: nn.Module) -> nn.Module:
+    """Return a copy around the same tensors, with layers that ONNX has: `SeparateBlocks`, and dense weights.
 
-    onnxruntime prepares a constant matrix once for all calls, but not the matrices of a batched product.
+    onnxruntime prepares a constant matrix once for all calls, but not the matrices of a batched product. A
+    sparse weight is written with its zeros, which the file then leaves out.
     """
-    layers = [m for m in model.modules() if type(m) is BlockLayer and not m.shape.taps]
-    if not layers:
-        return model
     memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    memo |= {id(layer): SeparateBlocks(layer).train(layer.training) for layer in layers}
-    return copy.deepcopy(model, memo)
+    known = len(memo)
+    for layer in model.modules():
+        if type(layer) is BlockLayer and not layer.shape.taps:
+            memo[id(layer)] = SeparateBlocks(layer).train(layer.training)
+        elif type(layer) is SparseLayer:
+            memo[id(layer)] = layer.shape.plain(layer.weight, layer.bias).train(layer.training)
+    return copy.deepcopy(model, memo) if len(memo) > known else model
 
 
 class LinearBlock(nn.Linear, HasMasks):

@@ -226,6 +226,8 @@ def grid(kind: str, more: int, fewer: int) -> Measure:
     def estimate(results: Results) -> Estimates:
         own = results.frame[(results.frame["kind"] == kind) & results.frame["neurons"].isin((8, 12, 16))]
         table = own.pivot(index=["neurons", "trial"], columns="clauses", values="gain")
+        if not {more, fewer} <= set(table):
+            return {}
         return {f"{more} against {fewer} clauses": mean((table[more] - table[fewer]).groupby("trial").mean())}
 
     return estimate

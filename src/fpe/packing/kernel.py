@@ -1,0 +1,148 @@
+"""The product of a sparse weight with samples, in C that is compiled once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+SOURCE = Path(__file__).with_name("sparse.c")
+#: Compilers, the first that there is. GCC's threads are PyTorch's own; with another compiler there is one.
+COMPILERS = ("gcc", "cc", "clang")
+OPTIONS = ("-std=gnu99", "-O3", "-march=native", "-fPIC")
+#: Multiplications below which one thread is as fast.
+WORTH_THREADS = 1 << 17
+#: Samples that are multiplied one by one; more are transposed, in multiples of `LANES`.
+ONE_BY_ONE, LANES = 3, 16
+#: Inputs below which their numbers take 16 bits. torch has no shifts of uint16, so that half of it is used.
+SHORT = 1 << 15
+
+
+def supported(x: Tensor, values: Tensor) -> bool:
+    """Tell whether the product is one of this machine's compiled functions; compile them if needed."""
+    return x.device.type == "cpu" and x.dtype == values.dtype == torch.float32 and available()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def available() -> bool:
+    """Tell whether there is a compiled product; compile it if needed."""
+    return library() is not None
+
+
+def sparse_product(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply samples by a weight that is stored row by row, and add the bias.
+
+    Parameters
+    ----------
+    x : Tensor of shape (samples, inputs)
+        float32, on the CPU.
+    values, columns : Tensor of shape (non-zeros,)
+        The non-zeros of the weight, and their inputs, int16 or int32.
+    starts : Tensor of shape (rows + 1,)
+        int32; row r has the places ``starts[r]`` to ``starts[r + 1]``.
+    bias : Tensor of shape (rows,), optional
+
+    Returns
+    -------
+    Tensor of shape (samples, rows)
+    """
+    functions = library()
+    assert functions is not None, "there is no compiled product; ask `supported` first"
+    rows, samples = len(starts) - 1, len(x)
+    bits = 8 * columns.element_size()
+    weight = [_address(t) for t in (values, columns, starts, bias)]
+    threads = torch.get_num_threads() if len(values) * samples >= WORTH_THREADS else 1
+    if samples <= ONE_BY_ONE:
+        x, y = x.contiguous(), x.new_empty(samples, rows)
+        for sample, own in zip(x, y, strict=True):
+            functions[f"fpe_one_{bits}"](*weight, _address(sample), _address(own), rows, threads)
+        return y
+    padded = -(-samples // LANES) * LANES
+    turned = F.pad(x.t(), (0, padded - samples)).contiguous()
+    y = x.new_empty(rows, padded)
+    functions[f"fpe_many_{bits}"](*weight, _address(turned), _address(y), rows, padded, threads)
+    return y[:, :samples].t().contiguous()
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def library() -> dict[str, Callable[..., None]] | None:
+    """Return the compiled functions by name; None, with a warning, if they cannot be compiled here."""
+    try:
+        loaded = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", "") or str(error)
+        text = f"sparse layers are computed as dense ones, several times as slowly: {said.strip()[:300]}"
+        warnings.warn(text, stacklevel=3)
+        return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    found = {}
+    for bits in (16, 32):
+        for name, sizes in (("one", [size]), ("many", [size, size])):
+            function = getattr(loaded, f"fpe_{name}_{bits}")
+            function.argtypes, function.restype = [*[pointer] * 6, *sizes, ctypes.c_int], None
+            found[f"fpe_{name}_{bits}"] = function
+    return found
+
+
+def _compiled() -> Path:
+    """Return the shared library; compile it if the cache has none of this source, compiler and machine."""
+    compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
+    if compiler is None:
+        raise OSError(f"there is no C compiler; install one of {', '.join(COMPILERS)}")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    # A parallel loop calls GOMP_parallel, which PyTorch's OpenMP has, so that both share their threads.
+    parallel = "Free Software Foundation" in version and hasattr(ctypes.CDLL(None), "GOMP_parallel")
+    options = [*OPTIONS, *(["-fopenmp"] if parallel else [])]
+    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), version, *options, _processor()])
+    digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    path = cache_folder() / f"sparse-{digest}.so"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            own = Path(folder, "sparse")
+            for command in (
+                [compiler, *options, "-c", str(SOURCE), "-o", f"{own}.o"],
+                [compiler, "-shared", f"{own}.o", "-o", f"{own}.so"],
+            ):
+                subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+            os.replace(f"{own}.so", path)
+    return path
+
+
+def cache_folder() -> Path:
+    """Return where compiled code is kept: ``fpe`` in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "fpe")
+
+
+def _processor() -> str:
+    """Name the instructions of the processor, by which compilers choose theirs."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+#: The product as an operator that `torch.compile` keeps in its graph.
+operator = torch.library.custom_op("fpe::sparse_product", sparse_product, mutates_args=())
+
+
+@operator.register_fake
+def _(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(len(x), len(starts) - 1)

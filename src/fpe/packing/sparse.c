@@ -1,0 +1,63 @@
+/* Products of a sparse weight with samples, for float32 on a CPU.
+
+   The weight is stored row by row: row r has the values and columns of the places starts[r] to starts[r + 1].
+   GNU C: vectors of 16 floats, which compilers map to the registers that there are. */
+
+#include <stdint.h>
+
+#define LANES 16
+#define GROUPS 4 /* vectors of samples at a time: 64 samples stay in registers */
+
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* y[row] = bias[row] + sum of values * x[column], for one sample. */
+#define ONE(name, index)                                                                                     \
+    void name(const float *values, const index *columns, const int32_t *starts, const float *bias,           \
+              const float *x, float *y, int64_t rows, int threads) {                                         \
+        _Pragma("omp parallel for schedule(static) num_threads(threads)")                                    \
+        for (int64_t row = 0; row < rows; row++) {                                                           \
+            float sums[8] = {0}, sum = bias ? bias[row] : 0;                                                 \
+            int64_t place = starts[row], end = starts[row + 1];                                              \
+            for (; place + 8 <= end; place += 8)                                                             \
+                for (int i = 0; i < 8; i++) sums[i] += values[place + i] * x[columns[place + i]];            \
+            for (; place < end; place++) sum += values[place] * x[columns[place]];                           \
+            for (int i = 0; i < 8; i++) sum += sums[i];                                                      \
+            y[row] = sum;                                                                                    \
+        }                                                                                                    \
+    }
+
+/* One row for G vectors of samples; x and y are transposed: `samples` floats for each input, and each row. */
+#define ROW(G)                                                                                               \
+    {                                                                                                        \
+        lanes sums[G];                                                                                       \
+        for (int g = 0; g < G; g++) sums[g] = (lanes){0} + first;                                            \
+        for (int64_t place = starts[row]; place < starts[row + 1]; place++) {                                \
+            const lanes *from = (const lanes *)(x + (int64_t)columns[place] * samples + sample);             \
+            for (int g = 0; g < G; g++) sums[g] += values[place] * from[g];                                  \
+        }                                                                                                    \
+        lanes *to = (lanes *)(y + row * samples + sample);                                                   \
+        for (int g = 0; g < G; g++) to[g] = sums[g];                                                         \
+        sample += G * LANES;                                                                                 \
+    }
+
+/* The same for many samples, whose number is a multiple of LANES. */
+#define MANY(name, index)                                                                                    \
+    void name(const float *values, const index *columns, const int32_t *starts, const float *bias,           \
+              const float *x, float *y, int64_t rows, int64_t samples, int threads) {                        \
+        for (int64_t tile = 0; tile < samples; tile += GROUPS * LANES) {                                     \
+            int64_t tile_end = tile + GROUPS * LANES < samples ? tile + GROUPS * LANES : samples;            \
+            _Pragma("omp parallel for schedule(static) num_threads(threads)")                                \
+            for (int64_t row = 0; row < rows; row++) {                                                       \
+                float first = bias ? bias[row] : 0;                                                          \
+                int64_t sample = tile;                                                                       \
+                while (sample + 4 * LANES <= tile_end) ROW(4)                                                \
+                while (sample + 2 * LANES <= tile_end) ROW(2)                                                \
+                while (sample < tile_end) ROW(1)                                                             \
+            }                                                                                                \
+        }                                                                                                    \
+    }
+
+ONE(fpe_one_16, uint16_t)
+ONE(fpe_one_32, int32_t)
+MANY(fpe_many_16, uint16_t)
+MANY(fpe_many_32, int32_t)
