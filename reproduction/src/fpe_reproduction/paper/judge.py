@@ -70,15 +70,16 @@ def judge(sentences: Iterable[Sentence], results: Mapping[str, Results]) -> list
 
 def networks(results: Iterable[Mapping[str, Any]]) -> dict[str, Results]:
     """Return the networks of experiments, as `fpe_reproduction.experiments.reproduce` gives them, by data."""
-    rows: dict[str, list[Mapping[str, Any]]] = {}
-    quick = False
-    for result in results:
-        quick |= result["quick"]
-        for row in result["values"]:
-            rows.setdefault(row.get("data", ""), []).append(row)
+    found = list(results)
+    rows = [{"data": "", **row} for result in found for row in result["values"]]
+    return by_data(pd.DataFrame(rows), any(result["quick"] for result in found))
+
+
+def by_data(frame: pd.DataFrame, quick: bool = False) -> dict[str, Results]:
+    """Divide a table of networks, a row each, by the column ``data``."""
     return {
-        name: Results.of(name, own, "hidden" if name else "neurons", quick)
-        for name, own in rows.items()
+        name: Results.of(name, own.to_dict("records"), "hidden" if name else "neurons", quick)
+        for name, own in frame.groupby("data", sort=False)
         if name in TITLES
     }
 
@@ -118,6 +119,7 @@ def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results])
             key: [value.value, value.low, value.high, value.df] for key, value in estimates.items()
         },
         "bounds": [own.low, own.high],
+        "scale": own.form[0],
         "sizes": dict(own.sizes),
         "collapsed": sum(collapsed) if collapsed else None,
     }
