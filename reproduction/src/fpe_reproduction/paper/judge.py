@@ -78,7 +78,9 @@ def networks(results: Iterable[Mapping[str, Any]]) -> dict[str, Results]:
 def by_data(frame: pd.DataFrame, quick: bool = False) -> dict[str, Results]:
     """Divide a table of networks, a row each, by the column ``data``."""
     return {
-        name: Results.of(name, own.to_dict("records"), "hidden" if name else "neurons", quick)
+        name: Results.of(
+            name, own.dropna(axis=1, how="all").to_dict("records"), "hidden" if name else "neurons", quick
+        )
         for name, own in frame.groupby("data", sort=False)
         if name in TITLES
     }

@@ -195,7 +195,14 @@ def real() -> Iterator[Sentence]:
         *own, "with 32 neurons, a dense network needs over 1.2 times the parameters", needed((32,)), CIFAR,
         1.2, form=TIMES,
     )  # fmt: skip
-    yield Sentence(*own, "so it is at every width", needed(), CIFAR, 1.2, form=TIMES)
+    yield Sentence(
+        *own,
+        "at every width a dense network needs over 1.2 times the parameters",
+        needed(),
+        CIFAR,
+        1.2,
+        form=TIMES,
+    )
     text = "an earlier split is better: at 10 % of the training against 90 %"
     yield Sentence(*own, text, on_average("random-at-10", "random-at-90"), CIFAR)
     yield Sentence(*own, "even a late split is above dense", on_average("random-at-90"), CIFAR)
