@@ -93,9 +93,9 @@ REFUSED = {
         VECTOR,
         "added up or compared by 'mean'",
     ),
-    "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'glu'"),
-    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "'chunk'"),
-    "some neurons": (lambda t, x, act: act(t.a(x))[:, :3] @ t.free[:3], VECTOR, "'slice'"),
+    "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'matmul'"),
+    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "'matmul'"),
+    "some neurons": (lambda t, x, act: act(t.a(x))[:, :1] @ t.free[:1], VECTOR, "'slice'"),
     "another order": (lambda t, x, act: t.head(act(t.a(x))[:, [1, 0, 3, 2, 5, 4]]), VECTOR, "picked out"),
     "flipped": (
         lambda t, x, act: t.head(Twice.apply(t.a(x))),

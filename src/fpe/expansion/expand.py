@@ -157,10 +157,12 @@ class Expansion:
         group, factor, split = layer.group, layer.factor, self.basis.split
         names = (*group.producers, *group.consumers)
         old = [self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names]
-        producers, consumers = old[: len(group.producers)], old[len(group.producers) :]
+        producers = [part for w in old[: len(group.producers)] for part in w.divided(group.parts)]
+        consumers = old[len(group.producers) :]
         if split.needs_inputs:
             split = split.on(self._of_inputs(group.name, self.basis.inputs[group.name]))
-        scores = [self._of_inputs(n, self.basis.scores[n]) for n in group.producers if self.basis.scores]
+        measured = (self._of_inputs(n, self.basis.scores[n]) for n in group.producers if self.basis.scores)
+        scores = [part for own in measured for part in own.chunk(group.parts)]
         per_neuron = parameters_per_neuron(self.model, group)
         notes: list[str] = []
 
@@ -180,7 +182,8 @@ class Expansion:
             with _notes(notes):
                 wide = self._pruned(layer, wide, wide_consumers, copies, scores)
         self.copies += copies
-        self.weights |= dict(zip(names, (*wide, *wide_consumers), strict=True))
+        whole = [Weights.joined(wide[i : i + group.parts]) for i in range(0, len(wide), group.parts)]
+        self.weights |= dict(zip(names, (*whole, *wide_consumers), strict=True))
         for note in notes:
             warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
         return replace(layer, notes=tuple(notes))

@@ -28,8 +28,8 @@ from fpe.graph.layers import (
     mask_of,
     memory_problem,
     neuron_tensors,
+    neurons_of,
     oriented_weight,
-    size_of,
 )
 from fpe.masked import count_nonzero
 
@@ -62,7 +62,7 @@ class LayerPlan:
         """The child and the parent of each new neuron."""
         members = len(self.group.producers), len(self.group.between), len(self.group.consumers)
         how = self.groups, self.chosen, self.dropped, self.notes
-        return IndexMap(self.neurons, self.factor, *how, members)
+        return IndexMap(self.neurons, self.factor, *how, members, self.group.parts)
 
 
 @dataclass
@@ -205,12 +205,13 @@ def layer_plans(
     planned: list[LayerPlan] = []
     problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
     for (group, factor), some in zip(chosen, wanted, strict=True):
-        neurons, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
+        _, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
+        neurons = neurons_of(model, group)
         inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
         shares = "inputs" if taps == 1 else convolutions
         if shares == "taps" or (shares == "channels" and inputs < factor):
             shares, inputs, taps = "taps", inputs * taps, 1
-        entries, groups = len(group.producers) * taps, split.num_groups(neurons)
+        entries, groups = len(group.producers) * group.parts * taps, split.num_groups(neurons)
         own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
         expanded = torch.arange(neurons) if some is None else torch.tensor(some)
         mine = others = biases = 0
@@ -256,8 +257,8 @@ def _free_per_input(layer: nn.Module) -> Tensor:
 
 def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     """Return how many biases and parameters of norms each neuron of a group has."""
-    neurons, _ = size_of(model, group.name)
-    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    neurons = neurons_of(model, group)
+    total = group.parts * sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
     for name in group.between:
         module = model.get_submodule(name)
         own = neuron_tensors(module, neurons)

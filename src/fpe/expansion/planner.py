@@ -231,7 +231,8 @@ def most_polysemantic(
 ) -> tuple[int, ...] | None:
     """Choose the neurons of a group that are expanded, at least one, by a target; None for all."""
     producers = [model.get_submodule(name) for name in group.producers]
-    weight = torch.cat([oriented_weight(p).detach().flatten(1) for p in producers], dim=1)
+    weights = (oriented_weight(p).detach().flatten(1).chunk(group.parts) for p in producers)
+    weight = torch.cat([part for parts in weights for part in parts], dim=1)
     count = max(1, round(fraction * len(weight)))
     if count == len(weight):
         return None
@@ -243,8 +244,9 @@ def most_polysemantic(
         )
     else:
         scale = measured.scale(group.name)
-        taps = weight.shape[1] // (len(producers) * len(scale))
-        score = crowding(weight * scale.repeat_interleave(taps).repeat(len(producers)).to(weight))
+        times = len(producers) * group.parts
+        taps = weight.shape[1] // (times * len(scale))
+        score = crowding(weight * scale.repeat_interleave(taps).repeat(times).to(weight))
     return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))
 
 

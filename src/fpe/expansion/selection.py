@@ -284,7 +284,9 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     if problems:
         return problems
     shapes = {n: oriented_weight(modules[n]).shape for n in layers}
-    own, neurons = shapes[group.name], shapes[group.name][0]
+    own, neurons = shapes[group.name], shapes[group.name][0] // group.parts
+    if own[0] % group.parts:
+        return [f"{group.name!r} has {own[0]} outputs, not {group.parts} equal parts."]
     for n in group.producers:
         if shapes[n] != own:
             problems.append(

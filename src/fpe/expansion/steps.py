@@ -41,6 +41,21 @@ class Weights:
         mask = mask_of(layer)
         return cls(weight, None if bias is None else bias.detach(), all_free if mask is None else mask)
 
+    def divided(self, parts: int) -> list[Weights]:
+        """Return equal parts of the outputs, such as gate and up of one layer."""
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        each = zip(self.weight.chunk(parts), biases, self.mask.chunk(parts), strict=True)
+        return [Weights(*part) for part in each]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Weights]) -> Weights:
+        """Put parts together again, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        biases = [part.bias for part in parts if part.bias is not None]
+        weight, mask = torch.cat([part.weight for part in parts]), torch.cat([part.mask for part in parts])
+        return cls(weight, torch.cat(biases) if biases else None, mask)
+
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
     """Assign each input of each neuron to one of its children: integers 0 … factor − 1, (neurons, inputs).

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fpe.graph.groups import NOT_CALLED
+from fpe.graph.groups import NOT_CALLED, NeuronGroup
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -99,6 +99,11 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
     """Return the number of neurons and of inputs (or channels) of the layer of this name."""
     shape = oriented_weight(model.get_submodule(name)).shape
     return shape[0], shape[1]
+
+
+def neurons_of(model: nn.Module, group: NeuronGroup) -> int:
+    """Return the number of neurons of a group."""
+    return size_of(model, group.name)[0] // group.parts
 
 
 class Names:

@@ -37,6 +37,17 @@ class Refused(Exception):
     """Carries the reason why neurons cannot be expanded."""
 
 
+class Divided(Exception):
+    """Says that an operation treats equal parts of the producer's outputs apart, as ``chunk`` does.
+
+    Then a neuron is one output of each part, and the operation is to be followed again.
+    """
+
+    def __init__(self, root: str, parts: int) -> None:
+        super().__init__(root, parts)
+        self.root, self.parts = root, parts
+
+
 def unknown(operation: str) -> Refused:
     """Refuse an operation that is not on the allow-list."""
     return Refused(f"its neurons are passed to {operation}, which is not known to treat each neuron alone")
@@ -59,6 +70,11 @@ ELEMENTWISE = frozenset(
 
 #: Give the entries of the first argument another type or value; others are used for their type or shape.
 RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
+
+#: Return several parts of their input along one axis.
+_DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split")
+#: Into how many equal parts the outputs of a producer may be divided; 2 are gate and up.
+MOST_PARTS = 4
 
 #: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
 SPATIAL = {
@@ -104,7 +120,8 @@ def propagate(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     rule = _RULES.get(name)
     if rule is None or len(sources) > 1 or not node.args or node.args[0] is not sources[0]:
         raise unknown(repr(name))
-    return tuple(rule(node, sources[0], flow) for flow in flows[sources[0]])
+    results = [rule(node, sources[0], flow) for flow in flows[sources[0]]]
+    return tuple(result for result in results if result is not None)
 
 
 def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
@@ -204,9 +221,68 @@ def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 def _along(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     """The operation works along one axis, and may remove it."""
     name, axis = name_of(node), _axis(node, source)
-    if axis == flow.axis and (name not in ("slice", "narrow") or shape_of(node) != shape_of(source)):
+    if axis == flow.axis and name not in _DIVIDING:  # whose parts are followed where they are picked
         raise Refused(f"its neurons are split up or picked out by {name!r}")
     return flow.at(flow.axis - (name in ("select", "unbind") and axis < flow.axis))
+
+
+def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    if _axis(node, source) != flow.axis:
+        return flow
+    start, end = _argument(node, "start", 0), _argument(node, "end")
+    if name_of(node) == "narrow":
+        end = start + _argument(node, "length")
+    if _argument(node, "step", 1) != 1:
+        raise Refused(f"its neurons are split up or picked out by {name_of(node)!r}")
+    return _part(node, source, flow, *slice(start, end).indices(shape_of(source)[flow.axis])[:2])
+
+
+def _getitem(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    """Pick one of several results, which may be a part of what ``chunk`` or ``split`` has divided."""
+    whole = source.args[0]
+    if name_of(source) not in _DIVIDING or _axis(source, whole) != flow.axis:  # type: ignore[arg-type]
+        return flow
+    sizes = [int(part.shape[flow.axis]) for part in source.meta["val"]]
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    end = ends[node.args[1]]  # type: ignore[index]
+    return _part(source, whole, flow, end - sizes[node.args[1]], end)  # type: ignore[arg-type, index]
+
+
+def _glu(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    axis = _argument(node, "dim", -1) % len(shape_of(source))
+    if axis != flow.axis:
+        return flow
+    half = shape_of(node)[axis]
+    first, second = _part(node, source, flow, 0, half), _part(node, source, flow, half, 2 * half)
+    if first != second:
+        raise Refused("its neurons meet other values in 'glu'")
+    return first
+
+
+def _part(node: fx.Node, source: fx.Node, flow: Flow, start: int, end: int) -> Flow | None:
+    """Follow the neurons into the places `start` to `end` along their axis; None if there are none.
+
+    Where this cuts a cycle through the neurons into equal parts, `Divided` asks for fewer neurons.
+    """
+    others = sum(-k for k in flow.layout if k < 0)
+    neurons = (shape_of(source)[flow.axis] - others) // sum(k for k in flow.layout if k > 0)
+    layout: list[int] = []
+    place = 0
+    for k in flow.layout:
+        width = k * neurons if k > 0 else -k
+        first, last = (min(max(cut - place, 0), width) for cut in (start, end))
+        place += width
+        if k < 0 and last > first:
+            layout.append(first - last)
+        elif last - first == width:
+            layout.append(k)
+        elif last > first:
+            cut = first or last
+            parts = neurons // math.gcd(neurons, cut // k)
+            if cut % k or parts > MOST_PARTS:
+                raise Refused(f"its neurons are split up or picked out by {name_of(node)!r}")
+            raise Divided(flow.root, parts)
+    return replace(flow, layout=tuple(layout)) if any(k > 0 for k in layout) else None
 
 
 def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -225,15 +301,17 @@ def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     return flow.at(axis)
 
 
-_NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow], str] = {
+_NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow | None], str] = {
     _reshape: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as "
     "_reshape_alias",
     _spatial: " ".join(SPATIAL),
     _reduce: "mean sum amax amin max min var std logsumexp prod",
     _permute: "permute transpose t swapaxes swapdims",
-    _along: "slice narrow select index_select chunk split split_with_sizes unbind tensor_split",
+    _along: " ".join(["select index_select unbind", *_DIVIDING]),
+    _slice: "slice narrow",
+    _glu: "glu",
     _resize: "expand expand_as pad constant_pad_nd",
     _index: "index",
-    lambda node, source, flow: flow: "getitem",
+    _getitem: "getitem",
 }
 _RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}

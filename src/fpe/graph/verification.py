@@ -26,7 +26,7 @@ from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import copied, first_line, not_run, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
-from fpe.graph.layers import is_layer, size_of
+from fpe.graph.layers import is_layer, neurons_of
 from fpe.graph.permuting import Values, permuted, randomize_, shuffled, silenced, tensors_of
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
@@ -79,7 +79,7 @@ def unverified(
     The shapes of the model's floating-point outputs in evaluation mode come second.
     """
     single = "it has only one neuron, so that no permutation can show what happens to it"
-    reasons = {group.name: single for group in groups if size_of(model, group.name)[0] == 1}
+    reasons = {group.name: single for group in groups if neurons_of(model, group) == 1}
     left = [group for group in groups if group.name not in reasons]
     weak: dict[str, str] = {}
     shapes: list[torch.Size] = []

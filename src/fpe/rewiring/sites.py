@@ -38,12 +38,12 @@ class Site:
         rows, own = layer.weight.shape[0], index_map_of(layer)
         if own is None:
             return cls(name, layer)
-        parent = own.parent
-        children = torch.full((own.neurons, own.factor), rows)
+        parent = own.origins(own.parts)
+        children = torch.full((own.neurons * own.parts, own.factor), rows)
         children[parent, torch.arange(rows) - torch.searchsorted(parent, parent)] = torch.arange(rows)
         blocks = None
-        if own.chosen is None and (own.groups > 1 or own.dropped):
-            blocks = own.blocks.argsort(stable=True).view(own.groups * own.factor, -1)
+        if own.chosen is None and (own.groups > 1 or own.dropped or own.parts > 1):
+            blocks = own.blocks.repeat(own.parts).argsort(stable=True).view(own.groups * own.factor, -1)
         return cls(name, layer, own, children, blocks)
 
 

@@ -1,0 +1,170 @@
+"""Tiny models whose hidden layers are built in a way of their own, each with a batch and the layers found.
+
+They complement the zoo: each entry stands for a family of models that people have.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo import SMALL, TEXT, images, tokens
+
+Built = tuple[nn.Module, Any]
+#: Name → a function that returns a model and a batch, and the producers of all groups by default.
+FOREIGN: dict[str, tuple[Callable[[], Built], list[str]]] = {}
+
+
+def foreign(name: str, *producers: str) -> Callable[[Callable[[], Built]], Callable[[], Built]]:
+    """Register a model with its producers; a ``*`` in a name stands for 0 and 1."""
+    names = [one for number in "01" for p in producers if "*" in p for one in [p.replace("*", number)]]
+    names += [p for p in producers if "*" not in p]
+
+    def enter(build: Callable[[], Built]) -> Callable[[], Built]:
+        def built() -> Built:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model, batch = build()
+                for module in model.modules():
+                    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+                    for tensor in own:  # entries of norms differ, so that an exchange shows
+                        if tensor.is_floating_point() and tensor.dim() == 1:
+                            tensor.data.add_(torch.rand_like(tensor))
+                return model, batch
+
+        FOREIGN[name] = built, names
+        return built
+
+    return enter
+
+
+# Gate and up in one layer.
+
+
+@foreign("Phi-3", "model.layers.*.mlp.gate_up_proj")
+def phi3() -> Built:
+    from transformers import Phi3Config, Phi3ForCausalLM
+
+    config = Phi3Config(**SMALL, **TEXT, num_key_value_heads=1, max_position_embeddings=16)
+    return Phi3ForCausalLM(config), {"input_ids": tokens()}
+
+
+@foreign("GLM", "model.layers.*.mlp.gate_up_proj")
+def glm() -> Built:
+    from transformers import GlmConfig, GlmForCausalLM
+
+    config = GlmConfig(**SMALL, **TEXT, num_key_value_heads=1, head_dim=8)
+    return GlmForCausalLM(config), {"input_ids": tokens()}
+
+
+@foreign("GLM-4", "model.layers.*.mlp.gate_up_proj")
+def glm4() -> Built:
+    from transformers import Glm4Config, Glm4ForCausalLM
+
+    config = Glm4Config(**SMALL, **TEXT, num_key_value_heads=1, head_dim=8)
+    return Glm4ForCausalLM(config), {"input_ids": tokens()}
+
+
+@foreign("ModernBERT", "model.layers.*.mlp.Wi")
+def modernbert() -> Built:
+    from transformers import ModernBertConfig, ModernBertForSequenceClassification
+
+    marks = {"cls_token_id": 1, "sep_token_id": 2, "max_position_embeddings": 16}
+    model = ModernBertForSequenceClassification(ModernBertConfig(**SMALL, **TEXT, **marks))
+    return model, {"input_ids": tokens(), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
+
+
+class Halves(nn.Module):
+    """A gated layer whose gate and up are the halves of one layer's outputs; `gate` multiplies them."""
+
+    def __init__(self, gate: Callable[[Tensor], Tensor], inputs: int = 8, hidden: int = 6) -> None:
+        super().__init__()
+        self.norm, self.both = nn.LayerNorm(inputs), nn.Linear(inputs, 2 * hidden)
+        self.dropout, self.down = nn.Dropout(0.1), nn.Linear(hidden, inputs)
+        self.head, self.gate = nn.Linear(inputs, 2), gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.down(self.dropout(self.gate(self.both(self.norm(x))))))
+
+
+def chunked(h: Tensor) -> Tensor:
+    a, b = h.chunk(2, dim=-1)
+    return a * F.relu(b)
+
+
+def sliced(h: Tensor) -> Tensor:
+    half = h.shape[-1] // 2
+    return F.silu(h[..., half:]) * h[..., :half]
+
+
+def divided(h: Tensor) -> Tensor:
+    a, b = h.split(h.shape[-1] // 2, -1)
+    return b * a.sigmoid()
+
+
+def in_three(h: Tensor) -> Tensor:
+    a, b, c = h.tensor_split(3, -1)
+    return a * b.tanh() + c
+
+
+for _name, _gate in (("chunk", chunked), ("slices", sliced), ("split", divided)):
+    foreign(f"halves by {_name}", "both")(lambda gate=_gate: (Halves(gate), torch.randn(4, 8)))
+foreign("thirds", "both")(lambda: (Thirds(), torch.randn(4, 8)))
+
+
+class Thirds(Halves):
+    """Three parts: two are multiplied, one is added."""
+
+    def __init__(self) -> None:
+        super().__init__(in_three)
+        self.both = nn.Linear(8, 18)
+
+
+@foreign("torch.nn.GLU", "0", "5")
+def glu() -> Built:
+    layers = (nn.Linear(8, 12), nn.GLU(), nn.Dropout(0.1), nn.Linear(6, 8, bias=False), nn.GLU(-1))
+    return nn.Sequential(*layers, nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 2)), torch.randn(4, 8)
+
+
+class GatedConvolution(nn.Module):
+    """A convolution whose channels are halved, as in a gated CNN; a norm and a depthwise one behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.depthwise = nn.Conv1d(4, 12, 3, padding=1), nn.Conv1d(6, 6, 3, padding=1, groups=6)
+        self.norm, self.out, self.head = nn.BatchNorm1d(6), nn.Conv1d(6, 4, 1), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm(self.depthwise(F.glu(self.both(x), dim=1))))
+        return self.head((x + self.out(h)).mean(-1))
+
+
+@foreign("gated convolution", "both")
+def gated_convolution() -> Built:
+    return GatedConvolution(), torch.randn(3, 4, 9)
+
+
+class PartlyTaken(nn.Module):
+    """Both halves go on side by side, and one of them also alone, as in a C2f block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.one, self.joint = nn.Conv2d(3, 8, 3), nn.Conv2d(4, 5, 1), nn.Conv2d(13, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.both(x))
+        a, b = h.chunk(2, 1)
+        return self.joint(torch.cat([b, F.relu(self.one(b)), a], 1))
+
+
+@foreign("halves side by side", "both")
+def side_by_side() -> Built:
+    return PartlyTaken(), images()
