@@ -5,6 +5,7 @@ They complement the zoo: each entry stands for a family of models that people ha
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -168,3 +169,107 @@ class PartlyTaken(nn.Module):
 @foreign("halves side by side", "both")
 def side_by_side() -> Built:
     return PartlyTaken(), images()
+
+
+# Layers and norms of subclasses.
+
+
+@foreign("Falcon", "transformer.h.*.mlp.dense_h_to_4h")
+def falcon() -> Built:
+    from transformers import FalconConfig, FalconForCausalLM
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "bias": True}
+    return FalconForCausalLM(FalconConfig(**sizes, **TEXT)), {"input_ids": tokens()}
+
+
+class BatchNormAct2d(nn.BatchNorm2d):
+    """timm's: the norm, dropout and the activation in one module."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = self.training or self.running_mean is None
+        given = (self.running_mean, self.running_var, self.weight, self.bias, batch, 0.1, self.eps)
+        return self.act(self.drop(F.batch_norm(x, *given)))
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """timm's: over the channels of an image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+class GroupNormAct(nn.GroupNorm):
+    """timm's: a group norm and the activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.silu(super().forward(x))
+
+
+class RootMeanSquare(nn.RMSNorm):
+    """In single precision, as many language models do it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.normalized_shape, self.weight.float(), 1e-6).type_as(x)
+
+
+class Plain(nn.Linear):
+    """A linear layer with the parent's forward pass."""
+
+
+class Times(nn.Linear):
+    """A linear layer that is written as a product."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.matmul(x, self.weight.transpose(0, 1)) + self.bias
+
+
+class PlainConv(nn.Conv2d):
+    """A convolution with an initialization of its own."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.bias)
+
+
+class Images(nn.Module):
+    """Convolutions with a norm behind each, the mean over the image, two linear layers."""
+
+    def __init__(self, norm: Callable[[int], nn.Module], depthwise: type[nn.Conv2d] = nn.Conv2d) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = PlainConv(3, 6, 3), norm(6)
+        self.depthwise = depthwise(6, 6, 3, padding=1, groups=6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 8, 3), norm(8)
+        self.hidden, self.head = Plain(8, 6), Times(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm2(self.conv2(F.gelu(self.depthwise(self.norm1(self.conv1(x))))))
+        return self.head(F.gelu(self.hidden(x.mean((2, 3)))))
+
+
+class Same(nn.Conv2d):
+    """A convolution that pads its input itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, [1, 1, 1, 1])
+        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+for _name, _norm in (
+    ("BatchNormAct2d", BatchNormAct2d),
+    ("LayerNorm2d", LayerNorm2d),
+    ("SyncBatchNorm", nn.SyncBatchNorm),
+    ("GroupNormAct", functools.partial(GroupNormAct, 1)),
+):
+    foreign(_name, "conv1", "hidden")(lambda norm=_norm: (Images(norm), images(size=9)))
+foreign("depthwise that pads", "conv1", "hidden")(lambda: (Images(nn.BatchNorm2d, Same), images(size=9)))
+
+
+@foreign("linear layers of subclasses", "0", "4")
+def subclasses() -> Built:
+    first = (Plain(8, 6), RootMeanSquare(6), nn.GELU(), Times(6, 8))
+    return nn.Sequential(*first, Times(8, 6), nn.GELU(), Plain(6, 2)), torch.randn(4, 8)

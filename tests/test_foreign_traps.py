@@ -16,6 +16,35 @@ from oracle import copied
 VECTOR, SEQUENCE, IMAGE = (4, 8), (3, 4, 8), (2, 6, 5, 5)
 
 
+class OtherLinear(nn.Linear):
+    """Another function in training mode, which a trace in evaluation mode would not show."""
+
+    def forward(self, x):
+        x = x @ self.weight.T + self.bias
+        return x.clamp(-1, 1) if self.training else x
+
+
+class Standardized(nn.Conv2d):
+    """A convolution that standardizes its weight."""
+
+    def forward(self, x):
+        return self._conv_forward(x, F.normalize(self.weight, dim=1), self.bias)
+
+
+class ScaledNorm(nn.LayerNorm):
+    """A norm whose scale depends on its width."""
+
+    def forward(self, x):
+        return super().forward(x) * self.normalized_shape[0] ** 0.5
+
+
+class NormAndMix(nn.BatchNorm2d):
+    """A norm followed by a softmax over the channels."""
+
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
 class Trap(nn.Module):
     """Layers for all traps; `follow` is the forward pass. The layer in question is `a`, or `conv`."""
 
@@ -24,6 +53,9 @@ class Trap(nn.Module):
         self.follow = follow
         self.a, self.a2, self.head = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 2)
         self.half_head, self.norm6 = nn.Linear(3, 2), nn.LayerNorm(6)
+        self.other_a, self.scaled_norm = OtherLinear(8, 6), ScaledNorm(6)
+        self.conv, self.conv2, self.other_conv = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 1), Standardized(6, 6, 3)
+        self.norm_and_mix = NormAndMix(6)
 
     def forward(self, x):
         return self.follow(self, x)
@@ -87,6 +119,27 @@ REFUSED = {
         VECTOR,
         "meet another tensor in 'mul'",
     ),
+    "a width in a scale": (
+        lambda t, x: (lambda h: t.head(h * h.shape[-1] ** -0.5))(F.gelu(t.a(x))),
+        VECTOR,
+        "something depends on their number",
+    ),
+    "a width in a norm's scale": (
+        lambda t, x: t.head(t.scaled_norm(t.a(x))),
+        VECTOR,
+        "something depends on their number",
+    ),
+    "a consumer of another function in training": (
+        lambda t, x: t.other_a(torch.cat([F.gelu(t.a(x)), x[:, :2]], -1)),
+        VECTOR,
+        "passed to 'other_a', which is a OtherLinear, of which only nn.Linear is known",
+    ),
+    "a consumer that standardizes": (
+        lambda t, x: t.other_conv(F.gelu(t.conv(x))),
+        IMAGE,
+        "passed to 'other_conv', which is a Standardized, not a linear",
+    ),
+    "a norm that mixes": (lambda t, x: t.conv2(t.norm_and_mix(t.conv(x))), IMAGE, "'softmax'"),
     "halves that meet others": (
         lambda t, x: t.half_head(F.glu(t.a(x), -1) + x[:, :3]),
         VECTOR,

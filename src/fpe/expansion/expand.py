@@ -17,11 +17,11 @@ from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner, whole
 from fpe.expansion.index_maps import Origins, memo_with
 from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron
-from fpe.expansion.planner import shape_problem
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
 from fpe.expansion.splits import Split
 from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen
+from fpe.expansion.widths import shape_problem
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import deep_copy
 from fpe.graph.groups import layout_neurons

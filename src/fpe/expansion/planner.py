@@ -6,26 +6,24 @@ Inputs of layers, and the shapes of outputs, are measured on copies of the model
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, cached_property
-from typing import Any, cast
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import replace_modules_, uncompiled
+from fpe._util.modules import uncompiled
 from fpe.errors import ArgumentError, ModelError, raise_problems
-from fpe.expansion import steps
-from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers, checked_arguments, select, without
 from fpe.expansion.splits import Split
+from fpe.expansion.widths import width_problems
 from fpe.graph import NeuronGroup
-from fpe.graph.copies import analyzed, first_line
-from fpe.graph.inputs import as_call, copied_call, inputs_for, tensors_in
-from fpe.graph.layers import bias_of, channel_axis, is_transposed, oriented_weight
+from fpe.graph.copies import analyzed
+from fpe.graph.inputs import as_call, copied_call, inputs_for
+from fpe.graph.layers import channel_axis, is_transposed, oriented_weight
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
 from fpe.metrics import crowding, participation_ratio
@@ -248,93 +246,3 @@ def most_polysemantic(
         taps = weight.shape[1] // (times * len(scale))
         score = crowding(weight * scale.repeat_interleave(taps).repeat(times).to(weight))
     return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))
-
-
-def shapes_of(
-    model: nn.Module, batch: Any, training: bool = False, instead: dict[str, nn.Module] | None = None
-) -> list[torch.Size]:
-    """Run a copy of a model, with other modules in the places of some.
-
-    Return the shapes of its floating-point outputs, as `unverified` does.
-    """
-    args, kwargs = copied_call(as_call(batch))
-    with analyzed(model) as own, torch.no_grad():
-        replace_modules_(own, instead or {})
-        outputs = tensors_in(own.train(training)(*args, **kwargs), consume=True)
-        return [output.shape for output in outputs if output.is_floating_point() and output.numel()]
-
-
-def shape_problem(
-    model: nn.Module,
-    batch: Any,
-    expected: list[torch.Size],
-    training: bool = False,
-    instead: dict[str, nn.Module] | None = None,
-) -> str | None:
-    """Say that a wide model, in a copy, does not run, or has outputs of other shapes; None if all is well."""
-    try:
-        found = shapes_of(model, batch, training, instead)
-    except Exception as error:  # the user's own code may fail in any way
-        mode = " in training mode" if training else ""
-        return (
-            "the forward pass has the number of neurons written down, in a view or a constant: with more of "
-            f"them it does not run{mode} ({first_line(error)})"
-        )
-    if found == expected or training:  # in training mode shapes may be drawn at random
-        return None
-    wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
-    return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
-
-
-def width_problems(
-    model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
-) -> dict[str, str]:
-    """Return, by name, why groups cannot be wider: a copy does not run, or has outputs of other shapes.
-
-    All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
-    own modules computes the same shapes in both modes, any other is run in both.
-    """
-    plain = all(
-        type(m).__module__.split(".")[0] in ("torch", "fpe")
-        and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
-        for m in model.modules()
-    )
-
-    @cache
-    def trains() -> bool:
-        with suppress(Exception):  # the user's own code may fail in any way
-            shapes_of(model, batch, training=True)
-            return True
-        return False
-
-    def problem(layers: Sequence[LayerPlan]) -> str | None:
-        reason = shape_problem(model, batch, expected, instead=_widened(model, layers))
-        if reason is None and not plain:
-            reason = shape_problem(model, batch, expected, training=True, instead=_widened(model, layers))
-            if reason and not trains():  # what cannot be trained at all is judged in evaluation mode
-                return None
-        return reason
-
-    def search(layers: Sequence[LayerPlan]) -> dict[str, str]:
-        reason = problem(layers)
-        if reason is None:
-            return {}
-        half = len(layers) // 2
-        found = search(layers[:half]) | search(layers[half:]) if half else {}
-        return found or {layer.group.name: reason for layer in layers[half:]}
-
-    return search(layers) if layers else {}
-
-
-def _widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Module]:
-    """Return the modules of a wider model in which nothing is masked."""
-    origins = Origins(model, layers)
-    between = {name: layer.index_map for layer in layers for name in layer.group.between}
-    wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
-    for name in {**origins.rows, **origins.columns}.keys() - between.keys():
-        module = model.get_submodule(name)
-        old, bias = cast(Tensor, module.weight), bias_of(module)
-        weight = origins.lift(name, "weight", old.detach())
-        bias = None if bias is None else origins.lift(name, "bias", bias.detach())
-        wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
-    return wide

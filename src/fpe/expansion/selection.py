@@ -18,12 +18,12 @@ from fpe.expansion.splits import Split, as_split
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
 from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
-    PER_NEURON,
     Names,
     is_frozen,
     kind_problem,
     layer_problem,
     oriented_weight,
+    per_neuron_class,
     what_it_is,
     width_problem,
 )
@@ -298,7 +298,7 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
         if layout_width(layout_for(group, n, neurons, inputs), neurons) != inputs:
             problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
-        if type(modules[n]) not in PER_NEURON:
+        if per_neuron_class(modules[n]) is None:
             problems.append(
                 f"{n!r} is {_kind(modules[n])}; between are norms, PReLU and depthwise convolutions."
             )

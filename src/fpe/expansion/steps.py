@@ -20,7 +20,7 @@ from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
-from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
+from fpe.graph.layers import bias_of, is_linear, mask_of, neuron_tensors, oriented_weight, widths_of
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 
@@ -187,7 +187,7 @@ def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
         trained = name in wide._parameters
         setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
-        for attribute in PER_NEURON[type(module)]:
+        for attribute in widths_of(module):
             width = getattr(module, attribute)
             setattr(wide, attribute, (len(parent),) if isinstance(width, tuple) else len(parent))
     return wide

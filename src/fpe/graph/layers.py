@@ -14,14 +14,14 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from fpe.graph.groups import NOT_CALLED, NeuronGroup
+from fpe.graph.kinds import CONVOLUTIONS, layer_class
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
-
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 #: Modules with an entry for each neuron, which widen with their layer, and the attributes with their width.
 PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
+    nn.SyncBatchNorm: ("num_features",),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
@@ -32,6 +32,22 @@ PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
 OVER_NEURONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
 
+def per_neuron_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class in `PER_NEURON` that a module is of; None if it is of none.
+
+    A subclass keeps its own forward pass when it is widened, and is judged by the operations in it.
+    """
+    kind = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+    whole = kind is not None and all(hasattr(module, width) for width in PER_NEURON[kind])
+    return kind if whole and not isinstance(module, MaskedLayer) else None
+
+
+def widths_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the attributes with the width of a per-neuron module; none for other modules."""
+    kind = per_neuron_class(module)
+    return () if kind is None else PER_NEURON[kind]
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Tell whether a module is transformers' ``Conv1D``: a linear layer that stores (inputs, outputs)."""
     kind = type(module)
@@ -40,12 +56,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear layer that fpe knows."""
-    return type(module) in (nn.Linear, MaskedLinear) or is_transposed(module)
+    return layer_class(module) in (nn.Linear, MaskedLinear) or is_transposed(module)
 
 
 def is_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution, dense or masked."""
-    return type(module) in (*CONVOLUTIONS, *MASKED) and type(module) is not MaskedLinear
+    return layer_class(module) in (*CONVOLUTIONS, *MASKED) and not is_linear(module)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -66,8 +82,8 @@ def looks_like_layer(module: nn.Module) -> bool:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Tell whether a convolution has one small kernel for each channel."""
-    if type(module) not in CONVOLUTIONS:
+    """Tell whether a convolution has one small kernel for each channel; whatever else its class may do."""
+    if per_neuron_class(module) not in CONVOLUTIONS:
         return False
     conv = cast(nn.Conv2d, module)
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
@@ -155,7 +171,7 @@ def kind_problem(module: nn.Module) -> str | None:
     """Say why a module is none of the layers that fpe knows, or return None."""
     if not is_layer(module):
         known = "of which only nn.Linear is known"
-        unknown = "which is not a linear layer or a convolution that fpe knows"
+        unknown = "not a linear layer or a convolution that fpe knows"
         return f"is a {type(module).__name__}, {known if isinstance(module, nn.Linear) else unknown}"
     if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
         return f"is a convolution in {module.groups} groups, whose neurons do not consume all inputs"
@@ -175,11 +191,11 @@ def maskable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
 
 def width_problem(module: nn.Module, neurons: int) -> str | None:
     """Say why a per-neuron module does not fit these neurons, or return None."""
-    if type(module) in CONVOLUTIONS and not is_depthwise(module):
+    if per_neuron_class(module) in CONVOLUTIONS and not is_depthwise(module):
         return f"{type(module).__name__} is not depthwise: it mixes neurons"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return None
-    width = getattr(module, PER_NEURON[type(module)][0])
+    width = getattr(module, widths_of(module)[0])
     if width in (neurons, (neurons,)):
         return None
     return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"

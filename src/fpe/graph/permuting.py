@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fpe.graph.groups import (
     Layout,
@@ -55,8 +56,8 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
             rows[places[1::2]] = -1.3 * rows[places[: len(places) // 2 * 2 : 2]]
         for name in group.between:
             module = model.get_submodule(name)
-            if type(module) in OVER_NEURONS:
-                module.__class__ = _Affine
+            if isinstance(module, OVER_NEURONS):
+                module.__class__ = _without_statistics(type(module))
 
 
 def _is_vector(tensor: Tensor, widths: set[int] | None = None) -> bool:
@@ -70,14 +71,29 @@ def _normal(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor.data).normal_(generator=generator)
 
 
-class _Affine(nn.Module):
-    """What a norm over neurons does to each neuron alone."""
+class _WithoutStatistics(TorchFunctionMode):
+    """Let norms over neurons do only what they do to each neuron alone: weight and bias."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.dim() - 2)) if hasattr(self, "num_channels") else (-1,)
-        weight, bias = (cast("Tensor | None", getattr(self, name, None)) for name in ("weight", "bias"))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name not in ("layer_norm", "rms_norm", "group_norm"):
+            return func(*args, **kwargs)
+        order = ("input", "size", "weight", "bias") if name != "rms_norm" else ("input", "size", "weight")
+        given = dict(zip(order, args, strict=False)) | kwargs
+        x, shape = given["input"], (-1, *[1] * (given["input"].dim() - 2)) if name == "group_norm" else (-1,)
+        weight, bias = (given.get(key) for key in ("weight", "bias"))
         x = x if weight is None else x * weight.view(shape)
         return x if bias is None else x + bias.view(shape)
+
+
+def _without_statistics(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass whose forward pass takes no statistics over the neurons."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _WithoutStatistics():
+            return kind.forward(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def silenced(

@@ -13,14 +13,14 @@ from torch.export.graph_signature import InputKind
 from fpe.graph.copies import first_line
 from fpe.graph.groups import HEAD, NOT_CONSUMED, Found, Layout, Skipped, group_of, layout_width
 from fpe.graph.layers import (
-    PER_NEURON,
     Names,
     channel_axis,
-    is_convolution,
     is_depthwise,
+    is_linear,
     kind_problem,
     layer_problem,
     looks_like_layer,
+    per_neuron_class,
     size_of,
     skip_reason,
     width_problem,
@@ -28,7 +28,11 @@ from fpe.graph.layers import (
 from fpe.graph.operations import MOST_PARTS, Divided, Flow, Flows, Refused, name_of, propagate, shape_of
 
 #: Products and convolutions, with the position of their input; their weight is the next argument.
-_CALLS = {"linear": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
+_CALLS = {"linear": 0, "matmul": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
+#: Views of a weight: that of masked layers, and those of layers that multiply by the transposed weight.
+_VIEWS = frozenset(["view_as", "t", "numpy_T", "transpose", "permute"])
+#: Checks that an export inserts; they compute nothing.
+_CHECKS = frozenset(["_assert_tensor_metadata"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu"])
 
 
@@ -102,16 +106,28 @@ class _Walk:
         self.attention |= _is_attention(node)
         if (layer := self.layer_called(node)) is not None:
             self.call(node, layer)
-        elif touched := self.touched(node):
+        elif (touched := self.touched(node)) and name_of(node) not in _CHECKS:
             try:
                 if name_of(node) in _NORMS or self.depthwise_called(node):
                     self.flows[node] = self.pass_through(node)
+                    return
+                if self.adds_bias(node):
+                    self.flows[node] = self.flows[self.groups[self.module_of(node)].node]
                     return
                 if name_of(node) == "mul":
                     self.merge(node)
                 self.flows[node] = self.propagated(node)
             except Refused as refused:
-                self.refuse(touched, str(refused))
+                self.refuse(touched, self.unknown_layer(node) or str(refused))
+
+    def unknown_layer(self, node: fx.Node) -> str | None:
+        """Say that neurons are passed to a layer of an unknown class, if a node is in one."""
+        name = self.module_of(node)
+        module = self.modules.get(name)
+        if module is None or not looks_like_layer(module) or is_depthwise(module):
+            return None
+        problem = kind_problem(module)
+        return f"its neurons are passed to {name!r}, which {problem}" if problem else None
 
     def propagated(self, node: fx.Node) -> Flows:
         """Return where the neurons are in a node's output, after the producers are divided as it does."""
@@ -167,8 +183,8 @@ class _Walk:
         return path.partition("@")[0].removeprefix("model").removeprefix(".")
 
     def parameter(self, node: Any) -> fx.Node | None:
-        """Return the parameter that a node is, also through the view of it that masked layers take."""
-        while isinstance(node, fx.Node) and node.op == "call_function" and name_of(node) == "view_as":
+        """Return the parameter that a node is, also through the views of it that layers take."""
+        while isinstance(node, fx.Node) and node.op == "call_function" and name_of(node) in _VIEWS:
             node = node.args[0]
         return node if isinstance(node, fx.Node) and node in self.owned else None
 
@@ -181,7 +197,16 @@ class _Walk:
             return None
         layer = self.owned[weight].rpartition(".")[0]
         module = self.modules[layer]
+        if name_of(node) == "matmul" and not is_linear(module):  # else its code was found to be a product
+            return None
         return layer if looks_like_layer(module) and not is_depthwise(module) else None
+
+    def adds_bias(self, node: fx.Node) -> bool:
+        """Tell whether a node is the addition of its bias in a layer that multiplies and adds."""
+        layer = self.module_of(node)
+        own = [n for n in node.all_input_nodes if self.owned.get(n) == f"{layer}.bias"]
+        others = [n for n in node.all_input_nodes if self.groups.get(layer) and n is self.groups[layer].node]
+        return name_of(node) == "add" and len(own) == len(others) == 1
 
     def depthwise_called(self, node: fx.Node) -> bool:
         """Tell whether a node is a depthwise convolution."""
@@ -236,7 +261,7 @@ class _Walk:
         name, operation = self.module_of(node), name_of(node)
         if operation == "prelu" and flows and shape_of(node.args[1]) in ((), (1,)):
             return flows
-        if len(flows) != len(self.touched(node)) or type(self.modules[name]) not in PER_NEURON:
+        if len(flows) != len(self.touched(node)) or per_neuron_class(self.modules[name]) is None:
             raise Refused(f"its neurons are passed to {operation!r}, which is not a norm that can widen")
         for flow in flows:
             if problem := self.norm_problem(node, name, flow):
@@ -251,7 +276,7 @@ class _Walk:
         module, dims = self.modules[name], len(shape_of(node))
         if len(self.flows[cast(fx.Node, node.args[0])]) > 1 or flow.layout != (1,):
             return f"{type(module).__name__} is over other values too"
-        axis = channel_axis(module, dims) if is_convolution(module) else 1
+        axis = channel_axis(module, dims) if is_depthwise(module) else 1
         if flow.axis != (dims - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else axis):
             return f"{type(module).__name__} works along another axis"
         uses = [len(n.users) for n in node.all_input_nodes if self.owned.get(n) == f"{name}.weight"]
