@@ -273,3 +273,69 @@ foreign("depthwise that pads", "conv1", "hidden")(lambda: (Images(nn.BatchNorm2d
 def subclasses() -> Built:
     first = (Plain(8, 6), RootMeanSquare(6), nn.GELU(), Times(6, 8))
     return nn.Sequential(*first, Times(8, 6), nn.GELU(), Plain(6, 2)), torch.randn(4, 8)
+
+
+# Modules that are called several times.
+
+
+@foreign("ALBERT", "albert.encoder.albert_layer_groups.0.albert_layers.0.ffn")
+def albert() -> Built:
+    from transformers import AlbertConfig, AlbertForSequenceClassification
+
+    sizes = {"embedding_size": 8, "max_position_embeddings": 16}
+    return AlbertForSequenceClassification(AlbertConfig(**SMALL, **TEXT, **sizes)), {"input_ids": tokens()}
+
+
+class Block(nn.Module):
+    """A norm, a gated MLP and a skip around both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.up = nn.LayerNorm(8), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.inner, self.down = nn.BatchNorm1d(6), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        return x + self.down(self.inner(F.silu(self.gate(h)) * self.up(h)))
+
+
+@foreign("one block three times", "0.gate", "0.up")
+def weight_shared() -> Built:
+    block = Block()
+    return nn.Sequential(block, block, nn.Tanh(), block, nn.Linear(8, 2)), torch.randn(4, 8)
+
+
+class Twins(nn.Module):
+    """One encoder for two inputs, whose outputs are compared and put side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+        self.joint, self.head = nn.Linear(9, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        x, y = (self.d(F.relu(self.c(F.gelu(self.b(F.gelu(self.a(z))))))) for z in (x, y))
+        return self.head(F.relu(self.joint(torch.cat([x, y, (x - y).abs()], -1))))
+
+
+@foreign("twins", "a", "c", "joint")
+def twins() -> Built:
+    return Twins(), (torch.randn(4, 8), torch.randn(4, 8))
+
+
+class Unrolled(nn.Module):
+    """A cell that is called at each of three steps: a neural ODE with fixed steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(8, 12), nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(3):
+            x = x + 0.3 * self.second(F.glu(self.first(x)))
+        return self.head(x)
+
+
+@foreign("unrolled cell", "first")
+def unrolled() -> Built:
+    return Unrolled(), torch.randn(4, 8)

@@ -96,5 +96,6 @@ def double(model: nn.Module, batch: Any) -> tuple[nn.Module, Any]:
     def finer(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    batch = {k: finer(v) for k, v in batch.items()} if isinstance(batch, dict) else finer(batch)
-    return model.double(), batch
+    if isinstance(batch, dict):
+        return model.double(), {k: finer(v) for k, v in batch.items()}
+    return model.double(), tuple(map(finer, batch)) if isinstance(batch, tuple) else finer(batch)

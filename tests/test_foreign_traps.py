@@ -55,6 +55,7 @@ class Trap(nn.Module):
         self.half_head, self.norm6 = nn.Linear(3, 2), nn.LayerNorm(6)
         self.other_a, self.scaled_norm = OtherLinear(8, 6), ScaledNorm(6)
         self.conv, self.conv2, self.other_conv = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 1), Standardized(6, 6, 3)
+        self.square, self.wide_head = nn.Linear(6, 6), nn.Linear(12, 2)
         self.norm_and_mix = NormAndMix(6)
 
     def forward(self, x):
@@ -140,6 +141,43 @@ REFUSED = {
         "passed to 'other_conv', which is a Standardized, not a linear",
     ),
     "a norm that mixes": (lambda t, x: t.conv2(t.norm_and_mix(t.conv(x))), IMAGE, "'softmax'"),
+    "a consumer that consumes others too": (
+        lambda t, x: t.head(F.gelu(t.a(x))) + t.head(x[:, :6]),
+        VECTOR,
+        "'head' is used 2 times in one forward pass, not always for these neurons",
+    ),
+    "a norm that norms others too": (
+        lambda t, x: t.head(t.norm6(t.a(x))) + t.norm6(x[:, :6]).mean(),
+        VECTOR,
+        "'norm6' is used 2 times in one forward pass, not always for these neurons",
+    ),
+    "a layer in a circle": (
+        lambda t, x: t.head(t.square(F.gelu(t.square(F.gelu(t.a(x)))))),
+        VECTOR,
+        "'square' is used 2 times in one forward pass, not always for these neurons",
+    ),
+    "two calls of which one is an output": (
+        lambda t, x: (t.head(F.gelu(t.a(x))), t.a(2 * x)),
+        VECTOR,
+        "outputs of the network",
+    ),
+    "two calls of which one is mixed": (
+        lambda t, x: t.head(F.gelu(t.a(x)) + t.a(-x).softmax(-1)),
+        VECTOR,
+        "'softmax'",
+    ),
+    "called, and its weight used": (
+        lambda t, x: t.head(F.gelu(t.a(x)) + F.linear(x, t.a.weight)),
+        VECTOR,
+        "'a' is not called as a layer: its weight is used directly",
+    ),
+    "two calls side by side, once each way": (
+        lambda t, x: (
+            t.wide_head(torch.cat([t.a(x), t.a(-x)], -1)) + t.wide_head(torch.cat([t.a(x), x[:, :6]], -1))
+        ),
+        VECTOR,
+        "'wide_head' takes its neurons in several layouts",
+    ),
     "halves that meet others": (
         lambda t, x: t.half_head(F.glu(t.a(x), -1) + x[:, :3]),
         VECTOR,
@@ -169,6 +207,32 @@ FOUND = {
     "halves of the tokens": (
         lambda t, x: (lambda a, b: t.head(F.gelu(a) * b))(*t.a(x).chunk(2, 1)),
         SEQUENCE,
+        ["a"],
+    ),
+    "two calls": (lambda t, x: t.head(F.gelu(t.a(x)) + F.gelu(t.a(2 * x))), VECTOR, ["a"]),
+    "two calls of the consumer": (
+        lambda t, x: (lambda h: t.head(F.gelu(h)) + t.head(2 * h))(t.a(x)),
+        VECTOR,
+        ["a"],
+    ),
+    "two calls side by side": (
+        lambda t, x: t.wide_head(torch.cat([F.gelu(t.a(x)), t.a(-x)], -1)),
+        VECTOR,
+        ["a"],
+    ),
+    "two calls of a gated pair": (
+        lambda t, x: t.head(F.gelu(t.a(x)) * t.a2(x)) + t.head(F.gelu(t.a(-x)) * t.a2(-x)),
+        VECTOR,
+        ["a", "a2"],
+    ),
+    "two calls of halves": (
+        lambda t, x: t.half_head(F.glu(t.a(x), -1)) + t.half_head(F.glu(t.a(-x), -1)),
+        VECTOR,
+        ["a"],
+    ),
+    "two calls through a norm": (
+        lambda t, x: t.head(F.gelu(t.norm6(t.a(x)))) - t.head(F.gelu(t.norm6(t.a(-x)))),
+        VECTOR,
         ["a"],
     ),
     "tokens of a gated unit": (lambda t, x: t.head(F.glu(t.a(x), 1)), SEQUENCE, ["a"]),

@@ -207,7 +207,10 @@ def _wider_layer(layer: Any, into: int, out: int) -> nn.Module:
     groups = layer.groups * (into if is_depthwise(layer) else 1)
     how = {name: getattr(layer, name) for name in kept}
     kind: Any = layer_class(layer)
-    return kind(layer.in_channels * into, layer.out_channels * out, groups=groups, bias=bias, **how)
+    made: nn.Module = kind(
+        layer.in_channels * into, layer.out_channels * out, groups=groups, bias=bias, **how
+    )
+    return made
 
 
 class _Filling:

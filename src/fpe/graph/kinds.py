@@ -108,5 +108,6 @@ def _is_transposed(node: Any) -> bool:
     if not args or not _is_parameter(args[0], "weight"):
         return False
     axes = tuple(a % 2 for a in args[1:] if isinstance(a, int))
+    orders: dict[str, list[tuple[int, ...]]]
     orders = {"transpose": [(0, 1), (1, 0)], "permute": [(1, 0)], "t": [()]}
     return axes in orders.get(name, ()) or (name == "getattr" and args[1:] == ("T",))

@@ -144,9 +144,6 @@ class Names:
 def layer_problem(known: Names, name: str) -> str | None:
     """Say why the module of this name cannot be replaced by a wider one, or return None."""
     module = known.modules[name]
-    names = known.names[module]
-    if len(names) > 1:
-        return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
         return "has a parametrization, which a masked layer would lose"
     weight = getattr(module, "weight", None)

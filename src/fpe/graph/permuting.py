@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
         for name in group.between:
             module = model.get_submodule(name)
             if isinstance(module, OVER_NEURONS):
-                module.__class__ = _without_statistics(type(module))
+                cast(Any, module).__class__ = _without_statistics(type(module))
 
 
 def _is_vector(tensor: Tensor, widths: set[int] | None = None) -> bool:

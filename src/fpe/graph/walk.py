@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -42,7 +43,7 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
     walk.run()
     groups, skipped = [], []
     for growing in walk.groups.values():
-        reason = growing.reason or (None if growing.consumers else NOT_CONSUMED)
+        reason = growing.reason or walk.partly_used(growing) or (None if growing.consumers else NOT_CONSUMED)
         if reason is None:
             groups.append(group_of(growing.producers, growing.consumers, growing.between, growing.parts))
         else:
@@ -66,6 +67,8 @@ class _Growing:
     consumers: dict[str, Layout] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
     parts: int = 1
+    #: In how many calls each consumer, or module between, takes these neurons.
+    uses: Counter[str] = field(default_factory=Counter)
 
 
 class _Walk:
@@ -77,6 +80,8 @@ class _Walk:
         self.modules = self.known.modules
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, _Growing] = {}
+        self.root_of: dict[str, str] = {}  # of each producer
+        self.latest: dict[str, fx.Node] = {}  # the product or convolution in the latest call of each layer
         self.attention = False
         self.graph = program.graph
         self.owned: dict[fx.Node, str] = {}
@@ -87,7 +92,10 @@ class _Walk:
         }
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name in names:
-                self.owned[node] = node.meta["fpe_name"] = names[node.name]
+                owner, _, own = names[node.name].rpartition(".")
+                self.owned[node] = node.meta["fpe_name"] = f"{self.first_name(owner)}.{own}".lstrip(".")
+        #: How often each layer, norm or depthwise convolution is called.
+        self.calls = Counter(name for node in self.graph.nodes if (name := self.called(node)))
 
     def run(self) -> None:
         """Visit every node in the order of the forward pass."""
@@ -112,7 +120,7 @@ class _Walk:
                     self.flows[node] = self.pass_through(node)
                     return
                 if self.adds_bias(node):
-                    self.flows[node] = self.flows[self.groups[self.module_of(node)].node]
+                    self.flows[node] = self.flows[self.latest[self.module_of(node)]]
                     return
                 if name_of(node) == "mul":
                     self.merge(node)
@@ -171,6 +179,20 @@ class _Walk:
         """Return the roots of all neurons in a node's inputs."""
         return list(dict.fromkeys(f.root for n in node.all_input_nodes for f in self.flows.get(n, ())))
 
+    def called(self, node: fx.Node) -> str | None:
+        """Return the layer, or the module between layers, whose main operation a node is."""
+        if node.op != "call_function":
+            return None
+        between = name_of(node) in _NORMS or self.depthwise_called(node)
+        return self.module_of(node) if between else self.layer_called(node)
+
+    def partly_used(self, growing: _Growing) -> str | None:
+        """Say that a module does not take these neurons in all of its calls, or return None."""
+        for name in (*growing.consumers, *growing.between):
+            if (calls := self.calls[name]) != growing.uses[name]:
+                return f"{name!r} is used {calls} times in one forward pass, not always for these neurons"
+        return None
+
     def refuse(self, roots: Iterable[str], reason: str) -> None:
         """Refuse the groups of these roots; the first reason stands."""
         for root in roots:
@@ -180,7 +202,11 @@ class _Walk:
         """Return the name of the module in whose forward pass a node stands."""
         stack = node.meta.get("nn_module_stack") or {"": ("", None)}
         path = str(list(stack.values())[-1][0])
-        return path.partition("@")[0].removeprefix("model").removeprefix(".")
+        return self.first_name(path.partition("@")[0].removeprefix("model").removeprefix("."))
+
+    def first_name(self, name: str) -> str:
+        """Return the first of the names of a module."""
+        return self.known.names[self.modules[name]][0] if name in self.modules else name
 
     def parameter(self, node: Any) -> fx.Node | None:
         """Return the parameter that a node is, also through the views of it that layers take."""
@@ -205,8 +231,8 @@ class _Walk:
         """Tell whether a node is the addition of its bias in a layer that multiplies and adds."""
         layer = self.module_of(node)
         own = [n for n in node.all_input_nodes if self.owned.get(n) == f"{layer}.bias"]
-        others = [n for n in node.all_input_nodes if self.groups.get(layer) and n is self.groups[layer].node]
-        return name_of(node) == "add" and len(own) == len(others) == 1
+        product = self.latest.get(layer)
+        return name_of(node) == "add" and len(own) == 1 and product in node.all_input_nodes
 
     def depthwise_called(self, node: fx.Node) -> bool:
         """Tell whether a node is a depthwise convolution."""
@@ -227,18 +253,20 @@ class _Walk:
                 self.refuse([flow.root], reason)
             else:
                 self.groups[flow.root].consumers[layer] = flow.layout
-        if layer in self.groups:
-            self.refuse([layer], f"{layer!r} is used several times in one forward pass")
-            return
-        self.groups[layer] = _Growing([layer], node, source, problem)
-        self.flows[node] = (Flow(layer, channel_axis(self.modules[layer], len(shape_of(node)))),)
+                self.groups[flow.root].uses[layer] += 1
+        root = self.root_of.setdefault(layer, layer)
+        if root not in self.groups:
+            self.groups[root] = _Growing([layer], node, source, problem)
+        self.latest[layer] = node
+        axis = channel_axis(self.modules[layer], len(shape_of(node)))
+        self.flows[node] = (Flow(root, axis, (1,) * self.groups[root].parts),)
 
     def call_problem(self, node: fx.Node, layer: str, weight: fx.Node) -> str | None:
         """Say why a wider layer could not take the place of this one in a call, or return None."""
         if problem := kind_problem(self.modules[layer]) or layer_problem(self.known, layer):
             return f"{layer!r} {problem}"
-        if len(weight.users) > 1:
-            return f"{layer!r} is used {len(weight.users)} times in one forward pass"
+        if len(weight.users) != self.calls[layer]:
+            return f"{layer!r} is used {len(weight.users)} times in one forward pass, not always as a layer"
         if self.module_of(node) != layer:
             return f"{layer!r} is not called as a layer: its weight is used directly"
         return None
@@ -250,8 +278,8 @@ class _Walk:
         neurons, inputs = self.neurons(flow.root), size_of(self.model, layer)[1]
         if layout_width(flow.layout, neurons) != inputs:
             return f"its consumer {layer!r} has {inputs} inputs, not one for each of {neurons} neurons"
-        if layer in self.groups[flow.root].consumers:
-            return f"{layer!r} is used several times in one forward pass"
+        if self.groups[flow.root].consumers.get(layer, flow.layout) != flow.layout:
+            return f"{layer!r} takes its neurons in several layouts"
         return None
 
     def pass_through(self, node: fx.Node) -> Flows:
@@ -266,9 +294,9 @@ class _Walk:
         for flow in flows:
             if problem := self.norm_problem(node, name, flow):
                 raise Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")
-            if name in self.groups[flow.root].between:
-                raise Refused(f"{name!r} is used several times in one forward pass")
-            self.groups[flow.root].between.append(name)
+            growing = self.groups[flow.root]
+            growing.between += [] if name in growing.between else [name]
+            growing.uses[name] += 1
         return flows
 
     def norm_problem(self, node: fx.Node, name: str, flow: Flow) -> str | None:
@@ -280,8 +308,8 @@ class _Walk:
         if flow.axis != (dims - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else axis):
             return f"{type(module).__name__} works along another axis"
         uses = [len(n.users) for n in node.all_input_nodes if self.owned.get(n) == f"{name}.weight"]
-        if uses and uses != [1]:
-            return f"it is used {uses[0]} times in one forward pass"
+        if uses and uses != [self.calls[name]]:
+            return f"it is used {uses[0]} times in one forward pass, not always as a module"
         problem = layer_problem(self.known, name)
         return f"it {problem}" if problem else width_problem(module, self.neurons(flow.root))
 
@@ -299,7 +327,9 @@ class _Walk:
             return
         a.producers += b.producers
         a.consumers |= b.consumers
-        a.between += b.between
+        a.between += [name for name in b.between if name not in a.between]
+        a.uses.update(b.uses)
+        self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
         later = self.since(b.node)
         a.node = b.node if any(n is a.node for n, _ in later) else a.node  # the first of both
