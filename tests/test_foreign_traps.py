@@ -55,6 +55,7 @@ class Trap(nn.Module):
         self.half_head, self.norm6 = nn.Linear(3, 2), nn.LayerNorm(6)
         self.other_a, self.scaled_norm = OtherLinear(8, 6), ScaledNorm(6)
         self.conv, self.conv2, self.other_conv = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 1), Standardized(6, 6, 3)
+        self.reduce, self.restore, self.a3 = nn.Linear(6, 3), nn.Linear(3, 6), nn.Linear(5, 6)
         self.square, self.wide_head = nn.Linear(6, 6), nn.Linear(12, 2)
         self.norm_and_mix = NormAndMix(6)
 
@@ -178,6 +179,41 @@ REFUSED = {
         VECTOR,
         "'wide_head' takes its neurons in several layouts",
     ),
+    "gates by one layer": (
+        lambda t, x: (lambda h: t.head(h * t.square(h.mean(1, keepdim=True)).sigmoid()))(F.gelu(t.a(x))),
+        SEQUENCE,
+        "'square' both produces and consumes them",
+    ),
+    "gates with a softmax": (
+        lambda t, x: (lambda h: t.head(h * t.restore(F.gelu(t.reduce(h))).softmax(-1)))(F.gelu(t.a(x))),
+        VECTOR,
+        "meet another tensor in 'mul'",
+    ),
+    "gates in another order": (
+        lambda t, x: (lambda h: t.head(h * t.restore(F.gelu(t.reduce(h))).flip(-1)))(F.gelu(t.a(x))),
+        VECTOR,
+        "meet another tensor in 'mul'",
+    ),
+    "gates of neighbors": (
+        lambda t, x: (lambda h: t.head(h * F.avg_pool1d(h, 3, 1, 1).sigmoid()))(F.gelu(t.a(x))),
+        SEQUENCE,
+        "'avg_pool1d'",
+    ),
+    "gates that are outputs too": (
+        lambda t, x: (lambda h, g: (t.head(h * g), g))(F.gelu(t.a(x)), t.a2(-x).sigmoid()),
+        VECTOR,
+        "outputs of the network",
+    ),
+    "products of all pairs": (
+        lambda t, x: t.head((t.a(x)[:, :, None] * t.a2(x)[:, None]).sum(-1)),
+        VECTOR,
+        "meet other neurons in 'mul'",
+    ),
+    "a sum of products": (
+        lambda t, x: t.head((t.a(x) * t.a2(-x)).sum(-1, keepdim=True) * x[:, :6]),
+        VECTOR,
+        "added up or compared by 'sum'",
+    ),
     "halves that meet others": (
         lambda t, x: t.half_head(F.glu(t.a(x), -1) + x[:, :3]),
         VECTOR,
@@ -234,6 +270,23 @@ FOUND = {
         lambda t, x: t.head(F.gelu(t.norm6(t.a(x)))) - t.head(F.gelu(t.norm6(t.a(-x)))),
         VECTOR,
         ["a"],
+    ),
+    "gates by two layers": (
+        lambda t, x: (lambda h: t.head(h * t.restore(F.gelu(t.reduce(h.mean(1)))).sigmoid()[:, None]))(
+            F.gelu(t.a(x))
+        ),
+        SEQUENCE,
+        ["a", "restore", "reduce"],
+    ),
+    "three layers in a product": (
+        lambda t, x: t.head(F.gelu(t.a(x)) * t.a2(-x).sigmoid() * t.a3(x[:, :5]).tanh()),
+        VECTOR,
+        ["a", "a2", "a3"],
+    ),
+    "the gate comes first": (
+        lambda t, x: (lambda g: t.head(g * F.gelu(t.a(x))))(t.a3(x[:, :5]).sigmoid()),
+        VECTOR,
+        ["a3", "a"],
     ),
     "tokens of a gated unit": (lambda t, x: t.head(F.glu(t.a(x), 1)), SEQUENCE, ["a"]),
 }

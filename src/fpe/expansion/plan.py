@@ -30,6 +30,7 @@ from fpe.graph.layers import (
     neuron_tensors,
     neurons_of,
     oriented_weight,
+    producer_sets,
 )
 from fpe.masked import count_nonzero
 
@@ -205,13 +206,16 @@ def layer_plans(
     planned: list[LayerPlan] = []
     problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
     for (group, factor), some in zip(chosen, wanted, strict=True):
-        _, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
-        neurons = neurons_of(model, group)
-        inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
-        shares = "inputs" if taps == 1 else convolutions
-        if shares == "taps" or (shares == "channels" and inputs < factor):
-            shares, inputs, taps = "taps", inputs * taps, 1
-        entries, groups = len(group.producers) * group.parts * taps, split.num_groups(neurons)
+        neurons, groups = neurons_of(model, group), 1
+        for position, names in enumerate(producer_sets(model, group)):
+            _, channels, *kernel = oriented_weight(model.get_submodule(names[0])).shape
+            channels, taps = channels + grown.get(names[0], 0), math.prod(kernel)
+            how = what_is_split(channels, taps, convolutions, factor)
+            number = channels * taps if how == "taps" else channels
+            problems += _split_problems(names[0], number, how, factor, split)
+            if position == 0:
+                inputs, shares, groups = number, how, split.num_groups(neurons)
+                entries = len(names) * group.parts * (1 if how == "taps" else taps)
         own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
         expanded = torch.arange(neurons) if some is None else torch.tensor(some)
         mine = others = biases = 0
@@ -232,7 +236,7 @@ def layer_plans(
         free_now = own + mine + others + biases + per_neuron * neurons
         layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
         planned.append(dataclasses.replace(layer, notes=(note,) if note else ()))
-        problems += _split_problems(model, layer, split, pruning)
+        problems += _norm_problems(model, layer, pruning)
         capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
         if copies > capacity:
             too_many.append(
@@ -245,6 +249,13 @@ def layer_plans(
     if budget == "group":  # with one for the network the copies themselves can be pruned
         raise_problems(too_many, BudgetError, "the budget")
     return planned
+
+
+def what_is_split(channels: int, taps: int, convolutions: str, factor: int) -> str:
+    """Return what the children of a producer's neurons split: "inputs", "channels", or "taps" of them."""
+    if taps == 1:
+        return "inputs"
+    return "taps" if convolutions == "taps" or channels < factor else "channels"
 
 
 def _free_per_input(layer: nn.Module) -> Tensor:
@@ -266,21 +277,26 @@ def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     return total
 
 
-def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
-    problems = []
-    factor, name = layer.factor, layer.group.name
-    if factor > layer.inputs:
-        problems.append(
-            f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
-            f"some child would have none; give a factor from 1 to {layer.inputs}."
-        )
-    elif split.needs_inputs and layer.shares == "taps":
-        problems.append(
+def _split_problems(name: str, inputs: int, shares: str, factor: int, split: Split) -> list[str]:
+    """Say why the inputs of a producer cannot be split."""
+    if factor > inputs:
+        return [
+            f"factor {factor} is larger than the {inputs} {shares} of layer {name!r}, so that some child "
+            f"would have none; give a factor from 1 to {inputs}."
+        ]
+    if split.needs_inputs and shares == "taps":
+        return [
             f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
             "convolutions='channels' and no more children than channels, or another split."
-        )
-    elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
-        problems.append(f"layer {name!r}: {problem}.")
+        ]
+    problem = split.problem(inputs, factor) if factor > 1 else None
+    return [f"layer {name!r}: {problem}."] if problem else []
+
+
+def _norm_problems(model: nn.Module, layer: LayerPlan, pruning: Pruning) -> list[str]:
+    """Say why the norms between could not widen as asked."""
+    problems = []
+    name = layer.group.name
     for between in layer.group.between:
         norm = model.get_submodule(between)
         if layer.chosen is not None and isinstance(norm, OVER_NEURONS):

@@ -23,7 +23,7 @@ from fpe.expansion.widths import width_problems
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed
 from fpe.graph.inputs import as_call, copied_call, inputs_for
-from fpe.graph.layers import channel_axis, is_transposed, oriented_weight
+from fpe.graph.layers import channel_axis, is_transposed, oriented_weight, producer_sets
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
 from fpe.metrics import crowding, participation_ratio
@@ -187,8 +187,9 @@ class Measurements:
         return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
 
     def inputs(self, groups: Iterable[NeuronGroup]) -> dict[str, Tensor]:
-        """Return the inputs, or channels, of the groups at no more than 4096 places, (samples, inputs)."""
-        parts = {g.name: [x for _, x in self._of(g.name) if x is not None] for g in groups}
+        """Return the inputs, or channels, of producers at no more than 4096 places, (samples, inputs)."""
+        names = [own[0] for group in groups for own in producer_sets(self.model, group)]
+        parts = {name: [x for _, x in self._of(name) if x is not None] for name in names}
         inputs = {name: _thinned(torch.cat(own)) for name, own in parts.items()}
         _check_finite(inputs, [], "inputs on example_inputs", "; repair them first.")
         return inputs
@@ -241,8 +242,9 @@ def most_polysemantic(
             "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
         )
     else:
-        scale = measured.scale(group.name)
-        times = len(producers) * group.parts
-        taps = weight.shape[1] // (times * len(scale))
-        score = crowding(weight * scale.repeat_interleave(taps).repeat(times).to(weight))
+        scales = []
+        for name, producer in zip(group.producers, producers, strict=True):
+            scale, taps = measured.scale(name), oriented_weight(producer)[0, 0].numel()
+            scales += [scale.repeat_interleave(taps)] * group.parts
+        score = crowding(weight * torch.cat(scales).to(weight))
     return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))

@@ -288,10 +288,10 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     if own[0] % group.parts:
         return [f"{group.name!r} has {own[0]} outputs, not {group.parts} equal parts."]
     for n in group.producers:
-        if shapes[n] != own:
+        if shapes[n][0] != own[0]:
             problems.append(
-                f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(own)}; producers "
-                "of one group are alike."
+                f"{n!r} has {shapes[n][0]} outputs, {group.name!r} has {own[0]}; producers of one group have "
+                "equally many."
             )
     for n in group.consumers:
         inputs = shapes[n][1]

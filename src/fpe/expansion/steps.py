@@ -121,10 +121,15 @@ def duplicate(
     index_map = index_map or IndexMap(len(producer.weight), factor)
     wide = [_children_of(producer, children, index_map)]
     for source, consumer in zip(sources or [index_map.parent] * len(consumers), consumers, strict=True):
-        source = source.to(consumer.weight.device)
-        weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
-        wide.append(Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask))
+        wide.append(widened_inputs(consumer, source))
     return wide
+
+
+def widened_inputs(consumer: Weights, source: Tensor) -> Weights:
+    """Return a consumer each of whose inputs is a copy of the input `source` says."""
+    source = source.to(consumer.weight.device)
+    weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
+    return Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask)
 
 
 def _children_of(producer: Weights, children: Tensor, index_map: IndexMap) -> Weights:

@@ -28,8 +28,8 @@ class NeuronGroup:
     Parameters
     ----------
     producers : tuple of str
-        The layers whose outputs are the neurons: one, or several that consume the same tensor and meet in
-        a product, as gate and up of a gated MLP. One name may be given as a plain string.
+        The layers whose outputs are the neurons: one, or several that meet in a product, as gate and up of a
+        gated MLP, or channels and what they are gated by. One name may be given as a plain string.
     consumers : tuple of str
         The layers whose inputs are the neurons.
     between : tuple of str, default ()

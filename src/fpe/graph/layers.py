@@ -6,7 +6,7 @@ masked or not. A per-neuron module between them has one entry, or one small kern
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,6 +120,17 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
 def neurons_of(model: nn.Module, group: NeuronGroup) -> int:
     """Return the number of neurons of a group."""
     return size_of(model, group.name)[0] // group.parts
+
+
+def producer_sets(model: nn.Module, group: NeuronGroup) -> list[list[str]]:
+    """Return the producers of a group, those with weights of one shape together, the first producer's first.
+
+    Those of one set have one partition of their inputs.
+    """
+    sets: dict[Any, list[str]] = {}
+    for name in group.producers:
+        sets.setdefault(oriented_weight(model.get_submodule(name)).shape[1:], []).append(name)
+    return list(sets.values())
 
 
 class Names:

@@ -188,6 +188,8 @@ class _Walk:
 
     def partly_used(self, growing: _Growing) -> str | None:
         """Say that a module does not take these neurons in all of its calls, or return None."""
+        if circular := set(growing.producers) & set(growing.consumers):
+            return f"{circular.pop()!r} both produces and consumes them"
         for name in (*growing.consumers, *growing.between):
             if (calls := self.calls[name]) != growing.uses[name]:
                 return f"{name!r} is used {calls} times in one forward pass, not always for these neurons"
@@ -256,7 +258,9 @@ class _Walk:
                 self.groups[flow.root].uses[layer] += 1
         root = self.root_of.setdefault(layer, layer)
         if root not in self.groups:
-            self.groups[root] = _Growing([layer], node, source, problem)
+            self.groups[root] = _Growing([layer], node, source, None)
+        if problem:
+            self.refuse([root], problem)
         self.latest[layer] = node
         axis = channel_axis(self.modules[layer], len(shape_of(node)))
         self.flows[node] = (Flow(root, axis, (1,) * self.groups[root].parts),)
@@ -314,16 +318,18 @@ class _Walk:
         return f"it {problem}" if problem else width_problem(module, self.neurons(flow.root))
 
     def merge(self, node: fx.Node) -> None:
-        """Make one group of two layers that consume the same tensor and meet in a product."""
+        """Make one group of two producers that meet in a product: gate and up, channels and their gates."""
         sources = [n for n in node.all_input_nodes if n in self.flows]
         if len(sources) != 2 or any(len(self.flows[n]) != 1 for n in sources):
             return
-        first, second = (self.flows[n][0] for n in sources)
+        # Broadcasting aligns the last axes.
+        places = [self.flows[n][0].at(self.flows[n][0].axis - len(shape_of(n))) for n in sources]
+        first, second = sorted(places, key=lambda flow: self.groups[flow.root].node)
         a, b = self.groups[first.root], self.groups[second.root]
-        same_place = a.source is b.source and first == replace(second, root=first.root)
-        shapes = {self.modules[n].weight.shape for n in (*a.producers, *b.producers)}
-        same_shape = shape_of(sources[0]) == shape_of(sources[1]) and len(shapes) == 1 and a.parts == b.parts
-        if a is b or a.reason or b.reason or not (same_place and same_shape):
+        neurons = {self.neurons(first.root), self.neurons(second.root)}
+        if a is b or a.reason or b.reason or first != replace(second, root=first.root):
+            return
+        if len(neurons) > 1 or a.parts != b.parts:
             return
         a.producers += b.producers
         a.consumers |= b.consumers
@@ -331,9 +337,7 @@ class _Walk:
         a.uses.update(b.uses)
         self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
-        later = self.since(b.node)
-        a.node = b.node if any(n is a.node for n, _ in later) else a.node  # the first of both
-        for n, flows in later:
+        for n, flows in self.since(b.node):
             self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
 
 

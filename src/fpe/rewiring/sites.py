@@ -98,7 +98,10 @@ def _are_blocks(sites: Sequence[Site]) -> bool:
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [table_of(site.children, site.blocks) for site in sites]
-    if len({table.shape for table in tables}) > 1:
+    if (
+        len({(table.shape, site.layer.weight.shape[1]) for table, site in zip(tables, sites, strict=True)})
+        > 1
+    ):
         return False
     masks = [site.layer.fpe_mask.unsqueeze(0) for site in sites]
     joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, tables, strict=True)], dim=3)
