@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fpe._util.modules import hook_problems
 from fpe._util.terminal import braced, folded, text_table
-from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
+from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
@@ -200,11 +200,14 @@ def layer_plans(
     split: Split,
     pruning: Pruning,
     budget: str,
-) -> list[LayerPlan]:
-    """Plan each group, in order, if it can be split as asked and enough weights can be pruned."""
+) -> tuple[list[LayerPlan], dict[str, str]]:
+    """Plan each group, in order, if it can be split as asked.
+
+    Return also, by the name of the group, why too few of its weights could be pruned.
+    """
     grown: dict[str, int] = {}  # further inputs of each layer, from groups that are expanded before it
     planned: list[LayerPlan] = []
-    problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
+    problems, too_many = layer_problems(model, [group for group, _ in chosen]), dict[str, str]()
     for (group, factor), some in zip(chosen, wanted, strict=True):
         neurons, groups = neurons_of(model, group), 1
         for position, names in enumerate(producer_sets(model, group)):
@@ -239,16 +242,15 @@ def layer_plans(
         problems += _norm_problems(model, layer, pruning)
         capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
         if copies > capacity:
-            too_many.append(
-                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune "
-                f"only {capacity} weights; give a smaller factor, or another prune."
+            too_many[group.name] = (
+                f"factor {factor} makes {copies} copies, and {pruning!r} can prune only {capacity} weights; "
+                "give a smaller factor, or another prune"
             )
         for name, each in cycles.items():
             grown[name] = grown.get(name, 0) + (after - neurons) * each
     raise_problems(problems, ModelError, "the layers to expand")
-    if budget == "group":  # with one for the network the copies themselves can be pruned
-        raise_problems(too_many, BudgetError, "the budget")
-    return planned
+    # With one budget for the network the copies themselves can be pruned.
+    return planned, too_many if budget == "group" else {}
 
 
 def what_is_split(channels: int, taps: int, convolutions: str, factor: int) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe._util.modules import uncompiled
-from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers, checked_arguments, select, without
@@ -120,23 +120,28 @@ def plan(
     producers = [name for group, _ in chosen for name in group.producers]
     measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
 
-    def planned_for(chosen: Chosen) -> list[LayerPlan]:
+    def planned_for(chosen: Chosen) -> tuple[list[LayerPlan], dict[str, str]]:
         wanted = [
             most_polysemantic(model, g, target_fraction, target, measured) if target_fraction < 1 else None
             for g, _ in chosen
         ]
         return layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
 
-    planned = planned_for(chosen)
+    planned, too_many = planned_for(chosen)
+    if too_many and layers is None and len(too_many) < len(chosen):  # what was not asked for is left out
+        chosen, skipped = without(model, chosen, skipped, layers, too_many)
+        planned, too_many = planned_for(chosen)
+    problems = [f"layer {name!r}: {reason}." for name, reason in too_many.items()]
+    raise_problems(problems, BudgetError, "the budget")
     shapes: list[torch.Size] | None = None
     if batch is not None:  # only what has been verified is worth widening
         reasons, shapes = unverified(model, [group for group, _ in chosen], batch)
         if reasons:
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
-            planned = planned_for(chosen)
+            planned, _ = planned_for(chosen)
         if reasons := width_problems(model, planned, batch, shapes):
             chosen, skipped = without(model, chosen, skipped, layers, reasons)
-            planned = planned_for(chosen)
+            planned, _ = planned_for(chosen)
     groups = [group for group, _ in chosen]
     scores = measured.scores(groups, pruning) if pruning.needs_scores else {}
     inputs = measured.inputs(groups) if own_split.needs_inputs else {}

@@ -26,7 +26,17 @@ from fpe.graph.layers import (
     skip_reason,
     width_problem,
 )
-from fpe.graph.operations import MOST_PARTS, Divided, Flow, Flows, Refused, name_of, propagate, shape_of
+from fpe.graph.operations import (
+    MOST_PARTS,
+    Divided,
+    Flow,
+    Flows,
+    Refused,
+    argument,
+    name_of,
+    propagate,
+    shape_of,
+)
 
 #: Products and convolutions, with the position of their input; their weight is the next argument.
 _CALLS = {"linear": 0, "matmul": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
@@ -62,7 +72,6 @@ class _Growing:
 
     producers: list[str]
     node: fx.Node
-    source: fx.Node
     reason: str | None
     consumers: dict[str, Layout] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
@@ -111,9 +120,12 @@ class _Walk:
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
-        self.attention |= _is_attention(node)
+        attends = _is_attention(node)
+        self.attention |= attends
         if (layer := self.layer_called(node)) is not None:
             self.call(node, layer)
+        elif attends:
+            self.refuse(self.touched(node), f"its neurons are passed to attention, {name_of(node)!r}")
         elif (touched := self.touched(node)) and name_of(node) not in _CHECKS:
             try:
                 if name_of(node) in _NORMS or self.depthwise_called(node):
@@ -258,7 +270,7 @@ class _Walk:
                 self.groups[flow.root].uses[layer] += 1
         root = self.root_of.setdefault(layer, layer)
         if root not in self.groups:
-            self.groups[root] = _Growing([layer], node, source, None)
+            self.groups[root] = _Growing([layer], node, None)
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node
@@ -291,6 +303,9 @@ class _Walk:
         source = cast(fx.Node, node.args[0])
         flows = self.flows.get(source, ())
         name, operation = self.module_of(node), name_of(node)
+        size = argument(node, "normalized_shape")
+        if size is not None and all(flow.axis < len(shape_of(node)) - len(size) for flow in flows):
+            return flows  # over other axes, alike for all neurons
         if operation == "prelu" and flows and shape_of(node.args[1]) in ((), (1,)):
             return flows
         if len(flows) != len(self.touched(node)) or per_neuron_class(self.modules[name]) is None:
