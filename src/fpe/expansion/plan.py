@@ -25,6 +25,7 @@ from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.layers import (
     OVER_NEURONS,
     bias_of,
+    looks_like_layer,
     mask_of,
     memory_problem,
     neuron_tensors,
@@ -94,6 +95,8 @@ class Plan:
     budget: str  # whether each "group" is pruned to its own count, or the "network" to one
     seed: int  # of the partitions
     nonzero: int  # non-zero parameters of the whole network, before and after
+    # Weights of the layers that are expanded, and of all linear layers and convolutions; None in older files.
+    weights: tuple[int, int] | None = None
     # None for a plan that was applied, or read from a file.
     basis: Basis | None = field(default=None, compare=False, repr=False)
 
@@ -106,6 +109,10 @@ class Plan:
         lines = [f"Expansion by {self.factor}: {how}", *text_table(head, rows, left=3)]
         notes = [(braced(layer.group.producers), note) for layer in self.layers for note in layer.notes]
         lines += remarks(notes, self.skipped)
+        if self.weights is not None:
+            some, total = self.weights
+            share = f"{some:,} of {total:,} ({some / max(1, total):.0%})"
+            lines.append(f"weights of linear layers and convolutions in expanded layers: {share}")
         lines.append(f"non-zero parameters of the network, before and after: {self.nonzero:,}")
         return "\n".join(lines)
 
@@ -149,7 +156,9 @@ class Plan:
             layers.append(LayerPlan(**{**known, "notes": known["notes"] or ()}))
         names = ("factor", "split", "prune", "budget", "seed", "nonzero")
         skipped = tuple(Skipped(**s) for s in record["skipped"])
-        return Plan(tuple(layers), skipped, **{name: record[name] for name in names})
+        weights = record.get("weights")
+        known = {name: record[name] for name in names}
+        return Plan(tuple(layers), skipped, **known, weights=tuple(weights) if weights else None)
 
 
 def modules_of(model: nn.Module) -> dict[str, Any]:
@@ -178,6 +187,17 @@ def remarks(notes: Sequence[tuple[str, str]], skipped: Sequence[Skipped]) -> lis
     for head, rows in (("otherwise than asked:", notes), ("left unchanged:", reasons)):
         lines += [head, *(f"  {name}: {reason}" for name, reason in folded(rows))] if rows else []
     return lines
+
+
+def weights_of(model: nn.Module, layers: Sequence[LayerPlan]) -> tuple[int, int]:
+    """Count the weights of the layers of these plans, and of all linear layers and convolutions."""
+    mine = {n for layer in layers for n in (*layer.group.producers, *layer.group.consumers)}
+    sizes = {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if looks_like_layer(module) and isinstance(module.weight, Tensor)
+    }
+    return sum(sizes[name] for name in mine), sum(sizes.values())
 
 
 def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fpe._util.modules import uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
-from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of
+from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of, weights_of
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers, checked_arguments, select, without
 from fpe.expansion.splits import Split
@@ -110,6 +110,7 @@ def plan(
     0      2          -        8 inputs        4      8         46      12
     left unchanged:
       2: it is a head: its neurons are outputs of the network
+    weights of linear layers and convolutions in expanded layers: 40 of 40 (100%)
     non-zero parameters of the network, before and after: 46
     """
     own_split, pruning = checked_arguments(dict(locals()))
@@ -147,7 +148,8 @@ def plan(
     inputs = measured.inputs(groups) if own_split.needs_inputs else {}
     basis = Basis(own_split, pruning, batch, scores, inputs, shapes, modules_of(model))
     how = (repr(own_split), repr(pruning), budget, seed)
-    return Plan(tuple(planned), skipped, factor, *how, nonzero=count_nonzero(model), basis=basis)
+    nonzero, weights = count_nonzero(model), weights_of(model, planned)
+    return Plan(tuple(planned), skipped, factor, *how, nonzero=nonzero, weights=weights, basis=basis)
 
 
 @dataclass

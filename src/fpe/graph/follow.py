@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from fpe._util.modules import seeded
 from fpe.errors import ModelError
 from fpe.graph.copies import analysis_copy, analyzed, first_line, not_run, outside_kept
-from fpe.graph.groups import HEAD, NOT_CALLED, Found, Skipped, merged
+from fpe.graph.groups import HEAD, UNSEEN, Found, Skipped, merged
 from fpe.graph.inputs import Call, copied_call, tensors_in
 from fpe.graph.layers import looks_like_layer
 from fpe.graph.walk import follow
@@ -59,7 +59,7 @@ def follow_model(model: nn.Module, call: Call) -> Found:
 def _follow_both_modes(model: nn.Module, call: Call) -> Found:
     """Follow a model in evaluation mode, and in training mode if evaluation does not call all layers."""
     found = follow(model, exported(model, call))
-    if any(skip.reason == NOT_CALLED for skip in found.skipped):
+    if any(skip.reason in UNSEEN for skip in found.skipped):
         with suppress(Exception):  # then evaluation mode has to do, and the verification judges both modes
             return merged(found, follow(model, exported(model, call, training=True)))
     return found

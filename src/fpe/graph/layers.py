@@ -28,6 +28,14 @@ PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys(CONVOLUTIONS, ("in_channels", "out_channels", "groups")),
 }
 
+#: By a tensor that it leaves in a layer, what computes the weight by hooks, and how to make it permanent.
+_COMPUTED = {
+    "weight_g": ("weight_norm", "torch.nn.utils.remove_weight_norm"),
+    "weight_mask": ("torch.nn.utils.prune", "torch.nn.utils.prune.remove"),
+    "weight_u": ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
+    "weight_orig": ("a hook", "the tool that put it there"),
+}
+
 #: Norms that take a mean over the neurons.
 OVER_NEURONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 
@@ -156,15 +164,21 @@ def layer_problem(known: Names, name: str) -> str | None:
     """Say why the module of this name cannot be replaced by a wider one, or return None."""
     module = known.modules[name]
     if parametrize.is_parametrized(module):
-        return "has a parametrization, which a masked layer would lose"
+        chains = cast(nn.ModuleDict, module.parametrizations)
+        kinds = ", ".join(
+            type(own).__name__.lstrip("_") for chain in chains.values() for own in cast(nn.ModuleList, chain)
+        )
+        how = "make it permanent first with torch.nn.utils.parametrize.remove_parametrizations"
+        return f"has a parametrization ({kinds}), which a masked layer would lose; {how}"
     weight = getattr(module, "weight", None)
     kind = type(weight.data) if isinstance(weight, Tensor) and not is_lazy(weight) else Tensor
     if kind not in (Tensor, nn.Parameter) and kind.__name__ != "DTensor":
         return (
             f"has weights of type {kind.__name__}, as if quantized; expand the model first, then quantize it"
         )
-    if hasattr(module, "weight_orig") or hasattr(module, "weight_g"):
-        return "has its weight computed by hooks (pruning or weight norm); make that permanent first"
+    for own, (tool, remedy) in _COMPUTED.items():
+        if hasattr(module, own):
+            return f"has its weight computed by hooks ({tool}); make that permanent first with {remedy}"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, kind) for kind in hooks):
         return "has hooks, which a masked layer would lose; remove them first"
@@ -241,7 +255,7 @@ def skip_reason(known: Names, name: str) -> str | None:
     """Say why a module with weights is not expanded that no followed call has reached, or return None."""
     module = known.modules[name]
     matrix = any(p.dim() > 1 for p in module.parameters(recurse=False))
-    if not (matrix or looks_like_layer(module)):
+    if not (matrix or looks_like_layer(module)) or isinstance(module, parametrize.ParametrizationList):
         return None
     if is_depthwise(module):
         return "it is a depthwise convolution, which makes no neurons of its own"

@@ -12,7 +12,18 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fpe.graph.copies import first_line
-from fpe.graph.groups import HEAD, NOT_CONSUMED, Found, Layout, Skipped, group_of, layout_width
+from fpe.graph.groups import (
+    AUTOCAST,
+    HEAD,
+    NO_GRAD,
+    NOT_CALLED,
+    NOT_CONSUMED,
+    Found,
+    Layout,
+    Skipped,
+    group_of,
+    layout_width,
+)
 from fpe.graph.layers import (
     Names,
     channel_axis,
@@ -42,6 +53,7 @@ from fpe.graph.operations import (
 _CALLS = {"linear": 0, "matmul": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
 #: Views of a weight: that of masked layers, and those of layers that multiply by the transposed weight.
 _VIEWS = frozenset(["view_as", "t", "numpy_T", "transpose", "permute"])
+_REGIONS = {"wrap_with_set_grad_enabled": NO_GRAD, "wrap_with_autocast": AUTOCAST}
 #: Checks that an export inserts; they compute nothing.
 _CHECKS = frozenset(["_assert_tensor_metadata"])
 _NORMS = frozenset(["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu"])
@@ -62,7 +74,7 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
     reached |= {name for group in groups for name in group.between}
     for name, _ in model.named_modules():
         if name not in reached and (reason := skip_reason(walk.known, name)):
-            skipped.append(Skipped(name, reason))
+            skipped.append(Skipped(name, walk.hidden.get(name, reason) if reason == NOT_CALLED else reason))
     return Found(tuple(groups), tuple(skipped), walk.attention)
 
 
@@ -90,6 +102,7 @@ class _Walk:
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, _Growing] = {}
         self.root_of: dict[str, str] = {}  # of each producer
+        self.hidden: dict[str, str] = {}  # layers in regions that are kept apart, and why
         self.latest: dict[str, fx.Node] = {}  # the product or convolution in the latest call of each layer
         self.attention = False
         self.graph = program.graph
@@ -104,7 +117,7 @@ class _Walk:
                 owner, _, own = names[node.name].rpartition(".")
                 self.owned[node] = node.meta["fpe_name"] = f"{self.first_name(owner)}.{own}".lstrip(".")
         #: How often each layer, norm or depthwise convolution is called.
-        self.calls = Counter(name for node in self.graph.nodes if (name := self.called(node)))
+        self.calls = Counter(name for node in self.graph.nodes if (name := self.called(node)) is not None)
 
     def run(self) -> None:
         """Visit every node in the order of the forward pass."""
@@ -112,11 +125,18 @@ class _Walk:
             if node.op == "output":
                 self.refuse(self.touched(node), HEAD)
             elif node.op == "call_function":
+                self.look_aside(node)
                 try:
                     self.visit(node)
                 except Exception as error:  # an overload that no rule expects costs its neurons, not all
                     reason = f"{name_of(node)!r} in a way that fpe does not understand ({first_line(error)})"
                     self.refuse(self.touched(node), f"its neurons are passed to {reason}")
+
+    def look_aside(self, node: fx.Node) -> None:
+        """Note the layers in a region that the export keeps apart, without gradients or in another type."""
+        if name_of(node) in _REGIONS:
+            layers = (self.owned[n].rpartition(".")[0] for n in node.all_input_nodes if n in self.owned)
+            self.hidden |= dict.fromkeys(layers, _REGIONS[name_of(node)])
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
@@ -146,7 +166,8 @@ class _Walk:
         module = self.modules.get(name)
         if module is None or not looks_like_layer(module) or is_depthwise(module):
             return None
-        problem = kind_problem(module)
+        unknown = kind_problem(module)
+        problem = unknown and (layer_problem(self.known, name) or unknown)
         return f"its neurons are passed to {name!r}, which {problem}" if problem else None
 
     def propagated(self, node: fx.Node) -> Flows:
