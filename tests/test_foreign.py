@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 
+import foreign_gates  # noqa: F401  (registers its models)
 import fpe
 from foreign import FOREIGN
 from models import same_values
