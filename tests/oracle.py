@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 #: Attributes that are a number of neurons.
@@ -20,13 +21,15 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
         Not changed.
     groups : list of dict
         The names of ``producers``, ``consumers`` and the modules ``between`` them. A consumer's inputs are
-        shared out evenly among the neurons, adjacent ones together.
+        shared out evenly among the neurons, adjacent ones together, or as in ``input_layouts``. A neuron is
+        one output of each of ``parts`` equal parts of a producer.
     factor : int
         How many copies.
     """
     wide = copy.deepcopy(model)
     for group in groups:
-        neurons = len(_oriented(wide.get_submodule(group["producers"][0])))
+        rows = len(_oriented(wide.get_submodule(group["producers"][0])))
+        neurons = rows // group.get("parts", 1)
         for name in (*group["producers"], *group["between"]):
             module = wide.get_submodule(name)
             turned = type(module).__name__ == "Conv1D"
@@ -38,21 +41,31 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                     axis = 1 if turned and key == "weight" else 0
                     _put(module, key, tensor.detach().repeat_interleave(factor, axis))
             for attribute in WIDTHS:
-                if getattr(module, attribute, None) == neurons:
-                    setattr(module, attribute, neurons * factor)
+                if getattr(module, attribute, None) in (rows, neurons):
+                    setattr(module, attribute, getattr(module, attribute) * factor)
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.normalized_shape = (neurons * factor,)
             if getattr(module, "groups", 1) == neurons:
                 module.groups = module.in_channels = neurons * factor
-        for name in group["consumers"]:
+        for number, name in enumerate(group["consumers"]):
             module = wide.get_submodule(name)
-            weight = _oriented(module).unflatten(1, (neurons, -1))
-            weight = weight.repeat_interleave(factor, 1).flatten(1, 2) / factor
+            weight = _oriented(module)
+            given = group.get("input_layouts")
+            layout = given[number] if given else (weight.shape[1] // neurons,)
+            pieces = weight.split([k * neurons if k > 0 else -k for k in layout], 1)
+            weight = torch.cat([_shared(w, k, factor) for w, k in zip(pieces, layout, strict=True)], 1)
             _put(module, "weight", weight.t() if type(module).__name__ == "Conv1D" else weight)
             for attribute in ("in_features", "in_channels", "nx"):
                 if hasattr(module, attribute):
                     setattr(module, attribute, weight.shape[1])
     return wide
+
+
+def _shared(inputs: Tensor, each: int, factor: int) -> Tensor:
+    """Copy the inputs of each neuron, `each` adjacent ones, and divide them; none if `each` is negative."""
+    if each < 0:
+        return inputs
+    return inputs.unflatten(1, (-1, each)).repeat_interleave(factor, 1).flatten(1, 2) / factor
 
 
 def _oriented(module: nn.Module) -> Tensor:
@@ -83,5 +96,6 @@ def double(model: nn.Module, batch: Any) -> tuple[nn.Module, Any]:
     def finer(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    batch = {k: finer(v) for k, v in batch.items()} if isinstance(batch, dict) else finer(batch)
-    return model.double(), batch
+    if isinstance(batch, dict):
+        return model.double(), {k: finer(v) for k, v in batch.items()}
+    return model.double(), tuple(map(finer, batch)) if isinstance(batch, tuple) else finer(batch)

@@ -224,7 +224,11 @@ def subclassed(model):
             hooked("register_full_backward_pre_hook"),
             "'2' has hooks, which a masked layer would lose; remove them first",
         ),
-        (parametrized, "'2' is a ParametrizedLinear, of which only nn.Linear is known"),
+        (
+            parametrized,
+            "'2' has a parametrization (WeightNorm), which a masked layer would lose; make it permanent "
+            "first with torch.nn.utils.parametrize.remove_parametrizations",
+        ),
         (subclassed, "'2' is a Scaled, of which only nn.Linear is known"),
     ],
 )

@@ -86,16 +86,16 @@ REFUSED = {
     "mean over neurons": (
         lambda t, x, act: t.head(t.a(x) - t.a(x).mean(-1, keepdim=True)),
         VECTOR,
-        "used 2 times",
+        "added up or compared by 'mean'",
     ),
     "centered": (
         lambda t, x, act: (lambda h: t.head(h - h.mean(-1, keepdim=True)))(t.a(x)),
         VECTOR,
         "added up or compared by 'mean'",
     ),
-    "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'glu'"),
-    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "'chunk'"),
-    "some neurons": (lambda t, x, act: act(t.a(x))[:, :3] @ t.free[:3], VECTOR, "'slice'"),
+    "glu": (lambda t, x, act: F.glu(t.a(x), -1) @ t.free[:3], VECTOR, "'matmul'"),
+    "chunk": (lambda t, x, act: t.a(x).chunk(2, -1)[0] @ t.free[:3], VECTOR, "'matmul'"),
+    "some neurons": (lambda t, x, act: act(t.a(x))[:, :1] @ t.free[:1], VECTOR, "'slice'"),
     "another order": (lambda t, x, act: t.head(act(t.a(x))[:, [1, 0, 3, 2, 5, 4]]), VECTOR, "picked out"),
     "flipped": (
         lambda t, x, act: t.head(Twice.apply(t.a(x))),
@@ -106,12 +106,6 @@ REFUSED = {
         lambda t, x, act: (lambda h: (t.head(h), {"more": [h]}))(act(t.a(x))),
         VECTOR,
         "outputs of the network",
-    ),
-    "reused producer": (lambda t, x, act: t.head(act(t.a(x)) + act(t.a(2 * x))), VECTOR, "used 2 times"),
-    "reused consumer": (
-        lambda t, x, act: (lambda h: t.head(h) + t.head(2 * h))(act(t.a(x))),
-        VECTOR,
-        "2 times",
     ),
     "heads": (
         lambda t, x, act: t.head(act(t.a(x)).view(-1, 2, 3).softmax(1).flatten(1)),

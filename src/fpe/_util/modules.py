@@ -21,10 +21,12 @@ HOOKS = {
 
 
 def replace_modules_(model: nn.Module, modules: dict[str, nn.Module]) -> None:
-    """Put modules in the places of a model's own of these names, in place."""
-    for name, module in modules.items():
-        parent, _, last = name.rpartition(".")
-        setattr(model.get_submodule(parent), last, module)
+    """Put modules in the places of a model's own of these names, in place; under all names that they have."""
+    new = {id(model.get_submodule(name)): module for name, module in modules.items()}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if id(child) in new:
+                setattr(parent, name, new[id(child)])
 
 
 def unwrapped(model: Any) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ from fpe._util.modules import hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner, whole
 from fpe.expansion.index_maps import Origins, memo_with
-from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron
-from fpe.expansion.planner import shape_problem
+from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron, what_is_split
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
 from fpe.expansion.splits import Split
-from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen
+from fpe.expansion.steps import Weights, duplicate, mask, partition, prune_, widen, widened_inputs
+from fpe.expansion.widths import shape_problem
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import deep_copy
 from fpe.graph.groups import layout_neurons
+from fpe.graph.layers import producer_sets
 from fpe.masked import check_masks, count_free, count_nonzero
 
 
@@ -154,36 +156,47 @@ class Expansion:
 
     def expand(self, layer: LayerPlan, rng: np.random.Generator) -> LayerPlan:
         """Widen one group, and prune it if each group has a budget; return what was done."""
-        group, factor, split = layer.group, layer.factor, self.basis.split
+        group, factor = layer.group, layer.factor
         names = (*group.producers, *group.consumers)
-        old = [self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names]
-        producers, consumers = old[: len(group.producers)], old[len(group.producers) :]
-        if split.needs_inputs:
-            split = split.on(self._of_inputs(group.name, self.basis.inputs[group.name]))
-        scores = [self._of_inputs(n, self.basis.scores[n]) for n in group.producers if self.basis.scores]
+        old = {n: self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names}
+        sets = [
+            _Set(own, [part for n in own for part in old[n].divided(group.parts)], layer)
+            for own in producer_sets(self.model, group)
+        ]
+        consumers = [old[name] for name in group.consumers]
         per_neuron = parameters_per_neuron(self.model, group)
         notes: list[str] = []
 
         with _notes(notes):
-            weight = _joint([w.weight for w in producers], layer.shares)
-            children = partition(weight, factor, split, rng)
+            for own in sets:
+                own.children = partition(own.joint(_weight), factor, self._split_for(own), rng)
         if self.pruning.drops_children:
-            layer = self._drop(layer, producers, consumers, children, per_neuron)
+            layer = self._drop(layer, sets, consumers, per_neuron)
         index_map, sources = layer.index_map, self.origins.add(layer)
-        wide = [duplicate(w, [], children, factor, index_map=index_map)[0] for w in producers[1:]]
-        first, *wide_consumers = duplicate(producers[0], consumers, children, factor, sources, index_map)
-        wide = [first, *wide]
+        for own in sets:
+            own.wide = [
+                duplicate(part, [], own.children, factor, index_map=index_map)[0] for part in own.parts
+            ]
+        wide_consumers = [widened_inputs(*pair) for pair in zip(consumers, sources, strict=True)]
         self.between |= {n: widen(self.model.get_submodule(n), index_map) for n in group.between}
-        before, after = (sum(count_free(w.mask) for w in each) for each in (old, [*wide, *wide_consumers]))
+        made = [*(part for own in sets for part in own.wide), *wide_consumers]
+        before, after = (sum(count_free(w.mask) for w in each) for each in (old.values(), made))
         copies = after - before + (layer.neurons_after - layer.neurons) * per_neuron
         if self.todo.budget == "group":
             with _notes(notes):
-                wide = self._pruned(layer, wide, wide_consumers, copies, scores)
+                self._prune_(layer, sets, wide_consumers, copies)
         self.copies += copies
-        self.weights |= dict(zip(names, (*wide, *wide_consumers), strict=True))
+        self.weights |= dict(zip(group.consumers, wide_consumers, strict=True))
+        for own in sets:
+            self.weights |= own.joined(group.parts)
         for note in notes:
             warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
         return replace(layer, notes=tuple(notes))
+
+    def _split_for(self, own: _Set) -> Split:
+        """Return the split for a set of producers, fitted to their inputs if it needs them."""
+        split, name = self.basis.split, own.names[0]
+        return split.on(self._of_inputs(name, self.basis.inputs[name])) if split.needs_inputs else split
 
     def _of_inputs(self, name: str, measured: Tensor) -> Tensor:
         """Repeat what was measured of inputs, (…, inputs, …), for those copied by earlier groups."""
@@ -191,27 +204,24 @@ class Expansion:
         return measured if columns is None else measured.index_select(1, columns.to(measured.device))
 
     def _drop(
-        self,
-        layer: LayerPlan,
-        producers: list[Weights],
-        consumers: list[Weights],
-        children: Tensor,
-        per_neuron: int,
+        self, layer: LayerPlan, sets: list[_Set], consumers: list[Weights], per_neuron: int
     ) -> LayerPlan:
         """Let the pruning choose the children that are not created; return the plan with them."""
         neurons, factor, group = layer.neurons, layer.factor, layer.group
+        first = sets[0].children
         layouts = [self.origins.layout(layer, name) for name in group.consumers]
-        neuron_of = [layout_neurons(layout, neurons).to(children.device) for layout in layouts]
+        neuron_of = [layout_neurons(layout, neurons).to(first.device) for layout in layouts]
 
         def count(measure: Callable[[Weights], Tensor]) -> tuple[Tensor, Tensor]:
             """Sum a measure over the incoming weights of each child, and the outgoing ones of each neuron."""
-            own = _joint([measure(w) for w in producers], layer.shares)
-            sums = own if own.dim() == 2 else own.sum(2)
-            per_child = sums.new_zeros(neurons, factor).scatter_add_(1, children.long(), sums)
-            outgoing = sums.new_zeros(len(consumers), neurons)
+            each = [own.joint(measure).reshape(*own.children.shape, -1).sum(2) for own in sets]
+            per_child = each[0].new_zeros(neurons, factor)
+            for own, sums in zip(sets, each, strict=True):
+                per_child.scatter_add_(1, own.children.long(), sums)
+            outgoing = per_child.new_zeros(len(consumers), neurons)
             for total, neuron, w in zip(outgoing, neuron_of, consumers, strict=True):
-                each = measure(w).transpose(0, 1).flatten(1).sum(1)
-                total.index_add_(0, neuron[neuron >= 0], each[neuron >= 0])
+                sums = measure(w).transpose(0, 1).flatten(1).sum(1)
+                total.index_add_(0, neuron[neuron >= 0], sums[neuron >= 0])
             return per_child, outgoing.sum(0)
 
         squares, outgoing_squares = count(lambda w: w.weight.float().square())
@@ -220,34 +230,77 @@ class Expansion:
         dropped = self.pruning.dropped_children(
             (squares + outgoing_squares.unsqueeze(1)).flatten(),
             (entries + copied.unsqueeze(1)).long().flatten(),
-            layer.index_map.blocks.to(children.device),
+            layer.index_map.blocks.to(first.device),
             (factor - 1) * int(copied.long().sum()),
         )
         after = neurons * factor - len(dropped)
-        return replace(layer, inputs=children.shape[1], neurons_after=after, dropped=tuple(dropped.tolist()))
+        return replace(layer, inputs=first.shape[1], neurons_after=after, dropped=tuple(dropped.tolist()))
 
-    def _pruned(
-        self,
-        layer: LayerPlan,
-        wide: list[Weights],
-        consumers: list[Weights],
-        count: int,
-        scores: list[Tensor],
-    ) -> list[Weights]:
-        """Prune a group, several producers as one layer, one below the other; return the producers."""
-        shape = wide[0].weight.shape
-        depth = shape[2:].numel() if layer.shares != "taps" else 1
+    def _prune_(self, layer: LayerPlan, sets: list[_Set], consumers: list[Weights], count: int) -> None:
+        """Prune a group; the producers of each set as one layer, one below the other."""
+        scores = None
+        if self.basis.scores:
+            measured = (self._of_inputs(n, self.basis.scores[n]) for n in sets[0].names)
+            scores = torch.cat(list(measured))
+        blocks = layer.index_map.blocks.repeat(len(sets[0].wide)) if self.pruning.needs_shared else None
+        stacked = [own.stacked() for own in sets]
+        given = {"blocks": blocks, "scores": scores}
+        prune_([*stacked, *consumers], count, self.pruning, layer.factor, **given)
+        for own, pruned in zip(sets, stacked, strict=True):
+            own.take(pruned)
+
+
+@dataclass
+class _Set:
+    """Producers of a group with weights of one shape, and their parts, all with one partition."""
+
+    names: list[str]
+    parts: list[Weights]
+    layer: LayerPlan
+    children: Tensor = field(init=False)
+    wide: list[Weights] = field(init=False)
+
+    @property
+    def shares(self) -> str:
+        """What the children split: what the plan says, or what another shape allows."""
+        channels, *kernel = self.parts[0].weight.shape[1:]
+        convolutions = "taps" if self.layer.shares == "taps" else "channels"
+        return what_is_split(channels, math.prod(kernel), convolutions, self.layer.factor)
+
+    def joint(self, measure: Callable[[Weights], Tensor]) -> Tensor:
+        """Return (neurons, inputs), or (neurons, inputs, depth) where several entries stay together."""
+        tensors = [measure(part) for part in self.parts]
+        neurons, inputs = tensors[0].shape[:2]
+        shape = (neurons, -1, 1) if self.shares == "taps" else (neurons, inputs, -1)
+        parts = [t.reshape(shape) for t in tensors]
+        joint = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+        return joint.squeeze(2) if joint.shape[2] == 1 else joint
+
+    def stacked(self) -> Weights:
+        """Return the wide parts as one layer, (neurons of all, inputs), or (…, depth) as in `joint`."""
+        shape = self.wide[0].weight.shape
+        depth = shape[2:].numel() if self.shares != "taps" else 1
         flat = (-1, shape[1:].numel() // depth, *([depth] if depth > 1 else []))
-        pair = [w.weight for w in wide], [w.mask for w in wide]
-        weight, free = (torch.cat(own) if len(own) > 1 else own[0] for own in pair)
-        joint = Weights(weight.view(flat), None, free.view(flat))
-        blocks = layer.index_map.blocks.repeat(len(wide)) if self.pruning.needs_shared else None
-        given = {"blocks": blocks, "scores": torch.cat(scores) if scores else None}
-        prune_([joint, *consumers], count, self.pruning, layer.factor, **given)
-        if len(wide) == 1:
-            return wide
-        parts = zip(torch.split(weight, shape[0]), torch.split(free, shape[0]), wide, strict=True)
-        return [Weights(w.clone(), old.bias, m.clone()) for w, m, old in parts]
+        whole = Weights.joined(self.wide)
+        return Weights(whole.weight.view(flat), None, whole.mask.view(flat))
+
+    def take(self, pruned: Weights) -> None:
+        """Take the parts from what `stacked` returned, pruned; a single one has been pruned itself."""
+        if len(self.wide) > 1:
+            shape = (len(self.wide), *self.wide[0].weight.shape)
+            weights, masks = pruned.weight.view(shape).unbind(), pruned.mask.view(shape).unbind()
+            each = zip(weights, masks, self.wide, strict=True)
+            self.wide = [Weights(weight.clone(), part.bias, mask.clone()) for weight, mask, part in each]
+
+    def joined(self, parts: int) -> dict[str, Weights]:
+        """Return the wide weights of each producer."""
+        return {
+            name: Weights.joined(self.wide[i * parts : (i + 1) * parts]) for i, name in enumerate(self.names)
+        }
+
+
+def _weight(weights: Weights) -> Tensor:
+    return weights.weight
 
 
 @contextmanager
@@ -260,15 +313,6 @@ def _notes(notes: list[str]) -> Iterator[None]:
     for one in caught:
         if one.category is not UserWarning:
             warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
-
-
-def _joint(tensors: list[Tensor], shares: str) -> Tensor:
-    """Return (neurons, inputs), or (neurons, inputs, depth) where several entries stay together."""
-    neurons, inputs = tensors[0].shape[:2]
-    shape = (neurons, -1, 1) if shares == "taps" else (neurons, inputs, -1)
-    parts = [t.reshape(shape) for t in tensors]
-    joint = torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
-    return joint.squeeze(2) if joint.shape[2] == 1 else joint
 
 
 def _check_copyable(model: nn.Module) -> None:

@@ -36,6 +36,7 @@ class IndexMap:
     dropped: tuple[int, ...] = ()  # children that were not created, numbered parent × factor + child
     notes: tuple[str, ...] = ()  # what was done otherwise than asked
     members: tuple[int, ...] = ()  # how many producers, modules between and consumers the group had
+    parts: int = 1  # equal parts of each producer's outputs, of which a neuron has one each
 
     @cached_property
     def _parent_and_child(self) -> tuple[Tensor, Tensor]:
@@ -63,6 +64,10 @@ class IndexMap:
         """The block of each neuron: in each group of parents all first children make one, and so on."""
         group = self.parent * self.groups // self.neurons
         return group * (self.factor + (self.chosen is not None)) + self.child
+
+    def origins(self, parts: int) -> Tensor:
+        """Return the old row of each new one of a tensor with so many rows of each neuron, part by part."""
+        return layout_sources((1,) * parts, self.parent, self.neurons)
 
 
 @dataclass
@@ -101,7 +106,7 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
 def index_map_of(layer: nn.Module) -> IndexMap | None:
     """Return the index map of an expanded layer's neurons; None for another layer."""
     own = vars(layer).get("fpe_neurons")
-    fits = isinstance(own, IndexMap) and len(own.parent) == len(cast(Tensor, layer.weight))
+    fits = isinstance(own, IndexMap) and len(own.parent) * own.parts == len(cast(Tensor, layer.weight))
     return cast(IndexMap, own) if fits else None
 
 
@@ -153,7 +158,8 @@ class Origins:
     def add(self, layer: LayerPlan) -> list[Tensor]:
         """Record the expansion of a group; return, for each consumer, the input that each new one copies."""
         group, parent = layer.group, layer.index_map.parent
-        self.rows |= dict.fromkeys((*group.producers, *group.between), parent)
+        self.rows |= dict.fromkeys(group.producers, layer.index_map.origins(group.parts))
+        self.rows |= dict.fromkeys(group.between, parent)
         sources = []
         for name in group.consumers:
             layout = self.layout(layer, name)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fpe._util.modules import hook_problems
 from fpe._util.terminal import braced, folded, text_table
-from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
+from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
@@ -25,11 +25,13 @@ from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.layers import (
     OVER_NEURONS,
     bias_of,
+    looks_like_layer,
     mask_of,
     memory_problem,
     neuron_tensors,
+    neurons_of,
     oriented_weight,
-    size_of,
+    producer_sets,
 )
 from fpe.masked import count_nonzero
 
@@ -62,7 +64,7 @@ class LayerPlan:
         """The child and the parent of each new neuron."""
         members = len(self.group.producers), len(self.group.between), len(self.group.consumers)
         how = self.groups, self.chosen, self.dropped, self.notes
-        return IndexMap(self.neurons, self.factor, *how, members)
+        return IndexMap(self.neurons, self.factor, *how, members, self.group.parts)
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Plan:
     budget: str  # whether each "group" is pruned to its own count, or the "network" to one
     seed: int  # of the partitions
     nonzero: int  # non-zero parameters of the whole network, before and after
+    # Weights of the layers that are expanded, and of all linear layers and convolutions; None in older files.
+    weights: tuple[int, int] | None = None
     # None for a plan that was applied, or read from a file.
     basis: Basis | None = field(default=None, compare=False, repr=False)
 
@@ -105,6 +109,10 @@ class Plan:
         lines = [f"Expansion by {self.factor}: {how}", *text_table(head, rows, left=3)]
         notes = [(braced(layer.group.producers), note) for layer in self.layers for note in layer.notes]
         lines += remarks(notes, self.skipped)
+        if self.weights is not None:
+            some, total = self.weights
+            share = f"{some:,} of {total:,} ({some / max(1, total):.0%})"
+            lines.append(f"weights of linear layers and convolutions in expanded layers: {share}")
         lines.append(f"non-zero parameters of the network, before and after: {self.nonzero:,}")
         return "\n".join(lines)
 
@@ -148,7 +156,9 @@ class Plan:
             layers.append(LayerPlan(**{**known, "notes": known["notes"] or ()}))
         names = ("factor", "split", "prune", "budget", "seed", "nonzero")
         skipped = tuple(Skipped(**s) for s in record["skipped"])
-        return Plan(tuple(layers), skipped, **{name: record[name] for name in names})
+        weights = record.get("weights")
+        known = {name: record[name] for name in names}
+        return Plan(tuple(layers), skipped, **known, weights=tuple(weights) if weights else None)
 
 
 def modules_of(model: nn.Module) -> dict[str, Any]:
@@ -179,6 +189,17 @@ def remarks(notes: Sequence[tuple[str, str]], skipped: Sequence[Skipped]) -> lis
     return lines
 
 
+def weights_of(model: nn.Module, layers: Sequence[LayerPlan]) -> tuple[int, int]:
+    """Count the weights of the layers of these plans, and of all linear layers and convolutions."""
+    mine = {n for layer in layers for n in (*layer.group.producers, *layer.group.consumers)}
+    sizes = {
+        name: module.weight.numel()
+        for name, module in model.named_modules()
+        if looks_like_layer(module) and isinstance(module.weight, Tensor)
+    }
+    return sum(sizes[name] for name in mine), sum(sizes.values())
+
+
 def layer_problems(model: nn.Module, groups: Sequence[NeuronGroup]) -> list[str]:
     """Say which weights of some groups are missing or not finite, and which parameters have hooks."""
     layers = dict.fromkeys(name for group in groups for name in (*group.producers, *group.consumers))
@@ -199,18 +220,25 @@ def layer_plans(
     split: Split,
     pruning: Pruning,
     budget: str,
-) -> list[LayerPlan]:
-    """Plan each group, in order, if it can be split as asked and enough weights can be pruned."""
+) -> tuple[list[LayerPlan], dict[str, str]]:
+    """Plan each group, in order, if it can be split as asked.
+
+    Return also, by the name of the group, why too few of its weights could be pruned.
+    """
     grown: dict[str, int] = {}  # further inputs of each layer, from groups that are expanded before it
     planned: list[LayerPlan] = []
-    problems, too_many = layer_problems(model, [group for group, _ in chosen]), []
+    problems, too_many = layer_problems(model, [group for group, _ in chosen]), dict[str, str]()
     for (group, factor), some in zip(chosen, wanted, strict=True):
-        neurons, inputs, *kernel = oriented_weight(model.get_submodule(group.name)).shape
-        inputs, taps = inputs + grown.get(group.name, 0), math.prod(kernel)
-        shares = "inputs" if taps == 1 else convolutions
-        if shares == "taps" or (shares == "channels" and inputs < factor):
-            shares, inputs, taps = "taps", inputs * taps, 1
-        entries, groups = len(group.producers) * taps, split.num_groups(neurons)
+        neurons, groups = neurons_of(model, group), 1
+        for position, names in enumerate(producer_sets(model, group)):
+            _, channels, *kernel = oriented_weight(model.get_submodule(names[0])).shape
+            channels, taps = channels + grown.get(names[0], 0), math.prod(kernel)
+            how = what_is_split(channels, taps, convolutions, factor)
+            number = channels * taps if how == "taps" else channels
+            problems += _split_problems(names[0], number, how, factor, split)
+            if position == 0:
+                inputs, shares, groups = number, how, split.num_groups(neurons)
+                entries = len(names) * group.parts * (1 if how == "taps" else taps)
         own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
         expanded = torch.arange(neurons) if some is None else torch.tensor(some)
         mine = others = biases = 0
@@ -231,19 +259,25 @@ def layer_plans(
         free_now = own + mine + others + biases + per_neuron * neurons
         layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
         planned.append(dataclasses.replace(layer, notes=(note,) if note else ()))
-        problems += _split_problems(model, layer, split, pruning)
+        problems += _norm_problems(model, layer, pruning)
         capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
         if copies > capacity:
-            too_many.append(
-                f"layer {group.name!r}: factor {factor} makes {copies} copies, and {pruning!r} can prune "
-                f"only {capacity} weights; give a smaller factor, or another prune."
+            too_many[group.name] = (
+                f"factor {factor} makes {copies} copies, and {pruning!r} can prune only {capacity} weights; "
+                "give a smaller factor, or another prune"
             )
         for name, each in cycles.items():
             grown[name] = grown.get(name, 0) + (after - neurons) * each
     raise_problems(problems, ModelError, "the layers to expand")
-    if budget == "group":  # with one for the network the copies themselves can be pruned
-        raise_problems(too_many, BudgetError, "the budget")
-    return planned
+    # With one budget for the network the copies themselves can be pruned.
+    return planned, too_many if budget == "group" else {}
+
+
+def what_is_split(channels: int, taps: int, convolutions: str, factor: int) -> str:
+    """Return what the children of a producer's neurons split: "inputs", "channels", or "taps" of them."""
+    if taps == 1:
+        return "inputs"
+    return "taps" if convolutions == "taps" or channels < factor else "channels"
 
 
 def _free_per_input(layer: nn.Module) -> Tensor:
@@ -256,8 +290,8 @@ def _free_per_input(layer: nn.Module) -> Tensor:
 
 def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     """Return how many biases and parameters of norms each neuron of a group has."""
-    neurons, _ = size_of(model, group.name)
-    total = sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    neurons = neurons_of(model, group)
+    total = group.parts * sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
     for name in group.between:
         module = model.get_submodule(name)
         own = neuron_tensors(module, neurons)
@@ -265,21 +299,26 @@ def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     return total
 
 
-def _split_problems(model: nn.Module, layer: LayerPlan, split: Split, pruning: Pruning) -> list[str]:
-    problems = []
-    factor, name = layer.factor, layer.group.name
-    if factor > layer.inputs:
-        problems.append(
-            f"factor {factor} is larger than the {layer.inputs} {layer.shares} of layer {name!r}, so that "
-            f"some child would have none; give a factor from 1 to {layer.inputs}."
-        )
-    elif split.needs_inputs and layer.shares == "taps":
-        problems.append(
+def _split_problems(name: str, inputs: int, shares: str, factor: int, split: Split) -> list[str]:
+    """Say why the inputs of a producer cannot be split."""
+    if factor > inputs:
+        return [
+            f"factor {factor} is larger than the {inputs} {shares} of layer {name!r}, so that some child "
+            f"would have none; give a factor from 1 to {inputs}."
+        ]
+    if split.needs_inputs and shares == "taps":
+        return [
             f"layer {name!r} splits taps, of which split {split!r} knows nothing; give "
             "convolutions='channels' and no more children than channels, or another split."
-        )
-    elif factor > 1 and (problem := split.problem(layer.inputs, factor)):
-        problems.append(f"layer {name!r}: {problem}.")
+        ]
+    problem = split.problem(inputs, factor) if factor > 1 else None
+    return [f"layer {name!r}: {problem}."] if problem else []
+
+
+def _norm_problems(model: nn.Module, layer: LayerPlan, pruning: Pruning) -> list[str]:
+    """Say why the norms between could not widen as asked."""
+    problems = []
+    name = layer.group.name
     for between in layer.group.between:
         norm = model.get_submodule(between)
         if layer.chosen is not None and isinstance(norm, OVER_NEURONS):

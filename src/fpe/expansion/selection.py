@@ -18,12 +18,12 @@ from fpe.expansion.splits import Split, as_split
 from fpe.graph import Found, NeuronGroup, Skipped, find_groups
 from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
-    PER_NEURON,
     Names,
     is_frozen,
     kind_problem,
     layer_problem,
     oriented_weight,
+    per_neuron_class,
     what_it_is,
     width_problem,
 )
@@ -284,19 +284,21 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
     if problems:
         return problems
     shapes = {n: oriented_weight(modules[n]).shape for n in layers}
-    own, neurons = shapes[group.name], shapes[group.name][0]
+    own, neurons = shapes[group.name], shapes[group.name][0] // group.parts
+    if own[0] % group.parts:
+        return [f"{group.name!r} has {own[0]} outputs, not {group.parts} equal parts."]
     for n in group.producers:
-        if shapes[n] != own:
+        if shapes[n][0] != own[0]:
             problems.append(
-                f"{n!r} has weights of shape {tuple(shapes[n])}, {group.name!r} of {tuple(own)}; producers "
-                "of one group are alike."
+                f"{n!r} has {shapes[n][0]} outputs, {group.name!r} has {own[0]}; producers of one group have "
+                "equally many."
             )
     for n in group.consumers:
         inputs = shapes[n][1]
         if layout_width(layout_for(group, n, neurons, inputs), neurons) != inputs:
             problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
-        if type(modules[n]) not in PER_NEURON:
+        if per_neuron_class(modules[n]) is None:
             problems.append(
                 f"{n!r} is {_kind(modules[n])}; between are norms, PReLU and depthwise convolutions."
             )

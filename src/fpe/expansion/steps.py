@@ -20,7 +20,7 @@ from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
-from fpe.graph.layers import PER_NEURON, bias_of, is_linear, mask_of, neuron_tensors, oriented_weight
+from fpe.graph.layers import bias_of, is_linear, mask_of, neuron_tensors, oriented_weight, widths_of
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 
@@ -40,6 +40,21 @@ class Weights:
         all_free = weight.new_ones(()).expand_as(weight)  # takes no memory
         mask = mask_of(layer)
         return cls(weight, None if bias is None else bias.detach(), all_free if mask is None else mask)
+
+    def divided(self, parts: int) -> list[Weights]:
+        """Return equal parts of the outputs, such as gate and up of one layer."""
+        biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
+        each = zip(self.weight.chunk(parts), biases, self.mask.chunk(parts), strict=True)
+        return [Weights(*part) for part in each]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Weights]) -> Weights:
+        """Put parts together again, one below the other."""
+        if len(parts) == 1:
+            return parts[0]
+        biases = [part.bias for part in parts if part.bias is not None]
+        weight, mask = torch.cat([part.weight for part in parts]), torch.cat([part.mask for part in parts])
+        return cls(weight, torch.cat(biases) if biases else None, mask)
 
 
 def partition(weight: Tensor, factor: int, split: Split, rng: np.random.Generator) -> Tensor:
@@ -106,10 +121,15 @@ def duplicate(
     index_map = index_map or IndexMap(len(producer.weight), factor)
     wide = [_children_of(producer, children, index_map)]
     for source, consumer in zip(sources or [index_map.parent] * len(consumers), consumers, strict=True):
-        source = source.to(consumer.weight.device)
-        weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
-        wide.append(Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask))
+        wide.append(widened_inputs(consumer, source))
     return wide
+
+
+def widened_inputs(consumer: Weights, source: Tensor) -> Weights:
+    """Return a consumer each of whose inputs is a copy of the input `source` says."""
+    source = source.to(consumer.weight.device)
+    weight, mask = (t.index_select(1, source).contiguous() for t in (consumer.weight, consumer.mask))
+    return Weights(weight, None if consumer.bias is None else consumer.bias.clone(), mask)
 
 
 def _children_of(producer: Weights, children: Tensor, index_map: IndexMap) -> Weights:
@@ -172,7 +192,7 @@ def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
         trained = name in wide._parameters
         setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
-        for attribute in PER_NEURON[type(module)]:
+        for attribute in widths_of(module):
             width = getattr(module, attribute)
             setattr(wide, attribute, (len(parent),) if isinstance(width, tuple) else len(parent))
     return wide

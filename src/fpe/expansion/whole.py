@@ -24,6 +24,7 @@ from fpe.expansion.steps import widen as widened_norm
 from fpe.graph.copies import copied, deep_copy, first_line
 from fpe.graph.ends import Ends
 from fpe.graph.inputs import Call, as_call, converted, copied_call, inputs_for, tensors_in
+from fpe.graph.kinds import layer_class
 from fpe.graph.layers import PER_NEURON, is_depthwise, is_layer, is_transposed, maskable
 from fpe.masked import MaskedLayer
 
@@ -205,8 +206,11 @@ def _wider_layer(layer: Any, into: int, out: int) -> nn.Module:
     kept = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     groups = layer.groups * (into if is_depthwise(layer) else 1)
     how = {name: getattr(layer, name) for name in kept}
-    kind: type[nn.Module] = type(layer)
-    return kind(layer.in_channels * into, layer.out_channels * out, groups=groups, bias=bias, **how)
+    kind: Any = layer_class(layer)
+    made: nn.Module = kind(
+        layer.in_channels * into, layer.out_channels * out, groups=groups, bias=bias, **how
+    )
+    return made
 
 
 class _Filling:

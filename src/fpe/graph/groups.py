@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,14 @@ Layout = tuple[int, ...]
 HEAD = "it is a head: its neurons are outputs of the network"
 #: Why a layer is not expanded that the analyzed forward pass does not call.
 NOT_CALLED = "it is not called as a layer where the forward pass could be followed"
+#: Why a layer is not expanded that stands in a region which an export keeps apart.
+NO_GRAD = "it is called under torch.no_grad, where no training could make up for pruned weights"
+AUTOCAST = (
+    "it is called under torch.autocast in the forward pass, into which fpe cannot follow; put autocast "
+    "around the call of the model instead"
+)
+#: All reasons for which a layer may be found in training mode though not in evaluation mode.
+UNSEEN = (NOT_CALLED, NO_GRAD, AUTOCAST)
 #: Why a layer is not expanded whose neurons nothing depends on.
 NOT_CONSUMED = "no layer consumes its neurons"
 
@@ -28,8 +36,8 @@ class NeuronGroup:
     Parameters
     ----------
     producers : tuple of str
-        The layers whose outputs are the neurons: one, or several that consume the same tensor and meet in
-        a product, as gate and up of a gated MLP. One name may be given as a plain string.
+        The layers whose outputs are the neurons: one, or several that meet in a product, as gate and up of a
+        gated MLP, or channels and what they are gated by. One name may be given as a plain string.
     consumers : tuple of str
         The layers whose inputs are the neurons.
     between : tuple of str, default ()
@@ -39,12 +47,16 @@ class NeuronGroup:
         neurons with k adjacent inputs each (16 after a 4 × 4 map was flattened), a negative number −k
         is k other inputs (in a concatenation). By default the inputs of a consumer are divided evenly
         among the neurons in one cycle.
+    parts : int, default 1
+        Into how many equal parts the outputs of each producer are divided, as by ``chunk``: 2 for gate and up
+        in one layer. A neuron is one output of each part.
     """
 
     producers: tuple[str, ...]
     consumers: tuple[str, ...]
     between: tuple[str, ...] = ()
     input_layouts: tuple[Layout, ...] = ()
+    parts: int = 1
 
     def __post_init__(self) -> None:
         for field in ("producers", "consumers", "between"):
@@ -61,7 +73,7 @@ class NeuronGroup:
         """Return the group in the names of a larger model, of which its own is the part `prefix`."""
         names = (self.producers, self.consumers, self.between)
         producers, consumers, between = (tuple(f"{prefix}.{name}" for name in own) for own in names)
-        return NeuronGroup(producers, consumers, between, self.input_layouts)
+        return replace(self, producers=producers, consumers=consumers, between=between)
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> NeuronGroup:
@@ -96,10 +108,12 @@ class Found:
     attention: bool = False
 
 
-def group_of(producers: Iterable[str], consumers: dict[str, Layout], between: Iterable[str]) -> NeuronGroup:
+def group_of(
+    producers: Iterable[str], consumers: dict[str, Layout], between: Iterable[str], parts: int = 1
+) -> NeuronGroup:
     """Make a group, given the layout of each consumer's inputs; layouts are left out if all are plain."""
     layouts = tuple(consumers.values()) if set(consumers.values()) != {(1,)} else ()
-    return NeuronGroup(tuple(producers), tuple(consumers), tuple(between), layouts)
+    return NeuronGroup(tuple(producers), tuple(consumers), tuple(between), layouts, parts)
 
 
 def merged(found: Found, training: Found) -> Found:
@@ -109,14 +123,14 @@ def merged(found: Found, training: Found) -> Found:
     groups, skipped = [], list(found.skipped)
     for group in found.groups:
         match, reason = matches.get(group.name), reasons.get(group.name)
-        if match and match.producers == group.producers:
+        if match and (match.producers, match.parts) == (group.producers, group.parts):
             own, other = (
                 dict(zip(g.consumers, g.input_layouts or ((1,),) * len(g.consumers), strict=True))
                 for g in (group, match)
             )
             between = dict.fromkeys((*group.between, *match.between))
-            groups.append(group_of(group.producers, own | other, between))
-        elif reason in (NOT_CALLED, NOT_CONSUMED):
+            groups.append(group_of(group.producers, own | other, between, group.parts))
+        elif reason in (*UNSEEN, NOT_CONSUMED):
             groups.append(group)
         else:
             why = f"in training mode {reason or 'its neurons meet others in a product'}"
@@ -140,6 +154,13 @@ def layout_neurons(layout: Layout, neurons: int) -> Tensor:
     """Return the neuron of each input of a consumer, −1 for other inputs."""
     cycle = torch.arange(neurons)
     return torch.cat([cycle.repeat_interleave(k) if k > 0 else torch.full((-k,), -1) for k in layout])
+
+
+def layout_places(layout: Layout, neurons: int) -> Tensor:
+    """Return the places of each neuron, (neurons, places of each)."""
+    neuron = layout_neurons(layout, neurons)
+    places = neuron.argsort(stable=True)
+    return places[(neuron < 0).sum() :].view(neurons, -1)
 
 
 def layout_of(neuron: Tensor, neurons: int) -> Layout:

@@ -6,30 +6,54 @@ masked or not. A per-neuron module between them has one entry, or one small kern
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from fpe.graph.groups import NOT_CALLED
+from fpe.graph.groups import NOT_CALLED, NeuronGroup
+from fpe.graph.kinds import CONVOLUTIONS, layer_class
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
-
-CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 #: Modules with an entry for each neuron, which widen with their layer, and the attributes with their width.
 PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.LayerNorm, nn.RMSNorm), ("normalized_shape",)),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), ("num_features",)),
+    nn.SyncBatchNorm: ("num_features",),
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
     **dict.fromkeys(CONVOLUTIONS, ("in_channels", "out_channels", "groups")),
 }
 
+#: By a tensor that it leaves in a layer, what computes the weight by hooks, and how to make it permanent.
+_COMPUTED = {
+    "weight_g": ("weight_norm", "torch.nn.utils.remove_weight_norm"),
+    "weight_mask": ("torch.nn.utils.prune", "torch.nn.utils.prune.remove"),
+    "weight_u": ("spectral_norm", "torch.nn.utils.remove_spectral_norm"),
+    "weight_orig": ("a hook", "the tool that put it there"),
+}
+
 #: Norms that take a mean over the neurons.
 OVER_NEURONS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+
+
+def per_neuron_class(module: nn.Module) -> type[nn.Module] | None:
+    """Return the class in `PER_NEURON` that a module is of; None if it is of none.
+
+    A subclass keeps its own forward pass when it is widened, and is judged by the operations in it.
+    """
+    kind = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+    whole = kind is not None and all(hasattr(module, width) for width in PER_NEURON[kind])
+    return kind if whole and not isinstance(module, MaskedLayer) else None
+
+
+def widths_of(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the attributes with the width of a per-neuron module; none for other modules."""
+    kind = per_neuron_class(module)
+    return () if kind is None else PER_NEURON[kind]
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -40,12 +64,12 @@ def is_transposed(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear layer that fpe knows."""
-    return type(module) in (nn.Linear, MaskedLinear) or is_transposed(module)
+    return layer_class(module) in (nn.Linear, MaskedLinear) or is_transposed(module)
 
 
 def is_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution, dense or masked."""
-    return type(module) in (*CONVOLUTIONS, *MASKED) and type(module) is not MaskedLinear
+    return layer_class(module) in (*CONVOLUTIONS, *MASKED) and not is_linear(module)
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -66,8 +90,8 @@ def looks_like_layer(module: nn.Module) -> bool:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Tell whether a convolution has one small kernel for each channel."""
-    if type(module) not in CONVOLUTIONS:
+    """Tell whether a convolution has one small kernel for each channel; whatever else its class may do."""
+    if per_neuron_class(module) not in CONVOLUTIONS:
         return False
     conv = cast(nn.Conv2d, module)
     return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
@@ -101,6 +125,22 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
+def neurons_of(model: nn.Module, group: NeuronGroup) -> int:
+    """Return the number of neurons of a group."""
+    return size_of(model, group.name)[0] // group.parts
+
+
+def producer_sets(model: nn.Module, group: NeuronGroup) -> list[list[str]]:
+    """Return the producers of a group, those with weights of one shape together, the first producer's first.
+
+    Those of one set have one partition of their inputs.
+    """
+    sets: dict[Any, list[str]] = {}
+    for name in group.producers:
+        sets.setdefault(oriented_weight(model.get_submodule(name)).shape[1:], []).append(name)
+    return list(sets.values())
+
+
 class Names:
     """The names of a model's modules, and the modules that own each parameter."""
 
@@ -123,19 +163,22 @@ class Names:
 def layer_problem(known: Names, name: str) -> str | None:
     """Say why the module of this name cannot be replaced by a wider one, or return None."""
     module = known.modules[name]
-    names = known.names[module]
-    if len(names) > 1:
-        return f"is one module under several names ({', '.join(names)})"
     if parametrize.is_parametrized(module):
-        return "has a parametrization, which a masked layer would lose"
+        chains = cast(nn.ModuleDict, module.parametrizations)
+        kinds = ", ".join(
+            type(own).__name__.lstrip("_") for chain in chains.values() for own in cast(nn.ModuleList, chain)
+        )
+        how = "make it permanent first with torch.nn.utils.parametrize.remove_parametrizations"
+        return f"has a parametrization ({kinds}), which a masked layer would lose; {how}"
     weight = getattr(module, "weight", None)
     kind = type(weight.data) if isinstance(weight, Tensor) and not is_lazy(weight) else Tensor
     if kind not in (Tensor, nn.Parameter) and kind.__name__ != "DTensor":
         return (
             f"has weights of type {kind.__name__}, as if quantized; expand the model first, then quantize it"
         )
-    if hasattr(module, "weight_orig") or hasattr(module, "weight_g"):
-        return "has its weight computed by hooks (pruning or weight norm); make that permanent first"
+    for own, (tool, remedy) in _COMPUTED.items():
+        if hasattr(module, own):
+            return f"has its weight computed by hooks ({tool}); make that permanent first with {remedy}"
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     if any(getattr(module, kind) for kind in hooks):
         return "has hooks, which a masked layer would lose; remove them first"
@@ -150,7 +193,7 @@ def kind_problem(module: nn.Module) -> str | None:
     """Say why a module is none of the layers that fpe knows, or return None."""
     if not is_layer(module):
         known = "of which only nn.Linear is known"
-        unknown = "which is not a linear layer or a convolution that fpe knows"
+        unknown = "not a linear layer or a convolution that fpe knows"
         return f"is a {type(module).__name__}, {known if isinstance(module, nn.Linear) else unknown}"
     if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
         return f"is a convolution in {module.groups} groups, whose neurons do not consume all inputs"
@@ -170,11 +213,11 @@ def maskable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
 
 def width_problem(module: nn.Module, neurons: int) -> str | None:
     """Say why a per-neuron module does not fit these neurons, or return None."""
-    if type(module) in CONVOLUTIONS and not is_depthwise(module):
+    if per_neuron_class(module) in CONVOLUTIONS and not is_depthwise(module):
         return f"{type(module).__name__} is not depthwise: it mixes neurons"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return None
-    width = getattr(module, PER_NEURON[type(module)][0])
+    width = getattr(module, widths_of(module)[0])
     if width in (neurons, (neurons,)):
         return None
     return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"
@@ -212,7 +255,7 @@ def skip_reason(known: Names, name: str) -> str | None:
     """Say why a module with weights is not expanded that no followed call has reached, or return None."""
     module = known.modules[name]
     matrix = any(p.dim() > 1 for p in module.parameters(recurse=False))
-    if not (matrix or looks_like_layer(module)):
+    if not (matrix or looks_like_layer(module)) or isinstance(module, parametrize.ParametrizationList):
         return None
     if is_depthwise(module):
         return "it is a depthwise convolution, which makes no neurons of its own"

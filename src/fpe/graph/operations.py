@@ -37,6 +37,17 @@ class Refused(Exception):
     """Carries the reason why neurons cannot be expanded."""
 
 
+class Divided(Exception):
+    """Says that an operation treats equal parts of the producer's outputs apart, as ``chunk`` does.
+
+    Then a neuron is one output of each part, and the operation is to be followed again.
+    """
+
+    def __init__(self, root: str, parts: int) -> None:
+        super().__init__(root, parts)
+        self.root, self.parts = root, parts
+
+
 def unknown(operation: str) -> Refused:
     """Refuse an operation that is not on the allow-list."""
     return Refused(f"its neurons are passed to {operation}, which is not known to treat each neuron alone")
@@ -53,12 +64,22 @@ ELEMENTWISE = frozenset(
         "mul", "div", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "clamp_max",
         "where", "masked_fill", "nan_to_num", "gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf",
         "logical_not", "bitwise_not", "lerp", "addcmul", "clone", "contiguous", "detach", "alias",
-        "lift_fresh_copy",
+        "lift_fresh_copy", "clip", "atan", "atan2", "asinh", "sinh", "cosh", "tan", "floor", "ceil",
+        "round", "trunc", "erfc", "logaddexp",
     }
 )  # fmt: skip
 
 #: Give the entries of the first argument another type or value; others are used for their type or shape.
 RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
+
+#: Take the second argument for its shape alone.
+SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
+#: Make tensors of one value.
+CONSTANT = frozenset({"zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "scalar_tensor"})
+#: Return several parts of their input along one axis.
+_DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split")
+#: Into how many equal parts the outputs of a producer may be divided; 2 are gate and up.
+MOST_PARTS = 4
 
 #: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
 SPATIAL = {
@@ -66,6 +87,7 @@ SPATIAL = {
     "upsample_bilinear2d": 2,
     "upsample_bicubic2d": 2,
     "upsample_trilinear3d": 3,
+    **{"grid_sampler": 2, "grid_sampler_2d": 2, "grid_sampler_3d": 3},
 }
 for _n in (1, 2, 3):
     for _name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest"):
@@ -93,18 +115,26 @@ def propagate(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     """Return the flows of a node's output, given those of its inputs; raise `Refused` if they are mixed."""
     name = name_of(node)
     sources = [n for n in node.all_input_nodes if flows.get(n)]
-    if not sources:
+    if not sources or name in CONSTANT:  # ``h.new_zeros`` takes its type alone from the neurons
         return ()
-    if name in ELEMENTWISE or (name in ("max", "min") and _argument(node, "other") is not None):
+    if name in ELEMENTWISE or (name in ("max", "min") and argument(node, "other") is not None):
         return _elementwise(node, flows)
     if name == "cat":
         return _cat(node, flows)
-    if name in RETYPING:
+    if name == "stack":
+        return _stack(node, flows)
+    if name in RETYPING or (name in SHAPED and not flows.get(node.args[0])):  # type: ignore[arg-type]
         return flows.get(node.args[0], ())  # type: ignore[arg-type]
+    if name in ("scatter_add", "index_add"):
+        return _accumulated(node, flows)
+    if name in ("matmul", "mm", "bmm", "_sparse_mm") and len(sources) == 1:
+        return tuple(_product(node, sources[0], flow) for flow in flows[sources[0]])
+    sources = sources[:1] if name in SHAPED else sources
     rule = _RULES.get(name)
     if rule is None or len(sources) > 1 or not node.args or node.args[0] is not sources[0]:
         raise unknown(repr(name))
-    return tuple(rule(node, sources[0], flow) for flow in flows[sources[0]])
+    results = [rule(node, sources[0], flow) for flow in flows[sources[0]]]
+    return tuple(result for result in results if result is not None)
 
 
 def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
@@ -123,7 +153,7 @@ def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     (seen,) = aligned
     for other in node.all_input_nodes:
         place = seen[0].axis - dims + len(shape_of(other))
-        if not flows.get(other) and place >= 0 and shape_of(other)[place] != 1:
+        if not flows.get(other) and not _is_uniform(other, place):
             label = other.meta.get("fpe_name")
             what = f"{label!r}, which has an entry for each of them," if label else "another tensor"
             raise Refused(f"its neurons meet {what} in {name!r}")
@@ -152,7 +182,56 @@ def _cat(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     return tuple(result)
 
 
-def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
+def _is_uniform(node: fx.Node, axis: int, depth: int = 6) -> bool:
+    """Tell whether a tensor has one value along an axis, since it is made of single values."""
+    if axis < 0 or shape_of(node)[axis] == 1:
+        return True
+    name = name_of(node) if node.op == "call_function" else ""
+    if name in CONSTANT or name not in ELEMENTWISE | RETYPING | {"expand", "expand_as"} or not depth:
+        return name in CONSTANT
+    sources = node.all_input_nodes[: 1 if name == "expand_as" else None]
+    dims = len(shape_of(node))
+    return all(_is_uniform(n, axis - dims + len(shape_of(n)), depth - 1) for n in sources)
+
+
+def _stack(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
+    parts: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+    own = {flows.get(part, ()) for part in parts}
+    if len(own) > 1:
+        raise Refused("its neurons are stacked with other values in 'stack'")
+    axis = _axis(node, node)
+    return tuple(flow.at(flow.axis + (axis <= flow.axis)) for flow in own.pop())
+
+
+def _accumulated(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
+    """Entries are added up along one axis, at places that are the same for all neurons."""
+    name = name_of(node)
+    base, index, added = (argument(node, key) for key in ("self", "index", "src"))
+    added = argument(node, "source", added)
+    own = {flows[n] for n in (base, added) if flows.get(n)}
+    if len(own) != 1 or flows.get(index):
+        raise Refused(f"its neurons meet other neurons in {name!r}")
+    (seen,) = own
+    for flow in seen:
+        if flow.axis == _axis(node, node):
+            raise unknown(repr(name))
+        if not all(flows.get(n) or _is_uniform(n, flow.axis) for n in (base, added)):
+            raise Refused(f"its neurons meet another tensor in {name!r}")
+    return seen
+
+
+def _product(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
+    """The sum is over another axis than the neurons', as in ``adjacency @ h``."""
+    first, second = node.args[:2]
+    last = len(shape_of(source)) - 1
+    if last > 0 and second is source and flow.axis == last:
+        return flow.at(len(shape_of(node)) - 1)
+    if last > 0 and first is source and flow.axis == last - 1 and len(shape_of(second)) > 1:
+        return flow.at(len(shape_of(node)) - 2)
+    raise unknown(repr(name_of(node)))
+
+
+def argument(node: fx.Node, name: str, default: Any = None) -> Any:
     """Return an argument by its name: overloads have others in the same position."""
     schema = getattr(node.target, "_schema", None)
     names = [argument.name for argument in schema.arguments] if schema else []
@@ -162,7 +241,7 @@ def _argument(node: fx.Node, name: str, default: Any = None) -> Any:
 
 def _axis(node: fx.Node, source: fx.Node) -> int:
     """Return the argument ``dim`` as an axis of the source, from 0."""
-    return int(_argument(node, "dim", 0)) % len(shape_of(source))
+    return int(argument(node, "dim", 0)) % len(shape_of(source))
 
 
 def _reshape(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -185,7 +264,7 @@ def _spatial(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 
 def _reduce(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     dims = len(shape_of(source))
-    over = _argument(node, "dim")
+    over = argument(node, "dim")
     axes = {a % dims for a in ([over] if isinstance(over, int) else over or range(dims))}
     if flow.axis in axes:
         raise Refused(f"its neurons are added up or compared by {name_of(node)!r}")
@@ -195,27 +274,102 @@ def _reduce(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
 def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     dims = len(shape_of(source))
     if name_of(node) == "permute":
-        return flow.at([d % dims for d in _argument(node, "dims")].index(flow.axis))
+        return flow.at([d % dims for d in argument(node, "dims")].index(flow.axis))
     kind = "axis" if name_of(node) == "swapaxes" else "dim"
-    a, b = (_argument(node, f"{kind}{n}", n) % dims for n in (0, 1))
+    a, b = (argument(node, f"{kind}{n}", n) % dims for n in (0, 1))
     return flow.at({a: b, b: a}.get(flow.axis, flow.axis))
 
 
 def _along(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     """The operation works along one axis, and may remove it."""
     name, axis = name_of(node), _axis(node, source)
-    if axis == flow.axis and (name not in ("slice", "narrow") or shape_of(node) != shape_of(source)):
+    if axis == flow.axis and name not in _DIVIDING:  # whose parts are followed where they are picked
         raise Refused(f"its neurons are split up or picked out by {name!r}")
     return flow.at(flow.axis - (name in ("select", "unbind") and axis < flow.axis))
 
 
+def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    if _axis(node, source) != flow.axis:
+        return flow
+    start, end = argument(node, "start", 0), argument(node, "end")
+    if name_of(node) == "narrow":
+        end = start + argument(node, "length")
+    if argument(node, "step", 1) != 1:
+        raise Refused(f"its neurons are split up or picked out by {name_of(node)!r}")
+    return _part(node, source, flow, *slice(start, end).indices(shape_of(source)[flow.axis])[:2])
+
+
+def _getitem(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    """Pick one of several results, which may be a part of what ``chunk`` or ``split`` has divided."""
+    whole = source.args[0]
+    if name_of(source) not in _DIVIDING or _axis(source, whole) != flow.axis:  # type: ignore[arg-type]
+        return flow
+    sizes = [int(part.shape[flow.axis]) for part in source.meta["val"]]
+    ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
+    end = ends[node.args[1]]  # type: ignore[index]
+    return _part(source, whole, flow, end - sizes[node.args[1]], end)  # type: ignore[arg-type, index]
+
+
+def _glu(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
+    axis = argument(node, "dim", -1) % len(shape_of(source))
+    if axis != flow.axis:
+        return flow
+    half = shape_of(node)[axis]
+    first, second = _part(node, source, flow, 0, half), _part(node, source, flow, half, 2 * half)
+    if first != second:
+        raise Refused("its neurons meet other values in 'glu'")
+    return first
+
+
+def _part(node: fx.Node, source: fx.Node, flow: Flow, start: int, end: int) -> Flow | None:
+    """Follow the neurons into the places `start` to `end` along their axis; None if there are none.
+
+    Where this cuts a cycle through the neurons into equal parts, `Divided` asks for fewer neurons.
+    """
+    others = sum(-k for k in flow.layout if k < 0)
+    neurons = (shape_of(source)[flow.axis] - others) // sum(k for k in flow.layout if k > 0)
+    layout: list[int] = []
+    place = 0
+    for k in flow.layout:
+        width = k * neurons if k > 0 else -k
+        first, last = (min(max(cut - place, 0), width) for cut in (start, end))
+        place += width
+        if k < 0 and last > first:
+            layout.append(first - last)
+        elif last - first == width:
+            layout.append(k)
+        elif last > first:
+            cut = first or last
+            parts = neurons // math.gcd(neurons, cut // k)
+            if cut % k or parts > MOST_PARTS:
+                raise Refused(f"its neurons are split up or picked out by {name_of(node)!r}")
+            raise Divided(flow.root, parts)
+    return replace(flow, layout=tuple(layout)) if any(k > 0 for k in layout) else None
+
+
 def _index(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
-    indices = list(_argument(node, "indices"))
+    indices = list(argument(node, "indices"))
     places = [i for i, index in enumerate(indices) if index is not None]
     if len(places) != 1 or places[0] == flow.axis:
         raise Refused(f"its neurons are picked out by {name_of(node)!r}")
     added = len(shape_of(indices[places[0]])) - 1
     return flow.at(flow.axis + (added if places[0] < flow.axis else 0))
+
+
+def _elsewhere(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
+    """The operation works along other axes, each place of which it may move or mix."""
+    dims = len(shape_of(source))
+    over = argument(node, "dims", argument(node, "dim", ()))
+    axes = {a % dims for a in ([over] if isinstance(over, int) else over)}
+    if not axes or flow.axis in axes:
+        raise unknown(repr(name_of(node)))
+    return flow
+
+
+def _repeat(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
+    axis = flow.axis + len(shape_of(node)) - len(shape_of(source))
+    times = shape_of(node)[axis] // shape_of(source)[flow.axis]
+    return Flow(flow.root, axis, flow.layout * times)
 
 
 def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
@@ -225,15 +379,19 @@ def _resize(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     return flow.at(axis)
 
 
-_NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow], str] = {
+_NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow | None], str] = {
     _reshape: "view reshape _unsafe_view flatten unflatten squeeze unsqueeze view_as reshape_as "
     "_reshape_alias",
     _spatial: " ".join(SPATIAL),
-    _reduce: "mean sum amax amin max min var std logsumexp prod",
+    _reduce: "mean sum amax amin max min var std logsumexp prod linalg_vector_norm norm",
+    _elsewhere: "softmax _softmax log_softmax _log_softmax cumsum cumprod flip roll",
+    _repeat: "repeat",
     _permute: "permute transpose t swapaxes swapdims",
-    _along: "slice narrow select index_select chunk split split_with_sizes unbind tensor_split",
+    _along: " ".join(["select index_select unbind", *_DIVIDING]),
+    _slice: "slice narrow",
+    _glu: "glu",
     _resize: "expand expand_as pad constant_pad_nd",
     _index: "index",
-    lambda node, source, flow: flow: "getitem",
+    _getitem: "getitem",
 }
 _RULES = {name: rule for rule, names in _NAMES.items() for name in names.split()}

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from fpe.graph.groups import Layout, NeuronGroup, layout_for, layout_neurons, layout_sources
-from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, size_of
+from fpe.graph.groups import (
+    Layout,
+    NeuronGroup,
+    layout_for,
+    layout_neurons,
+    layout_places,
+    layout_sources,
+)
+from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, neurons_of, size_of
 from fpe.masked import MaskedLayer
 
 #: Parameters and buffers, each with the value that it is to have instead.
@@ -25,7 +33,7 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
     keep.
     """
     producers = {name for group in groups for name in group.producers}
-    widths = {size_of(model, group.name)[0] for group in groups}
+    widths = {neurons_of(model, group) for group in groups}
     seen: set[int] = set()
     for name, module in model.named_modules():
         if isinstance(module, MaskedLayer):
@@ -43,13 +51,13 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
                 about_one = torch.empty_like(tensor.data).uniform_(0.5, 1.5, generator=generator)
                 tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
     for group in groups:
-        for tensor, axis, _ in tensors_of(model, group, group.producers):
-            rows = tensor.data.movedim(axis, 0)
-            rows[1::2] = -1.3 * rows[: len(rows) // 2 * 2 : 2]
+        for tensor, axis, layout in tensors_of(model, group, group.producers):
+            rows, places = tensor.data.movedim(axis, 0), layout_places(layout, neurons_of(model, group))
+            rows[places[1::2]] = -1.3 * rows[places[: len(places) // 2 * 2 : 2]]
         for name in group.between:
             module = model.get_submodule(name)
-            if type(module) in OVER_NEURONS:
-                module.__class__ = _Affine
+            if isinstance(module, OVER_NEURONS):
+                cast(Any, module).__class__ = _without_statistics(type(module))
 
 
 def _is_vector(tensor: Tensor, widths: set[int] | None = None) -> bool:
@@ -63,14 +71,29 @@ def _normal(tensor: Tensor) -> Tensor:
     return torch.empty_like(tensor.data).normal_(generator=generator)
 
 
-class _Affine(nn.Module):
-    """What a norm over neurons does to each neuron alone."""
+class _WithoutStatistics(TorchFunctionMode):
+    """Let norms over neurons do only what they do to each neuron alone: weight and bias."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (-1, *[1] * (x.dim() - 2)) if hasattr(self, "num_channels") else (-1,)
-        weight, bias = (cast("Tensor | None", getattr(self, name, None)) for name in ("weight", "bias"))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name not in ("layer_norm", "rms_norm", "group_norm"):
+            return func(*args, **kwargs)
+        order = ("input", "size", "weight", "bias") if name != "rms_norm" else ("input", "size", "weight")
+        given = dict(zip(order, args, strict=False)) | kwargs
+        x, shape = given["input"], (-1, *[1] * (given["input"].dim() - 2)) if name == "group_norm" else (-1,)
+        weight, bias = (given.get(key) for key in ("weight", "bias"))
         x = x if weight is None else x * weight.view(shape)
         return x if bias is None else x + bias.view(shape)
+
+
+def _without_statistics(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a subclass whose forward pass takes no statistics over the neurons."""
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _WithoutStatistics():
+            return kind.forward(self, *args, **kwargs)
+
+    return type(kind.__name__, (kind,), {"forward": forward})
 
 
 def silenced(
@@ -80,7 +103,7 @@ def silenced(
     values = dict(values or {})
     for group in groups:
         for weight, axis, layout in tensors_of(model, group, group.consumers):
-            neuron = layout_neurons(layout, size_of(model, group.name)[0]).to(weight.device)
+            neuron = layout_neurons(layout, neurons_of(model, group)).to(weight.device)
             silent = (neuron >= 0) & (neuron % 2 == odd)
             values[weight] = values.get(weight, weight.data).index_fill(axis, silent.nonzero().flatten(), 0)
     return values
@@ -93,12 +116,13 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
     """
     values: Values = {}
     for group in groups:
-        for tensor, axis, _ in tensors_of(model, group, group.producers):
+        for tensor, axis, layout in tensors_of(model, group, group.producers):
             values[tensor] = values.get(tensor, tensor.data).clone()
-            neurons = values[tensor].movedim(axis, 0)
-            fresh, others = neurons[odd::2], neurons[1 - odd :: 2]
-            fresh.copy_(_normal(fresh) * (fresh.std(correction=0) + 0.1))
+            rows, places = values[tensor].movedim(axis, 0), layout_places(layout, neurons_of(model, group))
+            fresh, others = rows[places[odd::2]], rows[places[1 - odd :: 2]]
+            fresh = _normal(fresh) * (fresh.std(correction=0) + 0.1)
             fresh[: len(others)] += 3 * others[: len(fresh)]
+            rows[places[odd::2]] = fresh
     values = silenced(model, groups, odd, values)
     for group in groups:
         values = permuted(model, group, (*group.producers, *group.consumers, *group.between), values)
@@ -109,7 +133,7 @@ def permuted(
     model: nn.Module, group: NeuronGroup, names: Sequence[str], values: Values | None = None
 ) -> Values:
     """Return values with which the neurons stand in another order in these modules of a group."""
-    neurons, _ = size_of(model, group.name)
+    neurons = neurons_of(model, group)
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
     order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]
     # One cycle, which leaves no neuron in its place, and puts even ones in all odd places.
@@ -125,7 +149,7 @@ def tensors_of(
     model: nn.Module, group: NeuronGroup, names: Sequence[str]
 ) -> Iterator[tuple[Tensor, int, Layout]]:
     """Yield the tensors over a group's neurons in modules of these names, each with its axis and layout."""
-    neurons, _ = size_of(model, group.name)
+    neurons = neurons_of(model, group)
     for name in names:
         module = model.get_submodule(name)
         if name in group.between:
@@ -136,6 +160,7 @@ def tensors_of(
         if consumes:
             yield weight, axis, layout_for(group, name, neurons, size_of(model, name)[1])
             continue
-        yield weight, axis, (1,)
+        layout = (1,) * group.parts
+        yield weight, axis, layout
         if (bias := bias_of(module)) is not None:
-            yield bias, 0, (1,)
+            yield bias, 0, layout

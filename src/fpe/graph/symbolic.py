@@ -156,7 +156,7 @@ class _Walk:
         """Refuse a layer that is called several times or cannot be replaced."""
         module = self.known.modules[name]
         if isinstance(module, nn.Linear) and not is_linear(module):
-            raise Refused(f"{name!r} {kind_problem(module)}")
+            raise Refused(f"{name!r} {layer_problem(self.known, name) or kind_problem(module)}")
         if len(self.uses[name]) > 1:
             raise Refused(f"{name!r} is used {len(self.uses[name])} times in one forward pass")
         if problem := layer_problem(self.known, name):

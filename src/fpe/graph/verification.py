@@ -26,7 +26,7 @@ from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import copied, first_line, not_run, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
-from fpe.graph.layers import is_layer, size_of
+from fpe.graph.layers import is_layer, neurons_of
 from fpe.graph.permuting import Values, permuted, randomize_, shuffled, silenced, tensors_of
 
 _Hook = Callable[[nn.Module, Any, Tensor], Tensor]
@@ -37,7 +37,7 @@ _ROUNDING = {torch.finfo(torch.float64).eps: 1e-9, torch.finfo(torch.float32).ep
 #: How many times as far a permutation that is not compensated must move it.
 _POWER = 20
 #: A copy of more parameters would be too large in double precision.
-_MAX_DOUBLE = 1 << 28
+MAX_DOUBLE = 1 << 28
 
 
 def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], example_inputs: Any) -> None:
@@ -66,6 +66,11 @@ def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], exampl
     raise_problems(problems, ModelError, "the groups of neurons")
 
 
+def rounding_of(eps: float) -> float:
+    """Return how far rounding may move an output of size 1, by the coarsest precision of any operation."""
+    return next((moved for precision, moved in _ROUNDING.items() if eps <= precision), float("inf"))
+
+
 def refusal(name: str, reason: str) -> str:
     """Say that the group of this name cannot be expanded."""
     return f"the neurons of {name!r} cannot be expanded: {reason}."
@@ -79,7 +84,7 @@ def unverified(
     The shapes of the model's floating-point outputs in evaluation mode come second.
     """
     single = "it has only one neuron, so that no permutation can show what happens to it"
-    reasons = {group.name: single for group in groups if size_of(model, group.name)[0] == 1}
+    reasons = {group.name: single for group in groups if neurons_of(model, group) == 1}
     left = [group for group in groups if group.name not in reasons]
     weak: dict[str, str] = {}
     shapes: list[torch.Size] = []
@@ -120,7 +125,7 @@ class _Trial:
         """Copy the model with random weights in the finest precision in which it runs, and run the copy."""
         model, call = self.copy, self.call
         places: list[tuple[torch.dtype | None, torch.device | None]] = [(torch.float32, None), (None, None)]
-        if sum(p.numel() for p in model.parameters()) <= _MAX_DOUBLE:
+        if sum(p.numel() for p in model.parameters()) <= MAX_DOUBLE:
             places.insert(0, (torch.float64, None))
         if any(p.device.type != "cpu" for p in model.parameters()):
             places.insert(-1, (torch.float32, torch.device("cpu")))
@@ -162,7 +167,7 @@ class _Trial:
     @property
     def rounding(self) -> float:
         """How far rounding may move an output of size 1."""
-        return next((moved for eps, moved in _ROUNDING.items() if self.eps <= eps), float("inf"))
+        return rounding_of(self.eps)
 
     def without_power(self) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
@@ -189,7 +194,7 @@ class _Trial:
                     warnings.warn(message, UserWarning, stacklevel=2)
             else:
                 left = {n: g for n, g in left.items() if not slopes[n] >= _POWER * self.rounding}
-        self.alike = len(self.whole) > 1 and _distance(self.whole[False], self.whole[True]) <= self.rounding
+        self.alike = len(self.whole) > 1 and distance(self.whole[False], self.whole[True]) <= self.rounding
         if self.alike and self.all_show:
             self.modes, self.halves = [True], [1]
         if self.rounding == float("inf"):
@@ -234,7 +239,7 @@ class _Trial:
         """Tell whether the output moves if a layer is permuted alone."""
         values = permuted(self.copy, group, [name])
         return any(
-            _distance(self.whole[training], self.outputs(values, training)) >= _POWER * self.rounding
+            distance(self.whole[training], self.outputs(values, training)) >= _POWER * self.rounding
             for training in self.modes
         )
 
@@ -261,10 +266,10 @@ class _Trial:
             for training in self.modes:
                 new = self.outputs(values, training)
                 # Where evaluation computes what training does, it needs no reference of its own.
-                if self.alike and any(_distance(reference, new) <= self.rounding for reference in references):
+                if self.alike and any(distance(reference, new) <= self.rounding for reference in references):
                     continue
                 references.append(self.outputs(silenced(self.copy, groups, odd), training))
-                moved = _distance(references[-1], new)
+                moved = distance(references[-1], new)
                 if not moved <= self.rounding:
                     yield moved, training
 
@@ -288,7 +293,7 @@ def _of_size_one() -> _Hook:
     return hook
 
 
-def _distance(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
+def distance(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
     """Return how far outputs have moved, by their size; infinite if they have other shapes, or NaNs."""
     if [t.shape for t in old] != [t.shape for t in new]:
         return float("inf")

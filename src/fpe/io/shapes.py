@@ -15,7 +15,7 @@ from fpe.expansion.index_maps import ExpandedGroup, IndexMap, Origins, drop_maps
 from fpe.expansion.plan import Plan
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.groups import layout_neurons, layout_of, layout_width
-from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight
+from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight, per_neuron_class
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
@@ -42,9 +42,9 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif isinstance(module, MaskedLayer):
             kind = next(kind.__name__ for kind in MASKED if isinstance(module, kind))
             found[name] = {"kind": kind, "shape": list(module.weight.shape), "bias": module.bias is not None}
-        elif type(module) in PER_NEURON:  # subclasses are never widened
-            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[type(module)]}
-            found[name] = {"kind": type(module).__name__, "widths": widths}
+        elif (base := per_neuron_class(module)) is not None:
+            widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[base]}
+            found[name] = {"kind": base.__name__, "widths": widths}
     return found
 
 
@@ -88,7 +88,7 @@ def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> 
 
 def _widened(module: nn.Module, name: str, was: str, widths: dict[str, Any]) -> nn.Module | None:
     """Make a norm, or another module with a tensor entry per neuron, of other widths; None if equal."""
-    kind = next((kind for kind in type(module).__mro__ if kind in PER_NEURON), None)
+    kind = per_neuron_class(module)
     if kind is None or kind.__name__ != was:
         raise TypeError(f"{name!r} is a {type(module).__name__} and was a {was}")
     widths = {k: tuple(v) if isinstance(v, list) else v for k, v in widths.items()}

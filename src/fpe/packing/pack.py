@@ -235,7 +235,7 @@ def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) ->
     choices, problems = {}, []
     for name, layer in masked.items():
         own = index_map_of(layer)
-        known = (None, None) if own is None else (own.child, own.blocks)
+        known = (None, None) if own is None else (own.child.repeat(own.parts), own.blocks.repeat(own.parts))
         choice = choose_format(Structure.of(layer.fpe_mask, *known), layer.weight, requested.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {requested[name]!r}: {choice}")
@@ -260,9 +260,11 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
 
 
 def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
-    """Tell whether all layers of a group are in the model, and no norm divides its neurons into groups."""
+    """Tell whether all layers of a group are in the model, and nothing divides its neurons into parts."""
     between = [model.get_submodule(name) for name in group.between]
-    if not group.complete or any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
+    if not group.complete or group.index_map.parts > 1:
+        return False
+    if any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
         return False
     return all(inputs_of(model.get_submodule(n)) == len(neuron) for n, neuron in group.consumers.items())
 

@@ -38,12 +38,12 @@ class Site:
         rows, own = layer.weight.shape[0], index_map_of(layer)
         if own is None:
             return cls(name, layer)
-        parent = own.parent
-        children = torch.full((own.neurons, own.factor), rows)
+        parent = own.origins(own.parts)
+        children = torch.full((own.neurons * own.parts, own.factor), rows)
         children[parent, torch.arange(rows) - torch.searchsorted(parent, parent)] = torch.arange(rows)
         blocks = None
-        if own.chosen is None and (own.groups > 1 or own.dropped):
-            blocks = own.blocks.argsort(stable=True).view(own.groups * own.factor, -1)
+        if own.chosen is None and (own.groups > 1 or own.dropped or own.parts > 1):
+            blocks = own.blocks.repeat(own.parts).argsort(stable=True).view(own.groups * own.factor, -1)
         return cls(name, layer, own, children, blocks)
 
 
@@ -98,7 +98,10 @@ def _are_blocks(sites: Sequence[Site]) -> bool:
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [table_of(site.children, site.blocks) for site in sites]
-    if len({table.shape for table in tables}) > 1:
+    if (
+        len({(table.shape, site.layer.weight.shape[1]) for table, site in zip(tables, sites, strict=True)})
+        > 1
+    ):
         return False
     masks = [site.layer.fpe_mask.unsqueeze(0) for site in sites]
     joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, tables, strict=True)], dim=3)

@@ -1,0 +1,185 @@
+"""Whether a model can have more neurons: with whole copies of them, a wider one computes the same.
+
+A number of neurons that is written down in a forward pass shows only here: no permutation changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fpe._util.modules import replace_modules_
+from fpe.expansion import steps
+from fpe.expansion.index_maps import Origins
+from fpe.expansion.plan import LayerPlan
+from fpe.graph.copies import analyzed, copied, first_line, repeatable, with_own_state
+from fpe.graph.inputs import as_call, converted, copied_call, tensors_in
+from fpe.graph.layers import bias_of
+from fpe.graph.verification import MAX_DOUBLE, distance, rounding_of
+
+
+def shape_problem(
+    model: nn.Module,
+    batch: Any,
+    expected: list[torch.Size],
+    training: bool = False,
+    instead: dict[str, nn.Module] | None = None,
+) -> str | None:
+    """Say that a wide model, in a copy, does not run, or has outputs of other shapes; None if all is well."""
+    try:
+        found = _shapes_of(model, batch, training, instead)
+    except Exception as error:  # the user's own code may fail in any way
+        return _does_not_run(error, training)
+    return None if training else _other_shapes(found, expected)  # which may be drawn at random in training
+
+
+def _shapes_of(
+    model: nn.Module, batch: Any, training: bool = False, instead: dict[str, nn.Module] | None = None
+) -> list[torch.Size]:
+    """Run a copy of a model, with other modules in the places of some.
+
+    Return the shapes of its floating-point outputs, as `unverified` does.
+    """
+    args, kwargs = copied_call(as_call(batch))
+    with analyzed(model) as own, torch.no_grad():
+        replace_modules_(own, instead or {})
+        outputs = tensors_in(own.train(training)(*args, **kwargs), consume=True)
+        return [output.shape for output in outputs if output.is_floating_point() and output.numel()]
+
+
+def _does_not_run(error: Exception, training: bool) -> str:
+    mode = " in training mode" if training else ""
+    return (
+        "the forward pass has the number of neurons written down, in a view or a constant: with more of "
+        f"them it does not run{mode} ({first_line(error)})"
+    )
+
+
+def _other_shapes(found: list[torch.Size], expected: list[torch.Size]) -> str | None:
+    if found == expected:
+        return None
+    wide, dense = ([tuple(shape) for shape in each] for each in (found, expected))
+    return f"with more of its neurons the model's outputs have shapes {wide}, not {dense}"
+
+
+def width_problems(
+    model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
+) -> dict[str, str]:
+    """Return, by name, why groups cannot be wider: a copy does not run, or computes something else.
+
+    All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
+    own modules computes the same shapes in both modes, any other is run in both.
+    """
+    plain = all(
+        type(m).__module__.split(".")[0] in ("torch", "fpe")
+        and not (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m))
+        for m in model.modules()
+    )
+    modes = (False,) if plain else (False, True)
+    oracle = _Oracle(model, batch)
+
+    @cache
+    def trains() -> bool:
+        with suppress(Exception):  # the user's own code may fail in any way
+            _shapes_of(model, batch, training=True)
+            return True
+        return False
+
+    def problem(layers: Sequence[LayerPlan]) -> str | None:
+        for training in modes:
+            reason = oracle.problem(layers, expected, training)
+            if reason and (not training or trains()):  # what cannot be trained is judged in evaluation mode
+                return reason
+        return None
+
+    def search(layers: Sequence[LayerPlan]) -> dict[str, str]:
+        reason = problem(layers)
+        if reason is None:
+            return {}
+        half = len(layers) // 2
+        found = search(layers[:half]) | search(layers[half:]) if half else {}
+        return found or {layer.group.name: reason for layer in layers[half:]}
+
+    return search(layers) if layers else {}
+
+
+class _Oracle:
+    """A model in double precision, and what it computes; one that does not run in it, as it is."""
+
+    def __init__(self, model: nn.Module, batch: Any) -> None:
+        self.model, self.batch = model, batch
+        self.copy: nn.Module | None = None
+        self.dense: dict[bool, list[Tensor] | None] = {}
+        self.eps = 0.0
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        if on_cpu and sum(p.numel() for p in model.parameters()) <= MAX_DOUBLE:
+            with suppress(Exception):  # the user's own code may fail in any way
+                self.copy = copied(model, torch.float64)
+                self.batch = converted(batch, torch.float64, None)
+                self.dense[False] = self.outputs({}, False)
+        if False not in self.dense:
+            self.copy, self.batch = None, batch
+
+    def outputs(self, instead: dict[str, nn.Module], training: bool) -> list[Tensor]:
+        """Run a copy with other modules in the places of some; return its floating-point outputs."""
+        own = with_own_state(cast(nn.Module, self.copy), {})
+        replace_modules_(own, instead)
+        args, kwargs = copied_call(as_call(self.batch))
+        with torch.no_grad(), repeatable(own, training) as mode:
+            outputs = tensors_in(own(*args, **kwargs), consume=True)
+        self.eps = max(self.eps, mode.eps)
+        return [output for output in outputs if output.is_floating_point() and output.numel()]
+
+    def problem(self, layers: Sequence[LayerPlan], expected: list[torch.Size], training: bool) -> str | None:
+        """Say why groups cannot be wider, in one mode, or return None."""
+        if self.copy is None:
+            instead = widened(self.model, layers)
+            return shape_problem(self.model, self.batch, expected, training, instead)
+        try:
+            found = self.outputs(widened(self.copy, layers), training)
+        except Exception as error:  # the user's own code may fail in any way
+            return _does_not_run(error, training)
+        if training not in self.dense:
+            self.dense[training] = None
+            with suppress(Exception):
+                self.dense[training] = self.outputs({}, training)
+        if not training and (problem := _other_shapes([o.shape for o in found], expected)):
+            return problem
+        dense = self.dense[training]
+        shapes = dense is not None and [o.shape for o in dense] == [o.shape for o in found]
+        moved = distance(dense, found) if shapes and dense else 0.0
+        if moved <= rounding_of(self.eps):
+            return None
+        return (
+            f"with {layers[0].factor} whole copies of each of its neurons, and the inputs of the consumers "
+            f"divided by {layers[0].factor}, the output moves by {moved:.2g} of its size in "
+            f"{'training' if training else 'evaluation'} mode; something depends on their number"
+        )
+
+
+def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Module]:
+    """Return the modules of a wider model that computes the same: neurons are copied, nothing is masked.
+
+    The inputs of consumers are divided by the number of copies.
+    """
+    origins = Origins(model, layers)
+    between = {name: layer.index_map for layer in layers for name in layer.group.between}
+    wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
+    for name in {**origins.rows, **origins.columns}.keys() - between.keys():
+        module = model.get_submodule(name)
+        old, bias = cast(Tensor, module.weight), bias_of(module)
+        weight = origins.lift(name, "weight", old.detach())
+        for layer in layers:
+            if (neuron := origins.neurons.get((layer.group.name, name))) is not None:
+                parent = layer.index_map.parent
+                copies = parent.bincount(minlength=layer.neurons)[parent]
+                shares = torch.where(neuron < 0, 1, copies[neuron]).to(weight)
+                weight = weight / shares.view(-1, *[1] * (weight.dim() - 2))
+        bias = None if bias is None else origins.lift(name, "bias", bias.detach())
+        wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
+    return wide
