@@ -43,6 +43,8 @@ class Dataset:
         The column of labels of a table.
     notes : list of str
         What was left out, guessed or held out, and why.
+    source : str
+        The name of the file or folder, or of the data.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Dataset:
     encoding: Encoding | None = None
     label: str | None = None
     notes: list[str] = field(default_factory=list)
+    source: str = ""
 
     @property
     def features(self) -> list[str]:
@@ -65,6 +68,24 @@ class Dataset:
     def majority_accuracy(self) -> float:
         """Test accuracy of always answering the most frequent class of the training part."""
         return float((self.y_test == np.bincount(self.y_train).argmax()).mean())
+
+    def about(self) -> dict[str, Any]:
+        """Return what a model of these data has to know about its inputs and outputs, as JSON takes it."""
+        whole = all(name.removeprefix("-").isdecimal() and str(int(name)) == name for name in self.classes)
+        return {
+            "predicts": "classes",
+            "classes": [int(name) for name in self.classes] if whole else self.classes,
+            "label": self.label,
+            "columns": None if self.encoding is None else self.encoding.to_list(),
+            "features": self.X_train.shape[1],
+            "data": {
+                "name": self.source or self.name,
+                "fingerprint": self.fingerprint,
+                "training_samples": len(self.X_train),
+                "test_samples": len(self.X_test),
+                "majority_accuracy": self.majority_accuracy,
+            },
+        }
 
     def lines(self) -> list[str]:
         """Return what was loaded, as lines of text: rows, features, labels, what was left out."""
@@ -188,7 +209,9 @@ def load(
         if constant:
             notes.append(f"{constant} of the features have one value in all training rows")
     arrays = (X["train"], y["train"], X["test"], y["test"])
-    return Dataset(name, *arrays, classes, _hash(arrays), encoding, raw.label, notes)
+    return Dataset(
+        name, *arrays, classes, _hash(arrays), encoding, raw.label, notes, Path(source).resolve().name
+    )
 
 
 def _read(path: Path, source: str, options: dict[str, Any]) -> tuple[Raw, str]:

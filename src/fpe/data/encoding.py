@@ -68,9 +68,9 @@ class Column:
             categories = tuple(sorted(set(known)))
             if len(categories) > min(MOST_NAMES, len(known) / LEAST_ROWS):
                 return (
-                    f"is no feature (text: {len(categories):,} different names in {len(known):,} rows); names "
-                    f"become one-hot if there are at most {MOST_NAMES}, and half as many as rows: embed texts "
-                    "by fpe embed"
+                    f"is no feature (text: {len(categories):,} different names in {len(known):,} rows); "
+                    f"names become one-hot if there are at most {MOST_NAMES}, and half as many as rows: "
+                    "embed texts by fpe embed"
                 )
             return cls(name, "names", categories=categories)
         if isinstance(values, str):
