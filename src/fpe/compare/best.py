@@ -42,10 +42,10 @@ def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -
         raise ArgumentError(f"{error} Give another --out, or --force to replace it.") from error
     if earlier != judged_on:
         keys = [key for key in {**earlier, **judged_on} if earlier.get(key) != judged_on.get(key)]
-        how = ", ".join(f"{key} {earlier.get(key)!r}, now {judged_on.get(key)!r}" for key in keys)
+        how = "; ".join(f"{key} {earlier.get(key)!r}, now {judged_on.get(key)!r}" for key in keys)
         raise ArgumentError(
-            f"{file} is a model of other data or of another choice ({how}), and cannot be compared with a "
-            "new one; give another --out, or --force to replace it."
+            f"{file} was chosen by other rows ({how if earlier else 'it does not say which'}), and cannot be "
+            "compared with a new model; give another --out, or --force to replace it."
         )
 
 
