@@ -11,8 +11,9 @@ import torch
 import fpe
 from fpe.errors import CheckpointError, DataError
 from fpe.sklearn import load_regressor
+from old_files import save_as
+from people import people, run
 from test_c_source import call, compiled
-from test_predict import run
 
 X = pandas.DataFrame(np.random.default_rng(0).normal(size=(60, 3)), columns=["u", "v", "w"])
 SCORES = np.abs(X.u) + X.v
@@ -142,3 +143,28 @@ def test_no_name_of_a_feature_can_break_the_code(tmp_path):
     clf = fpe.FPEClassifier(hidden=2, epochs=1).fit(X, np.arange(40) % 2)
     fpe.export(clf, tmp_path / "net.c")
     assert len(call(tmp_path / "net.c", 'printf("%d\\n", net_classify(x));', X.to_numpy())) == 40
+
+
+@pytest.mark.parametrize("how", ["packed", "float16"])
+def test_what_is_said_about_a_model_stays_when_it_is_packed_or_rounded(trained, tmp_path, how):
+    model = fpe.load(trained / "compare" / "best.safetensors")
+    if how == "packed":
+        fpe.save(fpe.pack(model), tmp_path / "net.safetensors")
+    else:
+        fpe.save(model, tmp_path / "net.safetensors", storage_dtype="float16")
+    clf = fpe.load_classifier(trained / "compare" / "best.safetensors")
+    again = fpe.load_classifier(tmp_path / "net.safetensors")
+    frame = people(30, seed=3)
+    expected = clf.predict_proba(frame)
+    np.testing.assert_allclose(again.predict_proba(frame), expected, atol=1e-6 if how == "packed" else 0.01)
+    assert again.feature_names_in_.tolist() == ["age", "city", "income"]
+    assert again.n_nonzero_ == clf.n_nonzero_
+
+
+def test_files_of_earlier_formats_take_arrays(tmp_path):
+    model = fpe.expand(fpe.mlp(3, 4, 3, seed=0), factor=2)
+    for format in (2, 4):
+        save_as(model, tmp_path / "old.safetensors", format)
+        clf = fpe.load_classifier(tmp_path / "old.safetensors")
+        logits = model(torch.tensor(X.to_numpy(), dtype=torch.float32))
+        assert clf.predict(X.to_numpy()).tolist() == logits.argmax(1).tolist()

@@ -91,12 +91,12 @@ class Encoding:
     --------
     >>> import pandas
     >>> from fpe.data.encoding import Encoding
-    >>> rows = pandas.DataFrame({"age": [30, None, 50, 70], "city": ["Ulm", "Bonn", None, "Ulm"]})
+    >>> rows = pandas.DataFrame({"age": [30, None, 50], "city": ["Ulm", "Ulm", None]})
     >>> encoding = Encoding.of(rows, "rows", [])
     >>> encoding.features
-    ['age', 'city=Bonn', 'city=Ulm']
+    ['age', 'city=Ulm']
     >>> encoding.encode(rows, "rows").tolist()
-    [[30.0, 0.0, 1.0], [50.0, 1.0, 0.0], [50.0, 0.0, 0.0], [70.0, 0.0, 1.0]]
+    [[30.0, 1.0], [40.0, 1.0], [50.0, 0.0]]
     """
 
     columns: tuple[Column, ...]
@@ -160,6 +160,9 @@ class Encoding:
                 f"{source} has no columns {quoted(missing)}, which the model was trained on; it has "
                 f"{quoted(frame.columns, 12)}."
             )
+        twice = [c.name for c in self.columns if list(frame.columns).count(c.name) > 1]
+        if twice:
+            raise DataError(f"{source} has several columns called {quoted(twice)}; rename all but one.")
         if not len(frame):
             raise DataError(f"{source} has no rows; give at least one.")
         parts, problems = list[np.ndarray](), list[str]()
