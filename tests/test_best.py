@@ -52,6 +52,11 @@ class TestCard:
 class TestReplacing:
     """Which model stays in a folder of ``fpe fit``."""
 
+    def test_the_rule_is_in_the_help(self):
+        text = " ".join(run("fit", "--help").stdout.split())
+        assert "stays if it is better on the rows that chose it" in text
+        assert "--force replaces it in both cases" in text
+
     @pytest.fixture
     def folder(self, trained, tmp_path):
         shutil.copytree(trained / "compare", tmp_path / "compare")

@@ -91,6 +91,11 @@ def fit(
     .jsonl, …), a folder with tables train and test, or one that fpe embed wrote. You can interrupt a run; the
     same command resumes it, and adds trials or widths if more are given.
 
+    The folder gets best.safetensors, for fpe predict and fpe export, and best.md, a card of it. A model that
+    is there already stays if it is better on the rows that chose it, whatever its settings. If it was chosen
+    by other rows (of other data, another seed or held-out share, or for another budget) it cannot be
+    compared, and the command stops before it trains. --force replaces it in both cases.
+
     \b
     Example:
       fpe fit digits --hidden 4 8 16 --factor 2
