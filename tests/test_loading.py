@@ -102,8 +102,8 @@ def test_a_file_of_a_regressor_is_exported_in_the_units_of_its_targets(tmp_path)
     lines = call(tmp_path / "net.c", statement, X.to_numpy())
     np.testing.assert_allclose(np.float64(lines), model.predict(X), rtol=1e-4)
     metadata = {own.key: json.loads(own.value) for own in onnx.load(tmp_path / "net.onnx").metadata_props}
-    assert metadata["fpe.target"]["mean"] == pytest.approx([(100 + 9 * SCORES).mean()])
-    assert metadata["fpe.features"] == ["u", "v", "w"]
+    assert metadata["fpe_target"]["mean"] == pytest.approx([(100 + 9 * SCORES).mean()])
+    assert metadata["fpe_features"] == ["u", "v", "w"]
 
 
 def test_the_wrong_kind_is_named(tmp_path):

@@ -60,11 +60,11 @@ def test_five_commands_from_a_table_to_predictions_onnx_and_c_agree(trained, tmp
     assert clf.predict(frame).tolist() == classes
 
     metadata = {own.key: own.value for own in onnx.load(tmp_path / "net.onnx").metadata_props}
-    assert json.loads(metadata["fpe.classes"]) == ["no", "yes"]
+    assert json.loads(metadata["fpe_classes"]) == ["no", "yes"]
     names = ["age", "city=Bonn", "city=Köln", "city=Ulm", "income"]
-    assert json.loads(metadata["fpe.features"]) == names
+    assert json.loads(metadata["fpe_features"]) == names
     X = features_by_hand(
-        json.loads(metadata["fpe.columns"]), list(csv.DictReader(new.open(encoding="utf-8")))
+        json.loads(metadata["fpe_columns"]), list(csv.DictReader(new.open(encoding="utf-8")))
     )
     session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {session.get_inputs()[0].name: X})
@@ -308,4 +308,4 @@ class TestArrays:
     def test_onnx_names_the_classes(self, model, tmp_path):
         run("export", model, tmp_path / "net.onnx")
         metadata = {own.key: json.loads(own.value) for own in onnx.load(tmp_path / "net.onnx").metadata_props}
-        assert metadata == {"fpe.classes": ["a", "b", "c"]}
+        assert metadata == {"fpe_classes": ["a", "b", "c"]}

@@ -75,7 +75,7 @@ def run_trial(
         run("expanded", warm)
 
         kinds = [kind for kind in ("dense", "expanded", "double") if kind in networks]
-        measures = {kind: _measures(networks[kind], parts) for kind in kinds}
+        measures: dict[str, Any] = {kind: _measures(networks[kind], parts) for kind in kinds}
         if models is not None:
             whole_model = standardized(wide, mean, scale) if config.standardize else wide
             setattr(whole_model, CLASSES, dataset.classes)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas
 
 from fpe._util.files import read_json
 from fpe.data.embed.shards import MANIFEST, read_embeddings
@@ -20,7 +19,7 @@ from fpe.errors import DataError
 class Rows:
     """Rows in the order of their file: a frame, or an array, (rows, features), and its labels or None."""
 
-    X: pandas.DataFrame | np.ndarray
+    X: Any
     y: np.ndarray | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -35,8 +34,8 @@ def read_rows(path: Path) -> Rows:
     if manifest is not None:
         parts = read_embeddings(path, manifest).parts
         part = "test" if "test" in parts else "train"
-        X, y = parts[part]
-        return Rows(X, np.array(manifest["classes"])[y], [f"the {part} part of {path.name}"])
+        own, codes = parts[part]
+        return Rows(own, np.array(manifest["classes"])[codes], [f"the {part} part of {path.name}"])
     if not path.is_file():
         raise DataError(f"there is no file {path}; give new rows as .npy, .npz or {', '.join(TABLES)}.")
     if is_table(path):

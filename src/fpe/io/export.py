@@ -99,7 +99,7 @@ def export(
         needs torchao there), or ``.c``, beside which a ``.h`` of the same stem is written. In ONNX, weights
         with many zeros are stored as their non-zeros; onnxruntime, as any runtime that folds constants, makes
         them dense when it loads the file. ONNX has what the model says about its inputs and outputs as JSON
-        in its metadata, ``fpe.features``, ``fpe.columns``, ``fpe.classes`` and ``fpe.target``; C has the
+        in its metadata, ``fpe_features``, ``fpe_columns``, ``fpe_classes`` and ``fpe_target``; C has the
         names of classes as an array and those of features as comments.
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
@@ -332,7 +332,7 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly, abou
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
     drop_zeros_(written.model)
-    written.model.metadata_props.update({f"fpe.{name}": to_json(value) for name, value in about.items()})
+    written.model.metadata_props.update({f"fpe_{name}": to_json(value) for name, value in about.items()})
     written.save(path, external_data=False)
 
 
