@@ -161,6 +161,24 @@ def test_what_is_said_about_a_model_stays_when_it_is_packed_or_rounded(trained, 
     assert again.n_nonzero_ == clf.n_nonzero_
 
 
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"columns": [{"name": "u", "kind": "number"}]},
+        {"columns": [{"nam": "u"}] * 3},
+        {"columns": "uvw"},
+        {"classes": ["a", "b", "c"]},
+        {"settings": [1]},
+    ],
+)
+def test_what_a_file_says_must_fit_its_model(tmp_path, about):
+    model = fpe.mlp(3, 4, 1, seed=0)
+    model.fpe_about = about
+    fpe.save(model, tmp_path / "net.safetensors")
+    with pytest.raises(CheckpointError, match=r"says about its model cannot be used"):
+        fpe.load_classifier(tmp_path / "net.safetensors")
+
+
 def test_files_of_earlier_formats_take_arrays(tmp_path):
     model = fpe.expand(fpe.mlp(3, 4, 3, seed=0), factor=2)
     for format in (2, 4):

@@ -311,6 +311,15 @@ def test_an_encoding_survives_json():
     assert encoding.features == ["n", "c=p", "c=q", "e[0]", "e[1]"]
 
 
+def test_a_column_of_lists_may_come_as_an_array():
+    encoding, X = Encoding((Column("e", "list", length=2),)), np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert encoding.matrix(X, []).tolist() == X.tolist()
+    assert encoding.matrix(pandas.DataFrame({"e": X.tolist()}), []).tolist() == X.tolist()
+    for wrong in (np.array([[1.0, np.nan]]), X[:, :1], pandas.DataFrame({"e": [[1.0, 2.0, 3.0]]})):
+        with pytest.raises(DataError):
+            encoding.matrix(wrong, [])
+
+
 def test_a_pattern_may_stand_alone(tmp_path):
     assert load(write(tmp_path, "d.csv", text()), drop="a*").features == ["b"]
 

@@ -78,8 +78,7 @@ class Column:
         if values.ndim == 2:
             return cls(name, "list", length=values.shape[1])
         known_values = values[~np.isnan(values)]
-        # Of all infinite and missing values, what `Encoding.encode` refuses needs no median.
-        median = float(np.median(known_values)) if len(known_values) else None
+        median = float(np.median(known_values)) if len(known_values) else None  # `encode` refuses no values
         return cls(name, "number", missing=median)
 
 

@@ -34,6 +34,8 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     `hidden` alone a dense network is trained, expanded and trained on, at its own count of non-zeros (section
     3.3). Computes in float32 if X is float32, else in float64.
 
+    `fpe.save` writes a fitted one to a file, and `fpe.load_classifier` reads it.
+
     Parameters
     ----------
     hidden : int or sequence of int, optional

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -56,13 +58,14 @@ def load_classifier(path: str | os.PathLike[str]) -> FPEClassifier:
     np.True_
     """
     model, about = _read(path, ("classes", "labels"))
-    made = FPEClassifier()
-    count = max(2, about["outputs"])
-    names = about.get("classes") or getattr(model, CLASSES, None) or range(count)
-    if about["predicts"] == "classes" and len(names) != count:
-        raise CheckpointError(f"{path} names {len(names)} classes, and its model has {count}; save it again.")
-    made.classes_ = np.array(list(names))
-    made._restore(model, about, about["predicts"])
+    made, several = FPEClassifier(), about["predicts"] == "labels"
+    with _broken(path):
+        count = about["outputs"] if several else max(2, about["outputs"])
+        names = about.get("classes") or getattr(model, CLASSES, None) or range(count)
+        if len(names) != count:
+            raise ValueError(f"{len(names)} names of classes for {count}")
+        made.classes_ = np.array(list(names))
+        made._restore(model, about, about["predicts"])
     return made
 
 
@@ -86,10 +89,23 @@ def load_regressor(path: str | os.PathLike[str]) -> FPERegressor:
     """
     model, about = _read(path, ("numbers",))
     made = FPERegressor()
-    target = about.get("target") or {"mean": [0.0], "spread": [1.0], "single": about["outputs"] == 1}
-    made._target, made._single = (np.array(target["mean"]), np.array(target["spread"])), target["single"]
-    made._restore(model, about, "squared")
+    with _broken(path):
+        target = about.get("target") or {"mean": [0.0], "spread": [1.0], "single": about["outputs"] == 1}
+        made._target, made._single = (np.array(target["mean"]), np.array(target["spread"])), target["single"]
+        made._restore(model, about, "squared")
     return made
+
+
+@contextmanager
+def _broken(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise what does not fit in a file's own words about its model as a `CheckpointError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"what {path} says about its model cannot be used ({type(error).__name__}: {error}); save it "
+            "again, or take another copy."
+        ) from error
 
 
 def _read(path: str | os.PathLike[str], kinds: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]]:

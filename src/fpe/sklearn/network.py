@@ -377,6 +377,9 @@ class Network(BaseEstimator):  # type: ignore[misc]
             from fpe.data.encoding import Encoding  # which loads pandas
 
             self._encoding = Encoding.from_list(about["columns"])
+            count = len(self._encoding.features)
+            if count != about["features"]:
+                raise ValueError(f"columns that become {count} features for {about['features']} inputs")
             names = [column.name for column in self._encoding.columns]
             self.feature_names_in_, self.n_features_in_ = np.array(names, dtype=object), len(names)
 
