@@ -56,8 +56,8 @@ def test_fit_prints_one_table_and_says_where_everything_is(data, tmp_path):
 
 def test_the_line_that_loads_the_best_model_works(data, tmp_path):
     result = run("fit", data, "--hidden", 3, *QUICK, "--out", tmp_path / "out")
-    line = result.output[result.output.index("fpe.load(") :].strip()
-    wide = eval(line, {"fpe": fpe})
+    (line,) = re.findall(r"load it with (fpe\.load_classifier\(.*\))", result.output)
+    wide = eval(line, {"fpe": fpe}).model_
     assert wide[0].out_features == 6
     assert fpe.count_nonzero(wide) == 10 * 3 + 3 + 3 * 4 + 4
 

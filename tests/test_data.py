@@ -294,12 +294,12 @@ class TestTables:
         ("columns", "message"),
         [
             ({"a": X[:, 0], "lable": Y}, "no column 'label'.*--label"),
-            ({"a": X[:, 0], "name": ["x"] * 20, "label": Y}, r"'name' .*\(text\)"),
+            ({"a": X[:, 0], "name": [f"x{i}" for i in range(20)], "label": Y}, r"'name' .*\(text: 16 "),
             ({"a": [[1.0], [2.0, 3.0]] * 10, "label": Y}, "'a' .*no feature"),
             ({"a": [["x"]] * 20, "label": Y}, "'a' .*no feature"),
             ({"label": Y}, "no columns but the labels"),
             ({"a": X[:, 0], "label": [None] * 20}, "no labels at all"),
-            ({"a": [None, *X[1:, 0]], "label": Y}, "1 missing values"),
+            ({"a": [np.inf, *X[1:, 0]], "label": Y}, "1 infinite values"),
             ({"a": [[None, 1.0], *X[1:, :2].tolist()], "label": Y}, "1 missing values"),
             (
                 {"a": pyarrow.array([], "float64"), "label": pyarrow.array([], "int64")},

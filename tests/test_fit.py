@@ -189,14 +189,19 @@ def test_a_better_model_of_an_earlier_run_stays(dataset, tmp_path):
     for config, fresh in ((poor, False), (poorer, True)):
         result = run_fit(dataset, config, tmp_path, jobs=1, fresh=fresh)
         assert (tmp_path / "best.safetensors").read_bytes() == best
-        assert result["best"] == {**first["best"], "kept": True}
+        expanded = result["best"].pop("expanded")
+        assert expanded.items() <= first["best"]["expanded"].items()
+        assert {**result["best"], "expanded": first["best"]["expanded"]} == {**first["best"], "kept": True}
     better = run_fit(dataset, good, tmp_path, jobs=1, fresh=True)["best"]
     assert (better["hidden"], better["replaced"]) == (8, False)
 
 
-def test_a_model_of_other_data_is_replaced_and_that_is_told(dataset, tmp_path):
+def test_a_model_of_other_data_is_replaced_if_forced_and_that_is_told(dataset, tmp_path):
     run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
-    result = run_fit(blobs(tmp_path / "two.npz", classes=2), QUICK, tmp_path / "out", jobs=1, fresh=True)
+    other = blobs(tmp_path / "two.npz", classes=2)
+    with pytest.raises(ArgumentError, match=r"other rows \(fingerprint .*--force"):
+        run_fit(other, QUICK, tmp_path / "out", jobs=1, fresh=True)
+    result = run_fit(other, QUICK, tmp_path / "out", jobs=1, fresh=True, force=True)
     assert (result["best"]["kept"], result["best"]["replaced"]) == (False, True)
 
 

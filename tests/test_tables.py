@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from fpe.data import load
+from fpe.data.encoding import Column, Encoding
 from fpe.data.tables import read_table
 from fpe.errors import ArgumentError, DataError
 
@@ -66,6 +67,8 @@ FLOATS, LARGE = pyarrow.list_(pyarrow.float32()), pyarrow.large_list(pyarrow.flo
 TWICE = text(head=",Unnamed: 0,a,b,label", row="{i},{i},{a},{b},{l}")
 UNLABELLED = FRAME.assign(label=[None, *FRAME.label[1:]])
 TWO, XY, E = ["a", "b"], ["x", "y"], ["e[0]", "e[1]"]
+NAMED = FRAME.assign(b=["p", "q", "q", "p"] * (N // 4)).to_csv(index=False)
+GAPS = FRAME.assign(b=FRAME.b.where(FRAME.b > 1)).to_csv(index=False)
 #: Name of the file, content, features, classes, rows, and what one of the notes says.
 GOOD = {
     "comma": ("d.csv", text(), TWO, XY, N, None),
@@ -140,6 +143,9 @@ GOOD = {
     "fixed-lists": ("d.parquet", lists(PAIRS, pyarrow.list_(pyarrow.float16(), 2)), E, XY, N, None),
     "large-lists": ("d.parquet", lists(PAIRS, LARGE), E, XY, N, None),
     "unix-times": ("d.csv", text(row="17{i}00000,{b},{l}"), TWO, XY, N, None),
+    "missing-number": ("d.csv", GAPS, TWO, XY, N, "have no 'b': replaced by the median"),
+    "names": ("d.csv", NAMED, ["a", "b=p", "b=q"], XY, N, "'b' has names: a feature for each of 2"),
+    "numbers-as-categories": ("d.parquet", parquet(FRAME.astype({"a": "category"})), TWO, XY, N, None),
 }  # fmt: skip
 BAD = {
     "equal-names": ("d.csv", text(head="a,a,label"), "several columns of one name: 'a'"),
@@ -157,9 +163,8 @@ BAD = {
     "two-labels": ("d.csv", text(head="a,target,label"), "'target', 'label'"),
     "no-label": ("d.csv", text(labels=(0, 1), head="a,b,c"), "--label"),
     "numbers-without-names": ("d.csv", text(labels=(0.5, 1.5), head=""), "--label"),
-    "text-feature": ("d.csv", text(row="t{a},{b},{l}"), r"'a' .*\(text\).*--drop"),
+    "text-feature": ("d.csv", text(row="t{a},{b},{l}"), r"'a' .*\(text: 9 .* in 16 rows\).*--drop"),
     "date-feature": ("d.parquet", parquet(FRAME.assign(a=pandas.Timestamp("2020-01-01"))), r"'a' .*\(dates"),
-    "missing-feature": ("d.csv", text(a="NA"), "column 'a' .*1 missing values.*row 0"),
     "empty-feature": ("d.csv", text(row=",{b},{l}"), "column 'a' .*is empty"),
     "infinite-feature": ("d.csv", text(a="inf"), "column 'a' .*infinite"),
     "too-large": ("d.csv", text(a="1e300"), "column 'a' .*too large"),
@@ -267,6 +272,54 @@ def test_a_column_that_is_asked_for_and_not_there_is_named(tmp_path):
             load(file, **given)
 
 
+def test_names_and_medians_are_those_of_the_training_rows(tmp_path):
+    """In the test part a name is new and a number missing; neither changes what the features are."""
+    train = "n,c,label\n1,p,x\n,q,y\n2,,x\n9,p,y\n7,q,x\n"
+    file, test = write(tmp_path, "d.csv", train), write(tmp_path, "t.csv", "label,c,n\nx,r,\ny,p,3\n")
+    data = load(file, test=test, label="label")
+    assert data.features == ["n", "c=p", "c=q"]
+    assert data.X_train.tolist() == [[1, 1, 0], [4.5, 0, 1], [2, 0, 0], [9, 1, 0], [7, 0, 1]]
+    assert data.X_test.tolist() == [[4.5, 0, 0], [3, 1, 0]]
+    assert any("1 of 2 rows" in note and "'r'" in note for note in data.notes), data.notes
+
+
+def test_what_is_held_out_says_nothing_about_the_features(tmp_path):
+    """Missing numbers become the median of the rows to learn from, not that of all rows."""
+    numbers = [float(2**i) if i % 5 else None for i in range(N)]
+    table = FRAME.assign(a=range(N), b=numbers).to_csv(index=False)
+    data = load(write(tmp_path, "d.csv", table), test_fraction=0.4)
+    median = np.median([b for a, b in data.X_train if a % 5])
+    assert median != np.median([b for b in numbers if b is not None])
+    assert [b for a, b in (*data.X_train, *data.X_test) if a % 5 == 0] == [median] * 4
+
+
+@pytest.mark.parametrize(("rows", "names", "fits"), [(400, 100, True), (400, 101, False), (12, 6, True)])
+def test_names_are_one_hot_unless_there_are_too_many(rows, names, fits):
+    column = pandas.Series([f"n{i % names}" for i in range(rows)], name="c")
+    made = Column.of(column)
+    assert made == Column("c", "names", categories=tuple(sorted(set(column)))) if fits else "text" in made
+
+
+def test_an_encoding_survives_json():
+    columns = (
+        Column("n", missing=4.5),
+        Column("c", "names", categories=("p", "q")),
+        Column("e", "list", length=2),
+    )
+    encoding = Encoding(columns)
+    assert Encoding.from_list(json.loads(json.dumps(encoding.to_list()))) == encoding
+    assert encoding.features == ["n", "c=p", "c=q", "e[0]", "e[1]"]
+
+
+def test_a_column_of_lists_may_come_as_an_array():
+    encoding, X = Encoding((Column("e", "list", length=2),)), np.array([[1.0, 2.0], [3.0, 4.0]])
+    assert encoding.matrix(X, []).tolist() == X.tolist()
+    assert encoding.matrix(pandas.DataFrame({"e": X.tolist()}), []).tolist() == X.tolist()
+    for wrong in (np.array([[1.0, np.nan]]), X[:, :1], pandas.DataFrame({"e": [[1.0, 2.0, 3.0]]})):
+        with pytest.raises(DataError):
+            encoding.matrix(wrong, [])
+
+
 def test_a_pattern_may_stand_alone(tmp_path):
     assert load(write(tmp_path, "d.csv", text()), drop="a*").features == ["b"]
 
@@ -294,6 +347,7 @@ class Without:
         return None if name.partition(".")[0] == "pyarrow" else self.finder.find_spec(name, path, target)
 sys.meta_path[:] = map(Without, sys.meta_path)
 from fpe.data import load
+from fpe.data.encoding import Column, Encoding
 print(load("d.csv").features, load("d.jsonl").features)
 """
 

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from fpe.rewiring.pruner import GradualPruner
     from fpe.rewiring.rewirer import Rewirer
     from fpe.rewiring.schedule import RewiringSchedule
-    from fpe.sklearn import FPEClassifier, FPERegressor
+    from fpe.sklearn import FPEClassifier, FPERegressor, load_classifier
 
 #: The public names of each module.
 _MODULES = {
@@ -92,7 +92,7 @@ _MODULES = {
     "rewiring.policies": "RewiringPolicy",
     "rewiring.rewirer": "Rewirer",
     "rewiring.schedule": "RewiringSchedule",
-    "sklearn": "FPEClassifier FPERegressor",
+    "sklearn": "FPEClassifier FPERegressor load_classifier",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 #: Subpackages and modules that are attributes, too. They are not in `__all__`: a star import would hide

@@ -16,6 +16,9 @@ from fpe.masked import HasMasks
 
 #: The attribute of a classifier with the names of its classes, a list of str in the order of the outputs.
 CLASSES = "fpe_classes"
+#: The attribute of a model with what its inputs and outputs are, and what made it: a dict, as JSON takes it.
+#: Its keys are described in docs/predicting.md.
+ABOUT = "fpe_about"
 #: Activations of `mlp`, by name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
@@ -72,7 +75,7 @@ def standardized(network: nn.Module, mean: Tensor, scale: Tensor) -> nn.Sequenti
     layers = [("scaler", Standardize(mean, scale)), *network.named_children()]
     kind = DirectMLP if isinstance(network, DirectMLP) else nn.Sequential
     made = kind(OrderedDict(layers)).train(network.training)
-    for name in ("fpe_plan", "fpe_packing", CLASSES):
+    for name in ("fpe_plan", "fpe_packing", CLASSES, ABOUT):
         if hasattr(network, name):
             setattr(made, name, getattr(network, name))
     return made

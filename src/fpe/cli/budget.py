@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ def fit_budget(
     out: Path | None,
     *,
     fresh: bool,
+    force: bool,
     as_json: bool,
     seed: int,
     epochs: int | None,
@@ -29,11 +32,16 @@ def fit_budget(
     from fpe._util.files import to_json, write_json
     from fpe._util.terminal import text_table
     from fpe.budget import recommend
+    from fpe.compare.best import CARD, MODEL, check_replaceable, keep_best, with_origin
     from fpe.compare.store import provenance
     from fpe.io.checkpoint import save
-    from fpe.models import CLASSES
+    from fpe.models import ABOUT, CLASSES
 
-    folder = out or Path("fpe-out", f"{dataset.name}-budget-{dataset.fingerprint[:6]}")
+    identity = [dataset.fingerprint, epochs, batch_size, seed]
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()[:6]
+    folder = out or Path("fpe-out", f"{dataset.name}-budget-{budget}-{digest}")
+    judged_on = {"fingerprint": dataset.fingerprint, "budget": budget, "seed": seed}
+    check_replaceable(folder, judged_on, force)
     if fresh:
         shutil.rmtree(folder / "search", ignore_errors=True)
 
@@ -65,10 +73,31 @@ def fit_budget(
         }
         for own in found.classifiers
     ]
-    model = found.classifier.model_
+    model, described = found.classifier._deployed(), dataset.about()
     setattr(model, CLASSES, [dataset.classes[number] for number in found.classifier.classes_])
-    save(model, folder / "best.safetensors")
+    described["classes"] = [described["classes"][number] for number in found.classifier.classes_]
+    simple = [e for e in found.table if e.share == 1 and (e.candidate.hidden == 0 or e.dense)]
+    measured = {
+        "judged_on": judged_on,
+        "validation_accuracy": found.best.score,
+        "validation": "parts of the training rows, which were held out in the search",
+        "test_accuracy": rows[-1]["test_accuracy"],
+        "rivals": [
+            {
+                "name": f"{entry.candidate.name}{', dense' * entry.dense}",
+                "nonzero": entry.nonzero,
+                "validation_accuracy": entry.score,
+                "test_accuracy": None,
+            }
+            for entry in simple
+            if entry is not found.best and not entry.reason
+        ],
+    }
+    about = getattr(model, ABOUT) | described | {"measured": measured}
+    setattr(model, ABOUT, with_origin(about, model))
+    kept, replaced = keep_best(folder, getattr(model, ABOUT), lambda file: save(model, file), force)
     result = {"data": dataset.name, **found.to_dict(), "rows": rows, "provenance": provenance()}
+    result["best"] = {"file": MODEL, "kept": kept, "replaced": replaced}
     write_json(folder / "results.json", result)
     if as_json:
         click.echo(to_json(result))
@@ -85,5 +114,21 @@ def fit_budget(
     ]
     click.echo(f"{found}\n\non the test data\n" + "\n".join(text_table(head, cells, left=0)))
     click.echo(f"\nin Python   {found.python()}")
-    click.echo(f"results     {folder / 'results.json'}\nbest model  {folder / 'best.safetensors'}")
-    click.echo(f"  load it with fpe.load({str(folder / 'best.safetensors')!r})")
+    click.echo(f"results     {folder / 'results.json'}\nmodel card  {folder / CARD}")
+    click.echo(f"best model  {folder / MODEL}")
+    if kept:
+        click.echo("  it is of an earlier run in this folder, and better than the best model of this one")
+    if replaced:
+        click.echo("  it replaces a model that is better, or that cannot be compared, as --force asks")
+    click.echo(next_steps(folder))
+
+
+def next_steps(folder: Path) -> str:
+    """Say what can be done with the best model."""
+    from fpe.compare.best import MODEL
+
+    file = str(folder / MODEL)
+    return (
+        f"  load it with fpe.load_classifier({file!r})\n"
+        f"  next: fpe predict {shlex.quote(file)} NEW-ROWS --out predictions.csv"
+    )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from fpe.cli.shared import SHOWN, ManyValues, check_jobs, data_options, expansion_options
 from fpe.errors import ArgumentError
-
-if TYPE_CHECKING:
-    pass
 
 #: Options that describe the data; see `data_options`.
 OF_DATA = ("label", "test", "split_column", "drop", "features", "test_fraction")
@@ -67,7 +64,12 @@ NOT_WITH_BUDGET = (
 @data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
 @click.option("--jobs", default=-1, help="Processes; -1 means one for each core.")
-@click.option("--fresh", is_flag=True, help="Remove the trials of an earlier run.")
+@click.option("--fresh", is_flag=True, help="Remove the trials of an earlier run; its best model stays.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace the best model in the folder, though it is better or of other data.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the results as JSON instead of a table.")
 @click.pass_context
 def fit(
@@ -77,6 +79,7 @@ def fit(
     out: Path | None,
     jobs: int,
     fresh: bool,
+    force: bool,
     as_json: bool,
     rewire: str | None,
     budget: int | None,
@@ -87,6 +90,11 @@ def fit(
     DATA is digits, fashion-mnist, banking77, cifar100, letter, a .npz file, a table (.csv, .tsv, .parquet,
     .jsonl, …), a folder with tables train and test, or one that fpe embed wrote. You can interrupt a run; the
     same command resumes it, and adds trials or widths if more are given.
+
+    The folder gets best.safetensors, for fpe predict and fpe export, and best.md, a card of it. A model that
+    is there already stays if it is better on the rows that chose it, whatever its settings. If it was chosen
+    by other rows (of other data, another seed or held-out share, or for another budget) it cannot be
+    compared, and the command stops before it trains. --force replaces it in both cases.
 
     \b
     Example:
@@ -100,6 +108,8 @@ def fit(
         _check_budget(context)
     from fpe._util.files import to_json
     from fpe._util.terminal import progress_bar
+    from fpe.cli.budget import fit_budget, next_steps
+    from fpe.compare.best import CARD, MODEL
     from fpe.compare.config import FitConfig
     from fpe.compare.fit import run_fit
     from fpe.compare.report import fit_figure, fit_table
@@ -109,16 +119,15 @@ def fit(
     if not as_json:
         click.echo("\n".join(dataset.lines()) + "\n")
     if budget is not None:
-        from fpe.cli.budget import fit_budget
-
         own = {name: settings[name] for name in ("seed", "epochs", "batch_size")}
-        fit_budget(dataset, budget, out, fresh=fresh, as_json=as_json, jobs=jobs, **own)
+        fit_budget(dataset, budget, out, fresh=fresh, force=force, as_json=as_json, jobs=jobs, **own)
         return
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
-        result = run_fit(dataset, config, folder, jobs=jobs, fresh=fresh, on_trial=advance)
-    files = {"results": folder / "results.json"}
+        how: dict[str, Any] = {"jobs": jobs, "fresh": fresh, "force": force}
+        result = run_fit(dataset, config, folder, on_trial=advance, **how)
+    files = {"results": folder / "results.json", "model card": folder / CARD}
     try:
         fit_figure(result, folder / "accuracy.png")
         files["figure"] = folder / "accuracy.png"
@@ -131,10 +140,10 @@ def fit(
     click.echo(_training(result["config"]))
     click.echo(f"{samples:,} of the samples to learn from are held out to choose the best model\n")
     click.echo(fit_table(result) + "\n")
-    for name, file in {**files, "best model": folder / "best.safetensors"}.items():
+    for name, file in {**files, "best model": folder / MODEL}.items():
         click.echo(f"{name:<10}  {file}")
     click.echo(_best(result["best"], samples))
-    click.echo(f"  load it with fpe.load({str(folder / 'best.safetensors')!r})")
+    click.echo(next_steps(folder))
 
 
 def _check_budget(context: click.Context) -> None:
@@ -176,5 +185,5 @@ def _best(best: dict[str, Any], samples: int) -> str:
     if best["kept"]:
         text += "\n  it is of an earlier run in this folder, and better than the best model of this one"
     if best["replaced"]:
-        text += "\n  it replaces a model that was chosen on other data, or otherwise, and cannot be compared"
+        text += "\n  it replaces a model that is better, or that cannot be compared, as --force asks"
     return text

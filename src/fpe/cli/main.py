@@ -13,6 +13,7 @@ from fpe.cli.embed import embed
 from fpe.cli.export import export
 from fpe.cli.fit import fit
 from fpe.cli.plan import plan
+from fpe.cli.predict import predict
 from fpe.errors import ArgumentError, FPEError
 
 
@@ -74,5 +75,5 @@ def main() -> None:
     """  # noqa: D301
 
 
-for _command in (fit, embed, plan, export):
+for _command in (fit, predict, embed, plan, export):
     main.add_command(_command)

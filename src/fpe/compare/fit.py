@@ -10,12 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from fpe._util.files import finite, read_json, write_atomically, write_json
+from fpe._util.files import finite, write_atomically, write_json
+from fpe.compare.best import MODEL, check_replaceable, keep_best
 from fpe.compare.config import FitConfig
 from fpe.compare.runner import claim_folder, run_tasks
 from fpe.compare.store import commits, provenance
-from fpe.compare.trial import model_name, run_trial
+from fpe.compare.trial import judged_on, model_name, run_trial
 from fpe.data import Dataset
+from fpe.io.checkpoint import read_about
 from fpe.metrics import relative_improvement
 
 
@@ -26,20 +28,24 @@ def run_fit(
     *,
     jobs: int = -1,
     fresh: bool = False,
+    force: bool = False,
     on_trial: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Train dense and expanded networks over widths and trials, and store everything in the folder `out`.
 
     It gets ``trials/`` (a record and the expanded model of each trial), ``results.json``, which is returned,
-    and ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples. A
-    better one of an earlier run stays (``kept``); one that cannot be compared is replaced (``replaced``).
+    ``best.safetensors``: the expanded model of the highest accuracy on the held-out training samples, and
+    ``best.md``, its card. A better one of an earlier run stays (``kept``). If one that is there was judged by
+    other rows, so that it cannot be compared, `ArgumentError` is raised before anything is trained. With
+    `force` it is replaced in both cases (``replaced``).
 
     Each trial is stored as soon as it is finished, and not run again, so that a run can be interrupted and
     resumed, and widths and trials added; `fresh` removes the trials of an earlier run. Results do not depend
     on `jobs`, the number of processes (−1: one for each core). `on_trial` gets a short text after each trial.
-    Errors are those of `FitConfig.check`, `claim_folder` and `run_tasks`.
+    Other errors are those of `FitConfig.check`, `claim_folder` and `run_tasks`.
     """
     config.check(dataset)
+    check_replaceable(out, judged_on(dataset, config), force)
     claim_folder(out, config.identity(dataset), fresh)
     tasks = {
         f"h{hidden}-t{trial}": {
@@ -66,7 +72,7 @@ def run_fit(
         "config": {**config.filled(), "hidden": list(config.hidden)},
         "data": {**_description(dataset), "validation_samples": len(config.held_out(dataset)[1])},
         "rows": [_row([t for t in trials if t["hidden"] == hidden]) for hidden in config.hidden],
-        "best": _keep_best(trials, dataset, config, out),
+        "best": _keep_best(trials, out, force),
         "trials": trials,
         "commits": commits(trials),
         "provenance": provenance(),
@@ -76,26 +82,38 @@ def run_fit(
     return stored
 
 
-def _keep_best(
-    trials: list[dict[str, Any]], dataset: Dataset, config: FitConfig, out: Path
-) -> dict[str, Any]:
+def _keep_best(trials: list[dict[str, Any]], out: Path, force: bool) -> dict[str, Any]:
     """Copy the best expanded model of these trials to ``best.safetensors``, unless a better one is there."""
     best = max(trials, key=_merit)
-    judged_on = {
-        "fingerprint": dataset.fingerprint,
-        "validation_fraction": config.validation_fraction,
-        "seed": config.seed,
-    }
-    file = out / "best.safetensors"
-    earlier = (read_json(out / "results.json") or {}).get("best", {})
-    comparable = file.exists() and earlier.get("judged_on") == judged_on
-    if comparable and _merit(earlier) > _merit(best):
-        return {**earlier, "kept": True, "replaced": False}
     model = out / "trials" / model_name(best["hidden"], best["trial"])
-    replaced = file.exists() and not comparable
-    write_atomically(file, lambda temporary: shutil.copyfile(model, temporary))
-    own = {key: best[key] for key in ("hidden", "trial", "expanded")}
-    return {"file": file.name, **own, "judged_on": judged_on, "kept": False, "replaced": replaced}
+    about = read_about(model)
+
+    def copy(file: Path) -> None:
+        write_atomically(file, lambda temporary: shutil.copyfile(model, temporary))
+
+    kept, replaced = keep_best(out, about, copy, force)
+    if not kept:
+        own = {key: best[key] for key in ("hidden", "trial", "expanded")}
+        judged = about["measured"]["judged_on"]
+        return {"file": MODEL, **own, "judged_on": judged, "kept": False, "replaced": replaced}
+    about = read_about(out / MODEL)
+    settings, measured = about["settings"], about["measured"]
+    expanded = {
+        "neurons": settings["hidden"] * settings["factor"],
+        "nonzero": about["nonzero"],
+        "accuracy": measured["test_accuracy"],
+        "validation_accuracy": measured["validation_accuracy"],
+        "validation_loss": measured["validation_loss"],
+    }
+    own = {"hidden": settings["hidden"], "trial": settings["random_state"] - settings["seed"]}
+    return {
+        "file": MODEL,
+        **own,
+        "expanded": expanded,
+        "judged_on": measured["judged_on"],
+        "kept": True,
+        "replaced": False,
+    }
 
 
 def _merit(trial: dict[str, Any]) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fpe.compare.best import with_origin
 from fpe.compare.config import FitConfig, dense_network
 from fpe.compare.runner import one_thread
 from fpe.data import Dataset
@@ -16,7 +17,7 @@ from fpe.errors import ArgumentError
 from fpe.io.checkpoint import save
 from fpe.masked import count_nonzero
 from fpe.metrics import mean_cosine_similarity, total_capacity
-from fpe.models import CLASSES, standardized
+from fpe.models import ABOUT, CLASSES, standardized
 from fpe.training.loop import EarlyStopping, Record, accuracy, as_tensor, evaluate_loss
 from fpe.training.trials import Trial, train_trials
 
@@ -74,18 +75,60 @@ def run_trial(
         run("expanded", warm)
 
         kinds = [kind for kind in ("dense", "expanded", "double") if kind in networks]
+        measures: dict[str, Any] = {kind: _measures(networks[kind], parts) for kind in kinds}
         if models is not None:
             whole_model = standardized(wide, mean, scale) if config.standardize else wide
             setattr(whole_model, CLASSES, dataset.classes)
+            settings = {**config.filled(), "hidden": hidden, "trials": 1, "random_state": seed}
+            about = {
+                **dataset.about(),
+                "scaling": "scaler" if config.standardize else None,
+                "settings": {**settings, "scale": "auto" if config.standardize else None},
+                "measured": _measured(measures, dataset, config),
+            }
+            setattr(whole_model, ABOUT, with_origin(about, whole_model))
             save(whole_model, models / model_name(hidden, trial))
         return {
             "hidden": hidden,
             "trial": trial,
             "seed": seed,
-            **{kind: _measures(networks[kind], parts) for kind in kinds},
+            **measures,
             "accuracy_at_expansion": at_expansion,
             "history": history,
         }
+
+
+def judged_on(dataset: Dataset, config: FitConfig) -> dict[str, Any]:
+    """Return what two models of ``fpe fit`` must share to be compared: the rows that they are judged by."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "validation_fraction": config.validation_fraction,
+        "seed": config.seed,
+    }
+
+
+def _measured(measures: dict[str, dict[str, Any]], dataset: Dataset, config: FitConfig) -> dict[str, Any]:
+    """Return what a model says about its accuracy, and that of the dense networks beside it."""
+    own = measures["expanded"]
+    names = {"dense": "dense, trained alike", "double": "dense, twice the hidden neurons, trained alike"}
+    rivals = [
+        {
+            "name": name,
+            "nonzero": measures[kind]["nonzero"],
+            "validation_accuracy": measures[kind]["validation_accuracy"],
+            "test_accuracy": measures[kind]["accuracy"],
+        }
+        for kind, name in names.items()
+        if kind in measures
+    ]
+    return {
+        "judged_on": judged_on(dataset, config),
+        "validation_accuracy": own["validation_accuracy"],
+        "validation_loss": own["validation_loss"],
+        "validation": f"{len(config.held_out(dataset)[1]):,} of the training rows, which were held out",
+        "test_accuracy": own["accuracy"],
+        "rivals": rivals,
+    }
 
 
 def model_name(hidden: int, trial: int) -> str:

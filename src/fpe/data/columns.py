@@ -1,4 +1,4 @@
-"""Tables as features and labels: which column is what, which rows are the test part."""
+"""Which column of a table is the label, which are features, and which rows are the test part."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pandas
-from pandas.api import types
 
-from fpe.data.parts import LABELS, TESTS, TRAINS, Raw, label_names, quoted, why_unfit
+from fpe.data.encoding import is_text
+from fpe.data.parts import LABELS, TESTS, TRAINS, Raw, label_names, quoted
 from fpe.data.tables import read_table
-from fpe.errors import ArgumentError, DataError, did_you_mean, raise_problems
+from fpe.errors import ArgumentError, DataError, did_you_mean
 
 
 def read_parts(
@@ -31,7 +31,7 @@ def read_parts(
     frame, notes = read_table(path)
     dropped = _matching(frame, drop, path)
     names = [name for name in frame.columns if name not in dropped and name != split_column]
-    label = label_column(names, label, path, [name for name in names if _is_text(frame[name])])
+    label = label_column(names, label, path, [name for name in names if is_text(frame[name])])
     chosen = _matching(frame, features, path) if features else names
     chosen = [name for name in chosen if name in names and name != label]
     if not chosen:
@@ -49,14 +49,14 @@ def read_parts(
     elif split_column is not None:
         require_column(frame.columns, split_column, path)
         frame, other = _split(frame, split_column, path, notes)
-    X, y, columns = _arrays(frame, label, chosen, str(path), notes)
+    X, y = _labeled(frame, label, chosen, str(path), notes)
     counting = [name for name in chosen if _counts_rows(frame[name])]
     if counting:
         notes.append(f"{quoted(counting)} counts the rows: leave it out with --drop if it is no feature")
     parts = {"train": (X, y)}
     if other is not None:
-        parts["test"] = _arrays(other, label, chosen, f"{test or path} (test part)", notes)[:2]
-    return Raw(parts, None, columns, label, notes)
+        parts["test"] = _labeled(other, label, chosen, f"{test or path} (test part)", notes)
+    return Raw(parts, None, label, notes)
 
 
 def label_column(names: Sequence[str], label: str | None, source: object, texts: Sequence[str] = ()) -> str:
@@ -105,10 +105,10 @@ def _split(
     return frame[values == train], frame[values == test]
 
 
-def _arrays(
+def _labeled(
     frame: pandas.DataFrame, label: str, chosen: list[str], source: str, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Return features, labels and the features' names of all rows that have a label."""
+) -> tuple[pandas.DataFrame, np.ndarray]:
+    """Return the chosen columns and the labels of all rows that have a label."""
     names = np.array(label_names(frame[label].tolist(), f"column {label!r} of {source}"), dtype=object)
     known = np.array([name is not None for name in names])
     if not known.any():
@@ -116,74 +116,7 @@ def _arrays(
     if not known.all():
         notes.append(f"{int((~known).sum()):,} of {len(known):,} rows of {source} have no label: left out")
         frame = frame[known]
-    X, features = _matrix(frame[chosen], source)
-    return X, names[known], features
-
-
-def _matrix(frame: pandas.DataFrame, source: str) -> tuple[np.ndarray, list[str]]:
-    """Turn columns into float32: a number is a feature, a list of numbers as many as it is long.
-
-    All columns that cannot be features are named in one error.
-    """
-    columns, names, problems = list[np.ndarray](), list[str](), list[str]()
-    for name in frame.columns:
-        values, why = _values(frame[name]), None
-        if isinstance(values, str):
-            why = f"is no feature ({values}); make it numbers as pandas.get_dummies does, give it as --label"
-        elif not (why := why_unfit(values)):
-            columns.append(values.reshape(len(frame), -1).astype(np.float32, copy=False))
-            names += [name] if values.ndim == 1 else [f"{name}[{i}]" for i in range(values.shape[1])]
-        if why:
-            problems.append(f"column {name!r} of {source} {why}, or leave it out with --drop.")
-    raise_problems(problems[:10], DataError, source)
-    return columns[0] if len(columns) == 1 else np.hstack(columns), names
-
-
-def _is_text(column: pandas.Series[Any]) -> bool:
-    return not isinstance(column.dtype, pandas.ArrowDtype) and types.infer_dtype(column) == "string"
-
-
-def _values(column: pandas.Series[Any]) -> np.ndarray | str:
-    """Return a column's numbers, (rows,) or for lists (rows, length); or what it has instead."""
-    if isinstance(column.dtype, pandas.ArrowDtype):
-        return _lists(column)
-    found = types.infer_dtype(column)
-    if found in ("empty", "boolean", "decimal", "integer", "floating", "mixed-integer-float"):
-        exact = np.float32 if column.dtype in (np.float32, np.float16) else np.float64
-        return np.asarray(column.to_numpy(dtype=exact, na_value=np.nan))
-    if found == "string":
-        return "text"
-    if found.startswith(("date", "time")):
-        return "dates or times"
-    if all(isinstance(value, list | tuple | np.ndarray) for value in column.dropna()):
-        return _lists(column)
-    return f"of type {found}"
-
-
-def _lists(column: pandas.Series[Any]) -> np.ndarray | str:
-    """Return lists of numbers as an array, (rows, length); those in Arrow's flat array are not copied."""
-    absent = int(column.isna().sum())
-    if absent:
-        return f"{absent:,} rows without a list"
-    try:
-        if isinstance(column.dtype, pandas.ArrowDtype):
-            import pyarrow.compute
-
-            lists: Any = pyarrow.chunked_array(pyarrow.array(column.array)).combine_chunks()
-            lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
-            values = lists.flatten().to_numpy(zero_copy_only=False)
-        else:
-            lengths = column.map(len)
-            values = np.array([value for row in column for value in row])
-        if values.dtype == object and not any(isinstance(value, str | bytes) for value in values):
-            values = values.astype(np.float64)  # None among numbers is NaN
-    except (TypeError, ValueError):
-        return "lists of lists"
-    if lengths.min() != lengths.max() or not len(values):
-        return f"lists of {lengths.min()} to {lengths.max()} values"
-    if values.ndim != 1 or values.dtype.kind not in "biuf":
-        return "lists of other things than numbers"
-    return np.asarray(values.reshape(len(column), -1))
+    return frame[chosen], names[known]
 
 
 def _counts_rows(column: pandas.Series[Any]) -> bool:

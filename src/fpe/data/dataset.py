@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +16,9 @@ from fpe.data.embed.shards import MANIFEST, read_embeddings
 from fpe.data.named import NAMED, read_npz
 from fpe.data.parts import TESTS, Raw, label_names, number_classes, quoted, some, why_unfit
 from fpe.errors import ArgumentError, DataError, did_you_mean
+
+if TYPE_CHECKING:
+    from fpe.data.encoding import Encoding
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Dataset:
         The classes' names, by number.
     fingerprint : str
         A hash of all arrays.
-    features : list of str
-        The features' names; empty if they have none.
+    encoding : Encoding or None
+        How the columns of a table became the features; None if the source is no table.
     label : str or None
         The column of labels of a table.
     notes : list of str
         What was left out, guessed or held out, and why.
+    source : str
+        The name of the file or folder, or of the data.
     """
 
     name: str
@@ -49,14 +54,38 @@ class Dataset:
     y_test: np.ndarray
     classes: list[str]
     fingerprint: str
-    features: list[str] = field(default_factory=list)
+    encoding: Encoding | None = None
     label: str | None = None
     notes: list[str] = field(default_factory=list)
+    source: str = ""
+
+    @property
+    def features(self) -> list[str]:
+        """The features' names; empty if they have none."""
+        return [] if self.encoding is None else self.encoding.features
 
     @property
     def majority_accuracy(self) -> float:
         """Test accuracy of always answering the most frequent class of the training part."""
         return float((self.y_test == np.bincount(self.y_train).argmax()).mean())
+
+    def about(self) -> dict[str, Any]:
+        """Return what a model of these data has to know about its inputs and outputs, as JSON takes it."""
+        whole = all(name.removeprefix("-").isdecimal() and str(int(name)) == name for name in self.classes)
+        return {
+            "predicts": "classes",
+            "classes": [int(name) for name in self.classes] if whole else self.classes,
+            "label": self.label,
+            "columns": None if self.encoding is None else self.encoding.to_list(),
+            "features": self.X_train.shape[1],
+            "data": {
+                "name": self.source or self.name,
+                "fingerprint": self.fingerprint,
+                "training_samples": len(self.X_train),
+                "test_samples": len(self.X_test),
+                "majority_accuracy": self.majority_accuracy,
+            },
+        }
 
     def lines(self) -> list[str]:
         """Return what was loaded, as lines of text: rows, features, labels, what was left out."""
@@ -102,8 +131,10 @@ def load(
     none, the error lists the columns. Rows without a label are left out and counted.
 
     **The features** are all other columns: numbers and truth values are one feature each, lists of numbers as
-    many as they are long. Text, dates, missing and infinite values are refused. A column that is only known
-    once the label is known must be dropped.
+    many as they are long, and names as many as there are different ones in the training part, of which one is
+    1. Missing numbers are replaced by the median of the training part; missing names, and those that it does
+    not have, are zeros. Other texts, dates, infinite values and gaps in lists are refused. A column that is
+    only known once the label is known must be dropped.
 
     **The test part** is `test`, or the rows that `split_column` names, or the source's own part called test,
     or else validation, val or dev; failing that, a share is held out at random, with the classes in
@@ -148,8 +179,8 @@ def load(
         raise ArgumentError(f"test fraction is {test_fraction!r}; give a share between 0 and 1.")
     options = {"label": label, "test": test, "split_column": split_column, "drop": drop, "features": features}
     raw, name = _read(Path(source), str(source), options)
-    notes = list(raw.notes)
-    X = {part: _features(X, part) for part, (X, _) in raw.parts.items()}
+    notes, encoding = list(raw.notes), None
+    X = {part: _features(X, part) if isinstance(X, np.ndarray) else X for part, (X, _) in raw.parts.items()}
     y, classes = _labels(raw, str(source))
     if len(np.unique(y["train"])) < 2:
         only = classes[y["train"][0]]
@@ -158,18 +189,29 @@ def load(
         raise DataError(f"each of the {len(classes)} rows has its own label; give --label.")
     if "test" not in X:
         share = 0.2 if test_fraction is None else test_fraction
-        X["train"], X["test"], y["train"], y["test"] = _hold_out(X["train"], y["train"], share, seed, classes)
+        rows = dict(zip(("train", "test"), _hold_out(y["train"], share, seed, classes), strict=True))
+        y = {part: y["train"][own] for part, own in rows.items()}
+        whole = X["train"]
+        X = {part: _rows(whole, own) for part, own in rows.items()}
         notes.append(f"{share:.0%} are held out to test on, classes in proportion")
     elif test_fraction is not None:
         raise ArgumentError(f"test_fraction is {test_fraction}, but {source} has a test part; leave it out.")
     elif X["train"].shape[1] != X["test"].shape[1]:
         counts = X["train"].shape[1], X["test"].shape[1]
         raise DataError(f"the training part has {counts[0]} features, the test part {counts[1]}.")
-    constant = int((X["train"][0] == X["train"]).all(axis=0).sum())
-    if constant and raw.features:
-        notes.append(f"{constant} of the features have one value in all training rows")
+    if not isinstance(X["train"], np.ndarray):  # the columns of a table
+        from fpe.data.encoding import Encoding
+
+        encoding = Encoding.of(X["train"], str(source), notes)
+        for part, frame in X.items():
+            X[part] = encoding.encode(frame, f"{source}{' (test part)' * (part == 'test')}", notes)
+        constant = int((X["train"][0] == X["train"]).all(axis=0).sum())
+        if constant:
+            notes.append(f"{constant} of the features have one value in all training rows")
     arrays = (X["train"], y["train"], X["test"], y["test"])
-    return Dataset(name, *arrays, classes, _hash(arrays), raw.features, raw.label, notes)
+    return Dataset(
+        name, *arrays, classes, _hash(arrays), encoding, raw.label, notes, Path(source).resolve().name
+    )
 
 
 def _read(path: Path, source: str, options: dict[str, Any]) -> tuple[Raw, str]:
@@ -239,17 +281,22 @@ def _labels(raw: Raw, source: str) -> tuple[dict[str, np.ndarray], list[str]]:
     return {part: y.astype(np.int64) for part, y in given.items()}, [str(name) for name in raw.classes]
 
 
-def _hold_out(X: np.ndarray, y: np.ndarray, share: float, seed: int, classes: list[str]) -> list[np.ndarray]:
+def _hold_out(y: np.ndarray, share: float, seed: int, classes: list[str]) -> list[np.ndarray]:
+    """Return the numbers of the rows to learn from, and of those that are held out."""
     from sklearn.model_selection import train_test_split
 
     try:
-        split = train_test_split(X, y, test_size=share, random_state=seed, stratify=y)
+        split = train_test_split(np.arange(len(y)), test_size=share, random_state=seed, stratify=y)
     except ValueError as error:
         rare = [classes[i] for i in np.flatnonzero(np.bincount(y) == 1)]
         why = f"{len(rare)} classes have a single sample ({quoted(rare)})" if rare else str(error)
         why = f"with a test fraction of {share}: {why}; remove classes, or give a test part of your own"
-        raise DataError(f"{len(X)} rows with {len(classes)} classes cannot be split {why}.") from error
-    return [np.ascontiguousarray(part) for part in split]
+        raise DataError(f"{len(y)} rows with {len(classes)} classes cannot be split {why}.") from error
+    return list(split)
+
+
+def _rows(X: Any, rows: np.ndarray) -> Any:
+    return np.ascontiguousarray(X[rows]) if isinstance(X, np.ndarray) else X.iloc[rows]
 
 
 def _hash(arrays: Sequence[np.ndarray]) -> str:

@@ -25,12 +25,14 @@ BROKEN = (OSError, EOFError, ValueError, RuntimeError, zlib.error, lzma.LZMAErro
 
 @dataclass(frozen=True)
 class Raw:
-    """Unchecked features and labels of the parts ``"train"`` and, where there is one, ``"test"``."""
+    """Unchecked features and labels of the parts ``"train"`` and, where there is one, ``"test"``.
 
-    parts: dict[str, tuple[np.ndarray, np.ndarray]]
+    Features are arrays, or frames with the columns of a table.
+    """
+
+    parts: dict[str, tuple[Any, np.ndarray]]
     #: Names of the classes, where labels are numbers from 0.
     classes: np.ndarray | None = None
-    features: list[str] = field(default_factory=list)
     label: str | None = None
     notes: list[str] = field(default_factory=list)
 

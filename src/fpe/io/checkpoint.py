@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from fpe import __version__
-from fpe._util.files import write_atomically
+from fpe._util.files import finite, write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
 from fpe.io.compact import encode_mask, free_values, mask_buffers, masks_of, restore_
 from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
-from fpe.models import CLASSES, mlp, mlp_sizes
+from fpe.models import ABOUT, CLASSES, mlp, mlp_sizes
 from fpe.packing.summary import Packing
 
 #: Formats of files. Before 6, zeros are stored, and masks as booleans. Formats 2 and 4 are of masked models,
@@ -39,9 +39,7 @@ STORAGE_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _KEY = "fpe"
 
 
-def save(
-    model: nn.Module, path: str | os.PathLike[str], *, storage_dtype: str | torch.dtype | None = None
-) -> None:
+def save(model: Any, path: str | os.PathLike[str], *, storage_dtype: str | torch.dtype | None = None) -> None:
     """Write an expanded or packed model's weights, masks and plan; if that fails, an old file stays.
 
     Of masked parameters only the free values are stored, and where they are: one bit for each entry of the
@@ -49,11 +47,13 @@ def save(
 
     Parameters
     ----------
-    model : nn.Module
+    model : nn.Module, FPEClassifier or FPERegressor
         What `fpe.expand` or `fpe.pack` returned, trained or not, also inside ``torch.compile``,
         ``DistributedDataParallel`` or ``AveragedModel``, or sharded by ``fully_shard``. It is not changed.
         Every process that calls this writes its file, as with ``torch.save``. If the model is sharded, all
-        processes must call it, and the first of those that give the same path writes.
+        processes must call it, and the first of those that give the same path writes. The file of a fitted
+        estimator also has the names of its features, its classes or the scaling of its targets, and its
+        parameters, for `fpe.load_classifier`.
     path : path-like
         The file, ``.safetensors`` by convention. Missing parent folders are made.
     storage_dtype : {"float16", "bfloat16"} or torch.dtype, optional
@@ -91,7 +91,7 @@ def save(
     from safetensors.torch import save_file
 
     storage = _storage_type(storage_dtype)
-    model = unwrapped(model)
+    model = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
     writes = _checked_everywhere(model, path)
     tensors, tied = _storable(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -102,6 +102,8 @@ def save(
     manifest |= {**shapes_of(model), "tied": tied, **({"rounded": rounded} if rounded else {})}
     if getattr(model, CLASSES, None):
         manifest["classes"] = [str(name) for name in getattr(model, CLASSES)]
+    if getattr(model, ABOUT, None):
+        manifest["about"] = finite(getattr(model, ABOUT))
     metadata = {"format": "pt", _KEY: json.dumps(manifest, separators=(",", ":"))}
 
     def write(temporary: Path) -> None:
@@ -128,7 +130,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
     -------
     nn.Module
         The expanded, or packed, model in the types of the file, with ``fpe_plan`` and ``fpe_packing``, and
-        with ``fpe_classes``, the names of the classes, if the model that was saved had them.
+        with ``fpe_classes``, the names of the classes, and ``fpe_about``, if the model that was saved had
+        them. `fpe.load_classifier` makes an estimator of the file instead.
 
     Raises
     ------
@@ -169,9 +172,36 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
             f"{shorten(str(error), 500)}. Give like=… the dense model that was expanded."
         ) from error
     _note(model, manifest)
-    if manifest.get("classes"):
-        setattr(model, CLASSES, manifest["classes"])
+    for name, key in ((CLASSES, "classes"), (ABOUT, "about")):
+        if manifest.get(key):
+            setattr(model, name, manifest[key])
     return model
+
+
+def read_about(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a file says about its model's inputs, outputs and origin; empty if it says nothing.
+
+    `CheckpointError` is raised as by `load`; no weights are read.
+    """
+    about = _read(Path(path), tensors=False)[1].get("about", {})
+    return about if isinstance(about, dict) else {}
+
+
+def described(model: nn.Module) -> dict[str, Any]:
+    """Return what a model says about its inputs and outputs, for files of other formats.
+
+    Of ``features`` (names, in their order), ``columns`` (how the columns of a table become them), ``classes``
+    (names) and ``target`` (mean and spread by which the outputs of a regression are scaled) those that it
+    has.
+    """
+    about = getattr(model, ABOUT, {})
+    found = {"classes": getattr(model, CLASSES, None), "columns": about.get("columns")}
+    found["target"] = about.get("target")
+    if found["columns"]:
+        from fpe.data.encoding import Encoding  # which loads pandas
+
+        found["features"] = Encoding.from_list(found["columns"]).features
+    return {name: value for name, value in found.items() if value}
 
 
 def shapes_of(wide: nn.Module) -> dict[str, Any]:
@@ -319,7 +349,7 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, tied
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -327,7 +357,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            found = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}); it may be truncated. Save the model again, "
@@ -349,4 +380,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} has format {version}, this fpe {__version__} reads formats {known}; "
             f"it was written by fpe {manifest.get('fpe')}: use that version."
         )
-    return tensors, manifest
+    return found, manifest

@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from fpe._util.files import write_atomically
+from fpe._util.files import to_json, write_atomically
 from fpe._util.modules import seeded, uncompiled
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
 from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
+from fpe.io.checkpoint import described
 from fpe.io.onnx_zeros import drop_zeros_
-from fpe.models import CLASSES
 from fpe.packing.layers import bytes_of
 from fpe.packing.separate import for_onnx
 from fpe.packing.verify import cannot_run, difference, error_text, largest
@@ -97,7 +98,9 @@ def export(
         Ends in ``.onnx`` (needs the extra ``onnx``), ``.pt2`` (for ``torch.export.load``; a quantized model
         needs torchao there), or ``.c``, beside which a ``.h`` of the same stem is written. In ONNX, weights
         with many zeros are stored as their non-zeros; onnxruntime, as any runtime that folds constants, makes
-        them dense when it loads the file.
+        them dense when it loads the file. ONNX has what the model says about its inputs and outputs as JSON
+        in its metadata, ``fpe_features``, ``fpe_columns``, ``fpe_classes`` and ``fpe_target``; C has the
+        names of classes as an array and those of features as comments.
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
@@ -174,7 +177,7 @@ def export(
             kind = type(model).__name__
             if path.suffix == ".onnx":  # an operation may be missing there
                 with _model_error(f"torch cannot write this {kind} as ONNX", "; .pt2 may do.", writes=True):
-                    _save_onnx(program, temporary, wrapped)
+                    _save_onnx(program, temporary, wrapped, described(model))
             else:  # a tensor may be of a kind that an archive cannot contain
                 with _model_error(f"torch cannot write this {kind} as an archive", writes=True):
                     torch.export.save(program, temporary)
@@ -191,11 +194,18 @@ def _export_c(
 
     if batch_axis != 0:
         raise ArgumentError(f"batch_axis is {batch_axis!r}; C takes one row at a time: leave it out.")
-    own: dict[str, Any] = {"classes": getattr(model, CLASSES, None)}
     if hasattr(model, "_deployed"):  # an estimator
-        model, own = model._deployed()
+        model = model._deployed()
     _check(model, path)
-    written = write_c(model, path, example_inputs=example_inputs, weights=weights, unroll=unroll, **own)
+    own = described(model)
+    target = own.get("target")
+    how: dict[str, Any] = {
+        "classes": own.get("classes"),
+        "target": None if target is None else (np.array(target["mean"]), np.array(target["spread"])),
+        "features": own.get("features"),
+        "columns": own.get("columns"),
+    }
+    written = write_c(model, path, example_inputs=example_inputs, weights=weights, unroll=unroll, **how)
     return Export(path, path.stat().st_size, dynamic={}, **written)
 
 
@@ -307,7 +317,7 @@ def _exported(wrapped: _TensorsOnly) -> ExportedProgram:
             ) from error
 
 
-def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> None:
+def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly, about: dict[str, Any]) -> None:
     import onnxscript.optimizer
 
     each_is_tensor = all(isinstance(v, Tensor) for v in (*wrapped.call[0], *wrapped.call[1].values()))
@@ -322,6 +332,7 @@ def _save_onnx(program: ExportedProgram, path: Path, wrapped: _TensorsOnly) -> N
     for node in written.model.graph:
         node.metadata_props.clear()  # where in Python it was written: more bytes than a small model
     drop_zeros_(written.model)
+    written.model.metadata_props.update({f"fpe_{name}": to_json(value) for name, value in about.items()})
     written.save(path, external_data=False)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, DataError
 from fpe.expansion.planner import plan
-from fpe.models import mlp
+from fpe.models import CLASSES, mlp
 from fpe.sklearn.inputs import as_dense, as_inputs, checked_labels, has_several_labels
 from fpe.sklearn.network import DEFAULT_HIDDEN, Network
 from fpe.training.loop import accuracy_of, as_tensor
@@ -33,6 +33,8 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
     they are trained. The best is trained on all data. With `hidden` and `budget` one network is pruned. With
     `hidden` alone a dense network is trained, expanded and trained on, at its own count of non-zeros (section
     3.3). Computes in float32 if X is float32, else in float64.
+
+    `fpe.save` writes a fitted one to a file, and `fpe.load_classifier` reads it.
 
     Parameters
     ----------
@@ -197,6 +199,11 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         classes : array-like, optional
             All labels of this and all later calls; needed in the first call.
         """
+        if self._loaded:
+            raise ArgumentError(
+                "this classifier was loaded from a file, which has no state of a training; call fit, or "
+                "train its model_ in your own loop."
+            )
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise ArgumentError("classes must be given in the first call of partial_fit: all labels to come.")
@@ -258,9 +265,16 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         codes = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
         return np.asarray(self.classes_[codes])
 
-    def _deployed(self) -> tuple[nn.Module, dict[str, Any]]:
-        model, _ = super()._deployed()
-        return model, {"classes": None if self._several else [str(name) for name in self.classes_]}
+    def _deployed(self) -> nn.Module:
+        model = super()._deployed()
+        if not self._several:
+            setattr(model, CLASSES, [str(name) for name in self.classes_])
+        return model
+
+    def _targets(self) -> dict[str, Any]:
+        plain = self.classes_.dtype.kind in "iubf"
+        classes = self.classes_.tolist() if plain else [str(name) for name in self.classes_]
+        return {"predicts": "labels" if self._several else "classes", "classes": classes}
 
     @property
     def _several(self) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import joblib
 import numpy as np
+import scipy.sparse
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
@@ -16,13 +19,14 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from fpe import __version__
 from fpe._util.terminal import progress_bar
 from fpe.errors import ArgumentError, DataError, FPEError
 from fpe.expansion.planner import plan
 from fpe.expansion.pruning import InputPruning, Pruning
 from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
-from fpe.models import mlp, standardized
+from fpe.models import ABOUT, mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
 from fpe.training import late
@@ -34,6 +38,9 @@ from fpe.training.recipe import Recipe
 from fpe.training.search import default_epochs, dense_count, search
 from fpe.training.trials import Trial, best_of, train_trials
 
+if TYPE_CHECKING:
+    from fpe.data.encoding import Encoding
+
 #: Hidden neurons of the dense network whose count is the default budget.
 DEFAULT_HIDDEN = 16
 #: Parameters that a search chooses, and their defaults.
@@ -44,6 +51,9 @@ class Network(BaseEstimator):  # type: ignore[misc]
     """What both estimators have in common: parameters, scaling, search, training."""
 
     _trial: Trial
+    #: Whether a file was loaded, and how it makes features of columns, if it says so.
+    _loaded = False
+    _encoding: Encoding | None = None
     _scaler: tuple[Tensor, Tensor] | None = None
     #: Entries of an interrupted search, and what stores new ones.
     _known: Sequence[Entry] = ()
@@ -114,6 +124,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     @property
     def dense_model_(self) -> nn.Module:
         """The network before it was expanded or pruned, for unscaled or scaled features as `model_`."""
+        if self._loaded:
+            raise AttributeError("the file that was loaded has no dense network; fit has one.")
         return self._with_scaler(self._trial.dense)
 
     def _with_scaler(self, network: nn.Module) -> nn.Module:
@@ -133,10 +145,26 @@ class Network(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         return count_nonzero(self.model_)
 
-    def _deployed(self) -> tuple[nn.Module, dict[str, Any]]:
-        """Return the network, and what `fpe.export` writes as C beside it."""
+    def _deployed(self) -> nn.Module:
+        """Return the network with what `fpe.save` and `fpe.export` write about it."""
         check_is_fitted(self)
-        return self.model_, {}
+        model = self.model_
+        if not self._loaded:
+            names = getattr(self, "feature_names_in_", None)
+            number = {"kind": "number", "missing": None}
+            about = {
+                "columns": None if names is None else [{"name": str(name), **number} for name in names],
+                "features": self.n_features_in_,
+                "scaling": None if self._scaler is None else "scaler",
+                "settings": {name: _plain(value) for name, value in self.get_params(deep=False).items()},
+                "provenance": {"fpe": __version__},
+            }
+            setattr(model, ABOUT, about | self._targets())
+        return model
+
+    def _targets(self) -> dict[str, Any]:
+        """Return what the outputs are."""
+        raise NotImplementedError
 
     @contextmanager
     def _unchanged_on_error(self) -> Iterator[None]:
@@ -174,6 +202,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         """Choose a network, if none is given, and train it; `how` says what it has to learn."""
         recipe, device = self._recipe(X.shape[1]), torch.device(self.device)
+        self._loaded, self._encoding = False, None
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._scaler = scaler_of(X, weight) if self.scale == "auto" else None
         inputs, y = self._scaled(as_tensor(X)).to(device), y.to(device)
@@ -320,8 +349,14 @@ class Network(BaseEstimator):  # type: ignore[misc]
 
     def _outputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
-        X = as_dense(X)
+        if self._encoding is not None:
+            notes = list[str]()
+            X = self._encoding.matrix(as_dense(X) if scipy.sparse.issparse(X) else X, notes)
+            for note in notes:
+                warnings.warn(f"{note}.", stacklevel=3)
+        else:
+            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
+            X = as_dense(X)
         inputs, network = self._scaled(as_inputs(X, self.model_)), self._trial.model
         outputs = predict_logits(network, inputs.to(next(network.parameters()).device)).cpu()
         if not finite(outputs):
@@ -331,7 +366,34 @@ class Network(BaseEstimator):  # type: ignore[misc]
             )
         return outputs
 
+    def _restore(self, model: nn.Module, about: Mapping[str, Any], kind: str) -> None:
+        """Become the estimator of a file: its network, its columns, its parameters."""
+        known, given = self.get_params(deep=False), about.get("settings", {})
+        own = {k: v for k, v in given.items() if k in known}
+        self.set_params(**{k: v for k, v in own.items() if not (isinstance(v, Mapping) and "repr" in v)})
+        self._trial = Trial.start(Recipe(objective=Objective(kind)), model, 0)
+        self._loaded, self.n_features_in_ = True, about["features"]
+        if about.get("columns"):
+            from fpe.data.encoding import Encoding  # which loads pandas
+
+            self._encoding = Encoding.from_list(about["columns"])
+            count = len(self._encoding.features)
+            if count != about["features"]:
+                raise ValueError(f"columns that become {count} features for {about['features']} inputs")
+            names = [column.name for column in self._encoding.columns]
+            self.feature_names_in_, self.n_features_in_ = np.array(names, dtype=object), len(names)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
+
+
+def _plain(value: Any) -> Any:
+    """Return a parameter as JSON takes it; one that JSON does not have as a mapping with its text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    value = list(value) if isinstance(value, tuple) else value
+    try:
+        return value if json.loads(json.dumps(value)) == value else {"repr": repr(value)}
+    except TypeError:
+        return {"repr": repr(value)}

@@ -9,7 +9,7 @@ import torch
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, validate_data
-from torch import Tensor, nn
+from torch import Tensor
 
 from fpe.sklearn.inputs import as_dense, mean_and_spread
 from fpe.sklearn.network import Network
@@ -80,9 +80,9 @@ class FPERegressor(RegressorMixin, Network):  # type: ignore[misc]
             self._fit(X, targets, None, how, weight)
         return self
 
-    def _deployed(self) -> tuple[nn.Module, dict[str, Any]]:
-        model, _ = super()._deployed()
-        return model, {"target": getattr(self, "_target", None)}
+    def _targets(self) -> dict[str, Any]:
+        mean, spread = (own.tolist() for own in self._target)
+        return {"predicts": "numbers", "target": {"mean": mean, "spread": spread, "single": self._single}}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

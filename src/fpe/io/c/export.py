@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +55,13 @@ def write_c(
     unroll: bool = False,
     classes: Sequence[str] | None = None,
     target: tuple[np.ndarray, np.ndarray] | None = None,
+    features: Sequence[str] | None = None,
+    columns: Sequence[Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write a model as C, as `fpe.export` describes; return the fields of an `Export` that are about C.
 
-    `classes` are the names of the classes, `target` the mean and the spread of what is predicted.
+    `classes` are the names of the classes, `target` the mean and the spread of what is predicted, `features`
+    the names of the inputs, `columns` those of a table that become them (`fpe.data.encoding`).
     """
     if weights not in WEIGHTS:
         raise ArgumentError(f"weights is {weights!r}; give one of {', '.join(WEIGHTS)}.")
@@ -84,7 +87,12 @@ def write_c(
         )
     network = rounded(network, weights, np.concatenate([made_up, rows]))
     expected = network(rows.astype(np.float64))
-    source = source_of(network, path.stem, rows[:TEST_ROWS], weights=weights, unroll=unroll, classes=classes)
+    if features is not None and len(features) != network.inputs:
+        raise ModelError(f"there are {len(features)} names of features and {network.inputs} inputs.")
+    fills = {column["name"]: column.get("missing") for column in columns or ()}
+    inputs = [(name, fills.get(name)) for name in features or ()]
+    how: dict[str, Any] = {"weights": weights, "unroll": unroll, "classes": classes, "features": inputs}
+    source = source_of(network, path.stem, rows[:TEST_ROWS], **how)
     level = "-O0" if unroll and network.nonzero > OPTIMIZED else "-O2"
     own = _compiled(source, path.stem, network, rows, level)
     if own is not None and not (found := _difference(own, expected)) <= TOLERANCE * largest:

@@ -12,7 +12,7 @@ import numpy as np
 
 from fpe import __version__
 from fpe.io.c.network import Activation, Affine, Network, Norm, Step
-from fpe.io.c.text import Text, c_number, c_numbers, c_string, identifier
+from fpe.io.c.text import Text, c_comment, c_number, c_numbers, c_string, identifier
 from fpe.io.c.unrolled import unrolled
 
 #: Largest difference of the code to its network in double precision, relative to the largest output.
@@ -182,7 +182,7 @@ extern "C" {
 #define ${upper}_INPUTS $inputs
 #define ${upper}_OUTPUTS $outputs
 
-/* Compute the $what of one row: ${upper}_INPUTS numbers at x to ${upper}_OUTPUTS numbers at out. */
+/* Compute the $what of one row: ${upper}_INPUTS numbers at x to ${upper}_OUTPUTS numbers at out. */$features
 void ${name}_scores(const float *x, float *out);
 $classes
 #ifdef __cplusplus
@@ -264,8 +264,12 @@ def source_of(
     weights: str,
     unroll: bool,
     classes: Sequence[str] | None,
+    features: Sequence[tuple[str, float | None]] = (),
 ) -> Source:
-    """Return C code for a rounded network; `rows`, (rows, inputs), are for its self-test."""
+    """Return C code for a rounded network; `rows`, (rows, inputs), are for its self-test.
+
+    `features` are the names of the inputs and what replaces missing values, for a comment.
+    """
     name = identifier(stem)
     text = Text(network, weights)
     (unrolled if unroll else _loops)(text)
@@ -294,7 +298,12 @@ def source_of(
         common["search"] = Template(common["search"]).substitute(common)
         header_classes = _HEADER_CLASSES.substitute(common)
         source_classes = _CLASSES.substitute(common)
-    header = _HEADER.substitute(common, classes=header_classes)
+    lines = [
+        f"   x[{i}]  {c_comment(own)}{'' if fill is None else f' (missing: {fill:.9g})'}"
+        for i, (own, fill) in enumerate(features)
+    ]
+    inputs = "\n".join(["\n/* The inputs are", *lines, "*/"]) if lines else ""
+    header = _HEADER.substitute(common, classes=header_classes, features=inputs)
     includes = [f'#include "{stem}.h"', *(f"#include <{own}>" for own in sorted(text.headers))]
     parts = ["\n".join(includes), *text.arrays, *text.functions.values()]
     body = "\n".join(text.body)

@@ -84,6 +84,11 @@ def c_string(text: str) -> str:
     return '"' + "".join(c if c in plain else "".join(f"\\{b:03o}" for b in c.encode()) for c in text) + '"'
 
 
+def c_comment(text: str) -> str:
+    """Return a text in one line that cannot end or begin a comment."""
+    return re.sub(r"[\x00-\x1f\x7f\u2028\u2029\\]|\?\?/|\*(?=/)|/(?=\*)", "_", text)
+
+
 def identifier(stem: str) -> str:
     """Return a file's stem as the beginning of C identifiers."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", stem).strip("_")

@@ -1,0 +1,140 @@
+"""The best model of a folder of ``fpe fit``: which one stays, what it says about itself, its card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fpe._util.files import write_atomically
+from fpe.compare.store import provenance
+from fpe.errors import ArgumentError, CheckpointError
+from fpe.io.checkpoint import read_about
+from fpe.masked import counted_parameters
+
+MODEL, CARD = "best.safetensors", "best.md"
+#: Columns, classes and rivals that a card shows.
+SHOWN = 8
+
+
+def with_origin(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Add counts and versions to what a model says about itself."""
+    counts = [(count, parameter.numel()) for _, parameter, count in counted_parameters(model)]
+    nonzero, parameters = map(sum, zip(*counts, strict=True))
+    # Without the time, so that the same run writes the same file.
+    made_by = {key: value for key, value in provenance().items() if key != "written"}
+    return {**about, "nonzero": nonzero, "parameters": parameters, "provenance": made_by}
+
+
+def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -> None:
+    """Refuse, before anything is trained, a folder whose model could not be compared with a new one.
+
+    Two models can be compared if they were judged by the same rows: `judged_on` is equal.
+    """
+    file = folder / MODEL
+    if force or not file.exists():
+        return
+    try:
+        earlier = read_about(file).get("measured", {}).get("judged_on", {})
+    except CheckpointError as error:
+        raise ArgumentError(f"{error} Give another --out, or --force to replace it.") from error
+    if earlier != judged_on:
+        keys = [key for key in {**earlier, **judged_on} if earlier.get(key) != judged_on.get(key)]
+        how = "; ".join(f"{key} {earlier.get(key)!r}, now {judged_on.get(key)!r}" for key in keys)
+        raise ArgumentError(
+            f"{file} was chosen by other rows ({how if earlier else 'it does not say which'}), and cannot be "
+            "compared with a new model; give another --out, or --force to replace it."
+        )
+
+
+def keep_best(
+    folder: Path, about: Mapping[str, Any], write: Callable[[Path], object], force: bool
+) -> tuple[bool, bool]:
+    """Let `write` fill the folder's model, and write its card, unless a better one is there.
+
+    Return whether the earlier one was kept, and whether it was replaced though it is better or cannot be
+    compared. A tie is no reason to keep it: the same run writes the same files.
+    """
+    file, earlier = folder / MODEL, dict[str, Any]()
+    exists = file.exists()
+    if exists:
+        try:
+            earlier = read_about(file).get("measured", {})
+        except CheckpointError:  # only `force` comes here
+            earlier = {}
+    measured = about["measured"]
+    comparable = exists and earlier.get("judged_on") == measured["judged_on"]
+    better = comparable and _merit(earlier) > _merit(measured)
+    if better and not force:
+        return True, False
+    write_atomically(folder / CARD, lambda temporary: temporary.write_text(card(about), encoding="utf-8"))
+    write(file)
+    return False, exists and (better or not comparable)
+
+
+def _merit(measured: Mapping[str, Any]) -> tuple[float, float]:
+    return measured["validation_accuracy"], -(measured.get("validation_loss") or 0.0)
+
+
+def card(about: Mapping[str, Any]) -> str:
+    """Return the model card, in Markdown, of what a model of ``fpe fit`` says about itself."""
+    data, measured, made_by = about["data"], about["measured"], about["provenance"]
+    columns, classes = about["columns"] or [], about["classes"]
+    inputs = f"{about['features']:,} features"
+    if columns:
+        inputs = f"{len(columns):,} columns, which become {inputs}: {_some(c['name'] for c in columns)}"
+    label = "" if about["label"] is None else f"column {about['label']!r}, "
+    test = f"{measured['test_accuracy']:.1%} on the {data['test_samples']:,} test rows"
+    chosen = f"{measured['validation_accuracy']:.1%} on {measured['validation']} and chose it: optimistic"
+    rows = {
+        "trained on": f"{data['name']}, {data['training_samples']:,} rows; {inputs}",
+        "predicts": f"{label}{len(classes)} classes: {_some(classes)}",
+        "non-zero parameters": f"{about['nonzero']:,} of {about['parameters']:,}, density "
+        f"{about['nonzero'] / about['parameters']:.1%}",
+        "accuracy": f"{test}; {chosen}",
+        "always the most frequent class": f"{data['majority_accuracy']:.1%} on the test rows",
+        "seed": str(about["settings"]["random_state"]),
+        "versions": ", ".join(f"{name} {version}" for name, version in made_by.items() if version),
+    }
+    lines = [f"# {_cell(data['name'])}: a model of fpe fit", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    if measured["rivals"]:
+        lines += ["", "Beside it, measured on the same rows:", ""]
+        lines += ["| network | non-zeros | held-out rows | test rows |", "| --- | --- | --- | --- |"]
+        for own in measured["rivals"][:SHOWN]:
+            accuracies = (own["validation_accuracy"], own["test_accuracy"])
+            cells = " | ".join("not measured" if each is None else f"{each:.1%}" for each in accuracies)
+            lines.append(f"| {_cell(own['name'])} | {own['nonzero']:,} | {cells} |")
+    lines += ["", "Predict on new rows, in this folder:", "", "```python", *_snippet(about), "```", ""]
+    lines += ["```console", f"$ fpe predict {MODEL} new-rows.csv --out predictions.csv", "```", ""]
+    return "\n".join(lines)
+
+
+def _snippet(about: Mapping[str, Any]) -> list[str]:
+    """Return Python that loads the model and predicts one row."""
+    columns = about["columns"] or []
+    if columns and len(columns) <= SHOWN and all(column["kind"] != "list" for column in columns):
+        row = {c["name"]: c["missing"] if c["kind"] == "number" else c["categories"][0] for c in columns}
+        library, rows = "pandas", f"pandas.DataFrame([{row!r}])"
+    else:
+        library, rows = "numpy", f"numpy.zeros((1, {about['features']}))"
+    return [
+        "import fpe",
+        f"import {library}",
+        "",
+        f'clf = fpe.load_classifier("{MODEL}")',
+        f"rows = {rows}",
+        "print(clf.predict(rows), clf.predict_proba(rows))",
+    ]
+
+
+def _some(values: Any) -> str:
+    every = list(map(str, values))
+    return ", ".join(every[:SHOWN]) + (", …" if len(every) > SHOWN else "")
+
+
+def _cell(text: object) -> str:
+    """Return a text as a cell of a table of Markdown."""
+    return " ".join(str(text).replace("|", "\\|").split())
