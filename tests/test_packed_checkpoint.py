@@ -18,7 +18,7 @@ from zoo import ZOO, answer
 
 METHODS = [("shared", "magnitude"), ("random", "magnitude"), ("shared", "columns")]
 #: Where whole inputs can be pruned: the consumers are smaller than the producers.
-COLUMNS = ["MLP", "LLaMA", "Mixtral-style experts", "LSTM head"]
+COLUMNS = ["MLP", "LLaMA", "Mixtral-style experts", "LSTM head", "CNN-BatchNorm-Flatten", "U-Net-like skip"]
 CASES = [
     (name, *method)
     for name in ZOO

@@ -271,7 +271,7 @@ def test_one_trial_shows_nothing_of_how_close_blocks_are():
 def test_blocks_share_the_networks_of_other_experiments():
     """What is trained for them alone has names of its own."""
     source = {"banking77": Source("banking77", "")}
-    tasks = {e.name: {t.name for t in e.tasks(Request(data=source))} for e in REAL}
+    tasks = {e.name: {t.name for t in e.tasks(Request(data=source, trials=5))} for e in REAL}
     assert tasks["factor"] < tasks["blocks"]
     others = set().union(*(names for name, names in tasks.items() if name != "blocks"))
     assert {name.partition("-h")[0] for name in tasks["blocks"] - others} == {"blocks", "blocks4", "gated"}

@@ -231,7 +231,7 @@ def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):
     run = CliRunner().invoke(main, ["reproduce", "case-stdy", "--out", str(tmp_path)])
     assert run.exit_code == 2
     assert (
-        "there is no experiment 'case-stdy'; allowed are list, boolean, real, dynamic-masks, all"
+        "there is no experiment 'case-stdy'; allowed are list, boolean, real, dynamic-masks, paper, all"
         in run.output
     )
     assert "Did you mean 'case-study'?" in run.output

@@ -82,8 +82,9 @@ def expand_(
         before = {name: model.get_submodule(name) for name in replaced}
         pairs: list[Pair] = [
             (name, own, before[name].get_parameter(own), new)
-            for name, module in replaced.items()
-            for own, new in module.named_parameters(recurse=False)
+            for name, _ in model.named_modules(remove_duplicate=False)
+            if name in replaced
+            for own, new in replaced[name].named_parameters(recurse=False)
         ]
         states = [
             {} if moments == "fresh" else _lifted(o, expansion.origins, pairs, replaced) for o in optimizers
