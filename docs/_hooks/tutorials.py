@@ -101,7 +101,7 @@ def figures(notebook):
 def shown(output):
     """Return the Markdown of a cell's output; nothing for figures and for warnings."""
     if output.output_type == "stream":
-        return f"```text title=\"Output\"\n{output.text.rstrip()}\n```" if output.name == "stdout" else ""
+        return f'```text title="Output"\n{output.text.rstrip()}\n```' if output.name == "stdout" else ""
     data = output.get("data", {})
     if "image/png" in data:
         return ""
@@ -109,4 +109,4 @@ def shown(output):
         html = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
         html = re.sub(r"<table[^>]*>", "<table>", re.sub(r' style="[^"]*"', "", html))
         return re.sub(r"\n\s*", "", html)
-    return f"```text title=\"Output\"\n{data['text/plain']}\n```"
+    return f'```text title="Output"\n{data["text/plain"]}\n```'
