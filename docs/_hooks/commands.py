@@ -4,6 +4,7 @@ import inspect
 import re
 
 import click
+
 from fpe.cli.main import main
 
 PAGE, MARK = "reference/command-line.md", "<!-- commands -->"
