@@ -108,5 +108,11 @@ def shown(output):
     if "text/html" in data:  # a table of pandas, in the style of the page
         html = re.sub(r"<style.*?</style>", "", data["text/html"], flags=re.DOTALL)
         html = re.sub(r"<table[^>]*>", "<table>", re.sub(r' style="[^"]*"', "", html))
-        return re.sub(r"\n\s*", "", html)
+        return one_head(re.sub(r"\n\s*", "", html))
     return f'```text title="Output"\n{data["text/plain"]}\n```'
+
+
+def one_head(html):
+    """Put the name of a table's index, which pandas writes into a row of its own, above the index."""
+    head = r"<tr><th></th>((?:<th>[^<]*</th>)+)</tr><tr>(<th>[^<]+</th>)(?:<th></th>)+</tr></thead>"
+    return re.sub(head, r"<tr>\2\1</tr></thead>", html)
