@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/data),)
 export FPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test lint bench results clean
+.PHONY: help setup demo test lint docs bench results clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -31,6 +31,10 @@ lint: setup  ## Check style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+
+docs: setup  ## Execute the tutorials, and make the documentation site in build/site.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax

@@ -17,7 +17,7 @@ from fpe.masked import HasMasks
 #: The attribute of a classifier with the names of its classes, a list of str in the order of the outputs.
 CLASSES = "fpe_classes"
 #: The attribute of a model with what its inputs and outputs are, and what made it: a dict, as JSON takes it.
-#: Its keys are described in docs/predicting.md.
+#: Its keys are described in docs/how-to/predicting.md.
 ABOUT = "fpe_about"
 #: Activations of `mlp`, by name.
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}

@@ -7,12 +7,10 @@ are.
 The mask of a masked layer is stored under the name of its buffer, ``fpe_mask`` or ``fpe_bias_mask``, as
 bytes. The first one tells two layouts apart; the shorter is used.
 
-0, bits
-    One bit for each entry of the flattened mask, 1 where it is free: entry i is bit i % 8, the least
-    significant first, of byte i // 8. The last byte is filled up with zeros.
-1, gaps
-    Of each free entry of the flattened mask, in order, the number of masked entries between it and the free
-    entry before it, or the beginning: one byte below 255, after a byte 255 for each 255 that are left out.
+- 0, bits: one bit for each entry of the flattened mask, 1 where it is free. Entry i is bit i % 8, the least
+  significant first, of byte i // 8. The last byte is filled up with zeros.
+- 1, gaps: of each free entry of the flattened mask, in order, the number of masked entries between it and the
+  free entry before it, or the beginning: one byte below 255, after a byte 255 for each 255 that are left out.
 
 The mask of a weight that is free as a whole is not stored. Packed layers have no masks: their buffers,
 ``zero_positions`` or ``codes``, say which of the stored weights are masked.

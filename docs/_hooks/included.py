@@ -1,0 +1,40 @@
+"""Pages of the site that are files elsewhere: CONTRIBUTING.md, CHANGELOG.md, all pages of docs/evidence."""
+
+import posixpath
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[2]
+#: The page of each file at the root of the repository.
+PAGES = {"CONTRIBUTING.md": "contributing/index.md", "CHANGELOG.md": "changelog.md"}
+
+
+def on_config(config):
+    """Put the pages of docs/evidence into the navigation where it says ``evidence/*.md``."""
+    pages = sorted(page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/evidence/*.md"))
+    for section in config.nav:
+        for name, items in section.items():
+            section[name] = [
+                item for entry in items for item in (pages if entry == "evidence/*.md" else [entry])
+            ]
+    return config
+
+
+def on_files(files, config):
+    """Add the pages, with links that are relative to them."""
+    for source, page in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        files.append(File.generated(config, page, content=relinked(text, page)))
+    return files
+
+
+def relinked(text, page):
+    """Change links to ``docs/…``, and to pages at the root, into links from `page`."""
+
+    def link(match):
+        target = PAGES.get(match[1], match[1].removeprefix("docs/"))
+        return f"]({posixpath.relpath(target, posixpath.dirname(page) or '.')}"
+
+    return re.sub(r"\]\((docs/[^)#]+|[A-Z]+\.md)", link, text)
