@@ -165,6 +165,21 @@ def test_it_is_saved_and_loaded(tmp_path):
         assert torch.equal(loaded(x), packed(x))
 
 
+@pytest.mark.parametrize(("name", "place", "value"), [("columns", 3, 600), ("columns", 0, -1),
+                                                      ("starts", -1, 7), ("starts", 2, 10**6)])  # fmt: skip
+def test_places_outside_the_layer_are_refused_before_c_reads_them(name, place, value):
+    packed = fpe.pack(wide())
+    state = {key: tensor.clone() for key, tensor in packed.state_dict().items()}
+    state[f"0.{name}"][place] = value
+    with pytest.raises(RuntimeError, match="are not places in this layer"):
+        packed.load_state_dict(state)
+
+
+def test_inputs_of_the_wrong_size_are_refused_as_by_a_linear_layer():
+    with torch.no_grad(), pytest.raises(RuntimeError, match="cannot be multiplied"):
+        sparse(masked())(torch.randn(2, 20))
+
+
 def test_it_is_exported_without_its_zeros(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, x = wide(), torch.randn(4, 512)

@@ -222,7 +222,7 @@ def trained_table() -> str:
     ways = {}
     for kind in ("on", "wider-2"):
         shares = ["on-1"] if kind == "on" else [f"{kind}-{share:g}" for share in whole.SHRINKS]
-        ways[kind] = min(shares, key=lambda way: runs.values(way, "validation").mean())
+        ways[kind] = min(shares, key=lambda way: runs.values(way, "validation")[: len(whole.TUNING)].mean())
     rows = []
     for kind, way in ways.items():
         name = "trained on" if kind == "on" else "wider by 2, pruned back"

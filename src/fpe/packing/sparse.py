@@ -59,6 +59,15 @@ class SparseLayer(PackedLayer):
         """Return None: only free weights are stored."""
         return None
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        starts, columns = self.starts.long(), self.columns
+        inside = not len(columns) or bool(columns.min() >= 0 and columns.max() < self.shape.inputs)
+        ends = (int(starts[0]), int(starts[-1])) == (0, len(self.values))
+        if not (inside and ends and bool((starts.diff() >= 0).all())):  # C would read beyond the arrays
+            errors: list[str] = rest[-1]
+            errors.append(f"{prefix}columns or {prefix}starts are not places in this layer.")
+
     @property
     def weight(self) -> Tensor:
         """The layer's weight, made anew each time."""
@@ -84,6 +93,7 @@ class SparseLayer(PackedLayer):
             torch.is_grad_enabled()
             or torch.compiler.is_exporting()
             or type(input) is not Tensor
+            or input.shape[-1:] != (self.in_features,)
             or torch.is_autocast_enabled(input.device.type)
             or not supported(input, self.values)
         ):

@@ -19,7 +19,7 @@ from fpe.packing.blocks import BlockLayer
 from fpe.rewiring.drop_and_grow import exchange
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.rewirer import PATIENCE
-from fpe.rewiring.schedule import RewiringSchedule
+from fpe.rewiring.schedule import RewiringSchedule, argument_problems
 from fpe.rewiring.sites import average_
 
 #: Drop the inputs whose weights would change the loss least, grow those of the largest gradient.
@@ -103,13 +103,7 @@ class BlockRewirer:
         schedule: RewiringSchedule | None = None,
         seed: int = 0,
     ) -> None:
-        problems = []
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            problems.append(f"steps is {steps!r}; give the number of all steps of the optimizer, at least 1.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-        if not isinstance(schedule, RewiringSchedule | None):
-            problems.append(f"schedule is {schedule!r}; give an fpe.RewiringSchedule(every=…, share=…).")
+        problems = argument_problems(steps, seed, schedule)
         if (
             not isinstance(policy, RewiringPolicy)
             or (policy.unit, policy.partition) != ("column", "free")

@@ -16,7 +16,7 @@ from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problem
 from fpe.masked import check_masks
 from fpe.rewiring.drop_and_grow import LayerBatch, drop_and_grow
 from fpe.rewiring.policies import RewiringPolicy, as_policy
-from fpe.rewiring.schedule import RewiringSchedule
+from fpe.rewiring.schedule import RewiringSchedule, argument_problems
 from fpe.rewiring.sites import (
     average_,
     check_optimizers,
@@ -100,13 +100,7 @@ class Rewirer:
         schedule: RewiringSchedule | None = None,
         seed: int = 0,
     ) -> None:
-        problems = []
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            problems.append(f"steps is {steps!r}; give the number of all steps of the optimizer, at least 1.")
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            problems.append(f"seed is {seed!r}; give an integer of at least 0.")
-        if not isinstance(schedule, RewiringSchedule | None):
-            problems.append(f"schedule is {schedule!r}; give an fpe.RewiringSchedule(every=…, share=…).")
+        problems = argument_problems(steps, seed, schedule)
         try:
             self.policy = as_policy(policy)
         except ArgumentError as error:

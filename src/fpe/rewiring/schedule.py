@@ -71,3 +71,15 @@ class RewiringSchedule:
         """Tell whether step `step` is one of the last `window` steps up to a rewiring."""
         coming = -(-step // self.every) * self.every
         return coming - step < window and self.rewires(coming, steps)
+
+
+def argument_problems(steps: object, seed: object, schedule: object) -> list[str]:
+    """Return what is wrong with the arguments that all rewirers have."""
+    problems = []
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        problems.append(f"steps is {steps!r}; give the number of all steps of the optimizer, at least 1.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        problems.append(f"seed is {seed!r}; give an integer of at least 0.")
+    if not isinstance(schedule, RewiringSchedule | None):
+        problems.append(f"schedule is {schedule!r}; give an fpe.RewiringSchedule(every=…, share=…).")
+    return problems
