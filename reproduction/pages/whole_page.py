@@ -122,44 +122,57 @@ def average_text(runs: Runs, way: str, counts: Sequence[int], curve: np.ndarray)
     return jackknife(estimate, len(values)).text(1, 3)
 
 
-def law(runs: Runs, lengths: Sequence[int]) -> dict[str, str]:
-    """Fit how large a dense network equals: (1 − zeros)^−k, with k = a + b · ln(length)."""
-    curves = {}
-    for length in lengths:
-        dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+def law(runs: Runs, lengths: Sequence[int]) -> str:
+    """Fit how large a dense network a wider one equals: (1 − zeros)^−k, for each length of training."""
+    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+    shares = [runs.of(f"zeros-{z:g}-characters-{lengths[0]}")[0]["zeros"] for z in ZEROS]
+    x = -np.log1p(-np.array(shares))
+
+    def slope(sizes: Iterable[float]) -> float:
+        return float((x * np.log(list(sizes))).sum() / (x * x).sum())
+
+    def power(length: int) -> Callable[[np.ndarray], float]:
         counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense])
-        values = {z: runs.values(f"zeros-{z:g}-characters-{length}") for z in ZEROS}
-        curves[length] = counts, curve, values
-    shares = {z: runs.of(f"zeros-{z:g}-characters-{lengths[0]}")[0]["zeros"] for z in ZEROS}
+        values = [runs.values(f"zeros-{z:g}-characters-{length}") for z in ZEROS]
 
-    def sizes(seeds: np.ndarray, length: int) -> np.ndarray:
-        counts, curve, values = curves[length]
-        return np.array(
-            [size_at(counts, curve[seeds].mean(0), values[z][seeds].mean()) / counts[0] for z in ZEROS]
-        )
+        def estimate(seeds: np.ndarray) -> float:
+            at = curve[seeds].mean(0)
+            return slope(size_at(counts, at, own[seeds].mean()) / counts[0] for own in values)
 
-    x = -np.log1p(-np.array([shares[z] for z in ZEROS]))
+        return estimate
 
-    def power(seeds: np.ndarray, length: int) -> float:
-        y = np.log(sizes(seeds, length))
-        return float((x * y).sum() / (x * x).sum())
-
-    trials = len(next(iter(curves.values()))[1])
-    found = {length: jackknife(lambda s, own=length: power(s, own), trials) for length in lengths}
-    known = np.log([KNOWN[z] for z in ZEROS])
-    rows = [
-        [f"{length} ×", own.text(1, 2, sign=False), *(f"{(1 - z) ** -own.value:.2f}" for z in ZEROS)]
-        for length, own in found.items()
+    trials, powers = len(whole.SEEDS), {length: power(length) for length in lengths}
+    first, rows = powers[lengths[0]], []
+    for length, own in powers.items():
+        found = jackknife(own, trials)
+        row = [
+            f"{length} ×",
+            found.text(1, 2, sign=False),
+            *(f"{(1 - z) ** -found.value:.2f}" for z in ZEROS),
+        ]
+        change = jackknife(lambda seeds, own=own: own(seeds) - first(seeds), trials)
+        rows.append([*row, "" if own is first else change.text(1, 2)])
+    theirs = slope(KNOWN[z] for z in ZEROS)
+    rows.append(["large networks", f"{theirs:.2f}", *(f"{(1 - z) ** -theirs:.2f}" for z in ZEROS), ""])
+    head = [
+        "steps",
+        "k",
+        *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS),
+        f"k minus that of {lengths[0]} ×",
     ]
-    theirs = float((x * known).sum() / (x * x).sum())
-    rows.append(["large networks", f"{theirs:.2f}", *(f"{(1 - z) ** -theirs:.2f}" for z in ZEROS)])
-    marks = {}
-    if len(lengths) > 1:
-        first, last = lengths[0], lengths[-1]
-        change = jackknife(lambda s: (power(s, last) - power(s, first)) / np.log(last / first), trials)
-        marks["law-change"] = change.text(1, 2)
-    head = ["training", "k", *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS)]
-    return {"law": table(head, rows), **marks}
+    return table(head, rows)
+
+
+def lengths_of(runs: Runs) -> list[int]:
+    """Return the lengths of training at which all networks of characters are stored with all seeds."""
+    found = []
+    for length in (1, 4):
+        ways = [f"{own}-characters-{length}" for own in whole_text.NETWORKS]
+        tasks = [task for task in runs.all if _split(task)[0] in ways]
+        seeds = {(way, seed) for way, _, seed in map(_split, tasks)}
+        if len(seeds) == len(ways) * len(whole.SEEDS):
+            found.append(length)
+    return found
 
 
 def power_table(runs: Runs, text: str, length: int, ways: Sequence[str]) -> str:
@@ -337,11 +350,17 @@ def characters(length: int) -> dict[str, str]:
     return made
 
 
+def law_table() -> str:
+    """Return the law of all lengths of training that are stored."""
+    runs = Runs("whole-text", "whole-wider")
+    return law(runs, lengths_of(runs))
+
+
 #: What is between the marks of a section, each by the first of them.
 PARTS: dict[str, Callable[[], dict[str, str]]] = {
     "text-1": lambda: characters(1),
     "text-4": lambda: characters(4),
-    "law": lambda: law(Runs("whole-text", "whole-wider"), (1, 4)),
+    "law": lambda: {"law": law_table()},
     "mlp": mlp_table,
     "trained": lambda: {"trained": trained_table()},
     "mlp-trained": lambda: {"mlp-trained": mlp_trained_table()},
