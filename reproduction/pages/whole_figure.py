@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import whole_page as page
 import whole_text
 from common import RESULTS
 from matplotlib.figure import Figure
+from whole_runs import KNOWN, ZEROS, Runs, lengths_of
 
 from fpe._util.files import write_atomically
 from fpe_reproduction.statistics import equal_size
@@ -16,19 +16,17 @@ FIGURE = RESULTS.parent / "evidence" / "transformers-and-cnns.png"
 
 def draw() -> None:
     """Draw the losses of the character models over their counts, and the dense sizes that they equal."""
-    runs = page.Runs("whole-text", "whole-wider")
+    runs = Runs("whole-text", "whole-wider")
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    percent = [100 * zeros for zeros in page.ZEROS]
-    for length, color in ((1, "#e07a1f"), (4, "#2e6f95")):
-        if f"zeros-0.5-characters-{length}-0.004-0" not in runs.all and length > 1:
-            continue
+    percent = [100 * zeros for zeros in ZEROS]
+    for length, color in zip(lengths_of(runs), ("#e07a1f", "#2e6f95"), strict=False):
         dense = [f"{own}-characters-{length}" for own in whole_text.NETWORKS[:4]]
         counts, curve = runs.curve(dense)
         own = {"color": color, "label": f"dense, {length * whole_text.STEPS:,} steps"}
         left.plot(counts, curve.mean(axis=0), "o-", **own)
         equal = []
-        for zeros in page.ZEROS:
+        for zeros in ZEROS:
             values = runs.values(f"zeros-{zeros:g}-characters-{length}")
             found = equal_size(counts, curve, values)
             equal.append([bound / counts[0] for bound in (found.value, found.low, found.high)])
@@ -39,7 +37,7 @@ def draw() -> None:
         steps = f"{length * whole_text.STEPS:,} steps"
         error = value - low, high - value
         right.errorbar(percent, value, error, fmt="s-", color=color, capsize=3, label=steps)
-    right.plot(percent, page.KNOWN.values(), ":", color="#333333", label="large networks")
+    right.plot(percent, KNOWN.values(), ":", color="#333333", label="large networks")
     left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")
     left.set_xticks(counts, [f"{count / 1000:.0f}k" for count in counts])
     left.set_xticks([], minor=True)

@@ -4,85 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import whole
 import whole_images
 import whole_mlp
 import whole_text
-from common import RESULTS, block, made_by, same_code, table, trained_at
+from common import RESULTS, block, made_by, table, trained_at
+from whole_runs import KNOWN, ZEROS, Runs, difference, lengths_of, nats, percent, rate_of, stored, times
 
-from fpe._util.files import read_json
-from fpe_reproduction.statistics import Interval, equal_size, jackknife, mean, size_at
+from fpe_reproduction.statistics import equal_size, jackknife, mean, size_at
 
 PAGE = "../evidence/transformers-and-cnns"
-#: Dense networks that large sparse ones equal, by their zeros (Frantar et al., 2024, for T5 and ViT alike).
-KNOWN = {0.5: 1.6, 0.75: 2.16, 0.875: 2.63}
-ZEROS = tuple(KNOWN)
 
 
 def run(page: str) -> None:
     for stage in whole.STAGES.values():
         stage()
-
-
-def stored(name: str) -> list[dict[str, Any]]:
-    """Return the stored runs of an experiment, each with its name."""
-    records = read_json(whole.STORED / f"{name}.json")
-    if records is None:
-        raise FileNotFoundError(f"docs/evidence/runs/{name}.json is missing: run whole.py first")
-    same_code(records.values(), name)
-    return [{**record, "task": task} for task, record in records.items()]
-
-
-class Runs:
-    """The runs of networks, each at its best rate, as arrays over the seeds."""
-
-    def __init__(self, *names: str) -> None:
-        self.all = {record["task"]: record for name in names for record in stored(name)}
-
-    def of(self, way: str) -> list[dict[str, Any]]:
-        """Return the runs of a way of training, by seed, at its best rate."""
-        by_rate: dict[str, dict[int, dict[str, Any]]] = {}
-        for task, record in self.all.items():
-            own, rate, seed = _split(task)
-            if own == way:
-                by_rate.setdefault(rate, {})[seed] = record
-        tried = [runs for runs in by_rate.values() if all(seed in runs for seed in whole.TUNING)]
-        found = min(tried, key=lambda runs: sum(runs[seed]["validation"] for seed in whole.TUNING))
-        return [found[seed] for seed in sorted(found)]
-
-    def values(self, way: str, key: str = "test") -> np.ndarray:
-        """Return a measure, by seed."""
-        return np.array([record[key] for record in self.of(way)])
-
-    def curve(self, ways: Sequence[str], key: str = "test") -> tuple[list[int], np.ndarray]:
-        """Return the counts of networks, and a measure, (seeds, networks)."""
-        counts = [self.of(way)[0]["nonzero"] for way in ways]
-        return counts, np.stack([self.values(way, key) for way in ways], axis=1)
-
-
-def _split(task: str) -> tuple[str, str, int]:
-    """Split the name of a run into the way of training, its rate and its seed."""
-    way, rate, seed = task.rsplit("-", 2)
-    return way, rate, int(seed)
-
-
-def nats(found: Interval) -> str:
-    """Write a loss, or a difference of losses, in nats."""
-    return found.text(1, 3, sign=False)
-
-
-def times(found: Interval, size: float) -> str:
-    """Write a size as a multiple of another."""
-    bounds = (found.value, found.low, found.high)
-    return Interval(*(bound / size for bound in bounds)).text(1, 2, sign=False)
-
-
-def difference(runs: Runs, way: str, other: str, key: str = "test") -> Interval:
-    """Return by how much a way's measure is above another's, over the seeds."""
-    return mean(runs.values(way, key) - runs.values(other, key))
 
 
 def text_table(runs: Runs, text: str, length: int, networks: Sequence[str]) -> str:
@@ -163,18 +101,6 @@ def law(runs: Runs, lengths: Sequence[int]) -> str:
     return table(head, rows)
 
 
-def lengths_of(runs: Runs) -> list[int]:
-    """Return the lengths of training at which all networks of characters are stored with all seeds."""
-    found = []
-    for length in (1, 4):
-        ways = [f"{own}-characters-{length}" for own in whole_text.NETWORKS]
-        tasks = [task for task in runs.all if _split(task)[0] in ways]
-        seeds = {(way, seed) for way, _, seed in map(_split, tasks)}
-        if len(seeds) == len(ways) * len(whole.SEEDS):
-            found.append(length)
-    return found
-
-
 def power_table(runs: Runs, text: str, length: int, ways: Sequence[str]) -> str:
     """Say which difference from the small dense network the seeds could show, and how many it needs."""
     rows = []
@@ -224,7 +150,7 @@ def recipe_table() -> str:
     rows = []
     for own in RECIPES:
         best = runs.of(own)
-        row = [RECIPES[own], _split(best[0]["task"])[1], nats(mean(runs.values(own)))]
+        row = [RECIPES[own], rate_of(best[0]), nats(mean(runs.values(own)))]
         rows.append([*row, "" if own == "moment" else difference(runs, own, "moment").text(1, 3)])
     return table(["recipe", "rate", "loss", "minus the default"], rows)
 
@@ -239,7 +165,7 @@ def trained_table() -> str:
     rows = []
     for kind, way in ways.items():
         name = "trained on" if kind == "on" else "wider by 2, pruned back"
-        share, rate = way.rsplit("-", 1)[1], _split(runs.of(way)[0]["task"])[1]
+        share, rate = way.rsplit("-", 1)[1], rate_of(runs.of(way)[0])
         row = [name, rate, share, nats(mean(runs.values(way, "test of the parent")))]
         rows.append(
             [
@@ -249,10 +175,6 @@ def trained_table() -> str:
             ]
         )
     return table(["network", "rate", "weights ×", "loss before", "after", "minus trained on"], rows)
-
-
-def percent(values: Iterable[float]) -> str:
-    return mean(values).text(100, 1, sign=False)
 
 
 def mlp_table() -> dict[str, str]:
@@ -350,6 +272,26 @@ def characters(length: int) -> dict[str, str]:
     return made
 
 
+def bytes_table() -> str:
+    """Compare the files of wider networks with those of dense ones."""
+    found = {record["task"]: record for record in stored("whole-bytes")}
+    runs = Runs("whole-text", "whole-wider")
+    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+    files = [found[f"{own}-network"]["bytes"] for own in dense]
+    counts, curve = runs.curve([f"{own}-characters-1" for own in dense])
+    rows = []
+    for own in (dense[0], *(f"zeros-{z:g}" for z in ZEROS)):
+        free = found[f"{own}-network"]["bytes"]
+        equal = equal_size(counts, curve, runs.values(f"{own}-characters-1"))
+        row = [NAMES[own], f"{free:,}", f"{free / files[0]:.2f}"]
+        if own.startswith("zeros"):
+            of_equal = free / np.interp(equal.value, counts, files)
+            row += [f"{found[f'{own}-neuron']['bytes'] / files[0]:.2f}", f"{of_equal:.2f}"]
+        rows.append([*row, *[""] * (5 - len(row))])
+    head = ["network", "bytes", "× dense", "equally many inputs ×", "× the dense network with this loss"]
+    return table(head, rows)
+
+
 def law_table() -> str:
     """Return the law of all lengths of training that are stored."""
     runs = Runs("whole-text", "whole-wider")
@@ -361,6 +303,7 @@ PARTS: dict[str, Callable[[], dict[str, str]]] = {
     "text-1": lambda: characters(1),
     "text-4": lambda: characters(4),
     "law": lambda: {"law": law_table()},
+    "bytes": lambda: {"bytes": bytes_table()},
     "mlp": mlp_table,
     "trained": lambda: {"trained": trained_table()},
     "mlp-trained": lambda: {"mlp-trained": mlp_trained_table()},
