@@ -20,8 +20,8 @@ $(READY): pyproject.toml reproduction/pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]' --editable ./reproduction
 	@touch $(READY)
 
-demo: setup  ## Train dense and expanded networks on handwritten digits, and compare them.
-	$(BIN)/fpe fit digits
+demo: setup  ## Find the best networks of 150, 300 and 600 weights for handwritten digits.
+	$(BIN)/fpe fit digits --budget 600
 
 test: setup  ## Run all tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal

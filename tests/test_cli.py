@@ -132,11 +132,14 @@ def test_an_unexpected_error_is_one_message_without_a_traceback(monkeypatch):
     assert isinstance(run("fit", "digits").exception, RuntimeError)
 
 
-@pytest.mark.parametrize("extra", [[], ["--json"]])
-def test_without_matplotlib_fit_says_once_that_no_figure_was_drawn(data, tmp_path, monkeypatch, extra):
+@pytest.mark.parametrize(
+    "how",
+    [["--hidden", 2, *QUICK], ["--hidden", 2, *QUICK, "--json"], ["--budget", 30, "--epochs", 1, "--json"]],
+)
+def test_without_matplotlib_fit_says_once_that_no_figure_was_drawn(data, tmp_path, monkeypatch, how):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run("fit", data, "--hidden", 2, *QUICK, "--out", tmp_path / "out", *extra)
+    result = run("fit", data, "--out", tmp_path / "out", *how)
     assert result.exit_code == 0, result.output
     assert result.stderr == "no figure was drawn: pip install 'fixed-parameter-expansion[plots]'\n"
     assert "accuracy.png" not in result.stdout
@@ -214,6 +217,8 @@ def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     assert "best of 60 non-zeros: " not in result.stderr
     assert "accuracy against non-zeros" in result.stdout
     assert "on the test data" in result.stdout
+    assert f"figure      {out / 'accuracy.png'}" in result.stdout
+    assert (out / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     stored = json.loads((out / "results.json").read_text())
     count = stored["rows"][-1]["nonzero"]
     assert count <= 60  # softmax regression has 44

@@ -15,7 +15,7 @@ BANKING = "banking77-minilm.npz --hidden 4 8 16 --trials 5 --warmup-epochs 200 -
 FASHION = "fashion-mnist --hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
 #: Heading of each comparison, and the arguments of ``fpe fit``.
 RUNS = {
-    "digits": ("Handwritten digits, random split (`make demo`)", "digits"),
+    "digits": ("Handwritten digits, random split", "digits"),
     "banking77-random": ("Banking77, random split", f"{BANKING} --factor 2 --split random"),
     "banking77-columns-2": (
         "Banking77, shared split, input pruning, α = 2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +76,7 @@ class Recommendation:
         """Say what won for the largest budget so far, and by how much over the simple networks."""
         best = self.best
         text = f"best of {best.candidate.budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
-        simple = [e for e in self.table if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)]
-        names = {e.candidate.name: e for e in reversed(simple)}  # the best of each
+        names = {e.candidate.name: e for e in reversed(simple(self.table))}  # the best of each
         rivals = [f"{name} {_percent(e)} %" for name, e in names.items() if name != best.candidate.name]
         return f"{text} ({'; '.join(rivals)})" if rivals else text
 
@@ -88,6 +88,11 @@ class Recommendation:
         given += "" if c.activation == "relu" else f", activation={c.activation!r}"
         given += f", l2={c.l2!r}" if c.l2 else ""
         return f"fpe.sklearn.FPEClassifier({given})"
+
+
+def simple(table: Sequence[Entry]) -> list[Entry]:
+    """Return the dense networks of a table's last round and those without a hidden layer, in its order."""
+    return [e for e in table if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)]
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from fpe.budget import Recommendation
     from fpe.data import Dataset
 
+FIGURE = "accuracy.png"
+NO_FIGURE = "no figure was drawn: pip install 'fixed-parameter-expansion[plots]'"
+
 
 def fit_budget(
     dataset: Dataset,
@@ -32,7 +35,9 @@ def fit_budget(
     from fpe._util.files import to_json, write_json
     from fpe._util.terminal import text_table
     from fpe.budget import recommend
+    from fpe.budget.recommendation import simple
     from fpe.compare.best import CARD, MODEL, check_replaceable, keep_best, with_origin
+    from fpe.compare.report import budget_figure
     from fpe.compare.store import provenance
     from fpe.io.checkpoint import save
     from fpe.models import ABOUT, CLASSES
@@ -76,7 +81,6 @@ def fit_budget(
     model, described = found.classifier._deployed(), dataset.about()
     setattr(model, CLASSES, [dataset.classes[number] for number in found.classifier.classes_])
     described["classes"] = [described["classes"][number] for number in found.classifier.classes_]
-    simple = [e for e in found.table if e.share == 1 and (e.candidate.hidden == 0 or e.dense)]
     measured = {
         "judged_on": judged_on,
         "validation_accuracy": found.best.score,
@@ -89,7 +93,7 @@ def fit_budget(
                 "validation_accuracy": entry.score,
                 "test_accuracy": None,
             }
-            for entry in simple
+            for entry in simple(found.table)
             if entry is not found.best and not entry.reason
         ],
     }
@@ -99,6 +103,12 @@ def fit_budget(
     result = {"data": dataset.name, **found.to_dict(), "rows": rows, "provenance": provenance()}
     result["best"] = {"file": MODEL, "kept": kept, "replaced": replaced}
     write_json(folder / "results.json", result)
+    files = {"results": folder / "results.json", "model card": folder / CARD}
+    try:
+        budget_figure(found, rows, dataset.name, folder / FIGURE)
+        files["figure"] = folder / FIGURE
+    except ImportError:
+        click.echo(NO_FIGURE, err=True)
     if as_json:
         click.echo(to_json(result))
         return
@@ -114,8 +124,8 @@ def fit_budget(
     ]
     click.echo(f"{found}\n\non the test data\n" + "\n".join(text_table(head, cells, left=0)))
     click.echo(f"\nin Python   {found.python()}")
-    click.echo(f"results     {folder / 'results.json'}\nmodel card  {folder / CARD}")
-    click.echo(f"best model  {folder / MODEL}")
+    for name, file in {**files, "best model": folder / MODEL}.items():
+        click.echo(f"{name:<10}  {file}")
     if kept:
         click.echo("  it is of an earlier run in this folder, and better than the best model of this one")
     if replaced:

@@ -108,7 +108,7 @@ def fit(
         _check_budget(context)
     from fpe._util.files import to_json
     from fpe._util.terminal import progress_bar
-    from fpe.cli.budget import fit_budget, next_steps
+    from fpe.cli.budget import FIGURE, NO_FIGURE, fit_budget, next_steps
     from fpe.compare.best import CARD, MODEL
     from fpe.compare.config import FitConfig
     from fpe.compare.fit import run_fit
@@ -129,10 +129,10 @@ def fit(
         result = run_fit(dataset, config, folder, on_trial=advance, **how)
     files = {"results": folder / "results.json", "model card": folder / CARD}
     try:
-        fit_figure(result, folder / "accuracy.png")
-        files["figure"] = folder / "accuracy.png"
+        fit_figure(result, folder / FIGURE)
+        files["figure"] = folder / FIGURE
     except ImportError:
-        click.echo("no figure was drawn: pip install 'fixed-parameter-expansion[plots]'", err=True)
+        click.echo(NO_FIGURE, err=True)
     if as_json:
         click.echo(to_json(result))
         return

@@ -1,7 +1,8 @@
-"""The table and the figure of ``fpe fit``."""
+"""The table and the figures of ``fpe fit``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from scipy import stats
 
 from fpe._util.files import write_atomically
 from fpe._util.terminal import text_table
+from fpe.budget.recommendation import Recommendation, simple
 
 DENSE, EXPANDED, DOUBLE = "#7a7a7a", "#d1495b", "#4a7fb5"
 
@@ -106,6 +108,41 @@ def fit_figure(result: dict[str, Any], path: Path) -> None:
     axes.set_xlabel("hidden neurons of the dense network, and non-zero parameters of both")
     axes.set_ylabel("test accuracy, %")
     axes.set_title(f"{result['data']['name']}: same non-zero parameters, more neurons")
+    axes.legend(frameon=False, loc="lower right")
+    axes.spines[["top", "right"]].set_visible(False)
+    write_atomically(path, lambda file: figure.savefig(file, dpi=160))
+
+
+def budget_figure(found: Recommendation, rows: Sequence[dict[str, Any]], name: str, path: Path) -> None:
+    """Draw accuracy against non-zeros: the best network of each budget, and simple rivals; needs matplotlib.
+
+    `rows` have the count and the accuracies of the best networks.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    rivals = [entry for own in found.classifiers for entry in simple(own.search_) if not entry.reason]
+    for label, color, marker, dense in (("dense", DENSE, "o", True), ("no hidden layer", DOUBLE, "^", False)):
+        best: dict[int, tuple[int, float]] = {}  # by budget, of several rates
+        for entry in reversed([e for e in rivals if e.dense == dense]):
+            best[entry.candidate.budget] = entry.nonzero, 100 * entry.score
+        if best:
+            axes.plot(*zip(*sorted(best.values()), strict=True), color=color, marker=marker, label=label)
+    counts = [row["nonzero"] for row in rows]
+    for key, label, style in (
+        ("validation_accuracy", "best, on the part that chose it", "s-"),
+        ("test_accuracy", "best, on the test data", "s:"),
+    ):
+        values = [100 * row[key] for row in rows]
+        axes.plot(counts, values, style, color=EXPANDED, label=label,
+                  markerfacecolor="white" if style == "s:" else EXPANDED)  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.minorticks_off()
+    axes.set_xlabel("non-zero parameters")
+    axes.set_ylabel("accuracy, %")
+    axes.set_title(f"{name}: the best network of each budget")
     axes.legend(frameon=False, loc="lower right")
     axes.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda file: figure.savefig(file, dpi=160))
