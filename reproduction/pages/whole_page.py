@@ -212,28 +212,16 @@ def mlp_trained_table() -> str:
     rows = []
     for layers, hidden in whole.MLPS_TRAINED:
         on = by_name[f"l{layers}-h{hidden}-on"]
-        row = [
-            f"{layers}",
-            f"{hidden}",
-            f"{on['nonzero']:,}",
-            percent(on["before"]),
-            percent(on["accuracies"]),
-        ]
+        row = [f"{layers}", f"{hidden}", f"{on['nonzero']:,}"]
+        row += [percent(on["before"]), percent(on["accuracies"])]
         for kind in ("wider-2", "wider-3"):
             own = by_name[f"l{layers}-h{hidden}-{kind}"]["accuracies"]
             gain = mean(np.array(own) - on["accuracies"])
             row += [percent(own), gain.text(100, 1)]
         rows.append(row)
-    head = [
-        "layers",
-        "h",
-        "non-zeros",
-        "before %",
-        "trained on %",
-        "wider by 2 %",
-        "gain",
-        "wider by 3 %",
-        "gain",
+    head = ["layers", "h", "non-zeros", "before %", "trained on %"]
+    head += [
+        f"{what} by {factor}{unit}" for factor in (2, 3) for what, unit in (("wider", " %"), ("gain", ""))
     ]
     return table(head, rows)
 

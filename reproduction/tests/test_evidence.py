@@ -1,0 +1,305 @@
+"""Numbers of docs/evidence, found a second time: by pandas, from the stored data."""
+
+import importlib
+import io
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+import fpe
+from fpe.packing.formats import LEAST_SPARSE
+from fpe_reproduction.text import PARTS
+
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+PROGRAMS = Path(__file__).parents[1] / "pages"
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
+
+
+def tables(page):
+    """Return the tables of a page by the mark that they stand in, with cells as text."""
+    text = (EVIDENCE / f"{page}.md").read_text(encoding="utf-8")
+    found = {}
+    for mark, body in re.findall(r"(?s)<!-- ([\w-]+) -->\n(.*?)<!-- end \1 -->", text):
+        if body.startswith("|"):
+            rows = body.replace(r"\|", "¦").strip().splitlines()
+            del rows[1]
+            own = io.StringIO("\n".join(row.strip("|") for row in rows))
+            found[mark] = pd.read_csv(own, sep="|", dtype=str, keep_default_na=False).map(str.strip)
+            found[mark].columns = found[mark].columns.str.strip()
+    return found
+
+
+def agree(cell, *values):
+    """Say whether a cell has these numbers, rounded as the cell is."""
+    texts = [text.replace(",", "").replace("−", "-") for text in re.findall(NUMBER, cell)]
+    assert len(texts) == len(values), (cell, values)
+    for text, value in zip(texts, values, strict=True):
+        digits = len(text.partition(".")[2])
+        assert abs(float(text) - value) <= 0.5001 * 10**-digits, (cell, values)
+
+
+def interval(values):
+    """Return the mean of a series and the bounds of its interval by Student's t."""
+    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return mean, mean - half, mean + half
+
+
+def left_out(estimate, seeds):
+    """Return an estimate and its interval by the jackknife."""
+    value = estimate(seeds)
+    each = pd.Series([estimate([s for s in seeds if s != one]) for one in seeds])
+    half = stats.t.ppf(0.975, len(seeds) - 1) * np.sqrt((len(seeds) - 1) ** 2 / len(seeds)) * each.std()
+    return value, value - half, value + half
+
+
+def log_size(curve, value):
+    """Return the logarithm of the size at which a series of losses or errors, by size, has a value."""
+    x, y = np.log(curve.index.to_numpy(float)), np.minimum.accumulate(curve.to_numpy())
+    if y[-1] <= value <= y[0]:
+        return np.interp(-value, -y, x)
+    end = 0 if value > y[0] else -1
+    return x[end] + (value - y[end]) * (x[-1] - x[0]) / (y[-1] - y[0])
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Return all stored runs, one in a row."""
+    rows = [
+        {"experiment": file.stem, "task": task, **record}
+        for file in sorted((EVIDENCE / "runs").glob("whole-*.json"))
+        for task, record in json.loads(file.read_text(encoding="utf-8")).items()
+    ]
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def page():
+    return tables("transformers-and-cnns")
+
+
+def best(runs, experiments):
+    """Return the runs of each way of training at the rate of its least validation loss, seeds 0 and 1."""
+    own = runs[runs.experiment.isin(experiments)].copy()
+    own[["way", "rate", "seed"]] = own.task.str.extract(r"^(.*)-([\d.e-]+?)-(\d)$")
+    own["seed"] = own.seed.astype(int)
+    tuned = own[own.seed < 2].groupby(["way", "rate"]).validation.agg(["mean", "size"])
+    chosen = tuned[tuned["size"] == 2]["mean"].reset_index().sort_values("mean").groupby("way").rate.first()
+    return own[own.rate == own.way.map(chosen)].set_index(["way", "seed"]).sort_index()
+
+
+NETWORKS = {
+    "dense": "dense-1", "dense, 1.5 ×": "dense-1.5", "dense, 2 ×": "dense-2", "dense, 3 ×": "dense-3",
+    "dense, 4 blocks": "blocks4-1", "dense, 8 blocks": "blocks8-1", "**wider, 50 % zeros**": "zeros-0.5",
+    "**wider, 75 % zeros**": "zeros-0.75", "**wider, 87.5 % zeros**": "zeros-0.875",
+}  # fmt: skip
+CURVE = ("dense-1", "dense-1.5", "dense-2", "dense-3")
+
+
+def curve_of(own, suffix, measure="test"):
+    """Return a measure of dense networks, by their count and by seed."""
+    found = pd.DataFrame({f"{name}": own.loc[f"{name}{suffix}"][measure] for name in CURVE})
+    return found.set_axis([own.loc[f"{name}{suffix}"].nonzero.iloc[0] for name in CURVE], axis=1)
+
+
+@pytest.mark.parametrize("mark", ["text-1", "text-4", "pairs"])
+def test_losses_of_texts_are_those_of_the_runs(mark, page, runs):
+    if mark not in page:
+        pytest.skip("not on the page yet")
+    own = best(runs, ["whole-text", "whole-wider"])
+    suffix = "-pairs-1" if mark == "pairs" else f"-characters-{mark[-1]}"
+    dense, curve = own.loc[f"dense-1{suffix}"], curve_of(own, suffix)
+    for _, row in page[mark].iterrows():
+        mine = own.loc[f"{NETWORKS[row['network']]}{suffix}"]
+        assert list(mine.index) == [0, 1, 2, 3, 4]
+        agree(row["non-zeros"], mine.nonzero.iloc[0])
+        agree(row["loss"], *interval(mine.test))
+        agree(row["FLOPs ×"], mine.flops.iloc[0] / dense.flops.iloc[0])
+        agree(row["memory ×"], mine.bytes.iloc[0] / dense.bytes.iloc[0])
+        if row["network"] != "dense":
+            agree(row["minus dense"], *interval(mine.test - dense.test))
+        if row["equals dense of ×"]:
+            found = left_out(lambda s, m=mine: log_size(curve.loc[s].mean(), m.test[s].mean()), range(5))
+            agree(row["equals dense of ×"], *(np.exp(found) / curve.columns[0]))
+        if row["minus dense of the average count"]:
+            count = np.log(mine.average.iloc[0])
+            found = left_out(
+                lambda s, m=mine, at=count: (
+                    m.test[s].mean()
+                    - np.interp(at, np.log(curve.columns.to_numpy(float)), curve.loc[s].mean())
+                ),
+                range(5),
+            )
+            agree(row["minus dense of the average count"], *found)
+
+
+def test_the_law_is_that_of_the_runs(page, runs):
+    own = best(runs, ["whole-text", "whole-wider"])
+    shares = {"50% zeros": "zeros-0.5", "75% zeros": "zeros-0.75", "87.5% zeros": "zeros-0.875"}
+
+    def power(seeds, suffix):
+        curve = curve_of(own, suffix).loc[seeds].mean()
+        x = -np.log1p(-np.array([own.loc[f"{name}-characters-1"].zeros.iloc[0] for name in shares.values()]))
+        values = [own.loc[f"{name}{suffix}"].test[seeds].mean() for name in shares.values()]
+        y = np.array([log_size(curve, value) for value in values]) - np.log(curve.index[0])
+        return np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]
+
+    for _, row in page["law"].iterrows():
+        if row["steps"] == "large networks":
+            continue
+        suffix = f"-characters-{row['steps'][0]}"
+        found = left_out(lambda s, end=suffix: power(s, end), range(5))
+        agree(row["k"], *found)
+        for column in shares:
+            agree(row[column], (1 - float(column.split("%")[0]) / 100) ** -found[0])
+        if suffix != "-characters-1":
+            change = left_out(lambda s, end=suffix: power(s, end) - power(s, "-characters-1"), range(5))
+            agree(row["k minus that of 1 ×"], *change)
+
+
+def test_bytes_are_those_of_the_files(page, runs):
+    files = runs[runs.experiment == "whole-bytes"].set_index("task").bytes
+    own = best(runs, ["whole-text", "whole-wider"])
+    curve = curve_of(own, "-characters-1")
+    dense = files[[f"{name}-network" for name in CURVE]]
+    for _, row in page["bytes"].iterrows():
+        name = NETWORKS[row["network"]]
+        free = files[f"{name}-network"]
+        agree(row["bytes"], free)
+        agree(row["× dense"], free / dense.iloc[0])
+        if name != "dense-1":
+            agree(row["equally many inputs ×"], files[f"{name}-neuron"] / dense.iloc[0])
+            equal = np.exp(log_size(curve.mean(), own.loc[f"{name}-characters-1"].test.mean()))
+            of_equal = np.interp(equal, curve.columns.to_numpy(float), dense)
+            agree(row["× the dense network with this loss"], free / of_equal)
+
+
+def test_deep_mlps_are_those_of_the_runs(page, runs):
+    own = runs[runs.experiment == "whole-mlp"].set_index("task")
+    better = 0
+    for _, row in page["mlp"].iterrows():
+        cell = own[own.index.str.startswith(f"l{row['layers']}-h{row['h']}-")]
+        cell = cell.set_index(cell.index.str.split("-", n=2).str[2])
+        percent = pd.DataFrame({name: [100 * v for v in a] for name, a in cell.accuracies.items()})
+        dense = percent[[name for name in percent if name.startswith("dense")]]
+        dense = dense.set_axis([cell.nonzero[name] for name in dense], axis=1).sort_index(axis=1)
+        agree(row["non-zeros"], dense.columns[0])
+        agree(row["dense %"], *interval(dense.iloc[:, 0]))
+        for factor in (2, 3, 4):
+            if f"wider-{factor}" in percent:
+                agree(row[f"wider by {factor} %"], *interval(percent[f"wider-{factor}"]))
+        agree(row["dense, residual %"], *interval(percent["residual"]))
+        agree(row["best shallow %"], *interval(percent["shallow"]))
+        three = percent["wider-3"]
+        found = left_out(lambda s, d=dense, w=three: log_size(-d.loc[s].mean(), -w[s].mean()), range(5))
+        agree(row["wider by 3 equals dense of ×"], *(np.exp(found) / dense.columns[0]))
+        better += interval(three - dense.iloc[:, 0])[1] > 0
+    text = (EVIDENCE / "transformers-and-cnns.md").read_text(encoding="utf-8")
+    assert f"<!-- mlp-better -->{better} of {len(page['mlp'])}<!-- end mlp-better -->" in text
+
+
+def test_trained_networks_are_those_of_the_runs(page, runs):
+    own = best(runs, ["whole-trained"])
+    on, wider = own.loc["on-1"], own.loc["wider-2-1"]
+    assert wider.validation[:2].mean() < own.loc["wider-2-0.5"].validation[:2].mean()
+    for (_, row), mine in zip(page["trained"].iterrows(), (on, wider), strict=True):
+        agree(row["rate"], float(mine.rate.iloc[0]))
+        agree(row["loss before"], *interval(mine["test of the parent"]))
+        agree(row["after"], *interval(mine.test))
+    agree(page["trained"]["minus trained on"][1], *interval(wider.test - on.test))
+    deep = runs[runs.experiment == "whole-mlp-trained"].set_index("task")
+    for _, row in page["mlp-trained"].iterrows():
+        cell = f"l{row['layers']}-h{row['h']}"
+        on = 100 * pd.Series(deep.accuracies[f"{cell}-on"])
+        agree(row["non-zeros"], deep.nonzero[f"{cell}-on"])
+        agree(row["before %"], *interval(100 * pd.Series(deep.before[f"{cell}-on"])))
+        agree(row["trained on %"], *interval(on))
+        for factor in ("2", "3"):
+            wider = 100 * pd.Series(deep.accuracies[f"{cell}-wider-{factor}"])
+            agree(row[f"wider by {factor} %"], *interval(wider))
+            agree(row[f"gain by {factor}"], *interval(wider - on))
+
+
+def test_power_is_that_of_the_seeds(page, runs):
+    own = best(runs, ["whole-text", "whole-wider"])
+    dense = own.loc["dense-1-characters-1"].test
+    for _, row in page["power"].iterrows():
+        found = own.loc[f"{NETWORKS[row['minus dense']]}-characters-1"].test - dense
+        agree(row["difference"], *interval(found))
+        least = found.sem() * (stats.t.ppf(0.975, 4) + stats.t.ppf(0.8, 4))
+        agree(row["shown four times in five"], least)
+        agree(row["seeds for this difference"], max(2, np.ceil(5 * (least / found.mean()) ** 2)))
+
+
+def prose(page):
+    """Return a page without tables, what stands between marks, code, and where links lead."""
+    text = (EVIDENCE / f"{page}.md").read_text(encoding="utf-8")
+    for what in (r"(?s)<!-- ([\w-]+) -->.*?<!-- end \1 -->", r"(?s)```.*?```", r"`[^`]*`"):
+        text = re.sub(what, "", text)
+    return re.sub(r"\]\([^)]*\)", "]", text)
+
+
+def numbers(text):
+    """Return the numbers of a text, but for whole ones of one digit without a percent sign."""
+    found = re.findall(NUMBER.pattern + r"(?: %)?", text)
+    return [own.strip(", ") for own in found if not re.fullmatch(r"\d,?", own)]
+
+
+def of_whole_networks():
+    """Return the numbers that may stand in the text on whole networks: settings, and figures of papers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PROGRAMS)
+        before = set(sys.modules)
+        whole, text, mlp, files = map(
+            importlib.import_module, ("whole", "whole_text", "whole_mlp", "whole_bytes")
+        )
+        for name in set(sys.modules) - before:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(PROGRAMS)):
+                del sys.modules[name]
+    schedule = fpe.PruningSchedule()
+    parameters = text.sizes(text.WIDTH)[0]
+    percents = [100 * schedule.begin, 100 * schedule.end, 100 * (1 - sum(PARTS.values())), 95]
+    percents += [100 * share for share in PARTS.values()]
+    settings = {*whole.RATES, *whole.SHRINKS, whole.PARENT, *mlp.RATES, *mlp.WIDTHS, mlp.EPOCHS, files.STEPS}
+    settings |= {text.WIDTH, text.CONTEXT, text.BATCH, text.STEPS, parameters, LEAST_SPARSE, *SIZES}
+    characters = text.STEPS * text.BATCH * text.CONTEXT
+    papers = {2024, 85, 2025, 100}  # Frantar et al., of 85 million; Jin et al.; CIFAR-100
+    return settings | papers | {round(characters / 1e6, 1)}, {f"{value:g} %" for value in percents}
+
+
+#: Multiples of the small dense network's count.
+SIZES = (1, 1.5, 2, 3)
+#: An estimate in the text: minutes of one core for one seed of sixteen times the steps.
+ESTIMATED = {"80"}
+
+
+def test_each_number_of_the_text_has_a_source():
+    known, percents = of_whole_networks()
+    for own in numbers(prose("transformers-and-cnns")):
+        value = float(own.rstrip(" %").replace(",", ""))
+        assert own in percents | ESTIMATED or ("%" not in own and value in known), own
+
+
+def test_a_number_without_a_source_is_found():
+    assert numbers("Wider by 2 is 1.7 % better at 12 to 4,096 neurons, or 3e-3, of GPT-2.") == [
+        "1.7 %",
+        "12",
+        "4,096",
+        "3e-3",
+    ]
+
+
+def test_what_is_said_of_deep_mlps_is_so(page):
+    """Conclusions of the text that no number stands for."""
+    first = page["mlp"].map(lambda cell: float(cell.split()[0].replace(",", "")) if cell else np.nan)
+    wider = first[[f"wider by {factor} %" for factor in (2, 3, 4)]].max(axis=1)
+    residual, many = first["dense, residual %"], first["h"] >= 16
+    assert (residual > wider)[many].all()
+    assert (first["best shallow %"] > wider).all()
+    worse = first["wider by 3 %"] < first["wider by 2 %"]
+    assert first[worse][["layers", "h"]].to_numpy().tolist() == [[9, 64]]
