@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,7 +52,7 @@ def follow_model(model: nn.Module, call: Call) -> Found:
     except ModelError:
         raise
     except Exception as error:  # the user's own code may fail in any way
-        parts = list(_follow_parts(model, "", _not_followed(model, error), _record(model, call)))
+        parts = list(_Parts(_record(model, call)).follow(model, "", _not_followed(model, error)))
         groups = tuple(group for part in parts for group in part.groups)
         skipped = tuple(skip for part in parts for skip in part.skipped)
         return Found(groups, skipped, any(part.attention for part in parts))
@@ -65,26 +67,96 @@ def _follow_both_modes(model: nn.Module, call: Call) -> Found:
     return found
 
 
-def _follow_parts(model: nn.Module, name: str, reason: str, calls: dict[str, list[Call]]) -> Iterator[Found]:
-    """Follow each child; where that fails, its own children. Skip single layers with this reason."""
-    for child_name, child in model.named_children():
-        full = f"{name}.{child_name}" if name else child_name
-        own = calls.get(full, [])
-        if looks_like_layer(child):
-            yield Found((), (Skipped(full, reason),))
-            continue
-        if len(own) > 1:
-            why = f"{full!r}, in which it stands, is used {len(own)} times in one forward pass"
-        elif not own:
-            container = isinstance(child, nn.ModuleList | nn.ModuleDict)
-            why = reason if container else "it is not reached by example_inputs"
-        else:
-            try:
-                yield _under(full, _follow_both_modes(child, own[0]))
+class _Parts:
+    """The parts of a model that are followed one by one, each form of them once.
+
+    `calls` has the arguments of every call of each module.
+    """
+
+    def __init__(self, calls: dict[str, list[Call]]) -> None:
+        self.calls = calls
+        self.known: list[tuple[Form, Found | Exception]] = []
+
+    def follow(self, model: nn.Module, name: str, reason: str) -> Iterator[Found]:
+        """Follow each child; where that fails, its own children. Skip single layers with this reason."""
+        for child_name, child in model.named_children():
+            full = f"{name}.{child_name}" if name else child_name
+            own = self.calls.get(full, [])
+            if looks_like_layer(child):
+                yield Found((), (Skipped(full, reason),))
                 continue
-            except Exception as error:  # the user's own code may fail in any way
-                why = _not_followed(child, error)
-        yield from _follow_parts(child, full, why, calls)
+            if len(own) > 1:
+                why = f"{full!r}, in which it stands, is used {len(own)} times in one forward pass"
+            elif not own:
+                container = isinstance(child, nn.ModuleList | nn.ModuleDict)
+                why = reason if container else "it is not reached by example_inputs"
+            else:
+                found = self.found(full, child, own[0])
+                if isinstance(found, Found):
+                    yield _under(full, found)
+                    continue
+                why = _not_followed(child, found)
+            yield from self.follow(child, full, why)
+
+    def found(self, name: str, part: nn.Module, call: Call) -> Found | Exception:
+        """Return what is found in a part, or why it cannot be followed."""
+        own = Form.of(name, part, call)
+        for form, found in self.known:
+            if form.like(own):
+                return found
+        try:
+            new: Found | Exception = _follow_both_modes(part, call)
+        except Exception as error:  # the user's own code may fail in any way
+            new = error.with_traceback(None)
+        self.known.append((own, new))
+        return new
+
+
+@dataclass(frozen=True)
+class Form:
+    """All of a part and of its arguments that its forward pass may depend on, but for the values of tensors.
+
+    `place` is its number, such as the 3 of ``layers.3``; parts may know their own.
+    """
+
+    place: int | None
+    values: list[Any]
+
+    @staticmethod
+    def of(name: str, part: nn.Module, call: Call) -> Form:
+        """Return the form of a part."""
+        values: list[Any] = []
+        numbers: dict[int, int] = {}
+
+        def add(value: Any, traced: bool = True) -> None:
+            if isinstance(value, Tensor) and traced:  # others are constants, on whose values it may depend
+                number = numbers.setdefault(id(value), len(numbers))  # tied ones have the same
+                values.append((number, value.shape, value.dtype, value.device, value.requires_grad))
+            elif isinstance(value, nn.Module):
+                values.append(nn.Module)  # it has its own place in the list
+            elif type(value) in (list, tuple, set, dict, OrderedDict):
+                values.append((type(value), len(value)))
+                for item in value.items() if isinstance(value, dict) else value:
+                    add(item, traced)
+            elif value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype):
+                values.append((type(value), value))
+            else:
+                values.append(id(value))
+
+        for own, module in part.named_modules():
+            values += [own, type(module)]
+            for key, value in vars(module).items():
+                values.append(key)
+                add(value, traced=key in ("_parameters", "_buffers"))
+        add(call)
+        return Form(next((int(own) for own in reversed(name.split(".")) if own.isdigit()), None), values)
+
+    def like(self, other: Form) -> bool:
+        """Tell whether two parts differ in nothing but what they know of their own places."""
+        places = (int, self.place), (int, other.place)
+        return len(self.values) == len(other.values) and all(
+            a == b or (a, b) == places for a, b in zip(self.values, other.values, strict=True)
+        )
 
 
 def _under(part: str, found: Found) -> Found:
