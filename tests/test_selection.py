@@ -1,5 +1,7 @@
 """Which groups are expanded: those given by hand, by name and by pattern, together."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -95,3 +97,42 @@ def test_a_layer_that_cannot_be_followed_may_be_named_beside_the_group_that_give
     plan = fpe.plan(model, layers=["a", given], example_inputs=X)
     assert [layer.group for layer in plan.layers] == [given]
     assert "a" not in {skip.name for skip in plan.skipped}
+
+
+class Chain(nn.Module):
+    """Linear layers, the first with its width written down."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(8, 8) for _ in range(layers)])
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = F.relu(layer(x)).view(-1, 8) if layer is self.layers[0] else F.relu(layer(x))
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("layers", "expanded"), [(2, ["1"]), (3, ["2"]), (4, ["2"]), (5, ["2", "4"])])
+def test_a_consumer_of_a_layer_that_is_left_out_is_expanded_if_it_stands_before_no_other(layers, expanded):
+    model = Chain(layers)
+    plan = fpe.plan(model, example_inputs=torch.randn(4, 8))
+    assert [layer.group.name for layer in plan.layers] == [f"layers.{n}" for n in expanded]
+    reasons = {skip.name: skip.reason for skip in plan.skipped}
+    assert "written down" in reasons["layers.0"]
+    if layers > 2:
+        assert "it is consumed by 'layers.2', which is expanded" in reasons["layers.1"]
+    wide = fpe.expand(model, plan=plan)
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    named = fpe.plan(model, layers=["layers.1"], example_inputs=torch.randn(4, 8))
+    assert [layer.group.name for layer in named.layers] == ["layers.1"]
+
+
+def test_a_consumer_of_a_layer_without_enough_to_prune_is_expanded_instead():
+    sizes = (4, 4, 64, 8, 8, 2)
+    layers = [layer for i, o in itertools.pairwise(sizes) for layer in (nn.Linear(i, o), nn.ReLU())]
+    plan = fpe.plan(nn.Sequential(*layers), split="shared", prune="columns")
+    reasons = {skip.name: skip.reason for skip in plan.skipped}
+    assert "can prune only" in reasons["0"]
+    assert [layer.group.name for layer in plan.layers] == ["4"]
+    assert "it is consumed by '4'" in reasons["2"]

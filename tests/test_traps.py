@@ -375,22 +375,3 @@ def test_several_widths_written_down_are_all_found():
     reasons = {skip.name: skip.reason for skip in plan.skipped if "written down" in skip.reason}
     assert set(reasons) == {"0.a", "3.a"}
     assert {"1.a", "2.a", "0.b", "3.b"} <= {layer.group.name for layer in plan.layers}
-
-
-def test_a_consumer_of_a_skipped_layer_is_not_said_to_consume_an_expanded_one():
-    class Chain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x):
-            h = F.relu(self.b(F.relu(self.a(x)).view(-1, 8)))
-            return self.head(F.relu(self.d(F.relu(self.c(h)))))
-
-    plan = fpe.plan(Chain(), example_inputs=torch.randn(4, 8))
-    assert [layer.group.name for layer in plan.layers] == ["c"]
-    reasons = {skip.name: skip.reason for skip in plan.skipped}
-    assert "written down" in reasons["a"]
-    assert "was to be expanded" in reasons["b"]
-    assert "which is expanded" in reasons["d"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from fpe._util.modules import uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
-from fpe.expansion.plan import Basis, Chosen, LayerPlan, Plan, layer_plans, modules_of, weights_of
+from fpe.expansion.plan import Basis, Plan, layer_plans, modules_of, weights_of
 from fpe.expansion.pruning import Pruning
-from fpe.expansion.selection import Layers, checked_arguments, select, without
+from fpe.expansion.selection import Layers, Selection, checked_arguments
 from fpe.expansion.splits import Split
 from fpe.expansion.widths import width_problems
 from fpe.graph import NeuronGroup
@@ -117,39 +117,38 @@ def plan(
     model = uncompiled(model)
     check_masks(model, "expanding")
     batch = inputs_for(model) if example_inputs is None else example_inputs
-    chosen, skipped = select(model, layers, factor, example_inputs)
-    producers = [name for group, _ in chosen for name in group.producers]
-    measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
-
-    def planned_for(chosen: Chosen) -> tuple[list[LayerPlan], dict[str, str]]:
+    selection = Selection(model, layers, factor, example_inputs)
+    verified: set[NeuronGroup] = set()
+    shapes: list[torch.Size] | None = None
+    while True:
+        chosen = selection.chosen
+        producers = [name for group, _ in chosen for name in group.producers]
+        measured = Measurements(model, producers, batch, samples=own_split.needs_inputs)
         wanted = [
             most_polysemantic(model, g, target_fraction, target, measured) if target_fraction < 1 else None
             for g, _ in chosen
         ]
-        return layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
-
-    planned, too_many = planned_for(chosen)
-    if too_many and layers is None and len(too_many) < len(chosen):  # what was not asked for is left out
-        chosen, skipped = without(model, chosen, skipped, layers, too_many)
-        planned, too_many = planned_for(chosen)
-    problems = [f"layer {name!r}: {reason}." for name, reason in too_many.items()]
-    raise_problems(problems, BudgetError, "the budget")
-    shapes: list[torch.Size] | None = None
-    if batch is not None:  # only what has been verified is worth widening
-        reasons, shapes = unverified(model, [group for group, _ in chosen], batch)
-        if reasons:
-            chosen, skipped = without(model, chosen, skipped, layers, reasons)
-            planned, _ = planned_for(chosen)
-        if reasons := width_problems(model, planned, batch, shapes):
-            chosen, skipped = without(model, chosen, skipped, layers, reasons)
-            planned, _ = planned_for(chosen)
+        planned, reasons = layer_plans(model, chosen, wanted, convolutions, own_split, pruning, budget)
+        if reasons and (layers is not None or len(reasons) == len(chosen)):  # not to be left out
+            problems = [f"layer {name!r}: {reason}." for name, reason in reasons.items()]
+            raise_problems(problems, BudgetError, "the budget")
+        if batch is not None and not reasons:  # only what has been verified is worth widening
+            if new := [group for group, _ in chosen if group not in verified]:
+                reasons, shapes = unverified(model, new, batch)
+                verified.update(new)
+            reasons = reasons or width_problems(model, planned, batch, shapes or [])
+        if not reasons:
+            break
+        selection.drop(reasons)
     groups = [group for group, _ in chosen]
     scores = measured.scores(groups, pruning) if pruning.needs_scores else {}
     inputs = measured.inputs(groups) if own_split.needs_inputs else {}
     basis = Basis(own_split, pruning, batch, scores, inputs, shapes, modules_of(model))
     how = (repr(own_split), repr(pruning), budget, seed)
     nonzero, weights = count_nonzero(model), weights_of(model, planned)
-    return Plan(tuple(planned), skipped, factor, *how, nonzero=nonzero, weights=weights, basis=basis)
+    return Plan(
+        tuple(planned), selection.skipped, factor, *how, nonzero=nonzero, weights=weights, basis=basis
+    )
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -111,18 +110,55 @@ def _model_problem(model: Any) -> str | None:
     return None
 
 
-def select(
-    model: nn.Module, layers: str | NeuronGroup | Layers | None, factor: int, example_inputs: Any
-) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Select the groups to expand, those asked for or every second hidden layer (A.7), and name the others.
+class Selection:
+    """The groups to expand: those asked for, or every second hidden layer (A.7); and the other layers.
 
     A group given by hand replaces one that was found for a producer of it, with its own factor.
     """
-    if layers is None:
-        groups, skipped = _by_default(model, find_groups(model, example_inputs))
+
+    def __init__(
+        self, model: nn.Module, layers: str | NeuronGroup | Layers | None, factor: int, example_inputs: Any
+    ) -> None:
+        self.model, self.layers, self.factor = model, layers, factor
+        self.failed: dict[str, str] = {}
+        self.chosen: Chosen = []
+        self.skipped: tuple[Skipped, ...] = ()
+        if layers is not None:
+            self.chosen, self.skipped = _asked_for(model, layers, factor, example_inputs)
+            return
+        self._found = find_groups(model, example_inputs)
+        self._choose()
+
+    def drop(self, reasons: Mapping[str, str]) -> None:
+        """Drop groups that turn out not to be expandable, with reasons by name; refuse if they were named.
+
+        By default, layers that consume them are chosen instead, if that leaves what is chosen alone.
+        """
+        named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in _entries(self.layers)}
+        failed = [group for group, _ in self.chosen if group.name in reasons]
+        problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)]
+        raise_problems(problems, ModelError, "the layers to expand")
+        if self.layers is None:
+            self.failed |= reasons
+            self._choose()
+            return
+        more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
+        self.skipped = (*more, *self.skipped)
+        self.chosen = [(group, factor) for group, factor in self.chosen if group.name not in reasons]
+        if not self.chosen:
+            raise ModelError(_nothing(self.model, self.skipped))
+
+    def _choose(self) -> None:
+        kept = [group for group, _ in self.chosen if group.name not in self.failed]
+        groups, self.skipped = _by_default(self.model, self._found, self.failed, kept)
+        self.chosen = [(group, self.factor) for group in groups]
         if not groups:
-            raise ModelError(_nothing(model, skipped))
-        return [(group, factor) for group in groups], skipped
+            raise ModelError(_nothing(self.model, self.skipped))
+
+
+def _asked_for(
+    model: nn.Module, layers: str | NeuronGroup | Layers, factor: int, example_inputs: Any
+) -> tuple[Chosen, tuple[Skipped, ...]]:
     factors: dict[Any, int] = (
         dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(_entries(layers), factor)
     )
@@ -175,57 +211,40 @@ def _entries(layers: str | NeuronGroup | Layers | None) -> list[str | NeuronGrou
     return [layers] if isinstance(layers, str | NeuronGroup) else list(layers or ())
 
 
-def without(
-    model: nn.Module,
-    chosen: Chosen,
-    skipped: tuple[Skipped, ...],
-    layers: str | NeuronGroup | Layers | None,
-    reasons: Mapping[str, str],
-) -> tuple[Chosen, tuple[Skipped, ...]]:
-    """Drop groups that turn out not to be expandable, with reasons by name; refuse if they were named."""
-    named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in _entries(layers)}
-    failed = [group for group, _ in chosen if group.name in reasons]
-    problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)]
-    raise_problems(problems, ModelError, "the layers to expand")
-    more = tuple(Skipped(name, reasons[group.name]) for group in failed for name in group.producers)
-    free = {
-        _consumes(g.name): f"{_consumes(g.name, 'was to be')}; name it in layers=… to expand it"
-        for g in failed
-    }
-    skipped = (*more, *(replace(skip, reason=free.get(skip.reason, skip.reason)) for skip in skipped))
-    kept = [(group, factor) for group, factor in chosen if group.name not in reasons]
-    if not kept:
-        raise ModelError(_nothing(model, skipped))
-    return kept, skipped
+def _by_default(
+    model: nn.Module, found: Found, failed: Mapping[str, str], kept: Sequence[NeuronGroup]
+) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
+    """Take hidden layers 1, 3, 5 … (A.7), none that has failed, is frozen or in a transformer's head.
 
-
-def _by_default(model: nn.Module, found: Found) -> tuple[list[NeuronGroup], tuple[Skipped, ...]]:
-    """Take hidden layers 1, 3, 5 … (A.7), none that is frozen or in a transformer's head."""
+    Groups that are `kept` are taken first.
+    """
     groups: list[NeuronGroup] = []
     skipped: list[Skipped] = []
-    producer_of: dict[str, str] = {}
+    producer_of = {name: group.name for group in kept for name in group.consumers}
+    kept_by = {name: group.name for group in kept for name in group.producers}
     heads = {s.name for s in found.skipped if s.reason == HEAD}
     for group in found.groups:
         earlier = next((producer_of[name] for name in group.producers if name in producer_of), None)
-        if is_frozen(model, (*group.producers, *group.consumers)):
+        later = next((kept_by[name] for name in group.consumers if name in kept_by), None)
+        if group.name in failed:
+            reason = failed[group.name]
+        elif is_frozen(model, (*group.producers, *group.consumers)):
             reason = (
                 "it is frozen, so that no training could make up for pruned weights; name it in layers=… to "
                 "expand it all the same"
             )
         elif found.attention and set(group.consumers) <= heads:
             reason = "it belongs to the head of a transformer; name it in layers=… to expand it"
-        elif earlier is not None:
-            reason = _consumes(earlier)
+        elif group not in kept and earlier is not None:
+            reason = f"it consumes {earlier!r}, which is expanded (every second hidden layer is)"
+        elif group not in kept and later is not None:
+            reason = f"it is consumed by {later!r}, which is expanded; name it in layers=… to expand it too"
         else:
             groups.append(group)
             producer_of |= dict.fromkeys(group.consumers, group.name)
             continue
         skipped += [Skipped(name, reason) for name in group.producers]
     return groups, (*skipped, *found.skipped)
-
-
-def _consumes(name: str, expanded: str = "is") -> str:
-    return f"it consumes {name!r}, which {expanded} expanded (every second hidden layer is)"
 
 
 def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
