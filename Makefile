@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/data),)
 export FPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test lint docs bench results clean
+.PHONY: help setup demo test lint docs dist bench results clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -35,6 +35,12 @@ lint: setup  ## Check style and types.
 docs: setup  ## Execute the tutorials, and make the documentation site in build/site.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	OMP_NUM_THREADS=1 NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+dist: setup  ## Build the wheel and the source distribution in dist, and check their metadata.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax

@@ -1,6 +1,7 @@
 """Every example in docstrings, README and docs does what it says."""
 
 import contextlib
+import datetime
 import doctest
 import importlib
 import io
@@ -119,8 +120,17 @@ def test_the_commands_of_the_readme_are_targets_of_the_makefile():
 
 
 def test_the_version_is_one():
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    """The newest section of the changelog with a version has a day; changes after it are unreleased."""
+    citation, changes, other = (
+        (ROOT / name).read_text(encoding="utf-8")
+        for name in ("CITATION.cff", "CHANGELOG.md", "reproduction/pyproject.toml")
+    )
     assert f"\nversion: {fpe.__version__}\n" in citation
+    assert f'\nversion = "{fpe.__version__}"\n' in other
+    heads = [head for head in re.findall(r"^## (.+)$", changes, re.MULTILINE) if head != "Unreleased"]
+    version, day = heads[0].split(" – ")
+    assert version == fpe.__version__
+    assert datetime.date.fromisoformat(day).isoformat() == day
 
 
 @pytest.mark.parametrize("page", ["boolean", "vision", "rewiring", "splits"])

@@ -8,6 +8,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+import fpe
+
+# Nearly every module imports this one. On file systems that ignore case, the folder FPE of the distribution
+# fpe, which is another project, is this folder; its __init__.py is empty.
+if "__version__" not in vars(fpe):
+    raise ImportError(
+        f"the folder {next(iter(fpe.__path__))} has modules of fixed-parameter-expansion, and not its "
+        "__init__.py: the package fpe, which is another project, was installed over it or removed. Run: "
+        "pip uninstall fpe fixed-parameter-expansion; then install fixed-parameter-expansion again."
+    )
+
 
 class FPEError(Exception):
     """Root of everything that fpe raises on purpose."""
