@@ -267,6 +267,10 @@ def of_whole_networks():
     percents += [100 * share for share in PARTS.values()]
     settings = {*whole.RATES, *whole.SHRINKS, whole.PARENT, *mlp.RATES, *mlp.WIDTHS, mlp.EPOCHS, files.STEPS}
     settings |= {text.WIDTH, text.CONTEXT, text.BATCH, text.STEPS, parameters, LEAST_SPARSE, *SIZES}
+    tables = text.VOCABULARY["pairs"] + text.CONTEXT
+    settings |= {text.VOCABULARY["pairs"], text.sizes(text.WIDTH, "pairs")[0]}
+    settings |= {tables * text.width_of(own, "pairs") for own in ("dense-1", "zeros-0.75")}
+    percents.append(75)
     characters = text.STEPS * text.BATCH * text.CONTEXT
     papers = {2024, 85, 2025, 100}  # Frantar et al., of 85 million; Jin et al.; CIFAR-100
     return settings | papers | {round(characters / 1e6, 1)}, {f"{value:g} %" for value in percents}
