@@ -97,6 +97,79 @@ def test_very_few_samples_are_compared_by_losses():
         assert searching._simplest(task, ranked).candidate == winner
 
 
+def entry(scores, blocks=False):
+    return Entry(Candidate(8, False, 50, blocks=blocks), 1.0, scores=scores, losses=[1.0] * len(scores))
+
+
+@pytest.mark.parametrize(
+    ("scores", "as_good"),
+    [
+        ([0.9], False),  # one fold tells no difference's error
+        ([0.9, 0.8], True),  # equal
+        ([0.86, 0.81], True),  # worse by 1.5 % ± 2.5 %
+        ([0.86, 0.79], False),  # worse by 2.5 % ± 1.5 %
+        ([], False),  # diverged
+    ],
+)
+def test_a_paired_difference_has_an_error_from_two_folds_on(scores, as_good):
+    assert searching._paired(entry(scores), entry([0.9, 0.8][: len(scores) or 2])) == as_good
+
+
+@pytest.mark.parametrize(
+    ("behind", "folds", "asked", "wins"),
+    [
+        ([0.0, 0.02], 2, True, True),
+        ([0.01, 0.02], 2, True, False),
+        ([0.0, 0.02], 2, False, None),  # not asked for
+        ([0.0], 1, True, None),  # the interval cannot be known
+    ],
+)
+def test_blocks_are_preferred_where_they_are_as_good(behind, folds, asked, wins, monkeypatch):
+    def train(task, candidates, epochs, share, finished):
+        number = task.seed  # of the fold, whose networks are trained one by one
+
+        def score(c):
+            return 0.4 + 0.3 * (c.hidden > 0) + 0.1 * (c.activation == "silu") - behind[number] * c.blocks
+
+        return [Entry(c, share, scores=[score(c)], losses=[1.0]) for c in candidates]
+
+    monkeypatch.setattr(training, "_train", train)
+    fold = Fold(torch.zeros(300, 64), *(torch.zeros(300, 2) for _ in range(3)))
+    task = Task([fold] * folds, 10, None, 0, evaluate=None)
+    entries = searching.search(task, 400, 8, prefer_blocks=asked)
+    blocks = [e for e in entries if e.candidate.blocks]
+    assert [e is entries[0] for e in blocks] == ([] if wins is None else [wins])
+    for e in blocks:  # trained as the winner is
+        assert (e.candidate.hidden, e.candidate.activation, e.share) == (5, "silu", 1)
+        assert Entry.from_dict(json.loads(json.dumps(e.to_dict()))) == e
+
+
+def test_blocks_are_not_tried_where_too_few_weights_could_be_pruned():
+    """With three inputs a neuron's copies cost more than half of its inputs."""
+    fold = Fold(torch.zeros(30, 3), *(torch.zeros(30, 2) for _ in range(3)))
+    task = Task([fold, fold], 10, None, 0, evaluate=None)
+    assert not task.expands(Candidate(8, False, 150, blocks=True))
+
+
+def test_a_preferred_network_is_packed_as_blocks(monkeypatch):
+    monkeypatch.setattr(searching, "structures", lambda *sizes: structures(*sizes)[1:3])
+    monkeypatch.setattr(searching, "_paired", lambda entry, best: True)
+    found = fpe.recommend(X, y, 400, prefer_blocks=True, **QUICK)
+    assert found.best.candidate == replace(found.best.candidate, hidden=5, blocks=True)
+    assert not found.best.dense
+    assert found.classifier.n_nonzero_ == found.best.nonzero == 385
+    formats = [row.format for row in fpe.pack(found.classifier.model_).fpe_packing.rows]
+    assert "blocks" in formats
+    clf = eval(found.python(), {"fpe": fpe, **vars(fpe)}).set_params(epochs=8).fit(X, y)
+    assert [row.format for row in fpe.pack(clf.model_).fpe_packing.rows] == formats
+    assert clf.n_nonzero_ == 385
+
+
+def test_a_preference_without_a_search_is_refused():
+    with pytest.raises(ArgumentError, match="prefer_blocks"):
+        FPEClassifier(hidden=8, budget=200, prefer_blocks=True).fit(X, y)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "rates"),
     [

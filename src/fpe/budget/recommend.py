@@ -36,6 +36,7 @@ def recommend(
     scale: str | None = "auto",
     seed: int = 0,
     n_jobs: int | None = None,
+    prefer_blocks: bool = False,
     verbose: bool = False,
     folder: str | os.PathLike[str] | None = None,
     on_budget: Callable[[Recommendation], None] | None = None,
@@ -60,7 +61,7 @@ def recommend(
         Passes over the data in the last round; by default those of 3000 steps, from 15 to 300.
     front : bool, default True
         Whether to do the same for a quarter and for half of the budget.
-    batch_size, scale, n_jobs
+    batch_size, scale, n_jobs, prefer_blocks
         As for `fpe.sklearn.FPEClassifier`.
     seed : int, default 0
         Of everything.
@@ -104,7 +105,8 @@ def recommend(
     found = Recommendation(int(budget), [])
     for part in PARTS if front else (1,):
         own = int(budget) // part
-        classifier = FPEClassifier(budget=own, n_jobs=n_jobs, verbose=verbose, **how)
+        same: dict[str, Any] = {"n_jobs": n_jobs, "prefer_blocks": prefer_blocks, "verbose": verbose}
+        classifier = FPEClassifier(budget=own, **same, **how)
         if folder is not None:
             file = Path(folder) / f"search-{own}.json"
             record = read_json(file)

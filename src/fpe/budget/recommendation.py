@@ -83,7 +83,8 @@ class Recommendation:
     def python(self) -> str:
         """Return the line of Python that makes the classifier."""
         c = self.best.candidate
-        given = f"hidden={c.hidden}, direct={c.direct}, budget={c.budget}, lr={c.lr:g}"
+        form = 'rewire="columns"' if c.blocks else f"direct={c.direct}, budget={c.budget}"
+        given = f"hidden={c.hidden}, {form}, lr={c.lr:g}"
         given += f", label_smoothing={c.smoothing:g}"
         given += "" if c.activation == "relu" else f", activation={c.activation!r}"
         given += f", l2={c.l2!r}" if c.l2 else ""

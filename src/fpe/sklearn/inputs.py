@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from numbers import Number
 from typing import Any
 
@@ -92,3 +93,13 @@ def checked_labels(y: Any) -> Any:
         )
     is_float = isinstance(dtype, np.dtype) and dtype.kind == "f"
     return np.array(labels.tolist()) if kinds == {Number} and not is_float else y
+
+
+def plain(value: Any) -> Any:
+    """Return a parameter as JSON takes it; one that JSON does not have as a mapping with its text."""
+    value = value.item() if isinstance(value, np.generic) else value
+    value = list(value) if isinstance(value, tuple) else value
+    try:
+        return value if json.loads(json.dumps(value)) == value else {"repr": repr(value)}
+    except TypeError:
+        return {"repr": repr(value)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
 from fpe.models import ABOUT, mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
-from fpe.sklearn.inputs import as_dense, as_inputs, scaler_of
+from fpe.sklearn.inputs import as_dense, as_inputs, plain, scaler_of
 from fpe.training import late
 from fpe.training.candidates import Entry, Task
 from fpe.training.folds import Fold, fold_count, hold_out
@@ -86,6 +85,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         class_weight: Mapping[Any, float] | str | None = None,
         device: str | torch.device = "cpu",
         n_jobs: int | None = None,
+        prefer_blocks: bool = False,
         random_state: int | np.random.RandomState | None = 0,
         verbose: bool = False,
     ) -> None:
@@ -113,6 +113,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.device = device
         self.n_jobs = n_jobs
+        self.prefer_blocks = prefer_blocks
         self.random_state = random_state
         self.verbose = verbose
 
@@ -156,7 +157,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 "columns": None if names is None else [{"name": str(name), **number} for name in names],
                 "features": self.n_features_in_,
                 "scaling": None if self._scaler is None else "scaler",
-                "settings": {name: _plain(value) for name, value in self.get_params(deep=False).items()},
+                "settings": {name: plain(value) for name, value in self.get_params(deep=False).items()},
                 "provenance": {"fpe": __version__},
             }
             setattr(model, ABOUT, about | self._targets())
@@ -217,7 +218,12 @@ class Network(BaseEstimator):  # type: ignore[misc]
                 f"hidden is None, so that a network of {self.budget} non-zeros is searched for, and "
                 f"{', '.join(given)} is given; give hidden=… too, or leave the others out."
             )
-        if self.hidden is None and not given:
+        searched = self.hidden is None and not given
+        if self.prefer_blocks and not searched:
+            raise ArgumentError(
+                "prefer_blocks=True is for a search, and a network is given; leave out either."
+            )
+        if searched:
             recipe = self._searched(inputs, y, codes, how, weight, seed)
             best = self.search_[0].candidate
             sizes: dict[str, Any] = {
@@ -292,7 +298,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
         task = Task(folds, how["outputs"], self.batch_size, seed, **scored, l2=self.l2, jobs=jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
         with progress_bar("searching", 1, self.verbose) as advance:
-            self.search_ = search(task, budget, epochs, self._known, self._on_entries, advance)
+            known, blocks = (self._known, self._on_entries), self.prefer_blocks
+            self.search_ = search(task, budget, epochs, *known, advance, prefer_blocks=blocks)
         return self.search_[0].candidate.recipe(epochs, self.batch_size, how["objective"], self.l2)
 
     def _decided(
@@ -387,13 +394,3 @@ class Network(BaseEstimator):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         return tags
-
-
-def _plain(value: Any) -> Any:
-    """Return a parameter as JSON takes it; one that JSON does not have as a mapping with its text."""
-    value = value.item() if isinstance(value, np.generic) else value
-    value = list(value) if isinstance(value, tuple) else value
-    try:
-        return value if json.loads(json.dumps(value)) == value else {"repr": repr(value)}
-    except TypeError:
-        return {"repr": repr(value)}

@@ -12,7 +12,8 @@ import joblib
 import torch
 from torch import Tensor, nn
 
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, FPEError
+from fpe.expansion.planner import plan
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe.training import ensemble
@@ -29,7 +30,8 @@ RATE = 1e-2
 class Candidate:
     """A network and its training; with `hidden` 0 it has no hidden layer.
 
-    It is pruned to `budget` while it is trained, if it has more weights.
+    It is pruned to `budget` while it is trained, if it has more weights. With `blocks` a dense network of
+    `hidden` neurons is expanded into dense blocks before it is trained, whose inputs are exchanged meanwhile.
     """
 
     hidden: int
@@ -40,6 +42,7 @@ class Candidate:
     score: str = "moment"
     activation: str = "relu"
     l2: float = 0.0
+    blocks: bool = False
 
     @property
     def kind(self) -> tuple[bool, bool]:
@@ -49,7 +52,7 @@ class Candidate:
     @property
     def program(self) -> tuple[Any, ...]:
         """What is equal for networks that are trained together."""
-        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation, self.l2
+        return *self.kind, self.hidden.bit_length(), self.smoothing, self.activation, self.l2, self.blocks
 
     @property
     def name(self) -> str:
@@ -58,11 +61,15 @@ class Candidate:
             return "no hidden layer"
         neurons = f"{self.hidden} hidden neuron{'s' if self.hidden > 1 else ''}"
         neurons += "" if self.activation == "relu" else f" ({self.activation})"
+        neurons += ", expanded in blocks" if self.blocks else ""
         return f"{neurons} and direct connections" if self.direct else neurons
 
     def recipe(self, epochs: int, batch_size: int | None, objective: Objective, l2: float = 0.0) -> Recipe:
         """Return how it is trained."""
         own = objective._replace(smoothing=self.smoothing)
+        if self.blocks:
+            how: dict[str, Any] = {"epochs": epochs, "lr": self.lr, "batch_size": batch_size}
+            return replace(Recipe.choose(rewire="columns", **how, l2=l2 + self.l2), objective=own)
         return Recipe(
             factor=1,
             warmup_epochs=0,
@@ -106,8 +113,8 @@ class Entry:
 
     @property
     def dense(self) -> bool:
-        """Whether it is a network that was not pruned."""
-        return 0 < self.nonzero < self.candidate.budget
+        """Whether it is a network that was neither pruned nor expanded."""
+        return 0 < self.nonzero < self.candidate.budget and not self.candidate.blocks
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data."""
@@ -145,6 +152,15 @@ class Task:
         X = self.folds[0].X
         how: dict[str, Any] = {"direct": candidate.direct, "activation": candidate.activation}
         return mlp(self.inputs, candidate.hidden, self.outputs, seed=seed, dtype=X.dtype, **how).to(X.device)
+
+    def expands(self, candidate: Candidate) -> bool:
+        """Tell whether the network of a candidate can be expanded as its recipe says."""
+        recipe = candidate.recipe(1, self.batch_size, self.objective)
+        try:
+            plan(self.network(candidate, 0), recipe.factor, split=recipe.split, prune=recipe.prune)
+        except FPEError:
+            return False
+        return True
 
 
 def trained(

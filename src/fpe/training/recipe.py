@@ -73,6 +73,7 @@ CONSTRAINTS: dict[str, Constraint] = {
     "budget": _POSITIVE,
     "gradual": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
     "direct": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
+    "prefer_blocks": (lambda value: isinstance(value, bool | np.bool_), "True or False"),
     "label_smoothing": (lambda value: _number(value) and 0 <= value < 1, "a share from 0 to below 1"),
     "scale": (lambda value: value is None or value == "auto", "'auto' or None"),
     "validation_fraction": (lambda value: _number(value) and 0 < value < 1, "a share between 0 and 1"),

@@ -5,7 +5,8 @@ that pruning has ended when they are compared. The first round compares networks
 one of several widths, and with direct connections beside it; the second the best of each kind, also with
 SiLU. The last trains the best, the best of another kind and the simple rivals for all epochs, and then the
 best ones at another rate, which is raised further if that helps, and the best one with label smoothing. No
-hidden layer wins if it is within a standard error of the best.
+hidden layer wins if it is within a standard error of the best. Otherwise a network whose weights are dense
+blocks wins, where it is asked for, if it is within a standard error of the paired difference to the best.
 
 With few samples all networks have the L2 penalty of scikit-learn's logistic regression, one over the number
 of samples; with very few they are compared by their losses, as their accuracies are too coarse.
@@ -76,12 +77,14 @@ def search(
     known: Sequence[Entry] = (),
     on_entries: Callable[[list[Entry]], None] | None = None,
     on_epoch: Callable[[str, int, int], None] | None = None,
+    prefer_blocks: bool = False,
 ) -> list[Entry]:
     """Return the entries of all rounds, the best of the last round first.
 
     `known` are entries of an interrupted search, which are not trained again; `on_entries` gets all entries
     so far as soon as there are new ones. After each epoch `on_epoch` gets a text, the epochs of networks so
-    far, and their estimated total.
+    far, and their estimated total. With `prefer_blocks` a winner with hidden neurons is compared with a
+    network of dense blocks, trained like it, if there are several folds.
     """
     first = structures(task.inputs, task.outputs, budget)
     if len(task.folds) > 1:
@@ -149,6 +152,11 @@ def search(
         last += run([replace(best().candidate, smoothing=SMOOTHING)], 2)
     last.sort(key=lambda entry: entry.rank)
     winner = _simplest(task, last)
+    width = widest(task.inputs, task.outputs, budget)
+    if prefer_blocks and len(task.folds) > 1 and winner.candidate.hidden and width:
+        blocks = replace(winner.candidate, hidden=width, direct=False, blocks=True)
+        last += run([blocks], 2) if task.expands(blocks) else []
+        winner = next((e for e in last if e.candidate.blocks and _paired(e, winner)), winner)
     if not winner.scores:
         failed = next((entry for entry in entries if entry.reason), None)
         raise ArgumentError(f"all candidates diverged: {failed.reason if failed else ''}")
@@ -178,9 +186,21 @@ def _simplest(task: Task, ranked: Sequence[Entry]) -> Entry:
 def _as_good(task: Task, entry: Entry, best: Entry) -> bool:
     """Tell whether an entry is within a standard error of the best."""
     if len(best.losses) == len(entry.losses) == MOST_FOLDS:
-        worse = np.subtract(entry.losses, best.losses)
-        return bool(worse.mean() <= worse.std(ddof=1) / MOST_FOLDS**0.5)
+        return _paired(entry, best)
     return entry.score >= best.score - _error(task, best.score)
+
+
+def _paired(entry: Entry, best: Entry) -> bool:
+    """Tell whether an entry is within a standard error of the paired difference to the best.
+
+    Differences are those of the folds, of what entries are ranked by; one fold tells nothing.
+    """
+    by_loss = len(best.losses) == MOST_FOLDS
+    pairs = (entry.losses, best.losses) if by_loss else (best.scores, entry.scores)
+    if not 1 < len(pairs[0]) == len(pairs[1]):
+        return False
+    worse = np.subtract(*pairs)
+    return bool(worse.mean() <= worse.std(ddof=1) / len(worse) ** 0.5)
 
 
 def _error(task: Task, score: float) -> float:
