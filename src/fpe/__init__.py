@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from fpe.models import mlp
     from fpe.packing.pack import pack, unpack
     from fpe.packing.quantized import quantize
+    from fpe.rewiring.block_pruner import BlockPruner
     from fpe.rewiring.block_rewirer import BlockRewirer
     from fpe.rewiring.gradual import PruningSchedule
     from fpe.rewiring.open_masks import open_masks_, with_masks
@@ -85,6 +86,7 @@ _MODULES = {
     "models": "mlp",
     "packing.pack": "pack unpack",
     "packing.quantized": "quantize",
+    "rewiring.block_pruner": "BlockPruner",
     "rewiring.block_rewirer": "BlockRewirer",
     "rewiring.gradual": "PruningSchedule",
     "rewiring.open_masks": "open_masks_ with_masks",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ class _Slots:
     parameter: nn.Parameter
     part: int  # of the parameter: (parts, inputs, neurons)
     padding: Tensor  # which of them only make blocks equal
+    batch: int
 
 
 class BlockRewirer:
@@ -119,13 +120,7 @@ class BlockRewirer:
         self.model = unwrapped(model)
         self.layers = find_blocks(self.model)
         self.optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        trained = {id(p) for o in self.optimizers for group in o.param_groups for p in group["params"]}
-        for name, layer in self.layers.items():
-            if any(id(own.parameter) not in trained for own in slots_of(layer)):
-                raise ArgumentError(
-                    f"the optimizer does not train the blocks of {name!r}; make it from the parameters of "
-                    "the packed model."
-                )
+        check_trained(self.layers, self.optimizers)
         self.taken = self.rewirings = 0
         self.grown = dict.fromkeys(self.layers, 0)
         self.generator = torch.Generator().manual_seed(seed)
@@ -217,7 +212,7 @@ class BlockRewirer:
             if self.policy.drop == "movement" and own.parameter.grad is not None:
                 weight = weight * own.parameter.grad[own.part]
             norms = weight.float().square().sum(1).sqrt()
-            found[own.block, _columns(layer)[own.columns]] = norms
+            found[own.block, columns_of(layer)[own.columns]] = norms
         return found
 
     def state_dict(self) -> dict[str, Any]:
@@ -280,7 +275,19 @@ def find_blocks(model: Any) -> dict[str, BlockLayer]:
     return found
 
 
-def _columns(layer: BlockLayer) -> Tensor:
+def check_trained(layers: Mapping[str, BlockLayer], optimizers: Sequence[Optimizer]) -> None:
+    """Raise if the optimizers do not train the weights of all layers."""
+    trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, layer in layers.items():
+        if any(id(own.parameter) not in trained for own in slots_of(layer)):
+            raise ArgumentError(
+                f"the optimizer does not train the blocks of {name!r}; make it from the parameters of the "
+                "packed model."
+            )
+
+
+def columns_of(layer: BlockLayer) -> Tensor:
+    """Return the inputs of the blocks, batch by batch."""
     assert layer.columns is not None
     return layer.columns.long()
 
@@ -296,7 +303,7 @@ def slots_of(layer: BlockLayer) -> Iterator[_Slots]:
             padding.view(-1)[positions.flatten().long()] = True
         for part, block in enumerate(batch.blocks):
             columns = slice(start, start + batch.inputs)
-            yield _Slots(block, columns, parameter, part, padding[part])
+            yield _Slots(block, columns, parameter, part, padding[part], number)
             start += batch.inputs
 
 
@@ -326,7 +333,7 @@ def exchange_inputs_(
     `drop` and `grow` are scores, (blocks, inputs). The input of the largest score of each block stays.
     """
     free, padding = torch.zeros_like(drop, dtype=torch.bool), torch.zeros_like(drop, dtype=torch.bool)
-    columns, slots = _columns(layer), list(slots_of(layer))
+    columns, slots = columns_of(layer), list(slots_of(layer))
     for own in slots:
         free[own.block, columns[own.columns]] = True
         padding[own.block, columns[own.columns]] = own.padding

@@ -31,7 +31,7 @@ from fpe.rewiring.sites import (
 #: Decay of the running mean of squared gradients that a pruner keeps where the optimizer has none; Adam's.
 DECAY = 0.999
 #: Under which names optimizers keep a running mean of squared gradients.
-_SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
+SECOND_MOMENTS = ("exp_avg_sq", "square_avg")
 
 
 class GradualPruner:
@@ -232,7 +232,7 @@ class GradualPruner:
         """Return the running mean of squared gradients of a site's weight, whole; None if there is none."""
         weight = self.sites[i].layer.weight
         states = [optimizer.state.get(weight, {}) for optimizer in self.optimizers]
-        known = [state[name] for state in states for name in _SECOND_MOMENTS if name in state]
+        known = [state[name] for state in states for name in SECOND_MOMENTS if name in state]
         found = known[0] if known else self._moments[i]
         return None if found is None else whole(found)
 
@@ -240,7 +240,7 @@ class GradualPruner:
         """Update the own running means of squared gradients, where the optimizer has none."""
         for i, site in enumerate(self.sites):
             weight = site.layer.weight
-            known = any(name in o.state.get(weight, {}) for o in self.optimizers for name in _SECOND_MOMENTS)
+            known = any(name in o.state.get(weight, {}) for o in self.optimizers for name in SECOND_MOMENTS)
             if known or weight.grad is None or not bool(whole(weight.grad).isfinite().all()):
                 continue
             gradient = weight.grad.detach()

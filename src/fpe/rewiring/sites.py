@@ -166,7 +166,8 @@ def trained_sites(model: Any) -> list[Site]:
     if packed:
         raise ModelError(
             f"layers {', '.join(map(repr, packed))} are packed, and packed layers have no masks to change; "
-            "take fpe.unpack(model), and pack it after training, or fpe.BlockRewirer for packed blocks."
+            "take fpe.unpack(model), and pack it after training, or fpe.BlockRewirer and fpe.BlockPruner for "
+            "packed blocks."
         )
     layers = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not layers:
