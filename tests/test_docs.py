@@ -89,6 +89,7 @@ def test_every_public_name_stands_on_one_page_of_the_reference():
     modules += [
         "fpe.errors",
         "fpe.training.ensemble",
+        "fpe.integrations.hub",
         "fpe.integrations.huggingface",
         "fpe.integrations.lightning",
     ]

@@ -21,11 +21,16 @@ SHOWN = 8
 
 def with_origin(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     """Add counts and versions to what a model says about itself."""
-    counts = [(count, parameter.numel()) for _, parameter, count in counted_parameters(model)]
-    nonzero, parameters = map(sum, zip(*counts, strict=True))
     # Without the time, so that the same run writes the same file.
     made_by = {key: value for key, value in provenance().items() if key != "written"}
-    return {**about, "nonzero": nonzero, "parameters": parameters, "provenance": made_by}
+    return {**about, **counts_of(model), "provenance": made_by}
+
+
+def counts_of(model: nn.Module) -> dict[str, int]:
+    """Return the count of non-zero parameters, and of all."""
+    counts = [(count, parameter.numel()) for _, parameter, count in counted_parameters(model)]
+    nonzero, parameters = (sum(numbers) for numbers in zip(*counts, strict=True))
+    return {"nonzero": nonzero, "parameters": parameters}
 
 
 def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -> None:
@@ -80,6 +85,25 @@ def _merit(measured: Mapping[str, Any]) -> tuple[float, float]:
 
 def card(about: Mapping[str, Any]) -> str:
     """Return the model card, in Markdown, of what a model of ``fpe fit`` says about itself."""
+    snippet = prediction(about, "import fpe", f'fpe.load_classifier("{MODEL}")')
+    lines = [*tables(about), "", "Predict on new rows, in this folder:", "", "```python", *snippet, "```", ""]
+    lines += ["```console", f"$ fpe predict {MODEL} new-rows.csv --out predictions.csv", "```", ""]
+    return "\n".join(lines)
+
+
+def density(about: Mapping[str, Any]) -> str:
+    """Return the counts of a model in words."""
+    nonzero, parameters = about["nonzero"], about["parameters"]
+    return f"{nonzero:,} of {parameters:,}, density {nonzero / parameters:.1%}"
+
+
+def versions(made_by: Mapping[str, Any]) -> str:
+    """Return the provenance of a model in words."""
+    return ", ".join(f"{name} {version}" for name, version in made_by.items() if version)
+
+
+def tables(about: Mapping[str, Any]) -> list[str]:
+    """Return the lines of a card that say what a model of ``fpe fit`` is, and what was measured."""
     data, measured, made_by = about["data"], about["measured"], about["provenance"]
     columns, classes = about["columns"] or [], about["classes"]
     inputs = f"{about['features']:,} features"
@@ -91,40 +115,39 @@ def card(about: Mapping[str, Any]) -> str:
     rows = {
         "trained on": f"{data['name']}, {data['training_samples']:,} rows; {inputs}",
         "predicts": f"{label}{len(classes)} classes: {_some(classes)}",
-        "non-zero parameters": f"{about['nonzero']:,} of {about['parameters']:,}, density "
-        f"{about['nonzero'] / about['parameters']:.1%}",
+        "non-zero parameters": density(about),
         "accuracy": f"{test}; {chosen}",
         "always the most frequent class": f"{data['majority_accuracy']:.1%} on the test rows",
         "seed": str(about["settings"]["random_state"]),
-        "versions": ", ".join(f"{name} {version}" for name, version in made_by.items() if version),
+        "versions": versions(made_by),
     }
-    lines = [f"# {_cell(data['name'])}: a model of fpe fit", "", "| | |", "| --- | --- |"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in rows.items()]
+    lines = [f"# {cell(data['name'])}: a model of fpe fit", "", "| | |", "| --- | --- |"]
+    lines += [f"| {name} | {cell(value)} |" for name, value in rows.items()]
     if measured["rivals"]:
         lines += ["", "Beside it, measured on the same rows:", ""]
         lines += ["| network | non-zeros | held-out rows | test rows |", "| --- | --- | --- | --- |"]
         for own in measured["rivals"][:SHOWN]:
             accuracies = (own["validation_accuracy"], own["test_accuracy"])
             cells = " | ".join("not measured" if each is None else f"{each:.1%}" for each in accuracies)
-            lines.append(f"| {_cell(own['name'])} | {own['nonzero']:,} | {cells} |")
-    lines += ["", "Predict on new rows, in this folder:", "", "```python", *_snippet(about), "```", ""]
-    lines += ["```console", f"$ fpe predict {MODEL} new-rows.csv --out predictions.csv", "```", ""]
-    return "\n".join(lines)
+            lines.append(f"| {cell(own['name'])} | {own['nonzero']:,} | {cells} |")
+    return lines
 
 
-def _snippet(about: Mapping[str, Any]) -> list[str]:
-    """Return Python that loads the model and predicts one row."""
+def prediction(about: Mapping[str, Any], importing: str, loading: str) -> list[str]:
+    """Return Python that loads a classifier, with its import, and predicts one row."""
     columns = about["columns"] or []
     if columns and len(columns) <= SHOWN and all(column["kind"] != "list" for column in columns):
-        row = {c["name"]: c["missing"] if c["kind"] == "number" else c["categories"][0] for c in columns}
+        row = {
+            c["name"]: (c["missing"] or 0) if c["kind"] == "number" else c["categories"][0] for c in columns
+        }
         library, rows = "pandas", f"pandas.DataFrame([{row!r}])"
     else:
         library, rows = "numpy", f"numpy.zeros((1, {about['features']}))"
     return [
-        "import fpe",
+        importing,
         f"import {library}",
         "",
-        f'clf = fpe.load_classifier("{MODEL}")',
+        f"clf = {loading}",
         f"rows = {rows}",
         "print(clf.predict(rows), clf.predict_proba(rows))",
     ]
@@ -135,6 +158,6 @@ def _some(values: Any) -> str:
     return ", ".join(every[:SHOWN]) + (", …" if len(every) > SHOWN else "")
 
 
-def _cell(text: object) -> str:
+def cell(text: object) -> str:
     """Return a text as a cell of a table of Markdown."""
     return " ".join(str(text).replace("|", "\\|").split())

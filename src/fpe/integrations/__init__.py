@@ -1,4 +1,4 @@
-"""Callbacks for Lightning and for the Trainer of transformers; each module imports only its trainer.
+"""Callbacks for Lightning and for the Trainer of transformers; the Hub. Each module imports its own library.
 
 With accelerate, or a loop of your own, call `fpe.expand_`.
 """
@@ -10,6 +10,6 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("huggingface", "lightning"):
+    if name in ("hub", "huggingface", "lightning"):
         return importlib.import_module(f"fpe.integrations.{name}")
     raise AttributeError(f"module 'fpe.integrations' has no attribute {name!r}")
