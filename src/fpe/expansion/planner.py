@@ -24,6 +24,7 @@ from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed
 from fpe.graph.inputs import as_call, copied_call, inputs_for
 from fpe.graph.layers import channel_axis, is_transposed, oriented_weight, producer_sets
+from fpe.graph.probe import Probe
 from fpe.graph.verification import unverified
 from fpe.masked import check_masks, count_nonzero
 from fpe.metrics import crowding, participation_ratio
@@ -120,6 +121,7 @@ def plan(
     selection = Selection(model, layers, factor, example_inputs)
     verified: set[NeuronGroup] = set()
     shapes: list[torch.Size] | None = None
+    probe: Probe | None = None
     while True:
         chosen = selection.chosen
         producers = [name for group, _ in chosen for name in group.producers]
@@ -134,9 +136,10 @@ def plan(
             raise_problems(problems, BudgetError, "the budget")
         if batch is not None and not reasons:  # only what has been verified is worth widening
             if new := [group for group, _ in chosen if group not in verified]:
-                reasons, shapes = unverified(model, new, batch)
+                reasons, shapes, faithful = unverified(model, new, batch)
+                probe = faithful or probe
                 verified.update(new)
-            reasons = reasons or width_problems(model, planned, batch, shapes or [])
+            reasons = reasons or width_problems(model, planned, batch, shapes or [], probe)
         if not reasons:
             break
         selection.drop(reasons)

@@ -17,10 +17,12 @@ from fpe._util.modules import replace_modules_
 from fpe.expansion import steps
 from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import LayerPlan
-from fpe.graph.copies import analyzed, copied, first_line, repeatable, with_own_state
-from fpe.graph.inputs import as_call, converted, copied_call, tensors_in
+from fpe.graph.copies import analyzed, first_line
+from fpe.graph.inputs import as_call, copied_call, tensors_in
 from fpe.graph.layers import bias_of
-from fpe.graph.verification import MAX_DOUBLE, distance, rounding_of
+from fpe.graph.permuting import Shared
+from fpe.graph.probe import Probe
+from fpe.graph.verification import distance
 
 
 def shape_problem(
@@ -68,12 +70,17 @@ def _other_shapes(found: list[torch.Size], expected: list[torch.Size]) -> str | 
 
 
 def width_problems(
-    model: nn.Module, layers: Sequence[LayerPlan], batch: Any, expected: list[torch.Size]
+    model: nn.Module,
+    layers: Sequence[LayerPlan],
+    batch: Any,
+    expected: list[torch.Size],
+    probe: Probe | None = None,
 ) -> dict[str, str]:
     """Return, by name, why groups cannot be wider: a copy does not run, or computes something else.
 
     All groups are widened at once; only if that copy fails are there more, by halves. A model of PyTorch's
-    own modules computes the same shapes in both modes, any other is run in both.
+    own modules computes the same shapes in both modes, any other is run in both. The `probe` may come from
+    the verification.
     """
     plain = all(
         type(m).__module__.split(".")[0] in ("torch", "fpe")
@@ -81,7 +88,7 @@ def width_problems(
         for m in model.modules()
     )
     modes = (False,) if plain else (False, True)
-    oracle = _Oracle(model, batch)
+    oracle = _Oracle(model, batch, probe)
 
     @cache
     def trains() -> bool:
@@ -109,51 +116,45 @@ def width_problems(
 
 
 class _Oracle:
-    """A model in double precision, and what it computes; one that does not run in it, as it is."""
+    """A model with random weights, or with its own, and what it computes; one that does not run so, as it is.
 
-    def __init__(self, model: nn.Module, batch: Any) -> None:
-        self.model, self.batch = model, batch
-        self.copy: nn.Module | None = None
-        self.dense: dict[bool, list[Tensor] | None] = {}
-        self.eps = 0.0
-        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-        if on_cpu and sum(p.numel() for p in model.parameters()) <= MAX_DOUBLE:
+    Random weights take the memory of one of several equal layers, and hide nothing behind a head of zeros.
+    """
+
+    def __init__(self, model: nn.Module, batch: Any, probe: Probe | None) -> None:
+        self.model, self.batch, self.probe = model, batch, probe
+        for everywhere in (True, False):  # a model may not work with random weights everywhere
             with suppress(Exception):  # the user's own code may fail in any way
-                self.copy = copied(model, torch.float64)
-                self.batch = converted(batch, torch.float64, None)
-                self.dense[False] = self.outputs({}, False)
-        if False not in self.dense:
-            self.copy, self.batch = None, batch
-
-    def outputs(self, instead: dict[str, nn.Module], training: bool) -> list[Tensor]:
-        """Run a copy with other modules in the places of some; return its floating-point outputs."""
-        own = with_own_state(cast(nn.Module, self.copy), {})
-        replace_modules_(own, instead)
-        args, kwargs = copied_call(as_call(self.batch))
-        with torch.no_grad(), repeatable(own, training) as mode:
-            outputs = tensors_in(own(*args, **kwargs), consume=True)
-        self.eps = max(self.eps, mode.eps)
-        return [output for output in outputs if output.is_floating_point() and output.numel()]
+                self.probe = self.probe or Probe(model, (), as_call(batch), everywhere)
+                if everywhere and not all(output.isfinite().all() for output in self.probe.whole[False]):
+                    self.probe = None
+        self.dense: dict[bool, list[Tensor] | None] = dict(self.probe.whole if self.probe else {})
+        self.wide: tuple[Sequence[LayerPlan], dict[str, nn.Module]] = (), {}
 
     def problem(self, layers: Sequence[LayerPlan], expected: list[torch.Size], training: bool) -> str | None:
         """Say why groups cannot be wider, in one mode, or return None."""
-        if self.copy is None:
+        probe = self.probe
+        if probe is None:
             instead = widened(self.model, layers)
             return shape_problem(self.model, self.batch, expected, training, instead)
         try:
-            found = self.outputs(widened(self.copy, layers), training)
+            if self.wide[0] is not layers:
+                self.wide = layers, widened(probe.copy, layers)
+            found = probe.outputs({}, training, instead=self.wide[1])
         except Exception as error:  # the user's own code may fail in any way
             return _does_not_run(error, training)
+        if training and distance(self.dense[False] or [], found) <= probe.rounding:
+            return None  # it computes what evaluation does
         if training not in self.dense:
             self.dense[training] = None
             with suppress(Exception):
-                self.dense[training] = self.outputs({}, training)
+                self.dense[training] = probe.outputs({}, training)
         if not training and (problem := _other_shapes([o.shape for o in found], expected)):
             return problem
         dense = self.dense[training]
         shapes = dense is not None and [o.shape for o in dense] == [o.shape for o in found]
         moved = distance(dense, found) if shapes and dense else 0.0
-        if moved <= rounding_of(self.eps):
+        if moved <= probe.rounding:
             return None
         return (
             f"with {layers[0].factor} whole copies of each of its neurons, and the inputs of the consumers "
@@ -167,19 +168,27 @@ def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modul
 
     The inputs of consumers are divided by the number of copies.
     """
-    origins = Origins(model, layers)
+    origins, shared = Origins(model, layers), Shared()
     between = {name: layer.index_map for layer in layers for name in layer.group.between}
     wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
     for name in {**origins.rows, **origins.columns}.keys() - between.keys():
         module = model.get_submodule(name)
-        old, bias = cast(Tensor, module.weight), bias_of(module)
-        weight = origins.lift(name, "weight", old.detach())
+        bias = bias_of(module)
+        shares = torch.ones(())  # of each input: into how many copies its neuron is divided
         for layer in layers:
             if (neuron := origins.neurons.get((layer.group.name, name))) is not None:
                 parent = layer.index_map.parent
                 copies = parent.bincount(minlength=layer.neurons)[parent]
-                shares = torch.where(neuron < 0, 1, copies[neuron]).to(weight)
-                weight = weight / shares.view(-1, *[1] * (weight.dim() - 2))
+                shares = shares * torch.where(neuron < 0, 1, copies[neuron])
+
+        def lifted(old: Tensor, name: str = name, shares: Tensor = shares) -> Tensor:
+            weight = origins.lift(name, "weight", old)
+            return weight / shares.to(weight).view(-1, *[1] * (weight.dim() - 2)) if shares.dim() else weight
+
+        how = [own[name] for own in (origins.rows, origins.columns) if name in own]
+        key = (name in origins.rows, *(tensor.numpy().tobytes() for tensor in (*how, shares)))
+        weight = shared.of(cast(Tensor, module.weight).detach(), key, lifted)
         bias = None if bias is None else origins.lift(name, "bias", bias.detach())
-        wide[name] = steps.mask(module, steps.Weights(weight, bias, torch.ones_like(weight)))
+        free = weight.new_ones(()).expand_as(weight)  # takes no memory
+        wide[name] = steps.mask(module, steps.Weights(weight, bias, free))
     return wide

@@ -12,7 +12,7 @@ import sys
 import traceback
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -106,22 +106,42 @@ def analysis_copy(model: nn.Module) -> nn.Module:
     return _own_copy(model, memo)
 
 
-def copied(model: nn.Module, dtype: torch.dtype | None = None, device: Any = None) -> nn.Module:
-    """Copy a model and its weights, which require no gradient, in another precision or to a device."""
+def copied(
+    model: nn.Module,
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+    without: Iterable[Tensor] = (),
+) -> nn.Module:
+    """Copy a model and its weights, which require no gradient, in another precision or to a device.
+
+    The tensors `without` values get shapes alone, and no memory.
+    """
     memo: dict[int, Any] = {}
+    empty = {id(tensor) for tensor in without}
     for tensor in (*model.parameters(), *model.buffers()):
         if type(tensor.data) is Tensor:
-            value = tensor.detach().to(device, dtype if tensor.is_floating_point() else None, copy=True)
+            kind = dtype if tensor.is_floating_point() else None
+            if id(tensor) in empty:
+                value = torch.zeros((), dtype=kind or tensor.dtype, device=device or tensor.device)
+                value = value.expand(tensor.shape)
+            else:
+                value = tensor.detach().to(device, kind, copy=True)
             memo[id(tensor)] = nn.Parameter(value, False) if isinstance(tensor, nn.Parameter) else value
     return _own_copy(model, memo).requires_grad_(False)
 
 
 def with_own_state(model: nn.Module, values: dict[Tensor, Tensor]) -> nn.Module:
-    """Copy a model except for its parameters, with other values for some of its tensors."""
+    """Copy a model except for its parameters, with other values for some of its tensors.
+
+    Values that share their memory still do.
+    """
     memo: dict[int, Tensor] = {id(parameter): parameter for parameter in model.parameters()}
+    own: dict[Any, Tensor] = {}
     for tensor, value in values.items():
         if not isinstance(value, nn.Parameter):  # a run may write into it
-            value = nn.Parameter(value.clone(), False) if isinstance(tensor, nn.Parameter) else value.clone()
+            place = value.data_ptr(), value.shape, value.stride()
+            new = own[place] = own[place] if place in own else value.clone()
+            value = nn.Parameter(new, False) if isinstance(tensor, nn.Parameter) else new
         memo[id(tensor)] = value
     return _own_copy(model, memo)
 
@@ -251,9 +271,11 @@ def _has_tensors(value: Any) -> bool:
 
 
 class WithoutDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Let dropout keep and scale every entry; note the coarsest precision; restore the generators passed.
+    """Let dropout keep every entry; note the coarsest precision; restore the generators passed.
 
-    Dropout draws for each neuron, so two runs with neurons in different orders would differ.
+    Dropout draws for each neuron, so two runs with neurons in different orders would differ. What is kept is
+    divided by the probability to be kept, which stands in for each draw: training computes what evaluation
+    does.
     """
 
     def __init__(self) -> None:
@@ -276,10 +298,10 @@ class WithoutDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         keep_probability = args[1] if len(args) > 1 else 0.5
         if name == "bernoulli_" and isinstance(keep_probability, float) and keep_probability > 0:
-            return args[0].fill_(1)
+            return args[0].fill_(keep_probability if args[0].is_floating_point() else 1)
         if name == "native_dropout" and args[1] < 1:
             kept = torch.ones_like(args[0], dtype=torch.bool)
-            return (args[0] / (1 - args[1]) if args[2] else args[0].clone()), kept
+            return args[0].clone(), kept
         if name.startswith("rrelu_with_noise") and len(args) > 4:
             args = (*args[:4], False, *args[5:])
         return func(*args, **kwargs)

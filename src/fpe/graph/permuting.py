@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -20,8 +20,42 @@ from fpe.graph.groups import (
 from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, neurons_of, size_of
 from fpe.masked import MaskedLayer
 
+#: So many random numbers are drawn for a tensor; a prime number, so that rows do not repeat.
+MOST_DRAWN = 1_000_003
 #: Parameters and buffers, each with the value that it is to have instead.
 Values = dict[Tensor, Tensor]
+
+
+class Shared:
+    """Tensors that are made of others, each once: equal layers of a model share the same random weights."""
+
+    def __init__(self) -> None:
+        self.made: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def of(self, source: Tensor, how: Any, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return what `make` makes of a tensor; `how` tells it apart from anything else made of it."""
+        place = source.data_ptr(), source.shape, source.stride(), source.dtype, how
+        if place not in self.made:
+            self.made[place] = make(source), source  # which is kept, so that no other gets its memory
+        return self.made[place][0]
+
+
+def to_randomize(
+    model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
+) -> Iterator[tuple[Tensor, bool]]:
+    """Yield the tensors that `randomize_` changes, and whether nothing stays of their values."""
+    producers = {name for group in groups for name in group.producers}
+    widths = {neurons_of(model, group) for group in groups}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        buffers = (buffer for buffer in module.buffers(recurse=False) if _is_vector(buffer, widths))
+        for tensor in (*module.parameters(recurse=False), *buffers):
+            if id(tensor) in seen or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            seen.add(id(tensor))
+            anew = name in producers or (everywhere and not _is_vector(tensor))
+            if anew or everywhere or _is_vector(tensor, widths):
+                yield tensor, anew
 
 
 def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool) -> None:
@@ -30,34 +64,47 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
     A neuron does not show behind a head of zeros, nor a missing norm whose entries are all alike, nor a
     missing PReLU over neurons that are always positive: of each pair of neurons, one is negative where the
     other is positive. Norms over the neurons lose their statistics, which only whole copies of all neurons
-    keep.
+    keep. Weights of one shape share their memory.
     """
-    producers = {name for group in groups for name in group.producers}
-    widths = {neurons_of(model, group) for group in groups}
-    seen: set[int] = set()
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, MaskedLayer):
             module.fpe_mask.fill_(1)
-        buffers = (buffer for buffer in module.buffers(recurse=False) if _is_vector(buffer, widths))
-        for tensor in (*module.parameters(recurse=False), *buffers):
-            if id(tensor) in seen or not tensor.is_floating_point() or not tensor.numel():
-                continue
-            seen.add(id(tensor))
-            if name in producers or (everywhere and not _is_vector(tensor)):
-                fan_in = tensor[0].numel() if tensor.dim() > 1 else 10
-                tensor.data = _normal(tensor) * (2 / fan_in) ** 0.5
-            elif everywhere or _is_vector(tensor, widths):
-                generator = torch.Generator(tensor.device).manual_seed(tensor.numel())
-                about_one = torch.empty_like(tensor.data).uniform_(0.5, 1.5, generator=generator)
-                tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
+    pairs: dict[Tensor, list[tuple[int, Layout, int]]] = {}
     for group in groups:
         for tensor, axis, layout in tensors_of(model, group, group.producers):
-            rows, places = tensor.data.movedim(axis, 0), layout_places(layout, neurons_of(model, group))
-            rows[places[1::2]] = -1.3 * rows[places[: len(places) // 2 * 2 : 2]]
+            pairs.setdefault(tensor, []).append((axis, layout, neurons_of(model, group)))
+    embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is None)
+    tables = {m.weight for m in embeddings if m.weight.numel() > MOST_DRAWN and m.weight not in pairs}
+    drawn: dict[Any, Tensor] = {}
+    for tensor, anew in to_randomize(model, groups, everywhere):
+        if not anew:
+            generator = torch.Generator(tensor.device).manual_seed(tensor.numel())
+            about_one = torch.empty_like(tensor.data).uniform_(0.5, 1.5, generator=generator)
+            tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
+            continue
+        own = pairs.pop(tensor, [])
+        key = tensor.shape, tensor.dtype, tensor.device, tuple(own)
+        if key not in drawn:
+            fan_in = tensor[0].numel() if tensor.dim() > 1 else 10
+            scale = (2 / fan_in) ** 0.5
+            drawn[key] = _overlapping(tensor, scale) if tensor in tables else _normal(tensor).mul_(scale)
+            _opposed_(drawn[key], own)
+        tensor.data = drawn[key]
+    for tensor, own in pairs.items():
+        _opposed_(tensor.data, own)
+    for group in groups:
         for name in group.between:
             module = model.get_submodule(name)
             if isinstance(module, OVER_NEURONS):
                 cast(Any, module).__class__ = _without_statistics(type(module))
+
+
+def _opposed_(tensor: Tensor, pairs: Sequence[tuple[int, Layout, int]]) -> Tensor:
+    """Make the entries of every second neuron the opposite of those before, in place."""
+    for axis, layout, neurons in pairs:
+        rows, places = tensor.movedim(axis, 0), layout_places(layout, neurons)
+        rows[places[1::2]] = -1.3 * rows[places[: len(places) // 2 * 2 : 2]]
+    return tensor
 
 
 def _is_vector(tensor: Tensor, widths: set[int] | None = None) -> bool:
@@ -67,8 +114,19 @@ def _is_vector(tensor: Tensor, widths: set[int] | None = None) -> bool:
 
 
 def _normal(tensor: Tensor) -> Tensor:
+    """Return random numbers of a tensor's shape, the same for each tensor of a size; many repeat."""
     generator = torch.Generator(tensor.device).manual_seed(tensor.numel())
-    return torch.empty_like(tensor.data).normal_(generator=generator)
+    count = min(tensor.numel(), MOST_DRAWN)
+    drawn = torch.empty(count, dtype=tensor.dtype, device=tensor.device).normal_(generator=generator)
+    return drawn.repeat(-(-tensor.numel() // count))[: tensor.numel()].view(tensor.shape)
+
+
+def _overlapping(tensor: Tensor, scale: float) -> Tensor:
+    """Return random rows for a table, each a part of one sequence, which is all that takes memory."""
+    rows, columns = tensor.shape
+    step = max(1, (MOST_DRAWN - columns) // rows)
+    sequence = _normal(tensor.new_empty(rows * step + columns)).mul_(scale)
+    return sequence.as_strided((rows, columns), (step, 1))
 
 
 class _WithoutStatistics(TorchFunctionMode):
@@ -97,15 +155,25 @@ def _without_statistics(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def silenced(
-    model: nn.Module, groups: Sequence[NeuronGroup], odd: int, values: Values | None = None
+    model: nn.Module,
+    groups: Sequence[NeuronGroup],
+    odd: int,
+    values: Values | None = None,
+    shared: Shared | None = None,
 ) -> Values:
     """Return values with which the neurons of even (or odd) number have no outgoing weights."""
-    values = dict(values or {})
+    values, shared = dict(values or {}), shared or Shared()
     for group in groups:
+        neurons = neurons_of(model, group)
         for weight, axis, layout in tensors_of(model, group, group.consumers):
-            neuron = layout_neurons(layout, neurons_of(model, group)).to(weight.device)
-            silent = (neuron >= 0) & (neuron % 2 == odd)
-            values[weight] = values.get(weight, weight.data).index_fill(axis, silent.nonzero().flatten(), 0)
+
+            def silent(weight: Tensor, axis: int = axis, layout: Layout = layout, n: int = neurons) -> Tensor:
+                neuron = layout_neurons(layout, n).to(weight.device)
+                places = ((neuron >= 0) & (neuron % 2 == odd)).nonzero().flatten()
+                return weight.index_fill(axis, places, 0)
+
+            how = "silent", axis, layout, neurons, odd
+            values[weight] = shared.of(values.get(weight, weight.data), how, silent)
     return values
 
 
@@ -115,33 +183,54 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
     Beside a neuron that matters, its silent neighbor exceeds it, so that a maximum over neurons moves.
     """
     values: Values = {}
+    shared = Shared()
     for group in groups:
+        neurons = neurons_of(model, group)
         for tensor, axis, layout in tensors_of(model, group, group.producers):
-            values[tensor] = values.get(tensor, tensor.data).clone()
-            rows, places = values[tensor].movedim(axis, 0), layout_places(layout, neurons_of(model, group))
-            fresh, others = rows[places[odd::2]], rows[places[1 - odd :: 2]]
-            fresh = _normal(fresh) * (fresh.std(correction=0) + 0.1)
-            fresh[: len(others)] += 3 * others[: len(fresh)]
-            rows[places[odd::2]] = fresh
-    values = silenced(model, groups, odd, values)
-    for group in groups:
-        values = permuted(model, group, (*group.producers, *group.consumers, *group.between), values)
+
+            def other(tensor: Tensor, axis: int = axis, layout: Layout = layout, n: int = neurons) -> Tensor:
+                new, places = tensor.clone(), layout_places(layout, n)
+                rows = new.movedim(axis, 0)
+                fresh, others = rows[places[odd::2]], rows[places[1 - odd :: 2]]
+                fresh = _normal(fresh) * (fresh.std(correction=0) + 0.1)
+                fresh[: len(others)] += 3 * others[: len(fresh)]
+                rows[places[odd::2]] = fresh
+                return new
+
+            how = "other", axis, layout, neurons, odd
+            values[tensor] = shared.of(values.get(tensor, tensor.data), how, other)
+    values = silenced(model, groups, odd, values, shared)
+    for number, group in enumerate(groups):
+        names = (*group.producers, *group.consumers, *group.between)
+        values = permuted(model, group, names, values, number % 2, shared)
     return values
 
 
 def permuted(
-    model: nn.Module, group: NeuronGroup, names: Sequence[str], values: Values | None = None
+    model: nn.Module,
+    group: NeuronGroup,
+    names: Sequence[str],
+    values: Values | None = None,
+    seed: int = 0,
+    shared: Shared | None = None,
 ) -> Values:
-    """Return values with which the neurons stand in another order in these modules of a group."""
+    """Return values with which the neurons stand in another order in these modules of a group.
+
+    Groups with different seeds get different orders, so that a consumer of another group shows.
+    """
     neurons = neurons_of(model, group)
-    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(neurons, generator=torch.Generator().manual_seed(seed))
     order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]
     # One cycle, which leaves no neuron in its place, and puts even ones in all odd places.
     order = order.roll(1)[order.argsort()]
-    values = dict(values or {})
+    values, shared = dict(values or {}), shared or Shared()
     for tensor, axis, layout in tensors_of(model, group, names):
-        index = layout_sources(layout, order, neurons).to(tensor.device)
-        values[tensor] = values.get(tensor, tensor.data).index_select(axis, index)
+
+        def moved(tensor: Tensor, axis: int = axis, layout: Layout = layout) -> Tensor:
+            return tensor.index_select(axis, layout_sources(layout, order, neurons).to(tensor.device))
+
+        how = "moved", axis, layout, neurons, seed
+        values[tensor] = shared.of(values.get(tensor, tensor.data), how, moved)
     return values
 
 

@@ -15,29 +15,24 @@ since each place has then a neuron that matters either before or after.
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ModelError, raise_problems
-from fpe.graph.copies import copied, first_line, not_run, repeatable, with_own_state
+from fpe.graph.copies import first_line
 from fpe.graph.groups import NeuronGroup
-from fpe.graph.inputs import Call, as_call, converted, copied_call, tensors_in
-from fpe.graph.layers import is_layer, neurons_of
-from fpe.graph.permuting import Values, permuted, randomize_, shuffled, silenced, tensors_of
+from fpe.graph.inputs import Call, as_call
+from fpe.graph.layers import neurons_of
+from fpe.graph.permuting import Shared, permuted, shuffled, silenced, tensors_of
+from fpe.graph.probe import Probe
 
-_Hook = Callable[[nn.Module, Any, Tensor], Tensor]
-
-#: How far rounding may move an output of size 1, by the coarsest precision of any operation. In a coarser
-#: one than these it may hide a mistake.
-_ROUNDING = {torch.finfo(torch.float64).eps: 1e-9, torch.finfo(torch.float32).eps: 1e-5}
 #: How many times as far a permutation that is not compensated must move it.
 _POWER = 20
-#: A copy of more parameters would be too large in double precision.
-MAX_DOUBLE = 1 << 28
 
 
 def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], example_inputs: Any) -> None:
@@ -61,14 +56,9 @@ def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], exampl
         cannot be judged; or if the model cannot be copied, or run on `example_inputs`.
     """
     groups = [groups] if isinstance(groups, NeuronGroup) else list(groups)
-    reasons, _ = unverified(model, groups, example_inputs)
+    reasons, _, _ = unverified(model, groups, example_inputs)
     problems = [refusal(name, reason) for name, reason in reasons.items()]
     raise_problems(problems, ModelError, "the groups of neurons")
-
-
-def rounding_of(eps: float) -> float:
-    """Return how far rounding may move an output of size 1, by the coarsest precision of any operation."""
-    return next((moved for precision, moved in _ROUNDING.items() if eps <= precision), float("inf"))
 
 
 def refusal(name: str, reason: str) -> str:
@@ -78,16 +68,18 @@ def refusal(name: str, reason: str) -> str:
 
 def unverified(
     model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any
-) -> tuple[dict[str, str], list[torch.Size]]:
+) -> tuple[dict[str, str], list[torch.Size], Probe | None]:
     """Return the groups that `verify` refuses: by the name of the group, the reason as a clause.
 
-    The shapes of the model's floating-point outputs in evaluation mode come second.
+    The shapes of the model's floating-point outputs in evaluation mode come second, then a copy of it with
+    random weights, if it runs with them and norms over neurons are as they were.
     """
     single = "it has only one neuron, so that no permutation can show what happens to it"
     reasons = {group.name: single for group in groups if neurons_of(model, group) == 1}
     left = [group for group in groups if group.name not in reasons]
     weak: dict[str, str] = {}
     shapes: list[torch.Size] = []
+    faithful = None
     for everywhere in (True, False):  # a model may not work with random weights everywhere
         if left:
             try:
@@ -97,10 +89,11 @@ def unverified(
                     continue
                 raise
             shapes = [output.shape for output in trial.whole[False]]
+            faithful = trial.probe if trial.probe.faithful else faithful
             weak = trial.without_power()
             reasons |= trial.moving([group for group in left if group.name not in weak])
             left = [group for group in left if group.name in weak]
-    return reasons | weak, shapes
+    return reasons | weak, shapes, faithful
 
 
 class _Trial:
@@ -116,58 +109,19 @@ class _Trial:
         self.halves = [1, 0]
         #: Whether training is known to compute what evaluation does, and to depend on every single neuron.
         self.alike = self.all_show = False
-        self.eps = 0.0
-        self.copy, self.call = model, call
-        #: The outputs in evaluation and in training mode, with all neurons.
-        self.whole = {False: self.run_in_finest_precision()}
-
-    def run_in_finest_precision(self) -> list[Tensor]:
-        """Copy the model with random weights in the finest precision in which it runs, and run the copy."""
-        model, call = self.copy, self.call
-        places: list[tuple[torch.dtype | None, torch.device | None]] = [(torch.float32, None), (None, None)]
-        if sum(p.numel() for p in model.parameters()) <= MAX_DOUBLE:
-            places.insert(0, (torch.float64, None))
-        if any(p.device.type != "cpu" for p in model.parameters()):
-            places.insert(-1, (torch.float32, torch.device("cpu")))
-        for dtype, device in places:
-            try:
-                self.copy, self.call = copied(model, dtype, device), converted(call, dtype, device)
-                randomize_(self.copy, self.groups, self.everywhere)
-                outputs = self.outputs({}, False, hook=_of_size_one() if self.everywhere else None)
-            except Exception as error:  # the user's own code may fail in any way
-                last = error
-                continue
-            if not self.everywhere and outputs and not any(output.isfinite().any() for output in outputs):
-                raise ModelError(
-                    f"the output of {self.kind} on example_inputs is NaN or infinite throughout, so that "
-                    "nothing can be verified; give a batch, and a model, of finite numbers."
-                )
-            return outputs
-        if isinstance(last, ModelError):
-            raise last
-        raise not_run(self.kind, last) from last
-
-    def outputs(
-        self, values: Values, training: bool, gradient: bool = False, hook: _Hook | None = None
-    ) -> list[Tensor]:
-        """Run the copy with other values of some tensors; return its floating-point outputs.
-
-        Each run has its own buffers and attributes, so that none depends on another.
-        """
-        own = with_own_state(self.copy, values)
-        for layer in filter(is_layer, own.modules() if hook else ()):
-            layer.register_forward_hook(cast(Any, hook))
-        args, kwargs = copied_call(self.call)
-        with torch.set_grad_enabled(gradient), repeatable(own, training) as mode:
-            outputs = tensors_in(own(*args, **kwargs), consume=True)
-            found = [t.clone() for t in outputs if t.is_floating_point() and t.numel()]
-        self.eps = max(self.eps, mode.eps)
-        return found
+        self.probe = Probe(model, groups, call, everywhere)
+        self.copy, self.outputs = self.probe.copy, self.probe.outputs
+        self.whole = self.probe.whole
+        if not everywhere and self.whole[False] and not any(o.isfinite().any() for o in self.whole[False]):
+            raise ModelError(
+                f"the output of {self.kind} on example_inputs is NaN or infinite throughout, so that "
+                "nothing can be verified; give a batch, and a model, of finite numbers."
+            )
 
     @property
     def rounding(self) -> float:
         """How far rounding may move an output of size 1."""
-        return rounding_of(self.eps)
+        return self.probe.rounding
 
     def without_power(self) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
@@ -209,31 +163,48 @@ class _Trial:
         }
 
     def slopes(self, layers: dict[str, NeuronGroup], training: bool) -> dict[str, float]:
-        """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient."""
-        changes = {name: permuted(self.copy, group, [name]) for name, group in layers.items()}
-        leaves = {t: nn.Parameter(t.data) for change in changes.values() for t in change}
+        """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient.
+
+        Each gradient is used as soon as it is there, and gone then.
+        """
+        shared, slopes = Shared(), dict.fromkeys(layers, 0.0)
+        changes: dict[Tensor, dict[str, Tensor]] = {}
+        for name, group in layers.items():
+            for tensor, new in permuted(self.copy, group, [name], shared=shared).items():
+                changes.setdefault(tensor, {})[name] = new
+        neurons: dict[Tensor, set[int]] = {}  # weights, and their axes over neurons
+        for group in self.groups:
+            for tensor, axis, _ in tensors_of(self.copy, group, (*group.producers, *group.consumers)):
+                if tensor.dim() > 1:
+                    neurons.setdefault(tensor, set()).add(axis)
+        shown: set[tuple[Tensor, int]] = set()  # those all of whose neurons move the output
+
+        def use(tensor: Tensor, leaf: Tensor) -> None:
+            gradient, leaf.grad = cast(Tensor, leaf.grad), None
+            for name, new in changes[tensor].items():
+                slope = gradient.flatten().dot(new.flatten()) - gradient.flatten().dot(tensor.data.flatten())
+                slopes[name] += float(slope)
+            effects = gradient.mul_(tensor.data).abs_()
+            for axis in neurons.get(tensor, ()):
+                each = effects.movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1)
+                if bool((each >= _POWER * self.rounding).all()):
+                    shown.add((tensor, axis))
+
+        leaves = {tensor: nn.Parameter(tensor.data) for tensor in changes}
+        for tensor, leaf in leaves.items():
+            cast(Any, leaf).register_post_accumulate_grad_hook(functools.partial(use, tensor))
         outputs = None
-        found: Sequence[Tensor] = list(map(torch.zeros_like, leaves))
         try:
             outputs = self.outputs(dict(leaves), training, gradient=True)
-            found = torch.autograd.grad(_projected(outputs), list(leaves.values()), materialize_grads=True)
+            cast(Any, _projected(outputs)).backward()
         except Exception:  # the user's own backward pass may fail, or there may be none
             outputs = self.outputs({}, training) if outputs is None else outputs
+            slopes = dict.fromkeys(layers, 0.0)
+            shown = set()
         self.whole[training] = [output.detach() for output in outputs]
-        slope = dict(zip(leaves, found, strict=True))
-        self.all_show = self.all_show or self.shows_all(slope)
-        return {
-            name: abs(float(sum((slope[t] * (new - t.data)).sum() for t, new in change.items())))
-            for name, change in changes.items()
-        }
-
-    def shows_all(self, slope: Values) -> bool:
-        """Tell whether the output depends on all neurons, at each of their places, by its slopes."""
-        parts = [p for g in self.groups for p in tensors_of(self.copy, g, (*g.producers, *g.consumers))]
-        effects = (
-            (slope.get(t, 0 * t) * t.data).movedim(axis, 0).reshape(t.shape[axis], -1) for t, axis, _ in parts
-        )
-        return all(bool((e.sum(1).abs() >= _POWER * self.rounding).all()) for e in effects)
+        every = {(tensor, axis) for tensor, axes in neurons.items() for axis in axes}
+        self.all_show = self.all_show or every <= shown
+        return {name: abs(slope) for name, slope in slopes.items()}
 
     def moves_alone(self, group: NeuronGroup, name: str) -> bool:
         """Tell whether the output moves if a layer is permuted alone."""
@@ -272,25 +243,6 @@ class _Trial:
                 moved = distance(references[-1], new)
                 if not moved <= self.rounding:
                     yield moved, training
-
-
-def _of_size_one() -> _Hook:
-    """Return a hook that scales each layer's weights so that its first output has size 1.
-
-    Else what deep networks compute with random weights would overflow, or fade away.
-    """
-    seen: set[nn.Module] = set()
-
-    def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
-        size = output.detach().double().square().mean().sqrt()
-        if layer in seen or not size.isfinite() or not size:
-            return output
-        seen.add(layer)
-        for parameter in layer.parameters(recurse=False):
-            parameter.data = parameter.data / size.to(parameter.dtype)
-        return output / size.to(output.dtype)
-
-    return hook
 
 
 def distance(old: Sequence[Tensor], new: Sequence[Tensor]) -> float:
