@@ -24,6 +24,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 HELPERS = {
     "fpe.errors.raise_problems",
     "fpe.errors.did_you_mean",
+    "fpe.integrations.events.metrics",
+    "fpe.integrations.events.rewirer_among",
     "fpe.integrations.lightning.network_of",
 }
 REFERENCE = ROOT / "docs" / "reference"
@@ -93,6 +95,7 @@ def test_every_public_name_stands_on_one_page_of_the_reference():
     modules += [
         "fpe.errors",
         "fpe.training.ensemble",
+        "fpe.integrations.events",
         "fpe.integrations.hub",
         "fpe.integrations.huggingface",
         "fpe.integrations.lightning",

@@ -10,6 +10,6 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("hub", "huggingface", "lightning"):
+    if name in ("events", "hub", "huggingface", "lightning"):
         return importlib.import_module(f"fpe.integrations.{name}")
     raise AttributeError(f"module 'fpe.integrations' has no attribute {name!r}")

@@ -8,7 +8,7 @@ import os
 import warnings
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from safetensors import safe_open
@@ -30,6 +30,7 @@ from fpe.integrations.base import (
     reversible,
     state_has_masks,
 )
+from fpe.integrations.events import EventLog, metrics, rewirer_among
 from fpe.io.checkpoint import reshape_, shapes_of
 from fpe.masked import BIAS_MASK, MASK, MaskedLayer
 from fpe.rewiring.policies import RewiringPolicy
@@ -234,6 +235,50 @@ class Prune(PruneBase, Rewire):
     ) -> None:
         super().__init__(budget, shrink, how)
         self._stored = self._state_in(resume_from_checkpoint)
+
+
+class Log(TrainerCallback):
+    """Log the count of non-zero parameters, the density, and what `Rewire` and `Prune` do, at each event.
+
+    Add it after the Trainer is made: ``trainer.add_callback(Log(trainer))``. ``trainer.log`` passes
+    ``fpe/nonzero``, ``fpe/density`` and, once masks change, ``fpe/rewirings`` and ``fpe/grown`` to all that
+    ``report_to`` names, and to ``trainer.state.log_history``.
+
+    Parameters
+    ----------
+    trainer : transformers.Trainer
+        Whose ``log`` is called.
+    file : path-like or text stream, optional
+        Add a line of JSON for each event, as `fpe.integrations.events.EventLog` does; process 0 writes.
+    """
+
+    def __init__(self, trainer: Any, file: str | os.PathLike[str] | TextIO | None = None) -> None:
+        if not hasattr(trainer, "log") or not hasattr(trainer, "callback_handler"):
+            raise ArgumentError(
+                f"trainer is {trainer!r}; make the Trainer first, then trainer.add_callback(Log(trainer))."
+            )
+        self.trainer, self.events = trainer, EventLog(file)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record the count before the first step."""
+        self.events = EventLog(self.events.file)
+        self._record(state, control, kwargs["model"])
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record an expansion."""
+        self._record(state, control, kwargs["model"])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Record changes of masks."""
+        self._record(state, control, kwargs["model"])
+
+    def _record(self, state: Any, control: Any, model: nn.Module) -> None:
+        rewirer = rewirer_among(self.trainer.callback_handler.callbacks)
+        event = self.events.record(model, state.global_step, rewirer, write=state.is_world_process_zero)
+        if event is not None:
+            wanted = control.should_log  # which log resets, and the loss of this step would not be logged
+            self.trainer.log(metrics(event))
+            control.should_log = wanted
 
 
 def _checkpoint(args: Any, state: Any) -> Path:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import os
+from typing import Any, TextIO
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.optim import Optimizer
@@ -21,6 +23,7 @@ from fpe.integrations.base import (
     reversible,
     state_has_masks,
 )
+from fpe.integrations.events import EventLog, metrics, rewirer_among
 from fpe.io.checkpoint import reshape_, shapes_of
 from fpe.rewiring.policies import RewiringPolicy
 from fpe.rewiring.schedule import RewiringSchedule
@@ -278,6 +281,51 @@ class Prune(PruneBase, Rewire):
     def state_key(self) -> str:
         """One such callback for each network."""
         return f"fpe.Prune({self.network or ''})"
+
+
+class Log(Callback):
+    """Log the count of non-zero parameters, the density, and what `Rewire` and `Prune` do; put it after them.
+
+    The trainer's loggers get ``fpe/nonzero``, ``fpe/density`` and, once masks change, ``fpe/rewirings`` and
+    ``fpe/grown``, by ``self.log`` at every step, and so every ``log_every_n_steps``.
+
+    Parameters
+    ----------
+    file : path-like or text stream, optional
+        Add a line of JSON for each event, as `fpe.integrations.events.EventLog` does; process 0 writes.
+    network : str, optional
+        As for `Expand`.
+    """
+
+    def __init__(
+        self, file: str | os.PathLike[str] | TextIO | None = None, *, network: str | None = None
+    ) -> None:
+        self.events, self.network = EventLog(file), network
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the count before the first step."""
+        self.events = EventLog(self.events.file)
+        self._record(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Record an expansion."""
+        self._record(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Record changes of masks, and log the last event's numbers."""
+        self._record(trainer, pl_module)
+        for name, value in metrics(self.events.last).items():
+            # In double precision: single precision rounds counts above 16,777,216.
+            pl_module.log(name, torch.tensor(value, dtype=torch.float64), on_step=True, on_epoch=False)
+
+    def _record(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        network, rewirer = network_of(pl_module, self.network, "Log"), rewirer_among(callbacks, self.network)
+        self.events.record(network, trainer.global_step, rewirer, write=trainer.is_global_zero)
 
 
 def restore_shape(pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from fpe.errors import ArgumentError, BudgetError, CheckpointError, ModelError, 
 from fpe.graph.groups import NeuronGroup, layout_for, layout_neurons
 from fpe.graph.layers import size_of
 from fpe.graph.symbolic import follow_symbolically
-from fpe.masked import MaskedLayer, check_masks, placed_like
+from fpe.masked import check_masks, placed_like
 from fpe.rewiring.gradual import SCOPES, Link, Prunable, PruningSchedule, power_of, prune_to, score_of
 from fpe.rewiring.policies import RewiringPolicy, as_policy
 from fpe.rewiring.rewirer import Rewirer
@@ -22,6 +22,7 @@ from fpe.rewiring.sites import (
     Site,
     check_optimizers,
     check_present,
+    count_unmasked,
     set_bias_mask_,
     set_mask_,
     trained_sites,
@@ -160,10 +161,7 @@ class GradualPruner:
 
     def _count(self) -> int:
         """Count the non-zero parameters of the whole model, also of one that is sharded."""
-        layers = [layer for layer in self.model.modules() if isinstance(layer, MaskedLayer)]
-        masks = [m for layer in layers for m in (layer.fpe_mask, layer.fpe_bias_mask) if m is not None]
-        masked = sum(int((whole(m) == 0).sum()) for m in masks)
-        return sum(int(p.numel()) for p in self.model.parameters()) - masked
+        return count_unmasked(self.model)
 
     def _check_budget(self) -> None:
         layers = self._prunable()

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, IndexMap, groups_in, index_map_of
-from fpe.masked import MaskedLayer, placed_like
+from fpe.masked import MaskedLayer, count_nonzero, placed_like
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.drop_and_grow import by_block, table_of
 from fpe.rewiring.policies import RewiringPolicy
@@ -114,6 +114,20 @@ def whole(tensor: Tensor) -> Tensor:
     """Return a tensor that may be sharded over processes in one piece; all processes must call this."""
     tensor = tensor.detach()
     return cast(Any, tensor).full_tensor() if type(tensor).__name__ == "DTensor" else tensor
+
+
+def count_unmasked(model: nn.Module) -> int:
+    """Count the parameters that are not masked, also of a sharded model; all processes must call this."""
+    layers = [layer for layer in model.modules() if isinstance(layer, MaskedLayer)]
+    masks = [m for layer in layers for m in (layer.fpe_mask, layer.fpe_bias_mask) if m is not None]
+    masked = sum(int((whole(m) == 0).sum()) for m in masks)
+    return sum(int(p.numel()) for p in model.parameters()) - masked
+
+
+def whole_count(model: nn.Module) -> int:
+    """Count the non-zero parameters, also of a sharded model; all processes must call this."""
+    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    return count_unmasked(model) if sharded else count_nonzero(model)
 
 
 def local(tensor: Tensor) -> Tensor:
