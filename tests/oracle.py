@@ -28,6 +28,9 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
     """
     wide = copy.deepcopy(model)
     for group in groups:
+        if ".stacked." in group["producers"][0]:
+            _stacked_copied(wide, group, factor)
+            continue
         rows = len(_oriented(wide.get_submodule(group["producers"][0])))
         neurons = rows // group.get("parts", 1)
         for name in (*group["producers"], *group["between"]):
@@ -59,6 +62,28 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                 if hasattr(module, attribute):
                     setattr(module, attribute, weight.shape[1])
     return wide
+
+
+def _stacked_copied(wide: nn.Module, group: dict[str, Any], factor: int) -> None:
+    """Copy the neurons of experts whose weights, of shape (experts, …), are stacked in one parameter."""
+    for names, consumes in ((group["producers"], False), (group["consumers"], True)):
+        for name in names:
+            holder, _, key = name.rpartition(".")
+            if not holder.endswith("stacked"):
+                raise NotImplementedError(name)
+            module = wide.get_submodule(holder.removesuffix("stacked").rstrip("."))
+            weight, turned = getattr(module, key).detach(), name in group["transposed"]
+            bias = getattr(module, f"{key}_bias", getattr(module, f"b{key[1:]}", None))
+            if consumes:
+                _put(module, key, weight.repeat_interleave(factor, 1 if turned else 2) / factor)
+                continue
+            parts, inside = (1, group["parts"]) if group["interleaved"] else (group["parts"], 1)
+            for tensor, own, axis in ((weight, key, 2 if turned else 1), (bias, None, 1)):
+                if tensor is None:
+                    continue
+                own = own or next(n for n, p in module.named_parameters() if p is tensor)
+                split = tensor.detach().unflatten(axis, (parts, -1, inside))
+                _put(module, own, split.repeat_interleave(factor, axis + 1).flatten(axis, axis + 2))
 
 
 def _shared(inputs: Tensor, each: int, factor: int) -> Tensor:

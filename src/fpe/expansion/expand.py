@@ -26,7 +26,8 @@ from fpe.expansion.widths import shape_problem
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import deep_copy
 from fpe.graph.groups import layout_neurons
-from fpe.graph.layers import producer_sets
+from fpe.graph.layers import is_stacked, orient_, producer_sets
+from fpe.graph.stacked import close_stacks_, stacked_layers
 from fpe.masked import check_masks, count_free, count_nonzero
 
 
@@ -86,10 +87,11 @@ def expand(
     model = uncompiled(model)
     if layers == "all":
         return _whole(model, plan, how)
-    todo = planned(model, plan, how)
-    _check_copyable(model)
-    done, replaced = Expansion(model, todo).run()
-    wide: nn.Module = deep_copy(model, memo_with(model, replaced))
+    with stacked_layers(model):
+        todo = planned(model, plan, how)
+        _check_copyable(model)
+        done, replaced = Expansion(model, todo).run()
+        wide: nn.Module = close_stacks_(deep_copy(model, memo_with(model, replaced)))
     wide.fpe_plan = done  # type: ignore[assignment]
     check_wide(wide, todo, done, fresh=plan is None)
     return wide
@@ -134,6 +136,7 @@ class Expansion:
 
     def __init__(self, model: nn.Module, todo: Plan) -> None:
         self.model, self.todo, self.basis = model, todo, todo.basis_for(model)
+        orient_(model, [layer.group for layer in todo.layers])
         self.pruning = self.basis.pruning
         self.origins = Origins(model)
         self.weights: dict[str, Weights] = {}
@@ -159,9 +162,11 @@ class Expansion:
         group, factor = layer.group, layer.factor
         names = (*group.producers, *group.consumers)
         old = {n: self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names}
+        stacked = is_stacked(self.model.get_submodule(group.name))
         sets = [
-            _Set(own, [part for n in own for part in old[n].divided(group.parts)], layer)
+            _Set(own, [part for each in experts for part in each.divided(group.parts)], layer)
             for own in producer_sets(self.model, group)
+            for experts in zip(*(old[n].experts() if stacked else [old[n]] for n in own), strict=True)
         ]
         consumers = [old[name] for name in group.consumers]
         per_neuron = parameters_per_neuron(self.model, group)
@@ -187,8 +192,10 @@ class Expansion:
                 self._prune_(layer, sets, wide_consumers, copies)
         self.copies += copies
         self.weights |= dict(zip(group.consumers, wide_consumers, strict=True))
-        for own in sets:
-            self.weights |= own.joined(group.parts)
+        made_of = [own.joined(group.parts) for own in sets]
+        for name in group.producers:
+            own_weights = [each[name] for each in made_of if name in each]
+            self.weights[name] = Weights.of_experts(own_weights) if stacked else own_weights[0]
         for note in notes:
             warnings.warn(f"layer {group.name!r}: {note}.", stacklevel=6)
         return replace(layer, notes=tuple(notes))
@@ -245,7 +252,12 @@ class Expansion:
         blocks = layer.index_map.blocks.repeat(len(sets[0].wide)) if self.pruning.needs_shared else None
         stacked = [own.stacked() for own in sets]
         given = {"blocks": blocks, "scores": scores}
-        prune_([*stacked, *consumers], count, self.pruning, layer.factor, **given)
+        if is_stacked(self.model.get_submodule(layer.group.name)):  # all experts as one layer
+            joint = Weights.joined(stacked)
+            prune_([joint, *consumers], count, self.pruning, layer.factor, **given)
+            stacked = joint.divided(len(sets))
+        else:
+            prune_([*stacked, *consumers], count, self.pruning, layer.factor, **given)
         for own, pruned in zip(sets, stacked, strict=True):
             own.take(pruned)
 
@@ -285,8 +297,8 @@ class _Set:
         return Weights(whole.weight.view(flat), None, whole.mask.view(flat))
 
     def take(self, pruned: Weights) -> None:
-        """Take the parts from what `stacked` returned, pruned; a single one has been pruned itself."""
-        if len(self.wide) > 1:
+        """Take the parts from what `stacked` returned, pruned; a single one may have been pruned itself."""
+        if self.wide[0].weight.data_ptr() != pruned.weight.data_ptr():
             shape = (len(self.wide), *self.wide[0].weight.shape)
             weights, masks = pruned.weight.view(shape).unbind(), pruned.mask.view(shape).unbind()
             each = zip(weights, masks, self.wide, strict=True)

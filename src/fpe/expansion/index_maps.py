@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.graph.groups import Layout, layout_for, layout_neurons, layout_of, layout_sources
-from fpe.graph.layers import is_transposed, size_of
+from fpe.graph.layers import oriented, oriented_weight, size_of
 
 if TYPE_CHECKING:
     from fpe.expansion.plan import LayerPlan
@@ -106,7 +106,7 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
 def index_map_of(layer: nn.Module) -> IndexMap | None:
     """Return the index map of an expanded layer's neurons; None for another layer."""
     own = vars(layer).get("fpe_neurons")
-    fits = isinstance(own, IndexMap) and len(own.parent) * own.parts == len(cast(Tensor, layer.weight))
+    fits = isinstance(own, IndexMap) and len(own.parent) * own.parts == len(oriented_weight(layer))
     return cast(IndexMap, own) if fits else None
 
 
@@ -172,9 +172,11 @@ class Origins:
         return sources
 
     def lift(self, name: str, parameter: str, value: Tensor) -> Tensor:
-        """Give each entry of a new parameter the value of its origin, such as a moment; nothing is masked."""
-        if is_transposed(self.model.get_submodule(name)) and value.dim() == 2:
-            value = value.t()
+        """Give each entry of a new parameter the value of its origin, such as a moment; nothing is masked.
+
+        The value is returned in the shape of `oriented_weight`.
+        """
+        value = oriented(self.model.get_submodule(name), value)
         if name in self.rows and len(value):
             value = value.index_select(0, self.rows[name].to(value.device))
         if name in self.columns and parameter == "weight":

@@ -16,6 +16,7 @@ from fpe.expansion.expand import Expansion, check_wide, planned
 from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import Plan
 from fpe.expansion.pruning import InputPruning, as_pruning
+from fpe.graph.stacked import StackedLinear, stacked_layers
 from fpe.masked import MaskedLayer
 
 MOMENTS = ("fresh", "kept")
@@ -75,7 +76,7 @@ def expand_(
     check_moments(moments)
     optimizers = _as_optimizers(optimizer)
     model = uncompiled(model)
-    with own_forward(model):
+    with own_forward(model), stacked_layers(model):
         todo = planned(model, plan, {"factor": factor, **how})
         expansion = Expansion(model, todo)
         done, replaced = expansion.run()
@@ -180,6 +181,8 @@ def _lifted(
                     f"{tuple(old.shape)}, which cannot be passed on to the children; give moments='fresh'."
                 )
             state[key], module = origins.lift(name, parameter, value), replaced[name]
+            if isinstance(module, StackedLinear):
+                state[key] = module.native(state[key]).contiguous()
             if parameter == "weight" and isinstance(module, MaskedLayer):
                 state[key] = state[key] * module.fpe_mask.to(state[key])
     return states

@@ -25,6 +25,7 @@ from fpe.graph.groups import layout_for, layout_neurons
 from fpe.graph.layers import (
     OVER_NEURONS,
     bias_of,
+    is_stacked,
     looks_like_layer,
     mask_of,
     memory_problem,
@@ -233,7 +234,8 @@ def layer_plans(
         for position, names in enumerate(producer_sets(model, group)):
             _, channels, *kernel = oriented_weight(model.get_submodule(names[0])).shape
             channels, taps = channels + grown.get(names[0], 0), math.prod(kernel)
-            how = what_is_split(channels, taps, convolutions, factor)
+            stacked = is_stacked(model.get_submodule(names[0]))
+            how = "inputs" if stacked else what_is_split(channels, taps, convolutions, factor)
             number = channels * taps if how == "taps" else channels
             problems += _split_problems(names[0], number, how, factor, split)
             if position == 0:
@@ -266,6 +268,11 @@ def layer_plans(
                 f"factor {factor} makes {copies} copies, and {pruning!r} can prune only {capacity} weights; "
                 "give a smaller factor, or another prune"
             )
+        if is_stacked(model.get_submodule(group.name)) and pruning.needs_shared:
+            too_many[group.name] = (
+                f"its experts are stacked in one parameter, of which {pruning!r} cannot prune each alone; "
+                "give prune='magnitude'"
+            )
         for name, each in cycles.items():
             grown[name] = grown.get(name, 0) + (after - neurons) * each
     raise_problems(problems, ModelError, "the layers to expand")
@@ -291,7 +298,8 @@ def _free_per_input(layer: nn.Module) -> Tensor:
 def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     """Return how many biases and parameters of norms each neuron of a group has."""
     neurons = neurons_of(model, group)
-    total = group.parts * sum(bias_of(model.get_submodule(name)) is not None for name in group.producers)
+    biases = [bias_of(model.get_submodule(name)) for name in group.producers]
+    total = group.parts * sum(bias[0].numel() for bias in biases if bias is not None)
     for name in group.between:
         module = model.get_submodule(name)
         own = neuron_tensors(module, neurons)

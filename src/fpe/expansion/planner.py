@@ -19,13 +19,14 @@ from fpe.expansion.plan import Basis, Plan, layer_plans, modules_of, weights_of
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers, Selection, checked_arguments
 from fpe.expansion.splits import Split
-from fpe.expansion.widths import width_problems
+from fpe.expansion.widths import part_problems, width_problems
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed
 from fpe.graph.inputs import as_call, copied_call, inputs_for
-from fpe.graph.layers import channel_axis, is_transposed, oriented_weight, producer_sets
+from fpe.graph.layers import channel_axis, oriented, oriented_weight, producer_sets
 from fpe.graph.probe import Probe
-from fpe.graph.verification import unverified
+from fpe.graph.stacked import stacked_layers
+from fpe.graph.verification import Part, unverified
 from fpe.masked import check_masks, count_nonzero
 from fpe.metrics import crowding, participation_ratio
 
@@ -114,12 +115,31 @@ def plan(
     weights of linear layers and convolutions in expanded layers: 40 of 40 (100%)
     non-zero parameters of the network, before and after: 46
     """
+    given = dict(locals())
+    with stacked_layers(uncompiled(model)):
+        return _plan(**given)
+
+
+def _plan(
+    model: nn.Module,
+    factor: int,
+    split: str | Split,
+    prune: str | Pruning,
+    layers: str | NeuronGroup | Layers | None,
+    example_inputs: Any,
+    seed: int,
+    budget: str,
+    convolutions: str,
+    target_fraction: float,
+    target: str,
+) -> Plan:
     own_split, pruning = checked_arguments(dict(locals()))
     model = uncompiled(model)
     check_masks(model, "expanding")
     batch = inputs_for(model) if example_inputs is None else example_inputs
     selection = Selection(model, layers, factor, example_inputs)
     verified: set[NeuronGroup] = set()
+    parts: dict[str, Part] = {}
     shapes: list[torch.Size] | None = None
     probe: Probe | None = None
     while True:
@@ -136,10 +156,11 @@ def plan(
             raise_problems(problems, BudgetError, "the budget")
         if batch is not None and not reasons:  # only what has been verified is worth widening
             if new := [group for group, _ in chosen if group not in verified]:
-                reasons, shapes, faithful = unverified(model, new, batch)
+                reasons, shapes, faithful = unverified(model, new, batch, parts)
                 probe = faithful or probe
                 verified.update(new)
             reasons = reasons or width_problems(model, planned, batch, shapes or [], probe)
+            reasons = reasons or part_problems(model, planned, parts)
         if not reasons:
             break
         selection.drop(reasons)
@@ -169,6 +190,8 @@ class Measurements:
 
         def watch(name: str, layer: nn.Module) -> None:
             def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+                if not (args or kwargs):  # stacked experts, which are not called with inputs
+                    return
                 x = (*args, *kwargs.values())[0].detach()
                 x = x.movedim(channel_axis(layer, x.dim()), -1).flatten(0, -2)
                 scale = x.double().square().mean(0).sqrt()
@@ -213,7 +236,7 @@ class Measurements:
                 scores[name] = self.scale(name).view(1, -1, *[1] * len(shape[2:])).expand(shape)
             elif (gradient := layer.get_parameter("weight").grad) is not None:
                 gradient = gradient.detach().to_dense()
-                scores[name] = gradient.t() if is_transposed(layer) else gradient
+                scores[name] = oriented(layer, gradient)
             else:
                 problems.append(
                     f"layer {name!r} has no gradient, which prune={pruning!r} ranks by; call loss.backward() "

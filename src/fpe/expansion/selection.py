@@ -21,11 +21,13 @@ from fpe.graph.layers import (
     is_frozen,
     kind_problem,
     layer_problem,
+    orient_,
     oriented_weight,
     per_neuron_class,
     what_it_is,
     width_problem,
 )
+from fpe.graph.stacked import CHILD
 from fpe.graph.verification import refusal
 
 #: What may be asked for: names, patterns and groups; or a factor for each of them.
@@ -136,7 +138,7 @@ class Selection:
         """
         named = {entry.name if isinstance(entry, NeuronGroup) else entry for entry in _entries(self.layers)}
         failed = [group for group, _ in self.chosen if group.name in reasons]
-        problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(g.producers)]
+        problems = [refusal(g.name, reasons[g.name]) for g in failed if named & set(_names(g.producers))]
         raise_problems(problems, ModelError, "the layers to expand")
         if self.layers is None:
             self.failed |= reasons
@@ -193,7 +195,7 @@ def _asked_for(
     others = []
     for group in found.groups:
         instead = [by_hand[name] for name in group.producers if name in by_hand]
-        patterns = [p for p in names if any(fnmatchcase(name, p) for name in group.producers)]
+        patterns = [p for p in names if any(fnmatchcase(name, p) for name in _names(group.producers))]
         if instead:
             chosen |= {own: factors[own] for own in instead}
             reason = f"the group of {instead[0].name!r} is given by hand without it"
@@ -205,6 +207,15 @@ def _asked_for(
         others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
     chosen |= {group: factors[group] for group in given}
     return list(chosen.items()), (*others, *(skip for skip in found.skipped if skip.name not in by_hand))
+
+
+def _names(producers: Iterable[str]) -> list[str]:
+    """Return the names of some layers; stacked experts have those of their parameter and its module too."""
+    found = []
+    for name in producers:
+        holder, inside, own = name.rpartition(f"{CHILD}.")
+        found += [name, f"{holder}{own}", holder.rstrip(".")] if inside else [name]
+    return found
 
 
 def _entries(layers: str | NeuronGroup | Layers | None) -> list[str | NeuronGroup]:
@@ -260,10 +271,10 @@ def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:
 
 def _name_problem(model: nn.Module, name: str, found: Found, by_hand: Iterable[str]) -> str | None:
     expandable = [*(n for group in found.groups for n in group.producers), *by_hand]
-    if any(fnmatchcase(n, name) for n in expandable):
+    if any(fnmatchcase(n, name) for n in _names(expandable)):
         return None
     for skip in found.skipped:
-        if skip.name == name:
+        if name in _names([skip.name]):
             return f"layer {name!r} cannot be expanded: {skip.reason}."
     names = [n for n, _ in model.named_modules() if n]
     shown = ", ".join(map(repr, expandable[:12])) or "none"
@@ -302,6 +313,7 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
         )
     if problems:
         return problems
+    orient_(model, [group])
     shapes = {n: oriented_weight(modules[n]).shape for n in layers}
     own, neurons = shapes[group.name], shapes[group.name][0] // group.parts
     if own[0] % group.parts:

@@ -21,6 +21,7 @@ from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph.layers import bias_of, is_linear, mask_of, neuron_tensors, oriented_weight, widths_of
+from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 
@@ -46,6 +47,21 @@ class Weights:
         biases = [None] * parts if self.bias is None else self.bias.chunk(parts)
         each = zip(self.weight.chunk(parts), biases, self.mask.chunk(parts), strict=True)
         return [Weights(*part) for part in each]
+
+    def experts(self) -> list[Weights]:
+        """Return the weights of each expert, of a layer of stacked experts."""
+        biases = [None] * self.weight.shape[2] if self.bias is None else self.bias.unbind(1)
+        each = zip(self.weight.unbind(2), biases, self.mask.unbind(2), strict=True)
+        return [Weights(*expert) for expert in each]
+
+    @classmethod
+    def of_experts(cls, experts: Sequence[Weights]) -> Weights:
+        """Put the weights of all experts together again."""
+        biases = [own.bias for own in experts if own.bias is not None]
+        weight, mask = (
+            torch.stack(own, 2) for own in zip(*((e.weight, e.mask) for e in experts), strict=True)
+        )
+        return cls(weight, torch.stack(biases, 1) if biases else None, mask)
 
     @classmethod
     def joined(cls, parts: Sequence[Weights]) -> Weights:
@@ -167,12 +183,14 @@ def prune_(
 
 
 def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
-    """Make the masked layer that replaces `layer`, a `MaskedLinear` or a masked convolution.
+    """Make the masked layer that replaces `layer`: linear, a convolution or stacked experts.
 
     It keeps the tensors of `weights`, and of `layer` stride, padding, training mode and what is trained.
     """
     masked: MaskedLayer
-    if is_linear(layer):
+    if isinstance(layer, StackedLinear):
+        masked = MaskedStackedLinear.from_arrays(layer, weights.weight, weights.bias, weights.mask)
+    elif is_linear(layer):
         masked = MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
     else:
         kind: Any = next(kind for kind, plain in MASKED.items() if isinstance(layer, plain))

@@ -13,6 +13,8 @@ from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import groups_in
 from fpe.expansion.plan import Plan, remarks
 from fpe.graph import Skipped
+from fpe.graph.layers import oriented_weight
+from fpe.graph.stacked import StackedLinear, stacked_layers
 from fpe.masked import check_masks, counted_parameters
 
 
@@ -96,7 +98,8 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     model, wide = unwrapped(model), unwrapped(wide)
     for one in (model, wide):
         check_masks(one, "its summary")
-    before, after = _measure(model), _measure(wide)
+    with stacked_layers(model, wide):
+        before, after = _measure(model), _measure(wide)
     if before.keys() != after.keys():
         odd = sorted(before.keys() ^ after.keys())
         raise ArgumentError(
@@ -133,7 +136,9 @@ def _measure(model: nn.Module) -> dict[str, dict[str, Any]]:
         module = model.get_submodule(name)
         start = {
             "kind": type(module).__name__,
-            "neurons": int(next((getattr(module, width) for width in widths if hasattr(module, width)), 0)),
+            "neurons": len(module.weight) * len(oriented_weight(module))
+            if isinstance(module, StackedLinear)
+            else int(next((getattr(module, width) for width in widths if hasattr(module, width)), 0)),
             "nonzero": 0,
             "stored": 0,
             "bytes": sum(buffer.nbytes for buffer in module.buffers(recurse=False)),

@@ -5,8 +5,9 @@ A number of neurons that is written down in a forward pass shows only here: no p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any, cast
 
@@ -19,10 +20,10 @@ from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import LayerPlan
 from fpe.graph.copies import analyzed, first_line
 from fpe.graph.inputs import as_call, copied_call, tensors_in
-from fpe.graph.layers import bias_of
+from fpe.graph.layers import oriented_weight
 from fpe.graph.permuting import Shared
 from fpe.graph.probe import Probe
-from fpe.graph.verification import distance
+from fpe.graph.verification import Part, distance
 
 
 def shape_problem(
@@ -115,6 +116,17 @@ def width_problems(
     return search(layers) if layers else {}
 
 
+def part_problems(model: nn.Module, layers: Sequence[LayerPlan], parts: Mapping[str, Part]) -> dict[str, str]:
+    """Return, by name, why groups cannot be wider that are judged in parts of the model alone."""
+    found: dict[str, str] = {}
+    for layer in layers:
+        if (part := parts.get(layer.group.name)) is not None:
+            own = replace(layer, group=layer.group.within(part.name))
+            problems = width_problems(model.get_submodule(part.name), [own], part.call, part.shapes)
+            found |= dict.fromkeys([layer.group.name] if problems else [], *problems.values())
+    return found
+
+
 class _Oracle:
     """A model with random weights, or with its own, and what it computes; one that does not run so, as it is.
 
@@ -173,7 +185,7 @@ def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modul
     wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
     for name in {**origins.rows, **origins.columns}.keys() - between.keys():
         module = model.get_submodule(name)
-        bias = bias_of(module)
+        bias = cast("Tensor | None", getattr(module, "bias", None))
         shares = torch.ones(())  # of each input: into how many copies its neuron is divided
         for layer in layers:
             if (neuron := origins.neurons.get((layer.group.name, name))) is not None:
@@ -186,7 +198,8 @@ def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modul
             return weight / shares.to(weight).view(-1, *[1] * (weight.dim() - 2)) if shares.dim() else weight
 
         how = [own[name] for own in (origins.rows, origins.columns) if name in own]
-        key = (name in origins.rows, *(tensor.numpy().tobytes() for tensor in (*how, shares)))
+        stored = oriented_weight(module).stride(), getattr(module, "interleaved", 1)
+        key = (name in origins.rows, stored, *(tensor.numpy().tobytes() for tensor in (*how, shares)))
         weight = shared.of(cast(Tensor, module.weight).detach(), key, lifted)
         bias = None if bias is None else origins.lift(name, "bias", bias.detach())
         free = weight.new_ones(()).expand_as(weight)  # takes no memory

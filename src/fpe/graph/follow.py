@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,10 +14,12 @@ from torch.export import ExportedProgram
 
 from fpe._util.modules import seeded
 from fpe.errors import ModelError
-from fpe.graph.copies import analysis_copy, analyzed, first_line, not_run, outside_kept
+from fpe.graph.copies import analysis_copy, first_line, outside_kept
 from fpe.graph.groups import HEAD, UNSEEN, Found, Skipped, merged
-from fpe.graph.inputs import Call, copied_call, tensors_in
+from fpe.graph.inputs import Call, tensors_in
 from fpe.graph.layers import looks_like_layer
+from fpe.graph.siblings import reaches, recorded_calls, sibling_call
+from fpe.graph.traced import follow_traced, holds_experts
 from fpe.graph.walk import follow
 
 
@@ -52,7 +53,10 @@ def follow_model(model: nn.Module, call: Call) -> Found:
     except ModelError:
         raise
     except Exception as error:  # the user's own code may fail in any way
-        parts = list(_Parts(_record(model, call)).follow(model, "", _not_followed(model, error)))
+        if holds_experts(model):
+            with suppress(Exception):
+                return follow_traced(model, call)
+        parts = list(_Parts(recorded_calls(model, call)).follow(model, "", _not_followed(model, error)))
         groups = tuple(group for part in parts for group in part.groups)
         skipped = tuple(skip for part in parts for skip in part.skipped)
         return Found(groups, skipped, any(part.attention for part in parts))
@@ -82,6 +86,9 @@ class _Parts:
         for child_name, child in model.named_children():
             full = f"{name}.{child_name}" if name else child_name
             own = self.calls.get(full, [])
+            if not any(map(reaches, own)):
+                sibling = sibling_call(model, name, child_name, self.calls)
+                own = own if sibling is None else [sibling]
             if looks_like_layer(child):
                 yield Found((), (Skipped(full, reason),))
                 continue
@@ -104,10 +111,14 @@ class _Parts:
         for form, found in self.known:
             if form.like(own):
                 return found
+        new: Found | Exception
         try:
-            new: Found | Exception = _follow_both_modes(part, call)
+            new = _follow_both_modes(part, call)
         except Exception as error:  # the user's own code may fail in any way
             new = error.with_traceback(None)
+            if holds_experts(part):
+                with suppress(Exception):
+                    new = follow_traced(part, call)
         self.known.append((own, new))
         return new
 
@@ -172,21 +183,3 @@ def _under(part: str, found: Found) -> Found:
 def _not_followed(module: nn.Module, error: Exception) -> str:
     forward = f"the forward pass of {type(module).__name__}, which calls it,"
     return f"{forward} cannot be followed ({first_line(error)})"
-
-
-def _record(model: nn.Module, call: Call) -> dict[str, list[Call]]:
-    """Run a copy of a model once, and return the arguments of every call of each of its modules."""
-    calls: dict[str, list[Call]] = {}
-
-    def record(name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
-        calls.setdefault(name, []).append((args, kwargs))
-
-    args, kwargs = copied_call(call)
-    with analyzed(model) as own, torch.no_grad():
-        for name, module in own.named_modules():
-            module.register_forward_pre_hook(functools.partial(record, name), with_kwargs=True)
-        try:
-            own(*args, **kwargs)
-        except Exception as error:
-            raise not_run(type(model).__name__, error) from error
-    return calls

@@ -50,6 +50,10 @@ class NeuronGroup:
     parts : int, default 1
         Into how many equal parts the outputs of each producer are divided, as by ``chunk``: 2 for gate and up
         in one layer. A neuron is one output of each part.
+    transposed : tuple of str, default ()
+        Those of the layers that are stacked experts and store (experts, inputs, outputs).
+    interleaved : bool, default False
+        Whether the parts of the producers' outputs, stacked experts, alternate instead.
     """
 
     producers: tuple[str, ...]
@@ -57,9 +61,11 @@ class NeuronGroup:
     between: tuple[str, ...] = ()
     input_layouts: tuple[Layout, ...] = ()
     parts: int = 1
+    transposed: tuple[str, ...] = ()
+    interleaved: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("producers", "consumers", "between"):
+        for field in ("producers", "consumers", "between", "transposed"):
             value = getattr(self, field)
             object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "input_layouts", tuple(tuple(layout) for layout in self.input_layouts))
@@ -71,9 +77,16 @@ class NeuronGroup:
 
     def under(self, prefix: str) -> NeuronGroup:
         """Return the group in the names of a larger model, of which its own is the part `prefix`."""
-        names = (self.producers, self.consumers, self.between)
-        producers, consumers, between = (tuple(f"{prefix}.{name}" for name in own) for own in names)
-        return replace(self, producers=producers, consumers=consumers, between=between)
+        fields = ("producers", "consumers", "between", "transposed")
+        names: dict[str, Any] = {f: tuple(f"{prefix}.{name}" for name in getattr(self, f)) for f in fields}
+        return replace(self, **names)
+
+    def within(self, part: str) -> NeuronGroup:
+        """Return the group in the names of a part that has all of it; inverts `under`."""
+        fields = ("producers", "consumers", "between", "transposed")
+        start = len(f"{part}.")
+        names: dict[str, Any] = {f: tuple(name[start:] for name in getattr(self, f)) for f in fields}
+        return replace(self, **names)
 
     @staticmethod
     def from_dict(record: dict[str, Any]) -> NeuronGroup:
@@ -123,13 +136,15 @@ def merged(found: Found, training: Found) -> Found:
     groups, skipped = [], list(found.skipped)
     for group in found.groups:
         match, reason = matches.get(group.name), reasons.get(group.name)
-        if match and (match.producers, match.parts) == (group.producers, group.parts):
+        same = ("producers", "parts", "transposed", "interleaved")
+        if match and all(getattr(match, field) == getattr(group, field) for field in same):
             own, other = (
                 dict(zip(g.consumers, g.input_layouts or ((1,),) * len(g.consumers), strict=True))
                 for g in (group, match)
             )
             between = dict.fromkeys((*group.between, *match.between))
-            groups.append(group_of(group.producers, own | other, between, group.parts))
+            joint = group_of(group.producers, own | other, between, group.parts)
+            groups.append(replace(joint, transposed=group.transposed, interleaved=group.interleaved))
         elif reason in (*UNSEEN, NOT_CONSUMED):
             groups.append(group)
         else:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,17 @@ _OPAQUE = (type(None), str, bytes, bytearray, range, int, float, complex, type, 
 _MAX_ITEMS = 10_000
 
 
+class Recorded(NamedTuple):
+    """The positional and the named arguments of a call."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 def as_call(example_inputs: Any) -> Call:
     """Return positional and named arguments: a tensor is one of the first, a tuple several, a dict names."""
+    if isinstance(example_inputs, Recorded):
+        return example_inputs.args, example_inputs.kwargs
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, tuple):

@@ -6,6 +6,7 @@ masked or not. A per-neuron module between them has one entry, or one small kern
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from fpe.graph.groups import NOT_CALLED, NeuronGroup
 from fpe.graph.kinds import CONVOLUTIONS, layer_class
+from fpe.graph.stacked import StackedLinear
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 #: Modules with an entry for each neuron, which widen with their layer, and the attributes with their width.
@@ -72,9 +74,14 @@ def is_convolution(module: nn.Module) -> bool:
     return layer_class(module) in (*CONVOLUTIONS, *MASKED) and not is_linear(module)
 
 
+def is_stacked(module: nn.Module) -> bool:
+    """Tell whether a module holds the weights of a linear layer of each of several experts."""
+    return isinstance(module, StackedLinear)
+
+
 def is_layer(module: nn.Module) -> bool:
     """Tell whether a module can produce neurons or consume them, its shape and state aside."""
-    return is_linear(module) or is_convolution(module)
+    return is_linear(module) or is_convolution(module) or is_stacked(module)
 
 
 def what_it_is(module: nn.Module) -> str:
@@ -104,19 +111,36 @@ def channel_axis(module: nn.Module, dims: int) -> int:
 
 
 def oriented_weight(layer: nn.Module) -> Tensor:
-    """Return a layer's weight in shape (neurons, inputs, *taps)."""
-    weight = cast(Tensor, layer.weight)
-    return weight.t() if is_transposed(layer) else weight
+    """Return a layer's weight in shape (neurons, inputs, *taps); of stacked experts, they are the taps."""
+    return oriented(layer, cast(Tensor, layer.weight))
+
+
+def oriented(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """Return a tensor like a layer's weight or bias with the neurons first, the inputs second."""
+    if isinstance(layer, StackedLinear):
+        return layer.oriented(tensor)
+    return tensor.t() if is_transposed(layer) and tensor.dim() == 2 else tensor
+
+
+def orient_(model: nn.Module, groups: Iterable[NeuronGroup]) -> None:
+    """Let the stacked layers of a model know how they store their weights, in place."""
+    for group in groups:
+        for name in (*group.producers, *group.consumers):
+            layer = model.get_submodule(name)
+            if isinstance(layer, StackedLinear) and not isinstance(layer, MaskedLayer):
+                layer.transposed = name in group.transposed
+                layer.interleaved = group.parts if group.interleaved and name in group.producers else 1
 
 
 def mask_of(layer: nn.Module) -> Tensor | None:
     """Return the mask of a layer in the shape of `oriented_weight`, None if all is free."""
-    return layer.fpe_mask if isinstance(layer, MaskedLayer) else None
+    return oriented(layer, layer.fpe_mask) if isinstance(layer, MaskedLayer) else None
 
 
 def bias_of(module: nn.Module) -> Tensor | None:
-    """Return a module's bias, None if it has none."""
-    return cast("Tensor | None", getattr(module, "bias", None))
+    """Return a module's bias, None if it has none; of stacked experts (outputs, experts)."""
+    bias = cast("Tensor | None", getattr(module, "bias", None))
+    return module.oriented(bias) if isinstance(module, StackedLinear) and bias is not None else bias
 
 
 def size_of(model: nn.Module, name: str) -> tuple[int, int]:

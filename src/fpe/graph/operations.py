@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from torch import Tensor, fx
+from torch import fx
 
+from fpe.graph.aten import argument, name_of, shape_of
 from fpe.graph.groups import Layout
 
 
@@ -43,9 +43,9 @@ class Divided(Exception):
     Then a neuron is one output of each part, and the operation is to be followed again.
     """
 
-    def __init__(self, root: str, parts: int) -> None:
+    def __init__(self, root: str, parts: int, interleaved: bool = False) -> None:
         super().__init__(root, parts)
-        self.root, self.parts = root, parts
+        self.root, self.parts, self.interleaved = root, parts, interleaved
 
 
 def unknown(operation: str) -> Refused:
@@ -94,21 +94,6 @@ for _n in (1, 2, 3):
         SPATIAL[f"{_name}{_n}d"] = _n
     SPATIAL[f"max_pool{_n}d_with_indices"] = _n
     SPATIAL[f"_adaptive_avg_pool{_n}d"] = _n
-
-
-def name_of(node: fx.Node) -> str:
-    """Return the name of a node's operation, without overload and without the mark of an in-place form."""
-    packet = getattr(node.target, "overloadpacket", None)
-    name = getattr(packet, "__name__", None) or getattr(node.target, "__name__", str(node.target))
-    return str(name).rstrip("_") if not str(name).startswith("__") else str(name)
-
-
-def shape_of(node: Any) -> tuple[int, ...]:
-    """Return the shape of a node's (first) tensor; of a plain number, ()."""
-    value = node.meta.get("val") if isinstance(node, fx.Node) else None
-    if isinstance(value, list | tuple):
-        value = value[0]
-    return tuple(int(n) for n in value.shape) if isinstance(value, Tensor) else ()
 
 
 def propagate(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
@@ -231,14 +216,6 @@ def _product(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     raise unknown(repr(name_of(node)))
 
 
-def argument(node: fx.Node, name: str, default: Any = None) -> Any:
-    """Return an argument by its name: overloads have others in the same position."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema else []
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
-    return given.get(name, default)
-
-
 def _axis(node: fx.Node, source: fx.Node) -> int:
     """Return the argument ``dim`` as an axis of the source, from 0."""
     return int(argument(node, "dim", 0)) % len(shape_of(source))
@@ -294,7 +271,12 @@ def _slice(node: fx.Node, source: fx.Node, flow: Flow) -> Flow | None:
     start, end = argument(node, "start", 0), argument(node, "end")
     if name_of(node) == "narrow":
         end = start + argument(node, "length")
-    if argument(node, "step", 1) != 1:
+    if (step := argument(node, "step", 1)) != 1:
+        if (start or 0) < step <= MOST_PARTS and (end is None or end >= shape_of(source)[flow.axis]):
+            if flow.layout == (step,):
+                return replace(flow, layout=(1,))
+            if flow.layout == (1,) and shape_of(source)[flow.axis] % step == 0:
+                raise Divided(flow.root, step, interleaved=True)
         raise Refused(f"its neurons are split up or picked out by {name_of(node)!r}")
     return _part(node, source, flow, *slice(start, end).indices(shape_of(source)[flow.axis])[:2])
 

@@ -17,7 +17,15 @@ from fpe.graph.groups import (
     layout_places,
     layout_sources,
 )
-from fpe.graph.layers import OVER_NEURONS, bias_of, is_transposed, neuron_tensors, neurons_of, size_of
+from fpe.graph.layers import (
+    OVER_NEURONS,
+    is_transposed,
+    neuron_tensors,
+    neurons_of,
+    oriented_weight,
+    size_of,
+)
+from fpe.graph.stacked import StackedLinear
 from fpe.masked import MaskedLayer
 
 #: So many random numbers are drawn for a tensor; a prime number, so that rows do not repeat.
@@ -75,6 +83,7 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
             pairs.setdefault(tensor, []).append((axis, layout, neurons_of(model, group)))
     embeddings = (m for m in model.modules() if isinstance(m, nn.Embedding) and m.max_norm is None)
     tables = {m.weight for m in embeddings if m.weight.numel() > MOST_DRAWN and m.weight not in pairs}
+    inputs = {m.weight: oriented_weight(m).shape[1] for m in model.modules() if isinstance(m, StackedLinear)}
     drawn: dict[Any, Tensor] = {}
     for tensor, anew in to_randomize(model, groups, everywhere):
         if not anew:
@@ -83,9 +92,9 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
             tensor.data = (tensor.data + 0.3 * (tensor.data.abs() < 0.1)) * about_one
             continue
         own = pairs.pop(tensor, [])
-        key = tensor.shape, tensor.dtype, tensor.device, tuple(own)
+        fan_in = inputs.get(tensor, tensor[0].numel() if tensor.dim() > 1 else 10)
+        key = tensor.shape, tensor.dtype, tensor.device, tuple(own), fan_in
         if key not in drawn:
-            fan_in = tensor[0].numel() if tensor.dim() > 1 else 10
             scale = (2 / fan_in) ** 0.5
             drawn[key] = _overlapping(tensor, scale) if tensor in tables else _normal(tensor).mul_(scale)
             _opposed_(drawn[key], own)
@@ -246,10 +255,13 @@ def tensors_of(
             continue
         consumes, weight = name in group.consumers, module.get_parameter("weight")
         axis = int(consumes != is_transposed(module))
+        stacked = isinstance(module, StackedLinear)
+        if isinstance(module, StackedLinear):
+            axis = module.axes()[int(consumes)]
         if consumes:
             yield weight, axis, layout_for(group, name, neurons, size_of(model, name)[1])
             continue
-        layout = (1,) * group.parts
+        layout = (group.parts,) if group.interleaved else (1,) * group.parts
         yield weight, axis, layout
-        if (bias := bias_of(module)) is not None:
-            yield bias, 0, layout
+        if (bias := getattr(module, "bias", None)) is not None:
+            yield bias, int(stacked), layout

@@ -15,7 +15,7 @@ from fpe.errors import ModelError
 from fpe.graph.copies import copied, not_run, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, converted, copied_call, tensors_in
-from fpe.graph.layers import OVER_NEURONS, is_layer
+from fpe.graph.layers import OVER_NEURONS, is_layer, is_stacked
 from fpe.graph.permuting import Values, randomize_, to_randomize
 
 #: How far rounding may move an output of size 1, by the coarsest precision of any operation. In a coarser
@@ -89,7 +89,7 @@ class Probe:
         args, kwargs = copied_call(self.call)
         with ExitStack() as stack:
             for name, layer in own.named_modules():
-                if is_layer(layer) and (measure or name in self.sizes):
+                if is_layer(layer) and not is_stacked(layer) and (measure or name in self.sizes):
                     divided = functools.partial(self._divided, name, measure)
                     stack.enter_context(layer.register_forward_hook(divided))
             stack.enter_context(torch.set_grad_enabled(gradient))

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 from fpe.errors import ModelError, raise_problems
 from fpe.graph.copies import first_line
 from fpe.graph.groups import NeuronGroup
-from fpe.graph.inputs import Call, as_call
-from fpe.graph.layers import neurons_of
+from fpe.graph.inputs import Call, Recorded, as_call
+from fpe.graph.layers import neurons_of, orient_
 from fpe.graph.permuting import Shared, permuted, shuffled, silenced, tensors_of
 from fpe.graph.probe import Probe
+from fpe.graph.siblings import apart, recorded_calls
+from fpe.graph.stacked import stacked_layers
 
 #: How many times as far a permutation that is not compensated must move it.
 _POWER = 20
@@ -56,7 +59,8 @@ def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], exampl
         cannot be judged; or if the model cannot be copied, or run on `example_inputs`.
     """
     groups = [groups] if isinstance(groups, NeuronGroup) else list(groups)
-    reasons, _, _ = unverified(model, groups, example_inputs)
+    with stacked_layers(model):
+        reasons, _, _ = unverified(model, groups, example_inputs)
     problems = [refusal(name, reason) for name, reason in reasons.items()]
     raise_problems(problems, ModelError, "the groups of neurons")
 
@@ -67,13 +71,18 @@ def refusal(name: str, reason: str) -> str:
 
 
 def unverified(
-    model: nn.Module, groups: Sequence[NeuronGroup], example_inputs: Any
+    model: nn.Module,
+    groups: Sequence[NeuronGroup],
+    example_inputs: Any,
+    parts: dict[str, Part] | None = None,
 ) -> tuple[dict[str, str], list[torch.Size], Probe | None]:
     """Return the groups that `verify` refuses: by the name of the group, the reason as a clause.
 
     The shapes of the model's floating-point outputs in evaluation mode come second, then a copy of it with
-    random weights, if it runs with them and norms over neurons are as they were.
+    random weights, if it runs with them and norms over neurons are as they were. Groups that the batch does
+    not reach are judged in a part that it would reach, as it does the part's siblings; `parts` gets it.
     """
+    orient_(model, groups)
     single = "it has only one neuron, so that no permutation can show what happens to it"
     reasons = {group.name: single for group in groups if neurons_of(model, group) == 1}
     left = [group for group in groups if group.name not in reasons]
@@ -93,7 +102,26 @@ def unverified(
             weak = trial.without_power()
             reasons |= trial.moving([group for group in left if group.name not in weak])
             left = [group for group in left if group.name in weak]
+    if weak:
+        calls = recorded_calls(model, as_call(example_inputs))
+        for group in [group for group in groups if group.name in weak]:
+            if (found := apart(model, group, calls)) is not None:
+                name, call = found[0], Recorded(*found[1])
+                own, own_shapes, _ = unverified(model.get_submodule(name), [group.within(name)], call)
+                del weak[group.name]
+                weak |= dict.fromkeys([group.name] if own else [], *own.values())
+                if parts is not None:
+                    parts[group.name] = Part(name, call, own_shapes)
     return reasons | weak, shapes, faithful
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part in which a group is judged: its name, a call that reaches it, and the shapes of its outputs."""
+
+    name: str
+    call: Recorded
+    shapes: list[torch.Size]
 
 
 class _Trial:

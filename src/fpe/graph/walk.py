@@ -9,8 +9,8 @@ from typing import Any, cast
 
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
+from fpe.graph.aten import argument, name_of, shape_of
 from fpe.graph.copies import first_line
 from fpe.graph.groups import (
     AUTOCAST,
@@ -25,49 +25,48 @@ from fpe.graph.groups import (
     layout_width,
 )
 from fpe.graph.layers import (
-    Names,
     channel_axis,
     is_depthwise,
-    is_linear,
     kind_problem,
     layer_problem,
-    looks_like_layer,
     per_neuron_class,
     size_of,
     skip_reason,
     width_problem,
 )
+from fpe.graph.nodes import CALLS, NORMS, Nodes, is_attention
 from fpe.graph.operations import (
     MOST_PARTS,
     Divided,
     Flow,
     Flows,
     Refused,
-    argument,
-    name_of,
     propagate,
-    shape_of,
 )
+from fpe.graph.stacked import StackedLinear
+from fpe.graph.stacked_calls import only_called, view_of
+from fpe.masked import MaskedLayer
 
-#: Products and convolutions, with the position of their input; their weight is the next argument.
-_CALLS = {"linear": 0, "matmul": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
-#: Views of a weight: that of masked layers, and those of layers that multiply by the transposed weight.
-_VIEWS = frozenset(["view_as", "t", "numpy_T", "transpose", "permute"])
 _REGIONS = {"wrap_with_set_grad_enabled": NO_GRAD, "wrap_with_autocast": AUTOCAST}
 #: Checks that an export inserts; they compute nothing.
 _CHECKS = frozenset(["_assert_tensor_metadata"])
-_NORMS = frozenset(["layer_norm", "rms_norm", "batch_norm", "group_norm", "instance_norm", "prelu"])
 
 
 def follow(model: nn.Module, program: ExportedProgram) -> Found:
     """Find the groups of a model in its exported forward pass; all other layers get a reason."""
+    return followed(model, program)[0]
+
+
+def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]]:
+    """Find the groups of a model; return also which experts each product with stacked ones uses."""
     walk = _Walk(model, program)
     walk.run()
     groups, skipped = [], []
     for growing in walk.groups.values():
         reason = growing.reason or walk.partly_used(growing) or (None if growing.consumers else NOT_CONSUMED)
         if reason is None:
-            groups.append(group_of(growing.producers, growing.consumers, growing.between, growing.parts))
+            group = group_of(growing.producers, growing.consumers, growing.between, growing.parts)
+            groups.append(replace(group, **walk.stored(growing)))
         else:
             skipped += [Skipped(name, reason) for name in growing.producers]
     reached = {name for growing in walk.groups.values() for name in growing.producers}
@@ -75,7 +74,11 @@ def follow(model: nn.Module, program: ExportedProgram) -> Found:
     for name, _ in model.named_modules():
         if name not in reached and (reason := skip_reason(walk.known, name)):
             skipped.append(Skipped(name, walk.hidden.get(name, reason) if reason == NOT_CALLED else reason))
-    return Found(tuple(groups), tuple(skipped), walk.attention)
+    used: dict[str, set[int]] = {}
+    for product in walk.products.values():
+        experts, one = range(shape_of(product.view.parameter)[0]), product.view.expert
+        used.setdefault(product.layer, set()).update(experts if one is None else [one % len(experts)])
+    return Found(tuple(groups), tuple(skipped), walk.attention), used
 
 
 @dataclass
@@ -88,17 +91,24 @@ class _Growing:
     consumers: dict[str, Layout] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
     parts: int = 1
+    #: Whether the parts alternate.
+    interleaved: bool = False
     #: In how many calls each consumer, or module between, takes these neurons.
     uses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def own(self) -> Layout:
+        """Where each neuron is among the outputs of a producer."""
+        return (self.parts,) if self.interleaved else (1,) * self.parts
 
 
 class _Walk:
     """One pass over an exported graph."""
 
     def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
-        self.model = model
-        self.known = Names(model)
-        self.modules = self.known.modules
+        self.model, self.nodes = model, Nodes(model, program)
+        self.known, self.modules = self.nodes.known, self.nodes.modules
+        self.products, self.owned = self.nodes.products, self.nodes.owned
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, _Growing] = {}
         self.root_of: dict[str, str] = {}  # of each producer
@@ -106,18 +116,7 @@ class _Walk:
         self.latest: dict[str, fx.Node] = {}  # the product or convolution in the latest call of each layer
         self.attention = False
         self.graph = program.graph
-        self.owned: dict[fx.Node, str] = {}
-        names = {
-            spec.arg.name: spec.target.removeprefix("model.")
-            for spec in program.graph_signature.input_specs
-            if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and spec.target
-        }
-        for node in self.graph.nodes:
-            if node.op == "placeholder" and node.name in names:
-                owner, _, own = names[node.name].rpartition(".")
-                self.owned[node] = node.meta["fpe_name"] = f"{self.first_name(owner)}.{own}".lstrip(".")
-        #: How often each layer, norm or depthwise convolution is called.
-        self.calls = Counter(name for node in self.graph.nodes if (name := self.called(node)) is not None)
+        self.turned: dict[str, bool] = {}  # which of those store (experts, inputs, outputs)
 
     def run(self) -> None:
         """Visit every node in the order of the forward pass."""
@@ -140,35 +139,28 @@ class _Walk:
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
-        attends = _is_attention(node)
+        attends = is_attention(node)
         self.attention |= attends
-        if (layer := self.layer_called(node)) is not None:
+        if (layer := self.nodes.layer_called(node)) is not None:
             self.call(node, layer)
         elif attends:
             self.refuse(self.touched(node), f"its neurons are passed to attention, {name_of(node)!r}")
         elif (touched := self.touched(node)) and name_of(node) not in _CHECKS:
             try:
-                if name_of(node) in _NORMS or self.depthwise_called(node):
+                if name_of(node) in NORMS or self.nodes.depthwise_called(node):
                     self.flows[node] = self.pass_through(node)
                     return
                 if self.adds_bias(node):
-                    self.flows[node] = self.flows[self.latest[self.module_of(node)]]
+                    self.flows[node] = self.flows[self.latest[self.nodes.module_of(node)]]
+                    return
+                if (source := self.stacked_bias_added(node)) is not None:
+                    self.flows[node] = self.flows[source]
                     return
                 if name_of(node) == "mul":
                     self.merge(node)
                 self.flows[node] = self.propagated(node)
             except Refused as refused:
-                self.refuse(touched, self.unknown_layer(node) or str(refused))
-
-    def unknown_layer(self, node: fx.Node) -> str | None:
-        """Say that neurons are passed to a layer of an unknown class, if a node is in one."""
-        name = self.module_of(node)
-        module = self.modules.get(name)
-        if module is None or not looks_like_layer(module) or is_depthwise(module):
-            return None
-        unknown = kind_problem(module)
-        problem = unknown and (layer_problem(self.known, name) or unknown)
-        return f"its neurons are passed to {name!r}, which {problem}" if problem else None
+                self.refuse(touched, self.nodes.unknown_layer(node) or str(refused))
 
     def propagated(self, node: fx.Node) -> Flows:
         """Return where the neurons are in a node's output, after the producers are divided as it does."""
@@ -176,13 +168,16 @@ class _Walk:
             try:
                 return propagate(node, self.flows)
             except Divided as divided:
-                self.divide(divided.root, divided.parts, name_of(node))
+                self.divide(divided.root, divided.parts, name_of(node), divided.interleaved)
 
-    def divide(self, root: str, parts: int, operation: str) -> None:
+    def divide(self, root: str, parts: int, operation: str, interleaved: bool) -> None:
         """Take one output of each of so many equal parts for one neuron."""
         growing = self.groups[root]
-        if self.neurons(root) < 2 * parts or growing.parts * parts > MOST_PARTS:
+        if self.neurons(root) < 2 * parts or growing.parts * parts > MOST_PARTS or growing.interleaved:
             raise Refused(f"its neurons are split up or picked out by {operation!r}")
+        if interleaved:
+            self.interleave(growing, parts, operation)
+            return
         if growing.between:
             raise Refused(f"its neurons are divided into {parts} parts behind {growing.between[0]!r}")
 
@@ -194,6 +189,26 @@ class _Walk:
         for node, flows in self.since(growing.node):
             own = (replace(f, layout=divided(f.layout)) if f.root == root else f for f in flows)
             self.flows[node] = tuple(own)
+
+    def interleave(self, growing: _Growing, parts: int, operation: str) -> None:
+        """Take adjacent outputs of stacked experts for one neuron; of other layers they are refused."""
+        layers = [self.modules[name] for name in growing.producers]
+        flows = {
+            n: own for n, own in self.since(growing.node) if any(f.root == growing.producers[0] for f in own)
+        }
+        plain = all(len(own) == 1 and own[0].layout == (1,) for own in flows.values())
+        if not all(isinstance(layer, StackedLinear) for layer in layers) or growing.consumers or not plain:
+            raise Refused(f"its neurons are split up or picked out by {operation!r}")
+        growing.parts, growing.interleaved = parts, True
+        for layer in layers:
+            cast(StackedLinear, layer).interleaved = parts
+        for node, own in flows.items():
+            self.flows[node] = (replace(own[0], layout=growing.own),)
+
+    def stored(self, growing: _Growing) -> dict[str, Any]:
+        """Return how the stacked layers of a group store their weights."""
+        turned = tuple(n for n in (*growing.producers, *growing.consumers) if self.turned.get(n))
+        return {"transposed": turned, "interleaved": growing.interleaved}
 
     def since(self, first: fx.Node) -> list[tuple[fx.Node, Flows]]:
         """Return the nodes with neurons from one on, the last first, with their flows."""
@@ -212,19 +227,12 @@ class _Walk:
         """Return the roots of all neurons in a node's inputs."""
         return list(dict.fromkeys(f.root for n in node.all_input_nodes for f in self.flows.get(n, ())))
 
-    def called(self, node: fx.Node) -> str | None:
-        """Return the layer, or the module between layers, whose main operation a node is."""
-        if node.op != "call_function":
-            return None
-        between = name_of(node) in _NORMS or self.depthwise_called(node)
-        return self.module_of(node) if between else self.layer_called(node)
-
     def partly_used(self, growing: _Growing) -> str | None:
         """Say that a module does not take these neurons in all of its calls, or return None."""
         if circular := set(growing.producers) & set(growing.consumers):
             return f"{circular.pop()!r} both produces and consumes them"
         for name in (*growing.consumers, *growing.between):
-            if (calls := self.calls[name]) != growing.uses[name]:
+            if (calls := self.nodes.calls[name]) != growing.uses[name]:
                 return f"{name!r} is used {calls} times in one forward pass, not always for these neurons"
         return None
 
@@ -233,58 +241,51 @@ class _Walk:
         for root in roots:
             self.groups[root].reason = self.groups[root].reason or reason
 
-    def module_of(self, node: fx.Node) -> str:
-        """Return the name of the module in whose forward pass a node stands."""
-        stack = node.meta.get("nn_module_stack") or {"": ("", None)}
-        path = str(list(stack.values())[-1][0])
-        return self.first_name(path.partition("@")[0].removeprefix("model").removeprefix("."))
-
-    def first_name(self, name: str) -> str:
-        """Return the first of the names of a module."""
-        return self.known.names[self.modules[name]][0] if name in self.modules else name
-
-    def parameter(self, node: Any) -> fx.Node | None:
-        """Return the parameter that a node is, also through the views of it that layers take."""
-        while isinstance(node, fx.Node) and node.op == "call_function" and name_of(node) in _VIEWS:
-            node = node.args[0]
-        return node if isinstance(node, fx.Node) and node in self.owned else None
-
-    def layer_called(self, node: fx.Node) -> str | None:
-        """Return the layer whose product or convolution a node is, if it is one."""
-        if name_of(node) not in _CALLS:
-            return None
-        weight = self.parameter(node.args[_CALLS[name_of(node)] + 1])
-        if weight is None or not self.owned[weight].endswith("weight"):
-            return None
-        layer = self.owned[weight].rpartition(".")[0]
-        module = self.modules[layer]
-        if name_of(node) == "matmul" and not is_linear(module):  # else its code was found to be a product
-            return None
-        return layer if looks_like_layer(module) and not is_depthwise(module) else None
-
     def adds_bias(self, node: fx.Node) -> bool:
         """Tell whether a node is the addition of its bias in a layer that multiplies and adds."""
-        layer = self.module_of(node)
+        layer = self.nodes.module_of(node)
         own = [n for n in node.all_input_nodes if self.owned.get(n) == f"{layer}.bias"]
         product = self.latest.get(layer)
         return name_of(node) == "add" and len(own) == 1 and product in node.all_input_nodes
 
-    def depthwise_called(self, node: fx.Node) -> bool:
-        """Tell whether a node is a depthwise convolution."""
-        module = self.modules.get(self.module_of(node))
-        return name_of(node) in _CALLS and module is not None and is_depthwise(module)
+    def stacked_bias_added(self, node: fx.Node) -> fx.Node | None:
+        """Return the neurons to which a node adds the biases of their own stacked layer, if it does."""
+        sources = [n for n in node.all_input_nodes if n in self.flows]
+        others = [n for n in node.all_input_nodes if n not in self.flows]
+        if name_of(node) != "add" or len(sources) != 1 or len(others) != 1 or argument(node, "alpha", 1) != 1:
+            return None
+        view, flows = view_of(others[0], self.owned), self.flows[sources[0]]
+        layer = self.owned[view.parameter].removesuffix(".bias") if view else ""
+        if (
+            view is None
+            or view.axes[-1:] != (1,)
+            or len(flows) != 1
+            or self.root_of.get(layer) != flows[0].root
+        ):
+            return None
+        last = len(shape_of(sources[0])) - 1
+        plain = flows[0].axis == last and flows[0].layout == self.groups[flows[0].root].own
+        return sources[0] if plain and f"{layer}.bias" == self.owned[view.parameter] else None
 
     def call(self, node: fx.Node, layer: str) -> None:
         """Let a layer consume the neurons in its input, if any, and produce its own."""
-        position = _CALLS[name_of(node)]
+        product, module = self.products.get(node), self.modules[layer]
+        position = product.position if product else CALLS[name_of(node)]
         source = cast(fx.Node, node.args[position])
-        problem = self.call_problem(node, layer, cast(fx.Node, self.parameter(node.args[position + 1])))
+        if product:
+            problem = self.product_problem(node, layer)
+            axis = len(shape_of(source)) + product.axis
+        else:
+            problem = self.call_problem(
+                node, layer, cast(fx.Node, self.nodes.parameter(node.args[position + 1]))
+            )
+            axis = channel_axis(module, len(shape_of(source)))
         for other in node.all_input_nodes:
             if other is not source:
                 roots = (f.root for f in self.flows.get(other, ()))
                 self.refuse(roots, f"its neurons are the weights of {layer!r}")
         for flow in self.flows.get(source, ()):
-            if reason := problem or self.consumer_problem(source, layer, flow):
+            if reason := problem or self.consumer_problem(axis, layer, flow):
                 self.refuse([flow.root], reason)
             else:
                 self.groups[flow.root].consumers[layer] = flow.layout
@@ -295,22 +296,36 @@ class _Walk:
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node
-        axis = channel_axis(self.modules[layer], len(shape_of(node)))
-        self.flows[node] = (Flow(root, axis, (1,) * self.groups[root].parts),)
+        axis = len(shape_of(node)) + product.axis if product else channel_axis(module, len(shape_of(node)))
+        self.flows[node] = (Flow(root, axis, self.groups[root].own),)
+
+    def product_problem(self, node: fx.Node, layer: str) -> str | None:
+        """Say why wider stacked experts could not take the place of these in a product, or return None."""
+        product, module = self.products[node], cast(StackedLinear, self.modules[layer])
+        if layer not in self.turned:
+            self.turned[layer] = product.transposed
+            if not isinstance(module, MaskedLayer):
+                module.transposed, module.interleaved = product.transposed, 1
+        if self.turned[layer] != product.transposed or module.transposed != product.transposed:
+            return f"{layer!r} is used in two orientations"
+        if not only_called(product.view.parameter, self.products):
+            return f"{layer!r} is not used as the weights of a linear layer alone"
+        problem = layer_problem(self.known, layer)
+        return f"{layer!r} {problem}" if problem else None
 
     def call_problem(self, node: fx.Node, layer: str, weight: fx.Node) -> str | None:
         """Say why a wider layer could not take the place of this one in a call, or return None."""
         if problem := kind_problem(self.modules[layer]) or layer_problem(self.known, layer):
             return f"{layer!r} {problem}"
-        if len(weight.users) != self.calls[layer]:
+        if len(weight.users) != self.nodes.calls[layer]:
             return f"{layer!r} is used {len(weight.users)} times in one forward pass, not always as a layer"
-        if self.module_of(node) != layer:
+        if self.nodes.module_of(node) != layer:
             return f"{layer!r} is not called as a layer: its weight is used directly"
         return None
 
-    def consumer_problem(self, source: fx.Node, layer: str, flow: Flow) -> str | None:
-        """Say why a layer cannot consume these neurons, or return None."""
-        if flow.axis != channel_axis(self.modules[layer], len(shape_of(source))):
+    def consumer_problem(self, axis: int, layer: str, flow: Flow) -> str | None:
+        """Say why a layer, whose inputs are along an axis, cannot consume these neurons, or return None."""
+        if flow.axis != axis:
             return f"its neurons are not the inputs of {layer!r}, which works along another axis"
         neurons, inputs = self.neurons(flow.root), size_of(self.model, layer)[1]
         if layout_width(flow.layout, neurons) != inputs:
@@ -323,7 +338,7 @@ class _Walk:
         """Pass neurons through a norm, PReLU or depthwise convolution that has an entry for each of them."""
         source = cast(fx.Node, node.args[0])
         flows = self.flows.get(source, ())
-        name, operation = self.module_of(node), name_of(node)
+        name, operation = self.nodes.module_of(node), name_of(node)
         size = argument(node, "normalized_shape")
         if size is not None and all(flow.axis < len(shape_of(node)) - len(size) for flow in flows):
             return flows  # over other axes, alike for all neurons
@@ -348,7 +363,7 @@ class _Walk:
         if flow.axis != (dims - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else axis):
             return f"{type(module).__name__} works along another axis"
         uses = [len(n.users) for n in node.all_input_nodes if self.owned.get(n) == f"{name}.weight"]
-        if uses and uses != [self.calls[name]]:
+        if uses and uses != [self.nodes.calls[name]]:
             return f"it is used {uses[0]} times in one forward pass, not always as a module"
         problem = layer_problem(self.known, name)
         return f"it {problem}" if problem else width_problem(module, self.neurons(flow.root))
@@ -375,15 +390,3 @@ class _Walk:
         del self.groups[second.root]
         for n, flows in self.since(b.node):
             self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
-
-
-def _is_attention(node: fx.Node) -> bool:
-    """Tell whether a node weighs values by a softmax, as attention does."""
-    if "scaled_dot_product" in name_of(node):
-        return True
-    if name_of(node) not in ("matmul", "bmm", "einsum"):
-        return False
-    recent = set(node.all_input_nodes)
-    for _ in range(4):
-        recent |= {m for n in recent if n.op == "call_function" for m in n.all_input_nodes[:1]}
-    return any(name_of(n) in ("softmax", "_softmax") for n in recent if n.op == "call_function")

@@ -23,6 +23,7 @@ from fpe._util.files import finite, write_atomically
 from fpe._util.modules import replace_modules_, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
+from fpe.graph.stacked import close_stacks_, stacked_layers
 from fpe.io.compact import encode_mask, free_values, mask_buffers, masks_of, restore_
 from fpe.io.shapes import attach_groups_, group_records, layer_shapes, rebuilt
 from fpe.masked import MASK, check_masks, mask_names
@@ -150,8 +151,10 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
             )
         like = mlp(**manifest["mlp"], seed=0)
     try:
-        modules = _modules(like, manifest)
-        model = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
+        with stacked_layers(like):
+            modules = _modules(like, manifest)
+            model = copy.deepcopy(like, {id(like.get_submodule(name)): new for name, new in modules.items()})
+        close_stacks_(model)
         for kind, names in manifest.get("rounded", {}).items():
             tensors |= {name: tensors[name].to(getattr(torch, kind)) for name in names}
         tied = manifest["tied"]
@@ -225,13 +228,14 @@ def reshape_(like: nn.Module, shapes: dict[str, Any]) -> None:
     architecture, and the model is then unchanged.
     """
     try:
-        modules = _modules(like, shapes)
+        with stacked_layers(like):
+            modules = _modules(like, shapes)
+            replace_modules_(like, modules)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"the checkpoint is of another architecture than this {type(like).__name__}: {error}. Give the "
             "dense model that was expanded."
         ) from error
-    replace_modules_(like, modules)
     _note(like, shapes)
 
 

@@ -16,6 +16,7 @@ from fpe.expansion.plan import Plan
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.groups import layout_neurons, layout_of, layout_width
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight, per_neuron_class
+from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
@@ -26,6 +27,8 @@ from fpe.packing.summary import packed_names
 _FORMATS: dict[str, type[PackedLayer]] = {
     kind.format: kind for kind in (BlockLayer, CodedLayer, SparseLayer, DenseLayer)
 }
+#: The kind of masked stacked experts.
+STACKED = MaskedStackedLinear.__name__
 _MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
 
 
@@ -39,6 +42,10 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif name in repacked and type(module) in MASKED.values():  # it had no zeros
             config = {"shape": dict(vars(Shape.of(module))), "bias": bias_of(module) is not None}
             found[name] = {"kind": "plain", "config": config}
+        elif isinstance(module, MaskedStackedLinear):
+            how = {"transposed": module.transposed, "interleaved": module.interleaved}
+            shape, bias = list(module.weight.shape), module.bias is not None
+            found[name] = {"kind": STACKED, "shape": shape, "bias": bias, **how}
         elif isinstance(module, MaskedLayer):
             kind = next(kind.__name__ for kind in MASKED if isinstance(module, kind))
             found[name] = {"kind": kind, "shape": list(module.weight.shape), "bias": module.bias is not None}
@@ -53,6 +60,8 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
     module, kind = like.get_submodule(name), entry["kind"]
     if kind in ("packed", "plain"):
         return _packed(module, name, kind, entry["config"])
+    if kind == STACKED:
+        return _stacked(module, name, entry)
     if kind not in _MASKED:
         return _widened(module, name, kind, entry["widths"])
     if isinstance(module, _MASKED[kind][0]) and list(cast(Tensor, module.weight).shape) == entry["shape"]:
@@ -60,6 +69,18 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
     _check_kind(module, name, kind)
     weight = torch.empty(entry["shape"], device=cast(Tensor, module.weight).device)
     bias = weight.new_empty(entry["shape"][0]) if entry["bias"] else None
+    return mask(module, Weights(weight, bias, torch.ones_like(weight)))
+
+
+def _stacked(module: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
+    """Make masked stacked experts in the place of others; None if they are the same."""
+    if not isinstance(module, StackedLinear):
+        raise TypeError(f"{name!r} is a {type(module).__name__} and was stacked experts")
+    if isinstance(module, MaskedStackedLinear) and list(module.weight.shape) == entry["shape"]:
+        return None
+    module.transposed, module.interleaved = entry["transposed"], entry["interleaved"]
+    weight = module.oriented(torch.empty(entry["shape"], device=module.weight.device))
+    bias = weight.new_empty(weight.shape[0], weight.shape[2]) if entry["bias"] else None
     return mask(module, Weights(weight, bias, torch.ones_like(weight)))
 
 

@@ -16,7 +16,8 @@ from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
 from fpe.graph.groups import layout_of, layout_sources
-from fpe.graph.layers import neuron_tensors
+from fpe.graph.layers import neuron_tensors, oriented_weight
+from fpe.graph.stacked import MaskedStackedLinear
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
@@ -25,6 +26,9 @@ from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of, inputs_
 from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
+
+#: What is not packed.
+STACKED = "experts stacked in one parameter, which the forward pass of their module indexes"
 
 #: Types of weights that all formats can compute with.
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -103,6 +107,13 @@ def pack(
 @torch.no_grad()
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked, groups = _masked_layers(model), groups_in(model)
+    stacked = {name: m for name, m in masked.items() if isinstance(m, MaskedStackedLinear)}
+    masked = {name: layer for name, layer in masked.items() if name not in stacked}
+    if not masked:
+        raise ModelError(
+            f"all masked layers, {', '.join(map(repr, stacked))}, are {STACKED}, so that there is nothing to "
+            "pack; fpe.save stores them without zeros as they are."
+        )
     choices = _choices(masked, _requested(format, masked))
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
     orders = _orders(model, groups, choices)
@@ -112,6 +123,10 @@ def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
         replaced[name] = copy_maps_(made.train(layer.training), layer)
         rows.append(_row(name, layer, made, choices[name]))
+    rows += [
+        _row(name, layer, layer, Choice("masked", f"{STACKED}: left masked"))
+        for name, layer in stacked.items()
+    ]
     packed = copy.deepcopy(model, memo_with(model, replaced))
     packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
@@ -187,7 +202,7 @@ def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]])
     """Return why a masked layer cannot be packed, or None."""
     shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
     tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
-    if type(layer) not in MASKED:
+    if type(layer) not in (*MASKED, MaskedStackedLinear):
         return (
             f"layer {name!r} is of the class {type(layer).__name__}, whose forward pass would be lost; put a "
             "layer of fpe's own in its place."
@@ -335,6 +350,6 @@ def _row(name: str, layer: MaskedLayer, made: nn.Module, choice: Choice) -> Pack
     bias = 0 if layer.bias is None else layer.bias.numel()
     nonzero = count_free(layer.fpe_mask) + bias
     masked = layer.weight.nbytes + layer.fpe_mask.nbytes + bias * layer.weight.element_size()
-    neurons, inputs = layer.weight.shape[:2]
+    neurons, inputs = oriented_weight(layer).shape[:2]
     sizes = (nonzero * layer.weight.element_size(), masked, bytes_of(made))
     return PackingRow(name, choice.format, neurons, inputs, nonzero, sizes, choice.why)

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from fpe.errors import ArgumentError, ModelError, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, IndexMap, groups_in, index_map_of
+from fpe.graph.layers import oriented_weight
 from fpe.masked import MaskedLayer, count_nonzero, placed_like
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.drop_and_grow import by_block, table_of
@@ -23,7 +24,8 @@ from fpe.rewiring.policies import RewiringPolicy
 class Site:
     """A masked layer whose weights are trained, with the tables of `fpe.rewiring.drop_and_grow.LayerBatch`.
 
-    `index_map` is None for a layer that only consumes expanded neurons.
+    `index_map` is None for a layer that only consumes expanded neurons, and for stacked experts, of
+    which single weights are moved alone.
     """
 
     name: str
@@ -36,7 +38,7 @@ class Site:
     def of(cls, name: str, layer: MaskedLayer) -> Site:
         """Return the site of a layer with the tables of its children and blocks."""
         rows, own = layer.weight.shape[0], index_map_of(layer)
-        if own is None:
+        if own is None or oriented_weight(layer) is not layer.weight:  # its neurons are along another axis
             return cls(name, layer)
         parent = own.origins(own.parts)
         children = torch.full((own.neurons * own.parts, own.factor), rows)
