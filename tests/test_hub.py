@@ -88,6 +88,13 @@ class TestEstimators:
         np.testing.assert_array_equal(from_pretrained(tmp_path / "reg").predict(X), regressor.predict(X))
         assert ModelCard.load(tmp_path / "reg" / "README.md").data.pipeline_tag == "tabular-regression"
 
+    def test_a_subclass_comes_back_as_the_estimator_that_it_inherits(self, tmp_path):
+        class Mine(fpe.FPEClassifier):
+            pass
+
+        save_pretrained(Mine(hidden=2, epochs=1).fit(X, Y), tmp_path)
+        assert type(from_pretrained(tmp_path)) is fpe.FPEClassifier
+
 
 class TestModules:
     @pytest.mark.parametrize("packed", [False, True])
@@ -106,6 +113,15 @@ class TestModules:
         assert 'Net.from_pretrained(".")' in text
         assert "| accuracy, dense | 0.5 |" in text
         assert str(fpe.count_nonzero(wide)) in text
+
+    def test_arguments_can_be_any_keywords(self, tmp_path):
+        class Loose(Net):
+            def __init__(self, **sizes):
+                super().__init__(**sizes)
+
+        wide = fpe.expand(Loose(width=6), factor=2, example_inputs=IMAGES).eval()
+        wide.save_pretrained(tmp_path)
+        assert same_values(Loose.from_pretrained(tmp_path), wide)
 
     def test_a_dense_model_is_saved_too(self, tmp_path):
         dense = Net().eval()

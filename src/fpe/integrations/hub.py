@@ -254,7 +254,9 @@ def _network(model: Any) -> nn.Module:
 
 
 def _kind(model: Any) -> str:
-    return type(model if hasattr(model, "_deployed") else unwrapped(model)).__name__
+    """Return the name of a module's class, or of the estimator that a model is, or inherits."""
+    kinds = [kind.__name__ for kind in type(model).__mro__]
+    return next((kind for kind in kinds if kind in LOADERS), type(unwrapped(model)).__name__)
 
 
 def _card(model: Any, scores: Mapping[str, float], metadata: Mapping[str, Any]) -> ModelCard:
