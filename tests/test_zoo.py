@@ -39,7 +39,7 @@ EXPANDED = {
 def test_the_hidden_layers_are_found(name):
     _, _, wide = expanded(name)
     found = [n for layer in wide.fpe_plan.layers for n in layer.group.producers]
-    assert found == EXPANDED[name] or (name == "Mixtral-style experts" and set(found) <= set(EXPANDED[name]))
+    assert found == EXPANDED[name]
 
 
 @pytest.mark.parametrize("name", EXPANDED)
@@ -168,6 +168,8 @@ def test_training_moves_the_free_weights_and_no_other(name):
         for name_ in (*layer.group.producers, *layer.group.consumers):
             module = wide.get_submodule(name_)
             assert (module.weight[module.fpe_mask == 0] == 0).all()
+            if name == "Mixtral-style experts" and module.weight.grad is None:  # no token reaches it
+                continue
             assert not torch.equal(module.weight, before[f"{name_}.weight"])
 
 
