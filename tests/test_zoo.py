@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import fpe
-from fpe.errors import ModelError
 from fpe.graph import find_groups, verify
 from models import same_values
 from untouched import untouched
@@ -187,15 +186,14 @@ def test_what_is_loaded_is_what_was_saved(name, times, tmp_path):
     assert torch.equal(answer(again.eval(), batch), answer(copy.deepcopy(wide).eval(), batch))
 
 
-def test_experts_of_transformers_are_refused_with_the_reason():
-    """Their weights are three-dimensional parameters of one module, not layers."""
+def test_experts_of_transformers_are_expanded_by_the_name_of_their_module():
+    """Their weights are three-dimensional parameters of one module (tests/test_experts.py has the rest)."""
     model, batch = ZOO["Mixtral"]()
-    with pytest.raises(ModelError) as error:
-        fpe.expand(model, 2, layers=["model.layers.0.mlp.experts"], example_inputs=batch)
-    assert str(error.value) == (
-        "layer 'model.layers.0.mlp.experts' cannot be expanded: it is a MixtralExperts; only linear layers "
-        "and convolutions are expanded."
-    )
+    wide = fpe.expand(model, 2, layers=["model.layers.0.mlp.experts"], example_inputs=batch)
+    assert [layer.group.name for layer in wide.fpe_plan.layers] == [
+        "model.layers.0.mlp.experts.stacked.gate_up_proj"
+    ]
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
 
 
 @pytest.mark.parametrize("name", ["GPT-2", "BERT", "CLIP", "T5", "ViT", "LLaMA"])
