@@ -60,7 +60,13 @@ def test_the_wheel_has_the_library_and_nothing_else(tree, wheel):
     own = {name.removeprefix("src/") for name in tree[1] if name.startswith("src/fpe/")}
     found = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert found == own
-    assert {"fpe/py.typed", "fpe/packing/sparse.c", "fpe/io/c/unrolled.py", "fpe/__main__.py"} <= found
+    assert {
+        "fpe/py.typed",
+        "fpe/packing/sparse.c",
+        "fpe/packing/blocks.c",
+        "fpe/io/c/unrolled.py",
+        "fpe/__main__.py",
+    } <= found
 
 
 def test_the_source_distribution_has_all_files(tree):

@@ -97,6 +97,15 @@ def test_other_types_are_computed_densely(kind):
         assert torch.equal(sparse(layer)(x), layer(x))
 
 
+def test_what_follows_torchs_calls_sees_them():
+    layer, x = sparse(masked()), torch.randn(5, 40)
+    with torch.no_grad():
+        wanted, other = layer(x), torch.randn(5, 40)
+        assert torch.allclose(torch.vmap(layer)(x.unsqueeze(1))[:, 0], wanted, atol=1e-5)
+        traced = torch.jit.trace(layer, x)
+        assert torch.allclose(traced(other), layer(other), atol=1e-5)
+
+
 def test_autocast_is_obeyed():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert sparse(masked())(torch.randn(2, 40)).dtype == torch.bfloat16

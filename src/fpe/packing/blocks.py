@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fpe.expansion.steps import Weights
 from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
+from fpe.packing.kernel import MOST_IN_BLOCKS, add_blocks_, supported
 from fpe.packing.layers import PackedLayer, Shape, described, empty_bias, empty_buffer
 
 #: Least share of the weights that must be in the batch that all blocks have in common.
@@ -194,6 +195,10 @@ class BlockLayer(PackedLayer):
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, *rest)
+        columns, errors = self.columns, rest[-1]
+        inside = columns is None or columns.is_meta or ((columns >= 0) & (columns < self.shape.inputs)).all()
+        if not inside:  # C would read beyond the samples
+            errors.append(f"{prefix}columns are not inputs of this layer.")
         by_rows = self._bias_by_rows or metadata.get("version") == 1
         if by_rows and self.bias is not None and self.restore is not None:
             self.bias.data = _take(self.bias.data, 0, self.restore)
@@ -283,6 +288,10 @@ class BlockLayer(PackedLayer):
         """Apply the layer."""
         if self.shape.taps:
             return self.restored(self._convolve(input))
+        if not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+            found = self._compiled_product(input)
+            if found is not None:
+                return found
         y = self.restored(self._multiply(input if input.dim() == 2 else input.reshape(-1, self.shape.inputs)))
         return y if input.dim() == 2 else y.view(*input.shape[:-1], self.shape.outputs)
 
@@ -295,6 +304,27 @@ class BlockLayer(PackedLayer):
         biases = [None] * len(weights) if bias is None else torch.split(bias, neurons)
         parts = [_take(input, channel, own) for own in torch.split(self.columns, inputs)]
         return torch.cat(list(map(self.apply_weight, parts, weights, biases)), dim=channel)
+
+    def _compiled_product(self, x: Tensor) -> Tensor | None:
+        """Return the outputs of (…, inputs) by compiled code; None if it cannot be used.
+
+        Tensors are taken from their dictionaries, as a small product takes no longer than `__getattr__`.
+        """
+        columns, weight = self._buffers["columns"], self._parameters["weight_0"]
+        if columns is None or weight is None or columns.dtype != torch.int32:
+            return None
+        if not supported(x, weight, self.shape.inputs) or weight.numel() > MOST_IN_BLOCKS:
+            return None
+        restore = self._buffers["restore"]
+        bias, place = self._parameters["bias"] if restore is None else self.bias_by_block(), 0
+        rows = (x if x.dim() == 2 else x.reshape(-1, self.shape.inputs)).contiguous()
+        y = rows.new_empty(len(rows), self.shape.outputs)
+        for number, batch in enumerate(self.batches):
+            own = cast(Tensor, self._parameters[f"weight_{number}"])
+            add_blocks_(y, rows, own, columns, bias, place, batch.output, batch.first > 0)
+            place += len(batch.blocks) * batch.inputs
+        y = y if restore is None else self.restored(y)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape.outputs)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Return the outputs of (samples, inputs), block by block."""

@@ -1,4 +1,4 @@
-"""The product of a sparse weight with samples, in C that is compiled once and kept in the user's cache."""
+"""Products of packed weights with samples, in C that is compiled once and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SOURCE = Path(__file__).with_name("sparse.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("sparse.c", "blocks.c")]
 #: Compilers, the first that there is. GCC's threads are PyTorch's own; with another compiler there is one.
 COMPILERS = ("gcc", "cc", "clang")
 OPTIONS = ("-std=gnu99", "-O3", "-march=native", "-fPIC")
@@ -26,13 +26,39 @@ OPTIONS = ("-std=gnu99", "-O3", "-march=native", "-fPIC")
 WORTH_THREADS = 1 << 17
 #: Samples that are multiplied one by one; more are transposed, in multiples of `LANES`.
 ONE_BY_ONE, LANES = 3, 16
+#: Weights of a layer of blocks above which PyTorch's product is as fast.
+MOST_IN_BLOCKS = 1 << 22
 #: Inputs below which their numbers take 16 bits. torch has no shifts of uint16, so that half of it is used.
 SHORT = 1 << 15
 
 
-def supported(x: Tensor, values: Tensor) -> bool:
-    """Tell whether the product is one of this machine's compiled functions; compile them if needed."""
-    return x.device.type == "cpu" and x.dtype == values.dtype == torch.float32 and available()
+def supported(x: Tensor, values: Tensor, inputs: int) -> bool:
+    """Tell whether samples of so many inputs, without gradients, can be multiplied by compiled functions.
+
+    They are compiled if needed.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and type(x) is Tensor
+        and not torch.compiler.is_exporting()
+        and (torch.compiler.is_compiling() or not _watched())
+        and x.is_cpu
+        and values.is_cpu
+        and x.dtype == values.dtype == torch.float32
+        and x.dim() > 0
+        and x.shape[-1] == inputs
+        and not torch.is_autocast_enabled("cpu")
+        and available()
+    )
+
+
+def _watched() -> bool:
+    """Tell whether something follows PyTorch's calls that would not see compiled functions."""
+    return (
+        torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -76,6 +102,54 @@ def sparse_product(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor, b
     return y[:, :samples].t().contiguous()
 
 
+def add_blocks_(
+    y: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    columns: Tensor,
+    bias: Tensor | None,
+    place: int,
+    first: int,
+    add: bool,
+) -> None:
+    """Write the products of equal blocks with samples into some columns of `y`, in place.
+
+    Parameters
+    ----------
+    y : Tensor of shape (samples, outputs)
+        float32, on the CPU, contiguous, like all others.
+    x : Tensor of shape (samples, inputs)
+    weight : Tensor of shape (blocks, inputs of each, neurons of each)
+    columns : Tensor
+        int32; from `place` on the inputs of the blocks.
+    bias : Tensor of shape (outputs,), optional
+    place, first : int
+        Where the inputs begin in `columns`, and the neurons in `y` and the bias.
+    add : bool
+        Whether products are added to what is in `y`, and not to the bias.
+    """
+    functions = library()
+    assert functions is not None, "there is no compiled product; ask `supported` first"
+    samples, width = x.shape
+    blocks, inputs, neurons = weight.shape
+    threads = torch.get_num_threads() if blocks * inputs * neurons * samples >= WORTH_THREADS else 1
+    functions["fpe_blocks"](
+        x.data_ptr(),
+        weight.data_ptr(),
+        columns.data_ptr() + 4 * place,
+        None if bias is None else bias.data_ptr() + 4 * first,
+        y.data_ptr() + 4 * first,
+        samples,
+        width,
+        y.shape[1],
+        blocks,
+        inputs,
+        neurons,
+        add,
+        threads,
+    )
+
+
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -87,7 +161,10 @@ def library() -> dict[str, Callable[..., None]] | None:
         loaded = ctypes.CDLL(str(_compiled()))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", "") or str(error)
-        text = f"sparse layers are computed as dense ones, several times as slowly: {said.strip()[:300]}"
+        text = (
+            "without compiled code, sparse layers are computed as dense ones, several times as slowly, and "
+            f"blocks by several calls: {said.strip()[:300]}"
+        )
         warnings.warn(text, stacklevel=3)
         return None
     pointer, size = ctypes.c_void_p, ctypes.c_int64
@@ -97,6 +174,9 @@ def library() -> dict[str, Callable[..., None]] | None:
             function = getattr(loaded, f"fpe_{name}_{bits}")
             function.argtypes, function.restype = [*[pointer] * 6, *sizes, ctypes.c_int], None
             found[f"fpe_{name}_{bits}"] = function
+    found["fpe_blocks"] = loaded.fpe_blocks
+    loaded.fpe_blocks.argtypes = [*[pointer] * 5, *[size] * 6, ctypes.c_int, ctypes.c_int]
+    loaded.fpe_blocks.restype = None
     return found
 
 
@@ -109,19 +189,24 @@ def _compiled() -> Path:
     # A parallel loop calls GOMP_parallel, which PyTorch's OpenMP has, so that both share their threads.
     parallel = "Free Software Foundation" in version and hasattr(ctypes.CDLL(None), "GOMP_parallel")
     options = [*OPTIONS, *(["-fopenmp"] if parallel else [])]
-    made_of = "\n".join([SOURCE.read_text(encoding="utf-8"), version, *options, _processor()])
+    texts = [source.read_text(encoding="utf-8") for source in SOURCES]
+    made_of = "\n".join([*texts, version, *options, _processor()])
     digest = hashlib.sha256(made_of.encode()).hexdigest()[:16]
-    path = cache_folder() / f"sparse-{digest}.so"
+    path = cache_folder() / f"packed-{digest}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            own = Path(folder, "sparse")
+            objects = [str(Path(folder, f"{source.stem}.o")) for source in SOURCES]
+            made = str(Path(folder, "packed.so"))
             for command in (
-                [compiler, *options, "-c", str(SOURCE), "-o", f"{own}.o"],
-                [compiler, "-shared", f"{own}.o", "-o", f"{own}.so"],
+                *(
+                    [compiler, *options, "-c", str(source), "-o", own]
+                    for source, own in zip(SOURCES, objects, strict=True)
+                ),
+                [compiler, "-shared", *objects, "-o", made],
             ):
                 subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-            os.replace(f"{own}.so", path)
+            os.replace(made, path)
     return path
 
 

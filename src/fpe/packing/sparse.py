@@ -89,14 +89,7 @@ class SparseLayer(PackedLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer."""
-        if (
-            torch.is_grad_enabled()
-            or torch.compiler.is_exporting()
-            or type(input) is not Tensor
-            or input.shape[-1:] != (self.in_features,)
-            or torch.is_autocast_enabled(input.device.type)
-            or not supported(input, self.values)
-        ):
+        if not supported(input, self.values, self.in_features):
             return self.apply_weight(input, self.weight, self.bias)
         x = input.reshape(-1, self.in_features)
         product = operator if torch.compiler.is_compiling() else sparse_product
