@@ -35,7 +35,7 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
         neurons = rows // group.get("parts", 1)
         for name in (*group["producers"], *group["between"]):
             module = wide.get_submodule(name)
-            turned = type(module).__name__ == "Conv1D"
+            turned = _turned(module)
             for key, tensor in [
                 *module.named_parameters(recurse=False),
                 *module.named_buffers(recurse=False),
@@ -57,7 +57,7 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
             layout = given[number] if given else (weight.shape[1] // neurons,)
             pieces = weight.split([k * neurons if k > 0 else -k for k in layout], 1)
             weight = torch.cat([_shared(w, k, factor) for w, k in zip(pieces, layout, strict=True)], 1)
-            _put(module, "weight", weight.t() if type(module).__name__ == "Conv1D" else weight)
+            _put(module, "weight", weight.transpose(0, 1) if _turned(module) else weight)
             for attribute in ("in_features", "in_channels", "nx"):
                 if hasattr(module, attribute):
                     setattr(module, attribute, weight.shape[1])
@@ -95,7 +95,11 @@ def _shared(inputs: Tensor, each: int, factor: int) -> Tensor:
 
 def _oriented(module: nn.Module) -> Tensor:
     weight = module.weight.detach()
-    return weight.t() if type(module).__name__ == "Conv1D" else weight
+    return weight.transpose(0, 1) if _turned(module) else weight
+
+
+def _turned(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" or isinstance(module, nn.modules.conv._ConvTransposeNd)
 
 
 def _put(module: nn.Module, key: str, value: Tensor) -> None:

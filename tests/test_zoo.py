@@ -8,6 +8,7 @@ from torch import nn
 
 import fpe
 from fpe.graph import find_groups, verify
+from fpe.graph.layers import oriented, oriented_weight
 from models import same_values
 from untouched import untouched
 from zoo import ZOO, answer, expanded
@@ -19,7 +20,7 @@ EXPANDED = {
     "CNN-BatchNorm-Flatten": ["0", "9"],
     "ResNet block": ["body.0.conv1", "body.1.conv1"],
     "ConvNeXt-style block": ["body.0.grow", "body.1.grow"],
-    "U-Net-like skip": ["down.0", "bottom.0", "merge.0"],
+    "U-Net-like skip": ["down.0", "bottom.0", "up", "merge.3"],
     "GPT-2": [f"transformer.h.{i}.mlp.c_fc" for i in range(2)],
     "BERT": [f"bert.encoder.layer.{i}.intermediate.dense" for i in range(2)],
     "LLaMA": [f"model.layers.{i}.mlp.{name}" for i in range(2) for name in ("gate_proj", "up_proj")],
@@ -94,7 +95,7 @@ def test_expanding_keeps_count_class_and_shapes_and_a_seed_gives_the_same_weight
         for producer in layer.group.producers:
             module = wide.get_submodule(producer)
             assert isinstance(module, fpe.MaskedLayer)
-            assert len(module.weight) == layer.neurons_after == 2 * layer.neurons
+            assert len(oriented_weight(module)) == layer.neurons_after == 2 * layer.neurons
 
 
 @pytest.mark.parametrize("factor", [1, 3])
@@ -115,12 +116,11 @@ def test_children_partition_their_parent(name):
     consumers = {consumer for layer in wide.fpe_plan.layers for consumer in layer.group.consumers}
     for layer in wide.fpe_plan.layers:
         for producer in set(layer.group.producers) - consumers:
-            parent = model.get_submodule(producer).weight
-            parent = parent.t() if type(model.get_submodule(producer)).__name__ == "Conv1D" else parent
-            child = wide.get_submodule(producer)
-            mask = child.fpe_mask.unflatten(0, (-1, layer.factor))
+            parent, child = oriented_weight(model.get_submodule(producer)), wide.get_submodule(producer)
+            mask = oriented(child, child.fpe_mask).unflatten(0, (-1, layer.factor))
             assert mask.sum(1).max() <= 1
-            assert torch.equal(child.weight.unflatten(0, (-1, layer.factor)).sum(1), parent * mask.sum(1))
+            children = oriented_weight(child).unflatten(0, (-1, layer.factor))
+            assert torch.equal(children.sum(1), parent * mask.sum(1))
 
 
 def test_gate_and_up_of_a_child_take_the_same_inputs():

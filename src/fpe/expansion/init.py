@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from fpe.errors import ArgumentError, ModelError
+from fpe.graph.layers import is_stacked, native, oriented
 from fpe.masked import MaskedLayer
 
 
@@ -45,9 +48,10 @@ def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
 
     for layer in layers:
         weight, mask = layer.weight, layer.fpe_mask
-        inputs = mask.flatten(1).sum(dim=1).clamp_min(1)
-        bound = inputs.rsqrt().view(-1, *[1] * (weight.dim() - 1))
-        weight.copy_(uniform(weight) * bound * mask)
+        free = oriented(layer, mask)
+        own = (1,) if is_stacked(layer) else tuple(range(1, free.dim()))  # the axes of a neuron's inputs
+        inputs = free.sum(dim=own, keepdim=True).clamp_min(1)
+        weight.copy_(uniform(weight) * native(layer, inputs.rsqrt().expand_as(free)) * mask)
         if layer.bias is not None:
-            layer.bias.copy_(uniform(layer.bias) * weight[0].numel() ** -0.5)
+            layer.bias.copy_(uniform(layer.bias) * math.prod(free.shape[a] for a in own) ** -0.5)
     return wide

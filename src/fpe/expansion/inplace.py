@@ -16,7 +16,8 @@ from fpe.expansion.expand import Expansion, check_wide, planned
 from fpe.expansion.index_maps import Origins
 from fpe.expansion.plan import Plan
 from fpe.expansion.pruning import InputPruning, as_pruning
-from fpe.graph.stacked import StackedLinear, stacked_layers
+from fpe.graph.layers import native
+from fpe.graph.stacked import stacked_layers
 from fpe.masked import MaskedLayer
 
 MOMENTS = ("fresh", "kept")
@@ -181,8 +182,7 @@ def _lifted(
                     f"{tuple(old.shape)}, which cannot be passed on to the children; give moments='fresh'."
                 )
             state[key], module = origins.lift(name, parameter, value), replaced[name]
-            if isinstance(module, StackedLinear):
-                state[key] = module.native(state[key]).contiguous()
+            state[key] = native(module, state[key]).contiguous()
             if parameter == "weight" and isinstance(module, MaskedLayer):
                 state[key] = state[key] * module.fpe_mask.to(state[key])
     return states

@@ -20,8 +20,17 @@ from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
-from fpe.graph.layers import bias_of, is_linear, mask_of, neuron_tensors, oriented_weight, widths_of
+from fpe.graph.layers import (
+    bias_of,
+    is_linear,
+    is_turned,
+    mask_of,
+    neuron_tensors,
+    oriented_weight,
+    widths_of,
+)
 from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
+from fpe.graph.turned import TURNED
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 
@@ -190,6 +199,9 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
     masked: MaskedLayer
     if isinstance(layer, StackedLinear):
         masked = MaskedStackedLinear.from_arrays(layer, weights.weight, weights.bias, weights.mask)
+    elif is_turned(layer):
+        turned: Any = next(kind for kind, plain in TURNED.items() if isinstance(layer, plain))
+        masked = turned.from_arrays(layer, weights.weight, weights.bias, weights.mask)
     elif is_linear(layer):
         masked = MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
     else:

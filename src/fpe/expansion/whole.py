@@ -25,7 +25,7 @@ from fpe.graph.copies import copied, deep_copy, first_line
 from fpe.graph.ends import Ends
 from fpe.graph.inputs import Call, as_call, converted, copied_call, inputs_for, tensors_in
 from fpe.graph.kinds import layer_class
-from fpe.graph.layers import PER_NEURON, is_depthwise, is_layer, is_transposed, maskable
+from fpe.graph.layers import PER_NEURON, is_depthwise, is_layer, is_transposed, is_turned, maskable
 from fpe.masked import MaskedLayer
 
 #: Widths in the configurations of transformers, by which a wider model is made.
@@ -176,7 +176,8 @@ def _rebuilt(model: nn.Module, factor: int, flow: Ends) -> nn.Module:
     for name, module in model.named_modules():
         own = any(p is not None for p in module._parameters.values())
         into, out = (1 if name in ends else factor for ends in (flow.first, flow.last))
-        if not (is_layer(module) or isinstance(module, nn.Embedding) or type(module) in PER_NEURON):
+        known = is_layer(module) and not is_turned(module)
+        if not (known or isinstance(module, nn.Embedding) or type(module) in PER_NEURON):
             if own:
                 what = f"{name or 'the model'!r}, a {type(module).__name__}, has parameters of its own"
                 problems.append(f"{what}, and fpe does not know which of their axes are widths.")
@@ -269,7 +270,7 @@ class _Filling:
         """Return the axis of a weight along which it reads its inputs."""
         if key != "weight" or not is_layer(module) or is_depthwise(module):
             return None
-        return 0 if is_transposed(module) else 1
+        return 0 if is_transposed(module) or is_turned(module) else 1
 
     def _copy(
         self, tensor: Tensor, wide: Tensor, maps: Sequence[tuple[Tensor, Tensor, int]], consumed: int | None

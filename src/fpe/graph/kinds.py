@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 from torch import fx, nn
 
 from fpe.graph.copies import analyzed
+from fpe.graph.turned import TURNED
 from fpe.masked import MASKED, MaskedLayer
 
 CONVOLUTIONS: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -23,10 +24,10 @@ _TRACED: WeakKeyDictionary[nn.Module, tuple[Any, bool]] = WeakKeyDictionary()
 
 def layer_class(module: nn.Module) -> type[nn.Module] | None:
     """Return the plain or masked class whose forward pass a layer has; None for any other module."""
-    kind = type(module)
-    if kind in MASKED or kind is nn.Linear or kind in CONVOLUTIONS:
+    kind, bases = type(module), (nn.Linear, *CONVOLUTIONS, *TURNED.values())
+    if kind in MASKED or kind in TURNED or kind in bases:
         return kind
-    base = next((b for b in kind.__mro__ if b is nn.Linear or b in CONVOLUTIONS), None)
+    base = next((b for b in kind.__mro__ if b in bases), None)
     # Of torch's own subclasses, other modules use the weight directly, as attention does, or in another type.
     if base is None or issubclass(kind, MaskedLayer) or kind.__module__.startswith("torch."):
         return None

@@ -1,7 +1,8 @@
 """The layers that can be expanded, the modules between them, and why a module cannot be replaced.
 
-Producers and consumers are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d`` and the ``Conv1D`` of transformers,
-masked or not. A per-neuron module between them has one entry, or one small kernel, for each neuron.
+Producers and consumers are ``nn.Linear``, ``nn.Conv1d`` to ``nn.Conv3d``, transposed convolutions, stacked
+experts and the ``Conv1D`` of transformers, masked or not. A per-neuron module between them has one entry, or
+one small kernel, for each neuron.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.nn.utils import parametrize
 from fpe.graph.groups import NOT_CALLED, NeuronGroup
 from fpe.graph.kinds import CONVOLUTIONS, layer_class
 from fpe.graph.stacked import StackedLinear
+from fpe.graph.turned import TURNED
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 
 #: Modules with an entry for each neuron, which widen with their layer, and the attributes with their width.
@@ -71,7 +73,12 @@ def is_linear(module: nn.Module) -> bool:
 
 def is_convolution(module: nn.Module) -> bool:
     """Tell whether a module is a convolution, dense or masked."""
-    return layer_class(module) in (*CONVOLUTIONS, *MASKED) and not is_linear(module)
+    return (layer_class(module) in (*CONVOLUTIONS, *MASKED) and not is_linear(module)) or is_turned(module)
+
+
+def is_turned(module: nn.Module) -> bool:
+    """Tell whether a module is a transposed convolution, whose weight is (inputs, outputs, *taps)."""
+    return layer_class(module) in (*TURNED, *TURNED.values())
 
 
 def is_stacked(module: nn.Module) -> bool:
@@ -119,7 +126,16 @@ def oriented(layer: nn.Module, tensor: Tensor) -> Tensor:
     """Return a tensor like a layer's weight or bias with the neurons first, the inputs second."""
     if isinstance(layer, StackedLinear):
         return layer.oriented(tensor)
+    if is_turned(layer) and tensor.dim() > 2:
+        return tensor.transpose(0, 1)
     return tensor.t() if is_transposed(layer) and tensor.dim() == 2 else tensor
+
+
+def native(layer: nn.Module, tensor: Tensor) -> Tensor:
+    """Return an oriented tensor as a masked layer stores it."""
+    if isinstance(layer, StackedLinear):
+        return layer.native(tensor)
+    return tensor.transpose(0, 1) if is_turned(layer) and tensor.dim() > 2 else tensor
 
 
 def orient_(model: nn.Module, groups: Iterable[NeuronGroup]) -> None:

@@ -16,6 +16,7 @@ from fpe.graph.stacked_calls import stacked_call
 
 #: Products and convolutions, with the position of their input; their weight is the next argument.
 CALLS = {"linear": 0, "matmul": 0, "addmm": 1, "convolution": 0, "conv1d": 0, "conv2d": 0, "conv3d": 0}
+CALLS |= dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), 0)
 #: Views of a weight: that of masked layers, and those of layers that multiply by the transposed weight.
 _VIEWS = frozenset(["view_as", "t", "numpy_T", "transpose", "permute"])
 #: Norms and PReLU, which have an entry for each neuron.

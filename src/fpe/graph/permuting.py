@@ -20,6 +20,7 @@ from fpe.graph.groups import (
 from fpe.graph.layers import (
     OVER_NEURONS,
     is_transposed,
+    is_turned,
     neuron_tensors,
     neurons_of,
     oriented_weight,
@@ -254,7 +255,7 @@ def tensors_of(
             yield from ((tensor, 0, (1,)) for tensor in neuron_tensors(module, neurons).values())
             continue
         consumes, weight = name in group.consumers, module.get_parameter("weight")
-        axis = int(consumes != is_transposed(module))
+        axis = int(consumes != (is_transposed(module) or is_turned(module)))
         stacked = isinstance(module, StackedLinear)
         if isinstance(module, StackedLinear):
             axis = module.axes()[int(consumes)]

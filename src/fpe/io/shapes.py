@@ -17,6 +17,7 @@ from fpe.expansion.steps import Weights, mask
 from fpe.graph.groups import layout_neurons, layout_of, layout_width
 from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, oriented_weight, per_neuron_class
 from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
+from fpe.graph.turned import TURNED, MaskedTransposed
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
@@ -27,6 +28,7 @@ from fpe.packing.summary import packed_names
 _FORMATS: dict[str, type[PackedLayer]] = {
     kind.format: kind for kind in (BlockLayer, CodedLayer, SparseLayer, DenseLayer)
 }
+_TURNED = {kind.__name__: plain for kind, plain in TURNED.items()}
 #: The kind of masked stacked experts.
 STACKED = MaskedStackedLinear.__name__
 _MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
@@ -46,6 +48,9 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
             how = {"transposed": module.transposed, "interleaved": module.interleaved}
             shape, bias = list(module.weight.shape), module.bias is not None
             found[name] = {"kind": STACKED, "shape": shape, "bias": bias, **how}
+        elif isinstance(module, MaskedTransposed):
+            kind, shape = type(module).__name__, list(cast(Tensor, module.weight).shape)
+            found[name] = {"kind": kind, "shape": shape, "bias": module.bias is not None}
         elif isinstance(module, MaskedLayer):
             kind = next(kind.__name__ for kind in MASKED if isinstance(module, kind))
             found[name] = {"kind": kind, "shape": list(module.weight.shape), "bias": module.bias is not None}
@@ -62,6 +67,8 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
         return _packed(module, name, kind, entry["config"])
     if kind == STACKED:
         return _stacked(module, name, entry)
+    if kind in _TURNED:
+        return _turned(module, name, entry)
     if kind not in _MASKED:
         return _widened(module, name, kind, entry["widths"])
     if isinstance(module, _MASKED[kind][0]) and list(cast(Tensor, module.weight).shape) == entry["shape"]:
@@ -81,6 +88,17 @@ def _stacked(module: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module |
     module.transposed, module.interleaved = entry["transposed"], entry["interleaved"]
     weight = module.oriented(torch.empty(entry["shape"], device=module.weight.device))
     bias = weight.new_empty(weight.shape[0], weight.shape[2]) if entry["bias"] else None
+    return mask(module, Weights(weight, bias, torch.ones_like(weight)))
+
+
+def _turned(module: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | None:
+    """Make a masked transposed convolution in the place of another; None if it is the same."""
+    if not isinstance(module, _TURNED[entry["kind"]]):
+        raise TypeError(f"{name!r} is a {type(module).__name__} and was a {_TURNED[entry['kind']].__name__}")
+    if isinstance(module, MaskedTransposed) and list(module.weight.shape) == entry["shape"]:
+        return None
+    weight = torch.empty(entry["shape"], device=cast(Tensor, module.weight).device).transpose(0, 1)
+    bias = weight.new_empty(len(weight)) if entry["bias"] else None
     return mask(module, Weights(weight, bias, torch.ones_like(weight)))
 
 

@@ -18,6 +18,7 @@ from fpe.expansion.steps import Weights
 from fpe.graph.groups import layout_of, layout_sources
 from fpe.graph.layers import neuron_tensors, oriented_weight
 from fpe.graph.stacked import MaskedStackedLinear
+from fpe.graph.turned import TURNED, MaskedTransposed
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
@@ -27,8 +28,12 @@ from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
 
-#: What is not packed.
-STACKED = "experts stacked in one parameter, which the forward pass of their module indexes"
+#: Layers that stay masked, and why.
+UNPACKED: dict[type[MaskedLayer], str] = {
+    MaskedStackedLinear: "experts stacked in one parameter, which their module indexes, stay masked",
+    MaskedTransposed: "transposed convolutions stay masked",
+}
+
 
 #: Types of weights that all formats can compute with.
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -107,12 +112,13 @@ def pack(
 @torch.no_grad()
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked, groups = _masked_layers(model), groups_in(model)
-    stacked = {name: m for name, m in masked.items() if isinstance(m, MaskedStackedLinear)}
-    masked = {name: layer for name, layer in masked.items() if name not in stacked}
+    unpacked = {n: why for n, m in masked.items() for kind, why in UNPACKED.items() if isinstance(m, kind)}
+    left = {name: masked[name] for name in unpacked}
+    masked = {name: layer for name, layer in masked.items() if name not in unpacked}
     if not masked:
+        each = "; ".join(f"{name!r}: {why}" for name, why in unpacked.items())
         raise ModelError(
-            f"all masked layers, {', '.join(map(repr, stacked))}, are {STACKED}, so that there is nothing to "
-            "pack; fpe.save stores them without zeros as they are."
+            f"no masked layer of this model has a packed form ({each}); fpe.save stores them without zeros."
         )
     choices = _choices(masked, _requested(format, masked))
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
@@ -123,10 +129,7 @@ def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
         replaced[name] = copy_maps_(made.train(layer.training), layer)
         rows.append(_row(name, layer, made, choices[name]))
-    rows += [
-        _row(name, layer, layer, Choice("masked", f"{STACKED}: left masked"))
-        for name, layer in stacked.items()
-    ]
+    rows += [_row(name, m, m, Choice("masked", unpacked[name])) for name, m in left.items()]
     packed = copy.deepcopy(model, memo_with(model, replaced))
     packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
@@ -202,7 +205,7 @@ def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]])
     """Return why a masked layer cannot be packed, or None."""
     shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
     tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
-    if type(layer) not in (*MASKED, MaskedStackedLinear):
+    if type(layer) not in (*MASKED, *TURNED, MaskedStackedLinear):
         return (
             f"layer {name!r} is of the class {type(layer).__name__}, whose forward pass would be lost; put a "
             "layer of fpe's own in its place."

@@ -24,8 +24,8 @@ from fpe.rewiring.policies import RewiringPolicy
 class Site:
     """A masked layer whose weights are trained, with the tables of `fpe.rewiring.drop_and_grow.LayerBatch`.
 
-    `index_map` is None for a layer that only consumes expanded neurons, and for stacked experts, of
-    which single weights are moved alone.
+    `index_map` is None for a layer that only consumes expanded neurons, and for stacked experts and
+    transposed convolutions, of which single weights are moved alone.
     """
 
     name: str
