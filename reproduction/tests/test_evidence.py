@@ -225,6 +225,24 @@ def test_trained_networks_are_those_of_the_runs(page, runs):
             agree(row[f"gain by {factor}"], *interval(wider - on))
 
 
+def test_images_are_those_of_the_runs(page, runs):
+    own = best(runs, ["whole-images"])
+    for _, row in page["images"].iterrows():
+        model = row[""].lower()
+        mine, dense = own.loc[f"{model}-{NETWORKS[row['network']]}"], own.loc[f"{model}-dense-1"]
+        assert list(mine.index) == [0, 1, 2, 3, 4]
+        agree(row["non-zeros"], mine.nonzero.iloc[0])
+        agree(row["accuracy %"], *interval(100 * mine.accuracy))
+        agree(row["loss"], *interval(mine.test))
+        if row["network"] != "dense":
+            agree(row["minus dense"], *interval(mine.test - dense.test))
+        if row["equals dense of ×"]:
+            losses = pd.DataFrame({name: own.loc[f"{model}-{name}"].test for name in CURVE})
+            curve = losses.set_axis([own.loc[f"{model}-{name}"].nonzero.iloc[0] for name in CURVE], axis=1)
+            found = left_out(lambda s, c=curve, m=mine: log_size(c.loc[s].mean(), m.test[s].mean()), range(5))
+            agree(row["equals dense of ×"], *(np.exp(found) / curve.columns[0]))
+
+
 def test_power_is_that_of_the_seeds(page, runs):
     own = best(runs, ["whole-text", "whole-wider"])
     dense = own.loc["dense-1-characters-1"].test
@@ -255,9 +273,8 @@ def of_whole_networks():
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(PROGRAMS)
         before = set(sys.modules)
-        whole, text, mlp, files = map(
-            importlib.import_module, ("whole", "whole_text", "whole_mlp", "whole_bytes")
-        )
+        names = ("whole", "whole_text", "whole_mlp", "whole_images", "whole_bytes")
+        whole, text, mlp, images, files = map(importlib.import_module, names)
         for name in set(sys.modules) - before:
             if str(getattr(sys.modules[name], "__file__", "")).startswith(str(PROGRAMS)):
                 del sys.modules[name]
@@ -271,6 +288,7 @@ def of_whole_networks():
     settings |= {text.VOCABULARY["pairs"], text.sizes(text.WIDTH, "pairs")[0]}
     settings |= {tables * text.width_of(own, "pairs") for own in ("dense-1", "zeros-0.75")}
     percents.append(75)
+    settings |= {images.BATCH, 14, 28}
     characters = text.STEPS * text.BATCH * text.CONTEXT
     papers = {2024, 85, 2025, 100}  # Frantar et al., of 85 million; Jin et al.; CIFAR-100
     return settings | papers | {round(characters / 1e6, 1)}, {f"{value:g} %" for value in percents}
@@ -307,3 +325,11 @@ def test_what_is_said_of_deep_mlps_is_so(page):
     assert (first["best shallow %"] > wider).all()
     worse = first["wider by 3 %"] < first["wider by 2 %"]
     assert first[worse][["layers", "h"]].to_numpy().tolist() == [[9, 64]]
+
+
+def test_what_is_said_of_images_is_so(page):
+    gains = page["images"][page["images"]["minus dense"] != ""]
+    highs = gains["minus dense"].str.extract(r", ([-+][\d.]+)\]")[0].astype(float)
+    wider = gains["network"].str.contains("wider")
+    assert (highs[wider & (gains[""] == "CNN")] < 0).all()
+    assert (highs[wider & (gains[""] == "ViT")] > 0).all()
