@@ -80,7 +80,10 @@ def runs():
 
 @pytest.fixture(scope="module")
 def page():
-    return tables("transformers-and-cnns")
+    found = tables("transformers-and-cnns")
+    assert found
+    assert all(len(table) for table in found.values())  # else the loops below would check nothing
+    return found
 
 
 def best(runs, experiments):

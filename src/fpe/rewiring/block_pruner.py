@@ -133,9 +133,7 @@ class BlockPruner:
 
     def count_at(self, step: int) -> int:
         """Return how many non-zero parameters the model has, at most, after a step, from 0 to `steps`."""
-        last = self.schedule.latest(step, self.steps)
-        surplus = self.schedule.surplus_at(last, self.steps) if last else 1.0
-        return self.budget + int((self.start - self.budget) * surplus)
+        return self.schedule.count_at(step, self.steps, self.start, self.budget)
 
     def step(self) -> None:
         """Count a step of the optimizer, and prune if it is time; call it after each step.

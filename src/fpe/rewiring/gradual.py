@@ -90,6 +90,12 @@ class PruningSchedule:
         begin = self.begin * steps
         return SHAPES[self.shape](max(0.0, step - begin) / max(1.0, last - begin))
 
+    def count_at(self, step: int, steps: int, start: int, budget: int) -> int:
+        """Return the count after a step, from 0 to `steps`, on the way from `start` to `budget`."""
+        latest = self.latest(step, steps)
+        surplus = self.surplus_at(latest, steps) if latest else 1.0
+        return budget + int((start - budget) * surplus)
+
 
 @dataclass
 class Prunable:
