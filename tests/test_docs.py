@@ -71,8 +71,10 @@ def test_examples_of_pages(page, tmp_path, monkeypatch):
     namespace = {}
     output = io.StringIO()
     with contextlib.redirect_stdout(output), torch.random.fork_rng(devices=[]):
-        for block in blocks(page):
-            exec(compile(quick(block), str(page), "exec"), namespace)
+        for number, block in enumerate(blocks(page)):
+            file = tmp_path / f"{page.stem}-{number}.py"  # nnsight reads the code of its blocks there
+            file.write_text(quick(block), encoding="utf-8")
+            exec(compile(quick(block), str(file), "exec"), namespace)
     assert "False" not in output.getvalue().splitlines()
 
 
