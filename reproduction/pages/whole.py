@@ -10,11 +10,13 @@ hours on two cores.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import whole_images
+import whole_masks
 import whole_mlp
 import whole_recipes
 import whole_text
@@ -28,6 +30,8 @@ SEEDS = range(5)
 TUNING = (0, 1)
 #: Rates to begin with; the range is extended by factors of 2 while the best is at an end.
 RATES = (2e-3, 4e-3, 8e-3)
+#: The same for masks that are random from the start.
+FIXED_RATES = (8e-3, 1.6e-2)
 #: The network of the ablation, and what the weights of a trained GPT-2 are multiplied by.
 ABLATED, SHRINKS = "zeros-0.75", (1.0, 0.5)
 #: Networks of byte pairs; layers and widths of the deep MLPs that are trained first.
@@ -43,6 +47,8 @@ EXPERIMENTS = (
     "whole-mlp",
     "whole-mlp-trained",
     "whole-images",
+    "whole-fixed",
+    "whole-masks",
 )
 
 Tasks = dict[str, dict[str, Any]]
@@ -153,6 +159,21 @@ def run_recipes() -> None:
     run_seeds(whole_recipes.measure, "whole-recipes", ways, best, range(3))
 
 
+def run_fixed(length: int = 1, text: str = "characters") -> None:
+    """Tune and run wide networks whose masks are random from the start, and fixed."""
+    networks = [own for own in (PAIRS if text == "pairs" else whole_text.NETWORKS) if own.startswith("zeros")]
+    ways = of_text(text, networks, length)
+    best = tune(whole_masks.measure, "whole-fixed", ways, dict.fromkeys(ways, FIXED_RATES))
+    run_seeds(whole_masks.measure, "whole-fixed", ways, best)
+
+
+def run_masks() -> None:
+    """Tune and run wide networks with random masks that can be packed."""
+    ways = {own: {"network": ABLATED, "masks": own} for own in whole_masks.MASKS}
+    best = tune(whole_masks.measure, "whole-masks", ways, dict.fromkeys(ways, FIXED_RATES))
+    run_seeds(whole_masks.measure, "whole-masks", ways, best, range(3))
+
+
 def run_trained() -> None:
     ways = {
         f"{kind}-{shrink:g}": {"kind": kind, "shrink": shrink, "parent_lr": PARENT}
@@ -203,6 +224,10 @@ STAGES = {
     "mlp-trained": run_mlp_trained,
     "images": run_images,
     "pairs": run_pairs,
+    "fixed": run_fixed,
+    "masks": run_masks,
+    "fixed-long": functools.partial(run_fixed, 4),
+    "fixed-pairs": functools.partial(run_fixed, 1, "pairs"),
 }
 
 

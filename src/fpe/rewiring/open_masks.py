@@ -1,4 +1,4 @@
-"""Models whose weights are all free: masked layers in place of plain ones, or masks that are opened."""
+"""Masks of whole models: masked layers in place of plain ones, masks that are opened, or drawn at random."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fpe._util.modules import replace_modules_
-from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.copies import deep_copy
-from fpe.graph.layers import maskable
+from fpe.graph.layers import maskable, native, oriented
 from fpe.masked import MaskedLayer
 
 
@@ -90,6 +90,122 @@ def open_masks_(model: nn.Module, *, shrink: float = 1.0) -> nn.Module:
             module.fpe_mask.fill_(1)
             module.mask_bias_(None)
     return model
+
+
+@torch.no_grad()
+def random_masks_(
+    model: nn.Module, budget: int, *, scope: str = "network", groups: int = 4, seed: int = 0
+) -> nn.Module:
+    """Mask weights of an untrained model at random, until it has a budget of non-zeros; in place.
+
+    The others are divided by the root of the share that stays free in their layer, so that each sum has the
+    variance that it had. Masks stay as they are while the model is trained: it never has more weights than
+    the budget. A wide model with such masks is often better than a small dense one of the same count
+    (Golubeva et al., 2021).
+
+    Parameters
+    ----------
+    model : nn.Module
+        With masked layers, as `with_masks` returns it. It is returned.
+    budget : int
+        Non-zero parameters of the whole model, biases, norms and embeddings included.
+    scope : {"network", "neuron", "group"}, default "network"
+        Which weights are free: of all places of the network any; equally many inputs of each neuron of a
+        layer; or the same inputs of all neurons of a group, so that `fpe.pack` stores dense blocks. The
+        latter two end below the budget by less than one input of every neuron of a layer.
+    groups : int, default 4
+        Groups of neurons in each layer, for ``scope="group"``; neighbors are in one group. Each input is
+        read by as many groups as the others, but for one.
+    seed : int, default 0
+        Of the draws.
+
+    Raises
+    ------
+    ArgumentError
+        For a scope, a number of groups or a seed that is not allowed.
+    BudgetError
+        If the budget is too small for what cannot be masked, or for one input of each neuron, or larger than
+        the model.
+    ModelError
+        If the model has no masked layer.
+
+    Examples
+    --------
+    >>> import fpe
+    >>> dense = fpe.mlp(64, 16, 10, seed=0)
+    >>> wide = fpe.random_masks_(fpe.with_masks(fpe.mlp(64, 48, 10, seed=0)), fpe.count_nonzero(dense))
+    >>> fpe.count_nonzero(wide) == fpe.count_nonzero(dense)
+    True
+    """
+    if scope not in _SCOPES:
+        raise ArgumentError(f"scope is {scope!r}; allowed are {', '.join(map(repr, _SCOPES))}.")
+    for name, value, least in (("groups", groups, 1), ("seed", seed, 0), ("budget", budget, 1)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ArgumentError(f"{name} is {value!r}; give an integer of at least {least}.")
+    layers = [module for module in model.modules() if isinstance(module, MaskedLayer)]
+    if not layers:
+        raise ModelError("there is no masked layer; call fpe.with_masks first.")
+    places = sum(layer.weight.numel() for layer in layers)
+    fixed = sum(p.numel() for p in model.parameters()) - places
+    shapes = [oriented(layer, layer.weight).flatten(1).shape for layer in layers]
+    least = fixed + (len(layers) if scope == "network" else sum(neurons for neurons, _ in shapes))
+    if not least <= budget <= fixed + places:
+        raise BudgetError(
+            f"the budget is {budget:,}; give from {least:,} (biases, norms, embeddings and other weights "
+            f"without masks, and the fewest inputs) to {fixed + places:,}, the weights of the model."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    if scope == "network":
+        flat = torch.zeros(places)
+        flat[torch.randperm(places, generator=generator)[: budget - fixed]] = 1
+        drawn = [
+            own.view(shape) for own, shape in zip(flat.split([a * b for a, b in shapes]), shapes, strict=True)
+        ]
+    else:
+        kept = _inputs_kept(shapes, budget - fixed)
+        number = groups if scope == "group" else None
+        drawn = [_drawn(shape, own, number, generator) for shape, own in zip(shapes, kept, strict=True)]
+    for layer, own in zip(layers, drawn, strict=True):
+        free = own.view(oriented(layer, layer.weight).shape)
+        layer.fpe_mask.copy_(native(layer, free))
+        layer.weight.mul_(float(own.mean()) ** -0.5 if own.any() else 1.0)
+        layer.project()
+    return model
+
+
+#: Which weights `random_masks_` may choose.
+_SCOPES = ("network", "neuron", "group")
+
+
+def _inputs_kept(shapes: Sequence[torch.Size], weights: int) -> list[int]:
+    """Return how many inputs the neurons of each layer keep, one share of all, for so many weights."""
+    share = weights / sum(neurons * inputs for neurons, inputs in shapes)
+    kept = [max(1, int(share * inputs)) for _, inputs in shapes]
+    spent = sum(own * neurons for own, (neurons, _) in zip(kept, shapes, strict=True))
+    # Rounded down in each layer; what is left goes where the share is smallest.
+    order = sorted(range(len(kept)), key=lambda i: kept[i] / shapes[i][1])
+    while spent > weights:  # a neuron has one input at least
+        i = max(range(len(kept)), key=lambda i: kept[i] / shapes[i][1])
+        kept[i] -= 1
+        spent -= shapes[i][0]
+    for i in order:
+        if spent + shapes[i][0] <= weights and kept[i] < shapes[i][1]:
+            kept[i] += 1
+            spent += shapes[i][0]
+    return kept
+
+
+def _drawn(shape: torch.Size, kept: int, groups: int | None, generator: torch.Generator) -> Tensor:
+    """Return a mask of so many inputs of each neuron, (neurons, inputs); the same ones within a group."""
+    neurons, inputs = shape
+    if groups is None:
+        return (torch.rand(shape, generator=generator).argsort(1).argsort(1) < kept).float()
+    mask, read = torch.zeros(shape), torch.zeros(inputs)
+    for rows in torch.arange(neurons).chunk(groups):
+        chosen = (read + torch.rand(inputs, generator=generator)).argsort()[:kept]  # those read least
+        read[chosen] += 1
+        mask[rows[:, None], chosen] = 1
+    return mask
 
 
 @torch.no_grad()
