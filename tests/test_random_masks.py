@@ -58,8 +58,8 @@ def test_groups_are_packed_as_dense_blocks():
     packed = fpe.pack(model)
     x = torch.randn(5, 40)
     assert torch.allclose(packed(x), model(x), atol=1e-5)
-    assert [row.format for row in packed.fpe_packing.rows][:2] == ["blocks", "blocks"]
-    assert sum(p.numel() for p in packed.parameters()) <= BUDGET
+    for row in packed.fpe_packing.rows[:2]:
+        assert (row.format, row.bytes[0]) == ("blocks", 4 * row.nonzero)
 
 
 def test_convolutions_and_gpt2_keep_to_the_budget():

@@ -158,9 +158,8 @@ def random_masks_(
     if scope == "network":
         flat = torch.zeros(places)
         flat[torch.randperm(places, generator=generator)[: budget - fixed]] = 1
-        drawn = [
-            own.view(shape) for own, shape in zip(flat.split([a * b for a, b in shapes]), shapes, strict=True)
-        ]
+        parts = torch.split(flat, [shape.numel() for shape in shapes])
+        drawn = [own.view(shape) for own, shape in zip(parts, shapes, strict=True)]
     else:
         kept = _inputs_kept(shapes, budget - fixed)
         number = groups if scope == "group" else None
