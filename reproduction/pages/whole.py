@@ -162,13 +162,13 @@ def run_recipes() -> None:
 def run_fixed(length: int = 1, text: str = "characters") -> None:
     """Tune and run wide networks whose masks are random from the start, and fixed."""
     networks = [own for own in (PAIRS if text == "pairs" else whole_text.NETWORKS) if own.startswith("zeros")]
-    ways = of_text(text, networks, length)
+    ways = {way.replace("zeros", "fixed"): own for way, own in of_text(text, networks, length).items()}
     best = tune(whole_masks.measure, "whole-fixed", ways, dict.fromkeys(ways, FIXED_RATES))
     run_seeds(whole_masks.measure, "whole-fixed", ways, best)
 
 
 def run_masks() -> None:
-    """Tune and run wide networks with random masks that can be packed; the others are those of `run_fixed`."""
+    """Tune and run wide networks with random masks that can be packed; others are those of `run_fixed`."""
     ways = {own: {"network": ABLATED, "masks": own} for own in whole_masks.MASKS if own != "any"}
     best = tune(whole_masks.measure, "whole-masks", ways, dict.fromkeys(ways, FIXED_RATES))
     run_seeds(whole_masks.measure, "whole-masks", ways, best, range(3))
