@@ -1,11 +1,15 @@
 """Every run of the tests draws the same numbers; `--hypothesis-profile=default` looks further."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)
 hypothesis.settings.load_profile("repeatable")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # so that kernels are tested, where Triton is installed
 torch.manual_seed(0)  # models that a test module makes while it is imported
 
 

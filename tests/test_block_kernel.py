@@ -137,6 +137,10 @@ def test_what_is_no_plain_float32_on_a_cpu_is_left_to_torch(calls):
         model = model.float()
         with torch.autocast("cpu", torch.bfloat16):
             assert model(x).dtype == torch.bfloat16
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, x)
+            tangent = torch.autograd.forward_ad.unpack_dual(model[0](dual)).tangent
+        assert torch.allclose(tangent, wanted - model[0].bias, atol=1e-5)
         each = torch.vmap(model[0])(x.unsqueeze(1))
         assert torch.allclose(each[:, 0], wanted, atol=1e-5)
         assert not calls

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import doctest
-import importlib
+import importlib.util
 import io
 import json
 import pkgutil
@@ -30,6 +30,8 @@ HELPERS = {
 }
 REFERENCE = ROOT / "docs" / "reference"
 MODULES = ["fpe", *(module.name for module in pkgutil.walk_packages(fpe.__path__, "fpe."))]
+if importlib.util.find_spec("triton") is None:
+    MODULES.remove("fpe.packing.triton_kernel")
 
 
 @pytest.mark.parametrize("name", MODULES)

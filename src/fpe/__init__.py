@@ -52,6 +52,7 @@ if TYPE_CHECKING:
         project_,
     )
     from fpe.models import mlp
+    from fpe.packing.fused import fuse
     from fpe.packing.pack import pack, unpack
     from fpe.packing.quantized import quantize
     from fpe.rewiring.block_pruner import BlockPruner
@@ -84,6 +85,7 @@ _MODULES = {
     "masked": "MaskedConv1d MaskedConv2d MaskedConv3d MaskedLayer MaskedLinear count_nonzero "
     "enforce_masks_ project_",
     "models": "mlp",
+    "packing.fused": "fuse",
     "packing.pack": "pack unpack",
     "packing.quantized": "quantize",
     "rewiring.block_pruner": "BlockPruner",

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fpe.expansion.steps import Weights
 from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
-from fpe.packing.kernel import MOST_IN_BLOCKS, add_blocks_, supported
+from fpe.packing.kernel import MOST_IN_BLOCKS, add_blocks_, supported, untracked
 from fpe.packing.layers import PackedLayer, Shape, described, empty_bias, empty_buffer
 
 #: Least share of the weights that must be in the batch that all blocks have in common.
@@ -328,6 +328,8 @@ class BlockLayer(PackedLayer):
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Return the outputs of (samples, inputs), block by block."""
+        if x.is_cuda and untracked(x, *self.parameters()):
+            return self._multiply_in_place(x)
         products: list[Tensor] = []
         biases = self.bias_by_block()
         for number, (batch, part) in enumerate(zip(self.batches, self._inputs_by_batch(x), strict=True)):
@@ -347,6 +349,29 @@ class BlockLayer(PackedLayer):
                 products.append(torch.baddbmm(bias, inputs, weight))
         rows = [product.transpose(0, 1).flatten(1) for product in products]
         return rows[0] if len(rows) == 1 else torch.cat(rows, dim=1)
+
+    def _multiply_in_place(self, x: Tensor) -> Tensor:
+        """Return the same without gradients, and without copies: a product of each batch into the outputs.
+
+        cuBLAS takes inputs and outputs by their strides.
+        """
+        y, bias = x.new_empty(len(x), self.shape.outputs), self.bias_by_block()
+        parts = [x]
+        if self.columns is not None:
+            inputs = [len(batch.blocks) * batch.inputs for batch in self.batches]
+            parts = list(_take(x, 1, self.columns).split_with_sizes(inputs, dim=1))
+        for number, (batch, part) in enumerate(zip(self.batches, parts, strict=True)):
+            size, weight = (len(batch.blocks), batch.neurons), getattr(self, f"weight_{number}")
+            left = part.view(len(x), size[0], batch.inputs).transpose(0, 1)
+            own = y.narrow(1, batch.output, size[0] * size[1]).view(len(x), *size).transpose(0, 1)
+            if batch.first:
+                own.baddbmm_(left, weight)
+            elif bias is None:
+                torch.bmm(left, weight, out=own)
+            else:
+                start = bias.narrow(0, batch.output, size[0] * size[1]).view(size[0], 1, size[1])
+                torch.baddbmm(start, left, weight, out=own)
+        return y
 
     def _inputs_by_batch(self, x: Tensor) -> Sequence[Tensor]:
         """Return the inputs of each batch, (samples, blocks × inputs)."""

@@ -52,12 +52,28 @@ def supported(x: Tensor, values: Tensor, inputs: int) -> bool:
     )
 
 
+def untracked(x: Tensor, *weights: Tensor | None) -> bool:
+    """Tell whether products of these may be written into a given tensor, on any device.
+
+    They may not if gradients are recorded, types are cast, or something follows or changes PyTorch's calls.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.compiler.is_exporting()
+        or type(x) is not Tensor
+        or _watched()
+        or torch.is_autocast_enabled(x.device.type)
+        or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *weights)))
+    )
+
+
 def _watched() -> bool:
     """Tell whether something follows PyTorch's calls that would not see compiled functions."""
     return (
         torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd.forward_ad._current_level >= 0
     )
 
 

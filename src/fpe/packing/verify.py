@@ -25,6 +25,7 @@ MODES = (
     ("evaluation mode without gradients", False, False),
     ("training mode", True, True),
 )
+_ALL_ZERO = "all outputs on example_inputs are 0, which shows nothing; give another batch."
 
 
 def difference(own: Tensor, wanted: Tensor) -> float:
@@ -96,10 +97,25 @@ def check_same(
         problems += _mode_problems(masked, packed, call, *mode)
     raise_problems(problems, ModelError, "the packed model, compared with the masked one on example_inputs")
     if not any(map(largest, outputs)):
-        raise ModelError("all outputs on example_inputs are 0, which shows nothing; give another batch.")
+        raise ModelError(_ALL_ZERO)
     if unseen := [repr(name) for name in names if not wanted_layers[name]]:
         text = f"example_inputs do not reach {', '.join(unseen)}, which could not be compared."
         warnings.warn(text, stacklevel=3)
+
+
+def check_outputs(model: nn.Module, other: nn.Module, example_inputs: Any, form: str) -> None:
+    """Raise if another form of a model computes something else in evaluation mode, without gradients."""
+    call = as_call(example_inputs)
+    try:
+        wanted, _ = _run(model, call, gradients=False)
+    except Exception as error:
+        raise cannot_run(model, call, error) from error
+    own, _ = _run(other, call, gradients=False)
+    if len(own) != len(wanted) or not all(map(_close, own, wanted)):
+        found = max(map(difference, own, wanted), default=float("inf"))
+        raise ModelError(f"the {form} model's outputs on example_inputs differ by {found:.1e}.")
+    if not any(map(largest, wanted)):
+        raise ModelError(_ALL_ZERO)
 
 
 def _mode_problems(
