@@ -40,8 +40,9 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                 *module.named_parameters(recurse=False),
                 *module.named_buffers(recurse=False),
             ]:
-                if tensor.dim():
-                    axis = 1 if turned and key == "weight" else 0
+                own = name in group["between"] and not type(module).__module__.startswith("torch.nn")
+                if tensor.dim() and (not own or neurons in tensor.shape):
+                    axis = list(tensor.shape).index(neurons) if own else int(turned and key == "weight")
                     _put(module, key, tensor.detach().repeat_interleave(factor, axis))
             for attribute in WIDTHS:
                 if getattr(module, attribute, None) in (rows, neurons):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.graph.groups import Layout, layout_for, layout_neurons, layout_of, layout_sources
-from fpe.graph.layers import oriented, oriented_weight, size_of
+from fpe.graph.layers import neuron_tensors, oriented, oriented_weight, size_of
 
 if TYPE_CHECKING:
     from fpe.expansion.plan import LayerPlan
@@ -144,6 +144,9 @@ class Origins:
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
         self.neurons: dict[tuple[str, str], Tensor] = {}  # by group and consumer, the neuron of each input
+        self.axes: dict[
+            str, dict[str, int]
+        ] = {}  # of modules between layers, the axis over neurons by tensor
         for layer in layers:
             self.add(layer)
 
@@ -160,6 +163,9 @@ class Origins:
         group, parent = layer.group, layer.index_map.parent
         self.rows |= dict.fromkeys(group.producers, layer.index_map.origins(group.parts))
         self.rows |= dict.fromkeys(group.between, parent)
+        for name in group.between:
+            own = neuron_tensors(self.model.get_submodule(name), layer.neurons)
+            self.axes[name] = {key: axis for key, (_, axis) in own.items()}
         sources = []
         for name in group.consumers:
             layout = self.layout(layer, name)
@@ -177,8 +183,9 @@ class Origins:
         The value is returned in the shape of `oriented_weight`.
         """
         value = oriented(self.model.get_submodule(name), value)
-        if name in self.rows and len(value):
-            value = value.index_select(0, self.rows[name].to(value.device))
+        axis = self.axes[name].get(parameter) if name in self.axes else 0
+        if name in self.rows and axis is not None and len(value):
+            value = value.index_select(axis, self.rows[name].to(value.device))
         if name in self.columns and parameter == "weight":
             value = value.index_select(1, self.columns[name].to(value.device))
         return value.contiguous()

@@ -22,8 +22,8 @@ from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup, Skipped
 from fpe.graph.groups import layout_for, layout_neurons
+from fpe.graph.kinds import takes_means
 from fpe.graph.layers import (
-    OVER_NEURONS,
     bias_of,
     is_stacked,
     looks_like_layer,
@@ -32,6 +32,7 @@ from fpe.graph.layers import (
     neuron_tensors,
     neurons_of,
     oriented_weight,
+    over_neurons,
     producer_sets,
 )
 from fpe.masked import count_nonzero
@@ -303,7 +304,7 @@ def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     for name in group.between:
         module = model.get_submodule(name)
         own = neuron_tensors(module, neurons)
-        total += sum(own[n][0].numel() for n, _ in module.named_parameters(recurse=False) if n in own)
+        total += sum(p.numel() // neurons for n, p in module.named_parameters(recurse=False) if n in own)
     return total
 
 
@@ -329,7 +330,7 @@ def _norm_problems(model: nn.Module, layer: LayerPlan, pruning: Pruning) -> list
     name = layer.group.name
     for between in layer.group.between:
         norm = model.get_submodule(between)
-        if layer.chosen is not None and isinstance(norm, OVER_NEURONS):
+        if layer.chosen is not None and over_neurons(norm) and takes_means(norm):
             problems.append(
                 f"layer {name!r}: the {type(norm).__name__} {between!r} is over its neurons, and would count "
                 "the expanded ones more often than the others; leave target_fraction out for this layer."

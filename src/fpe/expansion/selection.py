@@ -26,6 +26,7 @@ from fpe.graph.layers import (
     per_neuron_class,
     what_it_is,
     width_problem,
+    written_by_hand,
 )
 from fpe.graph.stacked import CHILD
 from fpe.graph.verification import refusal
@@ -329,9 +330,10 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
         if layout_width(layout_for(group, n, neurons, inputs), neurons) != inputs:
             problems.append(f"{n!r} has {inputs} inputs, but {group.name!r} has {neurons} neurons.")
     for n in group.between:
-        if per_neuron_class(modules[n]) is None:
+        if per_neuron_class(modules[n]) is None and not written_by_hand(modules[n]):
             problems.append(
-                f"{n!r} is {_kind(modules[n])}; between are norms, PReLU and depthwise convolutions."
+                f"{n!r} is {_kind(modules[n])}; between are norms, PReLU, depthwise convolutions and "
+                "modules of your own with a parameter per neuron."
             )
         elif problem := width_problem(modules[n], neurons):
             problems.append(f"{n!r}: {problem}.")

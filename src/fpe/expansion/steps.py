@@ -217,8 +217,8 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
 def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
     """Return a copy of a per-neuron module with each neuron's entries once for each child."""
     wide, parent = copy.deepcopy(module), index_map.parent
-    for name, tensor in neuron_tensors(module, index_map.neurons).items():
-        repeated = tensor.detach().index_select(0, parent.to(tensor.device))
+    for name, (tensor, axis) in neuron_tensors(module, index_map.neurons).items():
+        repeated = tensor.detach().index_select(axis, parent.to(tensor.device))
         trained = name in wide._parameters
         setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):

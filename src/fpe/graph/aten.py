@@ -1,10 +1,48 @@
-"""The name, the shape and the arguments of a node of an exported forward pass."""
+"""The names of ATen operations, by what they do; the name, the shape and the arguments of a node."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor, fx
+
+#: Operations on each entry alone; their tensor arguments are broadcast.
+ELEMENTWISE = frozenset(
+    {
+        "relu", "relu6", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
+        "tanh", "sigmoid", "log_sigmoid", "softplus", "hardtanh", "hardswish", "hardsigmoid",
+        "hardshrink", "softshrink", "threshold", "dropout", "alpha_dropout", "native_dropout",
+        "feature_dropout", "abs", "neg", "square", "sqrt", "rsqrt", "reciprocal", "exp", "exp2",
+        "expm1", "log", "log1p", "log2", "sin", "cos", "erf", "sign", "pow", "add", "sub", "rsub",
+        "mul", "div", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "clamp_max",
+        "where", "masked_fill", "nan_to_num", "gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf",
+        "logical_not", "bitwise_not", "lerp", "addcmul", "clone", "contiguous", "detach", "alias",
+        "lift_fresh_copy", "clip", "atan", "atan2", "asinh", "sinh", "cosh", "tan", "floor", "ceil",
+        "round", "trunc", "erfc", "logaddexp",
+    }
+)  # fmt: skip
+
+#: Give the entries of the first argument another type or value; others are used for their type or shape.
+RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
+
+#: Take the second argument for its shape alone.
+SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
+#: Make tensors of one value.
+CONSTANT = frozenset({"zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "scalar_tensor"})
+
+#: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
+SPATIAL = {
+    "upsample_linear1d": 1,
+    "upsample_bilinear2d": 2,
+    "upsample_bicubic2d": 2,
+    "upsample_trilinear3d": 3,
+    **{"grid_sampler": 2, "grid_sampler_2d": 2, "grid_sampler_3d": 3},
+}
+for _n in (1, 2, 3):
+    for _name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest"):
+        SPATIAL[f"{_name}{_n}d"] = _n
+    SPATIAL[f"max_pool{_n}d_with_indices"] = _n
+    SPATIAL[f"_adaptive_avg_pool{_n}d"] = _n
 
 
 def name_of(node: fx.Node) -> str:

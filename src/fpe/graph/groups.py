@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 #: The inputs of a consumer in order: a positive number k is one cycle through all neurons with k adjacent
 #: inputs each, a negative number −k is k inputs that are not these neurons.
@@ -65,9 +66,9 @@ class NeuronGroup:
     interleaved: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("producers", "consumers", "between", "transposed"):
-            value = getattr(self, field)
-            object.__setattr__(self, field, (value,) if isinstance(value, str) else tuple(value))
+        for own in ("producers", "consumers", "between", "transposed"):
+            value = getattr(self, own)
+            object.__setattr__(self, own, (value,) if isinstance(value, str) else tuple(value))
         object.__setattr__(self, "input_layouts", tuple(tuple(layout) for layout in self.input_layouts))
 
     @property
@@ -119,6 +120,27 @@ class Found:
     groups: tuple[NeuronGroup, ...]
     skipped: tuple[Skipped, ...]
     attention: bool = False
+
+
+@dataclass
+class Growing:
+    """A group while it is being found."""
+
+    producers: list[str]
+    node: fx.Node
+    reason: str | None
+    consumers: dict[str, Layout] = field(default_factory=dict)
+    between: list[str] = field(default_factory=list)
+    parts: int = 1
+    #: Whether the parts alternate.
+    interleaved: bool = False
+    #: In how many calls each consumer, or module between, takes these neurons.
+    uses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def own(self) -> Layout:
+        """Where each neuron is among the outputs of a producer."""
+        return (self.parts,) if self.interleaved else (1,) * self.parts
 
 
 def group_of(

@@ -62,6 +62,19 @@ def _traced_linear(module: nn.Module) -> bool:
     return before[1]
 
 
+def takes_means(module: nn.Module) -> bool:
+    """Tell whether a module takes a mean over something, or its forward pass cannot be traced."""
+    if type(module).__module__.startswith("torch."):
+        return True
+    try:
+        with analyzed(module) as own:
+            graph = fx.Tracer().trace(own)
+    except Exception:  # the user's own code may fail in any way
+        return True
+    names = {str(getattr(node.target, "__name__", node.target)) for node in graph.nodes}
+    return bool(names & {"mean", "var", "std", "layer_norm", "rms_norm", "group_norm"})
+
+
 def _is_product(module: nn.Module, training: bool) -> bool:
     try:
         with analyzed(module) as own:

@@ -257,18 +257,43 @@ def width_problem(module: nn.Module, neurons: int) -> str | None:
         return f"{type(module).__name__} is not depthwise: it mixes neurons"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return None
+    if per_neuron_class(module) is None:
+        own = (*module.named_parameters(), *module.named_buffers())
+        square = [name for name, tensor in own if list(tensor.shape).count(neurons) > 1]
+        return f"{square[0]!r} has several axes of length {neurons}" if square else None
     width = getattr(module, widths_of(module)[0])
     if width in (neurons, (neurons,)):
         return None
     return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"
 
 
-def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a per-neuron module with an entry, or kernel, per neuron."""
+def written_by_hand(module: nn.Module) -> bool:
+    """Tell whether a module is a user's own, has no modules in it, and is no layer."""
+    own = type(module).__module__.split(".")[0] not in ("torch", "fpe")
+    return own and not any(True for _ in module.children()) and not looks_like_layer(module)
+
+
+def may_scale(module: nn.Module) -> bool:
+    """Tell whether the parameters and buffers of a module may be entries of neurons: of no layer."""
+    return written_by_hand(module) or (isinstance(module, tuple(PER_NEURON)) and not looks_like_layer(module))
+
+
+def over_neurons(module: nn.Module) -> bool:
+    """Tell whether a module between layers may take a mean over the neurons."""
+    return isinstance(module, OVER_NEURONS) or per_neuron_class(module) is None
+
+
+def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, tuple[Tensor, int]]:
+    """Return the parameters and buffers of a module between layers with an entry, or kernel, per neuron.
+
+    Each comes with its axis over the neurons: in a user's own module the only one of this length.
+    """
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return {}
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: t for name, t in own if t.dim() and t.shape[0] == neurons}
+    if per_neuron_class(module) is not None:
+        return {name: (t, 0) for name, t in own if t.dim() and t.shape[0] == neurons}
+    return {name: (t, list(t.shape).index(neurons)) for name, t in own if list(t.shape).count(neurons) == 1}
 
 
 def is_frozen(model: nn.Module, names: tuple[str, ...]) -> bool:

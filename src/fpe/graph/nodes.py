@@ -10,7 +10,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
 from fpe.graph.aten import name_of
-from fpe.graph.layers import Names, is_depthwise, is_linear, kind_problem, layer_problem, looks_like_layer
+from fpe.graph.layers import (
+    Names,
+    is_depthwise,
+    is_linear,
+    kind_problem,
+    layer_problem,
+    looks_like_layer,
+    may_scale,
+)
 from fpe.graph.stacked import StackedLinear
 from fpe.graph.stacked_calls import stacked_call
 
@@ -40,6 +48,7 @@ class Nodes:
             if node.op in ("placeholder", "get_attr") and node.name in names:
                 owner, _, own = names[node.name].rpartition(".")
                 self.owned[node] = node.meta["fpe_name"] = f"{self.first_name(owner)}.{own}".lstrip(".")
+                node.meta["fpe_scale"] = may_scale(self.modules[owner])
         stacked = frozenset(n for n, module in self.modules.items() if isinstance(module, StackedLinear))
         made = ((n, stacked_call(n, self.owned, stacked)) for n in (self.graph.nodes if stacked else ()))
         #: Products with the weights of stacked experts.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fpe.graph.aten import argument, name_of, shape_of
+from fpe.graph.aten import CONSTANT, ELEMENTWISE, RETYPING, SHAPED, SPATIAL, argument, name_of, shape_of
 from fpe.graph.groups import Layout
 
 
@@ -53,47 +53,10 @@ def unknown(operation: str) -> Refused:
     return Refused(f"its neurons are passed to {operation}, which is not known to treat each neuron alone")
 
 
-#: Operations on each entry alone; their tensor arguments are broadcast.
-ELEMENTWISE = frozenset(
-    {
-        "relu", "relu6", "leaky_relu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",
-        "tanh", "sigmoid", "log_sigmoid", "softplus", "hardtanh", "hardswish", "hardsigmoid",
-        "hardshrink", "softshrink", "threshold", "dropout", "alpha_dropout", "native_dropout",
-        "feature_dropout", "abs", "neg", "square", "sqrt", "rsqrt", "reciprocal", "exp", "exp2",
-        "expm1", "log", "log1p", "log2", "sin", "cos", "erf", "sign", "pow", "add", "sub", "rsub",
-        "mul", "div", "true_divide", "maximum", "minimum", "clamp", "clamp_min", "clamp_max",
-        "where", "masked_fill", "nan_to_num", "gt", "lt", "ge", "le", "eq", "ne", "isnan", "isinf",
-        "logical_not", "bitwise_not", "lerp", "addcmul", "clone", "contiguous", "detach", "alias",
-        "lift_fresh_copy", "clip", "atan", "atan2", "asinh", "sinh", "cosh", "tan", "floor", "ceil",
-        "round", "trunc", "erfc", "logaddexp",
-    }
-)  # fmt: skip
-
-#: Give the entries of the first argument another type or value; others are used for their type or shape.
-RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
-
-#: Take the second argument for its shape alone.
-SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
-#: Make tensors of one value.
-CONSTANT = frozenset({"zeros", "new_zeros", "ones", "new_ones", "full", "new_full", "scalar_tensor"})
 #: Return several parts of their input along one axis.
 _DIVIDING = ("chunk", "split", "split_with_sizes", "tensor_split")
 #: Into how many equal parts the outputs of a producer may be divided; 2 are gate and up.
 MOST_PARTS = 4
-
-#: Work on the last axes, here by their number, for each channel alone; the channels stand before these.
-SPATIAL = {
-    "upsample_linear1d": 1,
-    "upsample_bilinear2d": 2,
-    "upsample_bicubic2d": 2,
-    "upsample_trilinear3d": 3,
-    **{"grid_sampler": 2, "grid_sampler_2d": 2, "grid_sampler_3d": 3},
-}
-for _n in (1, 2, 3):
-    for _name in ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool", "upsample_nearest"):
-        SPATIAL[f"{_name}{_n}d"] = _n
-    SPATIAL[f"max_pool{_n}d_with_indices"] = _n
-    SPATIAL[f"_adaptive_avg_pool{_n}d"] = _n
 
 
 def propagate(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
@@ -138,7 +101,7 @@ def _elementwise(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
     (seen,) = aligned
     for other in node.all_input_nodes:
         place = seen[0].axis - dims + len(shape_of(other))
-        if not flows.get(other) and not _is_uniform(other, place):
+        if not flows.get(other) and entries_of(other, place) is None:
             label = other.meta.get("fpe_name")
             what = f"{label!r}, which has an entry for each of them," if label else "another tensor"
             raise Refused(f"its neurons meet {what} in {name!r}")
@@ -177,6 +140,44 @@ def _is_uniform(node: fx.Node, axis: int, depth: int = 6) -> bool:
     sources = node.all_input_nodes[: 1 if name == "expand_as" else None]
     dims = len(shape_of(node))
     return all(_is_uniform(n, axis - dims + len(shape_of(n)), depth - 1) for n in sources)
+
+
+def entries_of(node: fx.Node, axis: int, depth: int = 12) -> dict[fx.Node, int] | None:
+    """Return what a tensor's entries along an axis come from, and their axis in it; None if that is unknown.
+
+    Only parameters and buffers of a user's own modules have entries for the neurons (`Nodes` marks them); a
+    tensor with one value along the axis comes from none.
+    """
+    if _is_uniform(node, axis):
+        return {}
+    if node.meta.get("fpe_scale"):
+        return {node: axis}
+    name = name_of(node) if node.op == "call_function" and depth else ""
+    shape, moved = shape_of(node), Flow("", axis)
+    if name in ELEMENTWISE | RETYPING | {"expand", "expand_as"}:
+        sources = node.all_input_nodes[: None if name in ELEMENTWISE else 1]
+        places = {n: axis - len(shape) + len(shape_of(n)) for n in sources}
+    elif _RULES.get(name) is _reshape:
+        (source,) = (n for n in node.all_input_nodes[:1])
+        before = shape_of(source)
+        inner = math.prod(shape[axis + 1 :])
+        own = [a for a, size in enumerate(before) if size == shape[axis]]
+        own = [a for a in own if math.prod(before[a + 1 :]) == inner]
+        if len(own) != 1:
+            return None
+        places = {source: own[0]}
+    elif _RULES.get(name) is _permute:
+        (source,) = (n for n in node.all_input_nodes[:1])
+        back = [a for a in range(len(shape)) if _permute(node, source, moved.at(a)).axis == axis]
+        places = {source: back[0]}
+    else:
+        return None
+    found = {node: axis}
+    for source, place in places.items():
+        if (own_entries := entries_of(source, place, depth - 1)) is None:
+            return None
+        found |= own_entries
+    return found
 
 
 def _stack(node: fx.Node, flows: dict[fx.Node, Flows]) -> Flows:
@@ -253,6 +254,8 @@ def _permute(node: fx.Node, source: fx.Node, flow: Flow) -> Flow:
     if name_of(node) == "permute":
         return flow.at([d % dims for d in argument(node, "dims")].index(flow.axis))
     kind = "axis" if name_of(node) == "swapaxes" else "dim"
+    if name_of(node) in ("numpy_T", "mT") and dims != 2:
+        raise unknown(repr(name_of(node)))
     a, b = (argument(node, f"{kind}{n}", n) % dims for n in (0, 1))
     return flow.at({a: b, b: a}.get(flow.axis, flow.axis))
 
@@ -368,7 +371,7 @@ _NAMES: dict[Callable[[fx.Node, fx.Node, Flow], Flow | None], str] = {
     _reduce: "mean sum amax amin max min var std logsumexp prod linalg_vector_norm norm",
     _elsewhere: "softmax _softmax log_softmax _log_softmax cumsum cumprod flip roll",
     _repeat: "repeat",
-    _permute: "permute transpose t swapaxes swapdims",
+    _permute: "permute transpose t swapaxes swapdims numpy_T mT",
     _along: " ".join(["select index_select unbind", *_DIVIDING]),
     _slice: "slice narrow",
     _glu: "glu",

@@ -18,12 +18,12 @@ from fpe.graph.groups import (
     layout_sources,
 )
 from fpe.graph.layers import (
-    OVER_NEURONS,
     is_transposed,
     is_turned,
     neuron_tensors,
     neurons_of,
     oriented_weight,
+    over_neurons,
     size_of,
 )
 from fpe.graph.stacked import StackedLinear
@@ -105,8 +105,8 @@ def randomize_(model: nn.Module, groups: Sequence[NeuronGroup], everywhere: bool
     for group in groups:
         for name in group.between:
             module = model.get_submodule(name)
-            if isinstance(module, OVER_NEURONS):
-                cast(Any, module).__class__ = _without_statistics(type(module))
+            if over_neurons(module):
+                cast(Any, module).__class__ = _without_statistics(type(module), neurons_of(model, group))
 
 
 def _opposed_(tensor: Tensor, pairs: Sequence[tuple[int, Layout, int]]) -> Tensor:
@@ -140,12 +140,26 @@ def _overlapping(tensor: Tensor, scale: float) -> Tensor:
 
 
 class _WithoutStatistics(TorchFunctionMode):
-    """Let norms over neurons do only what they do to each neuron alone: weight and bias."""
+    """Let norms over neurons do only what they do to each neuron alone: weight and bias.
+
+    In a norm written by hand, means along an axis of this length are 1.
+    """
+
+    def __init__(self, neurons: int) -> None:
+        super().__init__()
+        self.neurons = neurons
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
         if name not in ("layer_norm", "rms_norm", "group_norm"):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if name in ("mean", "var", "std") and isinstance(result, Tensor):
+                x = args[0] if args else kwargs["input"]
+                axis = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+                axes = [axis] if isinstance(axis, int) else axis or ()
+                if any(isinstance(a, int) and x.shape[a] == self.neurons for a in axes):
+                    return torch.ones_like(result)
+            return result
         order = ("input", "size", "weight", "bias") if name != "rms_norm" else ("input", "size", "weight")
         given = dict(zip(order, args, strict=False)) | kwargs
         x, shape = given["input"], (-1, *[1] * (given["input"].dim() - 2)) if name == "group_norm" else (-1,)
@@ -154,11 +168,11 @@ class _WithoutStatistics(TorchFunctionMode):
         return x if bias is None else x + bias.view(shape)
 
 
-def _without_statistics(kind: type[nn.Module]) -> type[nn.Module]:
+def _without_statistics(kind: type[nn.Module], neurons: int) -> type[nn.Module]:
     """Return a subclass whose forward pass takes no statistics over the neurons."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _WithoutStatistics():
+        with _WithoutStatistics(neurons):
             return kind.forward(self, *args, **kwargs)
 
     return type(kind.__name__, (kind,), {"forward": forward})
@@ -252,7 +266,7 @@ def tensors_of(
     for name in names:
         module = model.get_submodule(name)
         if name in group.between:
-            yield from ((tensor, 0, (1,)) for tensor in neuron_tensors(module, neurons).values())
+            yield from ((tensor, axis, (1,)) for tensor, axis in neuron_tensors(module, neurons).values())
             continue
         consumes, weight = name in group.consumers, module.get_parameter("weight")
         axis = int(consumes != (is_transposed(module) or is_turned(module)))

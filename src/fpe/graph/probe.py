@@ -15,7 +15,7 @@ from fpe.errors import ModelError
 from fpe.graph.copies import copied, not_run, repeatable, with_own_state
 from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, converted, copied_call, tensors_in
-from fpe.graph.layers import OVER_NEURONS, is_layer, is_stacked
+from fpe.graph.layers import is_layer, is_stacked, over_neurons
 from fpe.graph.permuting import Values, randomize_, to_randomize
 
 #: How far rounding may move an output of size 1, by the coarsest precision of any operation. In a coarser
@@ -39,7 +39,7 @@ class Probe:
         self.sizes: dict[str, Tensor] = {}
         between = (model.get_submodule(name) for group in groups for name in group.between)
         #: Whether it computes what the model would with these weights, norms over neurons included.
-        self.faithful = everywhere and not any(isinstance(module, OVER_NEURONS) for module in between)
+        self.faithful = everywhere and not any(map(over_neurons, between))
         random = [tensor for tensor, anew in to_randomize(model, groups, everywhere) if anew]
         kept = {id(tensor) for tensor in model.parameters()} - {id(tensor) for tensor in random}
         entries = sum(p.numel() for p in model.parameters() if id(p) in kept)

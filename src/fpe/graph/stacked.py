@@ -150,6 +150,7 @@ def _open(module: nn.Module) -> bool:
     """Make layers of the stacked parameters of a module; tell whether it has any."""
     own = module._parameters
     weights = {name: p for name, p in own.items() if p is not None and p.dim() == 3 and len(p) > 1}
+    weights = {name: p for name, p in weights.items() if p.numel() > len(p)}  # no vector, as of channels
     weights = {name: p for name, p in weights.items() if p.is_floating_point() and type(p) is nn.Parameter}
     kind = type(module)
     if (

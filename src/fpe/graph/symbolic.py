@@ -13,6 +13,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from fpe.errors import ModelError
+from fpe.graph.aten import ELEMENTWISE
 from fpe.graph.copies import analyzed, first_line
 from fpe.graph.groups import HEAD, NOT_CONSUMED, Found, NeuronGroup, Skipped, merged
 from fpe.graph.layers import (
@@ -26,7 +27,7 @@ from fpe.graph.layers import (
     what_it_is,
     width_problem,
 )
-from fpe.graph.operations import ELEMENTWISE, Refused, unknown
+from fpe.graph.operations import Refused, unknown
 
 #: Modules over the neurons whose width is known without a batch.
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.PReLU)

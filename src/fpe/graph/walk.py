@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from torch import fx, nn
@@ -19,6 +18,7 @@ from fpe.graph.groups import (
     NOT_CALLED,
     NOT_CONSUMED,
     Found,
+    Growing,
     Layout,
     Skipped,
     group_of,
@@ -43,6 +43,7 @@ from fpe.graph.operations import (
     Refused,
     propagate,
 )
+from fpe.graph.scales import Scales
 from fpe.graph.stacked import StackedLinear
 from fpe.graph.stacked_calls import only_called, view_of
 from fpe.masked import MaskedLayer
@@ -63,7 +64,8 @@ def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]
     walk.run()
     groups, skipped = [], []
     for growing in walk.groups.values():
-        reason = growing.reason or walk.partly_used(growing) or (None if growing.consumers else NOT_CONSUMED)
+        reason = growing.reason or walk.partly_used(growing) or walk.scales.problem(growing)
+        reason = reason or (None if growing.consumers else NOT_CONSUMED)
         if reason is None:
             group = group_of(growing.producers, growing.consumers, growing.between, growing.parts)
             groups.append(replace(group, **walk.stored(growing)))
@@ -81,27 +83,6 @@ def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]
     return Found(tuple(groups), tuple(skipped), walk.attention), used
 
 
-@dataclass
-class _Growing:
-    """A group while it is being found."""
-
-    producers: list[str]
-    node: fx.Node
-    reason: str | None
-    consumers: dict[str, Layout] = field(default_factory=dict)
-    between: list[str] = field(default_factory=list)
-    parts: int = 1
-    #: Whether the parts alternate.
-    interleaved: bool = False
-    #: In how many calls each consumer, or module between, takes these neurons.
-    uses: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def own(self) -> Layout:
-        """Where each neuron is among the outputs of a producer."""
-        return (self.parts,) if self.interleaved else (1,) * self.parts
-
-
 class _Walk:
     """One pass over an exported graph."""
 
@@ -110,12 +91,13 @@ class _Walk:
         self.known, self.modules = self.nodes.known, self.nodes.modules
         self.products, self.owned = self.nodes.products, self.nodes.owned
         self.flows: dict[fx.Node, Flows] = {}
-        self.groups: dict[str, _Growing] = {}
+        self.groups: dict[str, Growing] = {}
         self.root_of: dict[str, str] = {}  # of each producer
         self.hidden: dict[str, str] = {}  # layers in regions that are kept apart, and why
         self.latest: dict[str, fx.Node] = {}  # the product or convolution in the latest call of each layer
         self.attention = False
         self.graph = program.graph
+        self.scales = Scales(self.nodes, self.groups, self.root_of)
         self.turned: dict[str, bool] = {}  # which of those store (experts, inputs, outputs)
 
     def run(self) -> None:
@@ -141,6 +123,11 @@ class _Walk:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
         attends = is_attention(node)
         self.attention |= attends
+        try:
+            if self.scales.averages(node, self.flows):
+                return
+        except Refused as refused:
+            self.refuse(self.touched(node), str(refused))
         if (layer := self.nodes.layer_called(node)) is not None:
             self.call(node, layer)
         elif attends:
@@ -159,6 +146,7 @@ class _Walk:
                 if name_of(node) == "mul":
                     self.merge(node)
                 self.flows[node] = self.propagated(node)
+                self.scales.meet(node, self.flows[node])
             except Refused as refused:
                 self.refuse(touched, self.nodes.unknown_layer(node) or str(refused))
 
@@ -190,7 +178,7 @@ class _Walk:
             own = (replace(f, layout=divided(f.layout)) if f.root == root else f for f in flows)
             self.flows[node] = tuple(own)
 
-    def interleave(self, growing: _Growing, parts: int, operation: str) -> None:
+    def interleave(self, growing: Growing, parts: int, operation: str) -> None:
         """Take adjacent outputs of stacked experts for one neuron; of other layers they are refused."""
         layers = [self.modules[name] for name in growing.producers]
         flows = {
@@ -205,7 +193,7 @@ class _Walk:
         for node, own in flows.items():
             self.flows[node] = (replace(own[0], layout=growing.own),)
 
-    def stored(self, growing: _Growing) -> dict[str, Any]:
+    def stored(self, growing: Growing) -> dict[str, Any]:
         """Return how the stacked layers of a group store their weights."""
         turned = tuple(n for n in (*growing.producers, *growing.consumers) if self.turned.get(n))
         return {"transposed": turned, "interleaved": growing.interleaved}
@@ -225,9 +213,12 @@ class _Walk:
 
     def touched(self, node: fx.Node) -> list[str]:
         """Return the roots of all neurons in a node's inputs."""
-        return list(dict.fromkeys(f.root for n in node.all_input_nodes for f in self.flows.get(n, ())))
+        inputs = node.all_input_nodes
+        roots = dict.fromkeys(f.root for n in inputs for f in self.flows.get(n, ()))
+        means = dict.fromkeys(self.scales.means[n] for n in inputs if n in self.scales.means)
+        return list(roots | dict.fromkeys(self.root_of[name] for name in means))
 
-    def partly_used(self, growing: _Growing) -> str | None:
+    def partly_used(self, growing: Growing) -> str | None:
         """Say that a module does not take these neurons in all of its calls, or return None."""
         if circular := set(growing.producers) & set(growing.consumers):
             return f"{circular.pop()!r} both produces and consumes them"
@@ -292,7 +283,7 @@ class _Walk:
                 self.groups[flow.root].uses[layer] += 1
         root = self.root_of.setdefault(layer, layer)
         if root not in self.groups:
-            self.groups[root] = _Growing([layer], node, None)
+            self.groups[root] = Growing([layer], node, None)
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node

@@ -31,6 +31,8 @@ _FORMATS: dict[str, type[PackedLayer]] = {
 _TURNED = {kind.__name__: plain for kind, plain in TURNED.items()}
 #: The kind of masked stacked experts.
 STACKED = MaskedStackedLinear.__name__
+#: The kind of a user's own modules between layers.
+BY_HAND = "own"
 _MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
 
 
@@ -57,6 +59,9 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
         elif (base := per_neuron_class(module)) is not None:
             widths = {attribute: getattr(module, attribute) for attribute in PER_NEURON[base]}
             found[name] = {"kind": base.__name__, "widths": widths}
+        elif "fpe_between" in vars(module):
+            own = (*module.named_parameters(), *module.named_buffers())
+            found[name] = {"kind": BY_HAND, "shapes": {key: list(tensor.shape) for key, tensor in own}}
     return found
 
 
@@ -69,6 +74,8 @@ def rebuilt(like: nn.Module, name: str, entry: dict[str, Any]) -> nn.Module | No
         return _stacked(module, name, entry)
     if kind in _TURNED:
         return _turned(module, name, entry)
+    if kind == BY_HAND:
+        return _by_hand(module, name, entry["shapes"])
     if kind not in _MASKED:
         return _widened(module, name, kind, entry["widths"])
     if isinstance(module, _MASKED[kind][0]) and list(cast(Tensor, module.weight).shape) == entry["shape"]:
@@ -139,8 +146,23 @@ def _widened(module: nn.Module, name: str, was: str, widths: dict[str, Any]) -> 
         setattr(wide, attribute, width)
         if before[attribute] != width and attribute == PER_NEURON[kind][0]:
             old, new = (v[0] if isinstance(v, tuple) else v for v in (before[attribute], width))
-            for tensor in neuron_tensors(wide, old).values():
+            for tensor, _ in neuron_tensors(wide, old).values():
                 tensor.data = tensor.data.new_empty(new, *tensor.shape[1:])
+    return wide
+
+
+def _by_hand(module: nn.Module, name: str, shapes: dict[str, list[int]]) -> nn.Module | None:
+    """Make a user's own module whose parameters and buffers have these shapes; None if they have."""
+    own = dict((*module.named_parameters(), *module.named_buffers()))
+    if own.keys() != shapes.keys():
+        had, has = (", ".join(keys) or "none" for keys in (shapes, own))
+        raise TypeError(f"{name!r} is a {type(module).__name__} with tensors {has}, and had {had}")
+    if all(list(own[key].shape) == shape for key, shape in shapes.items()):
+        return None
+    wide = copy.deepcopy(module)
+    for key, shape in shapes.items():
+        tensor = getattr(wide, key)
+        tensor.data = tensor.data.new_empty(shape)
     return wide
 
 

@@ -317,8 +317,8 @@ def _reorder(
         for name in group.between:
             old_module = between.get(name) or model.get_submodule(name)
             module = copy_maps_(copy.deepcopy(old_module), old_module)
-            for tensor in neuron_tensors(module, neurons).values():
-                tensor.data.copy_(tensor.data.index_select(0, order.to(tensor.device)))
+            for tensor, axis in neuron_tensors(module, neurons).values():
+                tensor.data.copy_(tensor.data.index_select(axis, order.to(tensor.device)))
             between[name] = module
     return between
 
