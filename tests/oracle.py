@@ -11,6 +11,12 @@ from torch import Tensor, nn
 #: Attributes that are a number of neurons.
 WIDTHS = ("num_features", "num_channels", "num_parameters", "out_features", "out_channels", "nf")
 
+#: PyTorch's own modules with an entry for each neuron.
+_TORCH = (
+    *(nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.PReLU),
+    nn.modules.conv._ConvNd,
+)
+
 
 def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Module:
     """Return a network with `factor` copies of each neuron of some groups; it computes what `model` does.
@@ -40,7 +46,7 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                 *module.named_parameters(recurse=False),
                 *module.named_buffers(recurse=False),
             ]:
-                own = name in group["between"] and not type(module).__module__.startswith("torch.nn")
+                own = name in group["between"] and not isinstance(module, _TORCH)
                 if tensor.dim() and (not own or neurons in tensor.shape):
                     axis = list(tensor.shape).index(neurons) if own else int(turned and key == "weight")
                     _put(module, key, tensor.detach().repeat_interleave(factor, axis))

@@ -19,11 +19,14 @@ from fpe.graph.groups import HEAD, layout_for, layout_width
 from fpe.graph.layers import (
     Names,
     is_frozen,
+    is_linear,
     kind_problem,
     layer_problem,
+    neurons_of,
     orient_,
     oriented_weight,
     per_neuron_class,
+    size_of,
     what_it_is,
     width_problem,
     written_by_hand,
@@ -235,12 +238,19 @@ def _by_default(
     producer_of = {name: group.name for group in kept for name in group.consumers}
     kept_by = {name: group.name for group in kept for name in group.producers}
     heads = {s.name for s in found.skipped if s.reason == HEAD}
+    ranks = [group for group in found.groups if group.name in found.linear and _is_rank(model, group)]
+    adapters = {name for group in ranks for name in (*group.producers, *group.consumers)}
     for group in found.groups:
         earlier = next((producer_of[name] for name in group.producers if name in producer_of), None)
         later = next((kept_by[name] for name in group.consumers if name in kept_by), None)
         if group.name in failed:
             reason = failed[group.name]
-        elif is_frozen(model, (*group.producers, *group.consumers)):
+        elif group in ranks:
+            reason = (
+                "it is the low rank of an adapter or of a factorized layer, such as LoRA: with no activation, "
+                "more of its neurons compute nothing more; name it in layers=… to expand it all the same"
+            )
+        elif is_frozen(model, tuple(n for n in (*group.producers, *group.consumers) if n not in adapters)):
             reason = (
                 "it is frozen, so that no training could make up for pruned weights; name it in layers=… to "
                 "expand it all the same"
@@ -257,6 +267,17 @@ def _by_default(
             continue
         skipped += [Skipped(name, reason) for name in group.producers]
     return groups, (*skipped, *found.skipped)
+
+
+def _is_rank(model: nn.Module, group: NeuronGroup) -> bool:
+    """Tell whether linear layers narrow to a group's neurons and widen again, as LoRA does."""
+    names = (*group.producers, *group.consumers)
+    neurons = neurons_of(model, group)
+    wide = [
+        *(size_of(model, n)[1] for n in group.producers),
+        *(size_of(model, n)[0] for n in group.consumers),
+    ]
+    return all(is_linear(model.get_submodule(n)) for n in names) and neurons < min(wide)
 
 
 def _nothing(model: nn.Module, skipped: Sequence[Skipped]) -> str:

@@ -25,6 +25,15 @@ ELEMENTWISE = frozenset(
 #: Give the entries of the first argument another type or value; others are used for their type or shape.
 RETYPING = frozenset({"to", "_to_copy", "type_as", "zeros_like", "ones_like", "empty_like", "full_like"})
 
+#: Of one tensor, keep what they are given, or scale it.
+LINEAR = frozenset(
+    {
+        "mul", "div", "true_divide", "dropout", "native_dropout", "clone", "contiguous", "detach", "alias",
+        "to", "_to_copy", "type_as", "view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze",
+        "unsqueeze", "permute", "transpose", "t", "getitem",
+    }
+)  # fmt: skip
+
 #: Take the second argument for its shape alone.
 SHAPED = frozenset({"view_as", "reshape_as", "expand_as"})
 #: Make tensors of one value.

@@ -59,7 +59,8 @@ def follow_model(model: nn.Module, call: Call) -> Found:
         parts = list(_Parts(recorded_calls(model, call)).follow(model, "", _not_followed(model, error)))
         groups = tuple(group for part in parts for group in part.groups)
         skipped = tuple(skip for part in parts for skip in part.skipped)
-        return Found(groups, skipped, any(part.attention for part in parts))
+        linear = frozenset().union(*(part.linear for part in parts))
+        return Found(groups, skipped, any(part.attention for part in parts), linear)
 
 
 def _follow_both_modes(model: nn.Module, call: Call) -> Found:
@@ -177,7 +178,10 @@ def _under(part: str, found: Found) -> Found:
         Skipped(f"{part}.{skip.name}".rstrip("."), leaving if skip.reason == HEAD else skip.reason)
         for skip in found.skipped
     )
-    return Found(tuple(group.under(part) for group in found.groups), tuple(skipped), found.attention)
+    groups = tuple(group.under(part) for group in found.groups)
+    return Found(
+        groups, tuple(skipped), found.attention, frozenset(f"{part}.{name}" for name in found.linear)
+    )
 
 
 def _not_followed(module: nn.Module, error: Exception) -> str:

@@ -115,11 +115,14 @@ class Found:
         Every other layer, with the reason.
     attention : bool
         Whether the model has attention, as a transformer does.
+    linear : frozenset of str
+        Names of groups whose neurons reach the consumers as they are, or scaled, as the rank of LoRA does.
     """
 
     groups: tuple[NeuronGroup, ...]
     skipped: tuple[Skipped, ...]
     attention: bool = False
+    linear: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -132,6 +135,10 @@ class Growing:
     consumers: dict[str, Layout] = field(default_factory=dict)
     between: list[str] = field(default_factory=list)
     parts: int = 1
+    #: The products or convolutions of the producers, in order.
+    calls: list[fx.Node] = field(default_factory=list)
+    #: Whether nothing but scales stands between producers and consumers.
+    linear: bool = True
     #: Whether the parts alternate.
     interleaved: bool = False
     #: In how many calls each consumer, or module between, takes these neurons.
@@ -172,7 +179,7 @@ def merged(found: Found, training: Found) -> Found:
         else:
             why = f"in training mode {reason or 'its neurons meet others in a product'}"
             skipped += [Skipped(name, why) for name in group.producers]
-    return Found(tuple(groups), tuple(skipped), found.attention)
+    return Found(tuple(groups), tuple(skipped), found.attention, found.linear)
 
 
 def layout_for(group: NeuronGroup, consumer: str, neurons: int, inputs: int) -> Layout:

@@ -269,7 +269,8 @@ def width_problem(module: nn.Module, neurons: int) -> str | None:
 
 def written_by_hand(module: nn.Module) -> bool:
     """Tell whether a module is a user's own, has no modules in it, and is no layer."""
-    own = type(module).__module__.split(".")[0] not in ("torch", "fpe")
+    own = isinstance(module, nn.ParameterDict | nn.ParameterList)  # the scales of IA3
+    own = own or type(module).__module__.split(".")[0] not in ("torch", "fpe")
     return own and not any(True for _ in module.children()) and not looks_like_layer(module)
 
 

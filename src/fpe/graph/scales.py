@@ -15,6 +15,7 @@ from fpe.graph.layers import (
     OVER_NEURONS,
     layer_problem,
     neuron_tensors,
+    per_neuron_class,
     size_of,
     width_problem,
     written_by_hand,
@@ -98,8 +99,8 @@ class Scales:
         """Say why a module of a user's own cannot widen with these neurons, or return None."""
         owners = {self.nodes.owned[n].rpartition(".")[0] for n in self.trees if n in self.nodes.owned}
         for name in growing.between:
-            by_hand = name in owners or written_by_hand(self.nodes.modules[name])
-            if by_hand and (problem := self._problem(name, growing)):
+            by_hand = per_neuron_class(self.nodes.modules[name]) is None
+            if (name in owners or by_hand) and (problem := self._problem(name, growing)):
                 return f"its neurons pass through {name!r}, which cannot widen: {problem}"
         return None
 

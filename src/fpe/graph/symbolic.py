@@ -94,6 +94,7 @@ class _Walk:
 
     def __init__(self, model: nn.Module, graph: fx.Graph) -> None:
         self.model, self.known = model, Names(model)
+        self.linear: set[str] = set()
         #: The calls of each module; a parameter that the forward pass uses directly counts as one more.
         self.uses: dict[str, list[fx.Node]] = {}
         for node in graph.nodes:
@@ -117,7 +118,7 @@ class _Walk:
                 if is_convolution(module):
                     reason = f"{what_it_is(module)}, which is followed only with example_inputs=…, a batch"
                 skipped.append(Skipped(name, reason if name or not isinstance(module, nn.Linear) else HEAD))
-        return Found(tuple(groups), tuple(skipped))
+        return Found(tuple(groups), tuple(skipped), linear=frozenset(self.linear))
 
     def follow(self, producer: str) -> NeuronGroup:
         """Walk from one linear layer to its consumers."""
@@ -125,6 +126,7 @@ class _Walk:
         neurons, _ = size_of(self.model, producer)
         consumers: dict[str, None] = {}
         between: list[str] = []
+        linear = True
         frontier = list(self.uses[producer])
         while frontier:
             node = frontier.pop(0)
@@ -132,9 +134,11 @@ class _Walk:
                 if user.op == "output":
                     raise Refused(HEAD)
                 name = str(user.target)
+                module = self.known.modules.get(name) if user.op == "call_module" else None
+                linear &= isinstance(module, nn.Linear | nn.Dropout | nn.Identity)
                 if user.op != "call_module":
                     _check_operation(user, node)
-                elif isinstance(module := self.known.modules[name], nn.Linear):
+                elif isinstance(module, nn.Linear):
                     self.check_layer(name)
                     if (inputs := size_of(self.model, name)[1]) != neurons:
                         what = f"its consumer {name!r} has {inputs} inputs"
@@ -151,6 +155,7 @@ class _Walk:
                 frontier.append(user)
         if not consumers:
             raise Refused(NOT_CONSUMED)
+        self.linear |= {producer} if linear else set()
         return NeuronGroup((producer,), tuple(consumers), tuple(between))
 
     def check_layer(self, name: str) -> None:

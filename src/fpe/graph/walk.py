@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from fpe.graph.aten import argument, name_of, shape_of
+from fpe.graph.aten import LINEAR, argument, name_of, shape_of
 from fpe.graph.copies import first_line
 from fpe.graph.groups import (
     AUTOCAST,
@@ -80,7 +80,8 @@ def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]
     for product in walk.products.values():
         experts, one = range(shape_of(product.view.parameter)[0]), product.view.expert
         used.setdefault(product.layer, set()).update(experts if one is None else [one % len(experts)])
-    return Found(tuple(groups), tuple(skipped), walk.attention), used
+    linear = frozenset(group.name for group in groups if walk.groups[group.name].linear)
+    return Found(tuple(groups), tuple(skipped), walk.attention, linear), used
 
 
 class _Walk:
@@ -136,6 +137,7 @@ class _Walk:
             try:
                 if name_of(node) in NORMS or self.nodes.depthwise_called(node):
                     self.flows[node] = self.pass_through(node)
+                    self.bend(node)
                     return
                 if self.adds_bias(node):
                     self.flows[node] = self.flows[self.latest[self.nodes.module_of(node)]]
@@ -143,12 +145,19 @@ class _Walk:
                 if (source := self.stacked_bias_added(node)) is not None:
                     self.flows[node] = self.flows[source]
                     return
-                if name_of(node) == "mul":
+                if name_of(node) in ("mul", "add"):
                     self.merge(node)
                 self.flows[node] = self.propagated(node)
+                if name_of(node) not in LINEAR or sum(n in self.flows for n in node.all_input_nodes) > 1:
+                    self.bend(node)
                 self.scales.meet(node, self.flows[node])
             except Refused as refused:
                 self.refuse(touched, self.nodes.unknown_layer(node) or str(refused))
+
+    def bend(self, node: fx.Node) -> None:
+        """Note that the neurons in a node are no longer what their layers compute, or that scaled."""
+        for flow in self.flows[node]:
+            self.groups[flow.root].linear = False
 
     def propagated(self, node: fx.Node) -> Flows:
         """Return where the neurons are in a node's output, after the producers are divided as it does."""
@@ -287,6 +296,7 @@ class _Walk:
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node
+        self.groups[root].calls.append(node)
         axis = len(shape_of(node)) + product.axis if product else channel_axis(module, len(shape_of(node)))
         self.flows[node] = (Flow(root, axis, self.groups[root].own),)
 
@@ -360,7 +370,11 @@ class _Walk:
         return f"it {problem}" if problem else width_problem(module, self.neurons(flow.root))
 
     def merge(self, node: fx.Node) -> None:
-        """Make one group of two producers that meet in a product: gate and up, channels and their gates."""
+        """Make one group of two producers that meet in a product: gate and up, channels and their gates.
+
+        Producers that meet in a sum are one if neither computes from the other, as in a residual sum: a
+        convolution and the projection of a time, a layer and its adapter.
+        """
         sources = [n for n in node.all_input_nodes if n in self.flows]
         if len(sources) != 2 or any(len(self.flows[n]) != 1 for n in sources):
             return
@@ -373,11 +387,32 @@ class _Walk:
             return
         if len(neurons) > 1 or a.parts != b.parts:
             return
+        if name_of(node) == "add" and not self.side_by_side(a, b):
+            return
         a.producers += b.producers
         a.consumers |= b.consumers
         a.between += [name for name in b.between if name not in a.between]
         a.uses.update(b.uses)
+        a.calls += b.calls
+        a.linear = a.linear and b.linear
         self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
         for n, flows in self.since(b.node):
             self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
+
+    def side_by_side(self, a: Growing, b: Growing) -> bool:
+        """Tell whether no producer of two groups computes from what another one has computed."""
+        layers = [self.modules[name] for name in (*a.producers, *b.producers)]
+        if any(isinstance(layer, StackedLinear) for layer in layers):
+            return False
+        calls = {*a.calls, *b.calls}
+        left = [n for call in calls for n in call.all_input_nodes]
+        seen: set[fx.Node] = set()
+        while left:
+            node = left.pop()
+            if node in calls:
+                return False
+            if node not in seen:
+                seen.add(node)
+                left += node.all_input_nodes
+        return True
