@@ -247,8 +247,8 @@ def _by_default(
             reason = failed[group.name]
         elif group in ranks:
             reason = (
-                "it is the low rank of an adapter or of a factorized layer, such as LoRA: with no activation, "
-                "more of its neurons compute nothing more; name it in layers=… to expand it all the same"
+                "it is the low rank of an adapter, such as LoRA, or of a factorized layer: with no activation"
+                " more of its neurons compute nothing more; name it in layers=… to expand it all the same"
             )
         elif is_frozen(model, tuple(n for n in (*group.producers, *group.consumers) if n not in adapters)):
             reason = (

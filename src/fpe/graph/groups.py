@@ -149,6 +149,19 @@ class Growing:
         """Where each neuron is among the outputs of a producer."""
         return (self.parts,) if self.interleaved else (1,) * self.parts
 
+    def beside(self, other: Growing) -> bool:
+        """Tell whether no producer of this group or another computes from what another one has computed."""
+        calls = {*self.calls, *other.calls}
+        left, seen = [n for call in calls for n in call.all_input_nodes], set()
+        while left:
+            node = left.pop()
+            if node in calls:
+                return False
+            if node not in seen:
+                seen.add(node)
+                left += node.all_input_nodes
+        return True
+
 
 def group_of(
     producers: Iterable[str], consumers: dict[str, Layout], between: Iterable[str], parts: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -125,3 +125,17 @@ def only_called(parameter: fx.Node, calls: Mapping[fx.Node, StackedCall]) -> boo
             elif (call := calls.get(user)) is None or call.view.parameter is not parameter:
                 return False
     return True
+
+
+def bias_added(
+    node: fx.Node, flows: Container[fx.Node], owned: dict[fx.Node, str]
+) -> tuple[fx.Node, str] | None:
+    """Return the neurons to which a node adds the biases of stacked experts, and their layer, if it does."""
+    sources = [n for n in node.all_input_nodes if n in flows]
+    others = [n for n in node.all_input_nodes if n not in flows]
+    if name_of(node) != "add" or len(sources) != 1 or len(others) != 1 or argument(node, "alpha", 1) != 1:
+        return None
+    view = view_of(others[0], owned)
+    if view is None or view.axes[-1:] != (1,) or not owned[view.parameter].endswith(".bias"):
+        return None
+    return sources[0], owned[view.parameter].removesuffix(".bias")

@@ -145,7 +145,7 @@ class _Walk:
                         raise Refused(f"{what}, not one for each of {neurons} neurons")
                     consumers[name] = None
                     continue
-                elif type(module) in _NORMS:
+                elif module is not None and type(module) in _NORMS:
                     self.check_layer(name)
                     if problem := width_problem(module, neurons):
                         raise Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")

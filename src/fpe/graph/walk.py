@@ -45,7 +45,7 @@ from fpe.graph.operations import (
 )
 from fpe.graph.scales import Scales
 from fpe.graph.stacked import StackedLinear
-from fpe.graph.stacked_calls import only_called, view_of
+from fpe.graph.stacked_calls import bias_added, only_called
 from fpe.masked import MaskedLayer
 
 _REGIONS = {"wrap_with_set_grad_enabled": NO_GRAD, "wrap_with_autocast": AUTOCAST}
@@ -250,22 +250,13 @@ class _Walk:
 
     def stacked_bias_added(self, node: fx.Node) -> fx.Node | None:
         """Return the neurons to which a node adds the biases of their own stacked layer, if it does."""
-        sources = [n for n in node.all_input_nodes if n in self.flows]
-        others = [n for n in node.all_input_nodes if n not in self.flows]
-        if name_of(node) != "add" or len(sources) != 1 or len(others) != 1 or argument(node, "alpha", 1) != 1:
+        source, layer = bias_added(node, self.flows, self.owned) or (node, "")
+        flows = self.flows.get(source, ())
+        if len(flows) != 1 or self.root_of.get(layer) != flows[0].root:
             return None
-        view, flows = view_of(others[0], self.owned), self.flows[sources[0]]
-        layer = self.owned[view.parameter].removesuffix(".bias") if view else ""
-        if (
-            view is None
-            or view.axes[-1:] != (1,)
-            or len(flows) != 1
-            or self.root_of.get(layer) != flows[0].root
-        ):
-            return None
-        last = len(shape_of(sources[0])) - 1
+        last = len(shape_of(source)) - 1
         plain = flows[0].axis == last and flows[0].layout == self.groups[flows[0].root].own
-        return sources[0] if plain and f"{layer}.bias" == self.owned[view.parameter] else None
+        return source if plain else None
 
     def call(self, node: fx.Node, layer: str) -> None:
         """Let a layer consume the neurons in its input, if any, and produce its own."""
@@ -387,7 +378,8 @@ class _Walk:
             return
         if len(neurons) > 1 or a.parts != b.parts:
             return
-        if name_of(node) == "add" and not self.side_by_side(a, b):
+        stacked = any(isinstance(self.modules[n], StackedLinear) for n in (*a.producers, *b.producers))
+        if name_of(node) == "add" and (stacked or not a.beside(b)):
             return
         a.producers += b.producers
         a.consumers |= b.consumers
@@ -399,20 +391,3 @@ class _Walk:
         del self.groups[second.root]
         for n, flows in self.since(b.node):
             self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
-
-    def side_by_side(self, a: Growing, b: Growing) -> bool:
-        """Tell whether no producer of two groups computes from what another one has computed."""
-        layers = [self.modules[name] for name in (*a.producers, *b.producers)]
-        if any(isinstance(layer, StackedLinear) for layer in layers):
-            return False
-        calls = {*a.calls, *b.calls}
-        left = [n for call in calls for n in call.all_input_nodes]
-        seen: set[fx.Node] = set()
-        while left:
-            node = left.pop()
-            if node in calls:
-                return False
-            if node not in seen:
-                seen.add(node)
-                left += node.all_input_nodes
-        return True
