@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import fpe
@@ -314,6 +315,31 @@ def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):
     assert untrained.exit_code == 0, untrained.output
     assert "model.layers.{0-1}.mlp.{gate_proj, up_proj}" in untrained.output
     assert "budget of the whole network" in untrained.output
+
+
+def test_plan_of_a_folder_takes_no_memory_for_weights_unless_neurons_are_ranked_by_them(tmp_path):
+    from fpe.cli.plan import named_model
+
+    model, _ = ZOO["LLaMA"]()
+    model.save_pretrained(tmp_path)
+    empty, _ = named_model(str(tmp_path), weights=False)
+    assert [p.shape for p in empty.parameters()] == [p.shape for p in model.parameters()]
+    sizes = {n: p.untyped_storage().nbytes() for n, p in empty.named_parameters() if p.dim() > 1}
+    assert set(sizes.values()) == {4}
+    for name, buffer in model.named_buffers():
+        assert torch.equal(empty.get_buffer(name), buffer)
+    full, _ = named_model(str(tmp_path))
+    assert all(torch.equal(full.get_parameter(n), p) for n, p in model.named_parameters())
+    assert str(fpe.plan(empty)) == str(fpe.plan(model))
+
+
+def test_plan_shows_a_model_in_a_folder_of_fpe(tmp_path):
+    from fpe.integrations.hub import save_pretrained
+
+    save_pretrained(fpe.mlp(8, 4, 2), tmp_path)
+    done = run("plan", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    assert "non-zero parameters of the network, before and after: 46" in done.output
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import TorchFunctionMode
 
 #: Hooks of a parameter, by the attribute, and what registers them.
 HOOKS = {
@@ -109,3 +110,22 @@ def seeded(seed: int = 0) -> Iterator[None]:
             generator.set_state(state)
         random.setstate(pythons)
         np.random.set_state(numpys)
+
+
+class Weightless(TorchFunctionMode):
+    """Let matrices that a model makes for its weights be zeros that take no memory, and stay so.
+
+    Unlike on the meta device, vectors and buffers, such as the frequencies of positions, have their values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "empty" and not kwargs.get("device"):
+            shape = args[0] if args and not isinstance(args[0], int) else args
+            if len(shape) > 1:
+                return torch.zeros((), dtype=kwargs.get("dtype")).expand(*shape)
+        first = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
+        writes = name == "__setitem__" or (name.endswith("_") and not name.startswith("__"))
+        if writes and first is not None and 0 in first.stride() and first.numel() > 1:
+            return first
+        return func(*args, **kwargs)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fpe._util.files import to_json
+from fpe._util.files import read_json, to_json
 from fpe.cli.shared import SHOWN, expansion_options
 from fpe.errors import ArgumentError
 
@@ -35,8 +36,9 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
     """Show which layers would be expanded, their consumers, the counts, and the layers left unchanged.
 
     MODULE:CALLABLE names a function or class, importable from here, that is called without arguments
-    and returns a torch.nn.Module, or one and a batch of inputs to follow it on. FOLDER is a model of
-    transformers on this machine, with its config.json; without weights, it gets random ones.
+    and returns a torch.nn.Module, or one and a batch of inputs to follow it on. FOLDER is a model on this
+    machine: of transformers, with its config.json, or one that fpe's hub.save_pretrained wrote. Weights
+    of transformers are neither loaded nor given memory, unless --target-fraction ranks neurons by them.
 
     \b
     Example:
@@ -45,7 +47,7 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
     """  # noqa: D301
     from fpe.expansion.planner import plan as make_plan
 
-    network, example_inputs = named_model(model)
+    network, example_inputs = named_model(model, weights=how["target_fraction"] < 1)
     result = make_plan(network, layers=_layers(layers, how["factor"]), example_inputs=example_inputs, **how)
     click.echo(to_json(result.to_dict()) if as_json else str(result))
 
@@ -63,10 +65,10 @@ def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
     return layers or None
 
 
-def named_model(name: str) -> tuple[Any, Any]:
-    """Return a model and a batch or None, by ``MODULE:CALLABLE`` or by a folder of transformers."""
+def named_model(name: str, weights: bool = True) -> tuple[Any, Any]:
+    """Return a model and a batch or None, by ``MODULE:CALLABLE`` or by a folder, if need be with weights."""
     if Path(name).is_dir():
-        return _from_folder(Path(name)), None
+        return _from_folder(Path(name), weights), None
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
         raise ArgumentError(f"{name!r} does not name a model; write MODULE:CALLABLE, such as mynet:make.")
@@ -83,9 +85,16 @@ def named_model(name: str) -> tuple[Any, Any]:
     return made if isinstance(made, tuple) and len(made) == 2 else (made, None)
 
 
-def _from_folder(folder: Path) -> Any:
-    if not (folder / "config.json").is_file():
+def _from_folder(folder: Path, weights: bool) -> Any:
+    from fpe._util.modules import Weightless
+
+    record = read_json(folder / "config.json")
+    if record is None:
         raise ArgumentError(f"the folder {folder} has no config.json, which a model of transformers has.")
+    if "fpe" in record and "model_type" not in record:
+        from fpe.integrations.hub import from_pretrained, network_of
+
+        return network_of(from_pretrained(folder))
     try:
         import transformers
     except ImportError as error:
@@ -96,9 +105,10 @@ def _from_folder(folder: Path) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         kind: Any = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
-        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")):
+        if weights and (any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))):
             return kind.from_pretrained(folder, local_files_only=True)
         make: Any = kind.from_config if kind is transformers.AutoModel else kind
-        return make(config)
+        with nullcontext() if weights else Weightless():
+            return make(config)
     except Exception as error:  # a broken folder makes transformers fail in any way
         raise ArgumentError(f"{folder} could not be loaded: {type(error).__name__}: {error}") from error

@@ -72,7 +72,7 @@ def save_pretrained(
             f"{type(model).__name__} has a config.json of its own; use save_pretrained and restore_shape of "
             "fpe.integrations.huggingface."
         )
-    network, folder = _network(model), Path(save_directory)
+    network, folder = network_of(model), Path(save_directory)
     given: Any = getattr(network, "_hub_mixin_config", None) or {}
     given = given if isinstance(given, dict) else dataclasses.asdict(given)
     own = {"version": __version__, "class": _kind(model), "mlp": mlp_sizes(network), **counts_of(network)}
@@ -248,7 +248,8 @@ def _file(source: str | os.PathLike[str], name: str, download: Mapping[str, Any]
         ) from error
 
 
-def _network(model: Any) -> nn.Module:
+def network_of(model: Any) -> nn.Module:
+    """Return the network of a model, or of an estimator."""
     network: nn.Module = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
     return network
 
@@ -261,7 +262,7 @@ def _kind(model: Any) -> str:
 
 def _card(model: Any, scores: Mapping[str, float], metadata: Mapping[str, Any]) -> ModelCard:
     """Return the card: what the model says about itself, what was measured, and how it is loaded."""
-    network, kind = _network(model), _kind(model)
+    network, kind = network_of(model), _kind(model)
     about: dict[str, Any] = {**getattr(network, ABOUT, {}), **counts_of(network)}
     task = "tabular-regression" if kind == "FPERegressor" else "tabular-classification"
     data: dict[str, Any] = {"library_name": LIBRARY, "tags": ["fpe", "sparse"]}
