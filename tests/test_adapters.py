@@ -362,3 +362,16 @@ def test_other_sums_are_refused(name):
         fpe.plan(model, layers=["a"], example_inputs=X)
     assert reason in str(error.value)
     assert_unchanged(model, before)
+
+
+def test_children_of_a_sum_add_up_to_their_parent():
+    """Without an activation, and with enough zeros to prune, the expansion computes what the layers do."""
+    model = built(lambda: Net2(lambda m, x: m.c(m.a(x) + m.b(-x))))
+    with torch.no_grad():
+        for layer in (model.a, model.b):
+            layer.bias.zero_()
+            layer.weight[:, :12] = 0
+    wide = fpe.expand(model, 2, example_inputs=X, budget="network")
+    assert [layer.group.producers for layer in wide.fpe_plan.layers] == [("a", "b")]
+    assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
+    torch.testing.assert_close(wide(X), model(X))

@@ -24,7 +24,7 @@ class Trap(nn.Module):
         self.follow, self.act = follow, act
         self.a, self.a2 = nn.Linear(24, 6), nn.Linear(24, 6)
         self.b, self.head, self.wide_head = nn.Linear(6, 6), nn.Linear(6, 2), nn.Linear(12, 2)
-        self.flat_head, self.short = nn.Linear(6 * 16, 2), nn.Linear(24, 6)
+        self.flat_head = nn.Linear(6 * 16, 2)
         self.conv, self.conv2 = nn.Conv2d(6, 6, 3), nn.Conv2d(6, 4, 3)
         self.grouped, self.depthwise = nn.Conv2d(6, 4, 3, groups=2), nn.Conv2d(6, 6, 3, padding=1, groups=6)
         self.tokens, self.norm = nn.Conv1d(5, 5, 1), nn.BatchNorm1d(5)
@@ -117,7 +117,11 @@ REFUSED = {
         VECTOR,
         "split by 'view'",
     ),
-    "residual": (lambda t, x, act: t.head(act(t.a(x)) + t.short(x)), VECTOR, "meet other neurons in 'add'"),
+    "residual": (
+        lambda t, x, act: (lambda h: t.head(h + t.b(act(h))))(t.a(x)),
+        VECTOR,
+        "meet other neurons in 'add'",
+    ),
     "attention of neurons": (
         lambda t, x, act: (lambda h: t.head((h @ h.transpose(-1, -2)).softmax(-1) @ h))(t.a(x)),
         SEQUENCE,

@@ -144,9 +144,7 @@ class Origins:
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
         self.neurons: dict[tuple[str, str], Tensor] = {}  # by group and consumer, the neuron of each input
-        self.axes: dict[
-            str, dict[str, int]
-        ] = {}  # of modules between layers, the axis over neurons by tensor
+        self.widths: dict[str, int] = {}  # of modules between layers, the old number of neurons
         for layer in layers:
             self.add(layer)
 
@@ -163,9 +161,7 @@ class Origins:
         group, parent = layer.group, layer.index_map.parent
         self.rows |= dict.fromkeys(group.producers, layer.index_map.origins(group.parts))
         self.rows |= dict.fromkeys(group.between, parent)
-        for name in group.between:
-            own = neuron_tensors(self.model.get_submodule(name), layer.neurons)
-            self.axes[name] = {key: axis for key, (_, axis) in own.items()}
+        self.widths |= dict.fromkeys(group.between, layer.neurons)
         sources = []
         for name in group.consumers:
             layout = self.layout(layer, name)
@@ -183,7 +179,10 @@ class Origins:
         The value is returned in the shape of `oriented_weight`.
         """
         value = oriented(self.model.get_submodule(name), value)
-        axis = self.axes[name].get(parameter) if name in self.axes else 0
+        axis: int | None = 0
+        if name in self.widths:
+            own = neuron_tensors(self.model.get_submodule(name), self.widths[name])
+            axis = own[parameter][1] if parameter in own else None
         if name in self.rows and axis is not None and len(value):
             value = value.index_select(axis, self.rows[name].to(value.device))
         if name in self.columns and parameter == "weight":
