@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/data),)
 export FPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test lint docs dist bench results clean
+.PHONY: help setup demo test lint docs dist bench zoo results clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -51,7 +51,16 @@ bench: setup  ## Measure speed and memory against named alternatives.
 	$(BIN)/python reproduction/benchmarks/pruning.py
 	$(BIN)/fpe bench
 
-results: setup  ## Make the tables and figures of docs/results again (about five hours).
+# timm and torchvision, in a folder of their own: beside torch for CPUs, torchvision would break transformers.
+build/zoo/.ready: $(READY) constraints.txt
+	rm -rf build/zoo
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --target build/zoo timm torchvision
+	@touch $@
+
+zoo: build/zoo/.ready  ## Take more than 120 tiny models through all steps, and make the page of what works.
+	OMP_NUM_THREADS=1 $(BIN)/python reproduction/pages/make.py models
+
+results: build/zoo/.ready  ## Make the tables and figures of docs/results again (about five hours).
 	$(BIN)/python reproduction/pages/make.py all
 
 clean:  ## Remove .venv and caches; results stay.
