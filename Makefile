@@ -43,12 +43,14 @@ dist: setup  ## Build the wheel and the source distribution in dist, and check t
 	$(BIN)/twine check --strict dist/*
 
 bench: setup  ## Measure speed and memory against named alternatives.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt jax emlearn==0.23.2 m2cgen==0.10.0
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt sparselab==0.2.2
 	$(BIN)/python reproduction/benchmarks/expand.py
 	$(BIN)/python reproduction/benchmarks/expand.py --model bert
 	$(BIN)/python reproduction/benchmarks/ensemble.py
 	$(BIN)/python reproduction/benchmarks/rewiring.py
 	$(BIN)/python reproduction/benchmarks/pruning.py
+	$(BIN)/python reproduction/benchmarks/alternatives.py
 	$(BIN)/fpe bench
 
 # timm and torchvision, in a folder of their own: beside torch for CPUs, torchvision would break transformers.

@@ -8,12 +8,15 @@ For each row a network is searched for and trained as `FPEClassifier(budget=…)
   to the largest output (aim: 1e-5);
 - the bytes of the compiled code and its constants over those of weights, places and biases (aim: at most
   1.15, and 4 kB more);
-- the share of test rows to which its C code in int8 gives the class that the model does (aim: 99.5 %).
+- the share of test rows to which its C code in int8 gives the class that the model does (aim: 99.5 %);
+- the time of the packed network for 1 and 64 rows over that of the dense network, in turns.
 
 A finished row is stored in the folder ``--out`` and not made again; so are the candidates of an interrupted
 search. Data sets are found as by ``fpe fit``.
 
-Usage: python reproduction/benchmarks/winners.py [--rows banking77-1925 …] [--epochs 5] [--quick]
+Usage: python reproduction/benchmarks/winners.py [--rows banking77-1925 …] [--epochs 5] [--quick] [--record]
+
+``--record`` writes the rows to docs/results/speed/winners.json, too.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +42,11 @@ from fpe._util.terminal import text_table
 from fpe.cli.main import main as command
 from fpe.compare.store import provenance
 from fpe.data import load
+from fpe.errors import ModelError
 from fpe.io.c.network import outputs_of
 from fpe.models import ABOUT, CLASSES
+from fpe_reproduction.bench.cases import DENSE, PACKED
+from fpe_reproduction.bench.measure import interleave, median_of
 
 #: The data and the budgets, the counts of small dense networks.
 ROWS = [
@@ -55,6 +62,9 @@ STRICT = ("gcc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-O2")
 FLASH = (".text", ".rodata", ".data")
 #: The aims.
 FILE, DIFFERENCE, CODE, CODE_MORE, AGREEMENT = 1.3, 1e-5, 1.15, 4096, 0.995
+#: Rows that are timed together, how often, and the seconds that this may take.
+BATCHES, ROUNDS, SECONDS = (1, 64), 25, 2.0
+RECORD = Path(__file__).parents[2] / "docs" / "results" / "speed" / "winners.json"
 
 
 def winner(data: Any, budget: int, epochs: int | None, folder: Path) -> Any:
@@ -109,18 +119,37 @@ def answers(scores: Any, rows: np.ndarray, outputs: int) -> np.ndarray:
     return found
 
 
-def measured(classifier: Any, X: np.ndarray) -> dict[str, Any]:
-    """Save and export a classifier; return sizes, differences and agreement on test rows."""
+@torch.inference_mode()
+def latency(model: torch.nn.Module, dense: torch.nn.Module, X: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Return seconds of the packed model and its ratio to the dense one, by the number of rows."""
+    try:
+        packed = fpe.pack(model).eval()
+    except ModelError:  # nothing is masked
+        packed = model.eval()
+    found = {}
+    for batch in BATCHES:
+        x = torch.from_numpy(X[:batch])
+        calls = {DENSE: partial(dense.eval(), x), PACKED: partial(packed, x)}
+        taken, _ = interleave(calls, rounds=rounds, seconds=SECONDS)
+        ratio = median_of(taken[PACKED] / taken[DENSE])
+        found[str(batch)] = {"seconds": median_of(taken[PACKED]), "ratio": ratio}
+    return found
+
+
+def measured(classifier: Any, X: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Save and export a classifier; return sizes, differences, agreement on test rows, and times."""
     X = np.ascontiguousarray(X, np.float32)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file, dense = folder / "winner.safetensors", folder / "dense.safetensors"
         fpe.save(classifier, file)
         model = fpe.load(file).eval()
-        fpe.save(dense_like(model), dense)
+        rival = dense_like(model)
+        fpe.save(rival, dense)
         wanted = outputs_of(model, X)
         count = fpe.count_nonzero(model)
         result = {"count": count, "file": file.stat().st_size, "dense_file": dense.stat().st_size}
+        result["latency"] = latency(model, rival, X, rounds)
         for weights in ("float32", "int8"):
             source = folder / f"winner_{weights}.c"
             constants = exported(file, source, "--weights", weights)["constants"]
@@ -150,7 +179,8 @@ def missed(row: dict[str, Any]) -> list[str]:
 
 def made(data: str, budget: int, epochs: int | None, out: Path) -> dict[str, Any]:
     """Return a row: that which is stored, or a new one."""
-    asked = {"data": data, "budget": budget, "epochs": epochs, "fpe": fpe.__version__}
+    asked = {"data": data, "budget": budget, "epochs": epochs, "fpe": fpe.__version__, "timed": BATCHES}
+    asked = json.loads(json.dumps(asked))
     place = out / f"{data}-{budget}.json"
     stored = read_json(place)
     if stored is not None and {key: stored.get(key) for key in asked} == asked:
@@ -159,7 +189,7 @@ def made(data: str, budget: int, epochs: int | None, out: Path) -> dict[str, Any
     classifier = winner(parts, budget, epochs, out / f"{data}-{budget}")
     row = {**asked, "network": classifier.search_[0].candidate.name}
     row["accuracy"] = float((classifier.predict(parts.X_test.astype(np.float32)) == parts.y_test).mean())
-    row |= measured(classifier, parts.X_test) | {"provenance": provenance()}
+    row |= measured(classifier, parts.X_test, ROUNDS) | {"provenance": provenance()}
     write_json(place, row)
     return row
 
@@ -177,12 +207,13 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{plain['difference']:.0e}",
         f"{100 * rounded['agreement']:.2f}",
         *(f"{own['flash'] / own['constants']:.2f} ({own['flash']:,})" for own in (plain, rounded)),
+        *(f"{times['ratio']['median']:.2f}" for times in row["latency"].values()),
         "; ".join(missed(row)) or "none",
     ]
 
 
 HEAD = ("data", "budget", "network", "accuracy %", "file", "× dense file", "× 4 bytes", "C differs",
-        "int8 agrees %", "float32 flash", "int8 flash", "aims missed")  # fmt: skip
+        "int8 agrees %", "float32 flash", "int8 flash", "× 1 row", "× 64 rows", "aims missed")  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
@@ -195,6 +226,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--rows", nargs="+", choices=names, default=every, metavar="DATA-BUDGET")
     parser.add_argument("--epochs", type=int, help="of the last round; by default those of the classifier")
     parser.add_argument("--out", type=Path, default=Path("build/winners"), help="where rows are stored")
+    parser.add_argument("--record", action="store_true", help="write the rows to docs/results, too")
     parser.add_argument("--quick", action="store_true", help="one small row of few steps")
     given = parser.parse_args(arguments)
     rows, epochs = [names[name] for name in given.rows], given.epochs
@@ -204,6 +236,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     for data, budget in rows:
         found.append(made(data, budget, epochs, given.out))
         print("\n".join(text_table(HEAD, [cells(found[-1])], left=3)), flush=True)
+    if given.record:
+        write_json(RECORD, {"rows": found, "provenance": provenance()})
     return found
 
 

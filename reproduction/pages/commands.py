@@ -1,15 +1,14 @@
-"""The pages of ``fpe fit`` and ``fpe bench``."""
+"""The page of ``fpe fit``."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from common import OUT, RESULTS, block, copy, made_by, run_fpe, store, stored, table
+from common import OUT, RESULTS, block, copy, run_fpe, store, stored, table
 
 from fpe._util.files import read_json
 from fpe.compare.report import fit_table
 from fpe.data.named import find_folder
-from fpe_reproduction.bench.report import bench_markdown, case_name, verdicts
 
 BANKING = "banking77-minilm.npz --hidden 4 8 16 --trials 5 --warmup-epochs 200 --epochs 200 --lr 1e-3"
 FASHION = "fashion-mnist --hidden 4 8 16 --trials 5 --warmup-epochs 25 --epochs 25 --lr 1e-3"
@@ -35,14 +34,8 @@ RUNS = {
 
 def run(page: str) -> None:
     """Run what the page shows, and store its data and figures."""
-    if page == "fit":
-        for name in RUNS:
-            fit(name)
-        return
-    if run_fpe("bench", "--out", OUT / "bench"):  # keeps the cases that are already measured
-        raise SystemExit("fpe bench failed")
-    copy(OUT / "bench" / "figure.png", "speed/figure.png")
-    copy(OUT / "bench" / "results.json", "speed/results.json")
+    for name in RUNS:
+        fit(name)
 
 
 def fit(name: str) -> None:
@@ -60,8 +53,6 @@ def fit(name: str) -> None:
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    if page == "speed":
-        return {"speed": speed()}
     names = [name for name in RUNS if (RESULTS / "fit" / f"{name}.json").exists()]
     rows = []
     for name in names:
@@ -90,26 +81,3 @@ def section(name: str) -> str:
         f"{made}; {by[0]['machine']}; {seconds:.0f} core-seconds of training; {by[0]['written'][:10]}. "
         f"Data: [`fit/{name}.json`](fit/{name}.json).\n"
     )
-
-
-def speed() -> dict[str, str]:
-    """Return the parts of the page about packed layers."""
-    result = stored("speed/results")
-    targets, met = verdicts(result)
-    known = [each for each in met if each is not None]
-    made, rounds = result["provenance"], result["config"]["rounds"]
-    lines = []
-    for kind, title in (("layer", "## Layers"), ("model", "## Whole models")):
-        lines += [title, ""]
-        for case in result["cases"]:
-            if case["kind"] == kind:
-                lines += [f"### {case_name(case)}", "", *bench_markdown(case)]
-    keys = [key for key in ("fpe", "python", "torch", "onnxruntime") if made[key]]
-    others = [made[key] for key in ("instructions", "gpu") if key in made]
-    return {
-        "command": block(f"```console\n$ fpe bench --rounds {rounds}\n```"),
-        "met": f"**{sum(known)} of {len(known)} targets are met**",
-        "targets": table(*targets),
-        "cases": block("\n".join(lines)),
-        "made": f"{', '.join([made_by(result, *keys), *others])}; tables made at commit `{made['commit']}`",
-    }

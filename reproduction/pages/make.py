@@ -34,7 +34,7 @@ PAGES = {
     "rewiring-trained": "trained",
     "rewiring": "reproduced",
     "models": "models",
-    "speed": "commands",
+    "speed": "speed",
     "charlm": "halfway",
     "cnn": "halfway",
     "whole": "whole_page",

@@ -3,21 +3,10 @@
 import pytest
 import torch
 
+from benches import TINY
 from fpe_reproduction.bench import measure
-from fpe_reproduction.bench.cases import BenchConfig
 from fpe_reproduction.bench.measure import interleave, run_case
 from fpe_reproduction.bench.report import bench_text
-
-TINY = BenchConfig(
-    sizes=("48x32",),
-    factors=(2,),
-    batches=(1,),
-    models=(),
-    rounds=3,
-    seconds=0.01,
-    onnx=False,
-    stream=1 << 16,
-)
 
 
 class Gpu:
@@ -71,8 +60,8 @@ def test_times_are_those_between_the_events_of_a_gpu(gpu, monkeypatch):
 
 
 def test_a_case_on_a_gpu_names_it(monkeypatch):
-    subjects = measure.Subjects
-    monkeypatch.setattr(measure, "Subjects", lambda case, *rest: subjects({**case, "device": "cpu"}, *rest))
+    subjects = measure.subjects
+    monkeypatch.setattr(measure, "subjects", lambda case, *rest: subjects({**case, "device": "cpu"}, *rest))
     limits = {"read": 1e9, "copy": 1e9, "matrix": 1e9}
     monkeypatch.setattr(measure, "machine_limits", lambda *_: limits)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Fake 9000")

@@ -30,11 +30,15 @@ def winners():
 
 
 def test_the_quick_row_reaches_all_aims_and_is_made_once(winners, tmp_path, monkeypatch, capsys):
-    (row,) = winners.main(["--quick", "--out", str(tmp_path)])
+    monkeypatch.setattr(winners, "ROUNDS", 3)
+    monkeypatch.setattr(winners, "RECORD", tmp_path / "winners.json")
+    (row,) = winners.main(["--quick", "--out", str(tmp_path), "--record"])
+    assert json.loads((tmp_path / "winners.json").read_text())["rows"] == [row]
     assert winners.missed(row) == []
     assert row["count"] == 600
     assert row["file"] < row["dense_file"] * winners.FILE
     assert json.loads((tmp_path / "digits-600.json").read_text()) == row
+    assert row["latency"].keys() == {"1", "64"}
     assert "digits" in capsys.readouterr().out
     monkeypatch.setattr(winners, "winner", None)  # nothing is trained again
     assert winners.main(["--quick", "--out", str(tmp_path)]) == [row]
@@ -46,7 +50,7 @@ def test_the_quick_row_reaches_all_aims_and_is_made_once(winners, tmp_path, monk
 def test_every_kind_of_winner_reaches_the_aims(how, winners):
     data = load("digits")
     classifier = FPEClassifier(budget=600, epochs=8, **how).fit(data.X_train, data.y_train)
-    row = winners.measured(classifier, data.X_test)
+    row = winners.measured(classifier, data.X_test, rounds=3)
     assert winners.missed(row) == []
     assert row["float32"]["agreement"] == 1
     # Weights of one byte in place of four; places, biases and scales stay.

@@ -50,7 +50,7 @@ class ManyValues(click.Command):
 class ManySizes(ManyValues):
     """The same for the options of ``fpe bench``."""
 
-    many = ("--sizes", "--factor", "--batches")
+    many = ("--sizes", "--free", "--factor", "--batches")
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]

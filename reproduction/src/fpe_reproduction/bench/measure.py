@@ -12,7 +12,7 @@ import random
 import time
 import timeit
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,14 +24,11 @@ from torch.profiler import ProfilerActivity
 from torch.utils import benchmark
 
 from fpe.packing.layers import bytes_of
-from fpe_reproduction.bench.cases import (
-    DENSE,
-    MASKED,
-    PACKED,
-    BenchConfig,
-    Row,
-    Subjects,
-)
+from fpe.rewiring.block_rewirer import BlockRewirer
+from fpe.rewiring.schedule import RewiringSchedule
+from fpe_reproduction.bench.cases import DENSE, MASKED, MOVING, PACKED, SPARSE, BenchConfig
+from fpe_reproduction.bench.rows import Row
+from fpe_reproduction.bench.subjects import Subjects, file_sizes, subjects
 
 #: A sample is as many calls in a row as take this long, at least one.
 SAMPLE_SECONDS = 0.005
@@ -40,16 +37,25 @@ MAX_CALLS = 500
 WARM_SECONDS = 0.02
 #: Pause before a sample, in which waiting threads of other libraries fall asleep.
 REST_SECONDS = 0.003
+#: What is recorded of a row.
+RECORDED = ("name", "over", "stored", "useful", "gathers")
+#: Exchanges inputs after each step, the largest share that there is by default.
+EACH_STEP = RewiringSchedule(every=1, until=1.0, decay="constant")
 
 
 def interleave(
-    calls: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float, seed: int = 0
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    seconds: float,
+    seed: int = 0,
+    always: Container[str] = (DENSE, PACKED),
 ) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """Time calls in turns, one sample of each per round, in a new random order each time.
 
     What slows the machine slows all calls of a round alike, so ratios are taken within rounds. A call that
     would take more than `seconds` in all takes part in fewer rounds, evenly spread, but in three at least;
-    the dense parent and the packed layer take part in all.
+    those of `always` take part in all.
 
     Returns the seconds of one call, an array over the rounds with NaN where it took no part, and the calls in
     a sample.
@@ -59,7 +65,7 @@ def interleave(
         once = _warm_up(call, seconds)
         repeats[name] = max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / max(once, 1e-9))))
         most = min(rounds, seconds / (once * repeats[name] + REST_SECONDS))
-        count = rounds if name in (DENSE, PACKED) else max(min(3, rounds), int(most))
+        count = rounds if name in always else max(min(3, rounds), int(most))
         turns[name] = {i * rounds // count for i in range(count)}
     order, draw = list(calls), random.Random(seed)
     taken = {name: np.full(rounds, np.nan) for name in calls}
@@ -110,22 +116,50 @@ def median_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
 
 
 def add_times(
-    records: list[dict[str, Any]],
-    batch: int,
-    calls: Mapping[str, Callable[[], object]],
-    config: BenchConfig,
-    rounds: int,
-    seconds: float,
+    records: list[dict[str, Any]], batch: int, taken: Mapping[str, np.ndarray], repeats: Mapping[str, int]
 ) -> None:
-    """Time calls; add their seconds, and ratios to the dense parent and the packed layer within rounds."""
-    taken, repeats = interleave(calls, rounds=rounds, seconds=seconds, seed=config.seed)
+    """Add seconds, and ratios within rounds to the row that each is compared to."""
     for record in records:
         own = taken[record["name"]]
-        record["batches"][str(batch)] = {"calls": repeats[record["name"]], "seconds": median_of(own)} | {
-            key: median_of(own / taken[other])
-            for key, other in (("ratio", DENSE), ("to_packed", PACKED))
-            if other in taken
-        }
+        times = {"calls": repeats[record["name"]], "seconds": median_of(own)}
+        if record["over"] in taken:
+            times["ratio"] = median_of(own / taken[record["over"]])
+        record["batches"][str(batch)] = times
+
+
+def read_rate(size: int, most: int) -> float:
+    """Return the bytes a second that the CPU reads of a tensor of `size` bytes, of which `most` are tried.
+
+    That of the faster of a sum and a product with a vector, the best of several; small tensors are cached.
+    """
+    width = 256
+    source = torch.ones(max(1, min(size, most) // (4 * width)), width)
+    vector = torch.ones(width)
+    best = math.inf
+    for call in (source.sum, lambda: torch.mv(source, vector)):
+        once = _warm_up(call, WARM_SECONDS)
+        repeats = max(1, min(MAX_CALLS, math.ceil(SAMPLE_SECONDS / 5 / max(once, 1e-9))))
+        best = min(best, *(_seconds(call, repeats) / repeats for _ in range(5)))
+    return source.nbytes / best
+
+
+def bound(
+    row: Mapping[str, Any], batch: int, inputs: int, machine: Mapping[str, float], most: int
+) -> dict[str, Any]:
+    """Return the least seconds of a call that the machine allows on a CPU, and what limits it (roofline).
+
+    Stored bytes are read once; two operations for each weight and sample take the time of a matrix product's;
+    without structure, each weight also reads its input of each sample out of a cache.
+    """
+    found = {
+        "arithmetic": 2 * row["useful"] * batch / machine["matrix"],
+        "reading the weights": row["stored"] / read_rate(row["stored"], most),
+    }
+    if row["gathers"] and batch > 1:
+        samples = 4 * inputs * batch * torch.get_num_threads()  # which each core keeps
+        found["reading inputs for each weight"] = 4 * row["useful"] * batch / read_rate(samples, most)
+    by = max(found, key=lambda name: found[name])
+    return {"seconds": found[by], "by": by}
 
 
 def machine_limits(device: str, stream: int) -> dict[str, float]:
@@ -139,35 +173,50 @@ def machine_limits(device: str, stream: int) -> dict[str, float]:
     side = min(4096, int((stream / 64) ** 0.5))
     a, b = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
 
-    def median(call: Callable[[], object]) -> float:
-        return float(np.median([_seconds(call) for _ in range(6)][1:]))
+    def best(call: Callable[[], object]) -> float:
+        return min(_seconds(call) for _ in range(6))
 
     return {
-        "read": source.nbytes / median(source.sum),
-        "copy": 2 * source.nbytes / median(lambda: target.copy_(source)),
-        "matrix": 2 * side**3 / median(lambda: a @ b),
+        "read": source.nbytes / best(source.sum),
+        "copy": 2 * source.nbytes / best(lambda: target.copy_(source)),
+        "matrix": 2 * side**3 / best(lambda: a @ b),
     }
 
 
-def training_step(network: nn.Module, x: Tensor, labels: Tensor) -> tuple[Callable[[], None], Any]:
-    """Return a step (forward, cross-entropy, backward, Adam, gradients to None), and its optimizer."""
+def training_step(
+    network: nn.Module, x: Tensor, labels: Tensor, moving: bool = False
+) -> tuple[Callable[[], None], Any]:
+    """Return a step (forward, cross-entropy, backward, Adam, gradients to None), and its optimizer.
+
+    If `moving`, blocks exchange inputs in each step.
+    """
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], lr=1e-4)
+
+    rewirer = BlockRewirer(network, optimizer, steps=10**9, schedule=EACH_STEP) if moving else None
 
     def step() -> None:
         F.cross_entropy(network(x), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if rewirer is not None:
+            rewirer.step()
         optimizer.zero_grad()  # last, so that no gradients stay in memory while others are timed
 
     return step, optimizer
 
 
-def peak_bytes(network: nn.Module, x: Tensor, labels: Tensor) -> int:
+def spread_out(plain: np.ndarray, rewired: np.ndarray) -> np.ndarray:
+    """Return the mean time of steps of which one is followed by a rewiring, as often as by default."""
+    mean: np.ndarray = plain + (rewired - plain) / RewiringSchedule().every
+    return mean
+
+
+def peak_bytes(network: nn.Module, x: Tensor, labels: Tensor, moving: bool = False) -> int:
     """Return the most bytes of tensors that live at once in the second training step.
 
     Counts parameters, buffers, Adam's moments, the batch, and every block of PyTorch's allocator, temporary
     ones in its kernels included; not what libraries of matrix products keep for themselves.
     """
-    step, optimizer = training_step(network, x, labels)
+    step, optimizer = training_step(network, x, labels, moving)
     step()
     moments = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)]
     lasting = bytes_of(network) + sum(t.nbytes for t in (*moments, x, labels))
@@ -198,8 +247,10 @@ def run_case(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     """Measure a case, one of ``config.cases()``."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    if case["kind"] == "files":
+        return {**case, "forward": [], "training": [], "files": file_sizes(case, config)}
     limits = [machine_limits(case["device"], config.stream)]
-    made = Subjects(case, config)
+    made = subjects(case, config)
     if case["device"] == "cuda":
         made.notes["GPU"] = torch.cuda.get_device_name()
     free_memory()
@@ -208,12 +259,11 @@ def run_case(case: dict[str, Any], config: BenchConfig) -> dict[str, Any]:
     free_memory()
     training = _training(made, config)
     limits.append(machine_limits(case["device"], config.stream))
-    machine = {key: (limits[0][key] + limits[1][key]) / 2 for key in limits[0]}
-    for row in forward:
-        for batch, times in row["batches"].items():
-            seconds = times["seconds"]["median"]
-            times["bandwidth"] = row["stored"] / seconds / machine["read"]
-            times["rate"] = 2 * row["useful"] * int(batch) / seconds / machine["matrix"]
+    machine = {key: max(limits[0][key], limits[1][key]) for key in limits[0]}
+    if case["device"] == "cpu":
+        for record in forward:
+            for batch, times in record["batches"].items():
+                times["bound"] = bound(record, int(batch), made.probe.shape[1], machine, config.stream)
     measured = {"machine": machine, "threads": torch.get_num_threads(), "notes": made.notes}
     return {**case, **measured, "forward": forward, "training": training}
 
@@ -225,39 +275,51 @@ def _forward(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
     made.notes |= {name: why for name, why in problems.items() if why is not None}
     rows = [row for row in made.rows if problems[row.name] is None]
     records: list[dict[str, Any]] = [
-        {"name": r.name, "stored": r.stored, "useful": r.useful, "batches": {}} for r in rows
+        {**{key: getattr(r, key) for key in RECORDED}, "batches": {}} for r in rows
     ]
+    how: dict[str, Any] = {"rounds": config.rounds, "seconds": config.seconds, "seed": config.seed}
+    how["always"] = {PACKED, SPARSE, *(row.over for row in rows)}
     for batch in config.batches:
         x = _inputs(batch, made)
-        calls = {r.name: partial(r.call, x) for r in rows}
-        add_times(records, batch, calls, config, config.rounds, config.seconds)
+        add_times(records, batch, *interleave({r.name: partial(r.call, x) for r in rows}, **how))
     return records
 
 
 def _training(made: Subjects, config: BenchConfig) -> list[dict[str, Any]]:
     """Time and weigh training steps of the networks that compute what the masked one does."""
     networks = dict(made.networks)
+    if not networks:
+        return []
     with torch.no_grad():
-        expected = made.networks[MASKED](made.probe)
+        expected = networks[MASKED](made.probe)
         for name in networks.keys() - {DENSE, MASKED}:
             problem = Row(name, networks[name], 0, 0, expected).problem(made.probe)
             if problem is not None:
                 made.notes[f"training: {name}"] = problem
                 del networks[name]
     records: list[dict[str, Any]] = [
-        {"name": n, "stored": bytes_of(net), "batches": {}} for n, net in networks.items()
+        {"name": n, "over": DENSE, "stored": bytes_of(net), "batches": {}} for n, net in networks.items()
     ]
+    rounds = max(3, math.ceil(config.rounds / 2))
+    how: dict[str, Any] = {"rounds": rounds, "seconds": 2 * config.seconds, "seed": config.seed}
     for batch in config.training_batches:
         x = _inputs(batch, made)
         labels = torch.randint(expected.shape[1], (batch,), device=x.device)
         peaks = {}
         for name, network in networks.items():
-            peaks[name] = peak_bytes(network, x, labels)
+            peaks[name] = peak_bytes(network, x, labels, name == MOVING)
             free_memory()  # else what is left of one step splits the memory of the next
-        calls: dict[str, Any] = {name: training_step(net, x, labels)[0] for name, net in networks.items()}
-        add_times(records, batch, calls, config, max(3, math.ceil(config.rounds / 2)), 2 * config.seconds)
+        calls = {name: training_step(net, x, labels, name == MOVING)[0] for name, net in networks.items()}
+        taken, repeats = interleave(calls, **how)
+        rewiring = taken.get(MOVING)
+        if rewiring is not None:
+            taken[MOVING] = spread_out(taken[PACKED], rewiring)
+        add_times(records, batch, taken, repeats)
         for record in records:
-            record["batches"][str(batch)]["peak"] = peaks[record["name"]]
+            times = record["batches"][str(batch)]
+            times["peak"] = peaks[record["name"]]
+            if record["name"] == MOVING and rewiring is not None:
+                times["rewiring"] = median_of(rewiring)
         del calls
         free_memory()
     return records

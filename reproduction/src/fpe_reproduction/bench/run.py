@@ -21,7 +21,7 @@ from fpe._util.files import read_json, write_json
 from fpe.compare.runner import run_tasks
 from fpe.compare.store import provenance
 from fpe.errors import FPEError
-from fpe_reproduction.bench.cases import BenchConfig
+from fpe_reproduction.bench.cases import BenchConfig, case_name
 from fpe_reproduction.bench.measure import run_case_quietly
 
 #: Lets glibc keep its memory: else the pages of each large output are returned after the call and faulted in
@@ -61,10 +61,10 @@ def run_bench(
         if "problem" in record:
             (stored / f"{name}.json").unlink()
         found = "" if record["measured"] == began else ": found"
-        advance(f"{record['name']} α={record['factor']}{found}")
+        advance(f"{case_name(record)}{found}")
 
     tasks = {
-        re.sub(r"[^\w.-]+", "-", f"{case['device']}-{case['name']}-x{case['factor']}"): {"case": case}
+        re.sub(r"[^\w.-]+", "-", "{device}-{kind}-{name}-x{factor}".format(**case)): {"case": case}
         for case in config.cases(devices)
     }
     records = run_tasks(measure, tasks, stored, conditions(config), jobs=1, on_finished=finished)
@@ -80,7 +80,9 @@ def run_bench(
 
 def conditions(config: BenchConfig) -> str:
     """Return what times depend on beside the case and the code: settings, versions, kind of machine."""
-    settings = {k: v for k, v in asdict(config).items() if k not in ("sizes", "factors", "models")}
+    settings = {
+        k: v for k, v in asdict(config).items() if k not in ("sizes", "free", "files", "factors", "models")
+    }
     settings["threads"] = config.threads or torch.get_num_threads()
     made = {k: v for k, v in provenance().items() if k not in ("commit", "written")}
     return json.dumps({**settings, **made, **processor()}, sort_keys=True)
@@ -123,11 +125,7 @@ def found(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def failed(result: dict[str, Any]) -> FPEError | None:
     """Return an error that names the cases that failed, if any did."""
-    lines = [
-        f"  - {case['name']}, factor {case['factor']}, {case['device']}: {case['problem']}"
-        for case in result["cases"]
-        if "problem" in case
-    ]
+    lines = [f"  - {case_name(case)}: {case['problem']}" for case in result["cases"] if "problem" in case]
     if not lines:
         return None
     return FPEError(f"{len(lines)} of {len(result['cases'])} cases failed:\n" + "\n".join(lines))
