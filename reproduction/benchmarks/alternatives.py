@@ -229,8 +229,10 @@ def _programs(data: Any, X: np.ndarray, folder: Path, epochs: int | None) -> Ite
     if find("emlearn"):
         import emlearn  # type: ignore[import-not-found]
 
-        made = emlearn.convert(mlp, method="loadable")
-        (folder / "emlearn_net.c").write_text(made.save(name="net", inference=["loadable"]))
+        # emlearn.convert would also compile a program of its own, in the current folder.
+        generate = emlearn.net.c_generate_net_loadable
+        code = generate([mlp.activation, mlp.out_activation_], mlp.coefs_, mlp.intercepts_, prefix="net")
+        (folder / "emlearn_net.c").write_text(code)
         include = Path(emlearn.__file__).parent
         call = f"*out = (float)eml_net_predict(&net, x, {X.shape[1]});"
         yield _compiled(f"emlearn, {about}", folder / "emlearn_net.c", call, test, 1, mlp.classes_,
