@@ -224,6 +224,10 @@ def test_a_plan_leaves_a_group_out_by_name_that_cannot_be_verified_unless_it_was
     with pytest.raises(ModelError, match="the neurons of 'a' cannot be expanded"):
         fpe.plan(Two(), layers=["a"], example_inputs=X)
     assert [layer.group.name for layer in fpe.plan(Two(), layers="?", example_inputs=X).layers] == ["c"]
+    # 'unused' consumes one group and produces, with 'b', another one: neither can be verified.
+    both = fpe.plan(Two(), layers="*", example_inputs=X)
+    assert [layer.group.name for layer in both.layers] == ["c"]
+    assert "in 'unused'" in {skip.name: skip.reason for skip in both.skipped}["a"]
 
 
 class Slots:

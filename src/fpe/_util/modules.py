@@ -41,6 +41,12 @@ def unwrapped(model: Any) -> Any:
         model = inner
 
 
+def network_of(model: Any) -> nn.Module:
+    """Return the network of a model, or of an estimator."""
+    network: nn.Module = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
+    return network
+
+
 def hook_problems(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> list[str]:
     """Name the parameters that have hooks, which a parameter in their place would not have."""
     return [

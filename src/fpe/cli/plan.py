@@ -92,7 +92,8 @@ def _from_folder(folder: Path, weights: bool) -> Any:
     if record is None:
         raise ArgumentError(f"the folder {folder} has no config.json, which a model of transformers has.")
     if "fpe" in record and "model_type" not in record:
-        from fpe.integrations.hub import from_pretrained, network_of
+        from fpe._util.modules import network_of
+        from fpe.integrations.hub import from_pretrained
 
         return network_of(from_pretrained(folder))
     try:

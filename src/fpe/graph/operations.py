@@ -137,9 +137,14 @@ def _is_uniform(node: fx.Node, axis: int, depth: int = 6) -> bool:
     name = name_of(node) if node.op == "call_function" else ""
     if name in CONSTANT or name not in ELEMENTWISE | RETYPING | {"expand", "expand_as"} or not depth:
         return name in CONSTANT
-    sources = node.all_input_nodes[: 1 if name == "expand_as" else None]
+    sources = _shortest_first(node.all_input_nodes[: 1 if name == "expand_as" else None])
     dims = len(shape_of(node))
     return all(_is_uniform(n, axis - dims + len(shape_of(n)), depth - 1) for n in sources)
+
+
+def _shortest_first(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Put what is no operation on entries first: it decides at once, where a residual sum leads far back."""
+    return sorted(nodes, key=lambda n: n.op == "call_function" and name_of(n) in ELEMENTWISE)
 
 
 def entries_of(node: fx.Node, axis: int, depth: int = 12) -> dict[fx.Node, int] | None:
@@ -155,7 +160,7 @@ def entries_of(node: fx.Node, axis: int, depth: int = 12) -> dict[fx.Node, int] 
     name = name_of(node) if node.op == "call_function" and depth else ""
     shape, moved = shape_of(node), Flow("", axis)
     if name in ELEMENTWISE | RETYPING | {"expand", "expand_as"}:
-        sources = node.all_input_nodes[: None if name in ELEMENTWISE else 1]
+        sources = _shortest_first(node.all_input_nodes[: None if name in ELEMENTWISE else 1])
         places = {n: axis - len(shape) + len(shape_of(n)) for n in sources}
     elif _RULES.get(name) is _reshape:
         (source,) = (n for n in node.all_input_nodes[:1])

@@ -124,6 +124,10 @@ class Part:
     shapes: list[torch.Size]
 
 
+#: Layers, each with the name of a group, which it produces or consumes: it may do both, for two groups.
+Roles = dict[tuple[str, str], NeuronGroup]
+
+
 class _Trial:
     """A copy of a model with random weights, and what its outputs do when neurons of groups are permuted.
 
@@ -157,8 +161,12 @@ class _Trial:
         A backward pass shows it for all layers at once; only a layer that no gradient reaches is permuted.
         Evaluation mode is dropped if it computes what training mode does.
         """
-        left = {name: group for group in self.groups for name in (*group.producers, *group.consumers)}
-        slopes: dict[str, float] = {}
+        left: Roles = {
+            (name, group.name): group
+            for group in self.groups
+            for name in (*group.producers, *group.consumers)
+        }
+        slopes: dict[tuple[str, str], float] = {}
         for training in (True, False):
             if not left or training not in self.modes:
                 continue
@@ -175,31 +183,31 @@ class _Trial:
                     )
                     warnings.warn(message, UserWarning, stacklevel=2)
             else:
-                left = {n: g for n, g in left.items() if not slopes[n] >= _POWER * self.rounding}
+                left = {k: g for k, g in left.items() if not slopes[k] >= _POWER * self.rounding}
         self.alike = len(self.whole) > 1 and distance(self.whole[False], self.whole[True]) <= self.rounding
         if self.alike and self.all_show:
             self.modes, self.halves = [True], [1]
         if self.rounding == float("inf"):
             reason = f"{self.kind} computes in a precision so coarse that nothing could be verified"
             return {group.name: reason for group in self.groups}
-        weak = [name for name in left if slopes[name] > 0 or not self.moves_alone(left[name], name)]
+        weak = [key for key in left if slopes[key] > 0 or not self.moves_alone(left[key], key[0])]
         return {
-            left[name].name: f"the output of {self.kind} does not depend on the order of the neurons in "
+            group: f"the output of {self.kind} does not depend on the order of the neurons in "
             f"{name!r}, so that nothing can be verified; give a batch on which it does, and a model that "
             "returns floating-point numbers, such as its logits"
-            for name in weak
+            for name, group in weak
         }
 
-    def slopes(self, layers: dict[str, NeuronGroup], training: bool) -> dict[str, float]:
+    def slopes(self, layers: Roles, training: bool) -> dict[tuple[str, str], float]:
         """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient.
 
         Each gradient is used as soon as it is there, and gone then.
         """
         shared, slopes = Shared(), dict.fromkeys(layers, 0.0)
-        changes: dict[Tensor, dict[str, Tensor]] = {}
-        for name, group in layers.items():
-            for tensor, new in permuted(self.copy, group, [name], shared=shared).items():
-                changes.setdefault(tensor, {})[name] = new
+        changes: dict[Tensor, dict[tuple[str, str], Tensor]] = {}
+        for key, group in layers.items():
+            for tensor, new in permuted(self.copy, group, [key[0]], shared=shared).items():
+                changes.setdefault(tensor, {})[key] = new
         neurons: dict[Tensor, set[int]] = {}  # weights, and their axes over neurons
         for group in self.groups:
             for tensor, axis, _ in tensors_of(self.copy, group, (*group.producers, *group.consumers)):
@@ -209,9 +217,9 @@ class _Trial:
 
         def use(tensor: Tensor, leaf: Tensor) -> None:
             gradient, leaf.grad = cast(Tensor, leaf.grad), None
-            for name, new in changes[tensor].items():
+            for key, new in changes[tensor].items():
                 slope = gradient.flatten().dot(new.flatten()) - gradient.flatten().dot(tensor.data.flatten())
-                slopes[name] += float(slope)
+                slopes[key] += float(slope)
             effects = gradient.mul_(tensor.data).abs_()
             for axis in neurons.get(tensor, ()):
                 each = effects.movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1)
@@ -232,7 +240,7 @@ class _Trial:
         self.whole[training] = [output.detach() for output in outputs]
         every = {(tensor, axis) for tensor, axes in neurons.items() for axis in axes}
         self.all_show = self.all_show or every <= shown
-        return {name: abs(slope) for name, slope in slopes.items()}
+        return {key: abs(slope) for key, slope in slopes.items()}
 
     def moves_alone(self, group: NeuronGroup, name: str) -> bool:
         """Tell whether the output moves if a layer is permuted alone."""

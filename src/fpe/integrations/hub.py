@@ -17,7 +17,7 @@ from torch import nn
 
 from fpe import __version__
 from fpe._util.files import read_json, write_atomically, write_json
-from fpe._util.modules import unwrapped
+from fpe._util.modules import network_of, unwrapped
 from fpe.compare.best import cell, counts_of, density, prediction, tables, versions
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.expansion.plan import Plan
@@ -246,12 +246,6 @@ def _file(source: str | os.PathLike[str], name: str, download: Mapping[str, Any]
             f"{source} is no folder, and {name} of a repository of that name cannot be read "
             f"({type(error).__name__}: {error}). Give a folder that save_pretrained wrote, or 'user/name'."
         ) from error
-
-
-def network_of(model: Any) -> nn.Module:
-    """Return the network of a model, or of an estimator."""
-    network: nn.Module = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
-    return network
 
 
 def _kind(model: Any) -> str:
