@@ -17,6 +17,7 @@ from typing import Any
 
 import whole_images
 import whole_masks
+import whole_masks_mlp
 import whole_mlp
 import whole_recipes
 import whole_text
@@ -49,6 +50,7 @@ EXPERIMENTS = (
     "whole-images",
     "whole-fixed",
     "whole-masks",
+    "whole-mlp-fixed",
 )
 
 Tasks = dict[str, dict[str, Any]]
@@ -160,18 +162,29 @@ def run_recipes() -> None:
 
 
 def run_fixed(length: int = 1, text: str = "characters") -> None:
-    """Tune and run wide networks whose masks are random from the start, and fixed."""
+    """Tune and run wide networks whose masks are random from the start: equally many inputs each."""
     networks = [own for own in (PAIRS if text == "pairs" else whole_text.NETWORKS) if own.startswith("zeros")]
-    ways = {way.replace("zeros", "fixed"): own for way, own in of_text(text, networks, length).items()}
+    known = of_text(text, networks, length)
+    ways = {way.replace("zeros", "fixed"): {**own, "masks": "neuron"} for way, own in known.items()}
     best = tune(whole_masks.measure, "whole-fixed", ways, dict.fromkeys(ways, FIXED_RATES))
     run_seeds(whole_masks.measure, "whole-fixed", ways, best)
 
 
 def run_masks() -> None:
-    """Tune and run wide networks with random masks that can be packed; others are those of `run_fixed`."""
-    ways = {own: {"network": ABLATED, "masks": own} for own in whole_masks.MASKS if own != "any"}
+    """Tune and run wide networks with other random masks than those of `run_fixed`."""
+    ways = {own: {"network": ABLATED, "masks": own} for own in whole_masks.MASKS if own != "neuron"}
     best = tune(whole_masks.measure, "whole-masks", ways, dict.fromkeys(ways, FIXED_RATES))
     run_seeds(whole_masks.measure, "whole-masks", ways, best, range(3))
+
+
+def run_fixed_mlp() -> None:
+    """Train deep MLPs of three times the width with random masks."""
+    cells = [(layers, hidden) for layers in whole_mlp.LAYERS for hidden in whole_mlp.WIDTHS]
+    tasks: Tasks = {
+        f"l{layers}-h{hidden}-fixed-3": {"layers": layers, "hidden": hidden, "factor": 3}
+        for layers, hidden in cells
+    }
+    kept(whole_masks_mlp.measure, tasks, "whole-mlp-fixed")
 
 
 def run_trained() -> None:
@@ -226,6 +239,7 @@ STAGES = {
     "pairs": run_pairs,
     "fixed": run_fixed,
     "masks": run_masks,
+    "fixed-mlp": run_fixed_mlp,
     "fixed-long": functools.partial(run_fixed, 4),
     "fixed-pairs": functools.partial(run_fixed, 1, "pairs"),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import whole_text
 from common import RESULTS
 from matplotlib.figure import Figure
-from whole_runs import KNOWN, ZEROS, Runs, lengths_of
+from whole_runs import KINDS, KNOWN, ZEROS, lengths_of, text_runs
 
 from fpe._util.files import write_atomically
 from fpe_reproduction.statistics import equal_size
@@ -16,27 +16,29 @@ FIGURE = RESULTS.parent / "evidence" / "transformers-and-cnns.png"
 
 def draw() -> None:
     """Draw the losses of the character models over their counts, and the dense sizes that they equal."""
-    runs = Runs("whole-text", "whole-wider")
+    runs = text_runs()
     figure = Figure(figsize=(9.5, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     percent = [100 * zeros for zeros in ZEROS]
-    for length, color in zip(lengths_of(runs), ("#e07a1f", "#2e6f95"), strict=False):
+    known = {kind: lengths_of(runs, kind) for kind in KINDS}
+    for length, color in zip(known["zeros"], ("#e07a1f", "#2e6f95"), strict=False):
         dense = [f"{own}-characters-{length}" for own in whole_text.NETWORKS[:4]]
         counts, curve = runs.curve(dense)
-        own = {"color": color, "label": f"dense, {length * whole_text.STEPS:,} steps"}
-        left.plot(counts, curve.mean(axis=0), "o-", **own)
-        equal = []
-        for zeros in ZEROS:
-            values = runs.values(f"zeros-{zeros:g}-characters-{length}")
-            found = equal_size(counts, curve, values)
-            equal.append([bound / counts[0] for bound in (found.value, found.low, found.high)])
-            left.plot(counts[0], values.mean(), "s", color=color, markerfacecolor="white")
-            left.annotate(f"{zeros:.1%} zeros".replace(".0%", "%"), (counts[0], values.mean()),
-                          xytext=(6, -3), textcoords="offset points", fontsize=8, color=color)  # fmt: skip
-        value, low, high = np.array(equal).T
         steps = f"{length * whole_text.STEPS:,} steps"
-        error = value - low, high - value
-        right.errorbar(percent, value, error, fmt="s-", color=color, capsize=3, label=steps)
+        left.plot(counts, curve.mean(axis=0), "o-", color=color, label=f"dense, {steps}")
+        for kind, marker in zip(KINDS, "sD", strict=True):
+            if length not in known[kind]:
+                continue
+            equal = []
+            for zeros in ZEROS:
+                values = runs.values(f"{kind}-{zeros:g}-characters-{length}")
+                found = equal_size(counts, curve, values)
+                equal.append([bound / counts[0] for bound in (found.value, found.low, found.high)])
+                left.plot(counts[0], values.mean(), marker, color=color, markerfacecolor="white")
+            value, low, high = np.array(equal).T
+            own = {"color": color, "capsize": 3, "label": f"{KINDS[kind]}, {steps}"}
+            line = "-" if kind == "zeros" else "--"
+            right.errorbar(percent, value, (value - low, high - value), fmt=f"{marker}{line}", **own)
     right.plot(percent, KNOWN.values(), ":", color="#333333", label="large networks")
     left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")
     left.set_xticks(counts, [f"{count / 1000:.0f}k" for count in counts])

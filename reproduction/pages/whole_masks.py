@@ -10,7 +10,7 @@ import fpe
 
 #: Which weights are kept: the arguments of `fpe.random_masks_`.
 MASKS: dict[str, dict[str, Any]] = {
-    "any": {},
+    "any": {"scope": "network"},
     "neuron": {"scope": "neuron"},
     "group-4": {"scope": "group", "groups": 4},
     "group-8": {"scope": "group", "groups": 8},

@@ -11,7 +11,20 @@ import whole_images
 import whole_mlp
 import whole_text
 from common import RESULTS, block, made_by, table, trained_at
-from whole_runs import KNOWN, ZEROS, Runs, difference, lengths_of, nats, percent, rate_of, stored, times
+from whole_runs import (
+    KINDS,
+    KNOWN,
+    ZEROS,
+    Runs,
+    difference,
+    lengths_of,
+    nats,
+    percent,
+    rate_of,
+    stored,
+    text_runs,
+    times,
+)
 
 from fpe_reproduction.statistics import equal_size, jackknife, mean, size_at
 
@@ -35,7 +48,7 @@ def text_table(runs: Runs, text: str, length: int, networks: Sequence[str]) -> s
         row = [NAMES.get(own, own), f"{record['nonzero']:,}", nats(mean(runs.values(way)))]
         row.append("" if way == small else difference(runs, way, small).text(1, 3))
         equal = "" if own in dense else times(equal_size(counts, curve, runs.values(way)), counts[0])
-        known = KNOWN.get(float(own.split("-")[1])) if own.startswith("zeros") else None
+        known = KNOWN.get(float(own.split("-")[1])) if own.split("-")[0] in KINDS else None
         row += [equal, "" if known is None else f"{known:g}", average_text(runs, way, counts, curve)]
         row += [f"{record['flops'] / other['flops']:.1f}", f"{record['bytes'] / other['bytes']:.1f}"]
         rows.append(row)
@@ -60,18 +73,19 @@ def average_text(runs: Runs, way: str, counts: Sequence[int], curve: np.ndarray)
     return jackknife(estimate, len(values)).text(1, 3)
 
 
-def law(runs: Runs, lengths: Sequence[int]) -> str:
-    """Fit how large a dense network a wider one equals: (1 − zeros)^−k, for each length of training."""
+def law_table() -> str:
+    """Fit how large a dense network a wider one equals: (1 − zeros)^−k, for each kind and length."""
+    runs = text_runs()
     dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
-    shares = [runs.of(f"zeros-{z:g}-characters-{lengths[0]}")[0]["zeros"] for z in ZEROS]
+    shares = [runs.of(f"zeros-{z:g}-characters-1")[0]["zeros"] for z in ZEROS]
     x = -np.log1p(-np.array(shares))
 
     def slope(sizes: Iterable[float]) -> float:
         return float((x * np.log(list(sizes))).sum() / (x * x).sum())
 
-    def power(length: int) -> Callable[[np.ndarray], float]:
+    def power(kind: str, length: int) -> Callable[[np.ndarray], float]:
         counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense])
-        values = [runs.values(f"zeros-{z:g}-characters-{length}") for z in ZEROS]
+        values = [runs.values(f"{kind}-{z:g}-characters-{length}") for z in ZEROS]
 
         def estimate(seeds: np.ndarray) -> float:
             at = curve[seeds].mean(0)
@@ -79,26 +93,19 @@ def law(runs: Runs, lengths: Sequence[int]) -> str:
 
         return estimate
 
-    trials, powers = len(whole.SEEDS), {length: power(length) for length in lengths}
-    first, rows = powers[lengths[0]], []
-    for length, own in powers.items():
-        found = jackknife(own, trials)
-        row = [
-            f"{length} ×",
-            found.text(1, 2, sign=False),
-            *(f"{(1 - z) ** -found.value:.2f}" for z in ZEROS),
-        ]
-        change = jackknife(lambda seeds, own=own: own(seeds) - first(seeds), trials)
-        rows.append([*row, "" if own is first else change.text(1, 2)])
+    trials, rows = len(whole.SEEDS), []
+    for kind, title in KINDS.items():
+        powers = {length: power(kind, length) for length in lengths_of(runs, kind)}
+        for length, own in powers.items():
+            found = jackknife(own, trials)
+            fitted = (f"{(1 - z) ** -found.value:.2f}" for z in ZEROS)
+            row = [f"{title}, {length} ×", found.text(1, 2, sign=False), *fitted]
+            change = jackknife(lambda seeds, own=own, first=powers[1]: own(seeds) - first(seeds), trials)
+            rows.append([*row, "" if length == 1 else change.text(1, 2)])
     theirs = slope(KNOWN[z] for z in ZEROS)
     rows.append(["large networks", f"{theirs:.2f}", *(f"{(1 - z) ** -theirs:.2f}" for z in ZEROS), ""])
-    head = [
-        "steps",
-        "k",
-        *(f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS),
-        f"k minus that of {lengths[0]} ×",
-    ]
-    return table(head, rows)
+    zeros = [f"{z:.1%} zeros".replace(".0%", "%") for z in ZEROS]
+    return table(["masks, steps", "k", *zeros, "k minus that of 1 ×"], rows)
 
 
 def power_table(runs: Runs, text: str, length: int, ways: Sequence[str]) -> str:
@@ -122,6 +129,16 @@ NAMES = {
     "zeros-0.5": "**wider, 50 % zeros**",
     "zeros-0.75": "**wider, 75 % zeros**",
     "zeros-0.875": "**wider, 87.5 % zeros**",
+    "fixed-0.5": "**wider, 50 % random zeros**",
+    "fixed-0.75": "**wider, 75 % random zeros**",
+    "fixed-0.875": "**wider, 87.5 % random zeros**",
+}
+#: What each kind of random masks is.
+MASKS = {
+    "fixed-0.75-characters-1": "equally many inputs for each neuron",
+    "any": "anywhere",
+    "group-4": "the same inputs for a fourth of a layer's neurons (dense blocks)",
+    "group-8": "the same inputs for an eighth",
 }
 #: What each recipe of the ablation is.
 RECIPES = {
@@ -179,7 +196,7 @@ def trained_table() -> str:
 
 def mlp_table() -> dict[str, str]:
     """Compare deep MLPs with dense, residual and shallow ones."""
-    by_name = {record["task"]: record for record in stored("whole-mlp")}
+    by_name = {record["task"]: record for name in ("whole-mlp", "whole-mlp-fixed") for record in stored(name)}
     rows, gains = [], []
     for layers in whole_mlp.LAYERS:
         for hidden in whole_mlp.WIDTHS:
@@ -198,11 +215,17 @@ def mlp_table() -> dict[str, str]:
             row = [f"{layers}", f"{hidden}", f"{counts[0]:,}", percent(curve[:, 0])]
             row += [percent(cell[own]["accuracies"]) for own in wider]
             row += [""] * (3 - len(wider))
+            row.append(percent(by_name[f"l{layers}-h{hidden}-fixed-3"]["accuracies"]))
             row += [times(equal, counts[0]), percent(cell["residual"]["accuracies"])]
             rows.append([*row, percent(cell["shallow"]["accuracies"])])
     better = sum(gain.low > 0 for gain in gains)
     head = ["layers", "h", "non-zeros", "dense %", "wider by 2 %", "wider by 3 %", "wider by 4 %"]
-    head += ["wider by 3 equals dense of ×", "dense, residual %", "best shallow %"]
+    head += [
+        "random zeros, wider by 3 %",
+        "wider by 3 equals dense of ×",
+        "dense, residual %",
+        "best shallow %",
+    ]
     return {"mlp": table(head, rows), "mlp-better": f"{better} of {len(gains)}"}
 
 
@@ -251,19 +274,38 @@ def image_table() -> str:
 
 def characters(length: int) -> dict[str, str]:
     """Return the table of the character models of one length of training."""
-    dense, wider = whole_text.NETWORKS[:4], whole_text.NETWORKS[4:]
+    runs, dense = text_runs(), whole_text.NETWORKS[:4]
+    wider = [f"{kind}-{z:g}" for kind in KINDS if length in lengths_of(runs, kind) for z in ZEROS]
     networks = [*dense, *(whole_text.DEEPER if length == 1 else ()), *wider]
-    runs = Runs("whole-text", "whole-wider")
     made = {f"text-{length}": text_table(runs, "characters", length, networks)}
     if length == 1:
         made["power"] = power_table(runs, "characters", length, (*whole_text.DEEPER, *dense[1:], *wider))
     return made
 
 
+def pairs() -> list[str]:
+    """Return the networks of byte pairs that are stored."""
+    runs = text_runs()
+    fixed = [own.replace("zeros", "fixed") for own in whole.PAIRS if own.startswith("zeros")]
+    return [*whole.PAIRS, *(own for own in fixed if runs.complete(f"{own}-pairs-1"))]
+
+
+def masks_table() -> str:
+    """Compare random masks of other structure with ones of equally many inputs for each neuron."""
+    runs = Runs("whole-fixed", "whole-masks")
+    first, seeds = next(iter(MASKS)), 3
+    rows = []
+    for own, title in MASKS.items():
+        values = runs.values(own)[:seeds]
+        row = [title, rate_of(runs.of(own)[0]), f"{runs.of(own)[0]['nonzero']:,}", nats(mean(values))]
+        rows.append([*row, "" if own == first else mean(values - runs.values(first)[:seeds]).text(1, 3)])
+    return table(["places of the weights", "rate", "non-zeros", "loss", "minus the first"], rows)
+
+
 def bytes_table() -> str:
     """Compare the files of wider networks with those of dense ones."""
     found = {record["task"]: record for record in stored("whole-bytes")}
-    runs = Runs("whole-text", "whole-wider")
+    runs = text_runs()
     dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
     files = [found[f"{own}-network"]["bytes"] for own in dense]
     counts, curve = runs.curve([f"{own}-characters-1" for own in dense])
@@ -280,12 +322,6 @@ def bytes_table() -> str:
     return table(head, rows)
 
 
-def law_table() -> str:
-    """Return the law of all lengths of training that are stored."""
-    runs = Runs("whole-text", "whole-wider")
-    return law(runs, lengths_of(runs))
-
-
 #: What is between the marks of a section, each by the first of them.
 PARTS: dict[str, Callable[[], dict[str, str]]] = {
     "text-1": lambda: characters(1),
@@ -296,7 +332,8 @@ PARTS: dict[str, Callable[[], dict[str, str]]] = {
     "trained": lambda: {"trained": trained_table()},
     "mlp-trained": lambda: {"mlp-trained": mlp_trained_table()},
     "recipes": lambda: {"recipes": recipe_table()},
-    "pairs": lambda: {"pairs": text_table(Runs("whole-text", "whole-wider"), "pairs", 1, whole.PAIRS)},
+    "masks": lambda: {"masks": masks_table()},
+    "pairs": lambda: {"pairs": text_table(text_runs(), "pairs", 1, pairs())},
     "images": lambda: {"images": image_table()},
     "made": lambda: {"made": made()},
 }

@@ -25,8 +25,7 @@ from whole_text import (
 
 import fpe
 from fpe.compare.runner import one_thread
-from fpe.expansion.whole import prune_to_
-from fpe.masked import MaskedLayer, MaskedLinear
+from fpe.masked import MaskedLinear
 
 #: The arguments of the pruner in recipes that differ from the default in nothing else.
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -72,7 +71,7 @@ def measure(
         if recipe == "head":
             mask_head_(model)
         if recipe in SPARSE:
-            prune_at_random_(model, budget, seed)
+            fpe.random_masks_(model, budget, scope="network", seed=seed)
         optimizer = adamw(model, lr)
         found["counts"] = counts = [budget] if recipe in SPARSE else []
         after = step_of(recipe, model, optimizer, budget, steps, seed, counts)
@@ -154,19 +153,6 @@ def mask_head_(model: Any) -> None:
     weight = model.lm_head.weight.detach().clone()
     model.lm_head = MaskedLinear.from_arrays(weight, None, torch.ones_like(weight))
     model.transformer.wte.weight = model.lm_head.weight
-
-
-@torch.no_grad()
-def prune_at_random_(model: nn.Module, budget: int, seed: int) -> None:
-    """Mask weights at random, and scale the others by one over the root of their share; in place."""
-    layers = [module for module in model.modules() if isinstance(module, MaskedLayer)]
-    generator = torch.Generator().manual_seed(seed)
-    values = [layer.weight.detach().clone() for layer in layers]
-    for layer in layers:
-        layer.weight.copy_(torch.rand(layer.weight.shape, generator=generator))
-    prune_to_(model, budget)
-    for layer, value in zip(layers, values, strict=True):
-        layer.weight.copy_(value * layer.fpe_mask * float(layer.fpe_mask.mean()) ** -0.5)
 
 
 def measure_trained(kind: str, lr: float, shrink: float, seed: int, parent_lr: float) -> dict[str, Any]:

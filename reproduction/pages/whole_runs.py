@@ -90,7 +90,17 @@ def percent(values: Iterable[float]) -> str:
     return mean(values).text(100, 1, sign=False)
 
 
-def lengths_of(runs: Runs) -> list[int]:
-    """Return the lengths of training at which all networks of characters are stored with all seeds."""
-    networks = whole_text.NETWORKS
+#: How the weights of wider networks are chosen: pruned while they are trained, or at random from the start.
+KINDS = {"zeros": "pruned", "fixed": "random masks"}
+
+
+def text_runs() -> Runs:
+    """Return the runs of GPT-2s of texts."""
+    return Runs("whole-text", "whole-wider", "whole-fixed")
+
+
+def lengths_of(runs: Runs, kind: str) -> list[int]:
+    """Return the lengths of training at which dense networks and a kind of wider ones have all seeds."""
+    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+    networks = [*dense, *(f"{kind}-{z:g}" for z in ZEROS)]
     return [n for n in (1, 4) if all(runs.complete(f"{own}-characters-{n}") for own in networks)]

@@ -100,7 +100,10 @@ NETWORKS = {
     "dense": "dense-1", "dense, 1.5 ×": "dense-1.5", "dense, 2 ×": "dense-2", "dense, 3 ×": "dense-3",
     "dense, 4 blocks": "blocks4-1", "dense, 8 blocks": "blocks8-1", "**wider, 50 % zeros**": "zeros-0.5",
     "**wider, 75 % zeros**": "zeros-0.75", "**wider, 87.5 % zeros**": "zeros-0.875",
+    "**wider, 50 % random zeros**": "fixed-0.5", "**wider, 75 % random zeros**": "fixed-0.75",
+    "**wider, 87.5 % random zeros**": "fixed-0.875",
 }  # fmt: skip
+OF_TEXTS = ["whole-text", "whole-wider", "whole-fixed"]
 CURVE = ("dense-1", "dense-1.5", "dense-2", "dense-3")
 
 
@@ -114,7 +117,7 @@ def curve_of(own, suffix, measure="test"):
 def test_losses_of_texts_are_those_of_the_runs(mark, page, runs):
     if mark not in page:
         pytest.skip("not on the page yet")
-    own = best(runs, ["whole-text", "whole-wider"])
+    own = best(runs, OF_TEXTS)
     suffix = "-pairs-1" if mark == "pairs" else f"-characters-{mark[-1]}"
     dense, curve = own.loc[f"dense-1{suffix}"], curve_of(own, suffix)
     for _, row in page[mark].iterrows():
@@ -142,32 +145,36 @@ def test_losses_of_texts_are_those_of_the_runs(mark, page, runs):
 
 
 def test_the_law_is_that_of_the_runs(page, runs):
-    own = best(runs, ["whole-text", "whole-wider"])
-    shares = {"50% zeros": "zeros-0.5", "75% zeros": "zeros-0.75", "87.5% zeros": "zeros-0.875"}
+    own = best(runs, OF_TEXTS)
+    shares = {"50% zeros": "0.5", "75% zeros": "0.75", "87.5% zeros": "0.875"}
+    kinds = {"pruned": "zeros", "random masks": "fixed"}
 
-    def power(seeds, suffix):
+    def power(seeds, kind, suffix):
         curve = curve_of(own, suffix).loc[seeds].mean()
-        x = -np.log1p(-np.array([own.loc[f"{name}-characters-1"].zeros.iloc[0] for name in shares.values()]))
-        values = [own.loc[f"{name}{suffix}"].test[seeds].mean() for name in shares.values()]
+        free = [own.loc[f"zeros-{share}-characters-1"].zeros.iloc[0] for share in shares.values()]
+        values = [own.loc[f"{kind}-{share}{suffix}"].test[seeds].mean() for share in shares.values()]
         y = np.array([log_size(curve, value) for value in values]) - np.log(curve.index[0])
-        return np.linalg.lstsq(x[:, None], y, rcond=None)[0][0]
+        return np.linalg.lstsq(-np.log1p(-np.array(free))[:, None], y, rcond=None)[0][0]
 
     for _, row in page["law"].iterrows():
-        if row["steps"] == "large networks":
+        if row["masks, steps"] == "large networks":
             continue
-        suffix = f"-characters-{row['steps'][0]}"
-        found = left_out(lambda s, end=suffix: power(s, end), range(5))
+        title, length = row["masks, steps"].removesuffix(" ×").split(", ")
+        kind, suffix, first = kinds[title], f"-characters-{length}", "-characters-1"
+        found = left_out(lambda s, k=kind, end=suffix: power(s, k, end), range(5))
         agree(row["k"], *found)
         for column in shares:
             agree(row[column], (1 - float(column.split("%")[0]) / 100) ** -found[0])
-        if suffix != "-characters-1":
-            change = left_out(lambda s, end=suffix: power(s, end) - power(s, "-characters-1"), range(5))
+        if suffix != first:
+            change = left_out(
+                lambda s, k=kind, end=suffix: power(s, k, end) - power(s, k, "-characters-1"), range(5)
+            )
             agree(row["k minus that of 1 ×"], *change)
 
 
 def test_bytes_are_those_of_the_files(page, runs):
     files = runs[runs.experiment == "whole-bytes"].set_index("task").bytes
-    own = best(runs, ["whole-text", "whole-wider"])
+    own = best(runs, OF_TEXTS)
     curve = curve_of(own, "-characters-1")
     dense = files[[f"{name}-network" for name in CURVE]]
     for _, row in page["bytes"].iterrows():
@@ -182,8 +189,43 @@ def test_bytes_are_those_of_the_files(page, runs):
             agree(row["× the dense network with this loss"], free / of_equal)
 
 
+def test_masks_that_can_be_packed_are_those_of_the_runs(page, runs):
+    if "masks" not in page:
+        pytest.skip("not on the page yet")
+    own = best(runs, ["whole-fixed", "whole-masks"])
+    ways = ("fixed-0.75-characters-1", "any", "group-4", "group-8")
+    first = own.loc[ways[0]].test[:3]
+    for (_, row), way in zip(page["masks"].iterrows(), ways, strict=True):
+        mine = own.loc[way].test[:3]
+        assert list(mine.index) == [0, 1, 2]
+        agree(row["rate"], float(own.loc[way].rate.iloc[0]))
+        agree(row["non-zeros"], own.loc[way].nonzero.iloc[0])
+        agree(row["loss"], *interval(mine))
+        if way != ways[0]:
+            agree(row["minus the first"], *interval(mine - first))
+
+
+RECIPES = (
+    "moment", "one rate", "magnitude", "fisher", "relative", "each matrix", "fan-in", "least 4", "linear",
+    "early", "late", "head", "straight", "distilled", "static", "rigl",
+)  # fmt: skip
+
+
+def test_recipes_are_those_of_the_runs(page, runs):
+    if "recipes" not in page:
+        pytest.skip("not on the page yet")
+    own = best(runs, ["whole-recipes"])
+    for (_, row), name in zip(page["recipes"].iterrows(), RECIPES, strict=True):
+        mine = own.loc[name]
+        assert list(mine.index) == [0, 1, 2]
+        agree(row["rate"], float(mine.rate.iloc[0]))
+        agree(row["loss"], *interval(mine.test))
+        if name != "moment":
+            agree(row["minus the default"], *interval(mine.test - own.loc["moment"].test))
+
+
 def test_deep_mlps_are_those_of_the_runs(page, runs):
-    own = runs[runs.experiment == "whole-mlp"].set_index("task")
+    own = runs[runs.experiment.isin(["whole-mlp", "whole-mlp-fixed"])].set_index("task")
     better = 0
     for _, row in page["mlp"].iterrows():
         cell = own[own.index.str.startswith(f"l{row['layers']}-h{row['h']}-")]
@@ -196,6 +238,7 @@ def test_deep_mlps_are_those_of_the_runs(page, runs):
         for factor in (2, 3, 4):
             if f"wider-{factor}" in percent:
                 agree(row[f"wider by {factor} %"], *interval(percent[f"wider-{factor}"]))
+        agree(row["random zeros, wider by 3 %"], *interval(percent["fixed-3"]))
         agree(row["dense, residual %"], *interval(percent["residual"]))
         agree(row["best shallow %"], *interval(percent["shallow"]))
         three = percent["wider-3"]
@@ -247,7 +290,7 @@ def test_images_are_those_of_the_runs(page, runs):
 
 
 def test_power_is_that_of_the_seeds(page, runs):
-    own = best(runs, ["whole-text", "whole-wider"])
+    own = best(runs, OF_TEXTS)
     dense = own.loc["dense-1-characters-1"].test
     for _, row in page["power"].iterrows():
         found = own.loc[f"{NETWORKS[row['minus dense']]}-characters-1"].test - dense
@@ -285,7 +328,16 @@ def of_whole_networks():
     parameters = text.sizes(text.WIDTH)[0]
     percents = [100 * schedule.begin, 100 * schedule.end, 100 * (1 - sum(PARTS.values())), 95]
     percents += [100 * share for share in PARTS.values()]
-    settings = {*whole.RATES, *whole.SHRINKS, whole.PARENT, *mlp.RATES, *mlp.WIDTHS, mlp.EPOCHS, files.STEPS}
+    settings = {
+        *whole.RATES,
+        *whole.FIXED_RATES,
+        *whole.SHRINKS,
+        whole.PARENT,
+        *mlp.RATES,
+        *mlp.WIDTHS,
+        mlp.EPOCHS,
+        files.STEPS,
+    }
     settings |= {text.WIDTH, text.CONTEXT, text.BATCH, text.STEPS, parameters, LEAST_SPARSE, *SIZES}
     tables = text.VOCABULARY["pairs"] + text.CONTEXT
     settings |= {text.VOCABULARY["pairs"], text.sizes(text.WIDTH, "pairs")[0]}
@@ -293,7 +345,7 @@ def of_whole_networks():
     percents.append(75)
     settings |= {images.BATCH, 14, 28}
     characters = text.STEPS * text.BATCH * text.CONTEXT
-    papers = {2024, 85, 2025, 100}  # Frantar et al., of 85 million; Jin et al.; CIFAR-100
+    papers = {2021, 2024, 85, 2025, 100}  # Golubeva; Frantar et al., of 85 million; Jin et al.; CIFAR-100
     return settings | papers | {round(characters / 1e6, 1)}, {f"{value:g} %" for value in percents}
 
 
@@ -319,6 +371,17 @@ def test_a_number_without_a_source_is_found():
     ]
 
 
+def test_what_is_said_of_random_masks_is_so(page, runs):
+    own = best(runs, OF_TEXTS)
+    loss = {
+        kind: [own.loc[f"{kind}-{share}-characters-1"].test for share in ("0.5", "0.75", "0.875")]
+        for kind in ("fixed", "zeros")
+    }
+    assert all(interval(a - b)[2] < 0 for a, b in zip(loss["fixed"], loss["zeros"], strict=True))
+    first, second = (a.mean() - b.mean() for a, b in zip(loss["fixed"], loss["fixed"][1:], strict=False))
+    assert first > 4 * second > 0
+
+
 def test_what_is_said_of_deep_mlps_is_so(page):
     """Conclusions of the text that no number stands for."""
     first = page["mlp"].map(lambda cell: float(cell.split()[0].replace(",", "")) if cell else np.nan)
@@ -328,6 +391,9 @@ def test_what_is_said_of_deep_mlps_is_so(page):
     assert (first["best shallow %"] > wider).all()
     worse = first["wider by 3 %"] < first["wider by 2 %"]
     assert first[worse][["layers", "h"]].to_numpy().tolist() == [[9, 64]]
+    fixed = first["random zeros, wider by 3 %"]
+    assert first[fixed >= first["wider by 3 %"]][["layers", "h"]].to_numpy().tolist() == [[9, 64]]
+    assert (fixed > first["dense %"]).mean() > 0.8
 
 
 def test_what_is_said_of_images_is_so(page):

@@ -11,10 +11,9 @@ from torch.nn.utils import parametrize
 
 from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
-from fpe.expansion.whole import prune_to_
-from fpe.masked import MaskedLayer, count_nonzero
+from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule
-from fpe.rewiring.open_masks import with_masks
+from fpe.rewiring.open_masks import random_masks_, with_masks
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import RewiringSchedule
@@ -24,24 +23,10 @@ from fpe.training.search import dense_count
 from fpe_reproduction.rivals.methods import METHODS, REGULARIZED, Cell, Method, fit, method, network
 
 
-def prune_at_random_(model: nn.Module, budget: int, seed: int) -> nn.Module:
-    """Mask weights at random, and scale the others by one over the root of their share; in place."""
-    layers = [module for module in model.modules() if isinstance(module, MaskedLayer)]
-    generator = torch.Generator().manual_seed(seed)
-    values = [layer.weight.detach().clone() for layer in layers]
-    with torch.no_grad():
-        for layer in layers:
-            layer.weight.copy_(torch.rand(layer.weight.shape, generator=generator))
-        prune_to_(model, budget)
-        for layer, value in zip(layers, values, strict=True):
-            layer.weight.copy_(value * layer.fpe_mask * float(layer.fpe_mask.mean()) ** -0.5)
-    return model
-
-
 def sparse(cell: Cell, factor: int, activation: str = "relu") -> nn.Module:
     """Return an untrained network, `factor` times as wide, with random masks."""
     wide = with_masks(network(cell, factor * cell.hidden, activation=activation))
-    return prune_at_random_(wide, cell.budget, cell.seed)
+    return random_masks_(wide, cell.budget, scope="network", seed=cell.seed)
 
 
 @method(
