@@ -8,7 +8,7 @@ ifneq ($(wildcard ../shared/data),)
 export FPE_DATA ?= $(abspath ../shared/data)
 endif
 
-.PHONY: help setup demo test lint docs dist bench zoo results clean
+.PHONY: help setup demo test lint docs dist bench zoo results evidence clean
 
 help:  ## List the targets.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/'
@@ -64,6 +64,9 @@ zoo: build/zoo/.ready  ## Take more than 120 tiny models through all steps, and 
 
 results: build/zoo/.ready  ## Make the tables and figures of docs/results again (about five hours).
 	$(BIN)/python reproduction/pages/make.py all
+
+evidence: setup  ## Make docs/evidence again (about ten hours; with QUICK=1 a small copy in fpe-out/quick).
+	$(BIN)/python reproduction/pages/make.py evidence $(if $(QUICK),--quick)
 
 clean:  ## Remove .venv and caches; results stay.
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info reproduction/src/*.egg-info

@@ -20,6 +20,20 @@ OUT = Path("fpe-out")
 
 #: How many networks are trained side by side, each with one thread (``make.py --jobs``).
 JOBS = 2
+#: Whether few networks are trained, for a short time (``make.py --quick``).
+QUICK = False
+
+
+def be_quick() -> None:
+    """Let the pages of docs/evidence be written to fpe-out/quick, from few networks.
+
+    To be called before the modules of the pages are imported.
+    """
+    global OUT, RESULTS, QUICK
+    OUT, QUICK = OUT / "quick", True
+    shutil.copytree(RESULTS.parent / "evidence", OUT / "docs" / "evidence", dirs_exist_ok=True)
+    RESULTS = OUT / "docs" / "results"
+    RESULTS.mkdir(exist_ok=True)
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -79,6 +93,14 @@ def run_all(
 def run_fpe(*arguments: str | Path) -> int:
     """Run an ``fpe`` command; return its exit code."""
     return subprocess.run([Path(sys.executable).with_name("fpe"), *arguments]).returncode
+
+
+def reproduced(name: str) -> Path:
+    """Run ``fpe reproduce NAME``, quickly if asked to; return the folder of its results."""
+    folder = OUT / ("rivals" if name == "rivals" else "reproduce")
+    if run_fpe("reproduce", name, "--out", folder, *(["--quick"] if QUICK else [])):
+        raise SystemExit(f"fpe reproduce {name} failed; the same command again resumes it")
+    return folder
 
 
 def copy(source: Path, name: str) -> None:

@@ -6,14 +6,20 @@ cores.
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
+import common
 import numpy as np
+import pandas as pd
 import torch
-from common import block, made_by, run_all, store, stored, table, trained_at
+from common import RESULTS, block, made_by, run_all, same_code, table, trained_at
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from fpe._util.files import read_json, write_atomically, write_json
 from fpe.compare.runner import one_thread
+from fpe.compare.store import commits
 from fpe.data import dnf
 from fpe.metrics import (
     class_purity,
@@ -29,8 +35,10 @@ from fpe_reproduction.autoencoder import fitted, latents_of
 from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.rivals.contest import parts as arrays_of
 from fpe_reproduction.rivals.methods import Cell, accuracy_of
-from fpe_reproduction.statistics import mean
+from fpe_reproduction.statistics import Interval, holm, mean
 
+EVIDENCE = RESULTS.parent / "evidence"
+PAGE, STORED = "../evidence/interpretability", EVIDENCE / "data"
 CLAUSES, LITERALS, SAMPLES, RATE = 8, 4, 4000, 1e-2
 #: Data: name, neurons of the parent, epochs, samples in a mini-batch, latents of the autoencoder.
 DATA = {"dnf": ("Boolean formula", 8, 500, 500, 64), "cifar100": ("CIFAR-100", 16, 15, 500, 256)}
@@ -52,7 +60,11 @@ MEASURES = {
     "capacity": ("capacity per feature", True),
     "codes": ("overlap of codes, within − across clauses", True),
 }
-SEEDS = range(10)
+#: Who is judged, and what each is compared with.
+CHILDREN, OTHERS = "children-2", {"parent": "the parent", "random-2": "random masks"}
+SEEDS = range(2 if common.QUICK else 10)
+#: The largest p-value, corrected for the number of verdicts, at which a difference counts as shown.
+LEVEL = 0.05
 
 
 def data_of(data: str, seed: int) -> tuple[Cell, Tensor, Tensor, Tensor]:
@@ -61,6 +73,8 @@ def data_of(data: str, seed: int) -> tuple[Cell, Tensor, Tensor, Tensor]:
     On the formula the features are its clauses; samples that satisfy none or several are not measured (−1).
     """
     _, hidden, epochs, batch_size, _ = DATA[data]
+    if common.QUICK:
+        epochs = max(2, epochs // 10)
     if data == "dnf":
         made = [dnf(CLAUSES, literals=LITERALS, samples=SAMPLES, seed=2 * seed + part) for part in (0, 1)]
         X, X_test = (torch.from_numpy(own.X) for own in made)
@@ -110,39 +124,123 @@ def measure(data: str, network: str, seed: int) -> dict[str, Any]:
 
 
 def run(page: str) -> None:
+    """Train and measure all networks; store the measures, what made them, and the figure."""
     tasks = {
         f"{data}-{network}-{seed}": {"data": data, "network": network, "seed": seed}
         for seed in SEEDS
         for data in DATA
         for network in NETWORKS
     }
-    results = [{**tasks[name], **record} for name, record in run_all(measure, tasks, page).items()]
-    store(page, {"results": [{k: v for k, v in r.items() if k != "identity"} for r in results]})
+    found = run_all(measure, tasks, page)
+    same_code(found.values(), page)
+    names = ("accuracy", "neurons", "explained", *MEASURES)
+    rows = [{**own, **{key: found[task].get(key) for key in names}} for task, own in tasks.items()]
+    frame = pd.DataFrame(rows)
+    STORED.mkdir(parents=True, exist_ok=True)
+    path = STORED / "interpretability.csv"
+    write_atomically(path, lambda file: frame.to_csv(file, index=False, float_format="%.6g"))
+    made = {"commits": commits(found.values()), "provenance": found[next(iter(tasks))]["provenance"]}
+    seconds = sum(record["seconds"] for record in found.values())
+    write_json(STORED / "interpretability.json", {**made, "hours": seconds / 3600})
+    draw(frame)
 
 
-def rows_of(results: list[dict[str, Any]], data: str) -> str:
-    """Return the table of one data set: each network's measures, and children minus parent and control."""
-    by = {
-        network: [r for r in results if r["data"] == data and r["network"] == network] for network in NETWORKS
-    }
-    shown = [name for name in MEASURES if name in by["parent"][0]]
-    rows = [
-        [NETWORKS[network][0], mean([r["accuracy"] for r in own]).text(100, 1, sign=False)]
-        + [mean([r[name] for r in own]).text(1, 3, sign=False) for name in shown]
-        for network, own in by.items()
-    ]
-    for network, other in (("children-2", "parent"), ("children-2", "random-2"), ("children-4", "parent"),
-                           ("children-4", "random-4")):  # fmt: skip
-        apart = [
-            mean([a[name] - b[name] for a, b in zip(by[network], by[other], strict=True)])
-            for name in ("accuracy", *shown)
-        ]
-        title = f"{NETWORKS[network][0]} − {NETWORKS[other][0]}"
-        rows.append([title, apart[0].text(100, 1), *(each.text(1, 3) for each in apart[1:])])
-    return table(["network", "accuracy %", *(MEASURES[name][0] for name in shown)], rows)
+def values(frame: pd.DataFrame, data: str, network: str, measure: str) -> np.ndarray:
+    """Return a measure of a network by seed."""
+    own = frame[(frame["data"] == data) & (frame["network"] == network)]
+    return np.asarray(own.sort_values("seed")[measure], dtype=float)
+
+
+def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Compare children with the parent and with the control in each measure, corrected for their number.
+
+    Columns are ``data``, ``measure``, ``other``, ``apart`` (an `Interval`, paired by seed), ``p``, ``said``.
+    """
+    rows = []
+    for data in DATA:
+        for name in MEASURES:
+            own = values(frame, data, CHILDREN, name)
+            if np.isnan(own).all():
+                continue
+            for other in OTHERS:
+                apart = mean(own - values(frame, data, other, name))
+                rows.append({"data": data, "measure": name, "other": other, "apart": apart})
+    found = pd.DataFrame(rows)
+    both = [2 * min(own.p_below(0), own.p_above(0)) for own in found["apart"]]
+    found["p"] = holm([min(1.0, p) for p in both])
+    found["said"] = [said(*row) for row in found[["measure", "apart", "p"]].itertuples(index=False)]
+    return found
+
+
+def said(measure: str, apart: Interval, p: float) -> str:
+    """Say whether a difference makes neurons more interpretable; else which one could have been seen."""
+    if p < LEVEL:
+        return "**more**" if (apart.value > 0) == MEASURES[measure][1] else "**less**"
+    return f"not shown ({apart.detectable:.2g})"
+
+
+def verdict_table(frame: pd.DataFrame) -> str:
+    """Lay out each measure: the three networks, and what was seen."""
+    rows, title, shown = [], "", ("parent", CHILDREN, "random-2")
+    for (data, name), own in verdicts(frame).groupby(["data", "measure"], sort=False):
+        cells = ["" if DATA[data][0] == title else DATA[data][0], MEASURES[name][0]]
+        title = DATA[data][0]
+        cells.append("more" if MEASURES[name][1] else "less")
+        cells += [f"{values(frame, data, each, name).mean():.3f}" for each in shown]
+        for row in own.itertuples():
+            cells += [row.apart.text(1, 3), row.said]
+        rows.append(cells)
+    head = ["", "measure", "better is", "parent", "children", "random masks"]
+    for other in OTHERS.values():
+        head += [f"children − {other}", f"more interpretable than {other}?"]
+    return table(head, rows)
+
+
+def draw(frame: pd.DataFrame) -> None:
+    """Draw all networks in each measure, with intervals; a row of panels for each data set."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    rows = figure.subplots(len(DATA), len(MEASURES), sharey=True)
+    for data, panels in zip(DATA, rows, strict=True):
+        for (name, (title, more)), axes in zip(MEASURES.items(), panels, strict=True):
+            axes.spines[["top", "right"]].set_visible(False)
+            for place, network in enumerate(NETWORKS):
+                found = mean(values(frame, data, network, name))
+                color = "#e07a1f" if network.startswith("children") else "#2e6f95"
+                error = [[found.value - found.low], [found.high - found.value]]
+                axes.errorbar(found.value, place, xerr=error, fmt="o", color=color, capsize=2, markersize=4)
+            text = textwrap.fill(f"{title} (more interpretable: {'→' if more else '←'})", 26)
+            axes.set_title(text, fontsize=7)
+            axes.tick_params(labelsize=7)
+        panels[0].set_yticks(range(len(NETWORKS)), [own[0] for own in NETWORKS.values()], fontsize=7)
+        panels[0].set_ylabel(DATA[data][0], fontsize=8)
+        if data != "dnf":
+            panels[-1].set_visible(False)  # codes are of clauses
+    rows[0][0].invert_yaxis()  # all panels share it
+    path = EVIDENCE / "interpretability.png"
+    write_atomically(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+
+
+def stored() -> pd.DataFrame:
+    """Return the stored measures: one row for each network."""
+    return pd.read_csv(STORED / "interpretability.csv")
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    results = stored(page)["results"]
-    made = block(f"Seeds: {len(SEEDS)}. {made_by(results[-1], 'torch')}. {trained_at(results)}")
-    return {page: {**{data: rows_of(results, data) for data in DATA}, "made": made}}
+    """Return the texts between the page's marks."""
+    frame, made = stored(), read_json(STORED / "interpretability.json") or {}
+    found = verdicts(frame)
+    counts = {
+        f"{word}-{other}": str(int(found["said"][found["other"] == other].str.contains(word).sum()))
+        for other in OTHERS
+        for word in ("more", "less")
+    }
+    text = f"{made['hours']:.1f} hours of one core. {made_by(made, 'torch')}. {trained_at([made])}"
+    return {
+        PAGE: {
+            "verdicts": verdict_table(frame),
+            **counts,
+            "measures": f"{len(found) // len(OTHERS)}",
+            "seeds": f"{frame['seed'].nunique()}",
+            "made": block(text),
+        }
+    }

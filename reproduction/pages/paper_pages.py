@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from common import OUT, RESULTS, block, run_fpe, table, trained_at
+from common import RESULTS, block, reproduced, table, trained_at
 
 from fpe._util.files import read_json, write_atomically, write_json
 from fpe.compare.store import commits
@@ -36,9 +36,7 @@ VERDICTS = ("agrees", "in sign only", "contradicted", "not shown")
 
 def run(page: str) -> None:
     """Train what the sentences need; store all networks, the verdicts, and a figure for each page."""
-    folder = OUT / "reproduce"
-    if run_fpe("reproduce", "paper", "--out", folder):
-        raise SystemExit("fpe reproduce paper failed")
+    folder = reproduced("paper")
     from fpe_reproduction.experiments.catalogue import PAPER
 
     results = {each.name: read_json(folder / each.name / "results.json") or {} for each in PAPER}

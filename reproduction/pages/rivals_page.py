@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from common import OUT, RESULTS, block, run_fpe, same_code, table, trained_at
+from common import RESULTS, block, reproduced, same_code, table, trained_at
 from matplotlib.figure import Figure
 
 from fpe._util.files import read_json, write_atomically, write_json
+from fpe.compare.store import commits
 from fpe_reproduction.rivals import METHODS
-from fpe_reproduction.rivals.contest import DATA, RATES, SEEDS, SPLITS
-from fpe_reproduction.rivals.report import OWN, accuracies, best, chosen, difference
+from fpe_reproduction.rivals.contest import DATA, RATES
+from fpe_reproduction.rivals.report import OWN, accuracies, best
 from fpe_reproduction.statistics import Interval
 
 EVIDENCE = RESULTS.parent / "evidence"
 PAGE, FIGURE = "../evidence/rivals", EVIDENCE / "rivals.png"
 STORED = EVIDENCE / "data"
+#: The largest p-value, corrected for the number of rows, at which a difference counts as shown.
+LEVEL = 0.05
 
 
 def run(page: str) -> None:
     """Compare the methods; store all runs, tables of them, what made them, and the figure."""
-    folder = OUT / "rivals"
-    if run_fpe("reproduce", "rivals", "--out", folder):
-        raise SystemExit("fpe reproduce rivals failed")
+    folder = reproduced("rivals")
     records = [read_json(path) or {} for path in sorted(folder.glob("*.json"))]
     same_code(records, "rivals")
     frame = pd.read_csv(folder / "runs.csv")
+    STORED.mkdir(parents=True, exist_ok=True)
     for name, own in {"runs": frame, "methods": accuracies(frame), "best": best(frame)}.items():
         path = STORED / f"rivals-{name}.csv"
         write_atomically(path, lambda file, own=own: own.to_csv(file, index=False, float_format="%.6g"))
     hours = sum(record["seconds"] for record in records) / 3600
-    made = {"commits": [records[-1]["provenance"]["commit"]], "provenance": records[-1]["provenance"]}
+    made = {"commits": commits(records), "provenance": records[-1]["provenance"]}
     write_json(STORED / "rivals.json", {**made, "hours": hours, "runs": len(frame)})
     draw(frame)
 
@@ -46,44 +49,46 @@ def interval(value: float, low: float, high: float) -> str:
     return Interval(value, low, high).text(100, 1)
 
 
-def verdict(low: float, high: float) -> str:
-    """Say which is better, by the interval of the difference."""
-    return "**fpe**" if low > 0 else "rival" if high < 0 else "alike"
+def verdict(row: Mapping[str, Any], prefix: str = "") -> str:
+    """Say which is better, by the corrected p-value; else the smallest difference that would be seen."""
+    if row[f"{prefix}p"] < LEVEL:
+        return "**fpe**" if row[f"{prefix}difference"] > 0 else "rival"
+    return f"not shown ({100 * row[f'{prefix}detectable']:.1f})"
 
 
-def best_table(frame: pd.DataFrame) -> tuple[str, list[str]]:
-    """Lay out the best rival beside the best of fpe; also return who is better in each row."""
-    rows, verdicts, title = [], [], ""
-    for row in best(frame).to_dict("records"):
-        said = verdict(row["low"], row["high"])
-        verdicts.append(said.strip("*"))
+def best_table(frame: pd.DataFrame, found: pd.DataFrame) -> str:
+    """Lay out the dense network, the best rival and the best of fpe, row by row."""
+    rows, title = [], ""
+    dense = frame[frame["method"] == "dense"].groupby(["data", "hidden"])["accuracy"].mean()
+    for row in found.to_dict("records"):
         name = DATA[row["data"]].title
         cells = ["" if name == title else name, f"{row['hidden']}", f"{row['budget']:,}"]
+        cells.append(f"{100 * dense[row['data'], row['hidden']]:.1f}")
         cells += [METHODS[row["rival"]].title, f"{100 * row['rival_accuracy']:.1f}"]
         cells += [METHODS[row["fpe"]].title.removesuffix(" (fpe)"), f"{100 * row['fpe_accuracy']:.1f}"]
-        cells += [interval(row["difference"], row["low"], row["high"]), said]
-        if "searched_accuracy" in row:
-            ends = row["searched_difference"], row["searched_low"], row["searched_high"]
-            cells += [f"{100 * row['searched_accuracy']:.1f}", interval(*ends)]
+        cells += [interval(row["difference"], row["low"], row["high"]), verdict(row)]
+        ends = row["searched_difference"], row["searched_low"], row["searched_high"]
+        cells += [f"{100 * row['searched_accuracy']:.1f}", interval(*ends), verdict(row, "searched_")]
         rows.append(cells)
         title = name
-    head = ["", "h", "non-zeros", "best rival", "%", "best of fpe", "%", "difference, points", "better"]
-    if rows and len(rows[0]) > len(head):
-        head += ["`FPEClassifier` %", "minus the best rival"]
-    return table(head, rows), verdicts
+    head = ["", "h", "non-zeros", "dense %", "best rival", "rival %", "best of fpe", "fpe %"]
+    head += [
+        "fpe minus rival, points",
+        "better",
+        "`FPEClassifier` %",
+        "minus rival, points",
+        "which is better",
+    ]
+    return table(head, rows)
 
 
-def dense_table(frame: pd.DataFrame) -> str:
-    """Say how far above a tuned dense network of the same count the best rival and the best of fpe are."""
-    rows = []
-    for (data, hidden), own in frame.groupby(["data", "hidden"], sort=False):
-        names = own["method"].unique()
-        rival = chosen(own, [name for name in names if name not in OWN])
-        ours = chosen(own, [name for name in names if name in OWN and name != "searched"])
-        cells = [DATA[str(data)].title, f"{hidden}"]
-        cells += [difference(own, name, "dense").text(100, 1) for name in (rival, ours)]
-        rows.append(cells)
-    return table(["", "h", "best rival − dense, points", "best of fpe − dense, points"], rows)
+def counted(found: pd.DataFrame, prefix: str = "") -> dict[str, str]:
+    """Count the rows by who is better, with texts by mark."""
+    own = [verdict(row, prefix) for row in found.to_dict("records")]
+    marks = {"fpe": "**fpe**", "rival": "rival", "open": "not shown"}
+    return {
+        prefix.replace("_", "-") + key: f"{sum(word in text for text in own)}" for key, word in marks.items()
+    }
 
 
 def draw(frame: pd.DataFrame) -> None:
@@ -111,17 +116,16 @@ def draw(frame: pd.DataFrame) -> None:
 def parts(page: str) -> dict[str, dict[str, str]]:
     """Return the texts between the page's marks."""
     frame, made = stored(), read_json(STORED / "rivals.json") or {}
-    first, verdicts = best_table(frame)
-    counts = {said: f"{verdicts.count(said)}" for said in ("fpe", "rival", "alike")}
-    text: dict[str, Any] = {
-        "best": first,
-        "dense": dense_table(frame),
-        "rows": f"{len(verdicts)}",
+    found = best(frame)
+    text = {
+        "best": best_table(frame, found),
+        "rows": f"{len(found)}",
         "methods": f"{frame['method'].nunique()}",
         "rates": f"{len(RATES)}",
-        "splits": f"{SPLITS}",
-        "seeds": f"{SEEDS}",
-        **counts,
+        "splits": f"{frame['split'].nunique()}",
+        "seeds": f"{frame['seed'].nunique()}",
+        **counted(found),
+        **counted(found, "searched_"),
         "made": block(
             f"{made['runs']:,} networks, {made['hours']:.0f} hours of one core; torch "
             f"{made['provenance']['torch']}, {made['provenance']['machine']}. {trained_at([made])}"

@@ -57,7 +57,8 @@ def test_a_page_has_the_numbers_of_its_data(page, program):
 
 def test_every_page_is_made_by_a_program_and_named_in_it(program):
     make, common = program
-    assert [*PAGES, "picture"] == sorted(make.PAGES, key=[*PAGES, "picture"].index)
+    made = [page for page in make.PAGES if page not in make.EVIDENCE]  # those wait for their first run
+    assert [*PAGES, "picture"] == sorted(made, key=[*PAGES, "picture"].index)
     text = "".join(path.read_text(encoding="utf-8") for path in common.RESULTS.glob("*.md"))
     assert set(re.findall(r"pages/make\.py ([a-z-]+)", text)) <= set(make.PAGES)
     for program_of_page in re.findall(r"python (reproduction/\w+/\w+\.py)", text):

@@ -56,7 +56,7 @@ def compiled_row(name: str, like: Row, over: str, probe: Tensor) -> Row:
     """Compile a row's module as a whole, once for each batch size."""
     module: Any = like.call
     expected = module(probe) if like.expected is None else like.expected
-    torch._dynamo.reset()  # type: ignore[no-untyped-call]  # it compiles a module's code only so many times
+    torch._dynamo.reset()  # it compiles a module's code only so many times
     torch._dynamo.config.recompile_limit = 64
     call: Any = torch.compile(module, dynamic=False, fullgraph=True)
     call(probe)  # so that what cannot be compiled is noted

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fpe_reproduction.statistics import Interval, nested
+from fpe_reproduction.statistics import Interval, holm, nested
 
 #: Methods of fpe; all others are rivals. Pruning softmax regression is what a user could do without it.
 OWN = ("moved", "one-shot", "gradual", "direct", "searched")
@@ -34,23 +34,34 @@ def best(frame: pd.DataFrame) -> pd.DataFrame:
     """Return for each data set and width the best rival, the best method of fpe, and their difference.
 
     Both are chosen on validation data, so the difference on test data has no advantage from the choice.
-    `searched` has no validation accuracy that is comparable, and is given beside them.
+    `searched` has no validation accuracy that is comparable, and is given beside them. ``p`` and
+    ``searched_p`` are those of no difference, each corrected for the number of rows by Holm's method;
+    ``detectable`` is the smallest difference that would have been seen four times in five.
     """
     rows = []
     for (data, hidden), own in frame.groupby(["data", "hidden"], sort=False):
         names = own["method"].unique()
         rival = chosen(own, [name for name in names if name not in OWN])
         ours = chosen(own, [name for name in names if name in OWN and name != "searched"])
-        apart = difference(own, ours, rival)
         row = {"data": data, "hidden": hidden, "budget": own["budget"].iloc[0], "rival": rival, "fpe": ours}
         row |= {"rival_accuracy": values(own, rival).mean(), "fpe_accuracy": values(own, ours).mean()}
-        row |= {"difference": apart.value, "low": apart.low, "high": apart.high}
+        row |= compared(difference(own, ours, rival))
         if "searched" in names:
-            apart = difference(own, "searched", rival)
-            row |= {"searched_accuracy": values(own, "searched").mean(), "searched_difference": apart.value}
-            row |= {"searched_low": apart.low, "searched_high": apart.high}
+            row["searched_accuracy"] = values(own, "searched").mean()
+            apart = compared(difference(own, "searched", rival))
+            row |= {f"searched_{key}": value for key, value in apart.items()}
         rows.append(row)
-    return pd.DataFrame(rows)
+    found = pd.DataFrame(rows)
+    for key in [key for key in ("p", "searched_p") if key in found]:
+        found[key] = holm(found[key].tolist())
+    return found
+
+
+def compared(apart: Interval) -> dict[str, float]:
+    """Return a difference, its interval, the p-value of none, and which one would have been seen."""
+    found = {"difference": apart.value, "low": apart.low, "high": apart.high}
+    p = min(1.0, 2 * min(apart.p_below(0), apart.p_above(0)))
+    return {**found, "p": p, "detectable": apart.detectable}
 
 
 def accuracies(frame: pd.DataFrame) -> pd.DataFrame:

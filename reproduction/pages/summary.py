@@ -1,0 +1,115 @@
+"""The summary of the evidence: the best rival beside the best of fpe, and twelve claims with their sizes.
+
+It is made from the data of the other pages, which must be of one commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import interpretability
+import pandas as pd
+import paper_pages
+import rivals_page
+import whole_page
+from common import table
+from rivals_page import STORED
+from whole_runs import ZEROS, times
+
+from fpe._util.files import read_json
+from fpe_reproduction.experiments.findings import verdict
+from fpe_reproduction.rivals.contest import DATA
+from fpe_reproduction.rivals.report import best, difference
+from fpe_reproduction.statistics import equal_size, holm
+
+PAGE = "../evidence/summary"
+EMBEDDINGS, TABLES = ("banking77", "cifar100"), tuple(name for name, own in DATA.items() if own.table)
+#: The pages whose data are of one commit.
+PAGES = ("rivals", "paper", "interpretability")
+
+
+def run(page: str) -> None:
+    """Run nothing: the other pages have the data."""
+
+
+def against(frame: pd.DataFrame, method: str, other: str, data: Sequence[str] = tuple(DATA)) -> str:
+    """Say by how many points a method is above another: the range over settings, and how many are shown."""
+    own = frame[frame["data"].isin(data) & frame["method"].isin([method, other])]
+    apart = [difference(cell, method, other) for _, cell in own.groupby(["data", "hidden"], sort=False)]
+    p = holm([min(1.0, 2 * min(each.p_below(0), each.p_above(0))) for each in apart])
+    values = [100 * each.value for each in apart]
+    shown = [value for value, own_p in zip(values, p, strict=True) if own_p < rivals_page.LEVEL]
+    above, below = sum(value > 0 for value in shown), sum(value < 0 for value in shown)
+    return f"{min(values):+.1f} to {max(values):+.1f}; above in {above}, below in {below} of {len(values)}"
+
+
+def counted(frame: pd.DataFrame, prefix: str = "") -> str:
+    """Say in how many settings fpe is better, worse, or not shown to differ."""
+    own = rivals_page.counted(best(frame), prefix)
+    return ", ".join(
+        f"{word} in {own[prefix.replace('_', '-') + key]}"
+        for key, word in (("fpe", "better"), ("rival", "worse"), ("open", "not shown"))
+    )
+
+
+def sentences() -> str:
+    """Count the verdicts on the sentences of the paper."""
+    said = [verdict(claim) for claim in paper_pages.claims()]
+    return f"{len(said)}: {', '.join(f'{said.count(each)} {each}' for each in paper_pages.VERDICTS)}"
+
+
+def interpretable() -> str:
+    """Count the measures in which children are more or less interpretable."""
+    found = interpretability.verdicts(interpretability.stored())
+    texts = []
+    for other, title in interpretability.OTHERS.items():
+        said = found["said"][found["other"] == other]
+        more, less = (int(said.str.contains(word).sum()) for word in ("more", "less"))
+        texts.append(f"than {title}: more in {more}, less in {less}")
+    return f"{'; '.join(texts)}, of {len(found) // len(interpretability.OTHERS)} measures"
+
+
+def whole_sizes() -> str:
+    """Say which dense character model each wider one equals."""
+    runs = whole_page.Runs("whole-text", "whole-wider")
+    dense = [own for own in whole_page.whole_text.NETWORKS if own.startswith("dense")]
+    counts, curve = runs.curve([f"{own}-characters-1" for own in dense])
+    equal = {z: equal_size(counts, curve, runs.values(f"zeros-{z:g}-characters-1")) for z in ZEROS}
+    return ", ".join(f"{times(own, counts[0])} × at {100 * z:g} %" for z, own in equal.items())
+
+
+#: Each claim: the question, the page, what answers it and with which methods.
+CLAIMS: tuple[tuple[str, str, Callable[..., str], tuple[Any, ...]], ...] = (
+    ("`FPEClassifier(budget=N)` − a dense network of N", "rivals", against, ("searched", "dense")),
+    ("`FPEClassifier(budget=N)` against the best rival", "rivals", counted, ("searched_",)),
+    ("The best of fpe against the best rival", "rivals", counted, ()),
+    ("On embeddings: pruned gradually − softmax", "rivals", against, ("gradual", "linear", EMBEDDINGS)),
+    ("Expanded once, as in the paper − dense", "rivals", against, ("one-shot", "dense")),
+    ("Expanded once − dense with fewer inputs", "rivals", against, ("one-shot", "fewer-inputs")),
+    ("Rewired by gathered gradients − RigL", "rivals", against, ("moved", "rigl")),
+    ("Equally many inputs for each neuron − free", "rivals", against, ("fan-in", "gradual")),
+    ("On tables: `FPEClassifier` − trees of its bytes", "rivals", against, ("searched", "trees", TABLES)),
+    ("Sentences of the paper", "paper", lambda _: sentences(), ()),
+    ("Are children more interpretable?", "interpretability", lambda _: interpretable(), ()),
+    ("A whole GPT-2, wider and pruned, equals a dense one of", "transformers-and-cnns",
+     lambda _: whole_sizes(), ()),
+)  # fmt: skip
+
+
+def parts(page: str) -> dict[str, dict[str, str]]:
+    """Return the texts between the page's marks."""
+    made = {name: read_json(STORED / f"{name}.json") or {} for name in PAGES}
+    if len({commit for own in made.values() for commit in own["commits"]}) > 1:
+        own = ", ".join(f"{name} of {' and '.join(about['commits'])}" for name, about in made.items())
+        raise ValueError(f"the summary's data are of different commits: {own}; run them again on one")
+    frame = rivals_page.stored()
+    rows = [[text, answer(frame, *own), f"[{name}]({name}.md)"] for text, name, answer, own in CLAIMS]
+    return {
+        PAGE: {
+            "best": rivals_page.best_table(frame, best(frame)),
+            "claims": table(["question", "answer", "page"], rows),
+            "hours": f"{sum(own['hours'] for own in made.values()) / 2:.1f}",
+            "commit": made["rivals"]["commits"][0],
+        }
+    }
