@@ -23,10 +23,10 @@ from fpe.training.search import dense_count
 from fpe_reproduction.rivals.methods import METHODS, REGULARIZED, Cell, Method, fit, method, network
 
 
-def sparse(cell: Cell, factor: int, activation: str = "relu") -> nn.Module:
+def sparse(cell: Cell, factor: int, activation: str = "relu", scope: str = "network") -> nn.Module:
     """Return an untrained network, `factor` times as wide, with random masks."""
     wide = with_masks(network(cell, factor * cell.hidden, activation=activation))
-    return random_masks_(wide, cell.budget, scope="network", seed=cell.seed)
+    return random_masks_(wide, cell.budget, scope=scope, seed=cell.seed)
 
 
 @method(
@@ -34,12 +34,14 @@ def sparse(cell: Cell, factor: int, activation: str = "relu") -> nn.Module:
     {"factor": 2},
     {"factor": 8},
     {"activation": "silu"},
-    {"factor": 2, "activation": "silu"},
+    {"scope": "neuron"},
     *REGULARIZED,
 )
-def static(cell: Cell, lr: float, factor: int = 4, activation: str = "relu", **how: Any) -> nn.Module:
+def static(
+    cell: Cell, lr: float, factor: int = 4, activation: str = "relu", scope: str = "network", **how: Any
+) -> nn.Module:
     """Train a wide network with random masks that do not change (Golubeva et al., 2021)."""
-    return fit(cell, sparse(cell, factor, activation), lr, **how)
+    return fit(cell, sparse(cell, factor, activation, scope), lr, **how)
 
 
 _REWIRED: tuple[dict[str, Any], ...] = (
