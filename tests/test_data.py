@@ -244,7 +244,8 @@ class TestNpz:
                 {"X_train": X, "y_train": Y, "X_test": X, "y_test": Y + 1},
                 r"test part of .* 1 classes .*\(2\)",
             ),
-            ({"X": X, "y": np.r_[5, Y[1:]]}, "single sample .'5'."),
+            ({"X": X, "y": np.r_[5, Y[1:]]}, r"single sample \('5'\); .* of your own\.$"),
+            ({"X": X, "y": np.arange(20)}, "20 classes have a single sample.* use fpe.FPERegressor"),
             ({"X": X[:4], "y": Y[:4]}, "4 rows with 2 classes cannot be split"),
         ],
     )

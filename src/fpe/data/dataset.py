@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -291,8 +292,17 @@ def _hold_out(y: np.ndarray, share: float, seed: int, classes: list[str]) -> lis
         rare = [classes[i] for i in np.flatnonzero(np.bincount(y) == 1)]
         why = f"{len(rare)} classes have a single sample ({quoted(rare)})" if rare else str(error)
         why = f"with a test fraction of {share}: {why}; remove classes, or give a test part of your own"
+        if len(rare) > 2 and all(map(_is_number, rare)):
+            why += ". For labels that are numbers to predict, use fpe.FPERegressor in Python"
         raise DataError(f"{len(y)} rows with {len(classes)} classes cannot be split {why}.") from error
     return list(split)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _rows(X: Any, rows: np.ndarray) -> Any:
