@@ -58,8 +58,8 @@ def _name(value: Any, what: str) -> str | None:
     if isinstance(value, float | np.floating):
         if not float(value).is_integer():
             raise DataError(
-                f"{what} has numbers that are not whole, such as {value}; give classes. To predict numbers, use "
-                "fpe.FPERegressor in Python."
+                f"{what} has numbers that are not whole, such as {value}; give classes. To predict "
+                "numbers, use fpe.FPERegressor in Python."
             )
         value = int(value)
     return str(value).strip() or None
