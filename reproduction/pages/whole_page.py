@@ -14,6 +14,7 @@ from common import RESULTS, block, made_by, table, trained_at
 from whole_runs import (
     KINDS,
     KNOWN,
+    LENGTHS,
     ZEROS,
     Runs,
     difference,
@@ -283,6 +284,23 @@ def characters(length: int) -> dict[str, str]:
     return made
 
 
+def compute_table() -> str:
+    """List the character models of all lengths by the FLOPs of their training."""
+    runs, dense = text_runs(), whole_text.NETWORKS[:4]
+    small = runs.of("dense-1-characters-1")[0]
+    found = []
+    for length in LENGTHS:
+        wider = [f"fixed-{z:g}" for z in ZEROS if length in lengths_of(runs, "fixed")]
+        for own in (*dense, *wider):
+            way = f"{own}-characters-{length}"
+            record = runs.of(way)[0]
+            row = [NAMES[own], f"{length} ×", f"{record['nonzero']:,}"]
+            row += [f"{record[key] / small[key]:.1f}" for key in ("flops", "bytes")]
+            found.append((record["flops"], [*row, nats(mean(runs.values(way)))]))
+    rows = [row for _, row in sorted(found, key=lambda own: own[0])]
+    return table(["network", "steps", "non-zeros", "FLOPs ×", "memory ×", "loss"], rows)
+
+
 def pairs() -> list[str]:
     """Return the networks of byte pairs that are stored."""
     runs = text_runs()
@@ -326,6 +344,7 @@ def bytes_table() -> str:
 PARTS: dict[str, Callable[[], dict[str, str]]] = {
     "text-1": lambda: characters(1),
     "text-4": lambda: characters(4),
+    "compute": lambda: {"compute": compute_table()},
     "law": lambda: {"law": law_table()},
     "bytes": lambda: {"bytes": bytes_table()},
     "mlp": mlp_table,

@@ -16,6 +16,8 @@ from fpe_reproduction.statistics import Interval, mean
 #: Dense networks that large sparse ones equal, by their zeros (Frantar et al., 2024, for T5 and ViT alike).
 KNOWN = {0.5: 1.6, 0.75: 2.16, 0.875: 2.63}
 ZEROS = tuple(KNOWN)
+#: Lengths of training, in those of the shortest.
+LENGTHS = (1, 4)
 
 
 def stored(name: str) -> list[dict[str, Any]]:
@@ -103,4 +105,4 @@ def lengths_of(runs: Runs, kind: str) -> list[int]:
     """Return the lengths of training at which dense networks and a kind of wider ones have all seeds."""
     dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
     networks = [*dense, *(f"{kind}-{z:g}" for z in ZEROS)]
-    return [n for n in (1, 4) if all(runs.complete(f"{own}-characters-{n}") for own in networks)]
+    return [n for n in LENGTHS if all(runs.complete(f"{own}-characters-{n}") for own in networks)]

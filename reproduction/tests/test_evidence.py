@@ -144,6 +144,20 @@ def test_losses_of_texts_are_those_of_the_runs(mark, page, runs):
             agree(row["minus dense of the average count"], *found)
 
 
+def test_compute_is_that_of_the_runs(page, runs):
+    if "compute" not in page:
+        pytest.skip("not on the page yet")
+    own = best(runs, OF_TEXTS)
+    small = own.loc["dense-1-characters-1"].iloc[0]
+    assert page["compute"]["FLOPs ×"].astype(float).is_monotonic_increasing
+    for _, row in page["compute"].iterrows():
+        mine = own.loc[f"{NETWORKS[row['network']]}-characters-{row['steps'][0]}"]
+        agree(row["non-zeros"], mine.nonzero.iloc[0])
+        agree(row["FLOPs ×"], mine.flops.iloc[0] / small.flops)
+        agree(row["memory ×"], mine.bytes.iloc[0] / small.bytes)
+        agree(row["loss"], *interval(mine.test))
+
+
 def test_the_law_is_that_of_the_runs(page, runs):
     own = best(runs, OF_TEXTS)
     shares = {"50% zeros": "0.5", "75% zeros": "0.75", "87.5% zeros": "0.875"}
