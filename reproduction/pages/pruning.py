@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fpe.compare.runner import one_thread
 from fpe.rewiring.gradual import SCORES
-from fpe.rewiring.open_masks import with_masks
+from fpe.rewiring.model_masks import with_masks
 from fpe.rewiring.pruner import GradualPruner
 from fpe.sklearn.inputs import scaler_of
 from fpe.training.candidates import Candidate, Task

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from fpe.rewiring.block_pruner import BlockPruner
     from fpe.rewiring.block_rewirer import BlockRewirer
     from fpe.rewiring.gradual import PruningSchedule
-    from fpe.rewiring.open_masks import open_masks_, random_masks_, with_masks
+    from fpe.rewiring.model_masks import open_masks_, random_masks_, with_masks
     from fpe.rewiring.policies import RewiringPolicy
     from fpe.rewiring.pruner import GradualPruner
     from fpe.rewiring.rewirer import Rewirer
@@ -91,7 +91,7 @@ _MODULES = {
     "rewiring.block_pruner": "BlockPruner",
     "rewiring.block_rewirer": "BlockRewirer",
     "rewiring.gradual": "PruningSchedule",
-    "rewiring.open_masks": "open_masks_ random_masks_ with_masks",
+    "rewiring.model_masks": "open_masks_ random_masks_ with_masks",
     "rewiring.pruner": "GradualPruner",
     "rewiring.policies": "RewiringPolicy",
     "rewiring.rewirer": "Rewirer",

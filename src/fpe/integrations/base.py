@@ -19,7 +19,7 @@ from fpe.expansion.plan import Plan
 from fpe.masked import MASK, MaskedLayer, check_masks, count_nonzero
 from fpe.packing.layers import PackedLayer
 from fpe.rewiring.gradual import PruningSchedule
-from fpe.rewiring.open_masks import check_shrink, open_masks_
+from fpe.rewiring.model_masks import check_shrink, open_masks_
 from fpe.rewiring.policies import RewiringPolicy, as_policy
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer

@@ -22,7 +22,7 @@ from fpe.expansion.pruning import Pruning, as_pruning
 from fpe.expansion.splits import Split, as_split
 from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule, power_of
-from fpe.rewiring.open_masks import open_masks_, shrink_, with_masks
+from fpe.rewiring.model_masks import open_masks_, shrink_, with_masks
 from fpe.rewiring.policies import POLICIES, RewiringPolicy, as_policy
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer

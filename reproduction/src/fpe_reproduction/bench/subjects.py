@@ -19,7 +19,7 @@ from fpe.io.checkpoint import save
 from fpe.masked import MaskedLinear, count_free, count_nonzero
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.pack import pack
-from fpe.rewiring.open_masks import with_masks
+from fpe.rewiring.model_masks import with_masks
 from fpe_reproduction.bench import cases as names
 from fpe_reproduction.bench.cases import CLASSES, FREE_FACTOR, MODELS, ZEROS, BenchConfig, dimensions
 from fpe_reproduction.bench.rows import Row, compiled_row, csr_row, module_row, onnx_row

@@ -13,7 +13,7 @@ from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
 from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule
-from fpe.rewiring.open_masks import random_masks_, with_masks
+from fpe.rewiring.model_masks import random_masks_, with_masks
 from fpe.rewiring.pruner import GradualPruner
 from fpe.rewiring.rewirer import Rewirer
 from fpe.rewiring.schedule import RewiringSchedule
