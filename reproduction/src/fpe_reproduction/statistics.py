@@ -39,9 +39,11 @@ class Interval:
         """Return how likely so large an estimate, or a larger one, is if the true value is `bound`."""
         if np.isnan(self.low) or math.isinf(bound):
             return float(np.isnan(self.low) or bound > 0)
-        if self.error == 0:
+        # By the bound on this side, so that p is below 0.025 just where a lopsided interval excludes `bound`.
+        error = (self.value - self.low) / float(stats.t.ppf(0.975, self.df))
+        if error == 0:
             return float(self.value <= bound)
-        return float(stats.t.sf((self.value - bound) / self.error, self.df))
+        return float(stats.t.sf((self.value - bound) / error, self.df))
 
     def p_above(self, bound: float) -> float:
         """Return how likely so small an estimate, or a smaller one, is if the true value is `bound`."""
@@ -63,6 +65,16 @@ def mean(values: Iterable[float]) -> Interval:
         return Interval(center, NAN, NAN)
     half = float(stats.t.ppf(0.975, len(array) - 1) * stats.sem(array))
     return Interval(center, center - half, center + half, len(array) - 1)
+
+
+def proportion(outcomes: Iterable[bool]) -> Interval:
+    """Return the share of outcomes that are true, with its exact interval (Clopper and Pearson, 1934).
+
+    Student's t has an interval of no width where all outcomes are the same.
+    """
+    array = np.asarray(outcomes, dtype=bool)
+    found = stats.binomtest(int(array.sum()), len(array)).proportion_ci()
+    return Interval(float(array.mean()), float(found.low), float(found.high))
 
 
 def ratio_of_sums(

@@ -2,7 +2,8 @@
 
 A sentence has one or more estimates, each with an interval. It *agrees* if all of them lie between two
 bounds, the margin; in size, too, if the paper gives sizes and every interval includes its own. It is
-*contradicted* if one of them lies wholly outside. All p-values of a family are corrected for their number.
+*contradicted* if one of them lies wholly outside. Some sentences allow a number of exceptions. All p-values
+of a family are corrected for their number.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Sentence:
     #: The paper's sizes, by the estimates' names.
     sizes: Mapping[str, float] = field(default_factory=dict)
     form: tuple[float, int, str] = POINTS  # scale, digits and unit in which estimates are printed
-    weak: bool = False  # whether it agrees unless it is contradicted
+    exceptions: int = 0  # estimates that may lie anywhere
     #: Of which networks the dense ones are counted that learned nothing.
     among: Callable[[Results], Results] = field(default=lambda results: results)
 
@@ -105,7 +106,14 @@ def to_frame(claims: Iterable[Finding]) -> pd.DataFrame:
 
 
 def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results]) -> Finding:
-    claim = judged(own.text, _shown(own, estimates), estimates.values(), own.low, own.high, weak=own.weak)
+    # The estimates farthest from being shown are the exceptions; the factor is that of a partial conjunction
+    # (Benjamini and Heller, 2008), since the data choose them.
+    ranked = sorted(estimates, key=lambda key: _p(own, estimates[key]))
+    counted = {key: estimates[key] for key in ranked[: max(1, len(ranked) - own.exceptions)]}
+    claim = judged(
+        own.text, _shown(own, estimates, ranked[len(counted) - 1]), counted.values(), own.low, own.high
+    )
+    claim["p"] = min(1.0, (1 + own.exceptions) * claim["p"])
     if own.sizes:
         sized = [(estimates[key], size) for key, size in own.sizes.items() if key in estimates]
         claim["in_size"] = all(value.low <= size <= value.high for value, size in sized)
@@ -127,13 +135,13 @@ def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results])
     }
 
 
-def _shown(own: Sentence, estimates: Estimates) -> str:
-    """Write estimates; of many, the one that is farthest from being shown."""
+def _shown(own: Sentence, estimates: Estimates, weakest: str) -> str:
+    """Write estimates; of many, the weakest that counts."""
     scale, digits, unit = own.form
     texts = {key: f"{key}: {value.text(scale, digits)}" for key, value in estimates.items()}
     if len(texts) > MANY:
-        worst = max(estimates, key=lambda key: _p(own, estimates[key]))
-        return f"{len(texts)} estimates, the weakest at {texts[worst]}{unit}"
+        which = "the weakest but one" if own.exceptions else "the weakest"
+        return f"{len(texts)} estimates, {which} at {texts[weakest]}{unit}"
     return "; ".join(texts.values()) + unit
 
 
@@ -151,7 +159,7 @@ def margin(own: Sentence) -> str:
         text = f"below {high}"
     else:
         text = f"between {low} and {high}"
-    return f"{'not clearly outside: ' if own.weak else ''}{text}{unit}"
+    return f"{text}{unit}{', but one' if own.exceptions else ''}"
 
 
 def count_collapsed(name: str, results: Results) -> int:

@@ -11,7 +11,7 @@ import pandas as pd
 from fpe_reproduction.experiments.findings import Results, each, overall
 from fpe_reproduction.experiments.networks import REWIRED
 from fpe_reproduction.paper.judge import Estimates
-from fpe_reproduction.statistics import Interval, mean, ratio_of_sums, slope, slope_over_trials
+from fpe_reproduction.statistics import Interval, jackknife, mean, proportion, slope
 from fpe_reproduction.theory import CoverageModel, simulate
 
 WIDTHS = (4, 8, 16, 32)
@@ -133,10 +133,8 @@ def rise(
     return estimate
 
 
-def share_of_trials(
-    holds: Callable[[pd.DataFrame], pd.DataFrame], of: Callable[[Results], Results]
-) -> Measure:
-    """Return the share of networks of which something holds; each trial counts once.
+def share_of_trials(holds: Callable[[pd.DataFrame], pd.Series], of: Callable[[Results], Results]) -> Measure:
+    """Return the share of networks of which something holds; a trial of several counts once.
 
     `holds` gets the accuracies, (trial and width) × kinds.
     """
@@ -144,7 +142,9 @@ def share_of_trials(
     def estimate(results: Results) -> Estimates:
         own = of(results)
         wide = own.frame.pivot(index=["trial", own.axis], columns="kind", values="accuracy")
-        return {"share": mean(holds(wide).astype(float).groupby("trial").mean())}
+        shares = holds(wide).groupby("trial").agg(["mean", "size"])
+        several = (shares["size"] > 1).any()
+        return {"share": mean(shares["mean"]) if several else proportion(shares["mean"])}
 
     return estimate
 
@@ -157,25 +157,29 @@ def share_of_gap(measure: str) -> Measure:
         for name, of in (("8 clauses", neurons), ("8 neurons", clauses)):
             own = of(results)
             parts, wholes = (
-                own.differences(kind, "dense", measure).to_numpy() for kind in ("random", "clause")
+                own.differences(kind, "dense", measure).mean(axis=1).to_numpy()
+                for kind in ("random", "clause")
             )
-            (ratio,), _ = ratio_of_sums(parts.mean(1, keepdims=True), wholes.mean(1, keepdims=True))
-            found[name] = ratio
+            found[name] = _ratio(parts, wholes)
         return found
 
     return estimate
 
 
-def all_but_one(kind: str, measure: str) -> Measure:
-    """Return the differences in all settings of both sweeps but the one with the largest."""
+def _ratio(parts: np.ndarray, wholes: np.ndarray) -> Interval:
+    return jackknife(lambda trials: float(parts[trials].mean() / wholes[trials].mean()), len(parts))
+
+
+def in_both(kind: str, measure: str) -> Measure:
+    """Return the differences from the dense network in all settings of both sweeps."""
 
     def estimate(results: Results) -> Estimates:
         found = {
             **at_each(kind, of=neurons, measure=measure)(results),
             **at_each(kind, of=clauses, measure=measure)(results),
         }
-        largest = max(found, key=lambda key: found[key].value)
-        return {key: value for key, value in found.items() if key != largest}
+        found.pop("8 clauses", None)  # the setting is in both: it is "8 neurons", too
+        return found
 
     return estimate
 
@@ -192,14 +196,21 @@ def regression(measure: str, fold: bool, within: bool = False) -> Measure:
         for kind in ("clause", "random"):
             values = own.values(kind, measure)
             change = values / dense if fold else values - dense
-            gained = own.values(kind, "gain")
-            if within:
-                change, gained = change - change.mean(), gained - gained.mean()
-            trials = [(change.loc[t].tolist(), gained.loc[t].tolist()) for t in change.index]
-            found[SPLIT[kind]] = slope_over_trials(trials)
+            gained = own.values(kind, "gain").loc[change.index]
+            found[SPLIT[kind]] = _slope(change.to_numpy(), gained.to_numpy(), within)
         return found
 
     return estimate
+
+
+def _slope(x: np.ndarray, y: np.ndarray, within: bool) -> Interval:
+    """Return the slope of y over x, both (trials, widths)."""
+
+    def estimate(trials: np.ndarray) -> float:
+        own = (each[trials] - (each[trials].mean(axis=0) if within else 0) for each in (x, y))
+        return slope(*(each.ravel() for each in own))
+
+    return jackknife(estimate, len(x))
 
 
 def needed(widths: tuple[int, ...] = ()) -> Measure:
@@ -257,15 +268,22 @@ def best_rewired(width: int, other: str) -> Measure:
 
 
 def spread(results: Results) -> Estimates:
-    """Return how much more the expansion factors differ at the largest width than at the smallest."""
+    """Return how much more the expansion factors differ at the largest width than at the smallest.
+
+    Differences are between means over the trials: those within a trial are its noise, too, which also fades.
+    """
     own = shallow(results)
     kinds = ("random", "random-x3", "random-x4", "random-x8")
     widths = own.widths("dense", *kinds)
     if not widths:
         return {}
-    values = np.stack([own.values(kind)[widths] for kind in kinds])
-    ranges = values.max(axis=0) - values.min(axis=0)
-    return {"largest − smallest width": mean(ranges[:, -1] - ranges[:, 0])}
+    values = np.stack([own.values(kind)[[widths[0], widths[-1]]] for kind in kinds])
+
+    def change(trials: np.ndarray) -> float:
+        small, large = np.ptp(values[:, trials].mean(axis=1), axis=0)
+        return float(large - small)
+
+    return {"largest − smallest width": jackknife(change, values.shape[1])}
 
 
 #: Formulas that are simulated: clauses, literals, neurons, factor.
@@ -289,10 +307,7 @@ def simulated(name: str, expected: str) -> Measure:
             model = CoverageModel(*numbers)
             own = simulate(model, 2_000 if results.quick else 20_000, seed=0)[name]
             formula = getattr(model, expected)
-            value, half = own.mean / formula - 1, 1.96 * own.error / formula
-            found["C, k, H, α = " + ", ".join(map(str, numbers))] = Interval(
-                value, value - half, value + half
-            )
+            found[_setting(numbers)] = _normal(own.mean / formula - 1, own.error / formula)
         return found
 
     return estimate
@@ -312,7 +327,7 @@ def covered(results: Results) -> Estimates:
     """Return the share of trained networks, split at random, whose neurons cover all clauses."""
     own = clauses(results)
     values = own.values("random", "covered_clauses")
-    return {f"{count:g} clauses": mean((values[count] == count).astype(float)) for count in values}
+    return {f"{count:g} clauses": proportion(values[count] == count) for count in values}
 
 
 def collisions(results: Results) -> Estimates:

@@ -1,8 +1,9 @@
 """All sentences of the paper that can be measured, in its order, in our words.
 
 Where it says "often", more than half of the cases count; "nearly", within 2 points; "comparable", within 1
-point; "with high probability", nine times in ten. Table A5 does not say its width in our text; 8 neurons are
-nearest to it by the gains elsewhere.
+point; "levels off", less than a point of relative improvement for each doubling; "with high probability",
+nine times in ten. Table A5 does not say its width in our text; 8 neurons are nearest to it by the gains
+elsewhere.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from fpe_reproduction.experiments.findings import Results
 from fpe_reproduction.experiments.networks import DROPPED
 from fpe_reproduction.paper.judge import Sentence
 from fpe_reproduction.paper.measures import (
-    all_but_one,
     at_each,
     best_rewired,
     case,
@@ -23,6 +23,7 @@ from fpe_reproduction.paper.measures import (
     covered,
     gain,
     grid,
+    in_both,
     missing,
     needed,
     neurons,
@@ -37,6 +38,8 @@ from fpe_reproduction.paper.measures import (
     spread,
 )
 
+#: A curve levels off if it rises by less for each doubling: a point of relative improvement.
+LEVEL = 0.01
 REAL, CIFAR = ("fashion-mnist", "banking77", "cifar100"), ("cifar100",)
 ANY = -math.inf
 #: Scale, digits and unit of estimates; the default is points of accuracy.
@@ -60,7 +63,7 @@ def case_study() -> Iterator[Sentence]:
     yield Sentence(
         *own,
         "random-split can often nearly match clause-split",
-        share_of_trials(lambda a: a[["random"]].gt(a["clause"] - 0.02, axis=0), case),
+        share_of_trials(lambda a: a["random"] > a["clause"] - 0.02, case),
         low=0.5,
         form=PERCENT,
     )
@@ -97,7 +100,7 @@ def sweeps() -> Iterator[Sentence]:
     yield Sentence(
         *own,
         "random-split is often above dense",
-        share_of_trials(lambda a: a[["random"]].gt(a["dense"], axis=0), neurons),
+        share_of_trials(lambda a: a["random"] > a["dense"], neurons),
         low=0.5,
         form=PERCENT,
     )
@@ -106,12 +109,12 @@ def sweeps() -> Iterator[Sentence]:
         yield Sentence(*own, f"with more clauses the gain of {kind}-split rises at first", few, form=RELATIVE)
         many = rise(kind, clauses, lambda counts: [c for c in counts if c >= 15])
         text = f"beyond roughly 16 clauses the gain of {kind}-split levels off or declines"
-        yield Sentence(*own, text, many, low=ANY, high=0.0, form=RELATIVE, weak=True)
+        yield Sentence(*own, text, many, low=ANY, high=LEVEL, form=RELATIVE)
     for kind in ("clause", "random"):
         text = f"with fewer clauses {kind}-split gains less, at 8 to 16 neurons"
         yield Sentence(*own, text, grid(kind, 8, 4), form=RELATIVE)
     text = "with 8 to 16 neurons the gain of clause-split levels off from 12 clauses on"
-    yield Sentence(*own, text, grid("clause", 24, 12), low=ANY, high=0.0, form=RELATIVE, weak=True)
+    yield Sentence(*own, text, grid("clause", 24, 12), low=ANY, high=LEVEL, form=RELATIVE)
 
 
 def interference() -> Iterator[Sentence]:
@@ -129,10 +132,11 @@ def interference() -> Iterator[Sentence]:
         yield Sentence(
             *own,
             f"the mean cosine similarity is lower in {kind}-split than in dense, in all settings but one",
-            all_but_one(kind, "cosine"),
+            in_both(kind, "cosine"),
             low=ANY,
             high=0.0,
             form=PLAIN,
+            exceptions=1,
         )
     for measure, text in (("clause_capacity", "capacity of the clauses"), ("cosine", "cosine similarity")):
         yield Sentence(
@@ -163,8 +167,8 @@ def theory() -> Iterator[Sentence]:
         form = (100.0, 1, " % of the formula")
         yield Sentence(*own, text, simulated("coverage", formula), low=-0.1, high=0.1, form=form)
     yield Sentence(
-        *own, "the union bound on the probability of a missed clause holds", missing, low=ANY, high=0.0,
-        form=PLAIN, weak=True,
+        *own, "the union bound on the probability of a missed clause holds", missing, low=ANY, high=0.01,
+        form=PLAIN,
     )  # fmt: skip
     yield Sentence(
         *own, "random expansion covers all clauses with high probability", covered, low=0.9, form=PERCENT
