@@ -1,11 +1,7 @@
 """Numbers of docs/evidence, found a second time: by pandas, from the stored data."""
 
 import importlib
-import io
 import json
-import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,49 +9,9 @@ import pytest
 from scipy import stats
 
 import fpe
+from evidence import EVIDENCE, agree, interval, left_out, numbers, page_programs, prose, read, tables
 from fpe.packing.formats import LEAST_SPARSE
 from fpe_reproduction.text import PARTS
-
-EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
-PROGRAMS = Path(__file__).parents[1] / "pages"
-NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
-
-
-def tables(page):
-    """Return the tables of a page by the mark that they stand in, with cells as text."""
-    text = (EVIDENCE / f"{page}.md").read_text(encoding="utf-8")
-    found = {}
-    for mark, body in re.findall(r"(?s)<!-- ([\w-]+) -->\n(.*?)<!-- end \1 -->", text):
-        if body.startswith("|"):
-            rows = body.replace(r"\|", "¦").strip().splitlines()
-            del rows[1]
-            own = io.StringIO("\n".join(row.strip("|") for row in rows))
-            found[mark] = pd.read_csv(own, sep="|", dtype=str, keep_default_na=False).map(str.strip)
-            found[mark].columns = found[mark].columns.str.strip()
-    return found
-
-
-def agree(cell, *values):
-    """Say whether a cell has these numbers, rounded as the cell is."""
-    texts = [text.replace(",", "").replace("−", "-") for text in re.findall(NUMBER, cell)]
-    assert len(texts) == len(values), (cell, values)
-    for text, value in zip(texts, values, strict=True):
-        digits = len(text.partition(".")[2])
-        assert abs(float(text) - value) <= 0.5001 * 10**-digits, (cell, values)
-
-
-def interval(values):
-    """Return the mean of a series and the bounds of its interval by Student's t."""
-    mean, half = values.mean(), stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return mean, mean - half, mean + half
-
-
-def left_out(estimate, seeds):
-    """Return an estimate and its interval by the jackknife."""
-    value = estimate(seeds)
-    each = pd.Series([estimate([s for s in seeds if s != one]) for one in seeds])
-    half = stats.t.ppf(0.975, len(seeds) - 1) * np.sqrt((len(seeds) - 1) ** 2 / len(seeds)) * each.std()
-    return value, value - half, value + half
 
 
 def log_size(curve, value):
@@ -67,8 +23,7 @@ def log_size(curve, value):
     return x[end] + (value - y[end]) * (x[-1] - x[0]) / (y[-1] - y[0])
 
 
-@pytest.fixture(scope="module")
-def runs():
+def stored_runs():
     """Return all stored runs, one in a row."""
     rows = [
         {"experiment": file.stem, "task": task, **record}
@@ -76,6 +31,11 @@ def runs():
         for task, record in json.loads(file.read_text(encoding="utf-8")).items()
     ]
     return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return stored_runs()
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +219,7 @@ def test_deep_mlps_are_those_of_the_runs(page, runs):
         found = left_out(lambda s, d=dense, w=three: log_size(-d.loc[s].mean(), -w[s].mean()), range(5))
         agree(row["wider by 3 equals dense of ×"], *(np.exp(found) / dense.columns[0]))
         better += interval(three - dense.iloc[:, 0])[1] > 0
-    text = (EVIDENCE / "transformers-and-cnns.md").read_text(encoding="utf-8")
+    text = read("transformers-and-cnns")
     assert f"<!-- mlp-better -->{better} of {len(page['mlp'])}<!-- end mlp-better -->" in text
 
 
@@ -314,30 +274,11 @@ def test_power_is_that_of_the_seeds(page, runs):
         agree(row["seeds for this difference"], max(2, np.ceil(5 * (least / found.mean()) ** 2)))
 
 
-def prose(page):
-    """Return a page without tables, what stands between marks, code, and where links lead."""
-    text = (EVIDENCE / f"{page}.md").read_text(encoding="utf-8")
-    for what in (r"(?s)<!-- ([\w-]+) -->.*?<!-- end \1 -->", r"(?s)```.*?```", r"`[^`]*`"):
-        text = re.sub(what, "", text)
-    return re.sub(r"\]\([^)]*\)", "]", text)
-
-
-def numbers(text):
-    """Return the numbers of a text, but for whole ones of one digit without a percent sign."""
-    found = re.findall(NUMBER.pattern + r"(?: %)?", text)
-    return [own.strip(", ") for own in found if not re.fullmatch(r"\d,?", own)]
-
-
 def of_whole_networks():
     """Return the numbers that may stand in the text on whole networks: settings, and figures of papers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PROGRAMS)
-        before = set(sys.modules)
+    with page_programs():
         names = ("whole", "whole_text", "whole_mlp", "whole_images", "whole_bytes")
         whole, text, mlp, images, files = map(importlib.import_module, names)
-        for name in set(sys.modules) - before:
-            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(PROGRAMS)):
-                del sys.modules[name]
     schedule = fpe.PruningSchedule()
     parameters = text.sizes(text.WIDTH)[0]
     percents = [100 * schedule.begin, 100 * schedule.end, 100 * (1 - sum(PARTS.values())), 95]
@@ -371,7 +312,7 @@ ESTIMATED = {"80"}
 
 def test_each_number_of_the_text_has_a_source():
     known, percents = of_whole_networks()
-    for own in numbers(prose("transformers-and-cnns")):
+    for own in numbers(prose(read("transformers-and-cnns"))):
         value = float(own.rstrip(" %").replace(",", ""))
         assert own in percents | ESTIMATED or ("%" not in own and value in known), own
 

@@ -1,18 +1,32 @@
-"""Numbers and verdicts of the pages on rivals and interpretability, found a second time: by pandas."""
+"""Numbers of the pages on rivals and interpretability and of the summary, found a second time: by pandas."""
 
+import inspect
+import json
 import re
-from pathlib import Path
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
+from evidence import (
+    agree,
+    altered,
+    holm,
+    interval,
+    left_out,
+    marked,
+    numbers,
+    prose,
+    read,
+    seen,
+    tables,
+    two_sided,
+)
 from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.rivals.contest import DATA
-from test_evidence import EVIDENCE, agree, interval, tables
-
-pytestmark = pytest.mark.skipif(not (EVIDENCE / "data").is_dir(), reason="the pages are not made yet")
+from test_evidence import OF_TEXTS, best, curve_of, log_size, stored_runs
 
 TITLES = {own.title.removesuffix(" (fpe)"): name for name, own in METHODS.items()}
 NAMES = {own.title: name for name, own in DATA.items()}
@@ -29,21 +43,6 @@ def over_splits(values):
     return values.mean(), values.mean() - half, values.mean() + half, error, df
 
 
-def holm(p):
-    """Return p-values corrected for their number."""
-    ranked = p.sort_values()
-    return (ranked * np.arange(len(p), 0, -1)).cummax().clip(upper=1).reindex(p.index)
-
-
-def two_sided(mean, error, df):
-    return 2 * stats.t.sf(abs(mean / error), df)
-
-
-def seen(error, df):
-    """Return the smallest difference that would have been seen four times in five."""
-    return error * (stats.t.ppf(0.975, df) + stats.t.ppf(0.8, df))
-
-
 def judged(cell, p, value, error, df, scale, words):
     """Say whether a cell has the verdict that a corrected p-value and the sign of a difference give."""
     if p < 0.05:
@@ -53,15 +52,20 @@ def judged(cell, p, value, error, df, scale, words):
         agree(cell, scale * seen(error, df))
 
 
-@pytest.fixture(scope="module")
-def runs():
-    frame = pd.read_csv(EVIDENCE / "data" / "rivals-runs.csv")
+def runs_of(evidence):
+    """Return the runs of rivals by data, width, method, split and seed."""
+    frame = pd.read_csv(evidence / "data" / "rivals-runs.csv")
     return frame.set_index(["data", "hidden", "method", "split", "seed"]).sort_index()
 
 
+@pytest.fixture(scope="module")
+def runs(evidence):
+    return runs_of(evidence)
+
+
 @pytest.mark.parametrize("page", ["rivals", "summary"])
-def test_the_first_table_is_that_of_the_runs(page, runs):
-    table = tables(page)["best"]
+def test_the_first_table_is_that_of_the_runs(page, evidence, runs):
+    table = tables(page, evidence)["best"]
     data = table[""].where(table[""] != "").ffill().map(NAMES)
     cells = list(zip(data, table["h"].astype(int), strict=True))
     assert sorted(cells) == sorted((name, h) for name, own in DATA.items() for h in own.hidden)
@@ -91,18 +95,36 @@ def test_the_first_table_is_that_of_the_runs(page, runs):
             judged(cell, own_p, value, error, df, 100, ("rival", "fpe"))
 
 
-def test_counts_in_the_text_on_rivals_are_those_of_the_table():
-    table, text = tables("rivals")["best"], (EVIDENCE / "rivals.md").read_text(encoding="utf-8")
+def counted(cells):
+    """Count the verdicts of a column: better, worse, not shown."""
+    said = cells.str.strip("*").str.replace(r" \(.*", "", regex=True).value_counts()
+    return [f"{said.get(word, 0)}" for word in ("fpe", "rival", "not shown")]
+
+
+def test_counts_in_the_text_on_rivals_are_those_of_the_table_and_the_runs(evidence, runs):
+    table, said = tables("rivals", evidence)["best"], marked(read("rivals", evidence))
     for prefix, column in (("", "better"), ("searched-", "which is better")):
-        said = table[column].str.strip("*").str.replace(r" \(.*", "", regex=True).value_counts()
-        for mark, word in (("fpe", "fpe"), ("rival", "rival"), ("open", "not shown")):
-            assert f"<!-- {prefix}{mark} -->{said.get(word, 0)}<!--" in text
+        assert [said[f"{prefix}{mark}"] for mark in ("fpe", "rival", "open")] == counted(table[column])
+    assert said["rows"] == f"{len(table)}"
+    for mark, level in (("methods", "method"), ("splits", "split"), ("seeds", "seed")):
+        assert said[mark] == f"{runs.index.get_level_values(level).nunique()}"
 
 
-def test_measures_of_interpretability_are_those_of_the_networks():
-    frame = pd.read_csv(EVIDENCE / "data" / "interpretability.csv")
+def test_the_stored_table_of_all_methods_is_that_of_the_runs(evidence, runs):
+    table = pd.read_csv(evidence / "data" / "rivals-methods.csv").set_index(["data", "hidden", "method"])
+    assert len(table) == len(runs.groupby(level=["data", "hidden", "method"]).size())
+    for cell, row in table.iterrows():
+        own = runs.loc[cell]
+        assert row[["accuracy", "low", "high"]].tolist() == pytest.approx(
+            over_splits(own.accuracy)[:3], abs=1e-5
+        )
+        assert (row["nonzero"], row["budget"]) == (own.nonzero.max(), own.budget.iloc[0])
+
+
+def test_measures_of_interpretability_are_those_of_the_networks(evidence):
+    frame = pd.read_csv(evidence / "data" / "interpretability.csv")
     frame = frame.set_index(["data", "network", "seed"]).sort_index()
-    table = tables("interpretability")["verdicts"]
+    table = tables("interpretability", evidence)["verdicts"]
     titles = {"class purity": "purity", "class selectivity": "selectivity",
               "effective classes of a neuron": "classes", "effective features per neuron": "superposition",
               "capacity per feature": "capacity",
@@ -111,6 +133,7 @@ def test_measures_of_interpretability_are_those_of_the_networks():
     found = []
     for name, (_, row) in zip(data, table.iterrows(), strict=True):
         own = frame.loc[name][titles[row["measure"]]]
+        assert row["better is"] == ("less" if row["measure"].startswith("effective") else "more")
         for column, network in (
             ("parent", "parent"),
             ("children", "children-2"),
@@ -127,15 +150,115 @@ def test_measures_of_interpretability_are_those_of_the_networks():
         if own_p < 0.05:
             assert cell.strip("*") == words[int(apart.mean() > 0)]
         else:
-            least = seen(apart.sem(), len(apart) - 1)
-            assert float(re.search(r"\((.*)\)", cell)[1]) == pytest.approx(least, rel=0.06)
+            assert cell.startswith("not shown (")
+            agree(cell, seen(apart.sem(), len(apart) - 1))
+    said = marked(read("interpretability", evidence))
+    assert said["measures"] == f"{len(table)}"
+    assert said["seeds"] == f"{frame.index.get_level_values('seed').nunique()}"
+    for other, network in (("the parent", "parent"), ("random masks", "random-2")):
+        cells = table[f"more interpretable than {other}?"].str.strip("*")
+        for word in ("more", "less"):
+            assert said[f"{word}-{network}"] == f"{(cells == word).sum()}"
 
 
-def test_all_pages_of_the_summary_are_of_one_commit_and_it_is_short():
-    made = [pd.read_json(Path(EVIDENCE, "data", f"{name}.json"), typ="series") for name in
-            ("rivals", "paper", "interpretability")]  # fmt: skip
-    (commit,) = {commit for own in made for commit in own.commits}
-    text = (EVIDENCE / "summary.md").read_text(encoding="utf-8")
-    assert f"<!-- commit -->{commit}<!-- end commit -->" in text
+def against(runs, method, other, data=tuple(DATA)):
+    """Return the least and largest difference, in how many settings either sign is shown, of how many."""
+    cells = [cell for cell in runs.index.droplevel(["method", "split", "seed"]).unique() if cell[0] in data]
+    apart = [
+        over_splits(runs.loc[cell].loc[method].accuracy - runs.loc[cell].loc[other].accuracy)
+        for cell in cells
+    ]
+    p = holm(pd.Series([two_sided(value, error, df) for value, _, _, error, df in apart]))
+    means = pd.Series([100 * own[0] for own in apart])
+    return means.min(), means.max(), (means[p < 0.05] > 0).sum(), (means[p < 0.05] < 0).sum(), len(apart)
+
+
+def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
+    claims = tables("summary", evidence)["claims"]
+    assert len(claims) == 12
+    answers, tabular = (
+        claims.set_index("question")["answer"],
+        [name for name, own in DATA.items() if own.table],
+    )
+    for question, *compared in (
+        ("`FPEClassifier(budget=N)` − a dense network of N", "searched", "dense"),
+        ("On embeddings: pruned gradually − softmax", "gradual", "linear", ("banking77", "cifar100")),
+        ("Expanded once, as in the paper − dense", "one-shot", "dense"),
+        ("Expanded once − dense with fewer inputs", "one-shot", "fewer-inputs"),
+        ("Rewired by gathered gradients − RigL", "moved", "rigl"),
+        ("Equally many inputs for each neuron − free", "fan-in", "gradual"),
+        ("On tables: `FPEClassifier` − trees of its bytes", "searched", "trees", tabular),
+    ):
+        assert re.sub(r"[-+.\d]+", "#", answers[question]) == "# to #; above in #, below in # of #"
+        agree(answers[question], *against(runs, *compared))
+    best_of = tables("summary", evidence)["best"]
+    for question, column in (
+        ("`FPEClassifier(budget=N)` against the best rival", "which is better"),
+        ("The best of fpe against the best rival", "better"),
+    ):
+        assert answers[question] == "better in {}, worse in {}, not shown in {}".format(
+            *counted(best_of[column])
+        )
+    names = ("agrees", "in sign only", "contradicted", "not shown")
+    said = (
+        pd.read_csv(evidence / "data" / "paper-sentences.csv")["verdict"]
+        .value_counts()
+        .reindex(names, fill_value=0)
+    )
+    counts = ", ".join(f"{count} {name}" for name, count in said.items())
+    assert answers["Sentences of the paper"] == f"{said.sum()}: {counts}"
+    own = marked(read("interpretability", evidence))
+    assert answers["Are children more interpretable?"] == (
+        f"than the parent: more in {own['more-parent']}, less in {own['less-parent']}; than random masks: "
+        f"more in {own['more-random-2']}, less in {own['less-random-2']}, of {own['measures']} measures"
+    )
+    texts = best(stored_runs(), OF_TEXTS)
+    curve = curve_of(texts, "-characters-1")
+    cells = answers["A whole GPT-2, wider and pruned, equals a dense one of"].split(" %")
+    assert cells.pop() == ""
+    for cell, share in zip(cells, (0.5, 0.75, 0.875), strict=True):
+        loss = texts.loc[f"zeros-{share}-characters-1"].test
+        found = left_out(lambda s, own=loss: log_size(curve.loc[s].mean(), own[s].mean()), range(5))
+        agree(cell, *(np.exp(found) / curve.columns[0]), 100 * share)
+
+
+def test_all_pages_of_the_summary_are_of_one_commit_and_it_is_short(evidence):
+    names = ("rivals", "paper", "interpretability")
+    made = [json.loads((evidence / "data" / f"{name}.json").read_text(encoding="utf-8")) for name in names]
+    (commit,) = {commit for own in made for commit in own["commits"]}
+    text = read("summary", evidence)
+    assert marked(text)["commit"] == commit
+    assert marked(text)["hours"] == f"{sum(own['hours'] for own in made) / 2:.1f}"
     assert len(text.encode()) <= 8192
-    assert len(tables("summary")["claims"]) == 12
+
+
+#: Numbers of the text that are no results: neurons, data and years.
+SAID = {"summary": set(), "rivals": set(), "interpretability": {"32", "100", "2025"}}
+
+
+@pytest.mark.parametrize("page", SAID)
+def test_each_number_of_the_text_has_a_source(page, evidence):
+    assert set(numbers(prose(read(page, evidence)))) <= SAID[page]
+
+
+@pytest.mark.parametrize(
+    ("page", "mark", "words", "check"),
+    [
+        ("rivals", "best", ("not shown (1.0)", "**fpe**"), test_the_first_table_is_that_of_the_runs),
+        ("summary", "claims", (), test_the_claims_of_the_summary_are_those_of_the_other_pages),
+        (
+            "interpretability",
+            "verdicts",
+            ("**more**", "**less**"),
+            test_measures_of_interpretability_are_those_of_the_networks,
+        ),
+    ],
+)
+def test_what_is_altered_on_a_page_is_found(page, mark, words, check, made_up_pages, tmp_path):
+    shutil.copytree(made_up_pages, tmp_path, dirs_exist_ok=True)
+    known = {"page": page, "evidence": tmp_path, "runs": runs_of(made_up_pages)}
+    known = {name: known[name] for name in inspect.signature(check).parameters}
+    for wrong in altered(read(page, made_up_pages), mark, 25, words):
+        (tmp_path / f"{page}.md").write_text(wrong, encoding="utf-8")
+        with pytest.raises((AssertionError, KeyError, TypeError)):  # the latter for names of rows
+            check(**known)

@@ -2,26 +2,19 @@
 
 import importlib
 import re
-import sys
-from pathlib import Path
 
 import pytest
 
-PROGRAMS = Path(__file__).parents[1] / "pages"
+from evidence import PROGRAMS, page_programs
+
 ROOT = PROGRAMS.parents[1]
 
 
 @pytest.fixture(scope="module")
 def program():
-    """Return the modules that make pages; they are no package."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(PROGRAMS)
-        for name in {path.stem for path in PROGRAMS.glob("*.py")} & set(sys.modules):
-            patch.delitem(sys.modules, name)  # the tests have a module of the same name
+    """Return two of the modules that make pages."""
+    with page_programs():
         yield importlib.import_module("make"), importlib.import_module("common")
-        for module in list(sys.modules.values()):
-            if str(getattr(module, "__file__", "")).startswith(str(PROGRAMS)):
-                del sys.modules[module.__name__]
 
 
 def numbers(text):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from fpe_reproduction.experiments.findings import Results, each, overall
 from fpe_reproduction.experiments.networks import REWIRED
 from fpe_reproduction.paper.judge import Estimates
 from fpe_reproduction.statistics import Interval, jackknife, mean, proportion, slope
-from fpe_reproduction.theory import CoverageModel, simulate
+from fpe_reproduction.theory import CoverageModel, Estimate, simulate
 
 WIDTHS = (4, 8, 16, 32)
 SPLIT = {"clause": "split by clauses", "random": "split at random"}
@@ -290,6 +291,11 @@ def spread(results: Results) -> Estimates:
 SIMULATED = ((3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4))
 
 
+@functools.cache
+def _simulated(model: CoverageModel, quick: bool) -> dict[str, Estimate]:
+    return simulate(model, 2_000 if quick else 20_000, seed=0)
+
+
 def _setting(numbers: Sequence[int]) -> str:
     return "C, k, H, α = " + ", ".join(map(str, numbers))
 
@@ -305,7 +311,7 @@ def simulated(name: str, expected: str) -> Measure:
         found = {}
         for numbers in SIMULATED:
             model = CoverageModel(*numbers)
-            own = simulate(model, 2_000 if results.quick else 20_000, seed=0)[name]
+            own = _simulated(model, results.quick)[name]
             formula = getattr(model, expected)
             found[_setting(numbers)] = _normal(own.mean / formula - 1, own.error / formula)
         return found
@@ -318,7 +324,7 @@ def missing(results: Results) -> Estimates:
     found = {}
     for numbers in SIMULATED:
         model = CoverageModel(*numbers)
-        own = simulate(model, 2_000 if results.quick else 20_000, seed=0)["missed"]
+        own = _simulated(model, results.quick)["missed"]
         found[_setting(numbers)] = _normal(own.mean - min(1.0, model.missed_bound), own.error)
     return found
 

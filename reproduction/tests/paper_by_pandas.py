@@ -1,0 +1,389 @@
+"""What the paper says, and what stored networks show, a second time: by pandas, numpy and scipy alone."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from evidence import holm, interval, left_out, seen
+
+TITLES = {"fashion-mnist": "Fashion-MNIST", "banking77": "Banking77", "cifar100": "CIFAR-100"}
+CLASSES = {"fashion-mnist": 10, "banking77": 77, "cifar100": 100}
+#: Table A3: relative improvement in per cent, by layers and neurons.
+DEPTH = {
+    5: {4: 28, 8: 2.6, 12: 0.4, 16: 0.2},
+    7: {4: 34, 8: 11, 12: 1.1, 16: 0.8},
+    9: {4: 104, 8: 8.7, 12: 2.0, 16: 1.4},
+}
+#: Formulas that are simulated: clauses, literals, neurons, factor.
+SIMULATED = ((3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4))
+#: Scale and unit of what is printed.
+POINTS, GAIN, PLAIN, PERCENT, TIMES = (
+    (100, " points"), (100, " % of relative improvement"), (1, ""), (100, " %"), (1, " times"),
+)  # fmt: skip
+UP, DOWN = (0, math.inf), (-math.inf, 0)
+
+
+class Said(NamedTuple):
+    """A sentence: its page, its words, its estimates (value, low, high, degrees of freedom), its margin."""
+
+    page: str
+    text: str
+    estimates: dict
+    margin: tuple = UP
+    form: tuple = POINTS
+    size: float | None = None  # the paper's
+    exceptions: int = 0
+    among: pd.DataFrame | None = None  # networks of which the dense ones are counted that learned nothing
+
+
+def networks(path):
+    """Return the stored networks, with the improvement relative to the dense network of the same trial."""
+    frame = pd.read_csv(path, keep_default_na=False, na_values=[""], low_memory=False)
+    frame["data"] = frame["data"].fillna("")
+    frame["width"] = frame["neurons"].where(frame["data"] == "", frame["hidden"])
+    keys = ["data", "width", "clauses", "layers", "network", "features", "trial"]
+    keys = [key for key in keys if key in frame]
+    frame = frame.drop_duplicates([*keys, "kind"], keep="last")
+    dense = frame["accuracy"].where(frame["kind"] == "dense")
+    parent = dense.groupby([frame[key] for key in keys], dropna=False).transform("max")
+    frame["gain"] = frame["accuracy"] / parent - 1
+    return frame
+
+
+def values(own, place, kind, measure="accuracy"):
+    """Return a measure of a kind of networks, trials × places."""
+    return own[own["kind"] == kind].set_index(["trial", place])[measure].unstack()
+
+
+def complete(own, place):
+    """Return the places with as many trials as most have, and the trials with all of these."""
+    dense = values(own, place, "dense")
+    counts = dense.notna().sum()
+    dense = dense[counts.index[counts >= counts.median()]].dropna()
+    return own[own[place].isin(dense.columns) & own["trial"].isin(dense.index)]
+
+
+def by_t(own):
+    own = own.dropna()
+    return *interval(own), len(own) - 1
+
+
+def by_jackknife(estimate, trials):
+    return *left_out(estimate, list(trials)), len(trials) - 1
+
+
+def share(outcomes):
+    """Return the share of outcomes that are true, with the interval of Clopper and Pearson."""
+    n, k = len(outcomes), int(outcomes.sum())
+    low = stats.beta.ppf(0.025, k, n - k + 1) if k else 0.0
+    high = stats.beta.ppf(0.975, k + 1, n - k) if k < n else 1.0
+    return k / n, low, high, math.inf
+
+
+def at_each(apart, unit="neurons"):
+    return {f"{place:g} {unit}": by_t(apart[place]) for place in apart.dropna(how="all", axis=1)}
+
+
+def doublings(gains):
+    """Return the slope over the logarithm of the place, in the mean over trials."""
+    slopes = [
+        np.polyfit(np.log2(r.dropna().index.to_numpy(float)), r.dropna(), 1)[0] for _, r in gains.iterrows()
+    ]
+    return {"each doubling": by_t(pd.Series(slopes))}
+
+
+def slope(x, y, within):
+    """Return the slope of y over x, each trials × places; `within` places, from their means."""
+
+    def estimate(trials):
+        pair = (own.loc[trials] - (own.loc[trials].mean() if within else 0) for own in (x, y))
+        return np.polyfit(*(own.to_numpy().ravel() for own in pair), 1)[0]
+
+    return by_jackknife(estimate, x.index)
+
+
+def formulas(frame):
+    """Yield what is said of Boolean formulas."""
+    own = frame[frame["data"] == ""]
+    case = partial(values, own[(own["clauses"] == 8) & (own["neurons"] == 8)], "neurons")
+    page = "case-study"
+    for kind, other, points in (
+        ("random", "dense", 10.0),
+        ("clause", "dense", 20.7),
+        ("clause", "random", 10.7),
+    ):
+        text = f"{kind}-split is {points} points above {other}{'-split' * (other != 'dense')}"
+        yield Said(page, text, {"difference": by_t((case(kind) - case(other))[8])}, size=points / 100)
+    near = share((case("random") > case("clause") - 0.02)[8])
+    yield Said(
+        page, "random-split can often nearly match clause-split", {"share": near}, (0.5, math.inf), PERCENT
+    )
+    for text, kind, other, margin in (
+        ("the Gram matrix of clause-split is more block-diagonal than that of dense", "clause", "dense", UP),
+        (
+            "that of random-split has a weaker diagonal structure than that of clause-split",
+            "random",
+            "clause",
+            DOWN,
+        ),
+    ):
+        apart = (case(kind, "block_share") - case(other, "block_share"))[8]
+        yield Said(page, text, {"difference": by_t(apart)}, margin, PLAIN)
+
+    page = "neurons-and-clauses"
+    fixed = {"neurons": own[own["clauses"] == 8], "clauses": own[own["neurons"] == 8]}
+    by = {place: partial(values, complete(some, place), place) for place, some in fixed.items()}
+    for kind in ("clause", "random"):
+        text = f"the gain of {kind}-split shrinks with more neurons"
+        yield Said(page, text, doublings(by["neurons"](kind, "gain")), DOWN, GAIN)
+        gains = by["clauses"](kind, "gain")
+        text = f"with more clauses the gain of {kind}-split rises at first"
+        yield Said(page, text, doublings(gains.loc[:, :8]), UP, GAIN)
+        text = f"beyond roughly 16 clauses the gain of {kind}-split levels off or declines"
+        yield Said(page, text, doublings(gains.loc[:, 15:]), (-math.inf, 0.01), GAIN)
+        text = f"with fewer clauses {kind}-split gains less, at 8 to 16 neurons"
+        yield Said(page, text, more_clauses(own, kind, 8, 4), UP, GAIN)
+    text = "with 8 to 16 neurons the gain of clause-split levels off from 12 clauses on"
+    yield Said(page, text, more_clauses(own, "clause", 24, 12), (-math.inf, 0.01), GAIN)
+    for place in by:
+        text = f"clause-split is above random-split at every number of {place}"
+        yield Said(page, text, at_each(by[place]("clause") - by[place]("random"), place))
+    often = (by["neurons"]("random") > by["neurons"]("dense")).mean(axis=1)
+    yield Said(page, "random-split is often above dense", {"share": by_t(often)}, (0.5, math.inf), PERCENT)
+
+    page = "interference"
+
+    def apart(place, kind, measure):
+        return by[place](kind, measure) - by[place]("dense", measure)
+
+    for kind in ("clause", "random"):
+        for place in by:
+            text = f"the capacity of clauses is above dense in {kind}-split, at every number of {place}"
+            yield Said(page, text, at_each(apart(place, kind, "clause_capacity"), place), UP, PLAIN)
+        both = {
+            **at_each(apart("neurons", kind, "cosine")),
+            **at_each(apart("clauses", kind, "cosine"), "clauses"),
+        }
+        del both["8 clauses"]
+        text = f"the mean cosine similarity is lower in {kind}-split than in dense, in all settings but one"
+        yield Said(page, text, both, DOWN, PLAIN, exceptions=1)
+    for measure, words in (("clause_capacity", "capacity of the clauses"), ("cosine", "cosine similarity")):
+        ratios = {}
+        for fixed, place in (("8 clauses", "neurons"), ("8 neurons", "clauses")):
+            a, b = (apart(place, kind, measure).mean(axis=1) for kind in ("random", "clause"))
+            ratios[fixed] = by_jackknife(lambda s, a=a, b=b: a[s].sum() / b[s].sum(), a.index)
+        text = f"random-split changes the {words} much as clause-split does"
+        yield Said(page, text, ratios, (2 / 3, 1.5), TIMES)
+    for within in (False, True):
+        for measure, words, margin in (
+            ("clause_capacity", "the capacity of the clauses rises", UP),
+            ("cosine", "the cosine similarity falls", DOWN),
+        ):
+            slopes = {}
+            for kind, name in (("clause", "split by clauses"), ("random", "split at random")):
+                x, dense = by["neurons"](kind, measure), by["neurons"]("dense", measure)
+                x = x / dense if margin == UP else x - dense
+                slopes[name] = slope(x, by["neurons"](kind, "gain"), within)
+            text = f"accuracy improves where {words}{', within a width' * within}"
+            yield Said(page, text, slopes, margin, GAIN)
+
+    covered, collisions = (by["clauses"]("random", m) for m in ("covered_clauses", "collisions"))
+    shares = {f"{c:g} clauses": share(covered[c] == c) for c in covered}
+    text = "random expansion covers all clauses with high probability"
+    yield Said("theory", text, shares, (0.9, math.inf), PERCENT)
+    ratios = {f"{c:g} clauses": by_t(collisions[c] / (8 * math.comb(int(c), 2))) for c in collisions}
+    text = "it has α^(2k−1) times fewer collisions, 128 at α = 2, k = 4"
+    yield Said("theory", text, ratios, (-math.inf, 2 / 128), (1, " of the dense network's"))
+
+
+def more_clauses(own, kind, more, fewer):
+    own = own[(own["kind"] == kind) & own["neurons"].isin((8, 12, 16))]
+    wide = own.set_index(["trial", "neurons", "clauses"])["gain"].unstack()
+    return {f"{more} against {fewer} clauses": by_t((wide[more] - wide[fewer]).groupby("trial").mean())}
+
+
+def simulated(drawn):
+    """Yield what is said of sparse neurons that are drawn at random, `drawn` networks of them."""
+    stated, about, bound = {}, {}, {}
+    for numbers in SIMULATED:
+        count, literals, hidden, factor = numbers
+        n, neurons = count * literals, factor * hidden
+        rng, covers = np.random.default_rng(0), []
+        for _ in range(drawn):
+            inputs = rng.permuted(np.tile(np.arange(n) < n // factor, (neurons, 1)), axis=1)
+            covers.append(np.logical_and.reduceat(inputs, range(0, n, literals), axis=1))
+        covers = np.array(covers)
+        exact = math.comb(n - literals, n // factor - literals) / math.comb(n, n // factor)
+        shares, missed = covers.mean(axis=(1, 2)), ~covers.any(axis=1).all(axis=1)
+        name = "C, k, H, α = " + ", ".join(map(str, numbers))
+        half = stats.norm.ppf(0.975) * shares.std(ddof=1) / drawn**0.5
+        for found, formula in ((stated, exact), (about, factor**-literals)):
+            mean = shares.mean() / formula - 1
+            found[name] = mean, mean - half / formula, mean + half / formula, math.inf
+        mean = missed.mean() - min(1, count * (1 - exact) ** neurons)
+        half = stats.norm.ppf(0.975) * missed.std(ddof=1) / drawn**0.5
+        bound[name] = mean, mean - half, mean + half, math.inf
+    form = 100, " % of the formula"
+    text = "a sparse neuron covers a clause with the stated probability"
+    yield Said("theory", text, stated, (-0.1, 0.1), form)
+    yield Said("theory", "that probability is about α^−k", about, (-0.1, 0.1), form)
+    text = "the union bound on the probability of a missed clause holds"
+    yield Said("theory", text, bound, (-math.inf, 0.01), PLAIN)
+
+
+def one_layer(frame, data):
+    """Return the classifiers of one hidden layer on a data set."""
+    own = frame[(frame["data"] == data) & ((frame["layers"] == 1) | frame["layers"].isna())]
+    for column in {"features", "network"} & set(own):
+        own = own[own[column].isna()]
+    return own
+
+
+def on_data(frame):
+    """Yield what is said of real data."""
+    rows = {data: one_layer(frame, data) for data in TITLES}
+    by = {
+        data: partial(values, own[own["hidden"].isin((4, 8, 16, 32))], "hidden") for data, own in rows.items()
+    }
+    cifar = by["cifar100"]
+
+    def everywhere(measure):
+        """Return estimates on all data sets, `measure` those of one."""
+        return {f"{TITLES[data]}, {key}": e for data in TITLES for key, e in measure(by[data]).items()}
+
+    def above(kind, other="dense", measure="accuracy"):
+        return lambda of: at_each(of(kind, measure) - of(other, measure))
+
+    def mean(kind, other="dense"):
+        return lambda of: {"mean": by_t((of(kind) - of(other)).mean(axis=1))}
+
+    page = "real-data"
+    for kind, words in (("gram", "feature-based splitting"), ("random", "random splitting")):
+        yield Said(page, f"{words} is above dense at every width", everywhere(above(kind)))
+    text = "feature-based splitting is only comparable to random splitting"
+    yield Said(page, text, everywhere(mean("gram", "random")), (-0.01, 0.01))
+    text = "the relative improvement is largest where neurons are few"
+    yield Said(page, text, everywhere(lambda of: doublings(of("random", "gain"))), DOWN, GAIN)
+    text, doubled = (
+        "the accuracy of the dense network is sometimes doubled",
+        at_each(cifar("gram", "gain")[[4]]),
+    )
+    yield Said(page, text, doubled, (1, math.inf), GAIN)
+
+    page = "cifar-100"
+    times = needed(rows["cifar100"], cifar("random"))
+    text = "a dense network needs over 1.2 times the parameters"
+    yield Said(page, f"with 32 neurons, {text}", at_each(times[[32]]), (1.2, math.inf), TIMES)
+    yield Said(page, f"at every width {text}", at_each(times), (1.2, math.inf), TIMES)
+    text = "an earlier split is better: at 10 % of the training against 90 %"
+    yield Said(page, text, mean("random-at-10", "random-at-90")(cifar))
+    yield Said(page, "even a late split is above dense", mean("random-at-90")(cifar))
+    factors = {2: "random", 3: "random-x3", 4: "random-x4", 8: "random-x8"}
+    for factor, kind in factors.items():
+        text = f"a small network gains with α = {factor}"
+        yield Said(page, text, at_each((cifar(kind) - cifar("dense"))[[4]]))
+        if factor in (2, 4):
+            text = f"neurons are less alike than in dense at every width, α = {factor}"
+            yield Said(page, text, above(kind, measure="cosine")(cifar), DOWN, PLAIN)
+    small, large = (pd.DataFrame({kind: cifar(kind)[w] for kind in factors.values()}) for w in (4, 32))
+
+    def fades(trials):
+        few, many = small.loc[trials].mean(), large.loc[trials].mean()
+        return (many.max() - many.min()) - (few.max() - few.min())
+
+    found = {"largest − smallest width": by_jackknife(fades, small.index)}
+    yield Said(page, "differences between the factors fade with width", found, DOWN)
+
+    for layers, sizes in DEPTH.items():
+        own = frame[(frame["data"] == "cifar100") & (frame["layers"] == layers - 1)]
+        for width, percent in sizes.items():
+            text = f"{layers} layers of {width} neurons gain {percent:g} %"
+            found, among = (
+                at_each(values(own, "hidden", "random", "gain")[[width]]),
+                own[own["hidden"] == width],
+            )
+            yield Said("depth", text, found, UP, GAIN, percent / 100, among=among)
+
+    page = "dynamic-and-two-four"
+    for width, points, percent in ((4, 4.5, 53), (8, 1.9, 14), (16, 0.5, 3)):
+        kinds = ("dense", "random", *(f"rewired-{n}" for n in (5, 10, 20, 30)))
+        own = pd.DataFrame({kind: cifar(kind)[width] for kind in kinds})
+        odd, even = own[own.index % 2 == 1], own[own.index % 2 == 0]
+        best = even.iloc[:, 2:].mean().idxmax()
+        text = f"with {width} neurons, dynamic masks are {points:g} points above one-shot expansion"
+        name = f"{width} neurons"
+        yield Said(page, text, {name: by_t(odd[best] - odd["random"])}, size=points / 100)
+        text = f"with {width} neurons, dynamic masks gain {percent} % on dense"
+        yield Said(page, text, {name: by_t(odd[best] / odd["dense"] - 1)}, UP, GAIN, percent / 100)
+    text, pair = (
+        "2:4 is competitive with random splitting, 0.25 points below",
+        cifar("two-four") - cifar("random"),
+    )
+    yield Said(page, text, at_each(pair[[8]]), (-0.01, 0.01), size=-0.0025)
+    found = at_each((cifar("two-four") - cifar("dense"))[[8]])
+    yield Said(page, "2:4 is 7.78 points above dense", found, size=0.0778)
+
+    page = "later-edition"
+    for features in (256, 512):
+        own = frame[(frame["data"] == "fashion-mnist") & (frame["features"] == features)]
+        text = f"the classifier of a CNN with {features} features gains, trained with it"
+        yield Said(page, text, mean("random")(partial(values, own, "hidden")))
+    for factor, end in ((2, ""), (4, "-x4")):
+        text = f"children with overlapping inputs are worse, α = {factor}"
+        yield Said(page, text, everywhere(mean(f"overlap{end}", f"random{end}")), DOWN)
+    for percent in (10, 25, 50):
+        text = f"DropConnect of {percent} % is equal to dense within half a point, or worse"
+        yield Said(page, text, everywhere(above(f"dropconnect-{percent}")), (-math.inf, 0.005))
+    text = "gains keep rising from α = 2 to 4 on small networks"
+    yield Said(page, text, everywhere(lambda of: at_each((of("random-x4") - of("random"))[[4, 8]])))
+
+
+def needed(own, random):
+    """Return the parameters of a dense network that is as accurate, in those of the one of that width."""
+    dense = values(own, "hidden", "dense").cummax(axis=1)
+    counts = own[own["kind"] == "dense"].groupby("hidden")["nonzero"].first()
+    rows = {t: np.interp(random.loc[t], dense.loc[t], counts) for t in random.index}
+    return pd.DataFrame(rows, index=random.columns).T / counts[random.columns]
+
+
+def p_values(estimate, low, high):
+    """Return the p-values of "it lies outside of the margin" and of "it lies inside"."""
+    value, below, above, df = estimate
+
+    def tail(distance, half):
+        t = distance / half * stats.t.ppf(0.975, df) if half else math.copysign(math.inf, distance or -1)
+        return float(stats.t.sf(t, df))
+
+    down, up = value - below, above - value
+    outside = max(tail(value - low, down), tail(high - value, up))
+    return outside, min(tail(low - value, up), tail(value - high, down))
+
+
+def judged(frame, drawn):
+    """Return all sentences with p-values, corrected for the number of a page, and verdicts."""
+    rows = []
+    for said in (*formulas(frame), *simulated(drawn), *on_data(frame)):
+        p = pd.DataFrame([p_values(own, *said.margin) for own in said.estimates.values()], said.estimates)
+        p = p.sort_values(0, kind="stable")[: len(p) - said.exceptions]
+        kept = [said.estimates[name] for name in p.index]
+        errors = [(high - low) / 2 / stats.t.ppf(0.975, df) for _, low, high, df in kept]
+        p_all = min(1, (1 + said.exceptions) * p[0].max()), min(1, len(p) * p[1].min())
+        least = max(seen(e, own[3]) for e, own in zip(errors, kept, strict=True))
+        rows.append({**said._asdict(), "kept": p[0], "p": p_all[0], "p_false": p_all[1], "least": least})
+    found = pd.DataFrame(rows).set_index("text")
+    for key in ("p", "p_false"):
+        found[key] = found.groupby("page")[key].transform(holm)
+    found["verdict"] = [verdict(row) for _, row in found.iterrows()]
+    return found
+
+
+def verdict(row):
+    if row["p"] < 0.025:
+        ends = [(low, high) for _, low, high, _ in row["estimates"].values()]
+        in_size = row["size"] is None or np.isnan(row["size"]) or ends[0][0] <= row["size"] <= ends[0][1]
+        return "agrees" if in_size else "in sign only"
+    return "contradicted" if row["p_false"] < 0.025 else "not shown"
