@@ -16,10 +16,9 @@ from typing import Any
 import pandas as pd
 
 from fpe_reproduction.experiments.findings import Finding, Results, corrected, judged, verdict
+from fpe_reproduction.paper.measures import Estimates, Measure, shallow
 from fpe_reproduction.statistics import Interval
 
-#: Estimates by what they are of.
-Estimates = Mapping[str, Interval]
 #: Data by name. The first are Boolean formulas.
 TITLES = {"": "", "fashion-mnist": "Fashion-MNIST", "banking77": "Banking77", "cifar100": "CIFAR-100"}
 CLASSES = {"fashion-mnist": 10, "banking77": 77, "cifar100": 100}
@@ -35,7 +34,7 @@ class Sentence:
     family: str  # p-values are corrected within it
     where: str  # in the paper
     text: str
-    measure: Callable[[Results], Estimates]  # from the networks of one data set
+    measure: Measure  # from the networks of one data set
     data: tuple[str, ...] = ("",)
     low: float = 0.0  # the margin
     high: float = math.inf
@@ -44,7 +43,7 @@ class Sentence:
     form: tuple[float, int, str] = POINTS  # scale, digits and unit in which estimates are printed
     exceptions: int = 0  # estimates that may lie anywhere
     #: Of which networks the dense ones are counted that learned nothing.
-    among: Callable[[Results], Results] = field(default=lambda results: results)
+    among: Callable[[Results], Results] = shallow
 
 
 def judge(sentences: Iterable[Sentence], results: Mapping[str, Results]) -> list[Finding]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +11,13 @@ import pandas as pd
 
 from fpe_reproduction.experiments.findings import Results, each, overall
 from fpe_reproduction.experiments.networks import REWIRED
-from fpe_reproduction.paper.judge import Estimates
 from fpe_reproduction.statistics import Interval, jackknife, mean, proportion, slope
 from fpe_reproduction.theory import CoverageModel, Estimate, simulate
 
 WIDTHS = (4, 8, 16, 32)
 SPLIT = {"clause": "split by clauses", "random": "split at random"}
+#: Estimates by what they are of.
+Estimates = Mapping[str, Interval]
 #: What compares networks of one data set.
 Measure = Callable[[Results], Estimates]
 
@@ -119,14 +120,16 @@ def rise(
     kind: str,
     of: Callable[[Results], Results],
     choose: Callable[[list[float]], list[float]] = lambda widths: widths,
+    measure: str = "accuracy",
 ) -> Measure:
-    """Return the slope of the relative improvement over doublings of the axis, or of a part of it."""
+    """Return the slope of the improvement relative to dense over doublings of the axis, or a part of it."""
 
     def estimate(results: Results) -> Estimates:
         own = of(results)
         if not own.widths(kind, "dense"):
             return {}
-        values = own.values(kind, "gain")
+        dense = own.values("dense", measure)
+        values = own.values(kind, measure) / dense.where(dense != 0)
         chosen = values[choose(list(values.columns))]
         rows = [row.dropna() for _, row in chosen.iterrows()]
         return {"each doubling": mean([slope(np.log2(r.index.to_numpy(float)), r) for r in rows])}

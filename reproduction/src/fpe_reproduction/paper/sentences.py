@@ -128,6 +128,9 @@ def interference() -> Iterator[Sentence]:
                 at_each(kind, of=of, measure="clause_capacity"),
                 form=PLAIN,
             )
+        text = f"the capacity of clauses rises most where neurons are few, in {kind}-split"
+        most = rise(kind, neurons, measure="clause_capacity")
+        yield Sentence(*own, text, most, low=ANY, high=0.0, form=RELATIVE)
     for kind in ("clause", "random"):
         yield Sentence(
             *own,
@@ -258,8 +261,11 @@ def later() -> Iterator[Sentence]:
     """Yield those of the later edition."""
     own = "later edition", "the later edition"
     for features in (256, 512):
-        text = f"the classifier of a CNN with {features} features gains, trained with it"
-        yield Sentence(*own, text, on_average("random", of=of_features(features)), ("fashion-mnist",))
+        cnns, about = of_features(features), f"the classifier of a CNN with {features} features gains"
+        text = f"{about}, trained with it"
+        yield Sentence(*own, text, on_average("random", of=cnns), ("fashion-mnist",), among=cnns)
+        text, most = f"{about} most where neurons are few", rise("random", cnns)
+        yield Sentence(*own, text, most, ("fashion-mnist",), ANY, 0.0, form=RELATIVE, among=cnns)
     for kind, other, factor in (("overlap", "random", 2), ("overlap-x4", "random-x4", 4)):
         text = f"children with overlapping inputs are worse, α = {factor}"
         yield Sentence(*own, text, on_average(kind, other), REAL, ANY, 0.0)
