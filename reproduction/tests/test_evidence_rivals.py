@@ -213,13 +213,15 @@ def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
         f"more in {own['more-random-2']}, less in {own['less-random-2']}, of {own['measures']} measures"
     )
     texts = best(stored_runs(), OF_TEXTS)
-    curve = curve_of(texts, "-characters-1")
-    cells = answers["A whole GPT-2, wider and pruned, equals a dense one of"].split(" %")
-    assert cells.pop() == ""
-    for cell, share in zip(cells, (0.5, 0.75, 0.875), strict=True):
-        loss = texts.loc[f"zeros-{share}-characters-1"].test
-        found = left_out(lambda s, own=loss: log_size(curve.loc[s].mean(), own[s].mean()), range(5))
-        agree(cell, *(np.exp(found) / curve.columns[0]), 100 * share)
+    cells = answers["A GPT-2 of 75 % zeros equals a dense one of"].removesuffix(" steps)").split(" steps), ")
+    assert len(cells) >= 2
+    kinds = {"pruned": "zeros", "random masks": "fixed"}
+    for cell in cells:
+        size, masks, steps = re.fullmatch(r"(.*) × \((.*), ([\d,]+)", cell).groups()
+        suffix = f"-characters-{int(steps.replace(',', '')) // 1500}"
+        curve, loss = curve_of(texts, suffix), texts.loc[f"{kinds[masks]}-0.75{suffix}"].test
+        found = left_out(lambda s, own=loss, of=curve: log_size(of.loc[s].mean(), own[s].mean()), range(5))
+        agree(size, *(np.exp(found) / curve.columns[0]))
 
 
 def test_all_pages_of_the_summary_are_of_one_commit_and_it_is_short(evidence):
