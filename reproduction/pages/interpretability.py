@@ -166,8 +166,7 @@ def verdicts(frame: pd.DataFrame) -> pd.DataFrame:
                 apart = mean(own - values(frame, data, other, name))
                 rows.append({"data": data, "measure": name, "other": other, "apart": apart})
     found = pd.DataFrame(rows)
-    both = [2 * min(own.p_below(0), own.p_above(0)) for own in found["apart"]]
-    found["p"] = holm([min(1.0, p) for p in both])
+    found["p"] = holm([own.p_zero for own in found["apart"]])
     found["said"] = [said(*row) for row in found[["measure", "apart", "p"]].itertuples(index=False)]
     return found
 

@@ -20,8 +20,8 @@ from whole_runs import KINDS, lengths_of, text_runs, times
 from fpe._util.files import read_json
 from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.rivals.contest import DATA
-from fpe_reproduction.rivals.report import best, difference
-from fpe_reproduction.statistics import equal_size, holm
+from fpe_reproduction.rivals.report import best, differences
+from fpe_reproduction.statistics import equal_size, holm, nested
 
 PAGE = "../evidence/summary"
 EMBEDDINGS, TABLES = ("banking77", "cifar100"), tuple(name for name, own in DATA.items() if own.table)
@@ -36,8 +36,9 @@ def run(page: str) -> None:
 def against(frame: pd.DataFrame, method: str, other: str, data: Sequence[str] = tuple(DATA)) -> str:
     """Say by how many points a method is above another: the range over settings, and how many are shown."""
     own = frame[frame["data"].isin(data) & frame["method"].isin([method, other])]
-    apart = [difference(cell, method, other) for _, cell in own.groupby(["data", "hidden"], sort=False)]
-    p = holm([min(1.0, 2 * min(each.p_below(0), each.p_above(0))) for each in apart])
+    cells = own.groupby(["data", "hidden"], sort=False)
+    apart = nested([differences(cell, method, other) for _, cell in cells])
+    p = holm([each.p_zero for each in apart])
     values = [100 * each.value for each in apart]
     shown = [value for value, own_p in zip(values, p, strict=True) if own_p < rivals_page.LEVEL]
     above, below = sum(value > 0 for value in shown), sum(value < 0 for value in shown)

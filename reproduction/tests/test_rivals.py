@@ -13,7 +13,7 @@ from fpe_reproduction.commands.reproduce import reproduce
 from fpe_reproduction.rivals import METHODS, contest
 from fpe_reproduction.rivals.methods import Cell, accuracy_of, nonzeros
 from fpe_reproduction.rivals.report import OWN, accuracies, best
-from fpe_reproduction.statistics import mean, nested
+from fpe_reproduction.statistics import holm, mean, nested
 
 
 @pytest.fixture(scope="module")
@@ -62,17 +62,33 @@ def test_a_comparison_is_tuned_on_training_data_and_resumed(tmp_path, monkeypatc
     assert sorted(done) == sorted(path.stem for path in tmp_path.glob("*.json"))
 
 
-def test_the_interval_over_splits_and_seeds_holds_the_mean():
-    """Also where splits differ more than seeds, and where only seeds differ."""
+@pytest.mark.parametrize("apart", [0.0, 0.2, 1.0, "one setting"])
+def test_settings_without_differences_are_rarely_said_to_differ(apart):
+    """Whether or not splits differ, and also where they do in one setting only."""
     generator = np.random.default_rng(0)
-    for apart in (0.0, 1.0):
-        hits = 0
-        for _ in range(400):
-            values = 5 + apart * generator.normal(size=(3, 1)) + generator.normal(size=(3, 10))
-            found = nested(values)
-            hits += found.low < 5 < found.high
-        assert 0.9 < hits / 400 < 0.98
-    assert nested(np.arange(10.0)[None]) == mean(np.arange(10.0))
+    spread = np.array([2.0] + 10 * [0.0]) if apart == "one setting" else np.full(11, apart)
+    excluded, said = [], []
+    for _ in range(300):
+        values = spread[:, None, None] ** 0.5 * generator.normal(size=(11, 3, 1))
+        found = nested(values + generator.normal(size=(11, 3, 10)))
+        excluded += [own.p_zero < 0.05 for own in found]
+        said.append(min(holm([own.p_zero for own in found])) < 0.05)
+    assert np.mean(excluded) < 0.06
+    assert np.mean(said) < 0.08  # by chance 0.065 where it is 0.05
+
+
+def test_the_interval_over_splits_and_seeds_by_hand():
+    """Splits differ as their seeds explain in all settings but the last, whose own variance counts."""
+    like = [[0.0, 2.0], [0.0, 2.0], [1.0, 3.0]]  # within 2, between 2/3
+    *others, last = nested([*[like] * 3, [[0.0, 2.0], [20.0, 22.0], [40.0, 42.0]]])
+    ratio = (3 * (2 / 3) / 2 + 800 / 2) / 4
+    assert [own.error for own in others] == pytest.approx([(ratio * 2 / 6) ** 0.5] * 3)
+    assert others[0].df == pytest.approx(1 / (1 / 8 + 1 / 3))
+    assert (last.value, last.df) == (21, 2)
+    assert last.error == pytest.approx((800 / 6) ** 0.5)
+    assert nested(np.arange(10.0)[None, None]) == [mean(np.arange(10.0))]
+    (same,) = nested(np.ones((1, 3, 10)))
+    assert (same.value, same.low, same.high) == (1, 1, 1)
 
 
 def test_the_best_of_both_sides_are_chosen_on_validation_data():

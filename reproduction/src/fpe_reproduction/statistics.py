@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 NAN = float("nan")
+#: The p-value below which the splits of a setting count as differing more than those of others.
+LARGER = 0.2
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class Interval:
     def p_above(self, bound: float) -> float:
         """Return how likely so small an estimate, or a smaller one, is if the true value is `bound`."""
         return Interval(-self.value, -self.high, -self.low, self.df).p_below(-bound)
+
+    @property
+    def p_zero(self) -> float:
+        """How likely an estimate so far from 0, on either side, is if the true value is 0."""
+        return min(1.0, 2 * min(self.p_below(0), self.p_above(0)))
 
     def text(self, scale: float = 1, digits: int = 1, sign: bool = True) -> str:
         """Write as ``+1.2 [+0.8, +1.6]``."""
@@ -211,30 +218,34 @@ def equal_size(sizes: ArrayLike, curve: ArrayLike, values: ArrayLike) -> Interva
     return Interval(*(float(np.exp(bound)) for bound in (found.value, found.low, found.high)))
 
 
-def nested(values: ArrayLike) -> Interval:
-    """Return the mean of a measure over splits and seeds, with its interval by an analysis of variance.
+def nested(values: ArrayLike) -> list[Interval]:
+    """Return the mean of each setting over splits and seeds, with its interval by an analysis of variance.
 
-    The seeds of a split have the split in common. The variance of the mean is that between splits over the
-    number of splits, which holds both parts; where splits differ no more than their seeds do, all values
-    count as independent.
+    The seeds of a split have the split in common, and a few splits tell little of how far splits differ.
+    How many times the variance between splits is what seeds explain is therefore estimated over all
+    settings. A setting whose own splits differ more has their variance, with its few degrees of freedom.
 
     Parameters
     ----------
-    values : array-like of shape (splits, seeds)
+    values : array-like of shape (settings, splits, seeds)
         For paired data, the differences.
     """
     array = np.asarray(values, dtype=float)
-    splits, seeds = array.shape
+    settings, splits, seeds = array.shape
     if splits < 2 or seeds < 2:
-        return mean(array.ravel())
-    between = seeds * array.mean(axis=1).var(ddof=1)
-    within = array.var(axis=1, ddof=1).mean()
-    if between <= within:
-        return mean(array.ravel())
-    center = float(array.mean())
-    # Satterthwaite: `between` alone estimates the variance of the mean, with one less than the splits.
-    half = float(stats.t.ppf(0.975, splits - 1) * np.sqrt(between / array.size))
-    return Interval(center, center - half, center + half, splits - 1)
+        return [mean(own) for own in array.reshape(settings, -1)]
+    between = seeds * array.mean(axis=2).var(axis=1, ddof=1)
+    within = array.var(axis=2, ddof=1).mean(axis=1)
+    ratios = between[within > 0] / within[within > 0]
+    expected = max(1.0, ratios.sum() / max(1, len(ratios))) * within
+    # Of a product of two estimates: the ratio, and the variance within splits (Satterthwaite).
+    df = 1 / (1 / (settings * (splits - 1)) + 1 / (splits * (seeds - 1)))
+    own = between > stats.f.ppf(1 - LARGER, splits - 1, df) * expected
+    all_df = np.where(own, splits - 1, df)
+    halves = stats.t.ppf(0.975, all_df) * np.sqrt(np.maximum(between, expected) / (splits * seeds))
+    centers = array.mean(axis=(1, 2))
+    rows = zip(centers, centers - halves, centers + halves, all_df, strict=True)
+    return [Interval(*map(float, row)) for row in rows]
 
 
 def holm(values: Sequence[float]) -> list[float]:

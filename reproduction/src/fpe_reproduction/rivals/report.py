@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fpe_reproduction.statistics import Interval, holm, nested
+from fpe_reproduction.statistics import holm, nested
 
 #: Methods of fpe; all others are rivals. Pruning softmax regression is what a user could do without it.
 OWN = ("moved", "one-shot", "gradual", "direct", "searched")
@@ -25,9 +25,9 @@ def chosen(frame: pd.DataFrame, methods: Any) -> str:
     return str(known.idxmax())
 
 
-def difference(frame: pd.DataFrame, method: str, other: str) -> Interval:
-    """Return by how much a method is more accurate than another one, paired by split and seed."""
-    return nested(values(frame, method) - values(frame, other))
+def differences(frame: pd.DataFrame, method: str, other: str) -> np.ndarray:
+    """Return by how much a method is more accurate than another one, (splits, seeds)."""
+    return np.asarray(values(frame, method) - values(frame, other))
 
 
 def best(frame: pd.DataFrame) -> pd.DataFrame:
@@ -38,43 +38,36 @@ def best(frame: pd.DataFrame) -> pd.DataFrame:
     ``searched_p`` are those of no difference, each corrected for the number of rows by Holm's method;
     ``detectable`` is the smallest difference that would have been seen four times in five.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    apart: dict[str, list[tuple[dict[str, Any], np.ndarray]]] = {"": [], "searched_": []}
     for (data, hidden), own in frame.groupby(["data", "hidden"], sort=False):
         names = own["method"].unique()
         rival = chosen(own, [name for name in names if name not in OWN])
         ours = chosen(own, [name for name in names if name in OWN and name != "searched"])
         row = {"data": data, "hidden": hidden, "budget": own["budget"].iloc[0], "rival": rival, "fpe": ours}
         row |= {"rival_accuracy": values(own, rival).mean(), "fpe_accuracy": values(own, ours).mean()}
-        row |= compared(difference(own, ours, rival))
+        apart[""].append((row, differences(own, ours, rival)))
         if "searched" in names:
             row["searched_accuracy"] = values(own, "searched").mean()
-            apart = compared(difference(own, "searched", rival))
-            row |= {f"searched_{key}": value for key, value in apart.items()}
+            apart["searched_"].append((row, differences(own, "searched", rival)))
         rows.append(row)
-    found = pd.DataFrame(rows)
-    for key in [key for key in ("p", "searched_p") if key in found]:
-        found[key] = holm(found[key].tolist())
-    return found
-
-
-def compared(apart: Interval) -> dict[str, float]:
-    """Return a difference, its interval, the p-value of none, and which one would have been seen."""
-    found = {"difference": apart.value, "low": apart.low, "high": apart.high}
-    p = min(1.0, 2 * min(apart.p_below(0), apart.p_above(0)))
-    return {**found, "p": p, "detectable": apart.detectable}
+    for prefix, pairs in apart.items():
+        found = nested([values for _, values in pairs]) if pairs else []
+        p_values = holm([own.p_zero for own in found])
+        for (row, _), own, p in zip(pairs, found, p_values, strict=True):
+            about = {"difference": own.value, "low": own.low, "high": own.high}
+            about |= {"p": p, "detectable": own.detectable}
+            row |= {f"{prefix}{key}": value for key, value in about.items()}
+    return pd.DataFrame(rows)
 
 
 def accuracies(frame: pd.DataFrame) -> pd.DataFrame:
     """Return mean accuracy and interval of each method, data set and width."""
+    cells = list(frame.groupby(["data", "hidden", "method"], sort=False))
+    found = nested([values(own, method) for (_, _, method), own in cells])
     rows = []
-    for (data, hidden, method), own in frame.groupby(["data", "hidden", "method"], sort=False):
-        found = nested(values(own, method))
+    for ((data, hidden, method), own), reached in zip(cells, found, strict=True):
         row = {"data": data, "hidden": hidden, "method": method, "budget": own["budget"].iloc[0]}
-        row |= {
-            "nonzero": own["nonzero"].max(),
-            "accuracy": found.value,
-            "low": found.low,
-            "high": found.high,
-        }
-        rows.append(row)
+        row |= {"nonzero": own["nonzero"].max(), "accuracy": reached.value}
+        rows.append({**row, "low": reached.low, "high": reached.high})
     return pd.DataFrame(rows)
