@@ -27,8 +27,9 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
         Not changed.
     groups : list of dict
         The names of ``producers``, ``consumers`` and the modules ``between`` them. A consumer's inputs are
-        shared out evenly among the neurons, adjacent ones together, or as in ``input_layouts``. A neuron is
-        one output of each of ``parts`` equal parts of a producer.
+        shared out evenly among the neurons, adjacent ones together, or as in ``input_layouts``; entries of
+        what is between are as in ``between_layouts``. A neuron is one output of each of ``parts`` equal parts
+        of a producer. The inputs of a consumer in groups are those of each of its groups.
     factor : int
         How many copies.
     """
@@ -39,8 +40,12 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
             continue
         rows = len(_oriented(wide.get_submodule(group["producers"][0])))
         neurons = rows // group.get("parts", 1)
+        entries = dict(zip(group["between"], group.get("between_layouts", ()), strict=False))
         for name in (*group["producers"], *group["between"]):
             module = wide.get_submodule(name)
+            if name in entries and isinstance(module, _TORCH):
+                _entries_copied(module, entries[name], neurons, factor)
+                continue
             turned = _turned(module)
             for key, tensor in [
                 *module.named_parameters(recurse=False),
@@ -54,9 +59,9 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                 if getattr(module, attribute, None) in (rows, neurons):
                     setattr(module, attribute, getattr(module, attribute) * factor)
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-                module.normalized_shape = (neurons * factor,)
-            if getattr(module, "groups", 1) == neurons:
-                module.groups = module.in_channels = neurons * factor
+                module.normalized_shape = (module.normalized_shape[0] * factor,)
+            if getattr(module, "groups", 1) == rows and name in group["between"]:
+                module.groups = module.in_channels = rows * factor
         for number, name in enumerate(group["consumers"]):
             module = wide.get_submodule(name)
             weight = _oriented(module)
@@ -67,8 +72,28 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
             _put(module, "weight", weight.transpose(0, 1) if _turned(module) else weight)
             for attribute in ("in_features", "in_channels", "nx"):
                 if hasattr(module, attribute):
-                    setattr(module, attribute, weight.shape[1])
+                    setattr(module, attribute, weight.shape[1] * getattr(module, "groups", 1))
     return wide
+
+
+def _entries_copied(module: nn.Module, layout: tuple[int, ...], neurons: int, factor: int) -> None:
+    """Copy the entries of each neuron in a module of PyTorch's over other values too."""
+    sizes = [k * neurons if k > 0 else -k for k in layout]
+    for key, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+        if tensor.dim():
+            pieces = zip(tensor.detach().split(sizes), layout, strict=True)
+            _put(module, key, torch.cat([_repeated(piece, k, factor) for piece, k in pieces]))
+    old, new = sum(sizes), len(module.weight)
+    for attribute in (*WIDTHS, "in_channels", "groups"):
+        if hasattr(module, attribute):
+            setattr(module, attribute, getattr(module, attribute) * new // old)
+
+
+def _repeated(entries: Tensor, each: int, factor: int) -> Tensor:
+    """Copy the entries of each neuron, `each` adjacent ones; none if it is negative."""
+    if each < 0:
+        return entries
+    return entries.unflatten(0, (-1, each)).repeat_interleave(factor, 0).flatten(0, 1)
 
 
 def _stacked_copied(wide: nn.Module, group: dict[str, Any], factor: int) -> None:

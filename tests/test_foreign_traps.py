@@ -106,11 +106,6 @@ REFUSED = {
         VECTOR,
         "picked out by 'slice'",
     ),
-    "halves of what is normed": (
-        lambda t, x: t.half_head(F.glu(t.norm6(t.a(x)), -1)),
-        VECTOR,
-        "divided into 2 parts behind 'norm6'",
-    ),
     "halves that are outputs too": (
         halves(lambda t, a, b: (t.half_head(a * F.gelu(b)), b)),
         VECTOR,
@@ -288,6 +283,7 @@ FOUND = {
         VECTOR,
         ["a3", "a"],
     ),
+    "halves of what is normed": (lambda t, x: t.half_head(F.glu(t.norm6(t.a(x)), -1)), VECTOR, ["a"]),
     "tokens of a gated unit": (lambda t, x: t.head(F.glu(t.a(x), 1)), SEQUENCE, ["a"]),
 }
 

@@ -153,7 +153,6 @@ REFUSED = {
         VECTOR,
         "mixed by 'avg_pool1d'",
     ),
-    "grouped convolution": (lambda t, x, act: t.grouped(act(t.conv(x))), IMAGE, "in 2 groups"),
     "branch on data": (branch_on_data, VECTOR, "cannot be followed (GuardOnDataDependent"),
     "number written down": (hard_coded, VECTOR, "has the number of neurons written down"),
 }
@@ -193,6 +192,7 @@ EXPANDED = {
         IMAGE,
         ["conv"],
     ),
+    "grouped convolution": (lambda t, x, act: t.grouped(act(t.conv(x))), IMAGE, ["conv"]),
     "depthwise between": (lambda t, x, act: t.conv2(act(t.depthwise(t.conv(x)))), IMAGE, ["conv"]),
     "consumed as a sequence": (
         lambda t, x, act: t.head(act(t.conv(x)).flatten(2).transpose(1, 2)),

@@ -238,11 +238,11 @@ class _MaskedConvolution(MaskedLayer):
     ) -> Any:
         """Make a layer around these tensors, which it keeps, with stride, padding and dilation of `like`.
 
-        `weight`, of shape (out_channels, in_channels, *kernel), must be zero where `mask` is.
+        `weight`, of shape (out_channels, in_channels / groups, *kernel), must be zero where `mask` is.
         """
-        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+        names = ("kernel_size", "stride", "padding", "dilation", "padding_mode", "groups")
         how = {name: getattr(like, name) for name in names} | {"bias": bias is not None, "device": "meta"}
-        layer = cls(weight.shape[1], weight.shape[0], **how, dtype=weight.dtype)
+        layer = cls(weight.shape[1] * like.groups, weight.shape[0], **how, dtype=weight.dtype)
         layer._set(weight, bias, mask)
         return layer
 

@@ -140,7 +140,6 @@ class Expansion:
         self.pruning = self.basis.pruning
         self.origins = Origins(model)
         self.weights: dict[str, Weights] = {}
-        self.between: dict[str, nn.Module] = {}
         self.copies = 0
 
     @torch.no_grad()
@@ -153,7 +152,10 @@ class Expansion:
         modules: dict[str, nn.Module] = {
             name: mask(self.model.get_submodule(name), own) for name, own in self.weights.items()
         }
-        modules |= self.between
+        modules |= {
+            name: widen(self.model.get_submodule(name), self.origins.rows[name], entries)
+            for name, entries in self.origins.widths.items()
+        }
         self.origins.attach_maps_(modules, done)
         return replace(self.todo, layers=done, basis=None), modules
 
@@ -183,7 +185,6 @@ class Expansion:
                 duplicate(part, [], own.children, factor, index_map=index_map)[0] for part in own.parts
             ]
         wide_consumers = [widened_inputs(*pair) for pair in zip(consumers, sources, strict=True)]
-        self.between |= {n: widen(self.model.get_submodule(n), index_map) for n in group.between}
         made = [*(part for own in sets for part in own.wide), *wide_consumers]
         before, after = (sum(count_free(w.mask) for w in each) for each in (old.values(), made))
         copies = after - before + (layer.neurons_after - layer.neurons) * per_neuron

@@ -1,9 +1,9 @@
 """Index maps: which child of which parent each neuron of an expanded layer is.
 
 They are attributes of the layers themselves, so that copies, parts and larger models have them too:
-``fpe_neurons`` of a producer and ``fpe_between`` of a norm over its neurons are the `IndexMap` of the group,
-``fpe_inputs`` of a consumer holds pairs of an `IndexMap` and the neuron of each input, −1 for other inputs.
-All layers of a group share one object, by which `groups_in` finds them.
+``fpe_neurons`` of a producer is the `IndexMap` of the group, ``fpe_between`` of a norm over its neurons holds
+those of all its groups, ``fpe_inputs`` of a consumer pairs of an `IndexMap` and the neuron of each input, −1
+for other inputs. All layers of a group share one object, by which `groups_in` finds them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from fpe.graph.groups import Layout, layout_for, layout_neurons, layout_of, layout_sources
+from fpe.graph.groups import Layout, layout_for, layout_neurons, layout_of, layout_sources, layout_width
 from fpe.graph.layers import neuron_tensors, oriented, oriented_weight, size_of
 
 if TYPE_CHECKING:
@@ -96,8 +96,8 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
         neurons, between, inputs = (vars(module).get(attribute) for attribute in _ATTRIBUTES)
         if neurons is not None:
             group(neurons).producers.append(name)
-        if between is not None:
-            group(between).between.append(name)
+        for index_map in between or ():
+            group(index_map).between.append(name)
         for index_map, neuron in inputs or ():
             group(index_map).consumers[name] = neuron
     return [one for one in found.values() if one.producers]
@@ -144,7 +144,7 @@ class Origins:
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
         self.neurons: dict[tuple[str, str], Tensor] = {}  # by group and consumer, the neuron of each input
-        self.widths: dict[str, int] = {}  # of modules between layers, the old number of neurons
+        self.widths: dict[str, int] = {}  # of modules between layers, the old number of entries
         for layer in layers:
             self.add(layer)
 
@@ -160,8 +160,13 @@ class Origins:
         """Record the expansion of a group; return, for each consumer, the input that each new one copies."""
         group, parent = layer.group, layer.index_map.parent
         self.rows |= dict.fromkeys(group.producers, layer.index_map.origins(group.parts))
-        self.rows |= dict.fromkeys(group.between, parent)
-        self.widths |= dict.fromkeys(group.between, layer.neurons)
+        for name in group.between:
+            layout, old = group.entries_of(name), self.rows.get(name)
+            self.widths.setdefault(name, layout_width(layout, layer.neurons))
+            if old is not None:  # another group has widened it
+                layout = layout_of(layout_neurons(layout, layer.neurons)[old], layer.neurons)
+            source = layout_sources(layout, parent, layer.neurons)
+            self.rows[name] = source if old is None else old[source]
         sources = []
         for name in group.consumers:
             layout = self.layout(layer, name)
@@ -193,18 +198,22 @@ class Origins:
         """Give the new modules of a model their index maps, and the older ones that are still true."""
         old = {name: self.model.get_submodule(name) for name in modules}
         gone = {id(vars(old[n]).get("fpe_neurons")) for layer in layers for n in layer.group.producers}
-        inputs: dict[str, list[tuple[IndexMap, Tensor]]] = {}
+        inputs: dict[str, list[Any]] = {}
+        between: dict[str, list[Any]] = {}
         for name, module in modules.items():
             older = vars(copy_maps_(module, old[name])).get("fpe_inputs", ())
             columns = self.columns.get(name, slice(None))
             inputs[name] = [(own, neuron[columns]) for own, neuron in older if id(own) not in gone]
+            between[name] = [own for own in vars(module).get("fpe_between", ()) if id(own) not in gone]
         for layer in layers:
             index_map, group = layer.index_map, layer.group
-            for attribute, names in (("fpe_neurons", group.producers), ("fpe_between", group.between)):
-                for name in names:
-                    setattr(modules[name], attribute, index_map)
+            for name in group.producers:
+                modules[name].fpe_neurons = index_map  # type: ignore[assignment]
+            for name in group.between:
+                between[name].append(index_map)
             for name in group.consumers:
                 inputs[name].append((index_map, self.neurons[group.name, name]))
-        for name, pairs in inputs.items():
-            if pairs:
-                modules[name].fpe_inputs = pairs  # type: ignore[assignment]
+        for attribute, found in (("fpe_inputs", inputs), ("fpe_between", between)):
+            for name, own in found.items():
+                if own:
+                    setattr(modules[name], attribute, own)

@@ -21,7 +21,7 @@ from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.splits import Split
 from fpe.graph import NeuronGroup, Skipped
-from fpe.graph.groups import layout_for, layout_neurons
+from fpe.graph.groups import layout_for, layout_neurons, layout_width
 from fpe.graph.kinds import takes_means
 from fpe.graph.layers import (
     bias_of,
@@ -303,8 +303,12 @@ def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     total = group.parts * sum(bias[0].numel() for bias in biases if bias is not None)
     for name in group.between:
         module = model.get_submodule(name)
-        own = neuron_tensors(module, neurons)
-        total += sum(p.numel() // neurons for n, p in module.named_parameters(recurse=False) if n in own)
+        layout = group.entries_of(name)
+        entries, each = layout_width(layout, neurons), sum(k for k in layout if k > 0)
+        own = neuron_tensors(module, entries)
+        total += sum(
+            p.numel() // entries * each for n, p in module.named_parameters(recurse=False) if n in own
+        )
     return total
 
 

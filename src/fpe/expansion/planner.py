@@ -23,7 +23,7 @@ from fpe.expansion.widths import part_problems, width_problems
 from fpe.graph import NeuronGroup
 from fpe.graph.copies import analyzed
 from fpe.graph.inputs import as_call, copied_call, inputs_for
-from fpe.graph.layers import channel_axis, oriented, oriented_weight, producer_sets
+from fpe.graph.layers import channel_axis, groups_of, oriented, oriented_weight, producer_sets, size_of
 from fpe.graph.probe import Probe
 from fpe.graph.stacked import stacked_layers
 from fpe.graph.verification import Part, unverified
@@ -194,8 +194,9 @@ class Measurements:
                     return
                 x = (*args, *kwargs.values())[0].detach()
                 x = x.movedim(channel_axis(layer, x.dim()), -1).flatten(0, -2)
+                x = x.unflatten(1, (groups_of(layer), -1))  # (places, groups, inputs of each)
                 scale = x.double().square().mean(0).sqrt()
-                seen[name].append((scale, _thinned(x) if self.samples else None))
+                seen[name].append((scale, _thinned(x.flatten(0, 1)) if self.samples else None))
 
             layer.register_forward_pre_hook(hook, with_kwargs=True)
 
@@ -215,8 +216,13 @@ class Measurements:
         return self._seen[name]
 
     def scale(self, name: str) -> Tensor:
-        """Return the root mean square of each input, or channel, of a layer, (inputs,), as float64."""
-        return torch.stack([scale for scale, _ in self._of(name)]).mean(0)
+        """Return the root mean square of each input, or channel, of each neuron, (neurons, inputs).
+
+        It is in float64. Neurons of a convolution in groups have different inputs.
+        """
+        scale = torch.stack([scale for scale, _ in self._of(name)]).mean(0)
+        neurons = size_of(self.model, name)[0]
+        return scale.unsqueeze(1).expand(-1, neurons // len(scale), -1).flatten(0, 1)
 
     def inputs(self, groups: Iterable[NeuronGroup]) -> dict[str, Tensor]:
         """Return the inputs, or channels, of producers at no more than 4096 places, (samples, inputs)."""
@@ -233,7 +239,7 @@ class Measurements:
             layer = self.model.get_submodule(name)
             shape = oriented_weight(layer).shape
             if pruning.needs_scores == "inputs":
-                scores[name] = self.scale(name).view(1, -1, *[1] * len(shape[2:])).expand(shape)
+                scores[name] = self.scale(name).view(*shape[:2], *[1] * len(shape[2:])).expand(shape)
             elif (gradient := layer.get_parameter("weight").grad) is not None:
                 gradient = gradient.detach().to_dense()
                 scores[name] = oriented(layer, gradient)
@@ -274,9 +280,9 @@ def most_polysemantic(
             "target='capacity' measures the features of the data; give example_inputs=…, a batch of them."
         )
     else:
-        scales = []
+        scales: list[Tensor] = []
         for name, producer in zip(group.producers, producers, strict=True):
             scale, taps = measured.scale(name), oriented_weight(producer)[0, 0].numel()
-            scales += [scale.repeat_interleave(taps)] * group.parts
-        score = crowding(weight * torch.cat(scales).to(weight))
+            scales += scale.repeat_interleave(taps, 1).chunk(group.parts)
+        score = crowding(weight * torch.cat(scales, 1).to(weight))
     return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))

@@ -333,6 +333,11 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
             f"the group of {group.name!r} has {len(group.consumers)} consumers and input_layouts for "
             f"{len(group.input_layouts)}; give a layout for each, or for none."
         )
+    if group.between_layouts and len(group.between_layouts) != len(group.between):
+        problems.append(
+            f"the group of {group.name!r} has {len(group.between)} modules between and between_layouts for "
+            f"{len(group.between_layouts)}; give a layout for each, or for none."
+        )
     if problems:
         return problems
     orient_(model, [group])
@@ -356,6 +361,6 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
                 f"{n!r} is {_kind(modules[n])}; between are norms, PReLU, depthwise convolutions and "
                 "modules of your own with a parameter per neuron."
             )
-        elif problem := width_problem(modules[n], neurons):
+        elif problem := width_problem(modules[n], layout_width(group.entries_of(n), neurons)):
             problems.append(f"{n!r}: {problem}.")
     return problems

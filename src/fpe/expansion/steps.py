@@ -214,15 +214,21 @@ def mask(layer: nn.Module, weights: Weights) -> MaskedLayer:
     return masked.train(layer.training)
 
 
-def widen(module: nn.Module, index_map: IndexMap) -> nn.Module:
-    """Return a copy of a per-neuron module with each neuron's entries once for each child."""
-    wide, parent = copy.deepcopy(module), index_map.parent
-    for name, (tensor, axis) in neuron_tensors(module, index_map.neurons).items():
-        repeated = tensor.detach().index_select(axis, parent.to(tensor.device))
+def widen(module: nn.Module, source: Tensor, entries: int) -> nn.Module:
+    """Return a copy of a per-neuron module each of whose entries is a copy of the one `source` says.
+
+    `entries` is how many it has before.
+    """
+    wide = copy.deepcopy(module)
+    for name, (tensor, axis) in neuron_tensors(module, entries).items():
+        repeated = tensor.detach().index_select(axis, source.to(tensor.device))
         trained = name in wide._parameters
         setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         for attribute in widths_of(module):
-            width = getattr(module, attribute)
-            setattr(wide, attribute, (len(parent),) if isinstance(width, tuple) else len(parent))
+            width = getattr(
+                module, attribute
+            )  # a depthwise convolution may have several outputs of each input
+            new = len(source) if isinstance(width, tuple) else width * len(source) // entries
+            setattr(wide, attribute, (new,) if isinstance(width, tuple) else new)
     return wide

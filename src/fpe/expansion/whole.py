@@ -190,7 +190,7 @@ def _rebuilt(model: nn.Module, factor: int, flow: Ends) -> nn.Module:
         elif into == out == factor:
             width = getattr(module, PER_NEURON[type(module)][0])
             neurons = width[-1] if isinstance(width, tuple) else width
-            made[name] = widened_norm(module, IndexMap(neurons, factor))
+            made[name] = widened_norm(module, IndexMap(neurons, factor).parent, neurons)
     advice = "Build the wider model yourself, and give it as wide=…."
     raise_problems([f"{problem} {advice}" for problem in problems], ModelError, "what cannot be widened")
     if "" in made:
@@ -205,13 +205,17 @@ def _wider_layer(layer: Any, into: int, out: int) -> nn.Module:
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features * into, layer.out_features * out, bias)
     kept = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    groups = layer.groups * (into if is_depthwise(layer) else 1)
+    groups = layer.groups * (into if _one_kernel_each(layer) else 1)
     how = {name: getattr(layer, name) for name in kept}
     kind: Any = layer_class(layer)
     made: nn.Module = kind(
         layer.in_channels * into, layer.out_channels * out, groups=groups, bias=bias, **how
     )
     return made
+
+
+def _one_kernel_each(layer: Any) -> bool:
+    return is_depthwise(layer) and layer.out_channels == layer.in_channels
 
 
 class _Filling:
@@ -268,7 +272,7 @@ class _Filling:
     @staticmethod
     def _consumed(module: nn.Module, key: str) -> int | None:
         """Return the axis of a weight along which it reads its inputs."""
-        if key != "weight" or not is_layer(module) or is_depthwise(module):
+        if key != "weight" or not is_layer(module) or _one_kernel_each(module):
             return None
         return 0 if is_transposed(module) or is_turned(module) else 1
 

@@ -181,9 +181,11 @@ def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Modul
     The inputs of consumers are divided by the number of copies.
     """
     origins, shared = Origins(model, layers), Shared()
-    between = {name: layer.index_map for layer in layers for name in layer.group.between}
-    wide = {name: steps.widen(model.get_submodule(name), own) for name, own in between.items()}
-    for name in {**origins.rows, **origins.columns}.keys() - between.keys():
+    wide = {
+        name: steps.widen(model.get_submodule(name), origins.rows[name], entries)
+        for name, entries in origins.widths.items()
+    }
+    for name in {**origins.rows, **origins.columns}.keys() - origins.widths.keys():
         module = model.get_submodule(name)
         bias = cast("Tensor | None", getattr(module, "bias", None))
         shares = torch.ones(())  # of each input: into how many copies its neuron is divided

@@ -43,6 +43,9 @@ class NeuronGroup:
         The layers whose inputs are the neurons.
     between : tuple of str, default ()
         Norms, PReLU and depthwise convolutions over the neurons.
+    between_layouts : tuple of tuple of int, optional
+        For each module between, which of its entries, or output channels, are which neurons, as in
+        `input_layouts`: a norm may be over a concatenation. By default they are the outputs of a producer.
     input_layouts : tuple of tuple of int, optional
         For each consumer, which of its inputs are which neurons: a positive number k is a cycle through all
         neurons with k adjacent inputs each (16 after a 4 × 4 map was flattened), a negative number −k
@@ -50,7 +53,8 @@ class NeuronGroup:
         among the neurons in one cycle.
     parts : int, default 1
         Into how many equal parts the outputs of each producer are divided, as by ``chunk``: 2 for gate and up
-        in one layer. A neuron is one output of each part.
+        in one layer. A neuron is one output of each part. The outputs of a convolution in groups have as many
+        parts at least, and so have the inputs: then the layout of a consumer is that of each group's inputs.
     transposed : tuple of str, default ()
         Those of the layers that are stacked experts and store (experts, inputs, outputs).
     interleaved : bool, default False
@@ -64,17 +68,25 @@ class NeuronGroup:
     parts: int = 1
     transposed: tuple[str, ...] = ()
     interleaved: bool = False
+    between_layouts: tuple[Layout, ...] = ()
 
     def __post_init__(self) -> None:
         for own in ("producers", "consumers", "between", "transposed"):
             value = getattr(self, own)
             object.__setattr__(self, own, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "input_layouts", tuple(tuple(layout) for layout in self.input_layouts))
+        for own in ("input_layouts", "between_layouts"):
+            object.__setattr__(self, own, tuple(tuple(layout) for layout in getattr(self, own)))
 
     @property
     def name(self) -> str:
         """The first producer's name, which stands for the group."""
         return self.producers[0]
+
+    def entries_of(self, module: str) -> Layout:
+        """Return which entries of a module between layers are which neurons."""
+        if self.between_layouts:
+            return self.between_layouts[self.between.index(module)]
+        return (self.parts,) if self.interleaved else (1,) * self.parts
 
     def under(self, prefix: str) -> NeuronGroup:
         """Return the group in the names of a larger model, of which its own is the part `prefix`."""
@@ -133,7 +145,7 @@ class Growing:
     node: fx.Node
     reason: str | None
     consumers: dict[str, Layout] = field(default_factory=dict)
-    between: list[str] = field(default_factory=list)
+    between: dict[str, Layout] = field(default_factory=dict)
     parts: int = 1
     #: The products or convolutions of the producers, in order.
     calls: list[fx.Node] = field(default_factory=list)
@@ -164,11 +176,13 @@ class Growing:
 
 
 def group_of(
-    producers: Iterable[str], consumers: dict[str, Layout], between: Iterable[str], parts: int = 1
+    producers: Iterable[str], consumers: dict[str, Layout], between: dict[str, Layout], parts: int = 1
 ) -> NeuronGroup:
-    """Make a group, given the layout of each consumer's inputs; layouts are left out if all are plain."""
+    """Make a group, given the layouts of consumers and modules between, left out if all are plain."""
     layouts = tuple(consumers.values()) if set(consumers.values()) != {(1,)} else ()
-    return NeuronGroup(tuple(producers), tuple(consumers), tuple(between), layouts, parts)
+    entries = tuple(between.values()) if {*between.values()} - {(1,) * parts} else ()
+    names = tuple(producers), tuple(consumers), tuple(between)
+    return NeuronGroup(*names, layouts, parts, between_layouts=entries)
 
 
 def merged(found: Found, training: Found) -> Found:
@@ -184,7 +198,7 @@ def merged(found: Found, training: Found) -> Found:
                 dict(zip(g.consumers, g.input_layouts or ((1,),) * len(g.consumers), strict=True))
                 for g in (group, match)
             )
-            between = dict.fromkeys((*group.between, *match.between))
+            between = {n: g.entries_of(n) for g in (match, group) for n in g.between}
             joint = group_of(group.producers, own | other, between, group.parts)
             groups.append(replace(joint, transposed=group.transposed, interleaved=group.interleaved))
         elif reason in (*UNSEEN, NOT_CONSUMED):

@@ -29,7 +29,7 @@ PER_NEURON: dict[type[nn.Module], tuple[str, ...]] = {
     **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), ("num_features",)),
     nn.GroupNorm: ("num_channels",),
     nn.PReLU: ("num_parameters",),
-    **dict.fromkeys(CONVOLUTIONS, ("in_channels", "out_channels", "groups")),
+    **dict.fromkeys(CONVOLUTIONS, ("out_channels", "in_channels", "groups")),
 }
 
 #: By a tensor that it leaves in a layer, what computes the weight by hooks, and how to make it permanent.
@@ -104,11 +104,16 @@ def looks_like_layer(module: nn.Module) -> bool:
 
 
 def is_depthwise(module: nn.Module) -> bool:
-    """Tell whether a convolution has one small kernel for each channel; whatever else its class may do."""
+    """Tell whether a convolution has small kernels for each channel alone; whatever else its class may do."""
     if per_neuron_class(module) not in CONVOLUTIONS:
         return False
     conv = cast(nn.Conv2d, module)
-    return conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
+    return conv.groups == conv.in_channels > 1
+
+
+def groups_of(module: nn.Module) -> int:
+    """Return in how many groups of channels a layer works apart: 1, but for convolutions."""
+    return cast(nn.Conv2d, module).groups if is_convolution(module) else 1
 
 
 def channel_axis(module: nn.Module, dims: int) -> int:
@@ -235,8 +240,10 @@ def kind_problem(module: nn.Module) -> str | None:
         known = "of which only nn.Linear is known"
         unknown = "not a linear layer or a convolution that fpe knows"
         return f"is a {type(module).__name__}, {known if isinstance(module, nn.Linear) else unknown}"
-    if is_convolution(module) and cast(nn.Conv2d, module).groups > 1:
-        return f"is a convolution in {module.groups} groups, whose neurons do not consume all inputs"
+    if is_turned(module) and groups_of(module) > 1:
+        return (
+            f"is a transposed convolution in {module.groups} groups, whose neurons do not consume all inputs"
+        )
     return None
 
 
@@ -246,25 +253,30 @@ def maskable(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
     layers = {
         n: m for n, m in model.named_modules() if looks_like_layer(m) and not isinstance(m, MaskedLayer)
     }
-    problems = {name: kind_problem(module) or layer_problem(known, name) for name, module in layers.items()}
+    problems = {
+        name: kind_problem(module)
+        or (f"is a convolution in {groups} groups" if (groups := groups_of(module)) > 1 else None)
+        or layer_problem(known, name)
+        for name, module in layers.items()
+    }
     reasons = {name: problem for name, problem in problems.items() if problem}
     return {name: module for name, module in layers.items() if name not in reasons}, reasons
 
 
-def width_problem(module: nn.Module, neurons: int) -> str | None:
-    """Say why a per-neuron module does not fit these neurons, or return None."""
+def width_problem(module: nn.Module, entries: int) -> str | None:
+    """Say why a per-neuron module has not so many entries, or return None."""
     if per_neuron_class(module) in CONVOLUTIONS and not is_depthwise(module):
         return f"{type(module).__name__} is not depthwise: it mixes neurons"
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return None
     if per_neuron_class(module) is None:
         own = (*module.named_parameters(), *module.named_buffers())
-        square = [name for name, tensor in own if list(tensor.shape).count(neurons) > 1]
-        return f"{square[0]!r} has several axes of length {neurons}" if square else None
+        square = [name for name, tensor in own if list(tensor.shape).count(entries) > 1]
+        return f"{square[0]!r} has several axes of length {entries}" if square else None
     width = getattr(module, widths_of(module)[0])
-    if width in (neurons, (neurons,)):
+    if width in (entries, (entries,)):
         return None
-    return f"{type(module).__name__} is over {width}, not over the {neurons} neurons"
+    return f"{type(module).__name__} is over {width}, not over the {entries} neurons"
 
 
 def written_by_hand(module: nn.Module) -> bool:
@@ -284,8 +296,8 @@ def over_neurons(module: nn.Module) -> bool:
     return isinstance(module, OVER_NEURONS) or per_neuron_class(module) is None
 
 
-def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, tuple[Tensor, int]]:
-    """Return the parameters and buffers of a module between layers with an entry, or kernel, per neuron.
+def neuron_tensors(module: nn.Module, entries: int) -> dict[str, tuple[Tensor, int]]:
+    """Return the parameters and buffers of a module between layers with so many entries, or kernels.
 
     Each comes with its axis over the neurons: in a user's own module the only one of this length.
     """
@@ -293,8 +305,8 @@ def neuron_tensors(module: nn.Module, neurons: int) -> dict[str, tuple[Tensor, i
         return {}
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     if per_neuron_class(module) is not None:
-        return {name: (t, 0) for name, t in own if t.dim() and t.shape[0] == neurons}
-    return {name: (t, list(t.shape).index(neurons)) for name, t in own if list(t.shape).count(neurons) == 1}
+        return {name: (t, 0) for name, t in own if t.dim() and t.shape[0] == entries}
+    return {name: (t, list(t.shape).index(entries)) for name, t in own if list(t.shape).count(entries) == 1}
 
 
 def is_frozen(model: nn.Module, names: tuple[str, ...]) -> bool:

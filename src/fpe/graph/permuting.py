@@ -16,6 +16,7 @@ from fpe.graph.groups import (
     layout_neurons,
     layout_places,
     layout_sources,
+    layout_width,
 )
 from fpe.graph.layers import (
     is_transposed,
@@ -55,6 +56,11 @@ def to_randomize(
     """Yield the tensors that `randomize_` changes, and whether nothing stays of their values."""
     producers = {name for group in groups for name in group.producers}
     widths = {neurons_of(model, group) for group in groups}
+    widths |= {
+        layout_width(group.entries_of(name), neurons_of(model, group))
+        for group in groups
+        for name in group.between
+    }
     seen: set[int] = set()
     for name, module in model.named_modules():
         buffers = (buffer for buffer in module.buffers(recurse=False) if _is_vector(buffer, widths))
@@ -266,7 +272,9 @@ def tensors_of(
     for name in names:
         module = model.get_submodule(name)
         if name in group.between:
-            yield from ((tensor, axis, (1,)) for tensor, axis in neuron_tensors(module, neurons).values())
+            layout = group.entries_of(name)
+            own = neuron_tensors(module, layout_width(layout, neurons))
+            yield from ((tensor, axis, layout) for tensor, axis in own.values())
             continue
         consumes, weight = name in group.consumers, module.get_parameter("weight")
         axis = int(consumes != (is_transposed(module) or is_turned(module)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import fx
 
 from fpe.graph.aten import ELEMENTWISE, RETYPING, argument, name_of, shape_of
-from fpe.graph.groups import Growing
+from fpe.graph.groups import Growing, layout_width
 from fpe.graph.layers import (
     OVER_NEURONS,
     layer_problem,
@@ -92,8 +92,7 @@ class Scales:
         if problem:
             kind = type(module).__name__
             raise Refused(f"its neurons pass through {name!r}, which cannot widen: {kind} {problem}")
-        between = self.groups[flow.root].between
-        between += [] if name in between else [name]
+        self.groups[flow.root].between[name] = (1,)
 
     def problem(self, growing: Growing) -> str | None:
         """Say why a module of a user's own cannot widen with these neurons, or return None."""
@@ -107,6 +106,7 @@ class Scales:
     def _problem(self, name: str, growing: Growing) -> str | None:
         module, root = self.nodes.modules[name], growing.producers[0]
         neurons = size_of(self.nodes.modules[""], root)[0] // growing.parts
+        neurons = layout_width(growing.between[name], neurons)
         parts = [n for n in self.trees if self.nodes.owned.get(n, "").rpartition(".")[0] == name]
         found = {(self.nodes.owned[n].rpartition(".")[2], self.trees[n]) for n in parts}
         wide = {(own, axis) for own, (_, axis) in neuron_tensors(module, neurons).items()}

@@ -19,13 +19,14 @@ from fpe.graph.groups import (
     NOT_CONSUMED,
     Found,
     Growing,
-    Layout,
     Skipped,
     group_of,
     layout_width,
 )
 from fpe.graph.layers import (
+    OVER_NEURONS,
     channel_axis,
+    groups_of,
     is_depthwise,
     kind_problem,
     layer_problem,
@@ -36,13 +37,13 @@ from fpe.graph.layers import (
 )
 from fpe.graph.nodes import CALLS, NORMS, Nodes, is_attention
 from fpe.graph.operations import (
-    MOST_PARTS,
     Divided,
     Flow,
     Flows,
     Refused,
     propagate,
 )
+from fpe.graph.parts import Parts
 from fpe.graph.scales import Scales
 from fpe.graph.stacked import StackedLinear
 from fpe.graph.stacked_calls import bias_added, only_called
@@ -99,6 +100,7 @@ class _Walk:
         self.attention = False
         self.graph = program.graph
         self.scales = Scales(self.nodes, self.groups, self.root_of)
+        self.parts = Parts(model, self.modules, self.groups, self.flows)
         self.turned: dict[str, bool] = {}  # which of those store (experts, inputs, outputs)
 
     def run(self) -> None:
@@ -165,60 +167,12 @@ class _Walk:
             try:
                 return propagate(node, self.flows)
             except Divided as divided:
-                self.divide(divided.root, divided.parts, name_of(node), divided.interleaved)
-
-    def divide(self, root: str, parts: int, operation: str, interleaved: bool) -> None:
-        """Take one output of each of so many equal parts for one neuron."""
-        growing = self.groups[root]
-        if self.neurons(root) < 2 * parts or growing.parts * parts > MOST_PARTS or growing.interleaved:
-            raise Refused(f"its neurons are split up or picked out by {operation!r}")
-        if interleaved:
-            self.interleave(growing, parts, operation)
-            return
-        if growing.between:
-            raise Refused(f"its neurons are divided into {parts} parts behind {growing.between[0]!r}")
-
-        def divided(layout: Layout) -> Layout:
-            return tuple(piece for k in layout for piece in ((k,) * parts if k > 0 else (k,)))
-
-        growing.parts *= parts
-        growing.consumers = {name: divided(layout) for name, layout in growing.consumers.items()}
-        for node, flows in self.since(growing.node):
-            own = (replace(f, layout=divided(f.layout)) if f.root == root else f for f in flows)
-            self.flows[node] = tuple(own)
-
-    def interleave(self, growing: Growing, parts: int, operation: str) -> None:
-        """Take adjacent outputs of stacked experts for one neuron; of other layers they are refused."""
-        layers = [self.modules[name] for name in growing.producers]
-        flows = {
-            n: own for n, own in self.since(growing.node) if any(f.root == growing.producers[0] for f in own)
-        }
-        plain = all(len(own) == 1 and own[0].layout == (1,) for own in flows.values())
-        if not all(isinstance(layer, StackedLinear) for layer in layers) or growing.consumers or not plain:
-            raise Refused(f"its neurons are split up or picked out by {operation!r}")
-        growing.parts, growing.interleaved = parts, True
-        for layer in layers:
-            cast(StackedLinear, layer).interleaved = parts
-        for node, own in flows.items():
-            self.flows[node] = (replace(own[0], layout=growing.own),)
+                self.parts.divide(divided.root, divided.parts, name_of(node), divided.interleaved)
 
     def stored(self, growing: Growing) -> dict[str, Any]:
         """Return how the stacked layers of a group store their weights."""
         turned = tuple(n for n in (*growing.producers, *growing.consumers) if self.turned.get(n))
         return {"transposed": turned, "interleaved": growing.interleaved}
-
-    def since(self, first: fx.Node) -> list[tuple[fx.Node, Flows]]:
-        """Return the nodes with neurons from one on, the last first, with their flows."""
-        found = []
-        for node in reversed(self.flows):
-            found.append((node, self.flows[node]))
-            if node is first:
-                break
-        return found
-
-    def neurons(self, root: str) -> int:
-        """Return how many neurons the producers of a group have."""
-        return size_of(self.model, root)[0] // self.groups[root].parts
 
     def touched(self, node: fx.Node) -> list[str]:
         """Return the roots of all neurons in a node's inputs."""
@@ -275,15 +229,20 @@ class _Walk:
             if other is not source:
                 roots = (f.root for f in self.flows.get(other, ()))
                 self.refuse(roots, f"its neurons are the weights of {layer!r}")
-        for flow in self.flows.get(source, ()):
+        for root in dict.fromkeys(flow.root for flow in self.flows.get(source, ())):
+            try:
+                flow = self.parts.in_each_group(source, root, layer)
+            except Refused as refused:
+                self.refuse([root], str(refused))
+                continue
             if reason := problem or self.consumer_problem(axis, layer, flow):
-                self.refuse([flow.root], reason)
+                self.refuse([root], reason)
             else:
-                self.groups[flow.root].consumers[layer] = flow.layout
-                self.groups[flow.root].uses[layer] += 1
+                self.groups[root].consumers[layer] = flow.layout
+                self.groups[root].uses[layer] += 1
         root = self.root_of.setdefault(layer, layer)
         if root not in self.groups:
-            self.groups[root] = Growing([layer], node, None)
+            self.groups[root] = Growing([layer], node, None, parts=groups_of(module))
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node
@@ -319,7 +278,7 @@ class _Walk:
         """Say why a layer, whose inputs are along an axis, cannot consume these neurons, or return None."""
         if flow.axis != axis:
             return f"its neurons are not the inputs of {layer!r}, which works along another axis"
-        neurons, inputs = self.neurons(flow.root), size_of(self.model, layer)[1]
+        neurons, inputs = self.parts.neurons(flow.root), size_of(self.model, layer)[1]
         if layout_width(flow.layout, neurons) != inputs:
             return f"its consumer {layer!r} has {inputs} inputs, not one for each of {neurons} neurons"
         if self.groups[flow.root].consumers.get(layer, flow.layout) != flow.layout:
@@ -338,19 +297,27 @@ class _Walk:
             return flows
         if len(flows) != len(self.touched(node)) or per_neuron_class(self.modules[name]) is None:
             raise Refused(f"its neurons are passed to {operation!r}, which is not a norm that can widen")
-        for flow in flows:
+        outputs = 1
+        if is_depthwise(self.modules[name]):
+            conv = cast(nn.Conv2d, self.modules[name])
+            outputs = conv.out_channels // conv.in_channels
+        made = [replace(flow, layout=tuple(k * outputs for k in flow.layout)) for flow in flows]
+        for flow in made:
             if problem := self.norm_problem(node, name, flow):
                 raise Refused(f"its neurons pass through {name!r}, which cannot widen: {problem}")
             growing = self.groups[flow.root]
-            growing.between += [] if name in growing.between else [name]
+            growing.between[name] = flow.layout
             growing.uses[name] += 1
-        return flows
+        return tuple(made)
 
     def norm_problem(self, node: fx.Node, name: str, flow: Flow) -> str | None:
         """Say why a norm cannot widen with these neurons, or return None."""
         module, dims = self.modules[name], len(shape_of(node))
-        if len(self.flows[cast(fx.Node, node.args[0])]) > 1 or flow.layout != (1,):
+        growing = self.groups[flow.root]
+        if isinstance(module, OVER_NEURONS) and flow.layout != growing.own:
             return f"{type(module).__name__} is over other values too"
+        if growing.between.get(name, flow.layout) != flow.layout:
+            return "it takes its neurons in several layouts"
         axis = channel_axis(module, dims) if is_depthwise(module) else 1
         if flow.axis != (dims - 1 if isinstance(module, nn.LayerNorm | nn.RMSNorm) else axis):
             return f"{type(module).__name__} works along another axis"
@@ -358,7 +325,11 @@ class _Walk:
         if uses and uses != [self.nodes.calls[name]]:
             return f"it is used {uses[0]} times in one forward pass, not always as a module"
         problem = layer_problem(self.known, name)
-        return f"it {problem}" if problem else width_problem(module, self.neurons(flow.root))
+        return (
+            f"it {problem}"
+            if problem
+            else width_problem(module, layout_width(flow.layout, self.parts.neurons(flow.root)))
+        )
 
     def merge(self, node: fx.Node) -> None:
         """Make one group of two producers that meet in a product: gate and up, channels and their gates.
@@ -369,11 +340,12 @@ class _Walk:
         sources = [n for n in node.all_input_nodes if n in self.flows]
         if len(sources) != 2 or any(len(self.flows[n]) != 1 for n in sources):
             return
+        self.parts.divide_alike([self.flows[n][0] for n in sources])
         # Broadcasting aligns the last axes.
         places = [self.flows[n][0].at(self.flows[n][0].axis - len(shape_of(n))) for n in sources]
         first, second = sorted(places, key=lambda flow: self.groups[flow.root].node)
         a, b = self.groups[first.root], self.groups[second.root]
-        neurons = {self.neurons(first.root), self.neurons(second.root)}
+        neurons = {self.parts.neurons(first.root), self.parts.neurons(second.root)}
         if a is b or a.reason or b.reason or first != replace(second, root=first.root):
             return
         if len(neurons) > 1 or a.parts != b.parts:
@@ -381,13 +353,19 @@ class _Walk:
         stacked = any(isinstance(self.modules[n], StackedLinear) for n in (*a.producers, *b.producers))
         if name_of(node) == "add" and (stacked or not a.beside(b)):
             return
+        for own, other in ((a.consumers, b.consumers), (a.between, b.between)):
+            for name in own.keys() & other.keys():
+                if own[name] != other[name]:
+                    raise Refused(
+                        f"its neurons meet others in {name_of(node)!r} that {name!r} has in other places"
+                    )
         a.producers += b.producers
         a.consumers |= b.consumers
-        a.between += [name for name in b.between if name not in a.between]
+        a.between |= b.between
         a.uses.update(b.uses)
         a.calls += b.calls
         a.linear = a.linear and b.linear
         self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
-        for n, flows in self.since(b.node):
+        for n, flows in self.parts.since(b.node):
             self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)

@@ -195,7 +195,7 @@ def attach_groups_(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         for name in group.producers:
             model.get_submodule(name).fpe_neurons = group.index_map  # type: ignore[assignment]
         for name in group.between:
-            model.get_submodule(name).fpe_between = group.index_map  # type: ignore[assignment]
+            vars(model.get_submodule(name)).setdefault("fpe_between", []).append(group.index_map)
         for name, neuron in group.consumers.items():
             pairs = vars(model.get_submodule(name)).setdefault("fpe_inputs", [])
             pairs.append((group.index_map, neuron))

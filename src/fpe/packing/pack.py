@@ -16,7 +16,7 @@ from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
 from fpe.graph.groups import layout_of, layout_sources
-from fpe.graph.layers import neuron_tensors, oriented_weight
+from fpe.graph.layers import groups_of, neuron_tensors, oriented_weight, width_problem
 from fpe.graph.stacked import MaskedStackedLinear
 from fpe.graph.turned import TURNED, MaskedTransposed
 from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
@@ -113,6 +113,7 @@ def pack(
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked, groups = _masked_layers(model), groups_in(model)
     unpacked = {n: why for n, m in masked.items() for kind, why in UNPACKED.items() if isinstance(m, kind)}
+    unpacked |= {n: "convolutions in groups stay masked" for n, m in masked.items() if groups_of(m) > 1}
     left = {name: masked[name] for name in unpacked}
     masked = {name: layer for name, layer in masked.items() if name not in unpacked}
     if not masked:
@@ -283,6 +284,8 @@ def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
     if not group.complete or group.index_map.parts > 1:
         return False
     if any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
+        return False
+    if any(width_problem(m, len(group.index_map.parent)) for m in between):  # over other values too
         return False
     return all(inputs_of(model.get_submodule(n)) == len(neuron) for n, neuron in group.consumers.items())
 
