@@ -274,20 +274,21 @@ def best_rewired(width: int, other: str) -> Measure:
 def spread(results: Results) -> Estimates:
     """Return how much more the expansion factors differ at the largest width than at the smallest.
 
-    Differences are between means over the trials: those within a trial are its noise, too, which also fades.
+    The best and the worst factor of a width are chosen by every second trial and measured on the others: the
+    largest of several differences is noise, too, which also fades.
     """
     own = shallow(results)
     kinds = ("random", "random-x3", "random-x4", "random-x8")
     widths = own.widths("dense", *kinds)
     if not widths:
         return {}
-    values = np.stack([own.values(kind)[[widths[0], widths[-1]]] for kind in kinds])
 
-    def change(trials: np.ndarray) -> float:
-        small, large = np.ptp(values[:, trials].mean(axis=1), axis=0)
-        return float(large - small)
+    def apart(width: int) -> pd.Series:
+        values = pd.DataFrame({kind: own.values(kind)[width] for kind in kinds})
+        chosen, others = (values[values.index % 2 == half] for half in (0, 1))
+        return others[chosen.mean().idxmax()] - others[chosen.mean().idxmin()]
 
-    return {"largest − smallest width": jackknife(change, values.shape[1])}
+    return {"largest − smallest width": mean(apart(widths[-1]) - apart(widths[0]))}
 
 
 #: Formulas that are simulated: clauses, literals, neurons, factor.
@@ -307,16 +308,17 @@ def _normal(value: float, error: float) -> Interval:
     return Interval(value, value - 1.96 * error, value + 1.96 * error)
 
 
-def simulated(name: str, expected: str) -> Measure:
-    """Return by how much simulated networks differ from a formula, relative to the formula."""
+def simulated(name: str, expected: str, fewest: int = 0) -> Measure:
+    """Return by how much simulated networks of at least `fewest` inputs differ from a formula, relatively."""
 
     def estimate(results: Results) -> Estimates:
         found = {}
         for numbers in SIMULATED:
             model = CoverageModel(*numbers)
-            own = _simulated(model, results.quick)[name]
-            formula = getattr(model, expected)
-            found[_setting(numbers)] = _normal(own.mean / formula - 1, own.error / formula)
+            if model.inputs >= fewest:
+                own = _simulated(model, results.quick)[name]
+                formula = getattr(model, expected)
+                found[_setting(numbers)] = _normal(own.mean / formula - 1, own.error / formula)
         return found
 
     return estimate
