@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -54,14 +54,19 @@ _REGIONS = {"wrap_with_set_grad_enabled": NO_GRAD, "wrap_with_autocast": AUTOCAS
 _CHECKS = frozenset(["_assert_tensor_metadata"])
 
 
-def follow(model: nn.Module, program: ExportedProgram) -> Found:
-    """Find the groups of a model in its exported forward pass; all other layers get a reason."""
-    return followed(model, program)[0]
+def follow(model: nn.Module, program: ExportedProgram, opaque: Collection[str] = ()) -> Found:
+    """Find the groups of a model in its exported forward pass; all other layers get a reason.
+
+    Of `opaque` modules the program has only what they return.
+    """
+    return followed(model, program, opaque)[0]
 
 
-def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]]:
+def followed(
+    model: nn.Module, program: Any, opaque: Collection[str] = ()
+) -> tuple[Found, dict[str, set[int]]]:
     """Find the groups of a model; return also which experts each product with stacked ones uses."""
-    walk = _Walk(model, program)
+    walk = _Walk(model, program, opaque)
     walk.run()
     groups, skipped = [], []
     for growing in walk.groups.values():
@@ -88,7 +93,8 @@ def followed(model: nn.Module, program: Any) -> tuple[Found, dict[str, set[int]]
 class _Walk:
     """One pass over an exported graph."""
 
-    def __init__(self, model: nn.Module, program: ExportedProgram) -> None:
+    def __init__(self, model: nn.Module, program: ExportedProgram, opaque: Collection[str]) -> None:
+        self.opaque = opaque
         self.model, self.nodes = model, Nodes(model, program)
         self.known, self.modules = self.nodes.known, self.nodes.modules
         self.products, self.owned = self.nodes.products, self.nodes.owned
@@ -124,6 +130,9 @@ class _Walk:
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
+        if (inside := self.nodes.module_of(node)) in self.opaque:
+            self.refuse(self.touched(node), f"its neurons enter {inside!r}, into which fpe cannot follow")
+            return
         attends = is_attention(node)
         self.attention |= attends
         try:
