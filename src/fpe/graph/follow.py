@@ -19,6 +19,7 @@ from fpe.graph.groups import HEAD, UNSEEN, Found, Skipped, merged
 from fpe.graph.inputs import Call, tensors_in
 from fpe.graph.layers import looks_like_layer
 from fpe.graph.opaque import Opaque
+from fpe.graph.regions import inline_
 from fpe.graph.siblings import reaches, recorded_calls, sibling_call
 from fpe.graph.traced import follow_traced, holds_experts
 from fpe.graph.walk import follow
@@ -44,7 +45,9 @@ def exported(
         own = _TensorsOnly(analysis_copy(model)).train(training)
         if opaque is not None:
             opaque.replace_(own.model)
-        return torch.export.export(own, args, kwargs, strict=False)
+        program = torch.export.export(own, args, kwargs, strict=False)
+        inline_(program.graph_module)
+        return program
 
 
 def follow_model(model: nn.Module, call: Call) -> Found:

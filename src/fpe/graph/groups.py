@@ -18,14 +18,10 @@ Layout = tuple[int, ...]
 HEAD = "it is a head: its neurons are outputs of the network"
 #: Why a layer is not expanded that the analyzed forward pass does not call.
 NOT_CALLED = "it is not called as a layer where the forward pass could be followed"
-#: Why a layer is not expanded that stands in a region which an export keeps apart.
+#: Why a layer is not expanded that is called without gradients alone.
 NO_GRAD = "it is called under torch.no_grad, where no training could make up for pruned weights"
-AUTOCAST = (
-    "it is called under torch.autocast in the forward pass, into which fpe cannot follow; put autocast "
-    "around the call of the model instead"
-)
 #: All reasons for which a layer may be found in training mode though not in evaluation mode.
-UNSEEN = (NOT_CALLED, NO_GRAD, AUTOCAST)
+UNSEEN = (NOT_CALLED, NO_GRAD)
 #: Why a layer is not expanded whose neurons nothing depends on.
 NOT_CONSUMED = "no layer consumes its neurons"
 

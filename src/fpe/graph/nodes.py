@@ -53,6 +53,12 @@ class Nodes:
         made = ((n, stacked_call(n, self.owned, stacked)) for n in (self.graph.nodes if stacked else ()))
         #: Products with the weights of stacked experts.
         self.products = {node: call for node, call in made if call is not None}
+        #: Layers that are called where there are gradients.
+        self.trained = {
+            name
+            for node in self.graph.nodes
+            if not node.meta.get("fpe_no_grad") and (name := self.called(node)) is not None
+        }
         #: How often each layer, norm or depthwise convolution is called.
         self.calls = Counter(name for node in self.graph.nodes if (name := self.called(node)) is not None)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fpe._util.modules import replace_modules_
 from fpe.errors import ModelError
@@ -23,6 +24,14 @@ from fpe.graph.permuting import Values, randomize_, to_randomize
 _ROUNDING = {torch.finfo(torch.float64).eps: 1e-9, torch.finfo(torch.float32).eps: 1e-5}
 #: A copy of more parameters would be too large in double precision; those of one shape count once.
 MAX_DOUBLE = 1 << 28
+
+
+class _WithoutAutocast(TorchFunctionMode):
+    """Ignores ``torch.autocast``: a coarse type would hide mistakes, and which neurons meet is the same."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C._DisableAutocast():
+            return func(*args, **(kwargs or {}))
 
 
 class Probe:
@@ -94,6 +103,7 @@ class Probe:
                     stack.enter_context(layer.register_forward_hook(divided))
             stack.enter_context(torch.set_grad_enabled(gradient))
             mode = stack.enter_context(repeatable(own, training))
+            stack.enter_context(_WithoutAutocast())
             outputs = tensors_in(own(*args, **kwargs), consume=True)
             found = [t.clone() for t in outputs if t.is_floating_point() and t.numel()]
         self.eps = max(self.eps, mode.eps)

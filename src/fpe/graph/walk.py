@@ -12,10 +12,8 @@ from torch.export import ExportedProgram
 from fpe.graph.aten import LINEAR, argument, name_of, shape_of
 from fpe.graph.copies import first_line
 from fpe.graph.groups import (
-    AUTOCAST,
     HEAD,
     NO_GRAD,
-    NOT_CALLED,
     NOT_CONSUMED,
     Found,
     Growing,
@@ -49,7 +47,6 @@ from fpe.graph.stacked import StackedLinear
 from fpe.graph.stacked_calls import bias_added, only_called
 from fpe.masked import MaskedLayer
 
-_REGIONS = {"wrap_with_set_grad_enabled": NO_GRAD, "wrap_with_autocast": AUTOCAST}
 #: Checks that an export inserts; they compute nothing.
 _CHECKS = frozenset(["_assert_tensor_metadata"])
 
@@ -81,7 +78,7 @@ def followed(
     reached |= {name for group in groups for name in group.between}
     for name, _ in model.named_modules():
         if name not in reached and (reason := skip_reason(walk.known, name)):
-            skipped.append(Skipped(name, walk.hidden.get(name, reason) if reason == NOT_CALLED else reason))
+            skipped.append(Skipped(name, reason))
     used: dict[str, set[int]] = {}
     for product in walk.products.values():
         experts, one = range(shape_of(product.view.parameter)[0]), product.view.expert
@@ -101,7 +98,6 @@ class _Walk:
         self.flows: dict[fx.Node, Flows] = {}
         self.groups: dict[str, Growing] = {}
         self.root_of: dict[str, str] = {}  # of each producer
-        self.hidden: dict[str, str] = {}  # layers in regions that are kept apart, and why
         self.latest: dict[str, fx.Node] = {}  # the product or convolution in the latest call of each layer
         self.attention = False
         self.graph = program.graph
@@ -115,18 +111,11 @@ class _Walk:
             if node.op == "output":
                 self.refuse(self.touched(node), HEAD)
             elif node.op == "call_function":
-                self.look_aside(node)
                 try:
                     self.visit(node)
                 except Exception as error:  # an overload that no rule expects costs its neurons, not all
                     reason = f"{name_of(node)!r} in a way that fpe does not understand ({first_line(error)})"
                     self.refuse(self.touched(node), f"its neurons are passed to {reason}")
-
-    def look_aside(self, node: fx.Node) -> None:
-        """Note the layers in a region that the export keeps apart, without gradients or in another type."""
-        if name_of(node) in _REGIONS:
-            layers = (self.owned[n].rpartition(".")[0] for n in node.all_input_nodes if n in self.owned)
-            self.hidden |= dict.fromkeys(layers, _REGIONS[name_of(node)])
 
     def visit(self, node: fx.Node) -> None:
         """Find out what a node does to the neurons in its inputs, and where they are in its output."""
@@ -234,6 +223,9 @@ class _Walk:
                 node, layer, cast(fx.Node, self.nodes.parameter(node.args[position + 1]))
             )
             axis = channel_axis(module, len(shape_of(source)))
+        if problem is None and layer not in self.nodes.trained:
+            self.refuse(self.touched(node), f"its consumer {layer!r} {NO_GRAD.removeprefix('it ')}")
+            problem = NO_GRAD
         for other in node.all_input_nodes:
             if other is not source:
                 roots = (f.root for f in self.flows.get(other, ()))
