@@ -20,6 +20,7 @@ import whole_masks_mlp
 import whole_mlp
 import whole_recipes
 import whole_text
+import whole_thinned
 from common import OUT, RESULTS, run_all
 
 from fpe._util.files import read_json, write_json
@@ -30,8 +31,8 @@ SEEDS = range(5)
 TUNING = (0, 1)
 #: Rates to begin with; the range is extended by factors of 2 while the best is at an end.
 RATES = (2e-3, 4e-3, 8e-3)
-#: The same for masks that are random from the start.
-FIXED_RATES = (8e-3, 1.6e-2)
+#: The same for masks that are random at first.
+RANDOM_RATES = (8e-3, 1.6e-2)
 #: The network of the ablation, and what the weights of a trained GPT-2 are multiplied by.
 ABLATED, SHRINKS = "zeros-0.75", (1.0, 0.5)
 #: Networks of byte pairs; layers and widths of the deep MLPs that are trained first.
@@ -48,9 +49,16 @@ EXPERIMENTS = (
     "whole-mlp-trained",
     "whole-images",
     "whole-fixed",
+    "whole-thinned",
     "whole-masks",
     "whole-mlp-fixed",
 )
+
+#: Wide networks whose masks are random at first: what trains them, in which experiment, and how.
+RANDOM: dict[str, tuple[Callable[..., Any], str, dict[str, Any]]] = {
+    "fixed": (whole_masks.measure, "whole-fixed", {"masks": "neuron"}),
+    "thinned": (whole_thinned.measure, "whole-thinned", {}),
+}
 
 Tasks = dict[str, dict[str, Any]]
 
@@ -160,27 +168,30 @@ def run_recipes() -> None:
     run_seeds(whole_recipes.measure, "whole-recipes", ways, best, range(3))
 
 
-def run_fixed(text: str = "characters", short: Mapping[str, float] | None = None) -> dict[str, float]:
-    """Tune and run wide networks whose masks are random from the start: equally many inputs each.
+def run_random(
+    kind: str, text: str = "characters", short: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """Tune and run wide networks whose masks are random at first: they stay, or are pruned later.
 
     With the best rates of a short training they are trained for four times the steps, as in `tune_and_run`.
     """
+    work, name, more = RANDOM[kind]
     networks = [own for own in (PAIRS if text == "pairs" else whole_text.NETWORKS) if own.startswith("zeros")]
     known = of_text(text, networks, 1 if short is None else 4)
-    ways = {way.replace("zeros", "fixed"): {**own, "masks": "neuron"} for way, own in known.items()}
-    rates = dict.fromkeys(ways, FIXED_RATES)
+    ways = {way.replace("zeros", kind): {**own, **more} for way, own in known.items()}
+    rates = dict.fromkeys(ways, RANDOM_RATES)
     if short is not None:
         before = {way: short[way.removesuffix("-4") + "-1"] for way in ways}
         rates = {way: (lr / 2, lr) for way, lr in before.items()}
-    best = tune(whole_masks.measure, "whole-fixed", ways, rates, higher=short is None)
-    run_seeds(whole_masks.measure, "whole-fixed", ways, best)
+    best = tune(work, name, ways, rates, higher=short is None)
+    run_seeds(work, name, ways, best)
     return best
 
 
 def run_masks() -> None:
-    """Tune and run wide networks with other random masks than those of `run_fixed`."""
+    """Tune and run wide networks with other random masks than those of `run_random`."""
     ways = {own: {"network": ABLATED, "masks": own} for own in whole_masks.MASKS if own != "neuron"}
-    best = tune(whole_masks.measure, "whole-masks", ways, dict.fromkeys(ways, FIXED_RATES))
+    best = tune(whole_masks.measure, "whole-masks", ways, dict.fromkeys(ways, RANDOM_RATES))
     run_seeds(whole_masks.measure, "whole-masks", ways, best, range(3))
 
 
@@ -244,11 +255,13 @@ STAGES = {
     "mlp-trained": run_mlp_trained,
     "images": run_images,
     "pairs": run_pairs,
-    "fixed": run_fixed,
+    "fixed": lambda: run_random("fixed"),
+    "thinned": lambda: run_random("thinned"),
     "masks": run_masks,
     "fixed-mlp": run_fixed_mlp,
-    "fixed-long": lambda: run_fixed(short=run_fixed()),
-    "fixed-pairs": lambda: run_fixed("pairs"),
+    "fixed-long": lambda: run_random("fixed", short=run_random("fixed")),
+    "thinned-long": lambda: run_random("thinned", short=run_random("thinned")),
+    "fixed-pairs": lambda: run_random("fixed", "pairs"),
 }
 
 

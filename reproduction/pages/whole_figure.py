@@ -6,7 +6,7 @@ import numpy as np
 import whole_text
 from common import RESULTS
 from matplotlib.figure import Figure
-from whole_runs import KINDS, KNOWN, ZEROS, lengths_of, text_runs
+from whole_runs import KINDS, KNOWN, LENGTHS, ZEROS, lengths_of, text_runs
 
 from fpe._util.files import write_atomically
 from fpe_reproduction.statistics import equal_size
@@ -21,12 +21,12 @@ def draw() -> None:
     left, right = figure.subplots(1, 2)
     percent = [100 * zeros for zeros in ZEROS]
     known = {kind: lengths_of(runs, kind) for kind in KINDS}
-    for length, color in zip(known["zeros"], ("#e07a1f", "#2e6f95"), strict=False):
+    for length, color in zip(LENGTHS, ("#e07a1f", "#2e6f95"), strict=True):
         dense = [f"{own}-characters-{length}" for own in whole_text.NETWORKS[:4]]
         counts, curve = runs.curve(dense)
         steps = f"{length * whole_text.STEPS:,} steps"
         left.plot(counts, curve.mean(axis=0), "o-", color=color, label=f"dense, {steps}")
-        for kind, marker in zip(KINDS, "sD", strict=True):
+        for kind, marker in zip(KINDS, "sD^", strict=True):
             if length not in known[kind]:
                 continue
             equal = []
@@ -37,7 +37,7 @@ def draw() -> None:
                 left.plot(counts[0], values.mean(), marker, color=color, markerfacecolor="white")
             value, low, high = np.array(equal).T
             own = {"color": color, "capsize": 3, "label": f"{KINDS[kind]}, {steps}"}
-            line = "-" if kind == "zeros" else "--"
+            line = {"zeros": "-", "fixed": "--", "thinned": "-."}[kind]
             right.errorbar(percent, value, (value - low, high - value), fmt=f"{marker}{line}", **own)
     right.plot(percent, KNOWN.values(), ":", color="#333333", label="large networks")
     left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")

@@ -133,6 +133,7 @@ NAMES = {
     "fixed-0.5": "**wider, 50 % random zeros**",
     "fixed-0.75": "**wider, 75 % random zeros**",
     "fixed-0.875": "**wider, 87.5 % random zeros**",
+    **{f"thinned-{z:g}": f"**wider, {100 * z:g} % zeros, random first**" for z in ZEROS},
 }
 #: What each kind of random masks is.
 MASKS = {
@@ -273,10 +274,15 @@ def image_table() -> str:
     return table(head, rows)
 
 
+def wider_of(runs: Runs, length: int) -> list[str]:
+    """Return the wider networks of characters all of whose runs of a length are stored."""
+    return [f"{kind}-{z:g}" for kind in KINDS if length in lengths_of(runs, kind) for z in ZEROS]
+
+
 def characters(length: int) -> dict[str, str]:
     """Return the table of the character models of one length of training."""
     runs, dense = text_runs(), whole_text.NETWORKS[:4]
-    wider = [f"{kind}-{z:g}" for kind in KINDS if length in lengths_of(runs, kind) for z in ZEROS]
+    wider = wider_of(runs, length)
     networks = [*dense, *(whole_text.DEEPER if length == 1 else ()), *wider]
     made = {f"text-{length}": text_table(runs, "characters", length, networks)}
     if length == 1:
@@ -285,13 +291,12 @@ def characters(length: int) -> dict[str, str]:
 
 
 def compute_table() -> str:
-    """List the character models of all lengths by the FLOPs of their training."""
+    """List dense character models, and those of three quarters zeros, by the FLOPs of their training."""
     runs, dense = text_runs(), whole_text.NETWORKS[:4]
     small = runs.of("dense-1-characters-1")[0]
     found = []
     for length in LENGTHS:
-        wider = [f"fixed-{z:g}" for z in ZEROS if length in lengths_of(runs, "fixed")]
-        for own in (*dense, *wider):
+        for own in (*dense, *(own for own in wider_of(runs, length) if own.endswith("-0.75"))):
             way = f"{own}-characters-{length}"
             record = runs.of(way)[0]
             row = [NAMES[own], f"{length} ×", f"{record['nonzero']:,}"]

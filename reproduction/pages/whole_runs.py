@@ -92,13 +92,14 @@ def percent(values: Iterable[float]) -> str:
     return mean(values).text(100, 1, sign=False)
 
 
-#: How the weights of wider networks are chosen: pruned while they are trained, or at random from the start.
-KINDS = {"zeros": "pruned", "fixed": "random masks"}
+#: How the weights of wider networks are chosen: pruned while they are trained, at random from the start, or
+#: some at random, of which others are pruned late.
+KINDS = {"zeros": "pruned", "fixed": "random masks", "thinned": "random, then pruned"}
 
 
 def text_runs() -> Runs:
     """Return the runs of GPT-2s of texts."""
-    return Runs("whole-text", "whole-wider", "whole-fixed")
+    return Runs("whole-text", "whole-wider", "whole-fixed", "whole-thinned")
 
 
 def lengths_of(runs: Runs, kind: str) -> list[int]:

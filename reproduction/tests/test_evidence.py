@@ -62,8 +62,10 @@ NETWORKS = {
     "**wider, 75 % zeros**": "zeros-0.75", "**wider, 87.5 % zeros**": "zeros-0.875",
     "**wider, 50 % random zeros**": "fixed-0.5", "**wider, 75 % random zeros**": "fixed-0.75",
     "**wider, 87.5 % random zeros**": "fixed-0.875",
+    **{f"**wider, {100 * z:g} % zeros, random first**": f"thinned-{z}" for z in (0.5, 0.75, 0.875)},
 }  # fmt: skip
-OF_TEXTS = ["whole-text", "whole-wider", "whole-fixed"]
+OF_TEXTS = ["whole-text", "whole-wider", "whole-fixed", "whole-thinned"]
+KINDS = {"pruned": "zeros", "random masks": "fixed", "random, then pruned": "thinned"}
 CURVE = ("dense-1", "dense-1.5", "dense-2", "dense-3")
 
 
@@ -121,7 +123,6 @@ def test_compute_is_that_of_the_runs(page, runs):
 def test_the_law_is_that_of_the_runs(page, runs):
     own = best(runs, OF_TEXTS)
     shares = {"50% zeros": "0.5", "75% zeros": "0.75", "87.5% zeros": "0.875"}
-    kinds = {"pruned": "zeros", "random masks": "fixed"}
 
     def power(seeds, kind, suffix):
         curve = curve_of(own, suffix).loc[seeds].mean()
@@ -134,7 +135,7 @@ def test_the_law_is_that_of_the_runs(page, runs):
         if row["masks, steps"] == "large networks":
             continue
         title, length = row["masks, steps"].removesuffix(" ×").split(", ")
-        kind, suffix, first = kinds[title], f"-characters-{length}", "-characters-1"
+        kind, suffix, first = KINDS[title], f"-characters-{length}", "-characters-1"
         found = left_out(lambda s, k=kind, end=suffix: power(s, k, end), range(5))
         agree(row["k"], *found)
         for column in shares:
@@ -285,7 +286,7 @@ def of_whole_networks():
     percents += [100 * share for share in PARTS.values()]
     settings = {
         *whole.RATES,
-        *whole.FIXED_RATES,
+        *whole.RANDOM_RATES,
         *whole.SHRINKS,
         whole.PARENT,
         *mlp.RATES,

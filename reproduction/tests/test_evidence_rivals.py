@@ -26,7 +26,7 @@ from evidence import (
 )
 from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.rivals.contest import DATA
-from test_evidence import OF_TEXTS, best, curve_of, log_size, stored_runs
+from test_evidence import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
 
 TITLES = {own.title.removesuffix(" (fpe)"): name for name, own in METHODS.items()}
 NAMES = {own.title: name for name, own in DATA.items()}
@@ -222,11 +222,10 @@ def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
     texts = best(stored_runs(), OF_TEXTS)
     cells = answers["A GPT-2 of 75 % zeros equals a dense one of"].removesuffix(" steps)").split(" steps), ")
     assert len(cells) >= 2
-    kinds = {"pruned": "zeros", "random masks": "fixed"}
     for cell in cells:
         size, masks, steps = re.fullmatch(r"(.*) × \((.*), ([\d,]+)", cell).groups()
         suffix = f"-characters-{int(steps.replace(',', '')) // 1500}"
-        curve, loss = curve_of(texts, suffix), texts.loc[f"{kinds[masks]}-0.75{suffix}"].test
+        curve, loss = curve_of(texts, suffix), texts.loc[f"{KINDS[masks]}-0.75{suffix}"].test
         found = left_out(lambda s, own=loss, of=curve: log_size(of.loc[s].mean(), own[s].mean()), range(5))
         agree(size, *(np.exp(found) / curve.columns[0]))
 
