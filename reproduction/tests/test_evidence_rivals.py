@@ -25,8 +25,13 @@ from evidence import (
     two_sided,
 )
 from fpe_reproduction.rivals import METHODS
+<<<<<<< HEAD
 from fpe_reproduction.rivals.contest import DATA
 from test_evidence import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
+=======
+from fpe_reproduction.rivals.contest import DATA, RATES
+from test_evidence import OF_TEXTS, best, curve_of, log_size, stored_runs
+>>>>>>> 8878afb (What made the networks, the rates and the steps are compared with what is stored, too)
 
 TITLES = {own.title.removesuffix(" (fpe)"): name for name, own in METHODS.items()}
 NAMES = {own.title: name for name, own in DATA.items()}
@@ -116,6 +121,7 @@ def test_counts_in_the_text_on_rivals_are_those_of_the_table_and_the_runs(eviden
     for prefix, column in (("", "better"), ("searched-", "which is better")):
         assert [said[f"{prefix}{mark}"] for mark in ("fpe", "rival", "open")] == counted(table[column])
     assert said["rows"] == f"{len(table)}"
+    assert said["rates"] == f"{len(RATES)}"
     for mark, level in (("methods", "method"), ("splits", "split"), ("seeds", "seed")):
         assert said[mark] == f"{runs.index.get_level_values(level).nunique()}"
 
@@ -224,8 +230,15 @@ def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
     assert len(cells) >= 2
     for cell in cells:
         size, masks, steps = re.fullmatch(r"(.*) × \((.*), ([\d,]+)", cell).groups()
+<<<<<<< HEAD
         suffix = f"-characters-{int(steps.replace(',', '')) // 1500}"
         curve, loss = curve_of(texts, suffix), texts.loc[f"{KINDS[masks]}-0.75{suffix}"].test
+=======
+        length, rest = divmod(int(steps.replace(",", "")), 1500)
+        suffix = f"-characters-{length}"
+        assert rest == 0
+        curve, loss = curve_of(texts, suffix), texts.loc[f"{kinds[masks]}-0.75{suffix}"].test
+>>>>>>> 8878afb (What made the networks, the rates and the steps are compared with what is stored, too)
         found = left_out(lambda s, own=loss, of=curve: log_size(of.loc[s].mean(), own[s].mean()), range(5))
         agree(size, *(np.exp(found) / curve.columns[0]))
 
@@ -238,6 +251,18 @@ def test_all_pages_of_the_summary_are_of_one_commit_and_it_is_short(evidence):
     assert marked(text)["commit"] == commit
     assert marked(text)["hours"] == f"{sum(own['hours'] for own in made) / 2:.1f}"
     assert len(text.encode()) <= 8192
+
+
+@pytest.mark.parametrize("page", ["rivals", "interpretability"])
+def test_what_made_the_networks_is_what_is_stored(page, evidence):
+    data = json.loads((evidence / "data" / f"{page}.json").read_text(encoding="utf-8"))
+    count = {
+        "rivals": f"{len(runs_of(evidence)):,} networks, {data['hours']:.0f} hours of one core;",
+        "interpretability": f"{data['hours']:.1f} hours of one core.",
+    }
+    versions = f"torch {data['provenance']['torch']}, {data['provenance']['machine']}."
+    commits = ", ".join(data["commits"])
+    assert marked(read(page, evidence))["made"] == f"{count[page]} {versions} Trained with fpe at {commits}."
 
 
 #: Numbers of the text that are no results: neurons, data and years.
@@ -270,3 +295,24 @@ def test_what_is_altered_on_a_page_is_found(page, mark, words, check, made_up_pa
         (tmp_path / f"{page}.md").write_text(wrong, encoding="utf-8")
         with pytest.raises((AssertionError, KeyError, TypeError)):  # the latter for names of rows
             check(**known)
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "check"),
+    [
+        (
+            "rivals-runs",
+            "accuracy",
+            lambda folder: test_the_stored_table_of_all_methods_is_that_of_the_runs(folder, runs_of(folder)),
+        ),
+        ("interpretability", "purity", test_measures_of_interpretability_are_those_of_the_networks),
+    ],
+)
+def test_a_stored_value_that_is_altered_is_found(name, column, check, made_up_pages, tmp_path):
+    shutil.copytree(made_up_pages, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "data" / f"{name}.csv"
+    frame = pd.read_csv(path)
+    frame.loc[0, column] += 0.2
+    frame.to_csv(path, index=False)
+    with pytest.raises(AssertionError):
+        check(tmp_path)
