@@ -25,13 +25,8 @@ from evidence import (
     two_sided,
 )
 from fpe_reproduction.rivals import METHODS
-<<<<<<< HEAD
-from fpe_reproduction.rivals.contest import DATA
-from test_evidence import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
-=======
 from fpe_reproduction.rivals.contest import DATA, RATES
-from test_evidence import OF_TEXTS, best, curve_of, log_size, stored_runs
->>>>>>> 8878afb (What made the networks, the rates and the steps are compared with what is stored, too)
+from test_evidence import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
 
 TITLES = {own.title.removesuffix(" (fpe)"): name for name, own in METHODS.items()}
 NAMES = {own.title: name for name, own in DATA.items()}
@@ -230,15 +225,10 @@ def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
     assert len(cells) >= 2
     for cell in cells:
         size, masks, steps = re.fullmatch(r"(.*) × \((.*), ([\d,]+)", cell).groups()
-<<<<<<< HEAD
-        suffix = f"-characters-{int(steps.replace(',', '')) // 1500}"
-        curve, loss = curve_of(texts, suffix), texts.loc[f"{KINDS[masks]}-0.75{suffix}"].test
-=======
         length, rest = divmod(int(steps.replace(",", "")), 1500)
         suffix = f"-characters-{length}"
         assert rest == 0
-        curve, loss = curve_of(texts, suffix), texts.loc[f"{kinds[masks]}-0.75{suffix}"].test
->>>>>>> 8878afb (What made the networks, the rates and the steps are compared with what is stored, too)
+        curve, loss = curve_of(texts, suffix), texts.loc[f"{KINDS[masks]}-0.75{suffix}"].test
         found = left_out(lambda s, own=loss, of=curve: log_size(of.loc[s].mean(), own[s].mean()), range(5))
         agree(size, *(np.exp(found) / curve.columns[0]))
 
