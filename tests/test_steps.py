@@ -167,7 +167,7 @@ def test_each_entry_of_a_norm_stands_once_for_each_child(module, attribute, widt
         tensor.data.copy_(torch.tensor([start + 1.0, -start - 0.5]))
     module.weight.requires_grad_(False)
     before = snapshot(module)
-    wide = widen(module, IndexMap(2, 3))
+    wide = widen(module, IndexMap(2, 3).parent, 2)
     assert getattr(wide, attribute) == width
     state = wide.state_dict()
     for name, tensor in module.state_dict().items():
@@ -180,13 +180,13 @@ def test_each_entry_of_a_norm_stands_once_for_each_child(module, attribute, widt
 
 @pytest.mark.parametrize("neurons", [1, 4])
 def test_a_prelu_with_one_slope_for_all_neurons_keeps_it(neurons):
-    wide = widen(nn.PReLU(), IndexMap(neurons, 3))
+    wide = widen(nn.PReLU(), IndexMap(neurons, 3).parent, neurons)
     assert wide.weight.tolist() == [0.25]
     assert wide.num_parameters == 1
 
 
 def test_a_norm_without_parameters_only_gets_its_new_width():
-    assert widen(nn.LayerNorm(2, elementwise_affine=False), IndexMap(2, 3)).normalized_shape == (6,)
-    wide = widen(nn.BatchNorm1d(2, affine=False, track_running_stats=False), IndexMap(2, 3))
+    assert widen(nn.LayerNorm(2, elementwise_affine=False), IndexMap(2, 3).parent, 2).normalized_shape == (6,)
+    wide = widen(nn.BatchNorm1d(2, affine=False, track_running_stats=False), IndexMap(2, 3).parent, 2)
     assert wide.num_features == 6
     assert wide.state_dict() == {}

@@ -226,9 +226,8 @@ def widen(module: nn.Module, source: Tensor, entries: int) -> nn.Module:
         setattr(wide, name, nn.Parameter(repeated, tensor.requires_grad) if trained else repeated)
     if not (isinstance(module, nn.PReLU) and module.num_parameters == 1):
         for attribute in widths_of(module):
-            width = getattr(
-                module, attribute
-            )  # a depthwise convolution may have several outputs of each input
+            width = getattr(module, attribute)
+            # A depthwise convolution may have several outputs of each input.
             new = len(source) if isinstance(width, tuple) else width * len(source) // entries
             setattr(wide, attribute, (new,) if isinstance(width, tuple) else new)
     return wide
