@@ -190,7 +190,7 @@ class Recipe:
         expand by 4 before any training, reinitialize, and train for all epochs at a rate that falls from
         1e-2. With input pruning the factor is 3 and the split shared in 8 groups of neurons. After a warm-up
         at 1e-2, the weights of the expanded network are multiplied by 0.3, and the rate falls from 2e-2 to 0
-        (docs/concepts/gradual-pruning.md): at a smaller one grown weights stay too small beside those of the
+        (docs/how-to/trained.md): at a smaller one grown weights stay too small beside those of the
         trained network.
 
         With a budget a network is pruned from the beginning, at a rate that falls from 1e-2 to 0. With
