@@ -15,7 +15,7 @@ import rivals_page
 import whole_text
 from common import table
 from rivals_page import STORED
-from whole_runs import KINDS, lengths_of, text_runs, times
+from whole_runs import KINDS, dense_of, lengths_of, text_runs, times
 
 from fpe._util.files import read_json
 from fpe_reproduction.experiments.findings import verdict
@@ -74,10 +74,9 @@ def interpretable() -> str:
 def whole_sizes() -> str:
     """Say which dense character model a wider one of three quarters zeros equals, by masks and steps."""
     runs, texts = text_runs(), []
-    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
     for kind, title in KINDS.items():
         for length in lengths_of(runs, kind):
-            counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense])
+            counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense_of(runs, length)])
             equal = equal_size(counts, curve, runs.values(f"{kind}-0.75-characters-{length}"))
             texts.append(f"{times(equal, counts[0])} × ({title}, {length * whole_text.STEPS:,} steps)")
     return ", ".join(texts)

@@ -35,6 +35,8 @@ RATES = (2e-3, 4e-3, 8e-3)
 RANDOM_RATES = (8e-3, 1.6e-2)
 #: The network of the ablation, and what the weights of a trained GPT-2 are multiplied by.
 ABLATED, SHRINKS = "zeros-0.75", (1.0, 0.5)
+#: Larger dense networks of the short training, as wider ones equal more than three times the count.
+LARGER = ("dense-4.5", "dense-6")
 #: Networks of byte pairs; layers and widths of the deep MLPs that are trained first.
 PAIRS = ("dense-1", "dense-1.5", "dense-2", "dense-3", "zeros-0.5", "zeros-0.75")
 MLPS_TRAINED = ((5, 8), (5, 16), (9, 16))
@@ -151,7 +153,7 @@ def tune_and_run(
 
 
 def run_text() -> dict[str, float]:
-    return tune_and_run("characters", (*whole_text.NETWORKS, *whole_text.DEEPER), 1)
+    return tune_and_run("characters", (*whole_text.NETWORKS, *LARGER, *whole_text.DEEPER), 1)
 
 
 def run_long() -> None:

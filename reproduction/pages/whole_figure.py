@@ -6,7 +6,7 @@ import numpy as np
 import whole_text
 from common import RESULTS
 from matplotlib.figure import Figure
-from whole_runs import KINDS, KNOWN, LENGTHS, ZEROS, lengths_of, text_runs
+from whole_runs import KINDS, KNOWN, LENGTHS, ZEROS, dense_of, lengths_of, text_runs
 
 from fpe._util.files import write_atomically
 from fpe_reproduction.statistics import equal_size
@@ -22,7 +22,7 @@ def draw() -> None:
     percent = [100 * zeros for zeros in ZEROS]
     known = {kind: lengths_of(runs, kind) for kind in KINDS}
     for length, color in zip(LENGTHS, ("#e07a1f", "#2e6f95"), strict=True):
-        dense = [f"{own}-characters-{length}" for own in whole_text.NETWORKS[:4]]
+        dense = [f"{own}-characters-{length}" for own in dense_of(runs, length)]
         counts, curve = runs.curve(dense)
         steps = f"{length * whole_text.STEPS:,} steps"
         left.plot(counts, curve.mean(axis=0), "o-", color=color, label=f"dense, {steps}")
@@ -41,6 +41,7 @@ def draw() -> None:
             right.errorbar(percent, value, (value - low, high - value), fmt=f"{marker}{line}", **own)
     right.plot(percent, KNOWN.values(), ":", color="#333333", label="large networks")
     left.set(xscale="log", xlabel="non-zero parameters", ylabel="test loss, nats per character")
+    counts, _ = runs.curve([f"{own}-characters-1" for own in dense_of(runs, 1)])
     left.set_xticks(counts, [f"{count / 1000:.0f}k" for count in counts])
     left.set_xticks([], minor=True)
     right.set(xlabel="zeros, %", ylabel="equals a dense network of × the count", xticks=[50, 75, 87.5])

@@ -17,6 +17,7 @@ from whole_runs import (
     LENGTHS,
     ZEROS,
     Runs,
+    dense_of,
     difference,
     lengths_of,
     nats,
@@ -77,7 +78,6 @@ def average_text(runs: Runs, way: str, counts: Sequence[int], curve: np.ndarray)
 def law_table() -> str:
     """Fit how large a dense network a wider one equals: (1 − zeros)^−k, for each kind and length."""
     runs = text_runs()
-    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
     shares = [runs.of(f"zeros-{z:g}-characters-1")[0]["zeros"] for z in ZEROS]
     x = -np.log1p(-np.array(shares))
 
@@ -85,7 +85,7 @@ def law_table() -> str:
         return float((x * np.log(list(sizes))).sum() / (x * x).sum())
 
     def power(kind: str, length: int) -> Callable[[np.ndarray], float]:
-        counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense])
+        counts, curve = runs.curve([f"{own}-characters-{length}" for own in dense_of(runs, length)])
         values = [runs.values(f"{kind}-{z:g}-characters-{length}") for z in ZEROS]
 
         def estimate(seeds: np.ndarray) -> float:
@@ -125,6 +125,8 @@ NAMES = {
     "dense-1.5": "dense, 1.5 ×",
     "dense-2": "dense, 2 ×",
     "dense-3": "dense, 3 ×",
+    "dense-4.5": "dense, 4.5 ×",
+    "dense-6": "dense, 6 ×",
     "blocks4-1": "dense, 4 blocks",
     "blocks8-1": "dense, 8 blocks",
     "zeros-0.5": "**wider, 50 % zeros**",
@@ -281,8 +283,8 @@ def wider_of(runs: Runs, length: int) -> list[str]:
 
 def characters(length: int) -> dict[str, str]:
     """Return the table of the character models of one length of training."""
-    runs, dense = text_runs(), whole_text.NETWORKS[:4]
-    wider = wider_of(runs, length)
+    runs = text_runs()
+    dense, wider = dense_of(runs, length), wider_of(runs, length)
     networks = [*dense, *(whole_text.DEEPER if length == 1 else ()), *wider]
     made = {f"text-{length}": text_table(runs, "characters", length, networks)}
     if length == 1:
@@ -292,11 +294,11 @@ def characters(length: int) -> dict[str, str]:
 
 def compute_table() -> str:
     """List dense character models, and those of three quarters zeros, by the FLOPs of their training."""
-    runs, dense = text_runs(), whole_text.NETWORKS[:4]
+    runs = text_runs()
     small = runs.of("dense-1-characters-1")[0]
     found = []
     for length in LENGTHS:
-        for own in (*dense, *(own for own in wider_of(runs, length) if own.endswith("-0.75"))):
+        for own in (*dense_of(runs, length), *(n for n in wider_of(runs, length) if n.endswith("-0.75"))):
             way = f"{own}-characters-{length}"
             record = runs.of(way)[0]
             row = [NAMES[own], f"{length} ×", f"{record['nonzero']:,}"]

@@ -102,6 +102,12 @@ def text_runs() -> Runs:
     return Runs("whole-text", "whole-wider", "whole-fixed", "whole-thinned")
 
 
+def dense_of(runs: Runs, length: int) -> list[str]:
+    """Return the dense networks of characters, by size, all of whose runs of a length are stored."""
+    dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]
+    return [*dense, *(own for own in whole.LARGER if runs.complete(f"{own}-characters-{length}"))]
+
+
 def lengths_of(runs: Runs, kind: str) -> list[int]:
     """Return the lengths of training at which dense networks and a kind of wider ones have all seeds."""
     dense = [own for own in whole_text.NETWORKS if own.startswith("dense")]

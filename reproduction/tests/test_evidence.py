@@ -57,7 +57,8 @@ def best(runs, experiments):
 
 
 NETWORKS = {
-    "dense": "dense-1", "dense, 1.5 ×": "dense-1.5", "dense, 2 ×": "dense-2", "dense, 3 ×": "dense-3",
+    "dense": "dense-1",
+    **{f"dense, {size} ×": f"dense-{size}" for size in ("1.5", "2", "3", "4.5", "6")},
     "dense, 4 blocks": "blocks4-1", "dense, 8 blocks": "blocks8-1", "**wider, 50 % zeros**": "zeros-0.5",
     "**wider, 75 % zeros**": "zeros-0.75", "**wider, 87.5 % zeros**": "zeros-0.875",
     "**wider, 50 % random zeros**": "fixed-0.5", "**wider, 75 % random zeros**": "fixed-0.75",
@@ -67,12 +68,15 @@ NETWORKS = {
 OF_TEXTS = ["whole-text", "whole-wider", "whole-fixed", "whole-thinned"]
 KINDS = {"pruned": "zeros", "random masks": "fixed", "random, then pruned": "thinned"}
 CURVE = ("dense-1", "dense-1.5", "dense-2", "dense-3")
+LARGER = ("dense-4.5", "dense-6")
 
 
 def curve_of(own, suffix, measure="test"):
     """Return a measure of dense networks, by their count and by seed."""
-    found = pd.DataFrame({f"{name}": own.loc[f"{name}{suffix}"][measure] for name in CURVE})
-    return found.set_axis([own.loc[f"{name}{suffix}"].nonzero.iloc[0] for name in CURVE], axis=1)
+    known = own.index.get_level_values("way")
+    names = [name for name in (*CURVE, *LARGER) if name in CURVE or f"{name}{suffix}" in known]
+    found = pd.DataFrame({f"{name}": own.loc[f"{name}{suffix}"][measure] for name in names})
+    return found.set_axis([own.loc[f"{name}{suffix}"].nonzero.iloc[0] for name in names], axis=1)
 
 
 @pytest.mark.parametrize("mark", ["text-1", "text-4", "pairs"])
@@ -134,7 +138,7 @@ def test_the_law_is_that_of_the_runs(page, runs):
     for _, row in page["law"].iterrows():
         if row["masks, steps"] == "large networks":
             continue
-        title, length = row["masks, steps"].removesuffix(" ×").split(", ")
+        title, length = row["masks, steps"].removesuffix(" ×").rsplit(", ", 1)
         kind, suffix, first = KINDS[title], f"-characters-{length}", "-characters-1"
         found = left_out(lambda s, k=kind, end=suffix: power(s, k, end), range(5))
         agree(row["k"], *found)
@@ -160,7 +164,7 @@ def test_bytes_are_those_of_the_files(page, runs):
         if name != "dense-1":
             agree(row["equally many inputs ×"], files[f"{name}-neuron"] / dense.iloc[0])
             equal = np.exp(log_size(curve.mean(), own.loc[f"{name}-characters-1"].test.mean()))
-            of_equal = np.interp(equal, curve.columns.to_numpy(float), dense)
+            of_equal = np.interp(equal, curve.columns.to_numpy(float)[: len(CURVE)], dense)
             agree(row["× the dense network with this loss"], free / of_equal)
 
 
@@ -306,7 +310,7 @@ def of_whole_networks():
 
 
 #: Multiples of the small dense network's count.
-SIZES = (1, 1.5, 2, 3)
+SIZES = (1, 1.5, 2, 3, 4.5, 6)
 #: An estimate in the text: minutes of one core for one seed of sixteen times the steps.
 ESTIMATED = {"80"}
 
