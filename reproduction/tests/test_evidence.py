@@ -282,8 +282,8 @@ def test_power_is_that_of_the_seeds(page, runs):
 def of_whole_networks():
     """Return the numbers that may stand in the text on whole networks: settings, and figures of papers."""
     with page_programs():
-        names = ("whole", "whole_text", "whole_mlp", "whole_images", "whole_bytes")
-        whole, text, mlp, images, files = map(importlib.import_module, names)
+        names = ("whole", "whole_text", "whole_mlp", "whole_images", "whole_bytes", "whole_thinned")
+        whole, text, mlp, images, files, thinned = map(importlib.import_module, names)
     schedule = fpe.PruningSchedule()
     parameters = text.sizes(text.WIDTH)[0]
     percents = [100 * schedule.begin, 100 * schedule.end, 100 * (1 - sum(PARTS.values())), 95]
@@ -302,15 +302,18 @@ def of_whole_networks():
     tables = text.VOCABULARY["pairs"] + text.CONTEXT
     settings |= {text.VOCABULARY["pairs"], text.sizes(text.WIDTH, "pairs")[0]}
     settings |= {tables * text.width_of(own, "pairs") for own in ("dense-1", "zeros-0.75")}
-    percents.append(75)
+    percents += [75, 100 * thinned.BEGIN, 100 * thinned.END]
     settings |= {images.BATCH, 14, 28}
+    settings |= {4 * text.STEPS, BEHIND}
     characters = text.STEPS * text.BATCH * text.CONTEXT
     papers = {2021, 2024, 85, 2025, 100}  # Golubeva; Frantar et al., of 85 million; Jin et al.; CIFAR-100
-    return settings | papers | {round(characters / 1e6, 1)}, {f"{value:g} %" for value in percents}
+    return settings | papers | {round(n * characters / 1e6, 1) for n in (1, 4)}, {f"{value:g} %" for value in percents}
 
 
 #: Multiples of the small dense network's count.
 SIZES = (1, 1.5, 2, 3, 4.5, 6)
+#: By how much two kinds of wider networks are worse than the third after 6,000 steps.
+BEHIND = 0.02
 #: An estimate in the text: minutes of one core for one seed of sixteen times the steps.
 ESTIMATED = {"80"}
 
@@ -335,9 +338,17 @@ def test_what_is_said_of_random_masks_is_so(page, runs):
     own = best(runs, OF_TEXTS)
     loss = {
         kind: [own.loc[f"{kind}-{share}-characters-1"].test for share in ("0.5", "0.75", "0.875")]
-        for kind in ("fixed", "zeros")
+        for kind in ("fixed", "zeros", "thinned")
     }
     assert all(interval(a - b)[2] < 0 for a, b in zip(loss["fixed"], loss["zeros"], strict=True))
+    half, *more = (interval(a - b) for a, b in zip(loss["thinned"], loss["fixed"], strict=True))
+    assert half[1] < 0 < half[2]
+    assert all(high < 0 for _, _, high in more)
+    all_runs = runs.set_index("task").test
+    longer = all_runs[all_runs.index.str.endswith("-0.75-characters-4-0.008-0")]  # one of text has no zeros
+    assert sorted(longer.index.str.split("-").str[0]) == ["fixed", "thinned", "zeros"]
+    behind = longer.drop("thinned-0.75-characters-4-0.008-0") - longer["thinned-0.75-characters-4-0.008-0"]
+    assert behind.min() > BEHIND
     first, second = (a.mean() - b.mean() for a, b in zip(loss["fixed"], loss["fixed"][1:], strict=False))
     assert first > 4 * second > 0
 

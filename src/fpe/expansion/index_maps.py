@@ -134,13 +134,18 @@ def memo_with(model: nn.Module, replaced: Mapping[str, nn.Module]) -> dict[int, 
 class Origins:
     """The old row and column of each new one, after the groups of a model that were expanded so far.
 
-    `inputs` are numbers of inputs before that the model does not show.
+    `inputs` are numbers of inputs before that the model does not show; `parents` are those of wide neurons by
+    the name of their group, where they are not those of its plan.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[LayerPlan] = (), inputs: Mapping[str, int] | None = None
+        self,
+        model: nn.Module,
+        layers: Sequence[LayerPlan] = (),
+        inputs: Mapping[str, int] | None = None,
+        parents: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.inputs = model, inputs or {}
+        self.model, self.inputs, self.parents = model, inputs or {}, parents or {}
         self.rows: dict[str, Tensor] = {}
         self.columns: dict[str, Tensor] = {}
         self.neurons: dict[tuple[str, str], Tensor] = {}  # by group and consumer, the neuron of each input
@@ -158,8 +163,10 @@ class Origins:
 
     def add(self, layer: LayerPlan) -> list[Tensor]:
         """Record the expansion of a group; return, for each consumer, the input that each new one copies."""
-        group, parent = layer.group, layer.index_map.parent
-        self.rows |= dict.fromkeys(group.producers, layer.index_map.origins(group.parts))
+        group = layer.group
+        parent = self.parents.get(group.name, layer.index_map.parent)
+        rows = layout_sources((1,) * group.parts, parent, layer.neurons)
+        self.rows |= dict.fromkeys(group.producers, rows)
         for name in group.between:
             layout, old = group.entries_of(name), self.rows.get(name)
             self.widths.setdefault(name, layout_width(layout, layer.neurons))

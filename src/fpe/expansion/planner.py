@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fpe._util.modules import uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
+from fpe.expansion.at_once import verified_at_once
 from fpe.expansion.plan import Basis, Plan, layer_plans, modules_of, weights_of
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers, Selection, checked_arguments
@@ -155,6 +156,9 @@ def _plan(
             problems = [f"layer {name!r}: {reason}." for name, reason in reasons.items()]
             raise_problems(problems, BudgetError, "the budget")
         if batch is not None and not reasons:  # only what has been verified is worth widening
+            if not verified and (found := verified_at_once(model, planned, batch, selection.exported)):
+                shapes = found
+                break
             if new := [group for group, _ in chosen if group not in verified]:
                 reasons, shapes, faithful = unverified(model, new, batch, parts)
                 probe = faithful or probe

@@ -130,10 +130,15 @@ class Selection:
         self.chosen: Chosen = []
         self.skipped: tuple[Skipped, ...] = ()
         if layers is not None:
-            self.chosen, self.skipped = _asked_for(model, layers, factor, example_inputs)
+            self._found, self.chosen, self.skipped = _asked_for(model, layers, factor, example_inputs)
             return
         self._found = find_groups(model, example_inputs)
         self._choose()
+
+    @property
+    def exported(self) -> bool:
+        """Whether all groups were found in an export of the whole forward pass."""
+        return self._found.exported and {group for group, _ in self.chosen} <= {*self._found.groups}
 
     def drop(self, reasons: Mapping[str, str]) -> None:
         """Drop groups that turn out not to be expandable, with reasons by name; refuse if they were named.
@@ -164,7 +169,7 @@ class Selection:
 
 def _asked_for(
     model: nn.Module, layers: str | NeuronGroup | Layers, factor: int, example_inputs: Any
-) -> tuple[Chosen, tuple[Skipped, ...]]:
+) -> tuple[Found, Chosen, tuple[Skipped, ...]]:
     factors: dict[Any, int] = (
         dict(layers) if isinstance(layers, Mapping) else dict.fromkeys(_entries(layers), factor)
     )
@@ -210,7 +215,8 @@ def _asked_for(
             reason = "it was not asked for"
         others += [Skipped(name, reason) for name in group.producers if name not in by_hand]
     chosen |= {group: factors[group] for group in given}
-    return list(chosen.items()), (*others, *(skip for skip in found.skipped if skip.name not in by_hand))
+    others += [skip for skip in found.skipped if skip.name not in by_hand]
+    return found, list(chosen.items()), tuple(others)
 
 
 def _names(producers: Iterable[str]) -> list[str]:

@@ -9,19 +9,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fpe._util.modules import replace_modules_
-from fpe.expansion import steps
-from fpe.expansion.index_maps import Origins
+from fpe.expansion.copies import widened
 from fpe.expansion.plan import LayerPlan
 from fpe.graph.copies import analyzed, first_line
 from fpe.graph.inputs import as_call, copied_call, tensors_in
-from fpe.graph.layers import oriented_weight
-from fpe.graph.permuting import Shared
 from fpe.graph.probe import Probe
 from fpe.graph.verification import Part, distance
 
@@ -173,37 +170,3 @@ class _Oracle:
             f"divided by {layers[0].factor}, the output moves by {moved:.2g} of its size in "
             f"{'training' if training else 'evaluation'} mode; something depends on their number"
         )
-
-
-def widened(model: nn.Module, layers: Sequence[LayerPlan]) -> dict[str, nn.Module]:
-    """Return the modules of a wider model that computes the same: neurons are copied, nothing is masked.
-
-    The inputs of consumers are divided by the number of copies.
-    """
-    origins, shared = Origins(model, layers), Shared()
-    wide = {
-        name: steps.widen(model.get_submodule(name), origins.rows[name], entries)
-        for name, entries in origins.widths.items()
-    }
-    for name in {**origins.rows, **origins.columns}.keys() - origins.widths.keys():
-        module = model.get_submodule(name)
-        bias = cast("Tensor | None", getattr(module, "bias", None))
-        shares = torch.ones(())  # of each input: into how many copies its neuron is divided
-        for layer in layers:
-            if (neuron := origins.neurons.get((layer.group.name, name))) is not None:
-                parent = layer.index_map.parent
-                copies = parent.bincount(minlength=layer.neurons)[parent]
-                shares = shares * torch.where(neuron < 0, 1, copies[neuron])
-
-        def lifted(old: Tensor, name: str = name, shares: Tensor = shares) -> Tensor:
-            weight = origins.lift(name, "weight", old)
-            return weight / shares.to(weight).view(-1, *[1] * (weight.dim() - 2)) if shares.dim() else weight
-
-        how = [own[name] for own in (origins.rows, origins.columns) if name in own]
-        stored = oriented_weight(module).stride(), getattr(module, "interleaved", 1)
-        key = (name in origins.rows, stored, *(tensor.numpy().tobytes() for tensor in (*how, shares)))
-        weight = shared.of(cast(Tensor, module.weight).detach(), key, lifted)
-        bias = None if bias is None else origins.lift(name, "bias", bias.detach())
-        free = weight.new_ones(()).expand_as(weight)  # takes no memory
-        wide[name] = steps.mask(module, steps.Weights(weight, bias, free))
-    return wide

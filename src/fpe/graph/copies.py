@@ -303,6 +303,8 @@ class WithoutDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
             kept = torch.ones_like(args[0], dtype=torch.bool)
             return args[0].clone(), kept
         if name.startswith("rrelu_with_noise") and len(args) > 4:
+            slopes = torch.where(args[0] > 0, 1, (args[2] + args[3]) / 2)
+            args[1].copy_(slopes)  # by which a backward pass multiplies
             args = (*args[:4], False, *args[5:])
         return func(*args, **kwargs)
 

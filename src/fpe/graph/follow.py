@@ -58,7 +58,7 @@ def follow_model(model: nn.Module, call: Call) -> Found:
     be exported either, each module that is called once is exported with the arguments of one run.
     """
     try:
-        return _follow_both_modes(model, call)
+        return replace(_follow_both_modes(model, call), exported=True)
     except ModelError:
         raise
     except Exception as error:  # the user's own code may fail in any way

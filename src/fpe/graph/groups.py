@@ -125,12 +125,15 @@ class Found:
         Whether the model has attention, as a transformer does.
     linear : frozenset of str
         Names of groups whose neurons reach the consumers as they are, or scaled, as the rank of LoRA does.
+    exported : bool
+        Whether the groups were found in an export of the whole forward pass in evaluation mode.
     """
 
     groups: tuple[NeuronGroup, ...]
     skipped: tuple[Skipped, ...]
     attention: bool = False
     linear: frozenset[str] = frozenset()
+    exported: bool = False
 
 
 @dataclass

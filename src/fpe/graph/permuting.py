@@ -221,10 +221,7 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
             def other(tensor: Tensor, axis: int = axis, layout: Layout = layout, n: int = neurons) -> Tensor:
                 new, places = tensor.clone(), layout_places(layout, n)
                 rows = new.movedim(axis, 0)
-                fresh, others = rows[places[odd::2]], rows[places[1 - odd :: 2]]
-                fresh = _normal(fresh) * (fresh.std(correction=0) + 0.1)
-                fresh[: len(others)] += 3 * others[: len(fresh)]
-                rows[places[odd::2]] = fresh
+                rows[places[odd::2]] = fresh_rows(rows[places[odd::2]], rows[places[1 - odd :: 2]])
                 return new
 
             how = "other", axis, layout, neurons, odd
@@ -234,6 +231,18 @@ def shuffled(model: nn.Module, groups: Sequence[NeuronGroup], odd: int) -> Value
         names = (*group.producers, *group.consumers, *group.between)
         values = permuted(model, group, names, values, number % 2, shared)
     return values
+
+
+def fresh_rows(rows: Tensor, others: Tensor) -> Tensor:
+    """Return other rows for silent neurons, each of which exceeds one of the `others`."""
+    fresh = _normal(rows) * (rows.std(correction=0) + 0.1)
+    fresh[: len(others)] += 3 * others[: len(fresh)]
+    return fresh
+
+
+def one_cycle(order: Tensor) -> Tensor:
+    """Return the permutation that takes each number to the one before it: none stays in its place."""
+    return order.roll(1)[order.argsort()]
 
 
 def permuted(
@@ -251,8 +260,7 @@ def permuted(
     neurons = neurons_of(model, group)
     order = torch.randperm(neurons, generator=torch.Generator().manual_seed(seed))
     order[0::2], order[1::2] = order[order % 2 == 0], order[order % 2 == 1]
-    # One cycle, which leaves no neuron in its place, and puts even ones in all odd places.
-    order = order.roll(1)[order.argsort()]
+    order = one_cycle(order)  # which puts even ones in all odd places
     values, shared = dict(values or {}), shared or Shared()
     for tensor, axis, layout in tensors_of(model, group, names):
 

@@ -18,6 +18,7 @@ from fpe.graph.groups import NeuronGroup
 from fpe.graph.inputs import Call, converted, copied_call, tensors_in
 from fpe.graph.layers import is_layer, is_stacked, over_neurons
 from fpe.graph.permuting import Values, randomize_, to_randomize
+from fpe.masked import MaskedLayer
 
 #: How far rounding may move an output of size 1, by the coarsest precision of any operation. In a coarser
 #: one than these it may hide a mistake.
@@ -40,9 +41,14 @@ class Probe:
     With `everywhere` all weights are random, and each layer's outputs are divided by their size in the first
     run: else what deep networks compute would overflow, or fade away. Otherwise only the weights of the
     groups' producers are random. Random weights of one shape share their memory.
+
+    The first run is in evaluation mode, in coarser precisions too until one works; without `run` there is
+    none yet.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool, run: bool = True
+    ) -> None:
         self.kind, self.everywhere = type(model).__name__, everywhere
         self.eps = 0.0
         self.sizes: dict[str, Tensor] = {}
@@ -62,8 +68,10 @@ class Probe:
             try:
                 self.copy, self.call = copied(model, dtype, device, random), converted(call, dtype, device)
                 randomize_(self.copy, groups, everywhere)
-                #: The outputs by mode, in evaluation and, once they are known, in training.
-                self.whole = {False: self.outputs({}, False, measure=everywhere)}
+                #: The outputs by mode, once they are known.
+                self.whole: dict[bool, list[Tensor]] = {}
+                if run:
+                    self.whole[False] = self.outputs({}, False, measure=everywhere)
             except Exception as error:  # the user's own code may fail in any way
                 last = error
                 continue
@@ -92,7 +100,10 @@ class Probe:
         layers' outputs are divided by their sizes in this run, and by the same ones in later runs.
         """
         own = with_own_state(self.copy, values)
-        replace_modules_(own, instead or {})
+        instead = instead or {}
+        # Masked layers have no state that a run could change.
+        states = {n: m if isinstance(m, MaskedLayer) else with_own_state(m, {}) for n, m in instead.items()}
+        replace_modules_(own, states)
         if measure:
             self.sizes = {}
         args, kwargs = copied_call(self.call)

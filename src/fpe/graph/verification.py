@@ -35,7 +35,7 @@ from fpe.graph.siblings import apart, recorded_calls
 from fpe.graph.stacked import stacked_layers
 
 #: How many times as far a permutation that is not compensated must move it.
-_POWER = 20
+POWER = 20
 
 
 def verify(model: nn.Module, groups: NeuronGroup | Sequence[NeuronGroup], example_inputs: Any) -> None:
@@ -92,7 +92,7 @@ def unverified(
     for everywhere in (True, False):  # a model may not work with random weights everywhere
         if left:
             try:
-                trial = _Trial(model, left, as_call(example_inputs), everywhere)
+                trial = Trial(model, left, as_call(example_inputs), everywhere)
             except ModelError:
                 if everywhere:
                     continue
@@ -128,20 +128,23 @@ class Part:
 Roles = dict[tuple[str, str], NeuronGroup]
 
 
-class _Trial:
+class Trial:
     """A copy of a model with random weights, and what its outputs do when neurons of groups are permuted.
 
-    With `everywhere`, all weights are random, else only those of the producers.
+    With `everywhere`, all weights are random, else only those of the producers. Without `run` it has not
+    been run yet.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool) -> None:
+    def __init__(
+        self, model: nn.Module, groups: Sequence[NeuronGroup], call: Call, everywhere: bool, run: bool = True
+    ) -> None:
         self.groups, self.kind, self.everywhere = groups, type(model).__name__, everywhere
         self.modes = [True, False]
         #: Which neurons are silenced in turn: those of odd number, and those of even number.
         self.halves = [1, 0]
         #: Whether training is known to compute what evaluation does, and to depend on every single neuron.
         self.alike = self.all_show = False
-        self.probe = Probe(model, groups, call, everywhere)
+        self.probe = Probe(model, groups, call, everywhere, run)
         self.copy, self.outputs = self.probe.copy, self.probe.outputs
         self.whole = self.probe.whole
         if not everywhere and self.whole[False] and not any(o.isfinite().any() for o in self.whole[False]):
@@ -155,17 +158,24 @@ class _Trial:
         """How far rounding may move an output of size 1."""
         return self.probe.rounding
 
+    def roles(self) -> Roles:
+        """Return all layers that are to show their groups."""
+        return {(n, group.name): group for group in self.groups for n in (*group.producers, *group.consumers)}
+
+    def shows_all(self, training: bool, measure: bool = False) -> bool:
+        """Run the copy in one mode; tell whether each layer, and each neuron, moves its finite outputs."""
+        self.all_show = False
+        slopes = self.slopes(self.roles(), training, measure)
+        finite = all(bool(output.isfinite().all()) for output in self.whole[training])
+        return finite and self.all_show and all(slope >= POWER * self.rounding for slope in slopes.values())
+
     def without_power(self) -> dict[str, str]:
         """Return the groups of which a layer, permuted alone, does not move the output, with the reason.
 
         A backward pass shows it for all layers at once; only a layer that no gradient reaches is permuted.
         Evaluation mode is dropped if it computes what training mode does.
         """
-        left: Roles = {
-            (name, group.name): group
-            for group in self.groups
-            for name in (*group.producers, *group.consumers)
-        }
+        left = self.roles()
         slopes: dict[tuple[str, str], float] = {}
         for training in (True, False):
             if not left or training not in self.modes:
@@ -183,7 +193,7 @@ class _Trial:
                     )
                     warnings.warn(message, UserWarning, stacklevel=2)
             else:
-                left = {k: g for k, g in left.items() if not slopes[k] >= _POWER * self.rounding}
+                left = {k: g for k, g in left.items() if not slopes[k] >= POWER * self.rounding}
         self.alike = len(self.whole) > 1 and distance(self.whole[False], self.whole[True]) <= self.rounding
         if self.alike and self.all_show:
             self.modes, self.halves = [True], [1]
@@ -198,7 +208,7 @@ class _Trial:
             for name, group in weak
         }
 
-    def slopes(self, layers: Roles, training: bool) -> dict[tuple[str, str], float]:
+    def slopes(self, layers: Roles, training: bool, measure: bool = False) -> dict[tuple[str, str], float]:
         """Return how fast the output moves as each layer begins to be permuted; 0 without a gradient.
 
         Each gradient is used as soon as it is there, and gone then.
@@ -223,7 +233,7 @@ class _Trial:
             effects = gradient.mul_(tensor.data).abs_()
             for axis in neurons.get(tensor, ()):
                 each = effects.movedim(axis, 0).reshape(tensor.shape[axis], -1).sum(1)
-                if bool((each >= _POWER * self.rounding).all()):
+                if bool((each >= POWER * self.rounding).all()):
                     shown.add((tensor, axis))
 
         leaves = {tensor: nn.Parameter(tensor.data) for tensor in changes}
@@ -231,10 +241,10 @@ class _Trial:
             cast(Any, leaf).register_post_accumulate_grad_hook(functools.partial(use, tensor))
         outputs = None
         try:
-            outputs = self.outputs(dict(leaves), training, gradient=True)
+            outputs = self.outputs(dict(leaves), training, gradient=True, measure=measure)
             cast(Any, _projected(outputs)).backward()
         except Exception:  # the user's own backward pass may fail, or there may be none
-            outputs = self.outputs({}, training) if outputs is None else outputs
+            outputs = self.outputs({}, training, measure=measure) if outputs is None else outputs
             slopes = dict.fromkeys(layers, 0.0)
             shown = set()
         self.whole[training] = [output.detach() for output in outputs]
@@ -246,7 +256,7 @@ class _Trial:
         """Tell whether the output moves if a layer is permuted alone."""
         values = permuted(self.copy, group, [name])
         return any(
-            distance(self.whole[training], self.outputs(values, training)) >= _POWER * self.rounding
+            distance(self.whole[training], self.outputs(values, training)) >= POWER * self.rounding
             for training in self.modes
         )
 
