@@ -3,7 +3,8 @@
 import pytest
 
 import made_up
-from evidence import EVIDENCE
+from evidence import EVIDENCE, tables
+from whole_by_pandas import stored_runs
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +21,18 @@ def evidence(request):
     if not (EVIDENCE / "data").is_dir():
         pytest.skip("the pages are not made yet")
     return EVIDENCE
+
+
+@pytest.fixture(scope="session")
+def runs():
+    """Return the stored runs of whole networks, one in a row."""
+    return stored_runs()
+
+
+@pytest.fixture(scope="session")
+def page():
+    """Return the tables of the page on whole networks."""
+    found = tables("transformers-and-cnns")
+    assert found
+    assert all(len(table) for table in found.values())  # else loops over them would check nothing
+    return found

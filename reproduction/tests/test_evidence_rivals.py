@@ -26,7 +26,7 @@ from evidence import (
 )
 from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.rivals.contest import DATA, RATES
-from test_evidence import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
+from whole_by_pandas import KINDS, OF_TEXTS, best, curve_of, log_size, stored_runs
 
 TITLES = {own.title.removesuffix(" (fpe)"): name for name, own in METHODS.items()}
 NAMES = {own.title: name for name, own in DATA.items()}

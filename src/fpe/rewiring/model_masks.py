@@ -101,8 +101,9 @@ def random_masks_(
     The others are divided by the root of the share that stays free in their layer, so that each sum has the
     variance that it had. Masks stay as they are while the model is trained: it never has more weights than
     the budget. A wide model with such masks is often better than a small dense one of the same count
-    (Golubeva et al., 2021). After a short training a GPT-2 was better with them than gradually pruned, deep
-    MLPs were worse.
+    (Golubeva et al., 2021). Small GPT-2s were best with a larger budget first, the geometric mean of the
+    counts of the small model and the wide one, and a `GradualPruner` from 50 to 90 % of the steps. Deep MLPs
+    were better pruned from a dense start.
 
     Parameters
     ----------
