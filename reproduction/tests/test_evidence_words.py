@@ -86,6 +86,13 @@ def test_what_is_said_of_random_masks_is_so(page, runs):
     assert first > 4 * second > 0
 
 
+def test_wide_networks_with_random_masks_first_equal_dense_ones_of_their_width(page):
+    rows = page["text-1"][page["text-1"].network.str.contains("random first")]
+    found = rows["equals dense of ×"].str.extract(r"\[([\d.]+), ([\d.]+)\]").astype(float)
+    assert len(rows) == 3
+    assert ((found[0] <= rows["memory ×"].astype(float)) & (rows["memory ×"].astype(float) <= found[1])).all()
+
+
 def test_readme_and_is_it_for_me_give_the_sizes_of_the_page(page):
     ends = {"50 %": "**wider, 50 % zeros, random first**", "75 %": "**wider, 75 % zeros, random first**",
             "87.5 %": "**wider, 87.5 % zeros, random first**"}  # fmt: skip
