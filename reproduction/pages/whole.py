@@ -85,10 +85,11 @@ def tune(
     ways: Mapping[str, Mapping[str, Any]],
     rates: Mapping[str, Sequence[float]],
     higher: bool = True,
+    further: bool = True,
 ) -> dict[str, float]:
     """Return the rate of each way by the mean validation loss of two seeds; try further ones beyond the best.
 
-    `higher` says whether rates above the given ones may be tried.
+    `higher` says whether rates above the given ones may be tried, `further` whether any others may.
     """
     tried = {way: sorted(own) for way, own in rates.items()}
     while True:
@@ -106,7 +107,7 @@ def tune(
         }
         more = {way: lr / 2 for way, lr in best.items() if lr == tried[way][0]}
         more |= {way: 2 * lr for way, lr in best.items() if lr == tried[way][-1] and higher}
-        if not more:
+        if not (more and further):
             return best
         tried = {way: sorted([*own, more[way]] if way in more else own) for way, own in tried.items()}
 
@@ -166,7 +167,8 @@ def run_pairs() -> None:
 
 def run_recipes() -> None:
     ways = {own: {"network": ABLATED, "recipe": own} for own in whole_recipes.RECIPES}
-    best = tune(whole_recipes.measure, "whole-recipes", ways, dict.fromkeys(ways, (4e-3, 8e-3)))
+    rates = dict.fromkeys(ways, (4e-3, 8e-3))  # the best of the default, and half of it
+    best = tune(whole_recipes.measure, "whole-recipes", ways, rates, further=False)
     run_seeds(whole_recipes.measure, "whole-recipes", ways, best, range(3))
 
 
