@@ -128,6 +128,17 @@ def test_readme_and_is_it_for_me_give_the_sizes_of_the_page(page):
     assert readme.split("byte pairs of ")[1][:3] in pairs
 
 
+def test_what_is_said_of_recipes_is_so(page):
+    rows = page["recipes"].set_index("recipe")["minus the default"]
+    found = rows[rows != ""].str.extract(r"\[([-+\d.]+), ([-+\d.]+)\]").astype(float)
+    better, worse = found.index[found[1] < 0], found.index[found[0] > 0]
+    assert list(better) == [
+        "half of the loss from a wide dense teacher",
+        "random masks from the start, fixed",
+    ]
+    assert [own.split(" (")[0] for own in worse] == ["masked weights learn on"]
+
+
 def test_the_hours_of_longer_runs_follow_from_those_of_shorter_ones(runs):
     own = runs[runs.task.str.contains("^(?:dense|thinned).*characters-4-")]
     seconds = own.seconds.groupby(own.task.str.rsplit("-", n=2).str[0]).median()
