@@ -7,7 +7,7 @@ import torch
 from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
-from fpe.errors import ArgumentError
+from fpe.errors import ArgumentError, BudgetError
 from fpe.training.search import dense_count
 from fpe_reproduction.commands.reproduce import reproduce
 from fpe_reproduction.rivals import METHODS, contest
@@ -35,6 +35,21 @@ def test_a_method_keeps_to_the_budget_and_is_determined_by_its_seed(name, cell):
 def test_options_keep_to_the_budget(name, cell):
     for option in METHODS[name].options:
         assert nonzeros(METHODS[name].train(cell, 1e-2, **option)) <= cell.budget
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "searched"])
+def test_a_small_table_with_many_classes_has_every_default(name):
+    """Letter has 16 inputs and 26 classes, too few and too many for some options."""
+    X, y = torch.randn(104, 16, generator=torch.Generator().manual_seed(0)), torch.arange(104) % 26
+    small = Cell(X, y, torch.ones(16), 8, dense_count(16, 8, 26), 1, 52, 0)
+    impossible = []
+    for option in METHODS[name].options:
+        try:
+            METHODS[name].train(small, 1e-2, **option)
+        except BudgetError:
+            impossible.append(option)
+    assert {} not in impossible
+    assert all(option.get("prune") == "columns" for option in impossible)
 
 
 def test_all_methods_have_equally_many_options():

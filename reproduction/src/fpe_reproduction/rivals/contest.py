@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread, run_tasks
 from fpe.data import load
+from fpe.errors import BudgetError
 from fpe.sklearn.inputs import mean_and_spread, scaler_of
 from fpe.training.folds import hold_out
 from fpe.training.search import dense_count
@@ -82,7 +84,13 @@ def measure(
     own = METHODS[method]
 
     def score(lr: float, option: Mapping[str, Any]) -> float:
-        return accuracy_of(own.train(part, lr, **option), inputs[held], targets[held])
+        try:
+            model = own.train(part, lr, **option)
+        except BudgetError:  # an option that is impossible at these sizes; the default never is
+            if not option:
+                raise
+            return -math.inf
+        return accuracy_of(model, inputs[held], targets[held])
 
     with one_thread():
         rates = {lr: score(lr, {}) for lr in RATES if own.options}
@@ -99,6 +107,7 @@ def measure(
         "lr": lr,
         "option": dict(option),
         "validation": scores.get(best),
+        "impossible": [str(own.options[i]) for i, value in scores.items() if value == -math.inf],
         "accuracies": accuracies,
         "collapsed": sum(accuracy < 2 / (int(y.max()) + 1) for accuracy in accuracies),
     }
