@@ -75,15 +75,23 @@ class TestNamed:
         monkeypatch.delenv("FPE_DATA")
         assert find_folder("fashion-mnist") is None
 
-    def test_letter_keeps_its_last_4000_rows_for_the_test(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("head", [[], ["Letter," + ",".join(map(str, range(1, 17)))]], ids=["", "names"])
+    def test_letter_keeps_its_last_4000_rows_for_the_test(self, head, tmp_path, monkeypatch):
         rows = [f"{'AB'[i % 2]},{','.join(str(i % 16) for _ in range(16))}" for i in range(20_000)]
         (tmp_path / "letter").mkdir()
-        (tmp_path / "letter" / "letter-recognition.data").write_text("\n".join(rows))
+        (tmp_path / "letter" / "letter-recognition.data").write_text("\n".join(head + rows))
         monkeypatch.setenv("FPE_DATA", str(tmp_path))
         data = load("letter")
         assert (data.X_train.shape, data.X_test.shape) == ((16_000, 16), (4_000, 16))
         assert data.X_train[15].tolist() == [1.0] * 16
         assert (data.y_test[:2].tolist(), list(data.classes)) == ([0, 1], ["A", "B"])
+
+    def test_letter_with_missing_rows_is_refused(self, tmp_path, monkeypatch):
+        (tmp_path / "letter").mkdir()
+        (tmp_path / "letter" / "letter-recognition.data").write_text("A,1,2\nB,3,4\n")
+        monkeypatch.setenv("FPE_DATA", str(tmp_path))
+        with pytest.raises(DataError, match="has 2 × 3 values; the archive's has 20,000 × 17"):
+            load("letter")
 
     @pytest.mark.parametrize(
         ("name", "folder"), [("banking77", "banking77-minilm"), ("cifar100", "cifar100-efficientnet")]
