@@ -24,14 +24,22 @@ def packed(inputs=60, hidden=16, groups=1, factor=2, bias=True, seed=0):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Count the products by compiled code."""
-    made = []
+    """Collect blocks, inputs and neurons of the parts of each product by compiled code."""
+    made, product, program = [], kernel.run_blocks, kernel.blocks_program
+    given = []
+
+    def describe(layers):
+        given[:] = [
+            (b, i, neurons) for layer in layers for own, neurons, _ in layer.groups for _, b, i in own
+        ]
+        return program(layers)
 
     def count(*arguments):
-        made.append(arguments[2].shape)
-        kernel.add_blocks_(*arguments)
+        made.append(list(given))
+        return product(*arguments)
 
-    monkeypatch.setattr(blocks_module, "add_blocks_", count)
+    monkeypatch.setattr(blocks_module, "blocks_program", describe)
+    monkeypatch.setattr(blocks_module, "run_blocks", count)
     return made
 
 
@@ -50,7 +58,7 @@ def test_it_computes_the_layer_for_all_sizes(samples, neurons, calls):
     x = torch.randn(samples, 20)
     with torch.no_grad():
         assert torch.allclose(layer(x), by_torch(layer, x), atol=1e-5)
-    assert calls == [(3, 9, neurons)]
+    assert calls == [[(3, 9, neurons)]]
 
 
 def random_blocks(sizes, inputs):
@@ -94,7 +102,7 @@ def test_unequal_blocks(sizes, products, calls):
     x = torch.randn(17, 30)
     with torch.no_grad():
         assert torch.allclose(layer(x), by_torch(layer, x), atol=1e-5)
-    assert calls == products
+    assert calls == [products]
 
 
 @needs_compiler
@@ -159,12 +167,14 @@ def test_what_is_no_plain_float32_on_a_cpu_is_left_to_torch(calls):
 
 
 @needs_compiler
-def test_large_layers_are_left_to_torch(calls, monkeypatch):
-    model, x = packed(), torch.randn(5, 60)
+def test_large_layers_are_left_to_torch_for_few_samples(calls, monkeypatch):
+    model, x = packed(), torch.randn(kernel.MANY, 60)
     monkeypatch.setattr(blocks_module, "MOST_IN_BLOCKS", model[0].weight_0.numel() - 1)
     with torch.no_grad():
+        assert torch.allclose(model[0](x[1:]), by_torch(model[0], x[1:]), atol=1e-5)
+        assert not calls
         assert torch.allclose(model[0](x), by_torch(model[0], x), atol=1e-5)
-    assert not calls
+    assert len(calls) == 1
 
 
 def test_without_a_compiler_torch_computes_it_and_it_is_said(monkeypatch, tmp_path):

@@ -138,12 +138,16 @@ def forms(bench: dict[str, Any]) -> list[list[str]]:
     """Return a row for each form of a large layer."""
     layers = [("layer", names.PACKED, "blocks, fixed", names.PACKED)]
     layers += [("layer", names.PACKED, "blocks, moving", names.MOVING)]
+    layers += [
+        ("model", names.FUSED, "blocks, fused", ""),
+        ("model", names.FUSED_DENSE, "dense, by the fused code", ""),
+    ]
     layers += [("free", names.FAN_IN, "constant fan-in", ""), ("free", names.SPARSE, "free mask", "")]
     lines = []
     for kind, row, label, trained in layers:
-        cases = [c for c in bench["cases"] if c["kind"] == kind and c["device"] == "cpu" and c["forward"]]
+        cases = [c for c in bench["cases"] if c["kind"] == kind and c["device"] == "cpu"]
+        cases = [c for c in cases if by_name(c["forward"], row) and by_name(c["forward"], names.DENSE)]
         pairs = [(by_name(c["forward"], row), by_name(c["forward"], names.DENSE), c) for c in cases]
-        pairs = [pair for pair in pairs if pair[0] and pair[1]]
         if not pairs:
             continue
         cells = [span([own["stored"] / dense["stored"] for own, dense, _ in pairs])]

@@ -43,7 +43,9 @@ def test_models_are_expanded_so_that_blocks_stay_whole(monkeypatch):
     for case in replace(TINY, sizes=(), models=("wide consumer", "small consumer")).cases():
         made = subjects(case, TINY)
         ways[case["name"]] = made.notes["shared split"].partition(";")[0]
-        assert right(made) == dict.fromkeys(LAYER)
+        fused = [names.FUSED, names.FUSED_DENSE] if case["name"] == "small consumer" else []
+        assert right(made) == dict.fromkeys([*LAYER, *fused])
+        assert ("nothing to fuse" in made.notes.get(names.FUSED, "")) == (not fused)  # by GELU
     assert ways == {"small consumer": "prune='columns'", "wide consumer": "prune='children'"}
 
 
@@ -77,6 +79,7 @@ def test_files_of_free_masks_are_compared_with_values_and_places():
 
 
 MODEL = "MLP 48-8-4"
+MODEL_ROWS = [*LAYER, names.FUSED, names.FUSED_DENSE]
 
 
 @pytest.fixture
@@ -102,10 +105,12 @@ def test_a_model_runs_elsewhere_at_other_batch_sizes(how, dense, packed, model, 
     config = replace(model, **{how: True})
     made = subjects(config.cases()[0], config)
     own = {row.name: row for row in made.rows}
-    assert right(made) == dict.fromkeys([*LAYER, dense, packed])
-    assert (own[dense].over, own[packed].over) == (names.DENSE, dense)
+    more = [names.COMPILED_FUSED] if how == "compile" else []
+    assert right(made) == dict.fromkeys([*MODEL_ROWS, dense, packed, *more])
+    assert [own[name].over for name in (dense, packed, *more)] == [names.DENSE, dense, *[dense] * len(more)]
     with torch.inference_mode():
-        for name, like in ((dense, names.DENSE), (packed, names.PACKED)):
+        pairs = [(dense, names.DENSE), (packed, names.PACKED), *((name, names.FUSED) for name in more)]
+        for name, like in (*pairs, (names.FUSED, names.PACKED), (names.FUSED_DENSE, names.DENSE)):
             for batch in (1, 5):
                 x = torch.randn(batch, 48)
                 torch.testing.assert_close(own[name].call(x), own[like].call(x))
@@ -118,7 +123,7 @@ def test_a_row_that_cannot_be_made_is_noted(model, monkeypatch):
     monkeypatch.setattr("fpe_reproduction.bench.subjects.onnx_row", missing)
     config = replace(model, onnx=True)
     made = subjects(config.cases()[0], config)
-    assert [row.name for row in made.rows] == LAYER
+    assert [row.name for row in made.rows] == MODEL_ROWS
     assert "onnxruntime" in made.notes[names.ONNX_PACKED]
 
 

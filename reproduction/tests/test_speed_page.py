@@ -96,7 +96,8 @@ def row_of(name, over=names.DENSE):
 
 def bench_result():
     """Return what fpe bench stores, with all targets missed."""
-    rows = [names.DENSE, names.PACKED, names.COMPILED, names.ONNX_PACKED, names.SPARSE, names.FAN_IN]
+    rows = [names.DENSE, names.PACKED, names.FUSED, names.FUSED_DENSE, names.COMPILED_FUSED]
+    rows += [names.ONNX_PACKED, names.SPARSE, names.FAN_IN]
     case = {"factor": 4, "device": "cpu", "machine": {"read": 1e10, "matrix": 1e11}}
     case |= {"forward": [row_of(name) for name in rows]}
     case |= {"training": [row_of(name) for name in (names.DENSE, names.PACKED, names.MOVING)]}

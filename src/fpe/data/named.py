@@ -81,7 +81,9 @@ def _letter() -> Raw:
     rows = np.loadtxt(path, delimiter=",", dtype=str)
     rows = rows[len(rows[0, 0]) > 1 :]  # some copies begin with the names of the columns
     if rows.shape != (20_000, 17):
-        raise DataError(f"{path} has {' × '.join(map(str, rows.shape))} values; the archive's has 20,000 × 17.")
+        raise DataError(
+            f"{path} has {' × '.join(map(str, rows.shape))} values; the archive's has 20,000 × 17."
+        )
     classes, y = np.unique(rows[:, 0], return_inverse=True)
     X = rows[:, 1:].astype(np.float32) / 15
     return Raw({"train": (X[:16_000], y[:16_000]), "test": (X[16_000:], y[16_000:])}, classes)

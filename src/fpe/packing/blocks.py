@@ -8,6 +8,7 @@ counts, for many samples each pass over the output. A few masked weights may mak
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -18,7 +19,15 @@ from torch import Tensor, nn
 
 from fpe.expansion.steps import Weights
 from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
-from fpe.packing.kernel import MOST_IN_BLOCKS, add_blocks_, supported, untracked
+from fpe.packing.kernel import (
+    MANY,
+    MOST_IN_BLOCKS,
+    LayerOfBlocks,
+    blocks_program,
+    run_blocks,
+    supported,
+    untracked,
+)
 from fpe.packing.layers import PackedLayer, Shape, described, empty_bias, empty_buffer
 
 #: Least share of the weights that must be in the batch that all blocks have in common.
@@ -140,6 +149,7 @@ class BlockLayer(PackedLayer):
         super().__init__(shape, bias)
         self.sizes = [(int(neurons), int(inputs)) for neurons, inputs in sizes]
         self.batches = block_layout(self.sizes, together=not shape.taps)
+        self.weight_names = [f"weight_{i}" for i in range(len(self.batches))]
         for name in ("columns", "rows", "restore"):
             self.register_buffer(name, None)
 
@@ -313,18 +323,30 @@ class BlockLayer(PackedLayer):
         columns, weight = self._buffers["columns"], self._parameters["weight_0"]
         if columns is None or weight is None or columns.dtype != torch.int32:
             return None
-        if not supported(x, weight, self.shape.inputs) or weight.numel() > MOST_IN_BLOCKS:
+        if not supported(x, weight, self.shape.inputs):
+            return None
+        if weight.numel() > MOST_IN_BLOCKS and x.numel() < MANY * self.shape.inputs:
             return None
         restore = self._buffers["restore"]
-        bias, place = self._parameters["bias"] if restore is None else self.bias_by_block(), 0
+        bias = self._parameters["bias"] if restore is None else self.bias_by_block()
         rows = (x if x.dim() == 2 else x.reshape(-1, self.shape.inputs)).contiguous()
-        y = rows.new_empty(len(rows), self.shape.outputs)
-        for number, batch in enumerate(self.batches):
-            own = cast(Tensor, self._parameters[f"weight_{number}"])
-            add_blocks_(y, rows, own, columns, bias, place, batch.output, batch.first > 0)
-            place += len(batch.blocks) * batch.inputs
+        weights = [cast(Tensor, self._parameters[name]) for name in self.weight_names]
+        places = [weight.data_ptr() // 4 for weight in weights]
+        own = self.for_c(places, columns.data_ptr() // 4, -1 if bias is None else bias.data_ptr() // 4)
+        program = array("q", blocks_program([own]))
+        where, size = (0, 0, program.buffer_info()[0]), sum(weight.numel() for weight in weights)
+        y = run_blocks(rows, where, len(own.groups), self.shape.outputs, 0, size)
         y = y if restore is None else self.restored(y)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape.outputs)
+
+    def for_c(self, weights: Sequence[int], columns: int, bias: int, relu: bool = False) -> LayerOfBlocks:
+        """Describe the layer, given where the weights of each batch, its columns and its bias are."""
+        groups: list[tuple[list[tuple[int, int, int]], int, int]] = []
+        for place, batch in zip(weights, self.batches, strict=True):
+            if not batch.first:  # others add to the batch before them
+                groups.append(([], batch.neurons, batch.output))
+            groups[-1][0].append((place, len(batch.blocks), batch.inputs))
+        return LayerOfBlocks(groups, columns, bias, self.shape.outputs, relu)
 
     def _multiply(self, x: Tensor) -> Tensor:
         """Return the outputs of (samples, inputs), block by block."""

@@ -1,4 +1,4 @@
-"""Packed models whose layers of blocks are one Triton kernel each, for inference on a GPU."""
+"""Packed models for inference: several layers in a call of C on a CPU, a Triton kernel for each on a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import importlib.util
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -16,12 +16,24 @@ from torch import Tensor, nn
 from fpe._util.modules import unwrapped
 from fpe.errors import ArgumentError, ModelError
 from fpe.expansion.index_maps import copy_maps_, memo_with
-from fpe.packing.blocks import BlockLayer
-from fpe.packing.kernel import untracked
+from fpe.expansion.steps import Weights
+from fpe.packing.blocks import Block, BlockLayer
+from fpe.packing.kernel import (
+    MOST_IN_BLOCKS,
+    available,
+    blocks_operator,
+    blocks_product,
+    blocks_program,
+    supported,
+    untracked,
+)
+from fpe.packing.layers import Shape
 from fpe.packing.pack import MODULE_HOOKS
 from fpe.packing.verify import check_outputs
 
-#: Types of weights that the kernel multiplies.
+#: Modules that may stand after a layer in one call of C: all but ReLU return their input in evaluation mode.
+BETWEEN = (nn.ReLU, nn.Dropout, nn.Identity)
+#: Types of weights that the kernel of a GPU multiplies.
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -91,8 +103,68 @@ class FusedBlocks(BlockLayer):
         self._refuse()
 
 
+class FusedChain(nn.Sequential):
+    """Linear layers, of blocks or dense, with a ReLU after each or none, in one call of C on a CPU.
+
+    Some samples go through all layers while they are in a cache. Where gradients are recorded, in other types
+    and on other devices, the layers are applied one by one.
+    """
+
+    def __init__(self, layers: Sequence[FusedBlocks]) -> None:
+        super().__init__(*layers)
+        for layer, following in pairwise(layers):
+            if layer.restore is not None:  # the next one takes its inputs in the order of the blocks
+                order, taken = layer.restore, following.columns
+                bias = layer.bias_by_block()
+                layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+                following.columns, layer.restore = order if taken is None else order[taken], None
+        self.in_features, self.out_features = layers[0].in_features, layers[-1].out_features
+        self._widest = max((layer.out_features for layer in layers[:-1]), default=0)
+        self.register_buffer("restore", layers[-1].restore)
+        self._store(layers)
+
+    def _store(self, layers: Sequence[FusedBlocks]) -> None:
+        """Put all weights, and all indices, into one tensor each, so that a call takes few of them."""
+        values: list[Tensor] = []
+        columns: list[Tensor] = []
+
+        def add(to: list[Tensor], tensor: Tensor | None) -> int:
+            place = sum(own.numel() for own in to)
+            to += [] if tensor is None else [tensor.flatten()]
+            return -1 if tensor is None else place
+
+        described = [
+            layer.for_c(
+                [add(values, layer.get_parameter(name)) for name in layer.weight_names],
+                add(columns, layer.columns),
+                add(values, layer.bias_by_block()),
+                layer.activation is not None,
+            )
+            for layer in layers
+        ]
+        self._groups = sum(len(layer.groups) for layer in described)
+        self.register_buffer("values", torch.cat(values))
+        self.register_buffer("columns", torch.cat([torch.empty(0, dtype=torch.int32), *columns]))
+        self.register_buffer("program", torch.tensor(blocks_program(described)))
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply the layers."""
+        held = self._buffers  # `__getattr__` takes as long as a small product
+        values: Any = held["values"]
+        if not supported(input, values, self.in_features):
+            for layer in self:
+                input = layer(input)
+            return input
+        x = (input if input.dim() == 2 else input.reshape(-1, self.in_features)).contiguous()
+        product: Any = blocks_operator if torch.compiler.is_compiling() else blocks_product
+        how = held["columns"], held["program"], self._groups, self.out_features, self._widest
+        y: Tensor = product(x, values, *how)
+        y = y if held["restore"] is None else y.index_select(1, held["restore"])
+        return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
+
+
 class InFusedBlocks(nn.Module):
-    """What stands for an activation that the layer before it applies: it returns its input."""
+    """What stands for a module that the one before it applies: it returns its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the input."""
@@ -101,7 +173,7 @@ class InFusedBlocks(nn.Module):
 
 def interpreted() -> bool:
     """Tell whether Triton's interpreter runs kernels, on a CPU too: for tests."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton") is not None
 
 
 def activation_name(module: nn.Module | None) -> str:
@@ -113,50 +185,66 @@ def activation_name(module: nn.Module | None) -> str:
 
 @torch.no_grad()
 def fuse(packed: nn.Module, *, example_inputs: Any) -> nn.Module:
-    """Return a copy whose linear layers of blocks are computed by one Triton kernel each, on a GPU.
+    """Return a copy for inference, in which packed layers take fewer calls.
 
-    The kernel picks the inputs, multiplies, adds the bias, and applies a ReLU, GELU or SiLU that follows the
-    layer in an ``nn.Sequential``. For inference; where gradients are recorded, and under ``torch.compile``
-    and ``torch.export``, PyTorch computes the same.
+    On a CPU, linear layers that follow one another in an ``nn.Sequential``, at least one of them of blocks,
+    are one call of C, with the ReLUs between them. On a GPU, each linear layer of blocks is one Triton
+    kernel, with a ReLU, GELU or SiLU after it. Where gradients are recorded, PyTorch computes the same.
 
     Parameters
     ----------
     packed : nn.Module
-        What `fpe.pack` returned, on a GPU, in float16, bfloat16 or float32. It is not changed.
+        What `fpe.pack` returned: in float32 on a CPU; in float16, bfloat16 or float32 on a GPU. It is not
+        changed.
     example_inputs : Tensor, tuple or dict
-        One batch, as for `fpe.pack`, on that GPU. Outputs of both models are compared on it, in evaluation
+        One batch, as for `fpe.pack`, on that device. Outputs of both models are compared on it, in evaluation
         mode.
 
     Returns
     -------
     nn.Module
-        The fused model, in evaluation mode, whose parameters need no gradients. A fused layer's output has
-        the activation applied, and the activation's module returns its input. `fpe.save` and `fpe.unpack`
-        refuse it: give them `packed`.
+        The fused model, in evaluation mode, whose parameters need no gradients. The first of some fused
+        modules returns what the last one returned, and the others return their input. `fpe.save` and
+        `fpe.unpack` refuse it: give them `packed`.
 
     Raises
     ------
     ArgumentError
-        If Triton is missing, if the layers are not on a GPU, or if `packed` cannot be run on the batch.
+        If there is no C compiler, or no Triton on a GPU, or if `packed` cannot be run on the batch.
     ModelError
-        If no linear layer is packed as blocks in one of these types, or if the outputs differ by more than
-        rounding.
+        If there is nothing to fuse, or if the outputs differ by more than rounding.
 
     Notes
     -----
-    The kernel is compiled when it is first called, for each activation, type and kind of size. Its time was
-    not measured on a GPU: compare it with the packed model's there.
+    C is compiled once and kept in the user's cache; layers of more than four million weights are left to
+    PyTorch. Triton's kernel is compiled when it is first called, for each activation, type and kind of size;
+    its time was not measured on a GPU: compare it with the packed model's there.
     """
     packed = unwrapped(packed)
-    if importlib.util.find_spec("triton") is None:
-        raise ArgumentError("fused layers need Triton, which torch for CUDA brings along: pip install triton")
     layers = {
         name: layer
         for name, layer in packed.named_modules()
-        if type(layer) is BlockLayer
-        and not layer.shape.taps
-        and layer.get_parameter("weight_0").dtype in TYPES
+        if type(layer) is BlockLayer and not layer.shape.taps
     }
+    on_gpu = interpreted() or any(layer.rows.is_cuda for layer in layers.values())
+    replaced, merged = _for_gpu(packed, layers) if on_gpu else _for_cpu(packed)
+    fused = copy.deepcopy(packed, memo_with(packed, replaced)).requires_grad_(False).eval()
+    for name in merged:
+        parent, _, key = name.rpartition(".")
+        fused.get_submodule(parent)._modules[key] = InFusedBlocks()
+    check_outputs(packed, fused, example_inputs, "fused")
+    return fused
+
+
+def _for_gpu(
+    packed: nn.Module, layers: Mapping[str, BlockLayer]
+) -> tuple[dict[str, nn.Module], Collection[str]]:
+    """Return what stands for modules of a model on a GPU, and the modules that are applied by others."""
+    if importlib.util.find_spec("triton") is None:
+        raise ArgumentError(
+            "on a GPU this needs Triton, which torch for CUDA brings along: pip install triton"
+        )
+    layers = {n: layer for n, layer in layers.items() if layer.get_parameter("weight_0").dtype in TYPES}
     if not layers:
         known = ", ".join(str(kind).removeprefix("torch.") for kind in TYPES)
         raise ModelError(
@@ -164,18 +252,82 @@ def fuse(packed: nn.Module, *, example_inputs: Any) -> nn.Module:
         )
     elsewhere = {str(layer.rows.device) for layer in layers.values() if not layer.rows.is_cuda}
     if elsewhere and not interpreted():
-        raise ArgumentError(f"layers are on {', '.join(elsewhere)}; they need a GPU: packed.to('cuda').")
+        raise ArgumentError(f"layers are on {', '.join(elsewhere)}, others on a GPU; move all to one device.")
     merged = _activations(packed, layers)
     replaced: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         activation = packed.get_submodule(merged[name]) if name in merged else None
         replaced[name] = copy_maps_(FusedBlocks.around(layer, activation), layer)
-    fused = copy.deepcopy(packed, memo_with(packed, replaced)).requires_grad_(False).eval()
-    for name in merged.values():
-        parent, _, key = name.rpartition(".")
-        fused.get_submodule(parent)._modules[key] = InFusedBlocks()
-    check_outputs(packed, fused, example_inputs, "fused")
-    return fused
+    return replaced, merged.values()
+
+
+def _for_cpu(packed: nn.Module) -> tuple[dict[str, nn.Module], Collection[str]]:
+    """Return the same for a model on a CPU."""
+    if not available():
+        raise ArgumentError(
+            "on a CPU this needs a C compiler; install gcc, or use the packed model as it is."
+        )
+    places = Counter(map(id, dict(packed.named_modules(remove_duplicate=False)).values()))
+    replaced: dict[str, nn.Module] = {}
+    merged: list[str] = []
+    for name, module in packed.named_modules():
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            for run in _runs(module, places):
+                first, *others = [f"{name}.{key}".removeprefix(".") for key in run]
+                replaced[first] = chain_of([module._modules[key] for key in run])
+                merged += others
+    if not replaced:
+        raise ModelError(
+            "there is nothing to fuse: no nn.Sequential in this model has a float32 layer of blocks beside a "
+            "ReLU or another linear layer; see its fpe_packing."
+        )
+    return replaced, merged
+
+
+def _runs(module: nn.Sequential, places: Mapping[int, int]) -> Iterator[list[str]]:
+    """Yield the keys of modules that one call of C can apply; at least one is a layer of blocks."""
+    run: list[str] = []
+    for key, own in [*module._modules.items(), ("", None)]:
+        hooked = own is None or any(getattr(own, hooks) for hooks in MODULE_HOOKS)
+        layer = _is_layer(own) and places[id(own)] == 1
+        if not hooked and (layer or (run and type(own) in BETWEEN)):
+            run.append(key)
+        else:
+            if len(run) > 1 and any(type(module._modules[name]) is BlockLayer for name in run):
+                yield run
+            run = []
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    weights: list[Tensor]
+    if type(module) is BlockLayer and not module.shape.taps:
+        weights = [module.get_parameter(name) for name in module.weight_names]
+    elif type(module) is nn.Linear:
+        weights = [module.weight]
+    else:
+        return False
+    return all(w.is_cpu and w.dtype == torch.float32 and w.numel() <= MOST_IN_BLOCKS for w in weights)
+
+
+def chain_of(modules: Iterable[nn.Module | None]) -> FusedChain:
+    """Copy linear layers, of blocks or dense, into one that applies them and the ReLUs after each."""
+    layers: list[FusedBlocks] = []
+    for module in modules:
+        if isinstance(module, nn.Linear):
+            layers.append(FusedBlocks.around(_one_block(module), None))
+        elif isinstance(module, BlockLayer):
+            layers.append(FusedBlocks.around(module, None))
+            columns = layers[-1].columns
+            layers[-1].columns = None if columns is None else columns.to(torch.int32)
+        elif isinstance(module, nn.ReLU):
+            layers[-1].activation = nn.ReLU()
+    return FusedChain(layers)
+
+
+def _one_block(linear: nn.Linear) -> BlockLayer:
+    weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
+    whole = Block(*map(torch.arange, weight.shape))
+    return BlockLayer.of(Shape.of(linear), Weights(weight, bias, torch.ones_like(weight)), [whole], True)
 
 
 def _activations(model: nn.Module, layers: Mapping[str, nn.Module]) -> dict[str, str]:

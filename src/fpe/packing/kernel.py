@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +27,26 @@ OPTIONS = ("-std=gnu99", "-O3", "-march=native", "-fPIC")
 WORTH_THREADS = 1 << 17
 #: Samples that are multiplied one by one; more are transposed, in multiples of `LANES`.
 ONE_BY_ONE, LANES = 3, 16
-#: Weights of a layer of blocks above which PyTorch's product is as fast.
-MOST_IN_BLOCKS = 1 << 22
+#: Weights of a layer of blocks above which PyTorch's product is as fast, for fewer than so many samples.
+MOST_IN_BLOCKS, MANY = 1 << 22, 16
+#: Samples that go through all layers of blocks together, and the fewest for a thread of its own.
+CHUNK, LEAST = 96, 8
+#: Weights of all layers of blocks that a core's cache holds, so that each thread may read them all.
+IN_CACHE = 1 << 18
 #: Inputs below which their numbers take 16 bits. torch has no shifts of uint16, so that half of it is used.
 SHORT = 1 << 15
+
+
+class LayerOfBlocks(NamedTuple):
+    """A layer of dense blocks as compiled code takes it. Places are in numbers of four bytes, -1 for none."""
+
+    #: For each run of adjacent blocks of equally many neurons: parts, neurons of a block, and the first
+    #: neuron. A part is the place of its weights, (blocks, inputs, neurons), its blocks, and its inputs.
+    groups: Sequence[tuple[Sequence[tuple[int, int, int]], int, int]]
+    columns: int
+    bias: int
+    outputs: int
+    relu: bool = False
 
 
 def supported(x: Tensor, values: Tensor, inputs: int) -> bool:
@@ -118,52 +135,65 @@ def sparse_product(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor, b
     return y[:, :samples].t().contiguous()
 
 
-def add_blocks_(
-    y: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    columns: Tensor,
-    bias: Tensor | None,
-    place: int,
-    first: int,
-    add: bool,
-) -> None:
-    """Write the products of equal blocks with samples into some columns of `y`, in place.
+def blocks_program(layers: Sequence[LayerOfBlocks]) -> list[int]:
+    """Return what C must know of layers that follow one another."""
+    words: list[int] = []
+    last = len(layers) - 1
+    for number, layer in enumerate(layers):
+        place = layer.columns
+        to = 2 if number == last else number % 2
+        for group, (parts, neurons, first) in enumerate(layer.groups):
+            ends = group + 1 == len(layer.groups)
+            words += (len(parts), layer.bias, neurons, first, layer.outputs, layer.relu, ends, to)
+            for weight, blocks, inputs in parts:
+                words += (weight, place, blocks, inputs)
+                place += blocks * inputs if place >= 0 else 0
+    return words
+
+
+def blocks_product(
+    x: Tensor, values: Tensor, columns: Tensor, program: Tensor, groups: int, outputs: int, widest: int
+) -> Tensor:
+    """Apply layers of dense blocks, one after another.
 
     Parameters
     ----------
-    y : Tensor of shape (samples, outputs)
-        float32, on the CPU, contiguous, like all others.
     x : Tensor of shape (samples, inputs)
-    weight : Tensor of shape (blocks, inputs of each, neurons of each)
+        float32, on the CPU, contiguous, like all others.
+    values : Tensor
+        Weights and biases of all layers.
     columns : Tensor
-        int32; from `place` on the inputs of the blocks.
-    bias : Tensor of shape (outputs,), optional
-    place, first : int
-        Where the inputs begin in `columns`, and the neurons in `y` and the bias.
-    add : bool
-        Whether products are added to what is in `y`, and not to the bias.
+        int32; the inputs of the blocks of all layers.
+    program : Tensor
+        int64; what `blocks_program` returned, with places in these.
+    groups, outputs, widest : int
+        The number of groups, the outputs of the last layer, and the most of another one.
+
+    Returns
+    -------
+    Tensor of shape (samples, outputs)
     """
+    where = values.data_ptr(), columns.data_ptr(), program.data_ptr()
+    return run_blocks(x, where, groups, outputs, widest, values.numel())
+
+
+def run_blocks(
+    x: Tensor, where: tuple[int, int, int], groups: int, outputs: int, widest: int, weights: int
+) -> Tensor:
+    """Do the same, given the addresses of values, columns and program, and the number of weights."""
     functions = library()
     assert functions is not None, "there is no compiled product; ask `supported` first"
     samples, width = x.shape
-    blocks, inputs, neurons = weight.shape
-    threads = torch.get_num_threads() if blocks * inputs * neurons * samples >= WORTH_THREADS else 1
+    threads = torch.get_num_threads() if weights * samples >= WORTH_THREADS else 1
+    by_samples = widest > 0 and threads > 1 and weights <= IN_CACHE and samples >= LEAST * threads
+    chunk = max(1, min(CHUNK, -(-samples // threads) if by_samples else samples))
+    buffers = x.new_empty(2 * chunk * widest * (threads if by_samples else 1)) if widest else x
+    y = x.new_empty(samples, outputs)
     functions["fpe_blocks"](
-        x.data_ptr(),
-        weight.data_ptr(),
-        columns.data_ptr() + 4 * place,
-        None if bias is None else bias.data_ptr() + 4 * first,
-        y.data_ptr() + 4 * first,
-        samples,
-        width,
-        y.shape[1],
-        blocks,
-        inputs,
-        neurons,
-        add,
-        threads,
-    )
+        *where, groups, x.data_ptr(), y.data_ptr(), buffers.data_ptr(),
+        samples, width, outputs, chunk, chunk * widest, by_samples, threads,
+    )  # fmt: skip
+    return y
 
 
 def _address(tensor: Tensor | None) -> int | None:
@@ -191,7 +221,7 @@ def library() -> dict[str, Callable[..., None]] | None:
             function.argtypes, function.restype = [*[pointer] * 6, *sizes, ctypes.c_int], None
             found[f"fpe_{name}_{bits}"] = function
     found["fpe_blocks"] = loaded.fpe_blocks
-    loaded.fpe_blocks.argtypes = [*[pointer] * 5, *[size] * 6, ctypes.c_int, ctypes.c_int]
+    loaded.fpe_blocks.argtypes = [*[pointer] * 3, size, *[pointer] * 3, *[size] * 5, *[ctypes.c_int] * 2]
     loaded.fpe_blocks.restype = None
     return found
 
@@ -240,10 +270,27 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
 
 
-#: The product as an operator that `torch.compile` keeps in its graph.
+#: The products as operators that `torch.compile` keeps in its graph.
 operator = torch.library.custom_op("fpe::sparse_product", sparse_product, mutates_args=())
 
 
 @operator.register_fake
 def _(x: Tensor, values: Tensor, columns: Tensor, starts: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty(len(x), len(starts) - 1)
+
+
+#: Defined at a lower level than by `custom_op`, whose calls take longer than small products.
+_operators: Any = torch.library.Library("fpe", "FRAGMENT")  # type: ignore[no-untyped-call]
+_operators.define(
+    "blocks_product(Tensor x, Tensor values, Tensor columns, Tensor program, int groups, int outputs, "
+    "int widest) -> Tensor"
+)
+_operators.impl("blocks_product", blocks_product, "CPU")
+blocks_operator = torch.ops.fpe.blocks_product.default
+
+
+@torch.library.register_fake("fpe::blocks_product", lib=_operators)  # type: ignore[untyped-decorator]
+def _(
+    x: Tensor, values: Tensor, columns: Tensor, program: Tensor, groups: int, outputs: int, widest: int
+) -> Tensor:
+    return x.new_empty(len(x), outputs)

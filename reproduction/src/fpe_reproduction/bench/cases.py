@@ -13,9 +13,12 @@ from fpe.errors import ArgumentError, raise_problems
 
 DENSE = "dense parent"
 PACKED = "blocks"
+FUSED = "blocks, fused"
+FUSED_DENSE = "dense parent, by the fused code"
 WIDE = "wide with zeros"
 COMPILED_DENSE = "compiled: dense parent"
 COMPILED = "compiled: blocks"
+COMPILED_FUSED = "compiled: blocks, fused"
 ONNX_DENSE = "onnxruntime: dense parent"
 ONNX_PACKED = "onnxruntime: blocks"
 SPARSE = "free mask (sparse)"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fpe.io.export import export
+from fpe.packing.fused import fuse
 from fpe.packing.layers import bytes_of
 from fpe_reproduction.bench.cases import CSR, DENSE
 
@@ -50,6 +51,13 @@ def module_row(
 ) -> Row:
     """Return the row of a module."""
     return Row(name, module, bytes_of(module), useful, expected, gathers=gathers)
+
+
+def fused_row(name: str, packed: nn.Module, useful: int, probe: Tensor) -> Row:
+    """Return the row of a packed model that is fused."""
+    module = fuse(packed, example_inputs=probe)
+    stored = sum(tensor.nbytes for tensor in module.parameters())  # the call's own copies are not counted
+    return Row(name, module, stored, useful, packed(probe))
 
 
 def compiled_row(name: str, like: Row, over: str, probe: Tensor) -> Row:

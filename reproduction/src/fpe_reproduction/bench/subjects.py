@@ -18,11 +18,12 @@ from fpe.expansion.expand import expand
 from fpe.io.checkpoint import save
 from fpe.masked import MaskedLinear, count_free, count_nonzero
 from fpe.packing.blocks import BlockLayer
+from fpe.packing.fused import chain_of
 from fpe.packing.pack import pack
 from fpe.rewiring.model_masks import with_masks
 from fpe_reproduction.bench import cases as names
 from fpe_reproduction.bench.cases import CLASSES, FREE_FACTOR, MODELS, ZEROS, BenchConfig, dimensions
-from fpe_reproduction.bench.rows import Row, compiled_row, csr_row, module_row, onnx_row
+from fpe_reproduction.bench.rows import Row, compiled_row, csr_row, fused_row, module_row, onnx_row
 
 
 @dataclass
@@ -81,13 +82,18 @@ def _blocks(case: dict[str, Any], config: BenchConfig) -> Subjects:
     made.networks = {names.DENSE: parent, names.MASKED: wide, names.PACKED: packed}
     made.networks[names.MOVING] = copy.deepcopy(packed)
     if not layer and not cuda:
-        for wanted, make, own, other in (
-            (config.compile, compiled_row, names.COMPILED_DENSE, names.COMPILED),
-            (config.onnx, onnx_row, names.ONNX_DENSE, names.ONNX_PACKED),
-        ):
-            if wanted:
-                made.try_row(own, make, dense, names.DENSE, made.probe)
-                made.try_row(other, make, blocks, own, made.probe)
+        made.try_row(names.FUSED, fused_row, packed, useful, made.probe)
+        fused = [row for row in made.rows if row.name == names.FUSED]
+        if fused:
+            expected = parent(made.probe)
+            made.rows.append(Row(names.FUSED_DENSE, chain_of(parent).eval(), dense.stored, weights, expected))
+        if config.compile:
+            made.try_row(names.COMPILED_DENSE, compiled_row, dense, names.DENSE, made.probe)
+            for name, row in zip((names.COMPILED, names.COMPILED_FUSED), (blocks, *fused), strict=False):
+                made.try_row(name, compiled_row, row, names.COMPILED_DENSE, made.probe)
+        if config.onnx:
+            made.try_row(names.ONNX_DENSE, onnx_row, dense, names.DENSE, made.probe)
+            made.try_row(names.ONNX_PACKED, onnx_row, blocks, names.ONNX_DENSE, made.probe)
     return made
 
 
