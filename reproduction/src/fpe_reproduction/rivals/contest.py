@@ -40,7 +40,7 @@ DATA = {
     "banking77": Data("Banking77", (4, 8, 16), 100),
     "cifar100": Data("CIFAR-100", (4, 16), 15, 500),
     "fashion-mnist": Data("Fashion-MNIST", (4, 16), 20, 500),
-    "letter": Data("Letter", (8, 16, 32), 60, 250, table=True),
+    "letter": Data("Letter", (8, 16, 32, 128), 60, 250, table=True),
     "digits": Data("digits", (8,), 60, table=True),
 }
 SPLITS, SEEDS = 3, 10
