@@ -166,17 +166,6 @@ def test_what_is_no_plain_float32_on_a_cpu_is_left_to_torch(calls):
     assert len(calls) == 1
 
 
-@needs_compiler
-def test_large_layers_are_left_to_torch_for_few_samples(calls, monkeypatch):
-    model, x = packed(), torch.randn(kernel.MANY, 60)
-    monkeypatch.setattr(blocks_module, "MOST_IN_BLOCKS", model[0].weight_0.numel() - 1)
-    with torch.no_grad():
-        assert torch.allclose(model[0](x[1:]), by_torch(model[0], x[1:]), atol=1e-5)
-        assert not calls
-        assert torch.allclose(model[0](x), by_torch(model[0], x), atol=1e-5)
-    assert len(calls) == 1
-
-
 def test_without_a_compiler_torch_computes_it_and_it_is_said(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(kernel.shutil, "which", lambda name: None)

@@ -158,8 +158,11 @@ def test_modules_with_hooks_and_those_used_twice_stay():
         def forward(self, x):
             return self.layers(x) + self.first(x).sum(1, keepdim=True)
 
-    with pytest.raises(ModelError, match="nothing to fuse"):
-        fused(Twice(small()))
+    model = Twice(small())
+    own = fused(model)  # the layer alone, at both places
+    assert own.layers[0] is own.first
+    assert [type(module) for module in own.layers] == [FusedChain, nn.ReLU, nn.Linear]
+    assert torch.allclose(own(x), model(x), atol=1e-5)
 
 
 def test_what_records_or_follows_the_calls_is_left_to_torch(calls):
@@ -196,6 +199,25 @@ def test_it_is_compiled_by_torch_as_one_graph(calls):
 
 
 @torch.no_grad()
+def test_layers_of_other_modules_are_calls_of_their_own(calls):
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Linear(60, 16), nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.down(nn.functional.gelu(self.up(x)))
+
+    torch.manual_seed(0)
+    model, x = fpe.pack(fpe.expand(Gated(), 2, split="shared", prune="columns")).eval(), torch.randn(9, 60)
+    own = fused(model)
+    assert [type(own.up), type(own.down)] == [FusedChain, nn.Linear]
+    calls.clear()
+    assert torch.allclose(own(x), model(x), atol=1e-5)
+    assert calls == [9]
+
+
+@torch.no_grad()
 def test_the_packed_model_is_as_it_was_and_the_copy_stands_alone(tmp_path):
     model, x = small(), torch.randn(6, 60)
     before = copy.deepcopy(model.state_dict())
@@ -205,6 +227,9 @@ def test_the_packed_model_is_as_it_was_and_the_copy_stands_alone(tmp_path):
     assert all(p.requires_grad for p in model.parameters())
     assert not any(p.requires_grad for p in own.parameters())
     assert fpe.count_nonzero(own) == fpe.count_nonzero(model)
+    values = own[0].values
+    inside = range(values.data_ptr(), values.data_ptr() + values.nbytes)
+    assert own[0][0].weight_0.data_ptr() in inside  # weights are not in memory twice
     wanted = model(x)
     other = fused(copy.deepcopy(model).apply(_halve))
     assert not torch.allclose(other(x), wanted, atol=1e-3)
@@ -224,14 +249,17 @@ def _halve(module):
 
 
 def test_what_cannot_be_fused_is_said(monkeypatch):
-    for model in (nn.Sequential(nn.Linear(60, 4), nn.ReLU(), nn.Linear(4, 2)), small().double(), small()[:1]):
-        with pytest.raises(ModelError, match=r"nothing to fuse: no nn\.Sequential"):
+    hooked = small()
+    hooked[0].register_forward_hook(lambda *_: None)
+    for model in (nn.Sequential(nn.Linear(60, 4), nn.ReLU(), nn.Linear(4, 2)), small().double(), hooked):
+        with pytest.raises(
+            ModelError, match="nothing to fuse: no linear layer of this model is packed as blocks"
+        ):
             fpe.fuse(model, example_inputs=torch.randn(5, 60))
+    with pytest.raises(ModelError, match="GELU cannot be fused"):
+        fused_module.chain_of([nn.Linear(3, 3), nn.GELU()])
     with pytest.raises(ArgumentError, match="cannot be run on example_inputs"):
         fused(small(), inputs=59)
-    monkeypatch.setattr(fused_module, "MOST_IN_BLOCKS", 1)
-    with pytest.raises(ModelError, match="nothing to fuse"):
-        fused(small())
     monkeypatch.setattr(fused_module, "available", lambda: False)
     with pytest.raises(ArgumentError, match="needs a C compiler"):
         fused(small())

@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import OUT, RESULTS, copy, made_by, run_fpe, stored, table
+from common import OUT, copy, made_by, run_fpe, stored, table
 
 from fpe_reproduction.bench import cases as names
 from fpe_reproduction.bench.targets import verdicts
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-#: The text of the page; the first run puts it in place of the earlier comparison, which has other rows.
-TEMPLATE = Path(__file__).with_name("speed-template.md")
 #: Data of the winners, as the page calls them.
 DATA = {
     "banking77": "Banking77",
@@ -33,15 +31,9 @@ def run(page: str) -> None:
     copy(OUT / "bench" / "results.json", "speed/bench.json")
     for program, *options in (("winners.py", "--out", OUT / "winners"), ("alternatives.py",)):
         subprocess.run([sys.executable, BENCHMARKS / program, *options, "--record"], check=True)
-    if TEMPLATE.exists():
-        TEMPLATE.replace(RESULTS / "speed.md")
-        for name in ("results.json", "figure.png"):
-            (RESULTS / "speed" / name).unlink(missing_ok=True)
 
 
 def parts(page: str) -> dict[str, dict[str, str]]:
-    if not (RESULTS / "speed" / "bench.json").exists():
-        return {}  # the page still has the earlier comparison
     return {"speed": of_data(*(stored(f"speed/{name}") for name in ("bench", "winners", "alternatives")))}
 
 

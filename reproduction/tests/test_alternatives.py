@@ -42,6 +42,13 @@ def test_sparselabs_network_has_the_same_count(alternatives):
     assert alternatives.count(network) == pytest.approx(alternatives.count_of("MLP 784-512-10"), rel=0.01)
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_what_a_process_grows_by_however_large_its_parent_is(alternatives):
+    grown = alternatives.memory("dense parent", "MLP 784-512-10", 1)["median"]
+    held = 4 * 4 * alternatives.count_of("MLP 784-512-10")  # parameters, gradients, two moments
+    assert 0.8 * held < grown < 20 * held
+
+
 @pytest.mark.parametrize("way", ["fpe, masked, SET", "fpe, moving blocks"])
 def test_masks_move_in_a_step_if_asked(way, alternatives, monkeypatch):
     monkeypatch.setitem(alternatives.SIZES, "small", (40, 20, 4, False))

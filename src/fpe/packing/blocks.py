@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from fpe.expansion.steps import Weights
 from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
 from fpe.packing.kernel import (
-    MANY,
-    MOST_IN_BLOCKS,
     LayerOfBlocks,
     blocks_program,
     run_blocks,
@@ -324,8 +322,6 @@ class BlockLayer(PackedLayer):
         if columns is None or weight is None or columns.dtype != torch.int32:
             return None
         if not supported(x, weight, self.shape.inputs):
-            return None
-        if weight.numel() > MOST_IN_BLOCKS and x.numel() < MANY * self.shape.inputs:
             return None
         restore = self._buffers["restore"]
         bias = self._parameters["bias"] if restore is None else self.bias_by_block()

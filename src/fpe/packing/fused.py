@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NoReturn
 
 import torch
@@ -19,7 +19,6 @@ from fpe.expansion.index_maps import copy_maps_, memo_with
 from fpe.expansion.steps import Weights
 from fpe.packing.blocks import Block, BlockLayer
 from fpe.packing.kernel import (
-    MOST_IN_BLOCKS,
     available,
     blocks_operator,
     blocks_product,
@@ -124,27 +123,23 @@ class FusedChain(nn.Sequential):
         self._store(layers)
 
     def _store(self, layers: Sequence[FusedBlocks]) -> None:
-        """Put all weights, and all indices, into one tensor each, so that a call takes few of them."""
-        values: list[Tensor] = []
-        columns: list[Tensor] = []
-
-        def add(to: list[Tensor], tensor: Tensor | None) -> int:
-            place = sum(own.numel() for own in to)
-            to += [] if tensor is None else [tensor.flatten()]
-            return -1 if tensor is None else place
-
+        """Put all weights and biases, and all indices, into one tensor each, so that a call takes few."""
+        weights = [layer.get_parameter(name) for layer in layers for name in layer.weight_names]
+        biases = [layer.bias_by_block() for layer in layers]
+        columns = [layer.columns for layer in layers]
+        first = iter(_places([*weights, *biases]))
+        places = [[next(first) for _ in layer.weight_names] for layer in layers]
         described = [
-            layer.for_c(
-                [add(values, layer.get_parameter(name)) for name in layer.weight_names],
-                add(columns, layer.columns),
-                add(values, layer.bias_by_block()),
-                layer.activation is not None,
-            )
-            for layer in layers
+            layer.for_c(own, column, bias, layer.activation is not None)
+            for layer, own, column, bias in zip(layers, places, _places(columns), first, strict=True)
         ]
         self._groups = sum(len(layer.groups) for layer in described)
-        self.register_buffer("values", torch.cat(values))
-        self.register_buffer("columns", torch.cat([torch.empty(0, dtype=torch.int32), *columns]))
+        values = torch.cat([own.detach().flatten() for own in (*weights, *biases) if own is not None])
+        for weight, place in zip(weights, _places(weights), strict=True):  # not twice in memory
+            weight.data = values[place : place + weight.numel()].view_as(weight)
+        nothing = torch.empty(0, dtype=torch.int32)
+        self.register_buffer("values", values)
+        self.register_buffer("columns", torch.cat([nothing, *(own for own in columns if own is not None)]))
         self.register_buffer("program", torch.tensor(blocks_program(described)))
 
     def forward(self, input: Tensor) -> Tensor:
@@ -161,6 +156,13 @@ class FusedChain(nn.Sequential):
         y: Tensor = product(x, values, *how)
         y = y if held["restore"] is None else y.index_select(1, held["restore"])
         return y if input.dim() == 2 else y.view(*input.shape[:-1], self.out_features)
+
+
+def _places(tensors: Sequence[Tensor | None]) -> list[int]:
+    """Return where each begins if they are stored one after another; −1 for None."""
+    sizes = [0 if tensor is None else tensor.numel() for tensor in tensors]
+    ends = accumulate(sizes)
+    return [-1 if own is None else end - size for own, end, size in zip(tensors, ends, sizes, strict=True)]
 
 
 class InFusedBlocks(nn.Module):
@@ -187,9 +189,9 @@ def activation_name(module: nn.Module | None) -> str:
 def fuse(packed: nn.Module, *, example_inputs: Any) -> nn.Module:
     """Return a copy for inference, in which packed layers take fewer calls.
 
-    On a CPU, linear layers that follow one another in an ``nn.Sequential``, at least one of them of blocks,
-    are one call of C, with the ReLUs between them. On a GPU, each linear layer of blocks is one Triton
-    kernel, with a ReLU, GELU or SiLU after it. Where gradients are recorded, PyTorch computes the same.
+    On a CPU, each linear layer of blocks is one call of C, also under ``torch.compile``, together with the
+    linear layers and ReLUs beside it in an ``nn.Sequential``. On a GPU, it is one Triton kernel, together
+    with a ReLU, GELU or SiLU after it. Where gradients are recorded, PyTorch computes the same.
 
     Parameters
     ----------
@@ -216,9 +218,9 @@ def fuse(packed: nn.Module, *, example_inputs: Any) -> nn.Module:
 
     Notes
     -----
-    C is compiled once and kept in the user's cache; layers of more than four million weights are left to
-    PyTorch. Triton's kernel is compiled when it is first called, for each activation, type and kind of size;
-    its time was not measured on a GPU: compare it with the packed model's there.
+    C is compiled once and kept in the user's cache. Triton's kernel is compiled when it is first called, for
+    each activation, type and kind of size; its time was not measured on a GPU: compare it with the packed
+    model's there.
     """
     packed = unwrapped(packed)
     layers = {
@@ -276,10 +278,13 @@ def _for_cpu(packed: nn.Module) -> tuple[dict[str, nn.Module], Collection[str]]:
                 first, *others = [f"{name}.{key}".removeprefix(".") for key in run]
                 replaced[first] = chain_of([module._modules[key] for key in run])
                 merged += others
+    for name, module in packed.named_modules():
+        if type(module) is BlockLayer and name not in {*replaced, *merged} and _is_layer(module):
+            replaced[name] = chain_of([module])
     if not replaced:
         raise ModelError(
-            "there is nothing to fuse: no nn.Sequential in this model has a float32 layer of blocks beside a "
-            "ReLU or another linear layer; see its fpe_packing."
+            "there is nothing to fuse: no linear layer of this model is packed as blocks in float32; see its "
+            "fpe_packing."
         )
     return replaced, merged
 
@@ -288,14 +293,17 @@ def _runs(module: nn.Sequential, places: Mapping[int, int]) -> Iterator[list[str
     """Yield the keys of modules that one call of C can apply; at least one is a layer of blocks."""
     run: list[str] = []
     for key, own in [*module._modules.items(), ("", None)]:
-        hooked = own is None or any(getattr(own, hooks) for hooks in MODULE_HOOKS)
-        layer = _is_layer(own) and places[id(own)] == 1
-        if not hooked and (layer or (run and type(own) in BETWEEN)):
+        between = bool(run) and type(own) in BETWEEN and not _hooked(own)
+        if between or (_is_layer(own) and places[id(own)] == 1):
             run.append(key)
         else:
             if len(run) > 1 and any(type(module._modules[name]) is BlockLayer for name in run):
                 yield run
             run = []
+
+
+def _hooked(module: nn.Module | None) -> bool:
+    return any(getattr(module, hooks) for hooks in MODULE_HOOKS)
 
 
 def _is_layer(module: nn.Module | None) -> bool:
@@ -306,7 +314,7 @@ def _is_layer(module: nn.Module | None) -> bool:
         weights = [module.weight]
     else:
         return False
-    return all(w.is_cpu and w.dtype == torch.float32 and w.numel() <= MOST_IN_BLOCKS for w in weights)
+    return not _hooked(module) and all(weight.is_cpu and weight.dtype == torch.float32 for weight in weights)
 
 
 def chain_of(modules: Iterable[nn.Module | None]) -> FusedChain:
@@ -321,6 +329,8 @@ def chain_of(modules: Iterable[nn.Module | None]) -> FusedChain:
             layers[-1].columns = None if columns is None else columns.to(torch.int32)
         elif isinstance(module, nn.ReLU):
             layers[-1].activation = nn.ReLU()
+        elif type(module) not in BETWEEN:
+            raise ModelError(f"{type(module).__name__} cannot be fused.")
     return FusedChain(layers)
 
 

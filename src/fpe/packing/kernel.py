@@ -27,8 +27,6 @@ OPTIONS = ("-std=gnu99", "-O3", "-march=native", "-fPIC")
 WORTH_THREADS = 1 << 17
 #: Samples that are multiplied one by one; more are transposed, in multiples of `LANES`.
 ONE_BY_ONE, LANES = 3, 16
-#: Weights of a layer of blocks above which PyTorch's product is as fast, for fewer than so many samples.
-MOST_IN_BLOCKS, MANY = 1 << 22, 16
 #: Samples that go through all layers of blocks together, and the fewest for a thread of its own.
 CHUNK, LEAST = 96, 8
 #: Weights of all layers of blocks that a core's cache holds, so that each thread may read them all.

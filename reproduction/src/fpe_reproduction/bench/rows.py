@@ -30,7 +30,6 @@ class Row:
     useful: int  # weights that are not masked
     expected: Tensor | None = None  # outputs for the case's probe; None for a reference
     over: str = DENSE  # the row to whose time this one's is compared
-    gathers: bool = False  # whether each weight reads its own input of each sample
 
     def problem(self, probe: Tensor) -> str | None:
         """Say why this row must not be timed, if its outputs are wrong."""
@@ -46,11 +45,9 @@ class Row:
         return None
 
 
-def module_row(
-    name: str, module: nn.Module, useful: int, expected: Tensor | None = None, gathers: bool = False
-) -> Row:
+def module_row(name: str, module: nn.Module, useful: int, expected: Tensor | None = None) -> Row:
     """Return the row of a module."""
-    return Row(name, module, bytes_of(module), useful, expected, gathers=gathers)
+    return Row(name, module, bytes_of(module), useful, expected)
 
 
 def fused_row(name: str, packed: nn.Module, useful: int, probe: Tensor) -> Row:
@@ -85,7 +82,7 @@ def csr_row(layer: nn.Linear, useful: int, expected: Tensor) -> Row:
         return (made @ x.t()).t() + bias
 
     stored = sum(t.nbytes for t in (*indices, made.values(), bias))
-    return Row(CSR, call, stored, useful, expected, gathers=True)
+    return Row(CSR, call, stored, useful, expected)
 
 
 def onnx_row(name: str, like: Row, over: str, probe: Tensor) -> Row:

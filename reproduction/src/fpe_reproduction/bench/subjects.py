@@ -84,7 +84,7 @@ def _blocks(case: dict[str, Any], config: BenchConfig) -> Subjects:
     if not layer and not cuda:
         made.try_row(names.FUSED, fused_row, packed, useful, made.probe)
         fused = [row for row in made.rows if row.name == names.FUSED]
-        if fused:
+        if fused and isinstance(between, nn.ReLU):
             expected = parent(made.probe)
             made.rows.append(Row(names.FUSED_DENSE, chain_of(parent).eval(), dense.stored, weights, expected))
         if config.compile:
@@ -127,13 +127,12 @@ def _free(case: dict[str, Any]) -> Subjects:
     expected = wide(made.probe)
     made.rows = [
         module_row(names.DENSE, parent, parent.weight.numel()),
-        module_row(names.SPARSE, pack(wide, format="sparse"), free, expected, gathers=True),
+        module_row(names.SPARSE, pack(wide, format="sparse"), free, expected),
     ]
     plain = with_zeros(wide)
     made.rows += [module_row(names.WIDE, plain, free), csr_row(plain[0], free, expected)]
     even = free_layer(inputs, neurons, free // neurons * neurons, even=True)
     own = module_row(names.FAN_IN, pack(even, format="sparse"), free // neurons * neurons, even(made.probe))
-    own.gathers = True
     made.rows.append(own)
     made.notes["counts"] = f"{count_nonzero(wide):,} non-zeros, {count_nonzero(parent):,} of the dense layer"
     return made

@@ -110,7 +110,7 @@ def why(value: Value, limit: float) -> str:
     """Say what the machine allows where a limit is missed."""
     if value.median <= limit or value.least is None:
         return ""
-    verdict = "so it cannot be met on this machine" if value.least > limit else "so the machine allows it"
+    verdict = "so it cannot be met on this machine" if value.least > limit else "which is not what limits it"
     return f"{value.by} alone takes {value.least:.2f} of the parent's time, {verdict}"
 
 
