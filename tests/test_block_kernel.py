@@ -1,5 +1,6 @@
 """Products of blocks by compiled code: equal to PyTorch's, and left to PyTorch where they must be."""
 
+import platform
 import warnings
 
 import pytest
@@ -164,6 +165,31 @@ def test_what_is_no_plain_float32_on_a_cpu_is_left_to_torch(calls):
         with pytest.raises(RuntimeError):
             model(torch.randn(5, 59))
     assert len(calls) == 1
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="options of another processor")
+@pytest.mark.parametrize("without", [["avx512f"], ["avx512f", "avx2", "fma", "avx"]], ids=["AVX2", "SSE"])
+@torch.no_grad()
+def test_processors_with_narrower_registers(without, monkeypatch, tmp_path, calls):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(kernel, "OPTIONS", (*kernel.OPTIONS, *(f"-mno-{name}" for name in without)))
+    kernel.library.cache_clear()
+    try:
+        for neurons in (1, 7, 16, 31, 33, 100):
+            layer = BlockLayer.of(*random_blocks([(neurons, 30), (neurons, 28), (neurons, 28)], 70))
+            for samples in (1, 3, 8, 13, 97):
+                x = torch.randn(samples, 70)
+                assert torch.allclose(layer(x), by_torch(layer, x), atol=1e-5)
+        assert len(calls) == 6 * 5
+        wide = fpe.expand(nn.Sequential(nn.Linear(40, 9), nn.ReLU(), nn.Linear(9, 3)), 2, seed=0)
+        sparse = fpe.pack(wide, format="sparse")
+        for samples in (1, 5, 40, 100):
+            x = torch.randn(samples, 40)
+            assert torch.allclose(sparse(x), wide(x), atol=1e-5)
+    finally:
+        kernel.library.cache_clear()
+    assert list(tmp_path.rglob("*.so"))
 
 
 def test_without_a_compiler_torch_computes_it_and_it_is_said(monkeypatch, tmp_path):

@@ -2,23 +2,35 @@
    the bias in one pass, and some samples go through all layers while they are in a cache.
 
    A part of a block has `inputs` rows of `neurons` weights, input by input; row k is for the input columns[k]
-   of a sample. GNU C: vectors of 16 floats, which compilers map to the registers that there are. */
+   of a sample. GNU C: vectors of as many floats as a register has. */
 
 #include <stdint.h>
 #include <string.h>
 
 #pragma GCC optimize("no-tree-vectorize")
 
-#define WIDE 32    /* neurons of a tile for many samples */
+#if defined(__AVX512F__)
+#define LANES 16 /* floats of a vector; wider ones than a register would be kept in memory */
+#define MOST 8   /* samples of a tile: their sums stay in registers, of which there are 32 here, else 16 */
+#elif defined(__AVX__)
+#define LANES 8
+#define MOST 6
+#else
+#define LANES 4
+#define MOST 6
+#endif
+#define WIDE (2 * LANES) /* neurons of a tile for many samples */
 #define FEW 12     /* samples for which the weights of a tile are copied side by side */
 #define INPUTS 256 /* inputs whose weights of a tile stay in the first cache */
 
-typedef float vector16 __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float vector8 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef float vector4 __attribute__((vector_size(16), aligned(4), may_alias));
-typedef float vector2 __attribute__((vector_size(8), aligned(4), may_alias));
+#define VECTOR(kind, N) kind __attribute__((vector_size(4 * N), aligned(4), may_alias))
+typedef VECTOR(float, 16) vector16;
+typedef VECTOR(float, 8) vector8;
+typedef VECTOR(float, 4) vector4;
+typedef VECTOR(float, 2) vector2;
 typedef float vector1;
-typedef int32_t bits16 __attribute__((vector_size(64), aligned(4), may_alias));
+typedef VECTOR(float, LANES) vector;
+typedef VECTOR(int32_t, LANES) bits;
 
 /* A program has these words for each group, which is adjacent blocks of a layer with equally many neurons, and
    then those of its parts: where its first neuron is among the layer's outputs; whether negative outputs of
@@ -58,24 +70,55 @@ typedef void product(const float *x, int64_t width, const float *w, int64_t stri
             for (int v = 0; v < V; v++) ((vector##N *)(y + s * outputs))[v] = sums[s][v];                    \
     }
 
+#define PRODUCTS(V, N)                                                                                       \
+    PRODUCT(1, V, N) PRODUCT(2, V, N) PRODUCT(4, V, N) PRODUCT(6, V, N) PRODUCT(8, V, N)
+#if LANES == 16
 PRODUCT(1, 4, 16)
-#define PRODUCTS(V, N) PRODUCT(1, V, N) PRODUCT(2, V, N) PRODUCT(4, V, N) PRODUCT(6, V, N)
 PRODUCTS(2, 16)
 PRODUCTS(1, 16)
+#endif
+#if LANES == 8
+PRODUCT(1, 4, 8)
+PRODUCTS(2, 8)
+#endif
+#if LANES >= 8
 PRODUCTS(1, 8)
+#else
+PRODUCT(1, 4, 4)
+PRODUCTS(2, 4)
+#endif
 PRODUCTS(1, 4)
 PRODUCTS(1, 2)
 PRODUCTS(1, 1)
 
-/* How many neurons are next, and their products for one, two, four and six samples. */
+/* How many neurons are next, and their products for one, two, four, six and eight samples. */
 typedef struct {
     int neurons;
-    product *by[4];
+    product *by[5];
 } Tile;
 
-#define TILE(V, N) {V * N, {product_1_##V##_##N, product_2_##V##_##N, product_4_##V##_##N, product_6_##V##_##N}}
-static const Tile tiles[] = {TILE(2, 16), TILE(1, 16), TILE(1, 8), TILE(1, 4), TILE(1, 2), TILE(1, 1)};
+#define TILE(V, N)                                                                                           \
+    {V * N,                                                                                                  \
+     {product_1_##V##_##N, product_2_##V##_##N, product_4_##V##_##N, product_6_##V##_##N, product_8_##V##_##N}}
+static const Tile tiles[] = {
+#if LANES == 16
+    TILE(2, 16), TILE(1, 16),
+#elif LANES == 8
+    TILE(2, 8),
+#else
+    TILE(2, 4),
+#endif
+#if LANES >= 8
+    TILE(1, 8),
+#endif
+    TILE(1, 4),  TILE(1, 2),  TILE(1, 1)};
+#if LANES == 16
 static const Tile one_sample = {64, {product_1_4_16}};
+#elif LANES == 8
+static const Tile one_sample = {32, {product_1_4_8}};
+#else
+static const Tile one_sample = {16, {product_1_4_4}};
+#endif
 
 /* Some samples, the layer's outputs of them, and how far apart they are. */
 typedef struct {
@@ -87,11 +130,11 @@ typedef struct {
 static void multiply_tile(const Tile *tile, Rows r, const float *w, int64_t stride, const int32_t *columns,
                           int64_t inputs, const float *bias, int add) {
     for (int64_t s = 0; s < r.samples;) {
-        int64_t left = r.samples - s;
-        int which = left >= 6 ? 3 : left >= 4 ? 2 : left >= 2 ? 1 : 0;
+        int64_t left = r.samples - s < MOST ? r.samples - s : MOST;
+        int which = left / 2;
         tile->by[which](r.x + s * r.width, r.width, w, stride, columns, inputs, bias, r.y + s * r.outputs,
                         r.outputs, add);
-        s += (int[]){1, 2, 4, 6}[which];
+        s += which ? 2 * which : 1;
     }
 }
 
@@ -131,14 +174,14 @@ static void multiply_parts(const Tile *tile, Base base, Rows r, const int64_t *g
 /* Write the products of a group of blocks, plus their bias. */
 static void multiply_group(Base base, const int64_t *group, Rows r, int threads) {
     const float *bias = at(base.values, group[BIAS]);
-    int64_t neurons = group[NEURONS], size = r.samples == 1 ? 64 : WIDE;
+    int64_t neurons = group[NEURONS], size = r.samples == 1 ? 2 * WIDE : WIDE;
     int64_t each = (neurons + size - 1) / size, jobs = (group + GROUP)[BLOCKS] * each;
     _Pragma("omp parallel for schedule(static) num_threads(threads)")
     for (int64_t job = 0; job < jobs; job++) {
         int64_t block = job / each, first = job % each * size;
         int64_t end = first + size < neurons ? first + size : neurons;
         for (int64_t n = first; n < end;) {
-            const Tile *tile = end - n == 64 ? &one_sample : tiles;
+            const Tile *tile = end - n == 2 * WIDE ? &one_sample : tiles;
             while (tile->neurons > end - n) tile++;
             int64_t place = group[FIRST] + block * neurons + n;
             Rows own = r;
@@ -151,7 +194,7 @@ static void multiply_group(Base base, const int64_t *group, Rows r, int threads)
 
 /* Replace negative numbers by zero, and nothing that is no number. */
 static void rectify(float *y, int64_t size) {
-    for (; size >= 16; size -= 16, y += 16) *(bits16 *)y &= ~(*(vector16 *)y <= 0);
+    for (; size >= LANES; size -= LANES, y += LANES) *(bits *)y &= ~(*(vector *)y <= 0);
     for (int64_t i = 0; i < size; i++) y[i] = y[i] <= 0 ? 0 : y[i];
 }
 

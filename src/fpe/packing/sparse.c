@@ -1,16 +1,24 @@
 /* Products of a sparse weight with samples, for float32 on a CPU.
 
    The weight is stored row by row: row r has the values and columns of the places starts[r] to starts[r + 1].
-   GNU C: vectors of 16 floats, which compilers map to the registers that there are. */
+   GNU C: vectors of as many floats as a register has. */
 
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16
-#define GROUPS 4 /* vectors of samples at a time: 64 samples stay in registers */
+#if defined(__AVX512F__)
+#define LANES 16 /* floats of a vector; wider ones than a register would be kept in memory */
+#define GROUPS 4 /* vectors of samples whose sums stay in registers */
+#else
+#ifdef __AVX__
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define GROUPS 8
+#endif
 
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
-
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* The inputs of four places. Their columns are loaded at once: a processor loads only so often in a cycle. */
@@ -62,7 +70,7 @@ static inline four inputs_32(const float *x, const int32_t *columns) {
         sample += G * LANES;                                                                                 \
     }
 
-/* The same for many samples, whose number is a multiple of LANES. */
+/* The same for many samples, whose number is a multiple of 16. */
 #define MANY(name, index)                                                                                    \
     void name(const float *values, const index *columns, const int32_t *starts, const float *bias,           \
               const float *x, float *y, int64_t rows, int64_t samples, int threads) {                        \
@@ -72,7 +80,7 @@ static inline four inputs_32(const float *x, const int32_t *columns) {
             for (int64_t row = 0; row < rows; row++) {                                                       \
                 float first = bias ? bias[row] : 0;                                                          \
                 int64_t sample = tile;                                                                       \
-                while (sample + 4 * LANES <= tile_end) ROW(4)                                                \
+                while (sample + GROUPS * LANES <= tile_end) ROW(GROUPS)                                      \
                 while (sample + 2 * LANES <= tile_end) ROW(2)                                                \
                 while (sample < tile_end) ROW(1)                                                             \
             }                                                                                                \
