@@ -354,6 +354,18 @@ def test_code_counts_without_comments_and_with_what_it_imports(tmp_path):
     assert {str(path) for path in _imported(ast.parse("from fpe.training.losses import x"))} < everything
 
 
+def test_c_sources_count(tmp_path):
+    digests = set()
+    for number, text in enumerate(["", "int f(void) { return 1; }", "int f(void) { return 2; }"]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "work.py").write_text("x = 1\n")
+        if text:
+            (folder / "work.c").write_text(text)
+        digests.add(code_digest(str(folder / "work.py")))
+    assert len(digests) == 3
+
+
 def test_arguments_count_by_what_they_say(dataset, tmp_path):
     one = depends(doubled, {"number": 1, "config": QUICK, "data": dataset, "folder": tmp_path})
     assert one == depends(doubled, {"folder": tmp_path / "x", "data": dataset, "config": QUICK, "number": 1})

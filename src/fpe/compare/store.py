@@ -99,7 +99,7 @@ def _plain(value: Any) -> Any:
 def code_digest(*files: str) -> str:
     """Return a hash of the code of modules and of the fpe modules they import; by default of all of fpe.
 
-    Comments and docstrings do not count.
+    Comments and docstrings do not count. C sources beside a module do, whole.
     """
     queue = [Path(file) for file in files] or sorted(PACKAGE.rglob("*.py"))
     seen: dict[Path, tuple[str, str]] = {}
@@ -109,6 +109,7 @@ def code_digest(*files: str) -> str:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             queue += _imported(tree)
             seen[path] = path.name, _bare(tree)
+            seen |= {c: (c.name, c.read_text(encoding="utf-8")) for c in path.parent.glob("*.c")}
     return hashlib.sha256(repr(sorted(seen.values())).encode()).hexdigest()[:16]
 
 
