@@ -3,8 +3,11 @@
 import copy
 import json
 import logging
+import shutil
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -559,3 +562,12 @@ def test_a_file_that_the_model_misses_is_not_the_one_to_be_written(tmp_path):
 
     with pytest.raises(ModelError, match="absent"):
         fpe.export(Reads(), tmp_path / "model.pt2", example_inputs=torch.randn(2, 3))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_hls4ml_reads_onnx_and_its_emulation_agrees(tmp_path):
+    pytest.importorskip("hls4ml")
+    pytest.importorskip("qonnx.util.cleanup")
+    program = Path(__file__).parents[1] / "examples" / "fpga.py"
+    ran = subprocess.run([sys.executable, program, tmp_path], capture_output=True, text=True, check=True)
+    assert float(ran.stdout.splitlines()[-1].removeprefix("largest difference: ")) < 1e-5
