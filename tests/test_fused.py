@@ -47,6 +47,17 @@ def reference(layer, x):
     return nn.functional.linear(x, layer.weight, layer.bias)
 
 
+class Twice(nn.Module):
+    """Uses its first layer a second time."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers, self.first = layers, layers[0]
+
+    def forward(self, x):
+        return self.layers(x) + self.first(x).sum(1, keepdim=True)
+
+
 class Operations(TorchDispatchMode):
     """Names and tensors of the operations that are called."""
 
@@ -160,14 +171,6 @@ def test_an_activation_with_a_hook_is_not_merged(calls):
 
 @needs_triton
 def test_a_layer_that_is_used_twice_keeps_its_activation_apart():
-    class Twice(nn.Module):
-        def __init__(self, layers):
-            super().__init__()
-            self.layers, self.first = layers, layers[0]
-
-        def forward(self, x):
-            return self.layers(x) + self.first(x).sum(1, keepdim=True)
-
     model, x = Twice(packed()), torch.randn(4, 60, device=DEVICE)
     own = fused(model)
     assert type(own.layers[1]) is nn.ReLU

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from fpe.expansion.steps import Weights
 from fpe.packing.bits import MaskStored, are_rows, pack_zeros, unpack_zeros
-from fpe.packing.kernel import (
-    LayerOfBlocks,
-    blocks_program,
-    run_blocks,
-    supported,
-    untracked,
-)
+from fpe.packing.kernel import LayerOfBlocks, blocks_program, run_blocks, supported, untracked
 from fpe.packing.layers import PackedLayer, Shape, described, empty_bias, empty_buffer
 
 #: Least share of the weights that must be in the batch that all blocks have in common.
@@ -327,12 +321,11 @@ class BlockLayer(PackedLayer):
         bias = self._parameters["bias"] if restore is None else self.bias_by_block()
         rows = (x if x.dim() == 2 else x.reshape(-1, self.shape.inputs)).contiguous()
         weights = [cast(Tensor, self._parameters[name]) for name in self.weight_names]
-        places = [weight.data_ptr() // 4 for weight in weights]
-        own = self.for_c(places, columns.data_ptr() // 4, -1 if bias is None else bias.data_ptr() // 4)
+        places = [-1 if t is None else t.data_ptr() // 4 for t in (columns, bias, *weights)]
+        own = self.for_c(places[2:], places[0], places[1])
         program = array("q", blocks_program([own]))
         where, size = (0, 0, program.buffer_info()[0]), sum(weight.numel() for weight in weights)
-        y = run_blocks(rows, where, len(own.groups), self.shape.outputs, 0, size)
-        y = y if restore is None else self.restored(y)
+        y = self.restored(run_blocks(rows, where, len(own.groups), self.shape.outputs, 0, size))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], self.shape.outputs)
 
     def for_c(self, weights: Sequence[int], columns: int, bias: int, relu: bool = False) -> LayerOfBlocks:

@@ -119,7 +119,7 @@ class FusedChain(nn.Sequential):
                 following.columns, layer.restore = order if taken is None else order[taken], None
         self.in_features, self.out_features = layers[0].in_features, layers[-1].out_features
         self._widest = max((layer.out_features for layer in layers[:-1]), default=0)
-        self.register_buffer("restore", layers[-1].restore)
+        self.register_buffer("restore", layers[-1].restore, persistent=False)
         self._store(layers)
 
     def _store(self, layers: Sequence[FusedBlocks]) -> None:
@@ -138,9 +138,13 @@ class FusedChain(nn.Sequential):
         for weight, place in zip(weights, _places(weights), strict=True):  # not twice in memory
             weight.data = values[place : place + weight.numel()].view_as(weight)
         nothing = torch.empty(0, dtype=torch.int32)
-        self.register_buffer("values", values)
-        self.register_buffer("columns", torch.cat([nothing, *(own for own in columns if own is not None)]))
-        self.register_buffer("program", torch.tensor(blocks_program(described)))
+        own = [nothing, *(indices for indices in columns if indices is not None)]
+        self.register_buffer("values", values, persistent=False)
+        self.register_buffer("columns", torch.cat(own), persistent=False)
+        self.register_buffer("program", torch.tensor(blocks_program(described)), persistent=False)
+
+    def _load_from_state_dict(self, *_: Any) -> NoReturn:
+        raise ModelError("fused layers load no state dict; load it into the packed model, and fuse that.")
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layers."""
