@@ -120,8 +120,9 @@ def use_timm() -> None:
     folder = str(Path(__file__).parents[2] / "build" / "zoo")
     if folder not in sys.path:
         sys.path.append(folder)
-        # torchvision's wheel is built for CUDA; beside another torch its operators are missing, of which
-        # importing it needs these two and no model here any.
+    # torchvision's wheel is built for CUDA; beside another torch its operators are missing, of which
+    # importing it needs these two and no model here any. A worker may have inherited the path without them.
+    if not hasattr(torch.ops.torchvision, "nms"):
         for name in ("nms", "qnms"):
             signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
             torch.library.define(f"torchvision::{name}", signature)
