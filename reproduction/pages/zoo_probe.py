@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from zoo_models import Entry
+from zoo_models import Entry, use_timm
 
 import fpe
 from fpe.graph import NeuronGroup, find_groups
@@ -212,6 +212,7 @@ def prepare() -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    use_timm()  # before transformers, which imports torchvision where the path leads to one
     import transformers  # noqa: F401
 
     import foreign_gates  # noqa: F401
