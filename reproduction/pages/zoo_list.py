@@ -111,7 +111,8 @@ _TIMM = [
     _named("EfficientNet-B0", "timm", "efficientnet_b0", _INVERTED + r"|blocks\.6\.0\.conv_pwl", 3, 4),
     *_alike("timm", _INVERTED, "lcnet_035 tinynet_e", 3, 4),
     # A sum takes its stem and its first projection.
-    *_alike("timm", r"conv_head|blocks\.[1-9]\.\d+\.(conv_pw|se\.conv_(reduce|expand))", "mnasnet_small", 3, 4),
+    *_alike("timm", r"conv_head|blocks\.[1-9]\.\d+\.(conv_pw|se\.conv_(reduce|expand))",
+            "mnasnet_small", 3, 4),
     *_alike("timm", r"conv_stem|conv_head|.*(pw_exp|blocks\.[04]\.\d\.conv|blocks\.1\.0)\.conv",
             "mobilenetv4_conv_small_035", 3),
     *_alike("timm", _INVERTED + r"|.*conv_exp|blocks\.0\.0\.conv", "test_efficientnet", 3, 4),
