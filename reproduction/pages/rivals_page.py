@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from common import RESULTS, block, reproduced, same_code, table, trained_at
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from fpe._util.files import read_json, write_atomically, write_json
 from fpe.compare.store import commits
@@ -92,24 +92,37 @@ def counted(found: pd.DataFrame, prefix: str = "") -> dict[str, str]:
 
 
 def draw(frame: pd.DataFrame) -> None:
-    """Draw the mean accuracy of every method in every row, those of fpe in color."""
-    cells = list(frame.groupby(["data", "hidden"], sort=False))
-    figure = Figure(figsize=(9.5, 0.42 * len(cells) + 1.2), layout="constrained")
+    """Draw the mean accuracy of every method in every row, and make the best of each side stand out."""
+    cells, found = (
+        list(frame.groupby(["data", "hidden"], sort=False)),
+        best(frame).set_index(["data", "hidden"]),
+    )
+    figure = Figure(figsize=(9.5, 0.42 * len(cells) + 1.6), layout="constrained")
     axes = figure.subplots()
-    for place, (_, own) in enumerate(cells):
+    styles = {  # from the back to the front
+        "a rival": ("o", "#c4c4c4", 5),
+        "a method of fpe": ("o", "#f3c69b", 5),
+        "best rival": ("o", "#333333", 7),
+        "best of fpe": ("o", "#d9680f", 7),
+        "FPEClassifier": ("D", "#2f6f9f", 6),
+    }
+    for place, (cell, own) in enumerate(cells):
         means = own.groupby("method")["accuracy"].mean()
-        dense = means["dense"]
-        for name, value in means.items():
-            ours = name in OWN
-            color = "#e07a1f" if ours else "#9a9a9a"
-            x = 100 * (value - dense)
-            axes.plot(np.clip(x, -20, None), place, "o", color=color, zorder=3 if ours else 2, markersize=6)
+        points = 100 * (means - means["dense"])
+        chosen = {"best rival": found.loc[cell, "rival"], "best of fpe": found.loc[cell, "fpe"]}
+        drawn = {"a rival": points.index.difference(OWN), "a method of fpe": points.index.intersection(OWN)}
+        drawn |= {label: [name] for label, name in (chosen | {"FPEClassifier": "searched"}).items()}
+        for order, (label, (marker, color, size)) in enumerate(styles.items()):
+            x = points[list(drawn[label])].clip(lower=-20)
+            axes.plot(x, [place] * len(x), marker, color=color, markersize=size, zorder=2 + order)
     axes.axvline(0, color="#333333", linewidth=0.8)
     labels = [f"{DATA[str(data)].title}, {hidden}" for (data, hidden), _ in cells]
     axes.set_yticks(range(len(cells)), labels)
     axes.invert_yaxis()
-    axes.set_xlabel("points above a dense network of the same count; orange: methods of fpe, gray: rivals")
+    axes.set_xlabel("points above a dense network of the same count (below −20: drawn there)")
     axes.spines[["top", "right"]].set_visible(False)
+    lines = [Line2D([], [], ls="", marker=m, color=c, markersize=s) for m, c, s in styles.values()]
+    figure.legend(lines, list(styles), loc="outside upper center", ncols=len(styles), frameon=False)
     write_atomically(FIGURE, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
