@@ -320,6 +320,21 @@ def test_layers_side_by_side_that_meet_in_a_sum_are_one_group(name):
             torch.testing.assert_close(whole.train(training)(*batch), dense)
 
 
+def test_what_is_concatenated_before_it_meets_in_a_product_is_found():
+    """The consumer has the neurons twice, at the places of both layers."""
+
+    def follow(m, x):
+        a, b = m.a(x), m.b(-x)
+        both = torch.cat([a, b], -1)
+        return m.c(a * b) + m.both(both.tanh())
+
+    model = built(lambda: Net2(follow))
+    model.both = nn.Linear(16, model.c.out_features).double()
+    (group,) = find_groups(model, X).groups
+    assert group.input_layouts == ((1,), (1, 1))
+    verify(model, group, X)
+
+
 #: Name → forward pass of `Net2`, and a part of the reason why "a" stays dense.
 RESIDUAL = {
     "a residual sum": (

@@ -70,6 +70,13 @@ def in_training_flipped(t, x, c):
     return t.head(F.gelu(t.a(x) * scale + (shift.flip(-1) if t.training else shift)))
 
 
+def beside_its_scale(t, x, scale, shift):
+    """What is concatenated when nothing yet shows that both are one group."""
+    h = t.a(x)
+    both = torch.cat([scale, h], -1)
+    return t.head(F.gelu(h * scale)) + t.wide_head(both.tanh())
+
+
 #: Name → forward pass, shape of the input, and a part of the reason for which `m` is refused.
 REFUSED = {
     "a scale in another order": (
@@ -209,6 +216,11 @@ FOUND = {
     ),
     "a half and a whole in a sum": (
         modulated(lambda t, x, s, b: t.head(F.gelu(s + t.a(x)))),
+        VECTOR,
+        {"m": 2, "a": 1},
+    ),
+    "scaled neurons beside their scale": (
+        modulated(beside_its_scale),
         VECTOR,
         {"m": 2, "a": 1},
     ),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+import torch
 from torch import fx, nn
 
-from fpe.graph.groups import Growing, Layout, layout_width
+from fpe.graph.groups import Growing, Layout, layout_neurons, layout_of, layout_width
 from fpe.graph.layers import groups_of, per_neuron_class, size_of
 from fpe.graph.operations import MOST_PARTS, Flow, Flows, Refused
 from fpe.graph.stacked import StackedLinear
@@ -70,6 +71,15 @@ class Parts:
             if node is first:
                 break
         return found
+
+    def joined(self, flows: Sequence[Flow], root: str) -> Flows:
+        """Put together where a group's neurons are in a tensor: in a concatenation of its producers."""
+        own = [flow for flow in flows if flow.root == root]
+        if len(own) < 2:
+            return tuple(flows)
+        places = torch.stack([layout_neurons(flow.layout, self.neurons(root)) for flow in own]).amax(0)
+        layout = layout_of(places, self.neurons(root))
+        return (replace(own[0], layout=layout), *(flow for flow in flows if flow.root != root))
 
     def neurons(self, root: str) -> int:
         """Return how many neurons the producers of a group have."""
