@@ -373,5 +373,5 @@ class _Walk:
         self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
         for n, flows in self.parts.since(b.node):
-            own = [replace(f, root=first.root) if f.root == second.root else f for f in flows]
-            self.flows[n] = self.parts.joined(own, first.root)
+            renamed = [replace(f, root=first.root) if f.root == second.root else f for f in flows]
+            self.flows[n] = self.parts.joined(renamed, first.root)
