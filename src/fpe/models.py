@@ -157,6 +157,17 @@ def mlp(
     return standardized(network, torch.zeros(inputs, dtype=dtype), torch.ones(inputs, dtype=dtype))
 
 
+def made_up_rows(model: nn.Module, count: int) -> Tensor | None:
+    """Return random rows that a model of `mlp` takes, as its scaler expects them; None for other models."""
+    sizes = mlp_sizes(model)
+    if sizes is None:
+        return None
+    rows = torch.randn(count, sizes["inputs"], generator=torch.Generator().manual_seed(0))
+    rows = rows.to(next(model.parameters()))
+    scaler = model.get_submodule("scaler") if sizes.get("standardize") else None
+    return rows * scaler.scale + scaler.mean if isinstance(scaler, Standardize) else rows
+
+
 def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:
     """Return the sizes with which `mlp` builds a model like this one; None if it builds no such model.
 

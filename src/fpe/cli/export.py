@@ -114,7 +114,7 @@ def export(
         return
     checked = "unknown: install onnxruntime" if written.difference is None else f"{written.difference:.1e}"
     click.echo(f"{written.path}  {written.bytes:,} bytes")
-    click.echo(f"  non-zeros of the dense parent: {nonzero:,}, of {nonzero_bytes:,} bytes")
+    click.echo(f"  non-zeros of the model: {nonzero:,}, of {nonzero_bytes:,} bytes")
     click.echo(f"  {written.lengths}")
     click.echo(f"  largest difference of outputs{' to the model in int8' if int8 else ''}: {checked}")
     if rounding is not None:
@@ -188,18 +188,11 @@ def _batch_axis(given: tuple[str, ...]) -> int | dict[str, int | None] | None:
 
 def _made_up_rows(model: nn.Module, file: Path) -> Any:
     """Make up inputs for a model whose input is known: `ROWS` rows for one of `fpe.mlp`."""
-    import torch
-
     from fpe.graph.inputs import inputs_for
-    from fpe.models import Standardize, mlp_sizes
+    from fpe.models import made_up_rows
 
-    sizes = mlp_sizes(model)
-    if sizes is not None:
-        dtype = next(model.parameters()).dtype
-        rows = torch.randn(ROWS, sizes["inputs"], generator=torch.Generator().manual_seed(0)).to(dtype)
-        scaler = model.get_submodule("scaler") if sizes.get("standardize") else None
-        return rows * scaler.scale + scaler.mean if isinstance(scaler, Standardize) else rows
-    made = inputs_for(model)
+    rows = made_up_rows(model, ROWS)
+    made = inputs_for(model) if rows is None else rows
     if made is None:
         raise ArgumentError(
             f"nothing says what the model in {file} takes; let --like name a callable that returns a model "

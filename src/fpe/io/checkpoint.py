@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fpe import __version__
 from fpe._util.files import finite, write_atomically
-from fpe._util.modules import replace_modules_, unwrapped
+from fpe._util.modules import check_module, network_of, replace_modules_
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
 from fpe.graph.stacked import close_stacks_, stacked_layers
@@ -92,7 +92,7 @@ def save(model: Any, path: str | os.PathLike[str], *, storage_dtype: str | torch
     from safetensors.torch import save_file
 
     storage = _storage_type(storage_dtype)
-    model = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
+    model = network_of(model)
     writes = _checked_everywhere(model, path)
     tensors, tied = _storable(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -142,6 +142,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
         If the file is missing, truncated, not one of fpe's, of a later format, or of another
         architecture.
     """
+    if like is not None:
+        check_module(like, "like")
     tensors, manifest = _read(Path(path))
     if like is None:
         if manifest.get("mlp") is None:
