@@ -360,15 +360,37 @@ def test_what_plan_cannot_read_is_a_bad_argument(arguments, message, tmp_path, m
 def test_progress_is_written_in_lines_where_there_is_no_terminal(capsys, monkeypatch):
     from fpe._util import terminal
 
-    clock = iter([0.0, 100.0, 110.0, 400.0])
+    clock = iter([0.0, 100.0, 110.0, 400.0, 500.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     with terminal.progress_bar("digits", 4) as advance:
         advance("first")
         advance("too soon after it")
-        advance("last", done=3, total=5)
+        advance("third", done=3, total=5)
+        advance("last", done=5, total=5)
     with terminal.progress_bar("digits", 4, visible=False) as advance:
         advance("silent")
     assert capsys.readouterr().err.splitlines() == [
-        "digits: 1 of 4, about 5 min left; first",
-        "digits: 3 of 5, about 4 min left; last",
+        "digits: 1 of 4; first",
+        "digits: 3 of 5, about 10 min left; third",
+        "digits: 5 of 5; last",
     ]
+
+
+@pytest.mark.parametrize(
+    ("times", "left"),
+    [
+        ([14.8, 14.9, 15.0], ""),  # three steps after a slow start: too short for a rate
+        ([10.0, 13.0, 16.0], ", about 2 min left"),  # 3 s a step, whatever came before
+        ([30.0, 60.0, 90.0, 92.0, 94.0, 96.0, 98.0, 158.0], ", about 18 min left"),  # the last minute
+        ([1.0, 15.0, 30.0], ", about 10 min left"),
+    ],
+)
+def test_the_time_left_is_that_of_the_last_steps_and_not_of_the_start(times, left, capsys, monkeypatch):
+    from fpe._util import terminal
+
+    clock = iter([0.0, *times])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress_bar("training", 43) as advance:
+        for _ in times:
+            advance("loss 1")
+    assert capsys.readouterr().err.splitlines()[-1] == f"training: {len(times)} of 43{left}; loss 1"
