@@ -9,7 +9,7 @@ import click
 
 from fpe._util.files import to_json
 from fpe.cli.plan import named_model
-from fpe.cli.shared import SHOWN
+from fpe.cli.shared import SHOWN, model_file
 from fpe.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def export(
 ) -> None:
     """Write the model in FILE, which fpe.save or fpe fit wrote, to OUT, which ends in .onnx, .pt2 or .c.
 
+    FILE can also be the folder of fpe fit, of which the best model is taken.
+
     It is packed first, and what was written is run and compared with it, on two sizes of the batch. What
     fpe.mlp and fpe fit made needs no --like; other models need one, and a batch of inputs with it, unless
     they are of transformers. C is for networks of linear layers; it is compiled and compared, if there is a
@@ -86,7 +88,7 @@ def export(
     from fpe.packing.layers import PackedLayer
     from fpe.packing.quantized import quantize
 
-    batch_axis = _batch_axis(axes)
+    file, batch_axis = model_file(file), _batch_axis(axes)
     dense, given = named_model(like) if like is not None else (None, None)
     model = load(file, like=dense).eval()
     if out.suffix == ".c":

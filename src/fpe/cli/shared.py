@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -92,6 +93,12 @@ def expansion_options(rewired: bool = False) -> Decorator:
         ),
         click.option("--seed", default=0, help="Seed of everything."),
     )
+
+
+def model_file(path: Path) -> Path:
+    """Return the file of a model: the best one, if a folder of ``fpe fit`` is given."""
+    best = path / "best.safetensors"
+    return best if best.is_file() else path
 
 
 def check_jobs(jobs: int) -> None:

@@ -54,6 +54,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
     _loaded = False
     _encoding: Encoding | None = None
     _scaler: tuple[Tensor, Tensor] | None = None
+    #: What messages call new rows: a command gives the name of their file.
+    _source = "X"
     #: Entries of an interrupted search, and what stores new ones.
     _known: Sequence[Entry] = ()
     _on_entries: Callable[[list[Entry]], None] | None = None
@@ -226,21 +228,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if searched:
             recipe = self._searched(inputs, y, codes, how, weight, seed)
             best = self.search_[0].candidate
-            sizes: dict[str, Any] = {
-                "hidden": best.hidden,
-                "direct": best.direct,
-                "activation": best.activation,
-            }
+            sizes: dict[str, Any] = {name: getattr(best, name) for name in ("hidden", "direct", "activation")}
         else:
-            sizes = {
-                "hidden": [
-                    int(size)
-                    for size in np.atleast_1d(DEFAULT_HIDDEN if self.hidden is None else self.hidden)
-                    if size
-                ],
-                "direct": self.direct,
-                "activation": self.activation,
-            }
+            widths = np.atleast_1d(DEFAULT_HIDDEN if self.hidden is None else self.hidden)
+            hidden = [int(width) for width in widths if width]
+            sizes = {"hidden": hidden, "direct": self.direct, "activation": self.activation}
             recipe = replace(recipe, objective=objective._replace(smoothing=self.label_smoothing))
 
         def build(own: int) -> nn.Module:
@@ -358,18 +350,20 @@ class Network(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if self._encoding is not None:
             notes = list[str]()
-            X = self._encoding.matrix(as_dense(X) if scipy.sparse.issparse(X) else X, notes)
+            X = as_dense(X) if scipy.sparse.issparse(X) else X
+            X = self._encoding.matrix(X, notes, self._source)
             for note in notes:
                 warnings.warn(f"{note}.", stacklevel=3)
         else:
             X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
             X = as_dense(X)
-        inputs, network = self._scaled(as_inputs(X, self.model_)), self._trial.model
+        inputs, network = self._scaled(as_inputs(X, self.model_, self._source)), self._trial.model
         outputs = predict_logits(network, inputs.to(next(network.parameters()).device)).cpu()
         if not finite(outputs):
+            bad, most = int((~outputs.isfinite().all(dim=1)).sum()), f"{np.abs(X).max():.3g}"
             raise DataError(
-                f"the outputs are NaN or infinite for {int((~outputs.isfinite().all(dim=1)).sum())} of "
-                f"{len(X)} samples: X has values of up to {np.abs(X).max():.3g}. Scale it as in fit."
+                f"the outputs are NaN or infinite for {bad} of {len(X)} samples: {self._source} has values "
+                f"of up to {most}. Scale it as in fit."
             )
         return outputs
 
