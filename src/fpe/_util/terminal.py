@@ -48,6 +48,11 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
         yield advance
 
 
+def say(text: str) -> None:
+    """Write a line to standard error, where progress is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class _Lines:
     """Writes progress as lines, with at least `SECONDS_APART` between them."""
 
@@ -66,9 +71,7 @@ class _Lines:
         if now - self.last < SECONDS_APART or not self.done:
             return
         self.last = now
-        print(
-            f"{self.label}: {self.done} of {self.total}{self._left(now)}; {text}", file=sys.stderr, flush=True
-        )
+        say(f"{self.label}: {self.done} of {self.total}{self._left(now)}; {text}")
 
     def _left(self, now: float) -> str:
         """Say how much time is left, as soon as the rate is known."""

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fpe import __version__
-from fpe._util.terminal import progress_bar
+from fpe._util.terminal import progress_bar, say
 from fpe.errors import ArgumentError, DataError, FPEError
 from fpe.expansion.planner import plan
 from fpe.expansion.pruning import InputPruning, Pruning
@@ -289,6 +289,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         scored = {"evaluate": how["evaluate"], "objective": how["objective"]}
         task = Task(folds, how["outputs"], self.batch_size, seed, **scored, l2=self.l2, jobs=jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
+        if self._known and self.verbose:
+            say(
+                f"found a stored search for {budget:,} non-zeros: its {len(self._known)} networks are not "
+                "trained again; the best one is, on all rows"
+            )
         with progress_bar("searching", 1, self.verbose) as advance:
             known, blocks = (self._known, self._on_entries), self.prefer_blocks
             self.search_ = search(task, budget, epochs, *known, advance, prefer_blocks=blocks)
