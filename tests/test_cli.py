@@ -223,6 +223,7 @@ def test_a_budget_is_searched_for_reported_and_resumed(data, tmp_path):
     stored = json.loads((out / "results.json").read_text())
     count = stored["rows"][-1]["nonzero"]
     assert count <= 60  # softmax regression has 44
+    assert [row["budget"] for row in stored["rows"]] == [15, 30, 60]
     best = fpe.load(out / "best.safetensors")
     assert fpe.count_nonzero(best) == count
     assert best.fpe_classes == ["0", "1", "2", "3"]
@@ -251,6 +252,25 @@ def test_options_of_several_values_or_of_none_leave_the_data_alone(words, hidden
 
 def test_the_policies_that_the_command_knows_are_all_there_are():
     assert {*shared.REWIRE} == {*POLICIES, "auto"}
+
+
+@pytest.mark.parametrize(
+    ("spread", "given", "standardized"),
+    [(1, [], False), (1000, [], True), (1000, ["--no-standardize"], False)],
+)
+def test_features_of_unlike_spreads_are_standardized(data, tmp_path, spread, given, standardized):
+    """By the rule of `FPEClassifier`, and said."""
+    arrays = dict(np.load(data))
+    for key in (key for key in arrays if key.startswith("X")):
+        arrays[key] = arrays[key] * np.where(np.arange(arrays[key].shape[1]) == 0, spread, 1)
+    np.savez(tmp_path / "unlike.npz", **arrays)
+    how = ["--hidden", 2, *QUICK, *given, "--out", tmp_path / "out"]
+    result = run("fit", tmp_path / "unlike.npz", *how)
+    assert result.exit_code == 0, result.output
+    assert ("features are standardized" in result.stdout) is standardized
+    assert (
+        json.loads((tmp_path / "out" / "results.json").read_text())["config"]["standardize"] is standardized
+    )
 
 
 def test_factor_1_expands_nothing_and_says_so(data, tmp_path):

@@ -199,6 +199,15 @@ class TestNpz:
         assert load(npz(tmp_path, X=X, y=Y * 10 - 5.0)).classes == ["-5", "5"]
         assert load(npz(tmp_path, X=X, y=Y == 1)).classes == ["False", "True"]
 
+    def test_whole_numbers_that_may_be_a_quantity_get_a_note(self, tmp_path):
+        """62 ages in 400 rows; 25 numbers of classes in 2,000 rows are classes."""
+        rng = np.random.default_rng(0)
+        ages, numbers = rng.permutation(np.arange(400) % 62), rng.permutation(np.arange(2000) % 25)
+        assert any(
+            "FPERegressor" in note for note in load(npz(tmp_path, X=X[:1].repeat(400, 0), y=ages)).notes
+        )
+        assert not load(npz(tmp_path, X=X[:1].repeat(2000, 0), y=numbers)).notes[:-1]
+
     def test_names_of_classes_may_be_given(self, tmp_path):
         data = load(npz(tmp_path, X=X, y=Y * 2, classes=np.array(["cat", "dog", "eel"])))
         assert data.classes == ["cat", "dog", "eel"]

@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import scipy.sparse
 import torch
+from matplotlib.axes import Axes
 from sklearn.datasets import load_diabetes, load_digits, make_multilabel_classification
 
 import fpe
+from fpe.budget.recommendation import Recommendation
+from fpe.compare.report import budget_figure
 from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn import FPEClassifier, FPERegressor, network
 from fpe.training import candidates as training
@@ -226,6 +229,75 @@ def test_no_network_has_more_than_the_budget_and_the_winner_is_trained(found):
     assert found.classifier.score(X, y) > 0.8
 
 
+def tried(hidden, score, nonzero=90, share=1.0, losses=(), **how):
+    candidate = Candidate(hidden, how.pop("direct", False), how.pop("budget", 100), **how)
+    return Entry(candidate, share, nonzero, [score], list(losses) or [1 - score])
+
+
+def recommendation(*searches):
+    """What was found for budgets of 100, 200, …, without any training."""
+    classifiers = []
+    for number, own in enumerate(searches, 1):
+        classifiers.append(FPEClassifier(budget=100 * number))
+        classifiers[-1].search_ = list(own)
+    return Recommendation(100 * len(searches), classifiers)
+
+
+def test_a_smaller_network_that_is_better_is_the_best_of_a_larger_budget_too():
+    found = recommendation([tried(0, 0.85, 36)], [tried(4, 0.84, 198)], [tried(8, 0.9, 300)])
+    assert [own.budget for own in found.winners] == [100, 100, 300]
+    assert [e.nonzero for e in found.front] == [36, 36, 300]
+    two = recommendation([tried(0, 0.85, 36)], [tried(4, 0.84, 198)])
+    assert two.classifier is two.classifiers[0]
+    assert two.sentence() == "best of 200 non-zeros: no hidden layer, 85.0 %"
+    rows = [line.split() for line in repr(two).splitlines() if "no hidden layer" in line]
+    assert rows[1:] == [
+        ["100", "36", "no", "hidden", "layer", "85.0"],
+        ["200", "36", "no", "hidden", "layer", "85.0"],
+    ]
+
+
+def test_rivals_are_not_the_winner_at_another_rate():
+    same, other, dense = tried(0, 0.8, 36, lr=0.04), tried(0, 0.82, 36), tried(3, 0.7, 95)
+    assert recommendation([other, same, dense]).rivals == [dense]
+
+
+def test_what_is_printed_says_how_the_winner_was_chosen():
+    """By accuracy; by loss with few samples; as the simpler one within a standard error."""
+    best, higher = tried(8, 0.9), tried(4, 0.91)
+    few = [tried(4, 0.9, losses=[0.1] * MOST_FOLDS), tried(8, 0.92, losses=[0.2] * MOST_FOLDS)]
+    assert "the winner was chosen: its own is optimistic" in repr(recommendation([best]))
+    assert "by the loss, as samples are few" in repr(recommendation(few))
+    assert "within a standard error" in repr(recommendation([tried(0, 0.9), higher]))
+
+
+def test_what_is_printed_counts_structures_and_not_rates():
+    last = [tried(8, 0.9), tried(8, 0.8, lr=0.1)]
+    assert "lost in shorter runs" not in repr(recommendation(last))
+    assert "of 2 networks that were tried" in repr(recommendation([*last, tried(4, 0.7, share=0.125)]))
+
+
+@pytest.mark.parametrize("ours", [36, 150])
+def test_the_figure_shows_dense_networks_though_none_with_neurons_wins(ours, tmp_path, monkeypatch):
+    """Also if one network is the best of two budgets."""
+    drawn, plot = [], Axes.plot
+
+    def recorded(axes, x, y, *style, label, **how):
+        drawn.append((label, list(x), list(y)))
+        return plot(axes, x, y, *style, label=label, **how)
+
+    monkeypatch.setattr(Axes, "plot", recorded)
+    softmax, dense = tried(0, 0.8, ours, budget=200), tried(13, 0.75, 198, budget=200)
+    found = recommendation([tried(0, 0.85, 36)], [softmax, dense])
+    rows = [{"nonzero": 36, "validation_accuracy": 0.85, "test_accuracy": 0.8}] * 2
+    budget_figure(found, rows, "people", tmp_path / "accuracy.png")
+    lines = {label: xy for label, *xy in drawn}
+    assert lines["dense"] == [[198], [75.0]]
+    assert lines["no hidden layer"] == ([[36], [85.0]] if ours == 36 else [[36, 150], [85.0, 80.0]])
+    assert lines["best, on the test data"] == [[36], [80.0]]
+    assert (tmp_path / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_same_seed_finds_the_same():
     one, two = (fpe.recommend(X, y, 200, seed=3, **QUICK) for _ in range(2))
     assert one.to_dict() == two.to_dict()
@@ -349,6 +421,8 @@ def test_a_part_of_a_budget_that_is_too_small_for_any_network_is_left_out():
     assert [clf.n_nonzero_ for clf in found.classifiers] == [15, 30]
     with pytest.raises(BudgetError, match="budget is 7"):
         fpe.recommend(X, y, 7, **QUICK)
+    with pytest.raises(BudgetError, match="budget is 2"):  # of which a quarter is none
+        fpe.recommend(X, y, 2, epochs=8)
 
 
 def test_partial_fit_after_fit_scales_as_fit_did():

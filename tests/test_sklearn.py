@@ -257,6 +257,20 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             quick().fit(X, labels)
 
+    @pytest.mark.parametrize("kind", [fpe.FPEClassifier, fpe.FPERegressor])
+    def test_a_table_with_text_or_gaps_is_told_who_encodes_it(self, kind):
+        pandas = pytest.importorskip("pandas")
+        table = pandas.DataFrame(
+            {"age": [1.0, np.nan] * 10, "city": ["Bonn", "Rome"] * 10, "size": range(20)}
+        )
+        y = [0, 1] * 10
+        with pytest.raises(DataError, match=r"'age', 'city'\. fpe\.data\.load"):
+            kind(hidden=2).fit(table, y)
+        fitted = kind(hidden=2, factor=1, epochs=1).fit(table[["size"]], y)
+        with pytest.raises(ValueError, match="feature names") as told:
+            fitted.predict(table[["size"]].rename(columns={"size": "length"}))
+        assert "encode" not in str(told.value)
+
     def test_missing_labels_of_pandas(self):
         pandas = pytest.importorskip("pandas")
         whole = pandas.Series(CODES, dtype="Int64")

@@ -103,7 +103,7 @@ def recommend(
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "scale": scale, "random_state": seed}
     identity = None if folder is None else _identity(X, y, how)
     found = Recommendation(int(budget), [])
-    for part in PARTS if front else (1,):
+    for part in (part for part in (PARTS if front else (1,)) if budget >= part):
         own = int(budget) // part
         same: dict[str, Any] = {"n_jobs": n_jobs, "prefer_blocks": prefer_blocks, "verbose": verbose}
         classifier = FPEClassifier(budget=own, **same, **how)

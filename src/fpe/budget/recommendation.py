@@ -24,31 +24,43 @@ class Recommendation:
     budget : int
         The allowed number of non-zero parameters.
     classifiers : list of FPEClassifier
-        The trained winner of each budget that was tried, the smallest budget first.
+        What the search for each budget found, trained, the smallest budget first.
     """
 
     budget: int
     classifiers: list[FPEClassifier]
 
     @property
+    def winners(self) -> list[FPEClassifier]:
+        """For each budget the best of those that were found for it, or for a smaller one."""
+        upto = [self.classifiers[: number + 1] for number in range(len(self.classifiers))]
+        return [min(own, key=lambda classifier: classifier.search_[0].rank) for own in upto]
+
+    @property
     def classifier(self) -> FPEClassifier:
         """The trained winner of the whole budget."""
-        return self.classifiers[-1]
+        return self.winners[-1]
 
     @property
     def table(self) -> list[Entry]:
         """The candidates of the last round for the whole budget, the best first, and those of the others."""
-        return self.classifier.search_
+        return self.classifiers[-1].search_
 
     @property
     def best(self) -> Entry:
         """The winner."""
-        return self.table[0]
+        return self.classifier.search_[0]
 
     @property
     def front(self) -> list[Entry]:
         """The winner of each budget."""
-        return [classifier.search_[0] for classifier in self.classifiers]
+        return [classifier.search_[0] for classifier in self.winners]
+
+    @property
+    def rivals(self) -> list[Entry]:
+        """The best dense network, and the best without a hidden layer, where they are not the winner."""
+        best = {e.candidate.name: e for e in reversed(simple(self.table)) if not e.reason}
+        return [entry for name, entry in best.items() if name != self.best.candidate.name]
 
     def to_dict(self) -> dict[str, Any]:
         """Return all of it as plain data, such as JSON takes."""
@@ -59,25 +71,35 @@ class Recommendation:
         last = [entry for entry in self.table if entry.share == ROUNDS[-1]]
         head = ("network", "non-zeros", "rate", "smoothing", "L2", "validation %")
         lines = [f"{self.sentence()}", "", *text_table(head, [_cells(entry) for entry in last])]
-        tried = len({(entry.candidate.hidden, entry.candidate.direct) for entry in self.table})
-        lines += ["", f"of {tried} networks that were tried; the others lost in shorter runs"]
+        tried, listed = (len({_structure(entry) for entry in own}) for own in (self.table, last))
+        if tried > listed:
+            lines += ["", f"of {tried} networks that were tried; the others lost in shorter runs"]
         if len(self.classifiers) > 1:
-            rows = [(f"{e.nonzero:,}", e.candidate.name, _percent(e)) for e in self.front]
-            front = text_table(("non-zeros", "best", "validation %"), rows, left=0)
+            rows = [
+                (f"{own.budget:,}", f"{e.nonzero:,}", e.candidate.name, _percent(e))
+                for own, e in zip(self.classifiers, self.front, strict=True)
+            ]
+            front = text_table(("budget", "non-zeros", "best", "validation %"), rows, left=0)
             lines += ["", "accuracy against non-zeros", *front]
-        lines += [
-            "",
-            "accuracies are those on a part of the data that was held out, by which the winner was chosen: "
-            "its own is optimistic",
-        ]
+        text = "accuracies are those on a part of the data that was held out, by which the winner was chosen"
+        lines += ["", f"{text}{self._how()}: its own is optimistic"]
         return "\n".join(lines)
+
+    def _how(self) -> str:
+        """Say in brackets how the winner was chosen, if others of its round have a higher accuracy."""
+        others = [entry.score for entry in self.table if entry.share == ROUNDS[-1]]
+        if self.best.score >= max(others):
+            return ""
+        why = ["by the loss, as samples are few"] if self.best.by_loss else []
+        if not self.best.candidate.hidden:
+            why.append("a network without a hidden layer wins if it is within a standard error of the best")
+        return f" ({'; '.join(why) or 'blocks win within a standard error'})"
 
     def sentence(self) -> str:
         """Say what won for the largest budget so far, and by how much over the simple networks."""
         best = self.best
-        text = f"best of {best.candidate.budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
-        names = {e.candidate.name: e for e in reversed(simple(self.table))}  # the best of each
-        rivals = [f"{name} {_percent(e)} %" for name, e in names.items() if name != best.candidate.name]
+        text = f"best of {self.classifiers[-1].budget:,} non-zeros: {best.candidate.name}, {_percent(best)} %"
+        rivals = [f"{entry.candidate.name} {_percent(entry)} %" for entry in self.rivals]
         return f"{text} ({'; '.join(rivals)})" if rivals else text
 
     def python(self) -> str:
@@ -94,6 +116,11 @@ class Recommendation:
 def simple(table: Sequence[Entry]) -> list[Entry]:
     """Return the dense networks of a table's last round and those without a hidden layer, in its order."""
     return [e for e in table if e.share == ROUNDS[-1] and (e.candidate.hidden == 0 or e.dense)]
+
+
+def _structure(entry: Entry) -> tuple[object, ...]:
+    c = entry.candidate
+    return c.hidden, c.direct, c.activation, c.blocks
 
 
 def _cells(entry: Entry) -> tuple[str, ...]:

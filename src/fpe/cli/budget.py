@@ -35,7 +35,6 @@ def fit_budget(
     from fpe._util.files import to_json, write_json
     from fpe._util.terminal import text_table
     from fpe.budget import recommend
-    from fpe.budget.recommendation import simple
     from fpe.compare.best import CARD, MODEL, check_replaceable, keep_best, with_origin
     from fpe.compare.report import budget_figure
     from fpe.compare.store import provenance
@@ -51,7 +50,7 @@ def fit_budget(
         shutil.rmtree(folder / "search", ignore_errors=True)
 
     def show(found: Recommendation) -> None:
-        if not as_json and found.best.candidate.budget < budget:  # the last one is reported below
+        if not as_json and found.classifiers[-1].budget != budget:  # the last one is reported below
             click.echo(found.sentence(), err=True)
 
     how: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "n_jobs": jobs}
@@ -71,12 +70,13 @@ def fit_budget(
         ) from None
     rows = [
         {
+            "budget": searched.budget,
             "nonzero": own.n_nonzero_,
             "network": own.search_[0].candidate.name,
             "validation_accuracy": own.search_[0].score,
             "test_accuracy": own.score(dataset.X_test, dataset.y_test),
         }
-        for own in found.classifiers
+        for searched, own in zip(found.classifiers, found.winners, strict=True)
     ]
     model, described = found.classifier._deployed(), dataset.about()
     setattr(model, CLASSES, [dataset.classes[number] for number in found.classifier.classes_])
@@ -93,8 +93,7 @@ def fit_budget(
                 "validation_accuracy": entry.score,
                 "test_accuracy": None,
             }
-            for entry in simple(found.table)
-            if entry is not found.best and not entry.reason
+            for entry in found.rivals
         ],
     }
     about = getattr(model, ABOUT) | described | {"measured": measured}
@@ -112,9 +111,10 @@ def fit_budget(
     if as_json:
         click.echo(to_json(result))
         return
-    head = ("non-zeros", "network", "validation %", "test %")
+    head = ("budget", "non-zeros", "network", "validation %", "test %")
     cells = [
         (
+            f"{row['budget']:,}",
             f"{row['nonzero']:,}",
             row["network"],
             f"{100 * row['validation_accuracy']:.1f}",

@@ -60,7 +60,11 @@ NOT_WITH_BUDGET = (
     help="Share of the training samples that is held out to choose the best model.",
 )
 @click.option("--patience", type=int, help="Stop when the loss on these has not fallen for this many epochs.")
-@click.option("--standardize", is_flag=True, help="Train on features of mean 0 and deviation 1.")
+@click.option(
+    "--standardize/--no-standardize",
+    default=None,
+    help="Train on features of mean 0 and deviation 1.  [default: if deviations differ more than ten times]",
+)
 @data_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: fpe-out/…]")
 @click.option("--jobs", default=-1, help="Processes; -1 means one for each core.")
@@ -114,6 +118,7 @@ def fit(
     from fpe.compare.fit import run_fit
     from fpe.compare.report import fit_figure, fit_table
     from fpe.data import load
+    from fpe.sklearn.inputs import has_unlike_spreads
 
     dataset = load(data, seed=settings["seed"], **{name: settings.pop(name) for name in OF_DATA})
     if not as_json:
@@ -122,6 +127,12 @@ def fit(
         own = {name: settings[name] for name in ("seed", "epochs", "batch_size")}
         fit_budget(dataset, budget, out, fresh=fresh, force=force, as_json=as_json, jobs=jobs, **own)
         return
+    if settings["standardize"] is None:
+        settings["standardize"] = has_unlike_spreads(dataset.X_train)
+        if settings["standardize"] and not as_json:
+            click.echo(
+                "features are standardized, as their deviations differ (--no-standardize: they are not)\n"
+            )
     config = FitConfig(rewire=True if rewire == "auto" else rewire or False, **settings)
     folder = out or config.folder(dataset)
     with progress_bar(dataset.name, len(config.hidden) * config.trials, not as_json) as advance:
@@ -179,8 +190,8 @@ def _best(best: dict[str, Any], samples: int) -> str:
     """Describe the stored best model."""
     own = best["expanded"]
     text = (
-        f"  {own['neurons']} neurons, trial {best['trial']}: {own['validation_accuracy']:.1%} on the "
-        f"{samples:,} held-out training samples that chose it; {own['accuracy']:.1%} on the test data"
+        f"  expanded to {own['neurons']} neurons, trial {best['trial']}: {own['validation_accuracy']:.1%} on "
+        f"the {samples:,} held-out training samples that chose it; {own['accuracy']:.1%} on the test data"
     )
     if best["kept"]:
         text += "\n  it is of an earlier run in this folder, and better than the best model of this one"

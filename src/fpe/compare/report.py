@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +123,20 @@ def budget_figure(found: Recommendation, rows: Sequence[dict[str, Any]], name: s
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     rivals = [entry for own in found.classifiers for entry in simple(own.search_) if not entry.reason]
-    for label, color, marker, dense in (("dense", DENSE, "o", True), ("no hidden layer", DOUBLE, "^", False)):
-        best: dict[int, tuple[int, float]] = {}  # by budget, of several rates
-        for entry in reversed([e for e in rivals if e.dense == dense]):
-            best[entry.candidate.budget] = entry.nonzero, 100 * entry.score
+    drawn: set[int] = set()
+    for label, color, marker, hidden in (
+        ("dense", DENSE, "o", True),
+        ("no hidden layer", DOUBLE, "^", False),
+    ):
+        best: dict[int, float] = {}  # by count, of several rates and budgets
+        for entry in (e for e in rivals if bool(e.candidate.hidden) == hidden):
+            best[entry.nonzero] = max(100 * entry.score, best.get(entry.nonzero, 0))
         if best:
-            axes.plot(*zip(*sorted(best.values()), strict=True), color=color, marker=marker, label=label)
-    counts = [row["nonzero"] for row in rows]
+            axes.plot(*zip(*sorted(best.items()), strict=True), color=color, marker=marker, label=label)
+            drawn |= best.keys()
+    rows = list({row["nonzero"]: row for row in rows}.values())  # one network may be the best of two budgets
+    counts = sorted({row["nonzero"] for row in rows})
+    rows.sort(key=lambda row: row["nonzero"])
     for key, label, style in (
         ("validation_accuracy", "best, on the part that chose it", "s-"),
         ("test_accuracy", "best, on the test data", "s:"),
@@ -138,11 +145,21 @@ def budget_figure(found: Recommendation, rows: Sequence[dict[str, Any]], name: s
         axes.plot(counts, values, style, color=EXPANDED, label=label,
                   markerfacecolor="white" if style == "s:" else EXPANDED)  # fmt: skip
     axes.set_xscale("log", base=2)
-    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    ticks = _apart(counts, drawn)
+    axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axes.minorticks_off()
     axes.set_xlabel("non-zero parameters")
     axes.set_ylabel("accuracy, %")
     axes.set_title(f"{name}: the best network of each budget")
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(loc="outside lower center", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     write_atomically(path, lambda file: figure.savefig(file, dpi=160))
+
+
+def _apart(first: Sequence[int], others: Iterable[int]) -> list[int]:
+    """Return all of `first`, and of the others those whose labels do not overlap on a logarithmic axis."""
+    ticks = list(first)
+    for count in sorted(others):
+        if all(max(count, tick) > 1.3 * min(count, tick) for tick in ticks):
+            ticks.append(count)
+    return sorted(ticks)

@@ -21,6 +21,9 @@ from fpe.errors import ArgumentError, DataError, did_you_mean
 if TYPE_CHECKING:
     from fpe.data.encoding import Encoding
 
+#: With more classes that are whole numbers, and few rows of each, the label may be a quantity.
+MANY_CLASSES = 20
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -188,6 +191,11 @@ def load(
         raise DataError(f"there is only one class, {only!r}, in the training data; a classifier needs two.")
     if len(classes) == len(y["train"]) > 20:
         raise DataError(f"each of the {len(classes)} rows has its own label; give --label.")
+    if len(classes) > MANY_CLASSES and len(y["train"]) < 50 * len(classes) and all(map(_is_number, classes)):
+        notes.append(
+            f"the label has {len(classes)} numbers, each a class; to predict a quantity, use "
+            "fpe.FPERegressor in Python"
+        )
     if "test" not in X:
         share = 0.2 if test_fraction is None else test_fraction
         rows = dict(zip(("train", "test"), _hold_out(y["train"], share, seed, classes), strict=True))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fpe.errors import ArgumentError, DataError
 from fpe.expansion.planner import plan
 from fpe.models import CLASSES, mlp
-from fpe.sklearn.inputs import as_dense, as_inputs, checked_labels, has_several_labels
+from fpe.sklearn.inputs import as_dense, as_inputs, checked_labels, explained, has_several_labels
 from fpe.sklearn.network import DEFAULT_HIDDEN, Network
 from fpe.training.loop import accuracy_of, as_tensor
 from fpe.training.losses import Objective
@@ -175,9 +175,9 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         y = y.toarray() if scipy.sparse.issparse(y) else y
         several = has_several_labels(y)
         y = y if several else checked_labels(y)
-        X, y = validate_data(
-            self, X, y, dtype=[np.float64, np.float32], reset=reset, accept_sparse="csr", multi_output=several
-        )
+        own: dict[str, Any] = {"reset": reset, "accept_sparse": "csr", "multi_output": several}
+        with explained(X):
+            X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], **own)
         check_classification_targets(y)
         return as_dense(X), y
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Number
 from typing import Any
 
@@ -31,11 +33,39 @@ def mean_and_spread(X: np.ndarray, weight: Tensor | None) -> tuple[np.ndarray, n
 def scaler_of(X: np.ndarray, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the mean and the divisor of each feature: one for all, unless their spreads are unlike."""
     mean, spread = mean_and_spread(X, weight)
-    varying = spread[spread > 1e-9 * np.abs(X).max(initial=0)]
-    alike = len(varying) == 0 or varying.max() <= ALIKE * np.median(varying)
+    varying, alike = _compared(X, spread)
     common = np.sqrt((spread**2).mean()) if len(varying) else 1.0
     scale = np.full_like(spread, common) if alike else np.where(spread > 0, spread, 1.0)
     return torch.from_numpy(mean.astype(X.dtype)), torch.from_numpy(scale.astype(X.dtype))
+
+
+def has_unlike_spreads(X: np.ndarray) -> bool:
+    """Tell whether features have standard deviations that differ by more than `ALIKE` times."""
+    return not _compared(X, mean_and_spread(X, None)[1])[1]
+
+
+def _compared(X: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Return the spreads of features that vary, and whether they are alike."""
+    varying = spread[spread > 1e-9 * np.abs(X).max(initial=0)]
+    return varying, len(varying) == 0 or bool(varying.max() <= ALIKE * np.median(varying))
+
+
+@contextmanager
+def explained(X: Any) -> Iterator[None]:
+    """Add to an error about a table with text or missing values how such a table becomes numbers."""
+    try:
+        yield
+    except ValueError as error:
+        if not hasattr(X, "select_dtypes"):
+            raise
+        unfit = [*X.columns[X.isna().any()], *X.select_dtypes(exclude=["number", "bool"])]
+        if not unfit:
+            raise
+        raise DataError(
+            f"{error} Columns with text or missing values: {', '.join(map(repr, dict.fromkeys(unfit)))}. "
+            "fpe.data.load(FILE, label=…) and fpe fit encode them; or put encoders and imputers of "
+            "scikit-learn before the estimator, in a Pipeline."
+        ) from error
 
 
 def as_dense(X: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
 from fpe.models import ABOUT, mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
-from fpe.sklearn.inputs import as_dense, as_inputs, plain, scaler_of
+from fpe.sklearn.inputs import as_dense, as_inputs, explained, plain, scaler_of
 from fpe.training import late
 from fpe.training.candidates import Entry, Task
 from fpe.training.folds import Fold, fold_count, hold_out
@@ -360,7 +360,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
             for note in notes:
                 warnings.warn(f"{note}.", stacklevel=3)
         else:
-            X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
+            with explained(X):
+                X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
             X = as_dense(X)
         inputs, network = self._scaled(as_inputs(X, self.model_, self._source)), self._trial.model
         outputs = predict_logits(network, inputs.to(next(network.parameters()).device)).cpu()

@@ -11,7 +11,7 @@ from sklearn.metrics import r2_score
 from sklearn.utils.validation import _check_sample_weight, validate_data
 from torch import Tensor
 
-from fpe.sklearn.inputs import as_dense, mean_and_spread
+from fpe.sklearn.inputs import as_dense, explained, mean_and_spread
 from fpe.sklearn.network import Network
 from fpe.training.loop import as_tensor
 from fpe.training.losses import Objective
@@ -56,15 +56,9 @@ class FPERegressor(RegressorMixin, Network):  # type: ignore[misc]
             For bad parameters or data; the estimator is then unchanged.
         """
         with self._unchanged_on_error():
-            X, y = validate_data(
-                self,
-                X,
-                y,
-                dtype=[np.float64, np.float32],
-                accept_sparse="csr",
-                multi_output=True,
-                y_numeric=True,
-            )
+            how: dict[str, Any] = {"accept_sparse": "csr", "multi_output": True, "y_numeric": True}
+            with explained(X):
+                X, y = validate_data(self, X, y, dtype=[np.float64, np.float32], **how)
             X, y = as_dense(X), np.asarray(y, dtype=np.float64)
             self._single = y.ndim == 1
             y = y.reshape(len(y), -1)

@@ -110,7 +110,12 @@ class Entry:
     def rank(self) -> tuple[float, float]:
         """Sorts entries of one round, the best first."""
         loss = statistics.fmean(self.losses) if self.losses else math.inf
-        return (loss, -self.score) if len(self.losses) == MOST_FOLDS else (-self.score, loss)
+        return (loss, -self.score) if self.by_loss else (-self.score, loss)
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether entries are ranked by their losses: with few samples accuracies are too coarse."""
+        return len(self.losses) == MOST_FOLDS
 
     @property
     def dense(self) -> bool:
