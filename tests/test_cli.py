@@ -108,7 +108,13 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
         (["fit", "digits", "--hidden", "-4"], 2, r"hidden is \(-4,\); give"),
         (["fit", "digits", "--test-fraction", "1.5"], 2, "test.fraction is 1.5; give"),
         (["fit", "digits", "--jobs", "0"], 2, "--jobs is 0; give"),
-        (["plan", "nothing"], 2, "'nothing' does not name a model; write MODULE:CALLABLE"),
+        (
+            ["plan", "nothing"],
+            2,
+            "'nothing' does not name a model: there is no such folder. .*MODULE:CALLABLE",
+        ),
+        (["plan", "nothing:make", "--budget", "600"], 2, "takes group or network.* fpe fit DATA --budget N"),
+        (["fit", "digits", "--budget", "100000000000"], 2, "takes [0-9,]+ GiB of memory.*smaller budget"),
         (["plan", "no_such_module:make"], 2, "could not be made: ModuleNotFoundError"),
     ],
 )
@@ -151,6 +157,49 @@ def test_an_unknown_option_is_a_bad_argument():
     result = run("fit", "digits", "--widht", "4")
     assert result.exit_code == 2
     assert "No such option" in result.stderr
+
+
+def test_the_help_names_the_search_first():
+    text = run("--help").output
+    assert text.index("--budget") < text.index("Options:")
+    assert "fpe COMMAND --help" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        (
+            "fit",
+            ["--split [random|shared|shared-N|gram|2:4]", "--prune [magnitude|balanced|columns|children]"],
+        ),
+        ("plan", ["--split [random|", "--budget [group|network]", "--convolutions [channels|taps]"]),
+        ("embed", ["--dtype [float16|float32]", "--format [safetensors|parquet]"]),
+        ("export", ["--weights [float32|float16|int8]"]),
+    ],
+)
+def test_options_list_their_choices(command, choices):
+    text = run(command, "--help").output
+    for choice in choices:
+        assert choice in text
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "embed", "plan", "export"])
+def test_options_that_can_be_repeated_say_so(command):
+    for option in main.commands[command].params:
+        if getattr(option, "multiple", False) and "…" not in option.metavar:
+            assert "repeatable" in option.help
+
+
+def test_warnings_of_fpe_are_notes_and_others_stay_as_they_are(data, tmp_path):
+    code = "import warnings; warnings.warn('of others'); from fpe.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "fit", str(data), "--budget", "40000", "--epochs", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("note: ")] == [
+        "note: the budget has more than 100 weights for each of the 160 rows; a smaller one may be as "
+        "accurate, and takes less time."
+    ]
+    assert "UserWarning: of others" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["fit", "plan"])
@@ -335,6 +384,14 @@ def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):
     assert untrained.exit_code == 0, untrained.output
     assert "model.layers.{0-1}.mlp.{gate_proj, up_proj}" in untrained.output
     assert "budget of the whole network" in untrained.output
+
+
+def test_plan_of_a_folder_keeps_reports_of_torchao_off_the_terminal(tmp_path):
+    """transformers imports it, which reports what this machine lacks."""
+    model, _ = ZOO["BERT"]()
+    model.save_pretrained(tmp_path)
+    done = subprocess.run([*FPE, "plan", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_plan_of_a_folder_takes_no_memory_for_weights_unless_neurons_are_ranked_by_them(tmp_path):

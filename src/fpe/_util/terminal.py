@@ -100,6 +100,13 @@ def silenced(*names: str, above: int = logging.ERROR) -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Keep what torchao reports off the terminal, such as libraries for GPUs: transformers imports it."""
+    with silenced("torchao", "torch.utils._pytree", above=logging.WARNING):
+        yield
+
+
 def braced(names: Sequence[str]) -> str:
     """Write several names of one parent as one: ``mlp.{gate, up}``."""
     if len(names) == 1:

@@ -27,6 +27,7 @@ from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
 from fpe.models import ABOUT, mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
+from fpe.sklearn.arguments import named_in_errors
 from fpe.sklearn.inputs import as_dense, as_inputs, explained, plain, scaler_of
 from fpe.training import late
 from fpe.training.candidates import Entry, Task
@@ -34,7 +35,7 @@ from fpe.training.folds import Fold, fold_count, hold_out
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import default_epochs, dense_count, search
+from fpe.training.search import check_budget, default_epochs, dense_count, search
 from fpe.training.trials import Trial, best_of, train_trials
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
     _known: Sequence[Entry] = ()
     _on_entries: Callable[[list[Entry]], None] | None = None
 
+    @named_in_errors
     def __init__(
         self,
         hidden: int | Sequence[int] | None = None,
@@ -289,6 +291,7 @@ class Network(BaseEstimator):  # type: ignore[misc]
         scored = {"evaluate": how["evaluate"], "objective": how["objective"]}
         task = Task(folds, how["outputs"], self.batch_size, seed, **scored, l2=self.l2, jobs=jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
+        check_budget(budget, task)
         if self._known and self.verbose:
             say(
                 f"found a stored search for {budget:,} non-zeros: its {len(self._known)} networks are not "
