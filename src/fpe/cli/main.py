@@ -32,7 +32,7 @@ class _BadArguments(click.ClickException):
 
 
 class _Notes:
-    """Shows warnings of fpe as notes, once and without the line of code that gave them; others as they are."""
+    """Shows warnings of fpe as notes, once and without a line of code; others as they are."""
 
     def __init__(self) -> None:
         self.given = set[str]()

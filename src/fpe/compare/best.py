@@ -49,8 +49,8 @@ def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -
     if earlier != judged_on:
         why = "; ".join(_differences(earlier, judged_on))
         raise ArgumentError(
-            f"{file} cannot be compared with a new model: {why}. Give "
-            "another --out, the same settings as before, or --force to replace it."
+            f"{file} cannot be compared with a new model: {why}. Give another --out, the same settings as "
+            "before, or --force to replace it."
         )
 
 
