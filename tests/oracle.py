@@ -29,7 +29,8 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
         The names of ``producers``, ``consumers`` and the modules ``between`` them. A consumer's inputs are
         shared out evenly among the neurons, adjacent ones together, or as in ``input_layouts``; entries of
         what is between are as in ``between_layouts``. A neuron is one output of each of ``parts`` equal parts
-        of a producer. The inputs of a consumer in groups are those of each of its groups.
+        of a producer, one number for all of them or one for each. The inputs of a consumer in groups are
+        those of each of its groups.
     factor : int
         How many copies.
     """
@@ -39,7 +40,8 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
             _stacked_copied(wide, group, factor)
             continue
         rows = len(_oriented(wide.get_submodule(group["producers"][0])))
-        neurons = rows // group.get("parts", 1)
+        parts = group.get("parts", 1)
+        neurons = rows // (parts if isinstance(parts, int) else parts[0])
         entries = dict(zip(group["between"], group.get("between_layouts", ()), strict=False))
         for name in (*group["producers"], *group["between"]):
             module = wide.get_submodule(name)
@@ -47,6 +49,7 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                 _entries_copied(module, entries[name], neurons, factor)
                 continue
             turned = _turned(module)
+            width = len(_oriented(module)) if name in group["producers"] else rows
             for key, tensor in [
                 *module.named_parameters(recurse=False),
                 *module.named_buffers(recurse=False),
@@ -56,7 +59,7 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
                     axis = list(tensor.shape).index(neurons) if own else int(turned and key == "weight")
                     _put(module, key, tensor.detach().repeat_interleave(factor, axis))
             for attribute in WIDTHS:
-                if getattr(module, attribute, None) in (rows, neurons):
+                if getattr(module, attribute, None) in (width, neurons):
                     setattr(module, attribute, getattr(module, attribute) * factor)
             if isinstance(module, nn.LayerNorm | nn.RMSNorm):
                 module.normalized_shape = (module.normalized_shape[0] * factor,)
@@ -87,6 +90,8 @@ def _entries_copied(module: nn.Module, layout: tuple[int, ...], neurons: int, fa
     for attribute in (*WIDTHS, "in_channels", "groups"):
         if hasattr(module, attribute):
             setattr(module, attribute, getattr(module, attribute) * new // old)
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = (new,)
 
 
 def _repeated(entries: Tensor, each: int, factor: int) -> Tensor:

@@ -320,6 +320,21 @@ def test_layers_side_by_side_that_meet_in_a_sum_are_one_group(name):
             torch.testing.assert_close(whole.train(training)(*batch), dense)
 
 
+def test_what_is_concatenated_before_it_meets_in_a_product_is_found():
+    """The consumer has the neurons twice, at the places of both layers."""
+
+    def follow(m, x):
+        a, b = m.a(x), m.b(-x)
+        both = torch.cat([a, b], -1)
+        return m.c(a * b) + m.both(both.tanh())
+
+    model = built(lambda: Net2(follow))
+    model.both = nn.Linear(16, model.c.out_features).double()
+    (group,) = find_groups(model, X).groups
+    assert group.input_layouts == ((1,), (1, 1))
+    verify(model, group, X)
+
+
 #: Name → forward pass of `Net2`, and a part of the reason why "a" stays dense.
 RESIDUAL = {
     "a residual sum": (
@@ -345,10 +360,6 @@ RESIDUAL = {
         lambda m, x: m.c((m.a(x)[:, :, None] + m.b(x)[:, None]).tanh().sum(-1)),
         "meet other neurons in 'add'",
     ),
-    "a half and a whole": (
-        lambda m, x: m.halves(m.a(x).chunk(2, -1)[0] + m.half4(x)),
-        "meet other neurons in 'add'",
-    ),
 }
 
 
@@ -356,7 +367,7 @@ RESIDUAL = {
 def test_other_sums_are_refused(name):
     follow, reason = RESIDUAL[name]
     model = built(lambda: Net2(follow))
-    model.square2, model.half4 = nn.Linear(8, 8).double(), nn.Linear(16, 4).double()
+    model.square2 = nn.Linear(8, 8).double()
     before = snapshot(model)
     with pytest.raises(ModelError) as error:
         fpe.plan(model, layers=["a"], example_inputs=X)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import foreign_gates  # noqa: F401  (registers its models)
+import foreign_modulated  # noqa: F401
 import fpe
 from foreign import FOREIGN
 from models import same_values
@@ -35,7 +36,7 @@ def test_the_hidden_layers_are_found_and_counted_exactly(name):
         assert layer.neurons_after == 2 * layer.neurons
         for producer in layer.group.producers:
             rows = len(wide.get_submodule(producer).fpe_mask)
-            assert rows == layer.group.parts * layer.neurons_after
+            assert rows == layer.group.parts_of(producer) * layer.neurons_after
     again = fpe.expand(wide, 2, example_inputs=batch, seed=4)
     for each in (wide, again):
         dense = sum(p.numel() for p in model.parameters())

@@ -75,7 +75,16 @@ class Probe:
         try:
             return self.same_if_copied(self.groups, single=True)
         except RuntimeError:
-            return all(self.same_if_copied((group,), single=True) for group in self.groups)
+            each = [(group,) for group in self.groups if not self.refused(group)]
+            return all(self.same_if_copied(group, single=True) for group in each)
+
+    def refused(self, group: NeuronGroup) -> bool:
+        """Tell whether fpe refuses to expand a group that it found, as where its width is written down."""
+        try:
+            fpe.expand(self.model, 2, layers=[group.name], example_inputs=self.batch)
+        except fpe.FPEError:
+            return True
+        return False
 
     def same_if_copied(self, groups: tuple[NeuronGroup, ...], single: bool) -> bool:
         from oracle import copied, double, without_chance

@@ -113,7 +113,7 @@ def widened(
         ) -> Tensor:
             new = origins.lift(name, parameter, old)
             if group is not None:
-                arranged[group.name].refresh_(new, group.parts)
+                arranged[group.name].refresh_(new, group.parts_of(name))
             if parameter == "weight" and divisor.dim():
                 new = new / divisor.to(new).view(-1, *[1] * (new.dim() - 2))
             return new

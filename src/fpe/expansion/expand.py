@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -176,7 +177,11 @@ class Expansion:
         old = {n: self.weights.get(n) or Weights.of(self.model.get_submodule(n)) for n in names}
         stacked = is_stacked(self.model.get_submodule(group.name))
         sets = [
-            _Set(own, [part for each in experts for part in each.divided(group.parts)], layer)
+            _Set(
+                own,
+                [p for n, w in zip(own, experts, strict=True) for p in w.divided(group.parts_of(n))],
+                layer,
+            )
             for own in producer_sets(self.model, group)
             for experts in zip(*(old[n].experts() if stacked else [old[n]] for n in own), strict=True)
         ]
@@ -203,7 +208,7 @@ class Expansion:
                 self._prune_(layer, sets, wide_consumers, copies)
         self.copies += copies
         self.weights |= dict(zip(group.consumers, wide_consumers, strict=True))
-        made_of = [own.joined(group.parts) for own in sets]
+        made_of = [own.joined() for own in sets]
         for name in group.producers:
             own_weights = [each[name] for each in made_of if name in each]
             self.weights[name] = Weights.of_experts(own_weights) if stacked else own_weights[0]
@@ -315,11 +320,10 @@ class _Set:
             each = zip(weights, masks, self.wide, strict=True)
             self.wide = [Weights(weight.clone(), part.bias, mask.clone()) for weight, mask, part in each]
 
-    def joined(self, parts: int) -> dict[str, Weights]:
+    def joined(self) -> dict[str, Weights]:
         """Return the wide weights of each producer."""
-        return {
-            name: Weights.joined(self.wide[i * parts : (i + 1) * parts]) for i, name in enumerate(self.names)
-        }
+        left, group = iter(self.wide), self.layer.group
+        return {name: Weights.joined([*islice(left, group.parts_of(name))]) for name in self.names}
 
 
 def _weight(weights: Weights) -> Tensor:

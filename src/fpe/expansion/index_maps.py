@@ -36,7 +36,8 @@ class IndexMap:
     dropped: tuple[int, ...] = ()  # children that were not created, numbered parent × factor + child
     notes: tuple[str, ...] = ()  # what was done otherwise than asked
     members: tuple[int, ...] = ()  # how many producers, modules between and consumers the group had
-    parts: int = 1  # equal parts of each producer's outputs, of which a neuron has one each
+    # Equal parts of each producer's outputs, of which a neuron has one each; several if producers differ.
+    parts: int | tuple[int, ...] = 1
 
     @cached_property
     def _parent_and_child(self) -> tuple[Tensor, Tensor]:
@@ -64,6 +65,11 @@ class IndexMap:
         """The block of each neuron: in each group of parents all first children make one, and so on."""
         group = self.parent * self.groups // self.neurons
         return group * (self.factor + (self.chosen is not None)) + self.child
+
+    def parts_in(self, rows: int) -> int:
+        """Return how many parts a producer with so many rows has; 0 if no producer has so many."""
+        parts = self.parts if isinstance(self.parts, tuple) else (self.parts,)
+        return next((n for n in parts if n * len(self.parent) == rows), 0)
 
     def origins(self, parts: int) -> Tensor:
         """Return the old row of each new one of a tensor with so many rows of each neuron, part by part."""
@@ -106,7 +112,7 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
 def index_map_of(layer: nn.Module) -> IndexMap | None:
     """Return the index map of an expanded layer's neurons; None for another layer."""
     own = vars(layer).get("fpe_neurons")
-    fits = isinstance(own, IndexMap) and len(own.parent) * own.parts == len(oriented_weight(layer))
+    fits = isinstance(own, IndexMap) and own.parts_in(len(oriented_weight(layer))) > 0
     return cast(IndexMap, own) if fits else None
 
 
@@ -165,8 +171,8 @@ class Origins:
         """Record the expansion of a group; return, for each consumer, the input that each new one copies."""
         group = layer.group
         parent = self.parents.get(group.name, layer.index_map.parent)
-        rows = layout_sources((1,) * group.parts, parent, layer.neurons)
-        self.rows |= dict.fromkeys(group.producers, rows)
+        for name in group.producers:
+            self.rows[name] = layout_sources((1,) * group.parts_of(name), parent, layer.neurons)
         for name in group.between:
             layout, old = group.entries_of(name), self.rows.get(name)
             self.widths.setdefault(name, layout_width(layout, layer.neurons))

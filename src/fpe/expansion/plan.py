@@ -253,7 +253,7 @@ def layer_plans(
             problems += _split_problems(names[0], number, how, factor, split)
             if position == 0:
                 inputs, shares, groups = number, how, split.num_groups(neurons)
-                entries = len(names) * group.parts * (1 if how == "taps" else taps)
+                entries = sum(map(group.parts_of, names)) * (1 if how == "taps" else taps)
         own = sum(int(_free_per_input(model.get_submodule(name)).sum()) for name in group.producers)
         expanded = torch.arange(neurons) if some is None else torch.tensor(some)
         mine = others = biases = 0
@@ -312,8 +312,8 @@ def _free_per_input(layer: nn.Module) -> Tensor:
 def parameters_per_neuron(model: nn.Module, group: NeuronGroup) -> int:
     """Return how many biases and parameters of norms each neuron of a group has."""
     neurons = neurons_of(model, group)
-    biases = [bias_of(model.get_submodule(name)) for name in group.producers]
-    total = group.parts * sum(bias[0].numel() for bias in biases if bias is not None)
+    biases = ((group.parts_of(name), bias_of(model.get_submodule(name))) for name in group.producers)
+    total = sum(parts * bias[0].numel() for parts, bias in biases if bias is not None)
     for name in group.between:
         module = model.get_submodule(name)
         layout = group.entries_of(name)

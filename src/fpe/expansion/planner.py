@@ -273,7 +273,8 @@ def most_polysemantic(
 ) -> tuple[int, ...] | None:
     """Choose the neurons of a group that are expanded, at least one, by a target; None for all."""
     producers = [model.get_submodule(name) for name in group.producers]
-    weights = (oriented_weight(p).detach().flatten(1).chunk(group.parts) for p in producers)
+    each = [*map(group.parts_of, group.producers)]
+    weights = (oriented_weight(p).detach().flatten(1).chunk(n) for p, n in zip(producers, each, strict=True))
     weight = torch.cat([part for parts in weights for part in parts], dim=1)
     count = max(1, round(fraction * len(weight)))
     if count == len(weight):
@@ -286,8 +287,8 @@ def most_polysemantic(
         )
     else:
         scales: list[Tensor] = []
-        for name, producer in zip(group.producers, producers, strict=True):
+        for name, producer, parts in zip(group.producers, producers, each, strict=True):
             scale, taps = measured.scale(name), oriented_weight(producer)[0, 0].numel()
-            scales += scale.repeat_interleave(taps, 1).chunk(group.parts)
+            scales += scale.repeat_interleave(taps, 1).chunk(parts)
         score = crowding(weight * torch.cat(scales, 1).to(weight))
     return tuple(sorted(score.argsort(descending=True, stable=True)[:count].tolist()))

@@ -344,18 +344,23 @@ def _given_problems(model: nn.Module, group: NeuronGroup) -> list[str]:
             f"the group of {group.name!r} has {len(group.between)} modules between and between_layouts for "
             f"{len(group.between_layouts)}; give a layout for each, or for none."
         )
+    if isinstance(group.parts, tuple) and len(group.parts) != len(group.producers):
+        problems.append(
+            f"the group of {group.name!r} has {len(group.producers)} producers and parts for "
+            f"{len(group.parts)}; give one number for each, or one for all."
+        )
     if problems:
         return problems
     orient_(model, [group])
     shapes = {n: oriented_weight(modules[n]).shape for n in layers}
-    own, neurons = shapes[group.name], shapes[group.name][0] // group.parts
-    if own[0] % group.parts:
-        return [f"{group.name!r} has {own[0]} outputs, not {group.parts} equal parts."]
+    own, neurons = shapes[group.name][0], neurons_of(model, group)
+    if own % group.parts_of(group.name):
+        return [f"{group.name!r} has {own} outputs, not {group.parts_of(group.name)} equal parts."]
     for n in group.producers:
-        if shapes[n][0] != own[0]:
+        if shapes[n][0] != (wanted := neurons * group.parts_of(n)):
             problems.append(
-                f"{n!r} has {shapes[n][0]} outputs, {group.name!r} has {own[0]}; producers of one group have "
-                "equally many."
+                f"{n!r} has {shapes[n][0]} outputs, and {wanted} are those of the neurons of {group.name!r}; "
+                "producers of one group have equally many neurons."
             )
     for n in group.consumers:
         inputs = shapes[n][1]

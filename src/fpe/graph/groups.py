@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,16 +40,17 @@ class NeuronGroup:
         Norms, PReLU and depthwise convolutions over the neurons.
     between_layouts : tuple of tuple of int, optional
         For each module between, which of its entries, or output channels, are which neurons, as in
-        `input_layouts`: a norm may be over a concatenation. By default they are the outputs of a producer.
+        `input_layouts`: a norm may be over a concatenation. By default they are the first producer's outputs.
     input_layouts : tuple of tuple of int, optional
         For each consumer, which of its inputs are which neurons: a positive number k is a cycle through all
         neurons with k adjacent inputs each (16 after a 4 × 4 map was flattened), a negative number −k
         is k other inputs (in a concatenation). By default the inputs of a consumer are divided evenly
         among the neurons in one cycle.
-    parts : int, default 1
+    parts : int or tuple of int, default 1
         Into how many equal parts the outputs of each producer are divided, as by ``chunk``: 2 for gate and up
         in one layer. A neuron is one output of each part. The outputs of a convolution in groups have as many
         parts at least, and so have the inputs: then the layout of a consumer is that of each group's inputs.
+        Where producers differ, one number for each: (1, 2) for channels and their scale and shift.
     transposed : tuple of str, default ()
         Those of the layers that are stacked experts and store (experts, inputs, outputs).
     interleaved : bool, default False
@@ -61,7 +61,7 @@ class NeuronGroup:
     consumers: tuple[str, ...]
     between: tuple[str, ...] = ()
     input_layouts: tuple[Layout, ...] = ()
-    parts: int = 1
+    parts: int | tuple[int, ...] = 1
     transposed: tuple[str, ...] = ()
     interleaved: bool = False
     between_layouts: tuple[Layout, ...] = ()
@@ -72,17 +72,30 @@ class NeuronGroup:
             object.__setattr__(self, own, (value,) if isinstance(value, str) else tuple(value))
         for own in ("input_layouts", "between_layouts"):
             object.__setattr__(self, own, tuple(tuple(layout) for layout in getattr(self, own)))
+        if isinstance(self.parts, list | tuple):
+            each = tuple(self.parts)
+            object.__setattr__(self, "parts", each[0] if len({*each}) == 1 else each)
 
     @property
     def name(self) -> str:
         """The first producer's name, which stands for the group."""
         return self.producers[0]
 
+    def parts_of(self, producer: str) -> int:
+        """Return into how many parts the outputs of a producer are divided."""
+        own = self.parts
+        return own[self.producers.index(producer)] if isinstance(own, tuple) else own
+
+    def outputs_of(self, producer: str) -> Layout:
+        """Return which outputs of a producer are which neurons."""
+        parts = self.parts_of(producer)
+        return (parts,) if self.interleaved else (1,) * parts
+
     def entries_of(self, module: str) -> Layout:
         """Return which entries of a module between layers are which neurons."""
         if self.between_layouts:
             return self.between_layouts[self.between.index(module)]
-        return (self.parts,) if self.interleaved else (1,) * self.parts
+        return self.outputs_of(self.name)
 
     def under(self, prefix: str) -> NeuronGroup:
         """Return the group in the names of a larger model, of which its own is the part `prefix`."""
@@ -140,12 +153,12 @@ class Found:
 class Growing:
     """A group while it is being found."""
 
-    producers: list[str]
+    #: The names of the producers, each with the number of parts of its outputs.
+    producers: dict[str, int]
     node: fx.Node
-    reason: str | None
+    reason: str | None = None
     consumers: dict[str, Layout] = field(default_factory=dict)
     between: dict[str, Layout] = field(default_factory=dict)
-    parts: int = 1
     #: The products or convolutions of the producers, in order.
     calls: list[fx.Node] = field(default_factory=list)
     #: Whether nothing but scales stands between producers and consumers.
@@ -156,9 +169,19 @@ class Growing:
     uses: Counter[str] = field(default_factory=Counter)
 
     @property
-    def own(self) -> Layout:
-        """Where each neuron is among the outputs of a producer."""
-        return (self.parts,) if self.interleaved else (1,) * self.parts
+    def name(self) -> str:
+        """The first producer's name."""
+        return next(iter(self.producers))
+
+    @property
+    def own(self) -> set[Layout]:
+        """Where each neuron is among the outputs of the producers."""
+        return {self.outputs_of(name) for name in self.producers}
+
+    def outputs_of(self, producer: str) -> Layout:
+        """Return where each neuron is among the outputs of a producer."""
+        parts = self.producers[producer]
+        return (parts,) if self.interleaved else (1,) * parts
 
     def beside(self, other: Growing) -> bool:
         """Tell whether no producer of this group or another computes from what another one has computed."""
@@ -175,13 +198,14 @@ class Growing:
 
 
 def group_of(
-    producers: Iterable[str], consumers: dict[str, Layout], between: dict[str, Layout], parts: int = 1
+    producers: dict[str, int], consumers: dict[str, Layout], between: dict[str, Layout]
 ) -> NeuronGroup:
-    """Make a group, given the layouts of consumers and modules between, left out if all are plain."""
+    """Make a group, given the parts of producers and the layouts of others, left out if all are plain."""
     layouts = tuple(consumers.values()) if set(consumers.values()) != {(1,)} else ()
-    entries = tuple(between.values()) if {*between.values()} - {(1,) * parts} else ()
     names = tuple(producers), tuple(consumers), tuple(between)
-    return NeuronGroup(*names, layouts, parts, between_layouts=entries)
+    group = NeuronGroup(*names, layouts, tuple(producers.values()))
+    plain = (1,) * group.parts_of(group.name)
+    return replace(group, between_layouts=tuple(between.values()) if {*between.values()} - {plain} else ())
 
 
 def merged(found: Found, training: Found) -> Found:
@@ -198,7 +222,7 @@ def merged(found: Found, training: Found) -> Found:
                 for g in (group, match)
             )
             between = {n: g.entries_of(n) for g in (match, group) for n in g.between}
-            joint = group_of(group.producers, own | other, between, group.parts)
+            joint = group_of({n: group.parts_of(n) for n in group.producers}, own | other, between)
             groups.append(replace(joint, transposed=group.transposed, interleaved=group.interleaved))
         elif reason in (*UNSEEN, NOT_CONSUMED):
             groups.append(group)

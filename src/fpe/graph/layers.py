@@ -150,7 +150,8 @@ def orient_(model: nn.Module, groups: Iterable[NeuronGroup]) -> None:
             layer = model.get_submodule(name)
             if isinstance(layer, StackedLinear) and not isinstance(layer, MaskedLayer):
                 layer.transposed = name in group.transposed
-                layer.interleaved = group.parts if group.interleaved and name in group.producers else 1
+                inside = group.interleaved and name in group.producers
+                layer.interleaved = group.parts_of(name) if inside else 1
 
 
 def mask_of(layer: nn.Module) -> Tensor | None:
@@ -172,7 +173,7 @@ def size_of(model: nn.Module, name: str) -> tuple[int, int]:
 
 def neurons_of(model: nn.Module, group: NeuronGroup) -> int:
     """Return the number of neurons of a group."""
-    return size_of(model, group.name)[0] // group.parts
+    return size_of(model, group.name)[0] // group.parts_of(group.name)
 
 
 def producer_sets(model: nn.Module, group: NeuronGroup) -> list[list[str]]:

@@ -292,7 +292,7 @@ def tensors_of(
         if consumes:
             yield weight, axis, layout_for(group, name, neurons, size_of(model, name)[1])
             continue
-        layout = (group.parts,) if group.interleaved else (1,) * group.parts
+        layout = group.outputs_of(name)
         yield weight, axis, layout
         if (bias := getattr(module, "bias", None)) is not None:
             yield bias, int(stacked), layout

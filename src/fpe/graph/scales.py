@@ -104,8 +104,8 @@ class Scales:
         return None
 
     def _problem(self, name: str, growing: Growing) -> str | None:
-        module, root = self.nodes.modules[name], growing.producers[0]
-        neurons = size_of(self.nodes.modules[""], root)[0] // growing.parts
+        module, root = self.nodes.modules[name], growing.name
+        neurons = size_of(self.nodes.modules[""], root)[0] // growing.producers[root]
         neurons = layout_width(growing.between[name], neurons)
         parts = [n for n in self.trees if self.nodes.owned.get(n, "").rpartition(".")[0] == name]
         found = {(self.nodes.owned[n].rpartition(".")[2], self.trees[n]) for n in parts}

@@ -70,7 +70,7 @@ def followed(
         reason = growing.reason or walk.partly_used(growing) or walk.scales.problem(growing)
         reason = reason or (None if growing.consumers else NOT_CONSUMED)
         if reason is None:
-            group = group_of(growing.producers, growing.consumers, growing.between, growing.parts)
+            group = group_of(growing.producers, growing.consumers, growing.between)
             groups.append(replace(group, **walk.stored(growing)))
         else:
             skipped += [Skipped(name, reason) for name in growing.producers]
@@ -181,7 +181,7 @@ class _Walk:
 
     def partly_used(self, growing: Growing) -> str | None:
         """Say that a module does not take these neurons in all of its calls, or return None."""
-        if circular := set(growing.producers) & set(growing.consumers):
+        if circular := growing.producers.keys() & growing.consumers.keys():
             return f"{circular.pop()!r} both produces and consumes them"
         for name in (*growing.consumers, *growing.between):
             if (calls := self.nodes.calls[name]) != growing.uses[name]:
@@ -207,7 +207,7 @@ class _Walk:
         if len(flows) != 1 or self.root_of.get(layer) != flows[0].root:
             return None
         last = len(shape_of(source)) - 1
-        plain = flows[0].axis == last and flows[0].layout == self.groups[flows[0].root].own
+        plain = flows[0].axis == last and flows[0].layout == self.groups[flows[0].root].outputs_of(layer)
         return source if plain else None
 
     def call(self, node: fx.Node, layer: str) -> None:
@@ -243,13 +243,13 @@ class _Walk:
                 self.groups[root].uses[layer] += 1
         root = self.root_of.setdefault(layer, layer)
         if root not in self.groups:
-            self.groups[root] = Growing([layer], node, None, parts=groups_of(module))
+            self.groups[root] = Growing({layer: groups_of(module)}, node)
         if problem:
             self.refuse([root], problem)
         self.latest[layer] = node
         self.groups[root].calls.append(node)
         axis = len(shape_of(node)) + product.axis if product else channel_axis(module, len(shape_of(node)))
-        self.flows[node] = (Flow(root, axis, self.groups[root].own),)
+        self.flows[node] = (Flow(root, axis, self.groups[root].outputs_of(layer)),)
 
     def product_problem(self, node: fx.Node, layer: str) -> str | None:
         """Say why wider stacked experts could not take the place of these in a product, or return None."""
@@ -315,7 +315,7 @@ class _Walk:
         """Say why a norm cannot widen with these neurons, or return None."""
         module, dims = self.modules[name], len(shape_of(node))
         growing = self.groups[flow.root]
-        if isinstance(module, OVER_NEURONS) and flow.layout != growing.own:
+        if isinstance(module, OVER_NEURONS) and flow.layout not in growing.own:
             return f"{type(module).__name__} is over other values too"
         if growing.between.get(name, flow.layout) != flow.layout:
             return "it takes its neurons in several layouts"
@@ -336,7 +336,9 @@ class _Walk:
         """Make one group of two producers that meet in a product: gate and up, channels and their gates.
 
         Producers that meet in a sum are one if neither computes from the other, as in a residual sum: a
-        convolution and the projection of a time, a layer and its adapter.
+        convolution and the projection of a time, a layer and its adapter. So it is in a product of more than
+        two with different numbers of parts: a layer that scales a residual stream in one part may gate in
+        another what is added to it.
         """
         sources = [n for n in node.all_input_nodes if n in self.flows]
         if len(sources) != 2 or any(len(self.flows[n]) != 1 for n in sources):
@@ -349,10 +351,12 @@ class _Walk:
         neurons = {self.parts.neurons(first.root), self.parts.neurons(second.root)}
         if a is b or a.reason or b.reason or first != replace(second, root=first.root):
             return
-        if len(neurons) > 1 or a.parts != b.parts:
+        if len(neurons) > 1 or a.interleaved != b.interleaved:
             return
         stacked = any(isinstance(self.modules[n], StackedLinear) for n in (*a.producers, *b.producers))
-        if name_of(node) == "add" and (stacked or not a.beside(b)):
+        alike = len({*a.producers.values(), *b.producers.values()}) == 1
+        gates = name_of(node) == "mul" and (alike or len(a.producers) == len(b.producers) == 1)
+        if (stacked and not (gates and alike)) or not (gates or a.beside(b)):
             return
         for own, other in ((a.consumers, b.consumers), (a.between, b.between)):
             for name in own.keys() & other.keys():
@@ -360,7 +364,7 @@ class _Walk:
                     raise Refused(
                         f"its neurons meet others in {name_of(node)!r} that {name!r} has in other places"
                     )
-        a.producers += b.producers
+        a.producers |= b.producers
         a.consumers |= b.consumers
         a.between |= b.between
         a.uses.update(b.uses)
@@ -369,4 +373,5 @@ class _Walk:
         self.root_of |= dict.fromkeys(b.producers, first.root)
         del self.groups[second.root]
         for n, flows in self.parts.since(b.node):
-            self.flows[n] = tuple(replace(f, root=first.root) if f.root == second.root else f for f in flows)
+            renamed = [replace(f, root=first.root) if f.root == second.root else f for f in flows]
+            self.flows[n] = self.parts.joined(renamed, first.root)

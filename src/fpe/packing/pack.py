@@ -254,7 +254,8 @@ def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) ->
     choices, problems = {}, []
     for name, layer in masked.items():
         own = index_map_of(layer)
-        known = (None, None) if own is None else (own.child.repeat(own.parts), own.blocks.repeat(own.parts))
+        parts = 0 if own is None else own.parts_in(len(oriented_weight(layer)))
+        known = (None, None) if own is None else (own.child.repeat(parts), own.blocks.repeat(parts))
         choice = choose_format(Structure.of(layer.fpe_mask, *known), layer.weight, requested.get(name))
         if isinstance(choice, str):
             problems.append(f"layer {name!r} cannot be packed as {requested[name]!r}: {choice}")
@@ -281,7 +282,7 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
 def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:
     """Tell whether all layers of a group are in the model, and nothing divides its neurons into parts."""
     between = [model.get_submodule(name) for name in group.between]
-    if not group.complete or group.index_map.parts > 1:
+    if not group.complete or group.index_map.parts != 1:
         return False
     if any(isinstance(m, nn.GroupNorm) and m.num_groups > 1 for m in between):
         return False

@@ -40,12 +40,13 @@ class Site:
         rows, own = layer.weight.shape[0], index_map_of(layer)
         if own is None or oriented_weight(layer) is not layer.weight:  # its neurons are along another axis
             return cls(name, layer)
-        parent = own.origins(own.parts)
-        children = torch.full((own.neurons * own.parts, own.factor), rows)
+        parts = own.parts_in(rows)
+        parent = own.origins(parts)
+        children = torch.full((own.neurons * parts, own.factor), rows)
         children[parent, torch.arange(rows) - torch.searchsorted(parent, parent)] = torch.arange(rows)
         blocks = None
-        if own.chosen is None and (own.groups > 1 or own.dropped or own.parts > 1):
-            blocks = own.blocks.repeat(own.parts).argsort(stable=True).view(own.groups * own.factor, -1)
+        if own.chosen is None and (own.groups > 1 or own.dropped or parts > 1):
+            blocks = own.blocks.repeat(parts).argsort(stable=True).view(own.groups * own.factor, -1)
         return cls(name, layer, own, children, blocks)
 
 
@@ -100,15 +101,12 @@ def _are_blocks(sites: Sequence[Site]) -> bool:
     if any(site.index_map is None or site.index_map.chosen is not None for site in sites):
         return False
     tables = [table_of(site.children, site.blocks) for site in sites]
-    if (
-        len({(table.shape, site.layer.weight.shape[1]) for table, site in zip(tables, sites, strict=True)})
-        > 1
-    ):
+    if len({(len(own), site.layer.weight.shape[1]) for own, site in zip(tables, sites, strict=True)}) > 1:
         return False
     masks = [site.layer.fpe_mask.unsqueeze(0) for site in sites]
-    joint = torch.cat([by_block(*pair)[0] for pair in zip(masks, tables, strict=True)], dim=3)
-    entries = joint.shape[1] * joint.shape[3]
-    free = (joint != 0).sum(dim=(1, 3))  # (blocks, inputs)
+    each = [by_block(*pair)[0] for pair in zip(masks, tables, strict=True)]
+    entries = sum(mask.shape[1] * mask.shape[3] for mask in each)
+    free = torch.stack([(mask != 0).sum(dim=(1, 3)) for mask in each]).sum(0)  # (blocks, inputs)
     return bool((entries - free[free > 0]).sum() < entries) and bool((free > 0).any(dim=1).all())
 
 
