@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -80,25 +81,27 @@ class TestReplacing:
         assert (out / "best.md").read_bytes() != before["best.md"]
 
     @pytest.mark.parametrize(
-        ("name", "how", "other"),
+        ("name", "how", "other", "why"),
         [
-            ("compare", (*COMPARE, "--fresh"), True),
-            ("compare", (*COMPARE, "--fresh", "--seed", 1), False),
-            ("compare", BUDGET, False),
-            ("budget", BUDGET, True),
-            ("budget", ("--budget", 12, "--epochs", 4), False),
-            ("budget", COMPARE, False),
+            ("compare", (*COMPARE, "--fresh"), True, "it is of other data"),
+            ("compare", (*COMPARE, "--fresh", "--seed", 1), False, r"other rows .*--seed 0, now 1"),
+            ("compare", (*COMPARE, "--validation-fraction", 0.2), False, r"-fraction 0\.1, now 0\.2"),
+            ("compare", BUDGET, False, "it is the best of given widths, now 24 are asked for"),
+            ("budget", BUDGET, True, "it is of other data"),
+            ("budget", ("--budget", 12, "--epochs", 4), False, "for 24 non-zeros, now 12 are asked for"),
+            ("budget", (*BUDGET, "--seed", 1), False, r"--seed 0, now 1"),
+            ("budget", COMPARE, False, "it was searched for 24 non-zeros, now widths are given"),
         ],
     )
     def test_what_cannot_be_compared_is_refused_before_anything_is_done(
-        self, trained, folder, name, how, other
+        self, trained, folder, name, how, other, why
     ):
         out, table = folder / name, folder / "other.csv" if other else trained / "people.csv"
         before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
         done = self.fit(table, *how, "--out", out, code=2)
-        assert re.search(
-            "chosen by other rows .* cannot be compared .*another --out, or --force", done.stderr
-        )
+        said = f"cannot be compared with a new model: [^;]*{why}[^;]*. Give another --out, .*or --force"
+        assert re.search(said, done.stderr), done.stderr
+        assert read_about(out / "best.safetensors")["measured"]["judged_on"]["fingerprint"] not in done.stderr
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
     def test_force_replaces_a_model_of_other_data(self, folder):
@@ -116,7 +119,12 @@ class TestReplacing:
         out = folder / "budget"
         state = fpe.load(out / "best.safetensors").state_dict()
         about = read_about(out / "best.safetensors")
-        self.fit(trained / "people.csv", *BUDGET, "--out", out)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            done = self.fit(trained / "people.csv", *BUDGET, "--out", out)
+        assert [str(own.message) for own in caught if "tasks" in str(own.message)] == []
+        assert re.search(r"found a stored search for 24 non-zeros: its \d+ networks", done.stderr)
+        assert "the new best model is as good as the stored one" in done.stderr
         again = fpe.load(out / "best.safetensors").state_dict()
         assert all(torch.equal(state[key], again[key]) for key in state)
         assert read_about(out / "best.safetensors") == about

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from sklearn.exceptions import NotFittedError
 from torch import nn
 from torch.nn.utils import prune
 
@@ -495,8 +496,12 @@ def test_names_of_classes_must_fit(tmp_path):
     model.fpe_classes = ["only one"]
     with pytest.raises(ModelError, match="1 names of classes and 2 classes"):
         fpe.export(model, tmp_path / "net.c")
-    with pytest.raises(ArgumentError, match="such as its model_"):
-        fpe.export(FPEClassifier(), tmp_path / "net.onnx")
+
+
+def test_an_estimator_must_be_fitted_to_be_exported(tmp_path):
+    for name in ("net.onnx", "net.c"):
+        with pytest.raises(NotFittedError, match="FPEClassifier"):
+            fpe.export(FPEClassifier(), tmp_path / name)
 
 
 def test_without_a_compiler_the_files_are_written_and_not_checked(tmp_path, monkeypatch):

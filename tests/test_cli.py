@@ -108,7 +108,13 @@ def test_results_go_to_a_folder_named_by_what_was_asked(data, tmp_path, monkeypa
         (["fit", "digits", "--hidden", "-4"], 2, r"hidden is \(-4,\); give"),
         (["fit", "digits", "--test-fraction", "1.5"], 2, "test.fraction is 1.5; give"),
         (["fit", "digits", "--jobs", "0"], 2, "--jobs is 0; give"),
-        (["plan", "nothing"], 2, "'nothing' does not name a model; write MODULE:CALLABLE"),
+        (
+            ["plan", "nothing"],
+            2,
+            "'nothing' does not name a model: there is no such folder. .*MODULE:CALLABLE",
+        ),
+        (["plan", "nothing:make", "--budget", "600"], 2, "takes group or network.* fpe fit DATA --budget N"),
+        (["fit", "digits", "--budget", "100000000000"], 2, "takes [0-9,]+ GiB of memory.*smaller budget"),
         (["plan", "no_such_module:make"], 2, "could not be made: ModuleNotFoundError"),
     ],
 )
@@ -151,6 +157,49 @@ def test_an_unknown_option_is_a_bad_argument():
     result = run("fit", "digits", "--widht", "4")
     assert result.exit_code == 2
     assert "No such option" in result.stderr
+
+
+def test_the_help_names_the_search_first():
+    text = run("--help").output
+    assert text.index("--budget") < text.index("Options:")
+    assert "fpe COMMAND --help" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "choices"),
+    [
+        (
+            "fit",
+            ["--split [random|shared|shared-N|gram|2:4]", "--prune [magnitude|balanced|columns|children]"],
+        ),
+        ("plan", ["--split [random|", "--budget [group|network]", "--convolutions [channels|taps]"]),
+        ("embed", ["--dtype [float16|float32]", "--format [safetensors|parquet]"]),
+        ("export", ["--weights [float32|float16|int8]"]),
+    ],
+)
+def test_options_list_their_choices(command, choices):
+    text = run(command, "--help").output
+    for choice in choices:
+        assert choice in text
+
+
+@pytest.mark.parametrize("command", ["fit", "predict", "embed", "plan", "export"])
+def test_options_that_can_be_repeated_say_so(command):
+    for option in main.commands[command].params:
+        if getattr(option, "multiple", False) and "…" not in option.metavar:
+            assert "repeatable" in option.help
+
+
+def test_warnings_of_fpe_are_notes_and_others_stay_as_they_are(data, tmp_path):
+    code = "import warnings; warnings.warn('of others'); from fpe.cli.main import main; main()"
+    command = [sys.executable, "-c", code, "fit", str(data), "--budget", "40000", "--epochs", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("note: ")] == [
+        "note: the budget has more than 100 weights for each of the 160 rows; a smaller one may be as "
+        "accurate, and takes less time."
+    ]
+    assert "UserWarning: of others" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["fit", "plan"])
@@ -337,6 +386,14 @@ def test_plan_shows_a_model_of_transformers_in_a_folder(tmp_path):
     assert "budget of the whole network" in untrained.output
 
 
+def test_plan_of_a_folder_keeps_reports_of_torchao_off_the_terminal(tmp_path):
+    """transformers imports it, which reports what this machine lacks."""
+    model, _ = ZOO["BERT"]()
+    model.save_pretrained(tmp_path)
+    done = subprocess.run([*FPE, "plan", str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_plan_of_a_folder_takes_no_memory_for_weights_unless_neurons_are_ranked_by_them(tmp_path):
     from fpe.cli.plan import named_model
 
@@ -380,15 +437,37 @@ def test_what_plan_cannot_read_is_a_bad_argument(arguments, message, tmp_path, m
 def test_progress_is_written_in_lines_where_there_is_no_terminal(capsys, monkeypatch):
     from fpe._util import terminal
 
-    clock = iter([0.0, 100.0, 110.0, 400.0])
+    clock = iter([0.0, 100.0, 110.0, 400.0, 500.0])
     monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
     with terminal.progress_bar("digits", 4) as advance:
         advance("first")
         advance("too soon after it")
-        advance("last", done=3, total=5)
+        advance("third", done=3, total=5)
+        advance("last", done=5, total=5)
     with terminal.progress_bar("digits", 4, visible=False) as advance:
         advance("silent")
     assert capsys.readouterr().err.splitlines() == [
-        "digits: 1 of 4, about 5 min left; first",
-        "digits: 3 of 5, about 4 min left; last",
+        "digits: 1 of 4; first",
+        "digits: 3 of 5, about 10 min left; third",
+        "digits: 5 of 5; last",
     ]
+
+
+@pytest.mark.parametrize(
+    ("times", "left"),
+    [
+        ([14.8, 14.9, 15.0], ""),  # three steps after a slow start: too short for a rate
+        ([10.0, 13.0, 16.0], ", about 2 min left"),  # 3 s a step, whatever came before
+        ([30.0, 60.0, 90.0, 92.0, 94.0, 96.0, 98.0, 158.0], ", about 18 min left"),  # the last minute
+        ([1.0, 15.0, 30.0], ", about 10 min left"),
+    ],
+)
+def test_the_time_left_is_that_of_the_last_steps_and_not_of_the_start(times, left, capsys, monkeypatch):
+    from fpe._util import terminal
+
+    clock = iter([0.0, *times])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress_bar("training", 43) as advance:
+        for _ in times:
+            advance("loss 1")
+    assert capsys.readouterr().err.splitlines()[-1] == f"training: {len(times)} of 43{left}; loss 1"

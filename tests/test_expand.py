@@ -208,6 +208,7 @@ Expansion by 2: split RandomSplit(), prune MagnitudePruning(), seed 0
 layer  consumers  between    splits  neurons  after  non-zeros  copies
 -----  ---------  -------  --------  -------  -----  ---------  ------
 0      3          1        8 inputs        4      8         54      20
+between: modules that widen with a layer; copies: weights that children copy, as many as are pruned
 left unchanged:
   3: it is a head: its neurons are outputs of the network
 weights of linear layers and convolutions in expanded layers: 40 of 40 (100%)

@@ -9,7 +9,7 @@ import fpe
 from fpe.errors import ArgumentError, BudgetError, ModelError
 from models import MODELS, assert_unchanged, snapshot
 
-SPLITS = "'random', 'shared', 'gram', '2:4'"
+SPLITS = "'random', 'shared', 'gram', '2:4', 'shared-N' (N groups)"
 PRUNES = "'magnitude', 'balanced', 'columns', 'children'"
 HINT = (
     "Expandable are neurons that a linear layer or convolution makes and another consumes, with activations, "

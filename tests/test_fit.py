@@ -199,7 +199,7 @@ def test_a_better_model_of_an_earlier_run_stays(dataset, tmp_path):
 def test_a_model_of_other_data_is_replaced_if_forced_and_that_is_told(dataset, tmp_path):
     run_fit(dataset, QUICK, tmp_path / "out", jobs=1)
     other = blobs(tmp_path / "two.npz", classes=2)
-    with pytest.raises(ArgumentError, match=r"other rows \(fingerprint .*--force"):
+    with pytest.raises(ArgumentError, match=r"it is of other data: .*--force"):
         run_fit(other, QUICK, tmp_path / "out", jobs=1, fresh=True)
     result = run_fit(other, QUICK, tmp_path / "out", jobs=1, fresh=True, force=True)
     assert (result["best"]["kept"], result["best"]["replaced"]) == (False, True)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime
 import pandas
 import pytest
 import torch
@@ -90,6 +91,36 @@ def test_a_saved_regressor_predicts_as_it_did(several, tmp_path):
     assert "probability" not in str(found)
     if not several:
         assert found["r2"] == pytest.approx(model.score(X, y), abs=1e-5)
+
+
+@pytest.mark.parametrize("loaded", [False, True])
+@pytest.mark.parametrize("kind", [fpe.FPEClassifier, fpe.FPERegressor])
+def test_an_estimator_is_exported_with_its_names_and_needs_no_batch(kind, loaded, tmp_path):
+    classes = np.array(["no", "perhaps", "yes"])[np.arange(60) % 3]
+    model = kind(hidden=4, epochs=2).fit(X, classes if kind is fpe.FPEClassifier else 100 + 9 * SCORES)
+    fpe.save(model, tmp_path / "net.safetensors")
+    load = fpe.load_classifier if kind is fpe.FPEClassifier else load_regressor
+    own = load(tmp_path / "net.safetensors") if loaded else model
+    assert fpe.export(own, tmp_path / "net.onnx").dynamic == {"input": [0]}
+    metadata = {own.key: json.loads(own.value) for own in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert metadata["fpe_features"] == ["u", "v", "w"]
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx", providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {"input": X.to_numpy()})
+    if kind is fpe.FPEClassifier:
+        said = np.array(metadata["fpe_classes"])[outputs.argmax(axis=1)]
+        np.testing.assert_array_equal(said, model.predict(X))
+    else:
+        target = metadata["fpe_target"]
+        np.testing.assert_allclose(outputs[:, 0] * target["spread"][0] + target["mean"][0], model.predict(X))
+
+
+def test_an_estimator_becomes_an_archive_too(tmp_path):
+    model = fpe.FPEClassifier(hidden=4, epochs=2).fit(X.astype(np.float32), np.arange(60) % 2)
+    fpe.export(model, tmp_path / "net.pt2")
+    (logits,) = torch.export.load(tmp_path / "net.pt2").module()(torch.tensor(X.to_numpy(np.float32)))
+    np.testing.assert_allclose(
+        logits.detach()[:, 0], model.decision_function(X.astype(np.float32)), rtol=1e-5
+    )
 
 
 @compiled

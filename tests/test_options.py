@@ -1,11 +1,16 @@
 """Which layers, which neurons, who pays: the choices of plan and expand."""
 
+import copy
+import json
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import fpe
 from fpe.errors import ArgumentError, BudgetError, ModelError
+from fpe.expansion.plan import Plan
 from fpe.metrics import crowding, participation_ratio
 from models import MODELS, assert_unchanged, snapshot
 from zoo import ZOO
@@ -165,7 +170,45 @@ def test_a_frozen_layer_is_left_alone_unless_it_is_asked_for():
     assert list(expanded_layers(planned)) == ["2"]
     frozen = {s.name: s.reason for s in planned.skipped}["0"]
     assert frozen.startswith("it is frozen, so that no training could make up for pruned weights")
-    assert list(expanded_layers(fpe.plan(model, layers=["0"]))) == ["0"]
+    asked = fpe.plan(model, layers=["0"])
+    assert list(expanded_layers(asked)) == ["0"]
+    wide = fpe.expand(model, layers=["0"])
+    for planned in (asked, wide.fpe_plan):
+        assert planned.layers[0].frozen == ("0", "2")
+        assert "frozen:\n  0: it is expanded and stays frozen" in str(planned)
+    assert not wide[0].weight.requires_grad
+    assert "frozen:" not in str(fpe.plan(MODELS["mlp"]()[0]))
+
+
+def test_a_frozen_part_of_a_group_is_expanded_and_the_plan_says_so():
+    model, x = MODELS["mlp"]()
+    model[0].requires_grad_(False)
+    planned = fpe.plan(model, example_inputs=x)
+    assert [layer.frozen for layer in planned.layers] == [("0",)]
+    assert Plan.from_dict(json.loads(json.dumps(planned.to_dict()))) == planned
+    older = planned.to_dict()
+    del older["layers"][0]["frozen"]
+    assert Plan.from_dict(older).layers[0].frozen == ()
+
+
+def test_convolutions_that_are_left_for_want_of_a_batch_are_warned_of():
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+        nn.Linear(64, 6),
+        nn.ReLU(),
+        nn.Linear(6, 2),
+    )
+    for call in (fpe.expand, lambda model: fpe.expand_(copy.deepcopy(model))):
+        with pytest.warns(UserWarning, match=r"want of a batch: '0', '2'\. Give example_inputs=…"):
+            call(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fpe.expand(model, example_inputs=torch.randn(2, 1, 8, 8))
+        fpe.expand(model, layers=["4"])
+        fpe.expand(model, plan=fpe.plan(model))
 
 
 def test_the_head_of_a_transformer_is_left_alone_unless_it_is_asked_for():
@@ -185,4 +228,4 @@ def test_equal_layers_of_a_stack_are_one_line_of_the_plan():
     assert "model.layers.{0-1}.mlp.{gate_proj, up_proj}  model.layers.{0-1}.mlp.down_proj" in text
     assert "  model.layers.{0-1}.self_attn.q_proj: its neurons are split by 'view'" in text
     assert "numbers are of one layer" in text
-    assert len(text.splitlines()) < 15
+    assert len(text.splitlines()) < 16

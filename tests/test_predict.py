@@ -13,7 +13,7 @@ import pytest
 
 import fpe
 from fpe.cli import predict as command
-from fpe.errors import DataError
+from fpe.errors import CheckpointError, DataError
 from fpe.io.checkpoint import read_about
 from people import COMPARE, people, run
 from test_c_source import COMPILER, call, compiled
@@ -180,6 +180,32 @@ class TestCommand:
             in run("predict", model, tmp_path / "new.csv", "--label", "trut", code=2).stderr
         )
 
+    def test_labels_that_are_no_classes_are_noted(self, trained, tmp_path):
+        model, frame = trained / "compare" / "best.safetensors", pandas.read_csv(trained / "new.csv")
+        frame.loc[:2, "answer"] = "perhaps"
+        frame.to_csv(tmp_path / "some.csv", index=False)
+        frame.assign(answer="perhaps").to_csv(tmp_path / "none.csv", index=False)
+        some, none = (
+            json.loads(run("predict", model, tmp_path / name, "--json").stdout)
+            for name in ("some.csv", "none.csv")
+        )
+        assert some["labeled"] == 60
+        assert any("3 rows have labels that are no classes" in note for note in some["notes"])
+        assert "accuracy" not in none
+        assert any("accuracy is not known" in note and "'perhaps'" in note for note in none["notes"])
+        assert len(none["predictions"]) == 60
+
+    def test_the_folder_of_fit_names_its_best_model(self, trained, tmp_path):
+        folder = trained / "compare"
+        own, best = (
+            json.loads(run("predict", model, trained / "new.csv", "--json").stdout)
+            for model in (folder, folder / "best.safetensors")
+        )
+        assert own == best
+        run("export", folder, tmp_path / "net.pt2")
+        with pytest.raises(CheckpointError, match=r"is a folder; give .*best\.safetensors"):
+            fpe.load_classifier(folder)
+
     def test_a_short_table_is_printed(self, trained):
         done = run("predict", trained / "compare" / "best.safetensors", trained / "new.csv")
         lines = done.stdout.splitlines()
@@ -218,7 +244,28 @@ class TestCommand:
             (["{model}", "{new}", "--out", "{tmp}/p.xlsx"], 2, r"\.xlsx'; allowed are \.csv, "),
             (["{model}", "{new}", "--out", "{new}"], 2, "is the same file as"),
             (["{model}", "{tmp}/none.csv"], 1, r"no file .*none\.csv; give new rows as \.npy"),
-            (["{model}", "{tmp}/bare.csv"], 1, "no columns 'age', 'income', which the model was trained on"),
+            (
+                ["{model}", "{tmp}/bare.csv"],
+                1,
+                r"bare\.csv has no columns 'age', 'income', which the model was",
+            ),
+            (
+                ["{model}", "{tmp}/comma.csv"],
+                1,
+                r"'income' of .*comma\.csv has numbers with thousands sep.*'1,200'",
+            ),
+            (["{model}", "{tmp}/noise.csv"], 1, r"noise\.csv is no table"),
+            (
+                ["{model}", "{new}", "--label", "city"],
+                2,
+                r"none of the model's classes \(no, yes\), but 'Bonn', ",
+            ),
+            (["{tmp}", "{new}"], 1, "is a folder; give a file that fpe.save wrote, .*mine.safetensors"),
+            (
+                ["{tmp}/net.onnx", "{new}"],
+                1,
+                r"net\.onnx is an ONNX file; give a \.safetensors file of fpe fit",
+            ),
             (["{model}", "{tmp}/wide.npy"], 1, r"shape \(3, 7\).*'age', 'city', 'income'"),
             (["{model}", "{tmp}/text.txt2"], 1, r"of no known kind; files can end in \.npy"),
             (["{model}", "{tmp}/broken.npz"], 1, "not a whole file of plain arrays"),
@@ -232,6 +279,10 @@ class TestCommand:
         self, trained, tmp_path, arguments, code, message
     ):
         (tmp_path / "bare.csv").write_text("city\nUlm\n")
+        (tmp_path / "comma.csv").write_text('age,city,income\n7,Ulm,"1,200"\n8,Ulm,900\n')
+        (tmp_path / "noise.csv").write_bytes(np.random.default_rng(0).bytes(999))
+        (tmp_path / "net.onnx").write_bytes(b"\x08\x0a")
+        (tmp_path / "mine.safetensors").write_bytes(b"")
         np.save(tmp_path / "wide.npy", np.zeros((3, 7)))
         np.savez(tmp_path / "other.npz", z=np.zeros(3))
         (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 broken")
@@ -286,6 +337,13 @@ class TestArrays:
         truth = np.array(list("abc"))[arrays["y"][:10]]
         assert labeled["accuracy"] == clf.score(arrays["X"][:10], truth)
         assert not hasattr(clf, "feature_names_in_")
+
+    def test_an_array_that_does_not_fit_is_named(self, model, tmp_path):
+        for array, message in ((np.zeros((3, 7)), "7 features"), (np.full((3, 6), np.nan), "NaN")):
+            np.save(tmp_path / "new.npy", array)
+            done = run("predict", model, tmp_path / "new.npy", code=1)
+            assert re.match(rf"Error: .*new\.npy.*{message}", done.stderr)
+            assert "did not expect" not in done.stderr
 
     def test_a_table_does_not_fit(self, model, tmp_path):
         pandas.DataFrame(np.zeros((3, 6))).to_csv(tmp_path / "t.csv", index=False)

@@ -1,7 +1,9 @@
 """The best network for a budget: which are tried, which are kept, what is reported and resumed."""
 
+import gc
 import json
 import math
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -361,6 +363,24 @@ def test_an_interrupted_search_is_resumed_and_finds_the_same(tmp_path, monkeypat
     before = len(calls)
     assert fpe.recommend(X, y, 200, **how).to_dict() == again.to_dict()
     assert len(calls) == before
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_processes_are_not_started_for_nothing_and_end_with_the_last_network(jobs, monkeypatch):
+    """joblib warns of tasks that it cancels, of none, too."""
+    fold = Fold(*(torch.from_numpy(array) for array in (X[:200], y[:200], X[200:], y[200:])))
+    task = Task([fold], 10, None, 0, accuracy_of, jobs=jobs)
+    three = structures(64, 10, 200)[:3]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [entry.candidate for made in training.trained(task, three, 1) for entry in made] == three
+        left = training.trained(task, three, 1)
+        assert next(left)[0].candidate == three[0]
+        left.close()
+        gc.collect()
+        monkeypatch.setattr(training.joblib, "Parallel", None)
+        assert list(training.trained(task, [], 1)) == []
+    assert [str(own.message) for own in caught if "tasks" in str(own.message)] == []
 
 
 def test_what_diverges_loses_and_is_named(monkeypatch):

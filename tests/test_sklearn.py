@@ -1,10 +1,12 @@
 """`FPEClassifier`: what it learns, what it refuses, and how it lives with scikit-learn."""
 
+import inspect
 import os
 import pickle
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -348,6 +350,42 @@ class TestBadInput:
         assert torch.equal(weights(clf), before)
         assert np.array_equal(clf.predict(X), expected)
         assert (len(clf.history_), clf.n_features_in_) == (8, 8)
+
+
+class TestNames:
+    @pytest.mark.parametrize("kind", [FPEClassifier, fpe.FPERegressor])
+    def test_a_parameter_that_there_is_not_is_named_with_the_nearest(self, kind):
+        with pytest.raises(TypeError, match=f"{kind.__name__} has no parameter 'budgte'.* 'budget'"):
+            kind(budgte=3)
+        with pytest.raises(TypeError, match=f"{kind.__name__} has no parameter 'zzz'.$"):
+            kind(zzz=3)
+        with pytest.raises(TypeError, match=f"{kind.__name__} takes only hidden by position"):
+            kind(4, 200)
+        assert list(kind(4).get_params()) == sorted(inspect.signature(kind).parameters)
+
+
+class TestBudgets:
+    def test_networks_that_take_too_much_memory_are_refused_before_training(self):
+        for given in ({"budget": 100_000_000_000}, {"hidden": 10**15}):
+            with pytest.raises(ArgumentError, match=r"GiB of memory|do not fit into memory"):
+                FPEClassifier(**given).fit(X, CODES)
+
+    def test_many_weights_for_each_row_are_warned_of(self, monkeypatch):
+        def stop(*_, **how):
+            raise fpe.FPEError("far enough")
+
+        monkeypatch.setattr("fpe.sklearn.network.search", stop)
+        message = "more than 100 weights for each of the 150 rows"
+        with (
+            pytest.warns(UserWarning, match=message) as caught,
+            pytest.raises(fpe.FPEError, match="far enough"),
+        ):
+            FPEClassifier(budget=1_000_000).fit(X, CODES)
+        assert caught[0].filename == __file__
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(fpe.FPEError, match="far enough"):
+                FPEClassifier(budget=1000).fit(X, CODES)
 
 
 class TestPartialFit:

@@ -21,7 +21,7 @@ from fpe.expansion.splits import (
     as_split,
 )
 
-NAMES = "'random', 'shared', 'gram', '2:4'"
+NAMES = r"'random', 'shared', 'gram', '2:4', 'shared-N' \(N groups\)"
 
 
 def assign(split, neurons, inputs, factor, seed=0):

@@ -175,7 +175,14 @@ BAD = {
     "null-in-a-list": ("d.parquet", lists([[None, 1.0], *PAIRS[1:]], FLOATS), "'e' .*missing"),
     "uneven-lists": ("d.parquet", lists([[1.0], *PAIRS[1:]], FLOATS), "lists of 1 to 2"),
     "one-class": ("d.csv", text(labels=("x",)), "only one class"),
-    "bytes": ("d.csv", bytes(range(256)) * 4, "no text"),
+    "bytes": ("d.csv", bytes(range(256)) * 4, "is no table: its bytes are no text in UTF-8 or UTF-16"),
+    "bytes-without-a-zero": ("d.csv", bytes(range(1, 256)) * 4, "is no table"),
+    "random-bytes": ("d.csv", np.random.default_rng(0).bytes(4096), "is no table"),
+    "half-a-marked-text": ("d.csv", b"\xff\xfe\x00\xd8", "no text in utf-16"),
+    "thousands": ("d.csv", text(row='"1,2{i:02}.50",{b},{l}'), r"'a' .*thousands .*, such as '1,2..\.50'"),
+    "thousands-of-Europe": (
+        "d.csv", text(row="1.2{i:02}#5,{b},{l}").replace(",", ";").replace("#", ","), r"'a' .* as '1\.2..,5'"
+    ),
     "no-objects": ("d.jsonl", "[1, 2]", "list of objects"),
     "one-column": ("d.csv", "label\n" + "x\ny\n" * 10, "nothing to learn"),
 }  # fmt: skip
@@ -298,6 +305,14 @@ def test_names_are_one_hot_unless_there_are_too_many(rows, names, fits):
     column = pandas.Series([f"n{i % names}" for i in range(rows)], name="c")
     made = Column.of(column)
     assert made == Column("c", "names", categories=tuple(sorted(set(column)))) if fits else "text" in made
+
+
+def test_thousands_separators_in_few_values_or_in_new_rows_are_noted(tmp_path):
+    data = load(write(tmp_path, "d.csv", text(row='{a},"1,000",{l}')), test_fraction=0.4)
+    assert any("'b' has names" in note and "such as '1,000'" in note for note in data.notes)
+    rows = pandas.DataFrame({"a": [1.0, 2.0]})
+    with pytest.raises(DataError, match=r"'a' of new has numbers with thousands .*'1,200'; .*trained on num"):
+        Encoding.of(rows, "rows", []).matrix(pandas.DataFrame({"a": ["1,200", "NA"]}), [], "new")
 
 
 def test_an_encoding_survives_json():

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.errors import ArgumentError, ModelError, raise_problems
+from fpe._util.modules import check_module
+from fpe.errors import ModelError, raise_problems
 
 
 class _MaskGradient(torch.autograd.Function):
@@ -173,11 +174,8 @@ class MaskedLayer(HasMasks):
 
 def mask_names(model: nn.Module) -> set[str]:
     """Return the names that the masks of a model's masked layers have in its state dict."""
-    return {
-        f"{name}.{MASK}" if name else MASK
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, MaskedLayer)
-    }
+    named = model.named_modules(remove_duplicate=False)
+    return {f"{name}.{MASK}".lstrip(".") for name, module in named if isinstance(module, MaskedLayer)}
 
 
 def past_mask(weight: Tensor, mask: Tensor) -> int:
@@ -285,6 +283,7 @@ def count_nonzero(model: nn.Module) -> int:
     int
         Entries that are not masked, or are masked but not zero, of a sharded model in this process's piece.
     """
+    check_module(model)
     return sum(count for _, _, count in counted_parameters(model))
 
 
@@ -331,8 +330,7 @@ def project_(model: nn.Module) -> int:
     >>> fpe.project_(wide), fpe.project_(wide)
     (40, 0)
     """
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
+    check_module(model, give="a model that fpe.expand returned")
     raise_problems(_mask_problems(model, computed=False), ModelError, "the masks")
     counts = {layer: layer._nonzero_masked() for layer in model.modules() if isinstance(layer, HasMasks)}
     for layer in (layer for layer, count in counts.items() if count):
@@ -357,6 +355,7 @@ def enforce_masks_(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
     RemovableHandle
         Of the hook.
     """
+    check_module(model, give="a model that fpe.expand returned")
     layers = [m for m in model.modules() if isinstance(m, HasMasks)]
 
     def project(*_: Any) -> None:
@@ -368,6 +367,7 @@ def enforce_masks_(optimizer: torch.optim.Optimizer, model: nn.Module) -> torch.
 
 def check_masks(model: nn.Module, what: str) -> None:
     """Raise ModelError if a masked weight is not zero; name all layers, to be repaired before `what`."""
+    check_module(model)
     raise_problems(_mask_problems(model), ModelError, "the masks")
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, HasMasks)]
     counts = [f"{count:,} in {name!r}" for name, layer in layers if (count := layer._nonzero_masked())]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -137,7 +137,7 @@ def mlp(
         )
     if activation not in ACTIVATIONS:
         raise ArgumentError(f"mlp: activation is {activation!r}; give one of {', '.join(ACTIVATIONS)}.")
-    with nullcontext() if seed is None else seeded(seed):
+    with nullcontext() if seed is None else seeded(seed), _fits_in_memory(inputs, hidden, outputs):
         layers: list[nn.Module] = []
         for before, after in zip([inputs, *widths], widths, strict=False):
             layers.append(nn.Linear(before, after, dtype=dtype))
@@ -155,6 +155,32 @@ def mlp(
     if not standardize:
         return network
     return standardized(network, torch.zeros(inputs, dtype=dtype), torch.ones(inputs, dtype=dtype))
+
+
+@contextmanager
+def _fits_in_memory(*sizes: Any) -> Iterator[None]:
+    """Say which sizes are too large, where torch says how many bytes it could not allocate."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "alloc" not in str(error):
+            raise
+        inputs, hidden, outputs = sizes
+        raise ArgumentError(
+            f"mlp: sizes are {inputs} inputs, {hidden} hidden, {outputs} outputs; the weights do not fit "
+            "into memory: give fewer."
+        ) from error
+
+
+def made_up_rows(model: nn.Module, count: int) -> Tensor | None:
+    """Return random rows that a model of `mlp` takes, as its scaler expects them; None for other models."""
+    sizes = mlp_sizes(model)
+    if sizes is None:
+        return None
+    rows = torch.randn(count, sizes["inputs"], generator=torch.Generator().manual_seed(0))
+    rows = rows.to(next(model.parameters()))
+    scaler = model.get_submodule("scaler") if sizes.get("standardize") else None
+    return rows * scaler.scale + scaler.mean if isinstance(scaler, Standardize) else rows
 
 
 def mlp_sizes(model: nn.Module) -> dict[str, Any] | None:

@@ -13,12 +13,31 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
+from fpe.errors import ArgumentError
+
+#: What functions take that take estimators too.
+MODEL_OR_ESTIMATOR = "a torch.nn.Module, an FPEClassifier or an FPERegressor"
 #: Hooks of a parameter, by the attribute, and what registers them.
 HOOKS = {
     "_backward_hooks": "register_hook",
     "_post_accumulate_grad_hooks": "register_post_accumulate_grad_hook, as for optimizers that step in the "
     "backward pass",
 }
+
+
+def module_problem(model: Any, name: str = "model", give: str = "a torch.nn.Module") -> str | None:
+    """Say what is given in the place of a module, such as an estimator, a path or a state dict."""
+    if isinstance(model, nn.Module):
+        return None
+    inner = " such as its model_" * (hasattr(model, "_deployed") and give != MODEL_OR_ESTIMATOR)
+    return f"{name} is a {type(model).__name__}; give {give}{inner}."
+
+
+def check_module(model: Any, name: str = "model", give: str = "a torch.nn.Module") -> None:
+    """Refuse what is no module before it is used as one."""
+    problem = module_problem(model, name, give)
+    if problem is not None:
+        raise ArgumentError(problem)
 
 
 def replace_modules_(model: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -42,8 +61,10 @@ def unwrapped(model: Any) -> Any:
 
 
 def network_of(model: Any) -> nn.Module:
-    """Return the network of a model, or of an estimator."""
-    network: nn.Module = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
+    """Return the network of a model, or of an estimator; refuse anything else."""
+    model = model._deployed() if hasattr(model, "_deployed") else model
+    check_module(model, give=MODEL_OR_ESTIMATOR)
+    network: nn.Module = unwrapped(model)
     return network
 
 

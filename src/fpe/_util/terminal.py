@@ -7,11 +7,14 @@ import logging
 import re
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 #: Seconds between two lines of progress where there is no terminal.
 SECONDS_APART = 15.0
+#: The rate is that of the last steps, in so many seconds, and is known after the least of them.
+RECENT, LEAST = 60.0, 5.0
 
 
 @contextmanager
@@ -45,22 +48,38 @@ def progress_bar(label: str, total: int, visible: bool = True) -> Iterator[Calla
         yield advance
 
 
+def say(text: str) -> None:
+    """Write a line to standard error, where progress is."""
+    print(text, file=sys.stderr, flush=True)
+
+
 class _Lines:
     """Writes progress as lines, with at least `SECONDS_APART` between them."""
 
     def __init__(self, label: str, total: int) -> None:
         self.label, self.total, self.done = label, total, 0
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
+        self.recent = deque[tuple[float, int]]()  # when, and how many steps were done; what starts up is none
 
     def __call__(self, text: str, done: int | None = None, total: int | None = None) -> None:
         self.done, self.total = self.done + 1 if done is None else done, total or self.total
         now = time.monotonic()
+        if self.done:
+            self.recent.append((now, self.done))
+        while len(self.recent) > 2 and now - self.recent[1][0] > RECENT:
+            self.recent.popleft()
         if now - self.last < SECONDS_APART or not self.done:
             return
         self.last = now
-        minutes = (now - self.start) * max(0, self.total - self.done) / self.done / 60
-        left = f"about {minutes:.0f} min left" if minutes >= 1 else "less than a minute left"
-        print(f"{self.label}: {self.done} of {self.total}, {left}; {text}", file=sys.stderr, flush=True)
+        say(f"{self.label}: {self.done} of {self.total}{self._left(now)}; {text}")
+
+    def _left(self, now: float) -> str:
+        """Say how much time is left, as soon as the rate is known."""
+        since, before = self.recent[0]
+        if now - since < LEAST or self.done <= before or self.done >= self.total:
+            return ""
+        minutes = (now - since) * (self.total - self.done) / (self.done - before) / 60
+        return f", about {minutes:.0f} min left" if minutes >= 1 else ", less than a minute left"
 
 
 @contextmanager
@@ -79,6 +98,13 @@ def silenced(*names: str, above: int = logging.ERROR) -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def loading_quietly() -> Iterator[None]:
+    """Keep what torchao reports off the terminal, such as libraries for GPUs: transformers imports it."""
+    with silenced("torchao", "torch.utils._pytree", above=logging.WARNING):
+        yield
 
 
 def braced(names: Sequence[str]) -> str:

@@ -25,9 +25,9 @@ from fpe.cli.shared import SHOWN
 @click.option("--classes", type=int, help="Take only this many classes, chosen at random.")
 @click.option("--seed", default=0, help="Of that choice.")
 @click.option("--normalize/--no-normalize", default=True, help="Scale each to length 1.")
-@click.option("--dtype", default="float16", help="Stored as float16 or float32.")
+@click.option("--dtype", default="float16", metavar="[float16|float32]", help="Type of what is stored.")
 @click.option("--half", is_flag=True, help="Let the encoder compute in half precision too.")
-@click.option("--format", default="safetensors", help="Of shards: safetensors or parquet.")
+@click.option("--format", default="safetensors", metavar="[safetensors|parquet]", help="Of shards.")
 @click.option("--shard-size", default=4096, help="Embeddings of a shard.")
 @click.option("--batch-size", default=64, help="Items at a time.")
 @click.option("--device", help="Such as cpu or cuda:1.  [default: a GPU if there is one]")
@@ -50,13 +50,13 @@ def embed(source: str, out: Path | None, as_json: bool, **settings: Any) -> None
       fpe embed questions.csv --label intent
       fpe fit embeddings/cifar100
     """  # noqa: D301
-    from fpe._util.terminal import progress_bar
+    from fpe._util.terminal import loading_quietly, progress_bar
     from fpe.data.embed.images import listed
     from fpe.data.embed.run import embed as run
     from fpe.data.embed.shards import MANIFEST
 
     folder = out or Path("embeddings", Path(source).resolve().stem)
-    with progress_bar(folder.name, 0, not as_json) as advance:
+    with loading_quietly(), progress_bar(folder.name, 0, not as_json) as advance:
         manifest = run(source, folder, on_batch=lambda done, of: advance("", done, of), **settings)
     if as_json:
         click.echo(to_json(manifest))

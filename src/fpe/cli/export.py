@@ -9,7 +9,7 @@ import click
 
 from fpe._util.files import to_json
 from fpe.cli.plan import named_model
-from fpe.cli.shared import SHOWN
+from fpe.cli.shared import SHOWN, model_file
 from fpe.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ def export(
 ) -> None:
     """Write the model in FILE, which fpe.save or fpe fit wrote, to OUT, which ends in .onnx, .pt2 or .c.
 
+    FILE can also be the folder of fpe fit, of which the best model is taken.
+
     It is packed first, and what was written is run and compared with it, on two sizes of the batch. What
     fpe.mlp and fpe fit made needs no --like; other models need one, and a batch of inputs with it, unless
     they are of transformers. C is for networks of linear layers; it is compiled and compared, if there is a
@@ -86,7 +88,7 @@ def export(
     from fpe.packing.layers import PackedLayer
     from fpe.packing.quantized import quantize
 
-    batch_axis = _batch_axis(axes)
+    file, batch_axis = model_file(file), _batch_axis(axes)
     dense, given = named_model(like) if like is not None else (None, None)
     model = load(file, like=dense).eval()
     if out.suffix == ".c":
@@ -114,7 +116,7 @@ def export(
         return
     checked = "unknown: install onnxruntime" if written.difference is None else f"{written.difference:.1e}"
     click.echo(f"{written.path}  {written.bytes:,} bytes")
-    click.echo(f"  non-zeros of the dense parent: {nonzero:,}, of {nonzero_bytes:,} bytes")
+    click.echo(f"  non-zeros of the model: {nonzero:,}, of {nonzero_bytes:,} bytes")
     click.echo(f"  {written.lengths}")
     click.echo(f"  largest difference of outputs{' to the model in int8' if int8 else ''}: {checked}")
     if rounding is not None:
@@ -188,18 +190,11 @@ def _batch_axis(given: tuple[str, ...]) -> int | dict[str, int | None] | None:
 
 def _made_up_rows(model: nn.Module, file: Path) -> Any:
     """Make up inputs for a model whose input is known: `ROWS` rows for one of `fpe.mlp`."""
-    import torch
-
     from fpe.graph.inputs import inputs_for
-    from fpe.models import Standardize, mlp_sizes
+    from fpe.models import made_up_rows
 
-    sizes = mlp_sizes(model)
-    if sizes is not None:
-        dtype = next(model.parameters()).dtype
-        rows = torch.randn(ROWS, sizes["inputs"], generator=torch.Generator().manual_seed(0)).to(dtype)
-        scaler = model.get_submodule("scaler") if sizes.get("standardize") else None
-        return rows * scaler.scale + scaler.mean if isinstance(scaler, Standardize) else rows
-    made = inputs_for(model)
+    rows = made_up_rows(model, ROWS)
+    made = inputs_for(model) if rows is None else rows
     if made is None:
         raise ArgumentError(
             f"nothing says what the model in {file} takes; let --like name a callable that returns a model "

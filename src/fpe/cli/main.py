@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cached_property
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, TextIO, cast
 
 import click
 
+import fpe
 from fpe import __version__
 from fpe.cli.embed import embed
 from fpe.cli.export import export
@@ -16,6 +19,9 @@ from fpe.cli.plan import plan
 from fpe.cli.predict import predict
 from fpe.errors import ArgumentError, FPEError
 
+#: Python's own way to show a warning.
+_show = warnings.showwarning
+
 
 class _Failed(click.ClickException):
     exit_code = 1
@@ -23,6 +29,28 @@ class _Failed(click.ClickException):
 
 class _BadArguments(click.ClickException):
     exit_code = 2
+
+
+class _Notes:
+    """Shows warnings of fpe as notes, once and without a line of code; others as they are."""
+
+    def __init__(self) -> None:
+        self.given = set[str]()
+
+    def __call__(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is not UserWarning or Path(fpe.__file__).parent not in Path(filename).parents:
+            _show(message, category, filename, lineno, file, line)
+        elif str(message) not in self.given:
+            self.given.add(str(message))
+            click.echo(f"note: {message}", err=True)
 
 
 class _Commands(click.Group):
@@ -47,7 +75,9 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _Notes()
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
         except FPEError as error:
@@ -67,11 +97,16 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fpe")
 def main() -> None:
-    """Make a trained neural network better without making it bigger (Fixed Parameter Expansion).
+    """Find the most accurate network for a budget of weights; make a trained one better at its own count.
+
+    Fixed Parameter Expansion: more neurons, the same number of non-zero parameters. fpe fit DATA --budget N
+    searches; without --budget it trains dense networks of given widths, and expands them. fpe COMMAND --help
+    shows all options.
 
     \b
     Example:
-      fpe fit digits
+      fpe fit digits --budget 600
+      fpe fit digits --hidden 4 8 16
     """  # noqa: D301
 
 

@@ -24,11 +24,18 @@ from fpe.errors import ArgumentError
     metavar="NAME[=FACTOR]",
     help="Layers to expand, by name or pattern, each with a factor of its own; repeatable.",
 )
-@click.option("--budget", default="group", help="Keep the count of each group, or network.")
+@click.option(
+    "--budget",
+    default="group",
+    metavar="[group|network]",
+    help="Whether each group of layers keeps its count of non-zeros, or the network only the total. Not a "
+    "number, as in fpe fit: an expansion keeps the count of the model.",
+)
 @click.option(
     "--convolutions",
     default="channels",
-    help="What a convolution splits among its children: channels or taps.",
+    metavar="[channels|taps]",
+    help="What a convolution splits among its children.",
 )
 @click.option("--target-fraction", default=1.0, help="Share of each layer's neurons to expand.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
@@ -40,6 +47,9 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
     machine: of transformers, with its config.json, or one that fpe's hub.save_pretrained wrote. Weights
     of transformers are neither loaded nor given memory, unless --target-fraction ranks neurons by them.
 
+    In the table, "between" are modules from a layer to its consumers, which widen with it, such as norms.
+    "copies" are the weights that are copied to children: as many are pruned.
+
     \b
     Example:
       fpe plan mynetworks:make_classifier --factor 3
@@ -47,6 +57,11 @@ def plan(model: str, layers: tuple[str, ...], as_json: bool, **how: Any) -> None
     """  # noqa: D301
     from fpe.expansion.planner import plan as make_plan
 
+    if how["budget"].replace(",", "").isdigit():
+        raise ArgumentError(
+            f"--budget is {how['budget']}; fpe plan takes group or network, as an expansion keeps the count "
+            "of the model. A number of weights is for fpe fit DATA --budget N."
+        )
     network, example_inputs = named_model(model, weights=how["target_fraction"] < 1)
     result = make_plan(network, layers=_layers(layers, how["factor"]), example_inputs=example_inputs, **how)
     click.echo(to_json(result.to_dict()) if as_json else str(result))
@@ -67,11 +82,24 @@ def _layers(given: tuple[str, ...], factor: int) -> dict[str, int] | None:
 
 def named_model(name: str, weights: bool = True) -> tuple[Any, Any]:
     """Return a model and a batch or None, by ``MODULE:CALLABLE`` or by a folder, if need be with weights."""
+    from fpe._util.terminal import loading_quietly
+
+    with loading_quietly():
+        return _named_model(name, weights)
+
+
+def _named_model(name: str, weights: bool) -> tuple[Any, Any]:
     if Path(name).is_dir():
         return _from_folder(Path(name), weights), None
     module_name, colon, attribute = name.partition(":")
     if not (module_name and colon and attribute):
-        raise ArgumentError(f"{name!r} does not name a model; write MODULE:CALLABLE, such as mynet:make.")
+        found = (
+            "it is a file, and no folder with a model" if Path(name).exists() else "there is no such folder"
+        )
+        raise ArgumentError(
+            f"{name!r} does not name a model: {found}. Give a folder with a config.json, or MODULE:CALLABLE, "
+            "such as mynet:make."
+        )
     sys.path.insert(0, "")
     try:
         made: Any = import_module(module_name)

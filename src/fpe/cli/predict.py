@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fpe._util.files import to_json, write_atomically
-from fpe.cli.shared import SHOWN
-from fpe.errors import ArgumentError, DataError
+from fpe.cli.shared import SHOWN, model_file
+from fpe.errors import ArgumentError, DataError, FPEError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +37,7 @@ PRINTED = 10
 def predict(model: Path, table: Path, out: Path | None, label: str | None, as_json: bool) -> None:
     """Predict on the rows of TABLE with the model in MODEL, which fpe fit or fpe.save wrote.
 
+    MODEL is the file, such as best.safetensors, or the folder of fpe fit, of which the best model is taken.
     TABLE is a table (.csv, .tsv, .parquet, .jsonl, …) with the columns that the model was trained on, in any
     order, an array of embeddings (.npy, .npz), or a folder that fpe embed wrote. Each row gets its class and
     the probability of each class, or of a regression its number, in the order of TABLE. Missing numbers are
@@ -50,6 +51,7 @@ def predict(model: Path, table: Path, out: Path | None, label: str | None, as_js
       fpe predict fpe-out/iris-budget-200-1f0e3d/best.safetensors new.csv --out predictions.csv
       fpe predict best.safetensors embeddings.npy
     """  # noqa: D301
+    model = model_file(model)
     _check_out(out, model, table)
     from fpe.data.rows import read_rows
     from fpe.io.checkpoint import read_about
@@ -58,12 +60,18 @@ def predict(model: Path, table: Path, out: Path | None, label: str | None, as_js
     about = read_about(model)
     load: Any = load_regressor if about.get("predicts") == "numbers" else load_classifier
     estimator = load(model)
+    estimator._source = str(table)
     rows = read_rows(table)
     y = _labels(rows, table, label, about.get("label"))
     notes = list(rows.notes)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        frame, measured = _predicted(estimator, _inputs(estimator, rows, table, about), y, notes)
+        try:
+            frame, measured = _predicted(estimator, _inputs(estimator, rows, table, about), y, notes, label)
+        except FPEError:
+            raise
+        except ValueError as error:  # scikit-learn's, about arrays
+            raise DataError(f"{table}: {error}") from error
     notes += dict.fromkeys(str(warning.message) for warning in caught)  # of both calls
     if out is not None:
         write_atomically(out, lambda temporary: _write(frame, temporary, estimator))
@@ -126,7 +134,7 @@ def _inputs(estimator: Any, rows: Rows, table: Path, about: dict[str, Any]) -> A
 
 
 def _predicted(
-    estimator: FPEClassifier | FPERegressor, X: Any, y: Any, notes: list[str]
+    estimator: FPEClassifier | FPERegressor, X: Any, y: Any, notes: list[str], label: str | None
 ) -> tuple[pandas.DataFrame, dict[str, Any]]:
     """Return the predictions, a row each, and how well they agree with labels."""
     import pandas
@@ -135,7 +143,7 @@ def _predicted(
     if classes is None:
         predictions = estimator.predict(X)
         return _columns("prediction", predictions), _r2(predictions, y, notes)
-    from fpe.data.parts import label_names
+    from fpe.data.parts import label_names, quoted, some
 
     probabilities = estimator.predict_proba(X)
     shares = pandas.DataFrame(probabilities, columns=[f"probability_{name}" for name in classes])
@@ -153,6 +161,18 @@ def _predicted(
         notes.append(f"the accuracy is not known: {error}")
         return frame, {}
     pairs = [(number[own], name) for own, name in zip(predictions.tolist(), names, strict=True) if name]
+    strange = sorted({name for _, name in pairs} - {*classes})
+    if strange and all(name in strange for _, name in pairs):
+        has = f"has none of the model's classes ({some(classes)}), but {quoted(strange, 3)}"
+        if label is not None:
+            raise ArgumentError(f"--label {label}: the column {has}; give the column of true labels.")
+        notes.append(f"the accuracy is not known: the column of labels {has}")
+        return frame, {}
+    if strange:
+        count = sum(name in strange for _, name in pairs)
+        notes.append(
+            f"{count:,} rows have labels that are no classes of the model ({quoted(strange, 3)}): wrong"
+        )
     right = sum(own == name for own, name in pairs)
     return frame, {"accuracy": right / len(pairs) if pairs else None, "labeled": len(pairs)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -68,10 +69,12 @@ def _all(*options: Decorator) -> Decorator:
 def expansion_options(rewired: bool = False) -> Decorator:
     """Give a command the options of an expansion; `rewired` where their defaults depend on ``--rewire``."""
 
-    def option(name: str, default: Any, note: str, text: str) -> Decorator:
-        if not rewired:
-            return click.option(f"--{name}", default=default, help=text)
-        return click.option(f"--{name}", type=type(default), help=f"{text}  [default: {default}; {note}]")
+    def option(name: str, default: Any, note: str, text: str, choices: str | None = None) -> Decorator:
+        # Names of choices are checked by the library, which suggests the nearest.
+        how: dict[str, Any] = {"default": default, "help": text}
+        if rewired:
+            how = {"type": type(default), "help": f"{text}  [default: {default}; {note}]"}
+        return click.option(f"--{name}", metavar=choices, **how)
 
     return _all(
         option("factor", 2, "4 with --rewire, 3 where it moves columns", "Children of each neuron."),
@@ -81,6 +84,7 @@ def expansion_options(rewired: bool = False) -> Decorator:
             "shared with --prune columns, shared-8 where --rewire moves columns",
             "How inputs are assigned to children: random, shared, shared-N (N groups of neurons have splits "
             "of their own), gram or 2:4.",
+            "[random|shared|shared-N|gram|2:4]",
         ),
         option(
             "prune",
@@ -89,9 +93,16 @@ def expansion_options(rewired: bool = False) -> Decorator:
             "Which weights are pruned to keep the count: magnitude; balanced (consumers keep at most half "
             "of all weights; for expansion before training); columns (whole inputs; with --split shared); "
             "children (whole children; with --split shared for many outputs).",
+            "[magnitude|balanced|columns|children]",
         ),
         click.option("--seed", default=0, help="Seed of everything."),
     )
+
+
+def model_file(path: Path) -> Path:
+    """Return the file of a model: the best one, if a folder of ``fpe fit`` is given."""
+    best = path / "best.safetensors"
+    return best if best.is_file() else path
 
 
 def check_jobs(jobs: int) -> None:
@@ -109,7 +120,10 @@ data_options = _all(
         "--drop", multiple=True, metavar="NAME", help="Name or pattern of columns to ignore; repeatable."
     ),
     click.option(
-        "--features", multiple=True, metavar="NAME", help="The only columns, or patterns, to use as features."
+        "--features",
+        multiple=True,
+        metavar="NAME",
+        help="Name or pattern of the only columns to use as features; repeatable.",
     ),
     click.option(
         "--test-fraction", type=float, help="Share held out if there is no test part.  [default: 0.2]"

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fpe._util.files import write_atomically
+from fpe._util.terminal import say
 from fpe.compare.store import provenance
 from fpe.errors import ArgumentError, CheckpointError
 from fpe.io.checkpoint import read_about
@@ -46,12 +47,29 @@ def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -
     except CheckpointError as error:
         raise ArgumentError(f"{error} Give another --out, or --force to replace it.") from error
     if earlier != judged_on:
-        keys = [key for key in {**earlier, **judged_on} if earlier.get(key) != judged_on.get(key)]
-        how = "; ".join(f"{key} {earlier.get(key)!r}, now {judged_on.get(key)!r}" for key in keys)
+        why = "; ".join(_differences(earlier, judged_on))
         raise ArgumentError(
-            f"{file} was chosen by other rows ({how if earlier else 'it does not say which'}), and cannot be "
-            "compared with a new model; give another --out, or --force to replace it."
+            f"{file} cannot be compared with a new model: {why}. Give another --out, the same settings as "
+            "before, or --force to replace it."
         )
+
+
+def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in words why two models cannot be compared."""
+    if not earlier:
+        return ["it does not say by which rows it was chosen"]
+    found, before, asked = list[str](), earlier.get("budget"), now.get("budget")
+    if before != asked:
+        was = f"it was searched for {before:,} non-zeros" if before else "it is the best of given widths"
+        found.append(was + (f", now {asked:,} are asked for" if asked else ", now widths are given"))
+    elif earlier.get("validation_fraction") != now.get("validation_fraction"):
+        shares = f"{earlier.get('validation_fraction')}, now {now.get('validation_fraction')}"
+        found.append(f"other rows were held out to choose it (--validation-fraction {shares})")
+    if earlier.get("seed") != now.get("seed"):
+        found.append(f"other rows were held out (--seed {earlier.get('seed')}, now {now.get('seed')})")
+    elif earlier.get("fingerprint") != now.get("fingerprint"):
+        found.append("it is of other data: its rows or columns, or the options that choose them, changed")
+    return found
 
 
 def keep_best(
@@ -74,6 +92,9 @@ def keep_best(
     better = comparable and _merit(earlier) > _merit(measured)
     if better and not force:
         return True, False
+    if comparable and not better:
+        how = "is as good as" if _merit(earlier) == _merit(measured) else "is better than"
+        say(f"the new best model {how} the stored one on the rows that chose them, and replaces it")
     write_atomically(folder / CARD, lambda temporary: temporary.write_text(card(about), encoding="utf-8"))
     write(file)
     return False, exists and (better or not comparable)

@@ -125,11 +125,10 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False)
     if fresh:
         shutil.rmtree(folder / "trials", ignore_errors=True)
     elif stored is not None and stored != identity:
-        differing = [
-            f"{key} {stored.get(key)!r}, now {identity.get(key)!r}"
-            for key in {**stored, **identity}
-            if stored.get(key) != identity.get(key)
-        ]
+        keys = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
+        differing = [f"{k} {stored.get(k)!r}, now {identity.get(k)!r}" for k in keys if k != "fingerprint"]
+        if "fingerprint" in keys and not {"data", "seed"} & {*keys}:  # from which it follows
+            differing.insert(0, "its rows or columns have changed")
         raise ArgumentError(
             f"{folder} holds results of another configuration ({'; '.join(differing)}); give another --out, "
             "or --fresh to remove them."

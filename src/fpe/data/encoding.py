@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,14 @@ import pandas
 from pandas.api import types
 
 from fpe.data.parts import label_names, quoted, some, why_unfit
+from fpe.data.tables import MISSING
 from fpe.errors import DataError, raise_problems
 
 #: The most different names in a column that becomes one-hot, and the least rows for each on average.
 MOST_NAMES, LEAST_ROWS = 100, 2
+#: A number that may have thousands separators, and what has one.
+_NUMBER = re.compile(r"[+-]?(\d+|\d{1,3}([,.'’ \u00a0\u202f]\d{3})+)([.,]\d+)?")
+_GROUPED = re.compile(r"\d[,.'’ \u00a0\u202f]\d{3}(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,8 @@ class Column:
             known = [own for own in _names(column) if own is not None]
             categories = tuple(sorted(set(known)))
             if len(categories) > min(MOST_NAMES, len(known) / LEAST_ROWS):
+                if example := grouped_number(known):
+                    return f"is no feature: its values are {_written(example)}"
                 return (
                     f"is no feature (text: {len(categories):,} different names in {len(known):,} rows); "
                     f"names become one-hot if there are at most {MOST_NAMES}, and half as many as rows: "
@@ -115,9 +122,11 @@ class Encoding:
             absent = 0 if column.kind == "list" else int(frame[column.name].isna().sum())
             rows = f"{absent:,} of {len(frame):,} training rows have no"
             if column.kind == "names":
+                example = grouped_number(column.categories)
                 notes.append(
                     f"{column.name!r} has names: a feature for each of {len(column.categories)}"
                     + (f"; {rows} name, which is no feature" if absent else "")
+                    + (f"; these are {_written(example)}" if example else "")
                 )
             elif absent and column.missing is not None:
                 notes.append(f"{rows} {column.name!r}: replaced by the median, {column.missing:g}")
@@ -176,26 +185,27 @@ class Encoding:
         raise_problems(problems[:10], DataError, source)
         return parts[0] if len(parts) == 1 else np.hstack(parts)
 
-    def matrix(self, X: Any, notes: list[str]) -> np.ndarray:
+    def matrix(self, X: Any, notes: list[str], source: str = "X") -> np.ndarray:
         """Return the features of new rows in float64: of a DataFrame, or of an array in the stored order.
 
         An array has a column for each column of the table, or, if it has numbers only, for each feature.
+        Errors and notes call the rows `source`.
         """
         if isinstance(X, pandas.DataFrame):
-            return self.encode(X.rename(columns=str), "X", notes, dtype=np.float64, new=True)
+            return self.encode(X.rename(columns=str), source, notes, dtype=np.float64, new=True)
         X, count = np.asarray(X), len(self.features)
         if X.ndim == 2 and X.dtype.kind in "biuf" and X.shape[1] == count:
             fill = np.array([f for c in self.columns for f in _fills(c)], dtype=np.float64)
             filled = np.where(np.isnan(X), fill, X.astype(np.float64))
             if why := _not_finite(filled):
-                raise DataError(f"X {why}.")
+                raise DataError(f"{source} {why}.")
             return filled
         if X.ndim == 2 and X.shape[1] == len(self.columns):
             frame = pandas.DataFrame(X, columns=[column.name for column in self.columns])
-            return self.encode(frame.infer_objects(), "X", notes, dtype=np.float64, new=True)
+            return self.encode(frame.infer_objects(), source, notes, dtype=np.float64, new=True)
         features = "" if count == len(self.columns) else f", or of the {count} features made of them"
         raise DataError(
-            f"X has shape {X.shape} and type {X.dtype}; give a DataFrame with the columns "
+            f"{source} has shape {X.shape} and type {X.dtype}; give a table with the columns "
             f"{quoted([column.name for column in self.columns], 12)}, or an array of these "
             f"{len(self.columns)} columns in this order{features}."
         )
@@ -220,6 +230,8 @@ def _encoded(column: Column, values: pandas.Series[Any], notes: list[str], sourc
         return np.asarray(codes[:, None] == np.arange(len(column.categories)), dtype=np.float32)
     made = _values(values)
     if isinstance(made, str):
+        example = grouped_number(map(str, values.dropna())) if made == "text" else None
+        made = _written(example) if example else made
         return f"has {made}; the model was trained on {'lists of ' * (column.kind == 'list')}numbers"
     shape = (len(values), column.length) if column.kind == "list" else (len(values),)
     if made.shape != shape:
@@ -244,6 +256,18 @@ def _not_finite(values: np.ndarray) -> str | None:
     where = "".join(f", column {column}" for column in columns)
     what = "missing values, NaN," if np.isnan(values).any() else "infinite values,"
     return f"has {what} the first in row {row}{where} (from 0); fill them in, or leave these rows out"
+
+
+def grouped_number(texts: Iterable[str]) -> str | None:
+    """Return the first number with thousands separators, if all are numbers but those that are missing."""
+    given = [text.strip() for text in texts if text.strip() not in MISSING]
+    if not all(map(_NUMBER.fullmatch, given)):
+        return None
+    return next((text for text in given if _GROUPED.search(text)), None)
+
+
+def _written(example: str) -> str:
+    return f"numbers with thousands separators, such as {example!r}; write them without"
 
 
 def is_text(column: pandas.Series[Any]) -> bool:

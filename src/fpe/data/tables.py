@@ -34,6 +34,8 @@ SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", "|": "bars", " ": 
 MISSING = {"", "NA", "N/A", "n/a", "<NA>", "NaN", "nan", "NAN", "null", "NULL", "None", "?", "-", "."}
 #: Rows that are looked at to find the separator and the line of names.
 _SAMPLE = 100
+#: Control characters that no table has: other bytes than text.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x19\x7f]")
 #: Byte order marks.
 _MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 
@@ -131,10 +133,14 @@ def _as_utf8(data: bytes, path: Path, notes: list[str]) -> bytes:
             text = data.decode(encoding)
         except UnicodeError:
             continue
-        if "\0" not in text:
-            notes += [f"read as {encoding}, since it is not UTF-8"] * (encoding not in ("utf-8", *marked))
+        guessed = encoding not in ("utf-8", *marked)
+        if "\0" not in text and not (guessed and _CONTROL.search(text)):
+            notes += [f"read as {encoding}, since it is not UTF-8"] * guessed
             return text.encode()
-    raise DataError(f"{path} is no text in {encodings[0]}; write it as UTF-8.")
+    known = marked[0] if marked else "UTF-8 or UTF-16"
+    raise DataError(
+        f"{path} is no table: its bytes are no text in {known}. Give text with separators, in UTF-8."
+    )
 
 
 def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:

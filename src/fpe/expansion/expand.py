@@ -29,6 +29,7 @@ from fpe.graph.copies import deep_copy
 from fpe.graph.groups import layout_neurons
 from fpe.graph.layers import is_stacked, orient_, producer_sets
 from fpe.graph.stacked import close_stacks_, stacked_layers
+from fpe.graph.symbolic import NEEDS_BATCH
 from fpe.masked import check_masks, count_free, count_nonzero
 
 
@@ -75,6 +76,11 @@ def expand(
         As for `fpe.plan`, before anything is copied. ModelError also if the wide model does not run on
         `example_inputs`, or if `plan` was made for another model.
 
+    Warns
+    -----
+    UserWarning
+        If convolutions are left unchanged because there is no batch, and neither `layers` nor `plan` is given.
+
     Examples
     --------
     >>> import torch, fpe
@@ -120,7 +126,16 @@ def _not_default(how: dict[str, Any]) -> list[str]:
 def planned(model: nn.Module, plan: Plan | None, how: dict[str, Any]) -> Plan:
     """Return a plan: the given one, checked again, if all other arguments are the defaults, or a new one."""
     if plan is None:
-        return planner.plan(model, **how)
+        made = planner.plan(model, **how)
+        left = [s.name for s in made.skipped if s.reason.endswith(NEEDS_BATCH)]
+        if left and how.get("layers") is None:
+            names = ", ".join(map(repr, left[:5])) + " and others" * (len(left) > 5)
+            warnings.warn(
+                f"convolutions are left unchanged for want of a batch: {names}. Give example_inputs=…, a "
+                "batch, to expand them too, or layers=… without them; fpe.plan lists what is expanded.",
+                stacklevel=3,
+            )
+        return made
     if not isinstance(plan, Plan):
         raise ArgumentError(f"plan is a {type(plan).__name__}; give what fpe.plan returned.")
     if other := _not_default(how):

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fpe._util.modules import check_module
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.layers import is_stacked, native, oriented
 from fpe.masked import MaskedLayer
@@ -36,6 +37,7 @@ def reinitialize_(wide: nn.Module, *, seed: int = 0) -> nn.Module:
     >>> fpe.count_nonzero(wide) == fpe.count_nonzero(fpe.mlp(8, 4, 2))
     True
     """
+    check_module(wide, "wide", "a model that fpe.expand returned")
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ArgumentError(f"seed is {seed!r}; give an integer of at least 0.")
     layers = [module for module in wide.modules() if isinstance(module, MaskedLayer)]

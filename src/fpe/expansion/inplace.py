@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe._util.modules import own_forward, replace_modules_, uncompiled
+from fpe._util.modules import check_module, own_forward, replace_modules_, uncompiled
 from fpe.errors import ArgumentError, raise_problems
 from fpe.expansion import planner
 from fpe.expansion.expand import Expansion, check_wide, planned
@@ -74,6 +74,7 @@ def expand_(
     >>> model[0].out_features, optimizer.param_groups[0]["params"][0].shape
     (8, torch.Size([8, 8]))
     """
+    check_module(model)
     check_moments(moments)
     optimizers = _as_optimizers(optimizer)
     model = uncompiled(model)

@@ -25,6 +25,7 @@ from fpe.graph.groups import layout_for, layout_neurons, layout_width
 from fpe.graph.kinds import takes_means
 from fpe.graph.layers import (
     bias_of,
+    is_frozen,
     is_stacked,
     looks_like_layer,
     mask_of,
@@ -60,6 +61,7 @@ class LayerPlan:
     # The children that `ChildPruning` did not create, numbered as if all were: parent × factor + child.
     dropped: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()  # what is done otherwise than asked; complete after the expansion
+    frozen: tuple[str, ...] = ()  # layers of which weights are pruned, and not trained
 
     @property
     def index_map(self) -> IndexMap:
@@ -80,6 +82,13 @@ class Basis:
     inputs: dict[str, Tensor]  # by the producer's name, the inputs that the split needs
     shapes: list[torch.Size] | None  # of the model's outputs on the batch
     modules: dict[str, Any]  # type and shapes of each module with parameters
+
+
+#: What columns of a printed plan mean.
+COLUMNS = (
+    "between: modules that widen with a layer; copies: weights that children copy, as many as are pruned"
+)
+FROZEN = "it is expanded and stays frozen, so that no training makes up for weights that are pruned in it"
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,9 @@ class Plan:
         each = ", numbers are of one layer" if len(rows) < len(self.layers) else ""
         whole = ", budget of the whole network" if self.budget == "network" else ""
         how = f"split {self.split}, prune {self.prune}{whole}, seed {self.seed}{each}"
-        lines = [f"Expansion by {self.factor}: {how}", *text_table(head, rows, left=3)]
+        lines = [f"Expansion by {self.factor}: {how}", *text_table(head, rows, left=3), COLUMNS]
+        frozen = [(name, FROZEN) for layer in self.layers for name in layer.frozen]
+        lines += ["frozen:", *(f"  {name}: {why}" for name, why in folded(frozen))] if frozen else []
         notes = [(braced(layer.group.producers), note) for layer in self.layers for note in layer.notes]
         lines += remarks(notes, self.skipped)
         if self.weights is not None:
@@ -153,9 +164,10 @@ class Plan:
             known = {f.name: layer[f.name] for f in dataclasses.fields(LayerPlan) if f.name in layer}
             known["group"] = NeuronGroup.from_dict(layer["group"])
             known["dropped"] = layer.get("dropped", layer.get("left", ()))  # the name in earlier versions
-            for name in ("chosen", "dropped", "notes"):
+            for name in ("chosen", "dropped", "notes", "frozen"):
                 known[name] = None if known.get(name) is None else tuple(known[name])
-            layers.append(LayerPlan(**{**known, "notes": known["notes"] or ()}))
+            empty = {name: known[name] or () for name in ("notes", "frozen")}
+            layers.append(LayerPlan(**{**known, **empty}))
         names = ("factor", "split", "prune", "budget", "seed", "nonzero")
         skipped = tuple(Skipped(**s) for s in record["skipped"])
         weights = record.get("weights")
@@ -261,7 +273,8 @@ def layer_plans(
         after = neurons + len(expanded) * (factor - 1) - dropped
         free_now = own + mine + others + biases + per_neuron * neurons
         layer = LayerPlan(group, factor, inputs, shares, neurons, after, free_now, copies, some, groups)
-        planned.append(dataclasses.replace(layer, notes=(note,) if note else ()))
+        frozen = tuple(n for n in (*group.producers, *group.consumers) if is_frozen(model, (n,)))
+        planned.append(dataclasses.replace(layer, notes=(note,) if note else (), frozen=frozen))
         problems += _norm_problems(model, layer, pruning)
         capacity = pruning.capacity(own + factor * mine + others, entries * neurons, inputs, factor)
         if copies > capacity:

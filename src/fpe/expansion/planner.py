@@ -111,6 +111,7 @@ def plan(
     layer  consumers  between    splits  neurons  after  non-zeros  copies
     -----  ---------  -------  --------  -------  -----  ---------  ------
     0      2          -        8 inputs        4      8         46      12
+    between: modules that widen with a layer; copies: weights that children copy, as many as are pruned
     left unchanged:
       2: it is a head: its neurons are outputs of the network
     weights of linear layers and convolutions in expanded layers: 40 of 40 (100%)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fpe._util.modules import uncompiled
+from fpe._util.modules import module_problem, uncompiled
 from fpe.errors import ArgumentError, FPEError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.plan import Chosen
 from fpe.expansion.pruning import Pruning, as_pruning
@@ -102,8 +102,8 @@ def _problem(name: str, value: Any) -> str | None:
 
 
 def _model_problem(model: Any) -> str | None:
-    if not isinstance(model, nn.Module):
-        return f"model is a {type(model).__name__}; give a torch.nn.Module."
+    if (problem := module_problem(model)) is not None:
+        return problem
     for name, module in model.named_modules():
         where = f"{name!r} in the model" if name else "model"
         if isinstance(module, torch.jit.ScriptModule):

@@ -386,7 +386,7 @@ def as_split(split: Any) -> Split:
         return SPLITS[split]
     if isinstance(split, str) and (cut := re.fullmatch(r"shared-(\d+)", split)):
         return SharedSplit(groups=int(cut[1]))
-    names = ", ".join(map(repr, SPLITS))
+    names = ", ".join([*map(repr, SPLITS), "'shared-N' (N groups)"])
     if isinstance(split, str):
         hint = did_you_mean(split, SPLITS)
         raise ArgumentError(f"unknown split {split!r}; allowed are {names} and fpe.LabelSplit(labels).{hint}")

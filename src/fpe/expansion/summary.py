@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from fpe._util.modules import unwrapped
+from fpe._util.modules import check_module, unwrapped
 from fpe._util.terminal import braced, text_table
 from fpe.errors import ArgumentError
 from fpe.expansion.index_maps import groups_in
@@ -95,6 +95,8 @@ def summary(model: nn.Module, wide: nn.Module) -> Summary:
     ModelError
         If a masked weight is not zero; see `fpe.project_`.
     """
+    check_module(model)
+    check_module(wide, "wide", "a model that fpe.expand returned")
     model, wide = unwrapped(model), unwrapped(wide)
     for one in (model, wide):
         check_masks(one, "its summary")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import replace_modules_, seeded, uncompiled
+from fpe._util.modules import check_module, replace_modules_, seeded, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.index_maps import IndexMap
 from fpe.expansion.steps import Weights, mask
@@ -93,6 +93,7 @@ def widen(
     """
     if wide is None and (isinstance(factor, bool) or not isinstance(factor, int) or factor < 2):
         raise ArgumentError(f"factor is {factor!r}; give an integer of at least 2.")
+    check_module(model)
     model = uncompiled(model)
     if any(isinstance(module, MaskedLayer) for module in model.modules()):
         raise ModelError("the model has masked layers; widen it before it is expanded or masked.")

@@ -29,6 +29,8 @@ from fpe.graph.layers import (
 )
 from fpe.graph.operations import Refused, unknown
 
+#: The end of the reason why a layer is left unchanged that a batch would let be followed.
+NEEDS_BATCH = "which is followed only with example_inputs=…, a batch"
 #: Modules over the neurons whose width is known without a batch.
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d, nn.PReLU)
 _MODULES = frozenset(
@@ -116,7 +118,7 @@ class _Walk:
         for name, module in self.model.named_modules():
             if name not in reached and (reason := skip_reason(self.known, name)):
                 if is_convolution(module):
-                    reason = f"{what_it_is(module)}, which is followed only with example_inputs=…, a batch"
+                    reason = f"{what_it_is(module)}, {NEEDS_BATCH}"
                 skipped.append(Skipped(name, reason if name or not isinstance(module, nn.Linear) else HEAD))
         return Found(tuple(groups), tuple(skipped), linear=frozenset(self.linear))
 

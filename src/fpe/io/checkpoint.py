@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fpe import __version__
 from fpe._util.files import finite, write_atomically
-from fpe._util.modules import replace_modules_, unwrapped
+from fpe._util.modules import check_module, network_of, replace_modules_
 from fpe.errors import ArgumentError, CheckpointError, ModelError
 from fpe.expansion.plan import Plan
 from fpe.graph.stacked import close_stacks_, stacked_layers
@@ -38,6 +38,9 @@ FORMATS = (2, 3, 4, 5, FORMAT)
 #: Types with 16 bits, in which weights can be stored.
 STORAGE_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _KEY = "fpe"
+#: What files of other endings are.
+OTHERS = {".onnx": "an ONNX file", ".pt2": "an archive of torch.export", ".c": "C code"}
+OTHERS |= dict.fromkeys((".pt", ".pth", ".bin"), "a file of torch.save")
 
 
 def save(model: Any, path: str | os.PathLike[str], *, storage_dtype: str | torch.dtype | None = None) -> None:
@@ -92,7 +95,7 @@ def save(model: Any, path: str | os.PathLike[str], *, storage_dtype: str | torch
     from safetensors.torch import save_file
 
     storage = _storage_type(storage_dtype)
-    model = unwrapped(model._deployed() if hasattr(model, "_deployed") else model)
+    model = network_of(model)
     writes = _checked_everywhere(model, path)
     tensors, tied = _storable(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
@@ -142,6 +145,8 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
         If the file is missing, truncated, not one of fpe's, of a later format, or of another
         architecture.
     """
+    if like is not None:
+        check_module(like, "like")
     tensors, manifest = _read(Path(path))
     if like is None:
         if manifest.get("mlp") is None:
@@ -356,6 +361,9 @@ def _storable(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
+    if path.is_dir():
+        inside = [f", such as {file}" for file in sorted(path.glob("*.safetensors"))[:1]]
+        raise CheckpointError(f"{path} is a folder; give a file that fpe.save wrote{''.join(inside)}.")
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}; give the path of a file that fpe.save wrote.")
     try:
@@ -364,9 +372,12 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str
             names = file.keys() if tensors else ()
             found = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError) as error:
+        what = OTHERS.get(path.suffix.lower())
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}); it may be truncated. Save the model again, "
-            "or take another copy."
+            f"{path} is {what}; give a .safetensors file of fpe fit or fpe.save."
+            if what
+            else f"{path} is not a whole safetensors file ({error}); it may be truncated. Save the model "
+            "again, or take another copy."
         ) from error
     if _KEY not in metadata:
         raise CheckpointError(

@@ -21,7 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from fpe._util.files import to_json, write_atomically
-from fpe._util.modules import seeded, uncompiled
+from fpe._util.modules import MODEL_OR_ESTIMATOR, check_module, seeded, uncompiled
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
 from fpe.graph.copies import WritesUndone, analysis_copy, outside_kept
@@ -29,6 +29,7 @@ from fpe.graph.inputs import Call, as_call, copied_call, inputs_for, tensors_in
 from fpe.io.batch_axes import Axes, BatchAxis, tensors_of
 from fpe.io.checkpoint import described
 from fpe.io.onnx_zeros import drop_zeros_
+from fpe.models import made_up_rows
 from fpe.packing.layers import bytes_of
 from fpe.packing.separate import for_onnx
 from fpe.packing.verify import cannot_run, difference, error_text, largest
@@ -74,8 +75,9 @@ class Export:
         """A clause that says which axes may have any length, or how large the constants of C are."""
         if self.constants is not None:
             return f"{self.constants:,} bytes of constants" if self.constants else "unrolled"
-        free = [f"{' and '.join(map(str, axes))} of {name!r}" for name, axes in self.dynamic.items() if axes]
-        return f"axes of any length: {', '.join(free)}" if free else "all axes have the example's lengths"
+        free = [(" and ".join(map(str, axes)), name) for name, axes in self.dynamic.items() if axes]
+        named = [f"{'axes' if ' ' in axes else 'axis'} {axes} of {name!r}" for axes, name in free]
+        return f"{', '.join(named)} may have any length" if named else "all axes have the example's lengths"
 
 
 def export(
@@ -92,8 +94,8 @@ def export(
     Parameters
     ----------
     model : nn.Module, FPEClassifier or FPERegressor
-        Dense, expanded or packed; it is exported in evaluation mode and stays as it was. Estimators can be
-        written as C only, other formats take their ``model_``.
+        Dense, expanded or packed; it is exported in evaluation mode and stays as it was. Of an estimator its
+        ``model_`` is written, with the names of its features and classes, or the scaling of its targets.
     path : path-like
         Ends in ``.onnx`` (needs the extra ``onnx``), ``.pt2`` (for ``torch.export.load``; a quantized model
         needs torchao there), or ``.c``, beside which a ``.h`` of the same stem is written. In ONNX, weights
@@ -104,8 +106,8 @@ def export(
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
-        transformers, for which a batch is made up if none is given. For C rows of numbers, by default random
-        ones; the first four become its self-test.
+        transformers, for which a batch is made up if none is given, as for an estimator. For C rows of
+        numbers, by default random ones; the first four become its self-test.
     batch_axis : int, None, or mapping of str to these, default 0
         Which axis of the inputs is the batch, such as 1 for recurrent layers that take time first; a mapping
         gives it by the name of the input, and others have 0. None for inputs without a batch, whose sizes
@@ -150,6 +152,10 @@ def export(
     True
     """
     path = Path(path)
+    if hasattr(model, "_deployed"):  # an estimator
+        model = model._deployed()
+        if example_inputs is None and path.suffix != ".c":
+            example_inputs = made_up_rows(model, 2)
     if path.suffix == ".c":
         return _export_c(model, path, example_inputs, batch_axis, weights, unroll)
     if weights != "float32" or unroll:
@@ -194,8 +200,6 @@ def _export_c(
 
     if batch_axis != 0:
         raise ArgumentError(f"batch_axis is {batch_axis!r}; C takes one row at a time: leave it out.")
-    if hasattr(model, "_deployed"):  # an estimator
-        model = model._deployed()
     _check(model, path)
     own = described(model)
     target = own.get("target")
@@ -210,9 +214,7 @@ def _export_c(
 
 
 def _check(model: Any, path: Path) -> None:
-    if not isinstance(model, nn.Module):
-        inner = " such as its model_" * hasattr(model, "_deployed")
-        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module{inner}.")
+    check_module(model, give=MODEL_OR_ESTIMATOR)
     if path.suffix not in SUFFIXES:
         raise ArgumentError(f"{path} ends in {path.suffix!r}; allowed are .onnx, .pt2 (torch.export) and .c.")
     if path.suffix == ".onnx":

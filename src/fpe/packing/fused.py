@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import unwrapped
+from fpe._util.modules import check_module, unwrapped
 from fpe.errors import ArgumentError, ModelError
 from fpe.expansion.index_maps import copy_maps_, memo_with
 from fpe.expansion.steps import Weights
@@ -226,6 +226,7 @@ def fuse(packed: nn.Module, *, example_inputs: Any) -> nn.Module:
     each activation, type and kind of size; its time was not measured on a GPU: compare it with the packed
     model's there.
     """
+    check_module(packed, "packed", "a model that fpe.pack returned")
     packed = unwrapped(packed)
     layers = {
         name: layer

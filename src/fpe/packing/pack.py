@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
-from fpe._util.modules import hook_problems, unwrapped
+from fpe._util.modules import check_module, hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
@@ -156,6 +156,7 @@ def unpack(packed: nn.Module) -> nn.Module:
     ModelError
         If nothing is packed, or in a form for inference only.
     """
+    check_module(packed, "packed", "a model that fpe.pack returned")
     packed = unwrapped(packed)
     groups = groups_in(packed)
     expanded = {name for group in groups for name in (*group.producers, *group.consumers)}
@@ -183,8 +184,7 @@ def unpack(packed: nn.Module) -> nn.Module:
 
 def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     """Return the masked layers by name; raise if any cannot be packed."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give a model that fpe.expand returned.")
+    check_module(model, give="a model that fpe.expand returned")
     masked = {name: m for name, m in model.named_modules() if isinstance(m, MaskedLayer)}
     if not masked:
         raise ModelError(

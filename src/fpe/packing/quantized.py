@@ -9,7 +9,7 @@ import logging
 import torch
 from torch import nn
 
-from fpe._util.modules import uncompiled
+from fpe._util.modules import check_module, uncompiled
 from fpe._util.terminal import silenced
 from fpe.errors import ArgumentError, ModelError
 from fpe.expansion.index_maps import copy_maps_, memo_with
@@ -49,6 +49,7 @@ def quantize(packed: nn.Module, *, activations: bool = False) -> nn.Module:
     ModelError
         If layers are masked, not packed, or if there is no linear layer.
     """
+    check_module(packed, "packed", "a model that fpe.pack returned")
     if importlib.util.find_spec("torchao") is None:
         raise ArgumentError("int8 needs torchao: pip install 'fixed-parameter-expansion[int8]'")
     packed = uncompiled(packed)

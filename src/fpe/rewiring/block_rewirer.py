@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from fpe._util.modules import unwrapped
+from fpe._util.modules import check_module, unwrapped
 from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
 from fpe.expansion.index_maps import index_map_of
 from fpe.packing.bits import are_rows
@@ -256,8 +256,7 @@ class BlockRewirer:
 
 def find_blocks(model: Any) -> dict[str, BlockLayer]:
     """Return the layers of packed blocks whose inputs can be exchanged, by name."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give what fpe.pack returned.")
+    check_module(model, give="a model that fpe.pack returned")
     found = {
         name: module
         for name, module in model.named_modules()

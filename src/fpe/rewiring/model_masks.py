@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import replace_modules_
+from fpe._util.modules import check_module, replace_modules_
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.copies import deep_copy
@@ -35,6 +35,7 @@ def with_masks(model: nn.Module, layers: str | Sequence[str] | None = None) -> n
     ModelError
         If no layer of a name or pattern can be masked.
     """
+    check_module(model)
     patterns = ["*"] if layers is None else [layers] if isinstance(layers, str) else list(layers)
     known, reasons = maskable(model)
     chosen = {n: m for n, m in known.items() if any(fnmatchcase(n, p) for p in patterns)}
@@ -84,6 +85,7 @@ def open_masks_(model: nn.Module, *, shrink: float = 1.0) -> nn.Module:
     ArgumentError
         For a bad `shrink`.
     """
+    check_module(model, give="a model that fpe.expand returned")
     shrink_(model, shrink)
     for module in model.modules():
         if isinstance(module, MaskedLayer):
@@ -144,6 +146,7 @@ def random_masks_(
     for name, value, least in (("groups", groups, 1), ("seed", seed, 0), ("budget", budget, 1)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ArgumentError(f"{name} is {value!r}; give an integer of at least {least}.")
+    check_module(model, give="a model that fpe.with_masks returned")
     layers = [module for module in model.modules() if isinstance(module, MaskedLayer)]
     if not layers:
         raise ModelError("there is no masked layer; call fpe.with_masks first.")

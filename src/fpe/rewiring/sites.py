@@ -174,8 +174,6 @@ def set_bias_mask_(layer: MaskedLayer, mask: Tensor | None, optimizers: Sequence
 
 def trained_sites(model: Any) -> list[Site]:
     """Return the masked layers of a model whose weights are trained; raise if there are none."""
-    if not isinstance(model, nn.Module):
-        raise ArgumentError(f"model is a {type(model).__name__}; give a torch.nn.Module.")
     packed = [name for name, m in model.named_modules() if isinstance(m, PackedLayer)]
     if packed:
         raise ModelError(

@@ -81,12 +81,13 @@ def as_dense(X: Any) -> np.ndarray:
     return np.asarray(X.toarray())
 
 
-def as_inputs(X: np.ndarray, model: nn.Module) -> Tensor:
+def as_inputs(X: np.ndarray, model: nn.Module, source: str = "X") -> Tensor:
     """Return checked features in the type of a network; refuse numbers that are too large for it."""
     dtype = next(model.parameters()).dtype
     inputs = as_tensor(X).to(dtype)
     if not finite(inputs):
-        raise DataError(f"X has values of up to {np.abs(X).max():.3g}, too large for the network's {dtype}.")
+        most = f"{np.abs(X).max():.3g}"
+        raise DataError(f"{source} has values of up to {most}, too large for the network's {dtype}.")
     return inputs
 
 

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fpe import __version__
-from fpe._util.terminal import progress_bar
+from fpe._util.terminal import progress_bar, say
 from fpe.errors import ArgumentError, DataError, FPEError
 from fpe.expansion.planner import plan
 from fpe.expansion.pruning import InputPruning, Pruning
@@ -27,6 +27,7 @@ from fpe.expansion.splits import Split
 from fpe.masked import count_nonzero
 from fpe.models import ABOUT, mlp, standardized
 from fpe.rewiring.policies import RewiringPolicy
+from fpe.sklearn.arguments import named_in_errors
 from fpe.sklearn.inputs import as_dense, as_inputs, explained, plain, scaler_of
 from fpe.training import late
 from fpe.training.candidates import Entry, Task
@@ -34,7 +35,7 @@ from fpe.training.folds import Fold, fold_count, hold_out
 from fpe.training.loop import EarlyStopping, Record, as_tensor, finite, predict_logits
 from fpe.training.losses import Objective
 from fpe.training.recipe import Recipe
-from fpe.training.search import default_epochs, dense_count, search
+from fpe.training.search import check_budget, default_epochs, dense_count, search
 from fpe.training.trials import Trial, best_of, train_trials
 
 if TYPE_CHECKING:
@@ -54,10 +55,13 @@ class Network(BaseEstimator):  # type: ignore[misc]
     _loaded = False
     _encoding: Encoding | None = None
     _scaler: tuple[Tensor, Tensor] | None = None
+    #: What messages call new rows: a command gives the name of their file.
+    _source = "X"
     #: Entries of an interrupted search, and what stores new ones.
     _known: Sequence[Entry] = ()
     _on_entries: Callable[[list[Entry]], None] | None = None
 
+    @named_in_errors
     def __init__(
         self,
         hidden: int | Sequence[int] | None = None,
@@ -226,21 +230,11 @@ class Network(BaseEstimator):  # type: ignore[misc]
         if searched:
             recipe = self._searched(inputs, y, codes, how, weight, seed)
             best = self.search_[0].candidate
-            sizes: dict[str, Any] = {
-                "hidden": best.hidden,
-                "direct": best.direct,
-                "activation": best.activation,
-            }
+            sizes: dict[str, Any] = {name: getattr(best, name) for name in ("hidden", "direct", "activation")}
         else:
-            sizes = {
-                "hidden": [
-                    int(size)
-                    for size in np.atleast_1d(DEFAULT_HIDDEN if self.hidden is None else self.hidden)
-                    if size
-                ],
-                "direct": self.direct,
-                "activation": self.activation,
-            }
+            widths = np.atleast_1d(DEFAULT_HIDDEN if self.hidden is None else self.hidden)
+            hidden = [int(width) for width in widths if width]
+            sizes = {"hidden": hidden, "direct": self.direct, "activation": self.activation}
             recipe = replace(recipe, objective=objective._replace(smoothing=self.label_smoothing))
 
         def build(own: int) -> nn.Module:
@@ -297,6 +291,12 @@ class Network(BaseEstimator):  # type: ignore[misc]
         scored = {"evaluate": how["evaluate"], "objective": how["objective"]}
         task = Task(folds, how["outputs"], self.batch_size, seed, **scored, l2=self.l2, jobs=jobs)
         budget = self.budget or dense_count(X.shape[1], DEFAULT_HIDDEN, how["outputs"])
+        check_budget(budget, task)
+        if self._known and self.verbose:
+            say(
+                f"found a stored search for {budget:,} non-zeros: its {len(self._known)} networks are not "
+                "trained again; the best one is, on all rows"
+            )
         with progress_bar("searching", 1, self.verbose) as advance:
             known, blocks = (self._known, self._on_entries), self.prefer_blocks
             self.search_ = search(task, budget, epochs, *known, advance, prefer_blocks=blocks)
@@ -358,19 +358,21 @@ class Network(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         if self._encoding is not None:
             notes = list[str]()
-            X = self._encoding.matrix(as_dense(X) if scipy.sparse.issparse(X) else X, notes)
+            X = as_dense(X) if scipy.sparse.issparse(X) else X
+            X = self._encoding.matrix(X, notes, self._source)
             for note in notes:
                 warnings.warn(f"{note}.", stacklevel=3)
         else:
             with explained(X):
                 X = validate_data(self, X, dtype=[np.float64, np.float32], reset=False, accept_sparse="csr")
             X = as_dense(X)
-        inputs, network = self._scaled(as_inputs(X, self.model_)), self._trial.model
+        inputs, network = self._scaled(as_inputs(X, self.model_, self._source)), self._trial.model
         outputs = predict_logits(network, inputs.to(next(network.parameters()).device)).cpu()
         if not finite(outputs):
+            bad, most = int((~outputs.isfinite().all(dim=1)).sum()), f"{np.abs(X).max():.3g}"
             raise DataError(
-                f"the outputs are NaN or infinite for {int((~outputs.isfinite().all(dim=1)).sum())} of "
-                f"{len(X)} samples: X has values of up to {np.abs(X).max():.3g}. Scale it as in fit."
+                f"the outputs are NaN or infinite for {bad} of {len(X)} samples: {self._source} has values "
+                f"of up to {most}. Scale it as in fit."
             )
         return outputs
 

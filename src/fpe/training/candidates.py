@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -188,14 +189,25 @@ def trained(
     work = [
         (part, own, epochs, share, on_epoch if here else None) for own in groups.values() for part in parts
     ]
+    if not work:  # all are known: no processes are started
+        return
     made = joblib.Parallel(task.jobs, return_as="generator", batch_size=1)(
         joblib.delayed(_train)(*each) for each in work
     )
-    for own in groups.values():
-        found = [next(made) for _ in parts]
-        if not here and on_epoch is not None:
-            on_epoch([None] * (epochs * len(own) * len(task.folds)))
-        yield [_joined(entries) for entries in zip(*found, strict=True)]
+    found: list[list[Entry]] = []
+    try:
+        for entries in made:  # to its end: joblib warns of a generator that is left before
+            found.append(entries)
+            if len(found) < len(parts):
+                continue
+            if not here and on_epoch is not None:
+                on_epoch([None] * (epochs * len(entries) * len(task.folds)))
+            yield [_joined(own) for own in zip(*found, strict=True)]
+            found = []
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # joblib's, of what it cancels after Ctrl-C
+            made.close()
 
 
 def _joined(entries: Sequence[Entry]) -> Entry:

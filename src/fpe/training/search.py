@@ -15,6 +15,7 @@ of samples; with very few they are compared by their losses, as their accuracies
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -39,6 +40,8 @@ LEAST_EACH = 8
 FACTORS = ((0.05, (0.25, 0.0625)), (0.1, (1.0, 0.25)), (0.2, (1.0, 2.0)), (1.0, (2.0, 4.0)))
 #: Label smoothing and the activation that the best networks are trained with too.
 SMOOTHING, ACTIVATION = 0.1, "silu"
+#: Bytes that the training of a network may take, and weights for each row without a warning.
+MOST_BYTES, MOST_FOR_EACH = 1 << 34, 100
 #: Shares of the epochs, and how many networks enter the second round.
 ROUNDS = (0.125, 0.25, 1.0)
 ENTER_SECOND = 4
@@ -68,6 +71,27 @@ def structures(inputs: int, outputs: int, budget: int) -> list[Candidate]:
     found += [Candidate(dense, False, budget)] if dense else []
     found += [Candidate(width, False, budget) for width in widths if dense < width <= most]
     return found + [Candidate(width, True, budget) for width in BESIDE_DIRECT if width <= most]
+
+
+def check_budget(budget: int, task: Task) -> None:
+    """Refuse a budget whose networks take too much memory, and warn of one with many weights for each row."""
+    fold, direct = task.folds[0], task.inputs * task.outputs
+    hidden = max(c.hidden for c in structures(task.inputs, task.outputs, budget))
+    # Beside weights there are their gradients, and two moments.
+    memory = 4 * fold.X.element_size() * (dense_count(task.inputs, hidden, task.outputs) + direct)
+    if memory > MOST_BYTES:
+        raise ArgumentError(
+            f"a search for {budget:,} non-zeros would train a network of {hidden:,} hidden neurons, which "
+            f"takes {memory / 2**30:,.0f} GiB of memory, and {MOST_BYTES // 2**30} are allowed: give a "
+            "smaller budget."
+        )
+    rows = len(fold.X) + len(fold.X_val)
+    if budget > MOST_FOR_EACH * max(rows, direct):
+        warnings.warn(
+            f"the budget has more than {MOST_FOR_EACH} weights for each of the {rows:,} rows; a smaller one "
+            "may be as accurate, and takes less time.",
+            stacklevel=5,
+        )
 
 
 def search(
