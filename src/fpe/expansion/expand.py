@@ -76,6 +76,11 @@ def expand(
         As for `fpe.plan`, before anything is copied. ModelError also if the wide model does not run on
         `example_inputs`, or if `plan` was made for another model.
 
+    Warns
+    -----
+    UserWarning
+        If convolutions are left unchanged because no batch is given, and neither `layers` nor `plan` is.
+
     Examples
     --------
     >>> import torch, fpe
