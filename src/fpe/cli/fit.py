@@ -89,7 +89,10 @@ def fit(
     budget: int | None,
     **settings: Any,
 ) -> None:
-    """Train dense networks and their expansions on DATA, and compare them at the same non-zero count.
+    """Find the best network for a budget of weights; or train dense networks and expansions, and compare.
+
+    --budget N searches for the best network of at most N non-zeros. Without it, dense networks of several
+    widths and their expansions are trained on DATA, and compared at the same non-zero count.
 
     DATA is digits, fashion-mnist, banking77, cifar100, letter, a .npz file, a table (.csv, .tsv, .parquet,
     .jsonl, …), a folder with tables train and test, or one that fpe embed wrote. You can interrupt a run; the

@@ -79,7 +79,7 @@ def expand(
     Warns
     -----
     UserWarning
-        If convolutions are left unchanged because there is no batch, and neither `layers` nor `plan` is given.
+        If convolutions are left unchanged because no batch is given, and neither `layers` nor `plan` is.
 
     Examples
     --------
