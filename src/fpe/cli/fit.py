@@ -20,7 +20,7 @@ NOT_WITH_BUDGET = (
 
 
 @click.command(
-    cls=ManyValues, context_settings=SHOWN, short_help="Train dense and expanded networks, and compare."
+    cls=ManyValues, context_settings=SHOWN, short_help="Find the best network for a budget; or compare dense and expanded ones."
 )
 @click.argument("data")
 @click.option(
