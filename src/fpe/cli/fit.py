@@ -20,7 +20,9 @@ NOT_WITH_BUDGET = (
 
 
 @click.command(
-    cls=ManyValues, context_settings=SHOWN, short_help="Find the best network for a budget; or compare dense and expanded ones."
+    cls=ManyValues,
+    context_settings=SHOWN,
+    short_help="Find the best network for a budget; or expand and compare.",
 )
 @click.argument("data")
 @click.option(
