@@ -64,22 +64,20 @@ def best_table(frame: pd.DataFrame, found: pd.DataFrame) -> str:
         name = DATA[row["data"]].title
         cells = ["" if name == title else name, f"{row['hidden']}", f"{row['budget']:,}"]
         cells.append(f"{100 * dense[row['data'], row['hidden']]:.1f}")
-        cells += [METHODS[row["rival"]].title, f"{100 * row['rival_accuracy']:.1f}"]
-        cells += [METHODS[row["fpe"]].title.removesuffix(" (fpe)"), f"{100 * row['fpe_accuracy']:.1f}"]
-        cells += [interval(row["difference"], row["low"], row["high"]), verdict(row)]
-        ends = row["searched_difference"], row["searched_low"], row["searched_high"]
-        cells += [f"{100 * row['searched_accuracy']:.1f}", interval(*ends), verdict(row, "searched_")]
+        for side in ("rival", "fpe"):
+            method = METHODS[row[side]].title.removesuffix(" (fpe)")
+            cells.append(f"{method} {100 * row[f'{side}_accuracy']:.1f}")
+        cells += [compared(row), f"{100 * row['searched_accuracy']:.1f}", compared(row, "searched_")]
         rows.append(cells)
         title = name
-    head = ["", "h", "non-zeros", "dense %", "best rival", "rival %", "best of fpe", "fpe %"]
-    head += [
-        "fpe minus rival, points",
-        "better",
-        "`FPEClassifier` %",
-        "minus rival, points",
-        "which is better",
-    ]
-    return table(head, rows)
+    head = ["", "h", "non-zeros", "dense %", "best rival, %", "best of fpe, %", "fpe minus rival, points"]
+    return table([*head, "`FPEClassifier` %", "minus rival, points"], rows)
+
+
+def compared(row: Mapping[str, Any], prefix: str = "") -> str:
+    """Return a difference with its interval, and which is better."""
+    ends = (row[f"{prefix}{name}"] for name in ("difference", "low", "high"))
+    return f"{interval(*ends)}, {verdict(row, prefix)}"
 
 
 def counted(found: pd.DataFrame, prefix: str = "") -> dict[str, str]:

@@ -78,42 +78,46 @@ def test_the_first_table_is_that_of_the_runs(page, evidence, runs):
     data = table[""].where(table[""] != "").ffill().map(NAMES)
     cells = list(zip(data, table["h"].astype(int), strict=True))
     assert sorted(cells) == sorted((name, h) for name, own in DATA.items() for h in own.hidden)
-    found = {"better": [], "which is better": []}
+    found = {"fpe minus rival, points": [], "minus rival, points": []}
     validation = runs.validation.groupby(level=["data", "hidden", "method"]).mean()
     for cell, (_, row) in zip(cells, table.iterrows(), strict=True):
         own, known = runs.loc[cell], validation.loc[cell]
         mine = [name for name in known.index if METHODS[name].title.endswith("(fpe)")]
         rival, best = known.drop(mine).idxmax(), known[mine].drop("searched").idxmax()
-        assert (TITLES[row["best rival"]], TITLES[row["best of fpe"]]) == (rival, best)
+        for column, method in (("best rival, %", rival), ("best of fpe, %", best)):
+            title, _, percent = row[column].rpartition(" ")
+            assert TITLES[title] == method
+            agree(percent, 100 * own.loc[method].accuracy.mean())
         agree(row["non-zeros"], own.budget.iloc[0])
         assert (own.nonzero <= own.budget).all()
         agree(row["dense %"], 100 * own.loc["dense"].accuracy.mean())
-        agree(row["rival %"], 100 * own.loc[rival].accuracy.mean())
-        agree(row["fpe %"], 100 * own.loc[best].accuracy.mean())
         agree(row["`FPEClassifier` %"], 100 * own.loc["searched"].accuracy.mean())
-        for column, method, title in (
-            ("better", best, "fpe minus rival, points"),
-            ("which is better", "searched", "minus rival, points"),
-        ):
-            found[column].append((row[title], own.loc[method].accuracy - own.loc[rival].accuracy))
+        for column, method in zip(found, (best, "searched"), strict=True):
+            difference = own.loc[method].accuracy - own.loc[rival].accuracy
+            found[column].append((row[column].partition("], ")[0], difference))
     for column, rows in found.items():
         apart = over_splits([own for _, own in rows])
         for (cell, _), own in zip(rows, apart, strict=True):
             agree(cell, *(100 * value for value in own[:3]))
         p = holm(pd.Series([two_sided(value, error, df) for value, _, _, error, df in apart]))
-        for cell, own_p, (value, _, _, error, df) in zip(table[column], p, apart, strict=True):
+        for cell, own_p, (value, _, _, error, df) in zip(verdicts(table[column]), p, apart, strict=True):
             judged(cell, own_p, value, error, df, 100, ("rival", "fpe"))
+
+
+def verdicts(cells):
+    """Return what stands behind the intervals of a column."""
+    return cells.str.partition("], ")[2]
 
 
 def counted(cells):
     """Count the verdicts of a column: better, worse, not shown."""
-    said = cells.str.strip("*").str.replace(r" \(.*", "", regex=True).value_counts()
+    said = verdicts(cells).str.strip("*").str.replace(r" \(.*", "", regex=True).value_counts()
     return [f"{said.get(word, 0)}" for word in ("fpe", "rival", "not shown")]
 
 
 def test_counts_in_the_text_on_rivals_are_those_of_the_table_and_the_runs(evidence, runs):
     table, said = tables("rivals", evidence)["best"], marked(read("rivals", evidence))
-    for prefix, column in (("", "better"), ("searched-", "which is better")):
+    for prefix, column in (("", "fpe minus rival, points"), ("searched-", "minus rival, points")):
         assert [said[f"{prefix}{mark}"] for mark in ("fpe", "rival", "open")] == counted(table[column])
     assert said["rows"] == f"{len(table)}"
     assert said["rates"] == f"{len(RATES)}"
@@ -201,8 +205,8 @@ def test_the_claims_of_the_summary_are_those_of_the_other_pages(evidence, runs):
         agree(answers[question], *against(runs, *compared))
     best_of = tables("summary", evidence)["best"]
     for question, column in (
-        ("`FPEClassifier(budget=N)` against the best rival", "which is better"),
-        ("The best of fpe against the best rival", "better"),
+        ("`FPEClassifier(budget=N)` against the best rival", "minus rival, points"),
+        ("The best of fpe against the best rival", "fpe minus rival, points"),
     ):
         assert answers[question] == "better in {}, worse in {}, not shown in {}".format(
             *counted(best_of[column])
