@@ -9,11 +9,15 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[2]
 #: The page of each file at the root of the repository.
 PAGES = {"CONTRIBUTING.md": "contributing/index.md", "CHANGELOG.md": "changelog.md"}
+#: The pages of the evidence that come first in the navigation, where they are.
+FIRST = ("summary", "rivals", "transformers-and-cnns", "interpretability", "paper")
 
 
 def on_config(config):
     """Put the pages of docs/evidence into the navigation where it says ``evidence/*.md``."""
-    pages = sorted(page.relative_to(ROOT / "docs").as_posix() for page in ROOT.glob("docs/evidence/*.md"))
+    names = sorted(page.stem for page in ROOT.glob("docs/evidence/*.md"))
+    names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
+    pages = [f"evidence/{name}.md" for name in names]
     for section in config.nav:
         for name, items in section.items():
             section[name] = [
