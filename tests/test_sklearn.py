@@ -472,6 +472,16 @@ class TestInScikitLearn:
         together = cross_val_score(quick(), X, CODES, cv=3, n_jobs=2)
         np.testing.assert_allclose(together, alone, atol=0.02)
 
+    @pytest.mark.parametrize("kind", [fpe.FPEClassifier, fpe.FPERegressor])
+    def test_the_order_of_features_in_memory_changes_no_bit(self, kind):
+        rng = np.random.default_rng(0)
+        features, targets = rng.normal(size=(400, 37)), rng.integers(0, 2, 400)
+        how = {"hidden": 24, "epochs": 3, "batch_size": 50}
+        rows, columns = (kind(**how).fit(order(features), targets) for order in (np.copy, np.asfortranarray))
+        assert same_state(rows.model_, columns.model_)
+        for order in (np.asfortranarray, scipy.sparse.csc_array):
+            assert np.array_equal(rows.predict(order(features)), rows.predict(features))
+
     def test_names_of_features_are_kept(self):
         pandas = pytest.importorskip("pandas")
         frame = pandas.DataFrame(X, columns=list("abcdefgh"))

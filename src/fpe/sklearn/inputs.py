@@ -69,16 +69,19 @@ def explained(X: Any) -> Iterator[None]:
 
 
 def as_dense(X: Any) -> np.ndarray:
-    """Return features as an array; refuse a sparse matrix that would take too much memory."""
+    """Return features as an array, row by row in memory; refuse a sparse matrix that would take too much.
+
+    A product of the same numbers in another order of memory may differ in the last bit.
+    """
     if not scipy.sparse.issparse(X):
-        return np.asarray(X)
+        return np.ascontiguousarray(X)
     size = X.shape[0] * X.shape[1] * X.dtype.itemsize
     if size > MOST_BYTES:
         raise DataError(
             f"X is a sparse matrix of shape {X.shape}, which would take {size / 2**30:.1f} GiB as a dense "
             "one; give a dense projection such as TruncatedSVD makes, or fewer features."
         )
-    return np.asarray(X.toarray())
+    return np.ascontiguousarray(X.toarray())
 
 
 def as_inputs(X: np.ndarray, model: nn.Module, source: str = "X") -> Tensor:
