@@ -79,6 +79,16 @@ def copied(model: nn.Module, groups: list[dict[str, Any]], factor: int) -> nn.Mo
     return wide
 
 
+def check_copies(model: nn.Module, groups: Any, batch: tuple[Tensor, ...]) -> None:
+    """Assert that two and three copies of all neurons of these groups compute the same, in both modes."""
+    for factor in (2, 3):
+        whole = copied(model, [vars(group) for group in groups], factor)
+        for training in (False, True):
+            dense = copy.deepcopy(model).train(training)(*batch)
+            assert dense.abs().max() > 1e-3
+            torch.testing.assert_close(whole.train(training)(*batch), dense)
+
+
 def _entries_copied(module: nn.Module, layout: tuple[int, ...], neurons: int, factor: int) -> None:
     """Copy the entries of each neuron in a module of PyTorch's over other values too."""
     sizes = [k * neurons if k > 0 else -k for k in layout]
