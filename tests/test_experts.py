@@ -177,16 +177,36 @@ def test_expanded_experts_are_expanded_again():
     assert again[1].stacked.w1.weight.shape == (3, 8, 48)
 
 
-def test_the_experts_stay_masked_where_others_are_packed():
+@pytest.mark.parametrize(("name", "how"), CASES)
+def test_they_are_packed_to_values_and_bits_and_stored(name, how, tmp_path):
+    model, batch = built(name, how)
+    wide = expanded(name, how)
+    packed = fpe.pack(wide, example_inputs=batch).eval()
+    rows = [row for row in packed.fpe_packing.rows if ".stacked." in row.name]
+    assert len(rows) == 2 * len(groups_of(name, how))
+    assert {row.format for row in rows} == {"bitmask"}
+    assert all(row.bytes[2] <= 1.12 * row.bytes[0] for row in rows)
+    assert fpe.count_nonzero(packed) == fpe.count_nonzero(model)
+    expected = answer(copy.deepcopy(wide).eval(), batch)
+    fpe.save(packed, tmp_path / "m.safetensors")
+    loaded = fpe.load(tmp_path / "m.safetensors", like=model).eval()
+    for own in (packed, loaded, pickle.loads(pickle.dumps(loaded))):
+        torch.testing.assert_close(answer(own, batch), expected)  # without gradients: expert by expert
+        with torch.enable_grad():
+            torch.testing.assert_close(answer(own, batch), expected)
+    back = fpe.unpack(loaded).state_dict()
+    assert all(torch.equal(tensor, back[key]) for key, tensor in wide.state_dict().items())
+
+
+def test_other_layers_are_packed_as_asked_for_and_experts_as_they_can_be():
     model, batch = built("batched products", None)
     wide = fpe.expand(model, layers=["0", "1.stacked.w1"], example_inputs=batch)
     packed = fpe.pack(wide, format="sparse", example_inputs=batch)
     formats = {row.name: row.format for row in packed.fpe_packing.rows}
-    stacked = dict.fromkeys(["1.stacked.w1", "1.stacked.w2"], "masked")
+    stacked = dict.fromkeys(["1.stacked.w1", "1.stacked.w2"], "bitmask")
     assert formats == {"0": "sparse", "1.router": "sparse", **stacked}
-    alone = fpe.expand(model, layers=["1.stacked.w1"], example_inputs=batch)
-    with pytest.raises(ModelError, match="stacked in one parameter"):
-        fpe.pack(alone)
+    with pytest.raises(ModelError, match="w1' is experts stacked in one parameter, which is packed"):
+        fpe.pack(wide, format={"1.stacked.w1": "codes"})
 
 
 def test_prunings_of_columns_are_for_single_layers():

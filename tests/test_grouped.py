@@ -65,7 +65,9 @@ def test_they_are_expanded_trained_saved_loaded_and_packed(name, tmp_path):
     assert fpe.project_(wide) == 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     expected = wide.eval()(x)
-    for own in (wide, fpe.pack(wide, example_inputs=x)):
+    packed = fpe.pack(wide, example_inputs=x)
+    assert not any(isinstance(module, fpe.MaskedLayer) for module in packed.modules())
+    for own in (wide, packed):
         torch.testing.assert_close(own(x), expected)
         fpe.save(own, tmp_path / "model.safetensors")
         loaded = fpe.load(tmp_path / "model.safetensors", like=model).eval()

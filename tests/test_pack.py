@@ -580,8 +580,8 @@ def test_all_problems_with_formats_are_named_at_once():
         fpe.pack(wide, format={"0": "block", "hidden": "codes"})
     assert "Did you mean 'blocks'?" in str(error.value)
     assert "no masked layer is called 'hidden'; there are '0', '2'" in str(error.value)
-    with pytest.raises(ArgumentError, match="unknown format 'bitmask'; allowed are 'blocks', 'codes'"):
-        fpe.pack(wide, format="bitmask")
+    with pytest.raises(ArgumentError, match="unknown format 'csr'; allowed are 'blocks', 'codes'"):
+        fpe.pack(wide, format="csr")
 
 
 def test_blocks_demanded_of_a_split_without_structure_name_the_alternatives():

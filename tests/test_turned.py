@@ -109,7 +109,7 @@ def test_they_are_found_verified_and_right_by_the_oracle(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_they_are_expanded_trained_saved_loaded_and_stay_masked_where_others_are_packed(name, tmp_path):
+def test_they_are_expanded_trained_saved_loaded_and_packed(name, tmp_path):
     model, x = built(name)
     wide = fpe.expand(model, 2, layers=MODELS[name][1], example_inputs=x).train()
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
@@ -121,7 +121,9 @@ def test_they_are_expanded_trained_saved_loaded_and_stay_masked_where_others_are
     assert fpe.project_(wide) == 0
     assert fpe.count_nonzero(wide) == fpe.count_nonzero(model)
     expected = wide.eval()(x)
-    for own in (wide, fpe.pack(wide, example_inputs=x)):
+    packed = fpe.pack(wide, example_inputs=x)
+    assert not any(isinstance(module, fpe.MaskedLayer) for module in packed.modules())
+    for own in (wide, packed, fpe.unpack(packed)):
         fpe.save(own, tmp_path / "model.safetensors")
         again = fpe.load(tmp_path / "model.safetensors", like=model).eval()
         torch.testing.assert_close(again(x), expected)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from fpe.masked import MaskedLayer
+from fpe.masked import HasMasks, MaskedLayer
 
 #: The name of the child with the layers.
 CHILD = "stacked"
@@ -115,7 +115,7 @@ def stacks_in(model: nn.Module) -> Iterator[tuple[str, nn.Module, _Stack]]:
 
 @contextmanager
 def stacked_layers(*models: Any) -> Iterator[None]:
-    """Let stacked parameters be layers of these models meanwhile; those that are masked then stay layers."""
+    """Let stacked parameters be layers of these models meanwhile; those masked or packed stay layers."""
     opened: list[nn.Module] = []
     try:
         for model in models:
@@ -128,7 +128,7 @@ def stacked_layers(*models: Any) -> Iterator[None]:
 
 
 def close_stacks_(model: nn.Module) -> nn.Module:
-    """Make plain parameters again of those layers none of which is masked in their module, in place."""
+    """Make plain parameters again of the layers of modules in which none is masked or packed, in place."""
     for module in [module for _, module, _ in stacks_in(model)]:
         _close(module)
     return model
@@ -136,7 +136,7 @@ def close_stacks_(model: nn.Module) -> nn.Module:
 
 def _close(module: nn.Module) -> None:
     stack = cast(_Stack, module._modules[CHILD])
-    if not any(isinstance(layer, MaskedLayer) for layer in stack.values()):
+    if not any(isinstance(layer, HasMasks) for layer in stack.values()):
         known: dict[str, Any] = {name: stack[name].weight for name in stack}
         known |= {bias: stack[name].bias for name, bias in stack.biases.items()}
         others = dict(module._parameters)

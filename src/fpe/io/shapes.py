@@ -19,21 +19,22 @@ from fpe.graph.layers import PER_NEURON, bias_of, is_linear, neuron_tensors, ori
 from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
 from fpe.graph.turned import TURNED, MaskedTransposed
 from fpe.masked import MASKED, MaskedLayer, MaskedLinear
+from fpe.packing.bitmask import BitmaskLayer
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
-from fpe.packing.layers import DenseLayer, PackedLayer, Shape, inputs_of
+from fpe.packing.layers import KINDS, DenseLayer, PackedLayer, Shape, inputs_of
 from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import packed_names
 
 _FORMATS: dict[str, type[PackedLayer]] = {
-    kind.format: kind for kind in (BlockLayer, CodedLayer, SparseLayer, DenseLayer)
+    kind.format: kind for kind in (BlockLayer, CodedLayer, SparseLayer, BitmaskLayer, DenseLayer)
 }
 _TURNED = {kind.__name__: plain for kind, plain in TURNED.items()}
 #: The kind of masked stacked experts.
 STACKED = MaskedStackedLinear.__name__
 #: The kind of a user's own modules between layers.
 BY_HAND = "own"
-_MASKED = {kind.__name__: (kind, plain) for kind, plain in MASKED.items()}
+_MASKED = {kind.__name__: (kind, plain) for kind, plain in KINDS.items()}
 
 
 def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -43,7 +44,7 @@ def layer_shapes(model: nn.Module) -> dict[str, dict[str, Any]]:
     for name, module in model.named_modules():
         if isinstance(module, PackedLayer):
             found[name] = {"kind": "packed", "config": module.config()}
-        elif name in repacked and type(module) in MASKED.values():  # it had no zeros
+        elif name in repacked and type(module) in KINDS.values():  # it had no zeros
             config = {"shape": dict(vars(Shape.of(module))), "bias": bias_of(module) is not None}
             found[name] = {"kind": "plain", "config": config}
         elif isinstance(module, MaskedStackedLinear):
@@ -117,7 +118,7 @@ def _packed(module: nn.Module, name: str, kind: str, config: dict[str, Any]) -> 
     if kind == "plain":
         bias = like.new_empty(shape.outputs) if config["bias"] else None
         made = shape.plain(like.new_empty(shape.weight), bias)
-    elif config["format"] in _FORMATS:
+    elif config["format"] in _FORMATS and (config["format"] != "bitmask" or "values" in config):
         made = _FORMATS[config["format"]].from_config(config, like)
     else:
         raise CheckpointError(

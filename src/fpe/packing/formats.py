@@ -11,7 +11,7 @@ from torch import Tensor
 from fpe.masked import count_free
 from fpe.packing.blocks import Block, padded_inputs
 
-FORMATS = ("blocks", "codes", "sparse", "2:4", "dense")
+FORMATS = ("blocks", "codes", "sparse", "2:4", "bitmask", "dense")
 
 #: Least free share of what blocks store: below, another format is smaller or faster.
 WORTH_BLOCKS = 0.6
@@ -150,6 +150,8 @@ def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Cho
         return _as_sparse(seen, weight)
     if requested == "2:4":
         return _two_four(seen, weight)
+    if requested == "bitmask":
+        return as_bitmask(seen.free, seen.entries)
     if requested == "dense":
         return Choice("dense", "as requested: zeros are stored and computed")
     if seen.free == seen.entries:
@@ -169,6 +171,11 @@ def choose_format(seen: Structure, weight: Tensor, requested: str | None) -> Cho
         return choice
     zeros = 1 - seen.free / seen.entries
     return Choice("dense", f"its mask has no structure, and {zeros:.0%} of the stored weights are zeros")
+
+
+def as_bitmask(free: int, entries: int, what: str = "") -> Choice:
+    """Return the choice for any layer; `what` says what it is if it has no other packed form."""
+    return Choice("bitmask", f"{what}{1 - free / entries:.0%} zeros, a bit for each place")
 
 
 def _as_blocks(seen: Structure) -> Choice | str:

@@ -9,35 +9,50 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fpe.expansion.steps import Weights
-from fpe.graph.layers import oriented_weight
+from fpe.expansion.steps import Weights, mask
+from fpe.graph.layers import native, oriented_weight
+from fpe.graph.stacked import MaskedStackedLinear, StackedLinear
+from fpe.graph.turned import TURNED, MaskedTransposed
 from fpe.masked import MASKED, HasMasks, MaskedLayer, MaskedLinear
 from fpe.packing.bits import MaskStored, pack_zeros, unpack_zeros
 
+#: The masked layers, and the plain layer that each replaces.
+KINDS: dict[type[MaskedLayer], Any] = {**MASKED, **TURNED, MaskedStackedLinear: StackedLinear}  # type: ignore[dict-item]
+_PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in KINDS.items()}
 #: Attributes of a convolution that its packed form keeps.
 GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-_MASKED: dict[str, Any] = {masked.__name__: masked for masked in MASKED}
-_PLAIN: dict[str, Any] = {masked.__name__: plain for masked, plain in MASKED.items()}
+
+
+def _attributes(kind: type[MaskedLayer]) -> tuple[str, ...]:
+    """Return the attributes of a kind of masked layer that its packed form keeps."""
+    if issubclass(kind, MaskedStackedLinear):
+        return ("transposed", "interleaved")
+    if issubclass(kind, MaskedTransposed):
+        return (*GEOMETRY, "output_padding")
+    return () if issubclass(kind, MaskedLinear) else (*GEOMETRY, "groups")
 
 
 @dataclass(frozen=True)
 class Shape:
     """The shape and the options of a masked layer, without its tensors."""
 
-    #: ``"MaskedLinear"`` or the name of a masked convolution.
+    #: ``"MaskedLinear"`` or the name of another kind of masked layer.
     kind: str
     outputs: int
+    #: Of one group of channels.
     inputs: int
-    #: Stride, padding and so on of a convolution; empty for a linear layer.
+    #: Stride, padding and so on of a convolution; of stacked experts, their number and how they are stored.
     geometry: dict[str, Any]
 
     @classmethod
     def of(cls, layer: nn.Module) -> Shape:
         """Return the shape of a masked layer, or that of a plain layer's masked form."""
-        kind = next(m.__name__ for m, plain in MASKED.items() if isinstance(layer, m) or type(layer) is plain)
-        geometry = {} if kind == "MaskedLinear" else {name: getattr(layer, name) for name in GEOMETRY}
-        outputs, inputs = cast(Tensor, layer.weight).shape[:2]
-        return cls(kind, outputs, inputs, geometry)
+        kind = next(m for m, plain in KINDS.items() if isinstance(layer, m) or type(layer) is plain)
+        geometry = {name: getattr(layer, name) for name in _attributes(kind)}
+        outputs, inputs, *taps = oriented_weight(layer).shape
+        if issubclass(kind, MaskedStackedLinear):
+            geometry["experts"] = taps[0]
+        return cls(kind.__name__, outputs, inputs, geometry)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Shape:
@@ -46,29 +61,44 @@ class Shape:
         return cls(record["kind"], record["outputs"], record["inputs"], geometry)
 
     @property
+    def experts(self) -> int:
+        """The number of stacked experts; 0 for other layers."""
+        return cast(int, self.geometry.get("experts", 0))
+
+    @property
     def taps(self) -> tuple[int, ...]:
-        """The size of the kernel; empty for a linear layer."""
-        return tuple(self.geometry.get("kernel_size", ()))
+        """The size of the kernel, or the number of stacked experts; empty for a linear layer."""
+        return (self.experts,) if self.experts else tuple(self.geometry.get("kernel_size", ()))
+
+    @property
+    def groups(self) -> int:
+        """The number of groups in which channels are convolved apart."""
+        return cast(int, self.geometry.get("groups", 1))
 
     @property
     def weight(self) -> torch.Size:
         """The shape of the weight: (outputs, inputs, *taps)."""
         return torch.Size((self.outputs, self.inputs, *self.taps))
 
+    def empty(self) -> Any:
+        """Make the ordinary layer, without bias, on the meta device."""
+        if self.experts:
+            layer = StackedLinear(torch.empty(0, device="meta"), None)
+            layer.transposed, layer.interleaved = self.geometry["transposed"], self.geometry["interleaved"]
+            layer.weight = nn.Parameter(layer.native(torch.empty(self.weight, device="meta")))
+            return layer
+        sizes = self.inputs * self.groups, self.outputs
+        return _PLAIN[self.kind](*sizes, **self.geometry, bias=False, device="meta")
+
     def masked(self, weights: Weights) -> MaskedLayer:
         """Make the masked layer around these tensors."""
-        if self.kind == "MaskedLinear":
-            return MaskedLinear.from_arrays(weights.weight, weights.bias, weights.mask)
-        like = _PLAIN[self.kind](1, 1, **self.geometry, device="meta")
-        made = _MASKED[self.kind].from_arrays(like, weights.weight, weights.bias, weights.mask)
-        return cast(MaskedLayer, made)
+        return mask(self.empty(), weights)
 
     def plain(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """Make the ordinary layer around these tensors."""
-        options = {"bias": bias is not None, "device": "meta", "dtype": weight.dtype}
-        layer = _PLAIN[self.kind](self.inputs, self.outputs, **self.geometry, **options)
-        layer.weight = nn.Parameter(weight)
-        layer.bias = None if bias is None else nn.Parameter(bias)
+        layer = self.empty()
+        layer.weight = nn.Parameter(native(layer, weight).contiguous())
+        layer.bias = None if bias is None else nn.Parameter(native(layer, bias).contiguous())
         return cast(nn.Module, layer)
 
 
@@ -84,7 +114,7 @@ class PackedLayer(HasMasks):
         what the layer computes. All formats but ``"dense"`` make it anew each time, with gradients for
         what they store: changing it in place changes nothing.
     bias : Parameter or None
-        One entry for each output, in the order of the outputs.
+        One entry for each output, in the order of the outputs; of stacked experts (experts, outputs).
     """
 
     format: ClassVar[str]
@@ -102,12 +132,12 @@ class PackedLayer(HasMasks):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias))
         if not shape.taps:
             self.out_features, self.in_features = shape.outputs, shape.inputs
-            return
-        self.out_channels, self.in_channels, self.groups = shape.outputs, shape.inputs, 1
-        for name, value in shape.geometry.items():
-            setattr(self, name, value)
-        plain = _PLAIN[shape.kind](1, 1, **shape.geometry, device="meta")  # for padding other than by zeros
-        self._reversed_padding_repeated_twice = plain._reversed_padding_repeated_twice
+        elif not shape.experts:
+            self.out_channels, self.in_channels = shape.outputs, shape.inputs * shape.groups
+            for name, value in {"groups": 1, **shape.geometry}.items():
+                setattr(self, name, value)
+            padding = shape.empty()._reversed_padding_repeated_twice  # for padding other than by zeros
+            self._reversed_padding_repeated_twice = padding
 
     @classmethod
     def from_config(cls, config: dict[str, Any], like: Tensor) -> PackedLayer:
@@ -228,4 +258,6 @@ def empty_buffer(description: list[Any], like: Tensor) -> Tensor:
 
 def empty_bias(config: dict[str, Any], like: Tensor) -> Tensor | None:
     """Make the uninitialized bias of a packed layer."""
-    return like.new_empty(config["shape"]["outputs"]) if config["bias"] else None
+    shape = Shape.from_dict(config["shape"])
+    size = (shape.experts, shape.outputs) if shape.experts else (shape.outputs,)
+    return like.new_empty(size) if config["bias"] else None

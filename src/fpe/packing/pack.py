@@ -16,24 +16,16 @@ from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
 from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
 from fpe.expansion.steps import Weights
 from fpe.graph.groups import layout_of, layout_sources
-from fpe.graph.layers import groups_of, neuron_tensors, oriented_weight, width_problem
-from fpe.graph.stacked import MaskedStackedLinear
-from fpe.graph.turned import TURNED, MaskedTransposed
-from fpe.masked import MASKED, MaskedLayer, check_masks, count_free
+from fpe.graph.layers import groups_of, is_stacked, is_turned, neuron_tensors, oriented_weight, width_problem
+from fpe.masked import MaskedLayer, check_masks, count_free
+from fpe.packing.bitmask import BitmaskLayer
 from fpe.packing.blocks import BlockLayer
 from fpe.packing.codes import CodedLayer
-from fpe.packing.formats import FORMATS, Choice, Structure, block_of, choose_format, inputs_used
-from fpe.packing.layers import DenseLayer, PackedLayer, Shape, bytes_of, inputs_of
+from fpe.packing.formats import FORMATS, Choice, Structure, as_bitmask, block_of, choose_format, inputs_used
+from fpe.packing.layers import KINDS, DenseLayer, PackedLayer, Shape, bytes_of, inputs_of
 from fpe.packing.sparse import SparseLayer
 from fpe.packing.summary import Packing, PackingRow
 from fpe.packing.verify import check_same
-
-#: Layers that stay masked, and why.
-UNPACKED: dict[type[MaskedLayer], str] = {
-    MaskedStackedLinear: "experts stacked in one parameter, which their module indexes, stay masked",
-    MaskedTransposed: "transposed convolutions stay masked",
-}
-
 
 #: Types of weights that all formats can compute with.
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,7 +41,8 @@ def pack(
     Layers of a shared split become a few dense blocks, at the dense parent's bytes and about its time;
     layers of a split for each neuron become the parent's weights and codes, at its bytes but slower; linear
     layers of a free mask become values and the numbers of their inputs, at 1.5 times its bytes and about its
-    time on a CPU. Layers without zeros become ordinary ones, and others stay dense; the summary says so.
+    time on a CPU; stacked experts, transposed convolutions and those in groups become values and a bit for
+    each place. Layers without zeros become ordinary ones, and others stay dense; the summary says so.
     Packed layers are ordinary modules whose parameters are dense: train them on with a new optimizer, and
     `fpe.unpack` them, or deploy them.
 
@@ -59,8 +52,8 @@ def pack(
         What `fpe.expand` or `fpe.load` returned; before training or after it.
     format : str or mapping of str to str, optional
         A format for every masked layer, or for those of some names or patterns: ``"blocks"``, ``"codes"``,
-        ``"sparse"`` (float32 on a CPU), ``"2:4"`` (on a GPU, for inference) or ``"dense"`` (zeros included).
-        By default the rule of `fpe.packing.formats.choose_format`.
+        ``"sparse"`` (float32 on a CPU), ``"2:4"`` (on a GPU, for inference), ``"bitmask"`` or ``"dense"``
+        (zeros included). By default the rule of `fpe.packing.formats.choose_format`.
     example_inputs : Tensor, tuple or dict, optional
         One batch, as for `fpe.expand`. If it is given, copies of both models are run on it, in evaluation
         mode with and without gradients and in training mode, and their outputs, and those of each packed
@@ -112,15 +105,6 @@ def pack(
 @torch.no_grad()
 def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
     masked, groups = _masked_layers(model), groups_in(model)
-    unpacked = {n: why for n, m in masked.items() for kind, why in UNPACKED.items() if isinstance(m, kind)}
-    unpacked |= {n: "convolutions in groups stay masked" for n, m in masked.items() if groups_of(m) > 1}
-    left = {name: masked[name] for name in unpacked}
-    masked = {name: layer for name, layer in masked.items() if name not in unpacked}
-    if not masked:
-        each = "; ".join(f"{name!r}: {why}" for name, why in unpacked.items())
-        raise ModelError(
-            f"no masked layer of this model has a packed form ({each}); fpe.save stores them without zeros."
-        )
     choices = _choices(masked, _requested(format, masked))
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
     orders = _orders(model, groups, choices)
@@ -130,7 +114,6 @@ def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module
         made = _packed(layer, weights[name], choices[name], ordered=name not in orders)
         replaced[name] = copy_maps_(made.train(layer.training), layer)
         rows.append(_row(name, layer, made, choices[name]))
-    rows += [_row(name, m, m, Choice("masked", unpacked[name])) for name, m in left.items()]
     packed = copy.deepcopy(model, memo_with(model, replaced))
     packed.fpe_packing = Packing(tuple(rows))  # type: ignore[assignment]
     return packed
@@ -164,7 +147,7 @@ def unpack(packed: nn.Module) -> nn.Module:
     for name, module in packed.named_modules():
         if isinstance(module, PackedLayer):
             weights[name] = module.to_masked()
-        elif type(module) in MASKED.values() and name in expanded:
+        elif type(module) in KINDS.values() and name in expanded:
             weights[name] = Weights.of(module)
     if not any(isinstance(module, PackedLayer) for module in packed.modules()):
         raise ModelError("nothing in this model is packed; give what fpe.pack returned.")
@@ -206,7 +189,7 @@ def _problem(name: str, layer: MaskedLayer, owners: Mapping[int, Sequence[str]])
     """Return why a masked layer cannot be packed, or None."""
     shared = [key for parameter in layer.parameters() for key in owners[id(parameter)]]
     tied = [repr(key) for key in shared if key.rpartition(".")[0] != name]
-    if type(layer) not in (*MASKED, *TURNED, MaskedStackedLinear):
+    if type(layer) not in KINDS:
         return (
             f"layer {name!r} is of the class {type(layer).__name__}, whose forward pass would be lost; put a "
             "layer of fpe's own in its place."
@@ -236,6 +219,7 @@ def _requested(format: str | Mapping[str, str] | None, masked: Mapping[str, Mask
     requested: dict[str, str] = {}
     for pattern, value in patterns.items():
         names = [name for name in masked if fnmatchcase(name, pattern)]
+        names = [name for name in names if name == pattern or _bitmask_only(masked[name]) is None]
         if value not in FORMATS:
             allowed, hint = ", ".join(map(repr, FORMATS)), did_you_mean(str(value), FORMATS)
             problems.append(f"unknown format {value!r}; allowed are {allowed}.{hint}")
@@ -253,6 +237,14 @@ def _requested(format: str | Mapping[str, str] | None, masked: Mapping[str, Mask
 def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) -> dict[str, Choice]:
     choices, problems = {}, []
     for name, layer in masked.items():
+        if (what := _bitmask_only(layer)) is not None:
+            if requested.get(name, "bitmask") == "bitmask":
+                free, entries = count_free(layer.fpe_mask), layer.weight.numel()
+                whole = Choice("dense", "it has no zeros")
+                choices[name] = whole if free == entries else as_bitmask(free, entries, f"{what}: ")
+            else:
+                problems.append(f"layer {name!r} is {what}, which is packed as 'bitmask' only.")
+            continue
         own = index_map_of(layer)
         parts = 0 if own is None else own.parts_in(len(oriented_weight(layer)))
         known = (None, None) if own is None else (own.child.repeat(parts), own.blocks.repeat(parts))
@@ -263,6 +255,15 @@ def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) ->
             choices[name] = choice
     raise_problems(problems, ModelError, "the formats")
     return choices
+
+
+def _bitmask_only(layer: MaskedLayer) -> str | None:
+    """Say what a layer is that has no packed form but a bitmask; None for others."""
+    if is_stacked(layer):
+        return "experts stacked in one parameter"
+    if is_turned(layer):
+        return "a transposed convolution"
+    return "a convolution in groups" if groups_of(layer) > 1 else None
 
 
 def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Choice]) -> dict[str, Tensor]:
@@ -340,6 +341,8 @@ def _packed(layer: MaskedLayer, weights: Weights, choice: Choice, ordered: bool)
         made = CodedLayer.of(shape, own, choice.factor)
     elif choice.format == "sparse":
         made = SparseLayer.of(shape, own)
+    elif choice.format == "bitmask":
+        made = BitmaskLayer.of(shape, own)
     elif choice.format == "blocks":
         # Inputs may have been reordered since the choice.
         blocks = [block_of(inputs_used(own.mask), block.rows) for block in choice.blocks]
