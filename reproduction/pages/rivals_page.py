@@ -89,6 +89,12 @@ def counted(found: pd.DataFrame, prefix: str = "") -> dict[str, str]:
     }
 
 
+def at_the_ends(frame: pd.DataFrame) -> dict[str, str]:
+    """Count the cases that were tuned, and those whose rate is the smallest or the largest that was tried."""
+    rates = frame[frame["method"] != "searched"].groupby(["data", "hidden", "method", "split"])["lr"].first()
+    return {"ends": f"{rates.isin([min(RATES), max(RATES)]).sum()}", "cases": f"{len(rates)}"}
+
+
 def draw(frame: pd.DataFrame) -> None:
     """Draw the mean accuracy of every method in every row, and make the best of each side stand out."""
     cells, found = (
@@ -133,6 +139,7 @@ def parts(page: str) -> dict[str, dict[str, str]]:
         "rows": f"{len(found)}",
         "methods": f"{frame['method'].nunique()}",
         "rates": f"{len(RATES)}",
+        **at_the_ends(frame),
         "splits": f"{frame['split'].nunique()}",
         "seeds": f"{frame['seed'].nunique()}",
         **counted(found),

@@ -121,6 +121,10 @@ def test_counts_in_the_text_on_rivals_are_those_of_the_table_and_the_runs(eviden
         assert [said[f"{prefix}{mark}"] for mark in ("fpe", "rival", "open")] == counted(table[column])
     assert said["rows"] == f"{len(table)}"
     assert said["rates"] == f"{len(RATES)}"
+    rates = runs[runs.index.get_level_values("method") != "searched"].lr.droplevel("seed")
+    rates = rates[~rates.index.duplicated()]
+    assert said["cases"] == f"{len(rates)}"
+    assert said["ends"] == f"{((rates <= 6e-4) | (rates >= 0.1)).sum()}"
     for mark, level in (("methods", "method"), ("splits", "split"), ("seeds", "seed")):
         assert said[mark] == f"{runs.index.get_level_values(level).nunique()}"
 
@@ -260,7 +264,7 @@ def test_what_made_the_networks_is_what_is_stored(page, evidence):
 
 
 #: Numbers of the text that are no results: neurons, data and years.
-SAID = {"summary": set(), "rivals": {"0.2"}, "interpretability": {"32", "100", "2025"}}
+SAID = {"summary": set(), "rivals": {"0.2", "0.0006", "0.1"}, "interpretability": {"32", "100", "2025"}}
 
 
 @pytest.mark.parametrize("page", SAID)

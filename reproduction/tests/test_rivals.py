@@ -8,10 +8,12 @@ from click.testing import CliRunner
 from sklearn.datasets import load_digits
 
 from fpe.errors import ArgumentError, BudgetError
+from fpe.models import mlp
+from fpe.training.loop import DIVERGED
 from fpe.training.search import dense_count
 from fpe_reproduction.commands.reproduce import reproduce
 from fpe_reproduction.rivals import METHODS, contest
-from fpe_reproduction.rivals.methods import Cell, accuracy_of, nonzeros
+from fpe_reproduction.rivals.methods import Cell, Method, accuracy_of, nonzeros
 from fpe_reproduction.rivals.report import OWN, accuracies, best
 from fpe_reproduction.statistics import holm, mean, nested
 
@@ -31,10 +33,12 @@ def test_a_method_keeps_to_the_budget_and_is_determined_by_its_seed(name, cell):
     assert accuracy_of(first, cell.X, cell.y) == accuracy_of(second, cell.X, cell.y)
 
 
-@pytest.mark.parametrize("name", ["dense", "fewer-inputs", "low-rank", "one-shot", "straight-through"])
-def test_options_keep_to_the_budget(name, cell):
+@pytest.mark.parametrize("name", METHODS)
+def test_options_keep_to_the_budget_and_spend_it(name, cell):
     for option in METHODS[name].options:
-        assert nonzeros(METHODS[name].train(cell, 1e-2, **option)) <= cell.budget
+        used = nonzeros(METHODS[name].train(cell, 1e-2, **option))
+        least = {"trees": 0.1, "deeper": 0.85, "low-rank": 0.85, "linear": 0.9}.get(name, 0.95)
+        assert least * cell.budget < used <= cell.budget, (option, used)
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "searched"])
@@ -45,15 +49,37 @@ def test_a_small_table_with_many_classes_has_every_default(name):
     impossible = []
     for option in METHODS[name].options:
         try:
-            METHODS[name].train(small, 1e-2, **option)
+            assert nonzeros(METHODS[name].train(small, 1e-2, **option)) <= small.budget
         except BudgetError:
             impossible.append(option)
     assert {} not in impossible
-    assert all(option.get("prune") == "columns" for option in impossible)
+    assert all(option.get("prune") == "columns" or option.get("leaves", 0) > 4 for option in impossible)
 
 
 def test_all_methods_have_equally_many_options():
     assert {len(own.options) for name, own in METHODS.items() if name != "searched"} == {9}
+
+
+def test_a_network_that_diverges_counts_as_one_without_a_right_answer(monkeypatch):
+    def diverging(cell, lr, **option):
+        if lr > 0.05 or (cell.seed == 1 and not option):
+            raise ArgumentError(f"the loss became nan in epoch 1; {DIVERGED}")
+        return METHODS["dense"].train(cell, lr)
+
+    monkeypatch.setitem(contest.METHODS, "unstable", Method("unstable", diverging, ({},)))
+    found = contest.measure("digits", 8, "unstable", 0, seeds=2, epochs=2, batch_size=None)
+    assert found["lr"] <= 0.05
+    assert found["accuracies"][0] > 0.2
+    assert (found["accuracies"][1], found["collapsed"], found["nonzero"]) == (0, 1, 610)
+
+
+def test_a_method_that_uses_more_than_the_budget_is_refused(monkeypatch):
+    def wasteful(cell, lr):
+        return mlp(cell.inputs, cell.hidden + 1, cell.classes)
+
+    monkeypatch.setitem(contest.METHODS, "wasteful", Method("wasteful", wasteful, ({},)))
+    with pytest.raises(AssertionError, match="has 685 non-zeros of 610"):
+        contest.measure("digits", 8, "wasteful", 0, seeds=1, epochs=1, batch_size=None)
 
 
 def test_splits_share_no_sample_between_their_parts():

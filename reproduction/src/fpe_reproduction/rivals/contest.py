@@ -16,9 +16,10 @@ from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread, run_tasks
 from fpe.data import load
-from fpe.errors import BudgetError
+from fpe.errors import ArgumentError, BudgetError
 from fpe.sklearn.inputs import mean_and_spread, scaler_of
 from fpe.training.folds import hold_out
+from fpe.training.loop import DIVERGED
 from fpe.training.search import dense_count
 from fpe_reproduction.rivals import METHODS
 from fpe_reproduction.rivals.methods import RATES, Cell, accuracy_of, nonzeros
@@ -71,7 +72,8 @@ def measure(
 ) -> dict[str, Any]:
     """Tune a method on a held-out fifth, train it with each seed, and return the test accuracies.
 
-    First the rate is chosen with the default option, then the option at that rate.
+    First the rate is chosen with the default option, then the option at that rate. A network whose training
+    diverges counts as one without a right answer.
     """
     X, y, X_test, y_test = parts(data, split)
     center, scale = scaler_of(X, None)
@@ -85,12 +87,22 @@ def measure(
 
     def score(lr: float, option: Mapping[str, Any]) -> float:
         try:
-            model = own.train(part, lr, **option)
+            return accuracy_of(own.train(part, lr, **option), inputs[held], targets[held])
         except BudgetError:  # an option that is impossible at these sizes; the default never is
             if not option:
                 raise
             return -math.inf
-        return accuracy_of(model, inputs[held], targets[held])
+        except ArgumentError as error:
+            return _diverged(error)
+
+    def tested(seed: int) -> tuple[float, int]:
+        try:
+            model = own.train(replace(whole, seed=seed), lr, **option)
+        except ArgumentError as error:
+            return max(0.0, _diverged(error)), 0
+        if (used := nonzeros(model)) > budget:
+            raise AssertionError(f"{method} with {option} has {used:,} non-zeros of {budget:,}")
+        return accuracy_of(model, *test), used
 
     with one_thread():
         rates = {lr: score(lr, {}) for lr in RATES if own.options}
@@ -99,18 +111,24 @@ def measure(
         best = max(scores, key=lambda i: scores[i], default=0)
         option = own.options[best] if own.options else {}
         test = (torch.from_numpy(X_test) - center) / scale, torch.from_numpy(y_test).long()
-        made = [own.train(replace(whole, seed=seed), lr, **option) for seed in range(seeds)]
-        accuracies = [accuracy_of(model, *test) for model in made]
+        accuracies, counts = zip(*map(tested, range(seeds)), strict=True)
     return {
         "budget": budget,
-        "nonzero": max(nonzeros(model) for model in made),
+        "nonzero": max(counts),
         "lr": lr,
         "option": dict(option),
         "validation": scores.get(best),
         "impossible": [str(own.options[i]) for i, value in scores.items() if value == -math.inf],
-        "accuracies": accuracies,
+        "accuracies": list(accuracies),
         "collapsed": sum(accuracy < 2 / (int(y.max()) + 1) for accuracy in accuracies),
     }
+
+
+def _diverged(error: ArgumentError) -> float:
+    """Return the score of a network whose training diverged; raise if that is not what the error says."""
+    if DIVERGED not in str(error):
+        raise error
+    return -math.inf
 
 
 def tasks(

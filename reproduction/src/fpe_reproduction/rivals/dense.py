@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from fpe.errors import BudgetError
 from fpe.masked import count_nonzero
 from fpe.models import mlp
 from fpe_reproduction.rivals.methods import REGULARIZED, Cell, fit, method, network
@@ -56,10 +57,13 @@ def deeper(
     cell: Cell, lr: float, layers: int = 2, dropout: float = 0.0, activation: str = "relu", **how: Any
 ) -> nn.Module:
     """Train a dense network of more layers, with layer norms."""
-    width = cell.hidden
-    while width > 1 and count_nonzero(network(cell, [width] * layers)) > cell.budget:
-        width -= 1
-    return fit(cell, network(cell, [width] * layers, dropout, activation=activation), lr, **how)
+    widths = [cell.hidden] * layers
+    while widths[0] > 1 and count_nonzero(network(cell, widths)) > cell.budget:
+        widths = [widths[0] - 1] * layers
+    for place in reversed(range(layers)):  # what is left makes the last layers wider
+        wider = [own + (i == place) for i, own in enumerate(widths)]
+        widths = wider if count_nonzero(network(cell, wider)) <= cell.budget else widths
+    return fit(cell, network(cell, widths, dropout, activation=activation), lr, **how)
 
 
 @method("low rank", {"share": 0.25}, {"share": 0.75}, {"share": 0.9}, {"activation": "silu"}, *REGULARIZED)
@@ -92,13 +96,14 @@ class _Chosen(nn.Module):
     *({"by": by, "factor": f} for by in ("variance", "random", "f-test") for f in (2, 3)),
 )
 def fewer_inputs(cell: Cell, lr: float, by: str = "norm", factor: int = 2, **how: Any) -> nn.Module:
-    """Train a wider dense network of the best inputs.
+    """Train a wider dense network of the best inputs, less wide where too few inputs would be left.
 
     They are ranked by the norm of the weights of a dense network that was trained for a quarter of the
     epochs, by their variance, at random, or by an F-test with the classes.
     """
-    wide = factor * cell.hidden
-    kept = max(1, (cell.budget - cell.classes - wide * (1 + cell.classes)) // wide)
+    left, least = cell.budget - cell.classes, max(1, cell.inputs // (4 * factor))
+    wide = min(factor * cell.hidden, left // (least + 1 + cell.classes))
+    kept = left // wide - 1 - cell.classes
     if by == "norm":
         quarter = replace(cell, epochs=max(1, cell.epochs // 4))
         rank = fit(quarter, network(cell, cell.hidden), 1e-2)[0].weight.detach().norm(dim=0)  # type: ignore[index]
@@ -158,8 +163,10 @@ def distilled(
 def trees(cell: Cell, lr: float, leaves: int = 4, l2: float = 0.0, samples: int = 20) -> Any:
     """Boost trees of as many bytes as the weights have: 8 for each split, 4 for each leaf."""
     each = cell.classes * (8 * (leaves - 1) + 4 * leaves)
+    if each > 4 * cell.budget:
+        raise BudgetError(f"trees of {leaves} leaves for each class take {each:,} bytes.")
     return HistGradientBoostingClassifier(
-        max_iter=max(1, 4 * cell.budget // each),
+        max_iter=4 * cell.budget // each,
         max_leaf_nodes=leaves,
         learning_rate=min(1.0, 20 * lr),
         l2_regularization=l2,

@@ -20,7 +20,7 @@ from fpe.training.loop import Cosine, accuracy, adam, default_batch_size, train
 from fpe.training.losses import Objective
 
 #: Rates that each method is tuned by.
-RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
+RATES = (6e-4, 1.7e-3, 4.6e-3, 1.3e-2, 3.6e-2, 1e-1)
 
 
 @dataclass(frozen=True)

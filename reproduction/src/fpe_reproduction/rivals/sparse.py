@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
+from fpe.expansion.whole import prune_to_
 from fpe.masked import count_nonzero
 from fpe.rewiring.gradual import PruningSchedule
 from fpe.rewiring.model_masks import random_masks_, with_masks
@@ -146,17 +147,20 @@ def average(
     split: str = "random",
     **how: Any,
 ) -> nn.Module:
-    """Average several expansions of one parent, each of a part of the budget."""
-    small = max(1, cell.hidden // networks)
-    while small > 1 and networks * dense_count(cell.inputs, small, cell.classes) > cell.budget:
-        small -= 1
+    """Average several expansions of one parent, each pruned to its part of the budget."""
+    share = cell.budget // networks
+    small = next(n for n in range(1, cell.hidden + 1) if _count(cell, n) >= share)
     half = max(1, round(at * cell.epochs))
     parent = fit(cell, network(cell, small), lr, epochs=(0, half), **how).train()
     made = []
     for number in range(networks):
-        wide = expand(parent, factor, split=split, seed=cell.seed + number)
+        wide = prune_to_(expand(parent, factor, split=split, seed=cell.seed + number), share)
         made.append(fit(replace(cell, seed=cell.seed + number), wide, lr, epochs=(half, cell.epochs), **how))
     return _Mean(made)
+
+
+def _count(cell: Cell, hidden: int) -> int:
+    return dense_count(cell.inputs, hidden, cell.classes)
 
 
 def pruned(
@@ -242,9 +246,9 @@ class _Largest(nn.Module):
         self.kept = kept
 
     def forward(self, weight: Tensor) -> Tensor:
-        size = weight.detach().abs()
-        least = size.flatten().kthvalue(size.numel() - self.kept + 1).values
-        return weight + (weight * (size >= least) - weight).detach()
+        places = weight.detach().abs().flatten().topk(self.kept, sorted=False).indices
+        mask = torch.zeros(weight.numel()).index_fill_(0, places, 1).view_as(weight)
+        return weight + (weight * mask - weight).detach()
 
 
 @method("straight-through", {"factor": 2}, {"factor": 4}, {"factor": 6}, {"activation": "silu"}, *REGULARIZED)
