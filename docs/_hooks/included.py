@@ -1,12 +1,19 @@
-"""Pages of the site that are files elsewhere: CONTRIBUTING.md, CHANGELOG.md, all pages of docs/evidence."""
+"""Pages of the site that are files elsewhere: CONTRIBUTING.md, CHANGELOG.md, all pages of docs/evidence.
+
+The interactive page of the evidence is made here, of its data.
+"""
 
 import posixpath
 import re
+import tempfile
 from pathlib import Path
 
 from mkdocs.structure.files import File
 
+from fpe_reproduction.report.evidence import write_evidence
+
 ROOT = Path(__file__).parents[2]
+DATA = ROOT / "docs" / "evidence" / "data"
 #: The page of each file at the root of the repository.
 PAGES = {"CONTRIBUTING.md": "contributing/index.md", "CHANGELOG.md": "changelog.md"}
 #: The pages of the evidence that come first in the navigation, where they are.
@@ -31,6 +38,11 @@ def on_files(files, config):
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=relinked(text, page)))
+    if DATA.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            page = write_evidence(DATA, Path(folder) / "report.html")
+            content = page.read_text(encoding="utf-8")
+        files.append(File.generated(config, "evidence/report.html", content=content))
     return files
 
 

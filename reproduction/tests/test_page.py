@@ -1,8 +1,10 @@
-"""The page of results, opened in a real browser."""
+"""The pages of results and of the evidence, opened in a real browser."""
 
 import json
 import shutil
+from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -11,6 +13,7 @@ from fpe.cli.main import main
 from fpe_reproduction.experiments.networks import KINDS
 from fpe_reproduction.report.charts import colors
 from fpe_reproduction.report.page import write_page
+from fpe_reproduction.rivals.contest import DATA
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -165,6 +168,51 @@ def test_the_command_writes_the_page_where_it_is_told(folder, tmp_path):
     run = CliRunner().invoke(main, ["report", str(folder), "--out", str(tmp_path / "p.html"), "--json"])
     assert json.loads(run.output) == {"page": str(tmp_path / "p.html")}
     assert (tmp_path / "p.html").stat().st_size > 100_000
+
+
+@pytest.fixture
+def of_evidence(made_up_pages, tmp_path):
+    """Return the page of the evidence's data."""
+    arguments = ["report", str(made_up_pages / "data"), "--out", str(tmp_path / "evidence.html"), "--json"]
+    return Path(json.loads(CliRunner().invoke(main, arguments).output)["page"])
+
+
+def rows_shown(browser, section):
+    rows = browser.find_elements("css selector", f"#{section} tbody tr")
+    return [[cell.text for cell in row.find_elements("tag name", "td")] for row in rows if row.is_displayed()]
+
+
+def test_the_evidence_is_drawn_sorted_and_searched(browser, of_evidence, made_up_pages):
+    opened(browser, of_evidence)
+    assert [entry for entry in browser.get_log("browser") if entry["level"] != "INFO"] == []
+    stored = pd.read_csv(made_up_pages / "data" / "rivals-methods.csv")
+    settings = len(stored[["data", "hidden"]].drop_duplicates())
+    assert len(browser.find_elements("css selector", "#rivals .chart svg")) == settings
+    assert len(rows_shown(browser, "rivals")) == len(stored)
+    sentences = pd.read_csv(made_up_pages / "data" / "paper-sentences.csv")
+    said = [row[-1] for row in rows_shown(browser, "sentences")]
+    assert said == sentences["verdict"].tolist()
+    head = browser.find_elements("css selector", "#rivals th button")[-1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", head)
+    for reverse in (True, False):
+        head.click()
+        reached = [float(row[-1].split()[0]) for row in rows_shown(browser, "rivals")]
+        assert reached == sorted(reached, reverse=reverse)
+    assert max(reached) == pytest.approx(100 * stored["accuracy"].max(), abs=0.05)
+    browser.find_element("id", "search").send_keys("Letter RigL")
+    found = rows_shown(browser, "rivals")
+    assert {(row[0], row[2]) for row in found} == {("Letter", "RigL")}
+    assert len(found) == len(DATA["letter"].hidden)
+
+
+def test_the_page_of_the_evidence_fits_a_narrow_screen_and_asks_for_nothing(browser, of_evidence):
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    opened(browser, of_evidence)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 390
+    markup = of_evidence.read_text(encoding="utf-8").partition("<script>")[0]
+    assert "src=" not in markup
+    assert 'href="http' not in markup
 
 
 def test_kinds_of_one_figure_have_colors_of_their_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from fpe.errors import ArgumentError, DataError
 from fpe_reproduction.experiments.findings import verdict
 from fpe_reproduction.report.charts import chart
 
+#: Heads and rows.
+Table = tuple[list[str], list[list[str]]]
 _STYLE = """
 :root { color-scheme: light; --ink: #1b1b1b; --soft: #5c5c5c; --line: #d9d9d9; --mark: #1f6f8b; }
 * { box-sizing: border-box; }
@@ -36,6 +39,11 @@ figcaption { font-weight: 600; margin-bottom: .3rem; }
 .figures > * { min-width: 0; }
 .yes { color: #1d6b3a; font-weight: 600; }
 .no { color: #a02c2c; font-weight: 600; }
+.find { position: sticky; top: 0; z-index: 1; background: white; padding: .4rem 0; margin: 0; }
+th button { all: unset; cursor: pointer; }
+th button:focus-visible { outline: 3px solid var(--mark); }
+th[aria-sort=descending] button::after { content: " ▾"; }
+th[aria-sort=ascending] button::after { content: " ▴"; }
 code, pre { font-size: .85rem; overflow-x: auto; }
 .soft { color: var(--soft); }
 """
@@ -79,9 +87,23 @@ def _in_order(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _page(results: list[dict[str, Any]]) -> str:
-    links = "".join(f'<li><a href="#{r["name"]}">{escape(r["name"])}</a></li>' for r in results)
     charts: list[dict[str, Any]] = []
-    sections = "".join(_section(result, charts) for result in results)
+    sections = {result["name"]: _section(result, charts) for result in results}
+    intro = (
+        "Every number comes from the command beside it. Point at a mark of a figure to read its values; the "
+        "tables have them all."
+    )
+    return html("Expand Neurons, Not Parameters: the paper beside ours", intro, sections, charts)
+
+
+def html(
+    title: str, intro: str, sections: Mapping[str, str], charts: list[dict[str, Any]], script: str = ""
+) -> str:
+    """Return a page that needs no network: sections by name, Vega-Lite charts, and a script of its own.
+
+    Chart i is drawn into the element ``chart-i`` of a section.
+    """
+    links = "".join(f'<li><a href="#{name}">{escape(name)}</a></li>' for name in sections)
     specifications = to_json(charts).replace("</", "<\\/")
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -89,22 +111,21 @@ def _page(results: list[dict[str, Any]]) -> str:
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>fpe: the paper beside ours</title>
+<title>fpe: {escape(title)}</title>
 <style>{_STYLE}</style>
 </head>
 <body>
 <a class="skip" href="#content">Skip to the results</a>
-<header><h1>Expand Neurons, Not Parameters: the paper beside ours</h1>
-<p class="soft">Every number comes from the command beside it. Point at a mark of a figure
-to read its values; the tables have them all.</p>
-<nav aria-label="Experiments"><ul>{links}</ul></nav></header>
-<main id="content">{sections}</main>
+<header><h1>{escape(title)}</h1>
+<div class="soft">{intro}</div>
+<nav aria-label="Parts"><ul>{links}</ul></nav></header>
+<main id="content">{"".join(sections.values())}</main>
 <script>{_library()}</script>
 <script>
 const charts = {specifications};
 Promise.all(charts.map((spec, i) => vegaEmbed("#chart-" + i, spec, {{actions: false, renderer: "svg"}})))
   .then(() => document.body.dataset.drawn = charts.length);
-</script>
+{script}</script>
 </body>
 </html>
 """
@@ -147,7 +168,7 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
 <h2 id="h-{result["name"]}">{escape(result["question"])}</h2>
 <p class="soft">{escape(result["where"])}</p>{quick}
 <p><strong>The paper:</strong> {escape(result["paper"])}</p>
-{_table(["the paper says", "we measured [95 %]", ""], claims, "claims")}
+{table(["the paper says", "we measured [95 %]", ""], claims, "claims")}
 <div class="figures">{figures}</div>
 {tables}
 <p>Made by <code>{escape(result["command"])}</code>: {result["networks"]} networks,
@@ -158,12 +179,13 @@ def _section(result: dict[str, Any], charts: list[dict[str, Any]]) -> str:
 """
 
 
-def _plain_table(table: dict[str, Any]) -> str:
-    rows = [[escape(value) for value in row] for row in table["rows"]]
-    return _table([escape(c) for c in table["columns"]], rows, table["title"])
+def _plain_table(own: dict[str, Any]) -> str:
+    rows = [[escape(value) for value in row] for row in own["rows"]]
+    return table([escape(c) for c in own["columns"]], rows, own["title"])
 
 
-def _table(heads: list[str], rows: list[list[str]], name: str) -> str:
+def table(heads: list[str], rows: list[list[str]], name: str) -> str:
+    """Return a table of cells that are HTML."""
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     body = "".join("<tr>" + "".join(f"<td>{v}</td>" for v in row) + "</tr>" for row in rows)
     return (
