@@ -47,8 +47,8 @@ NETWORKS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "parent": ("dense parent", "dense", {}),
     "children-2": ("children, α = 2", "one-shot", {"factor": 2}),
     "children-4": ("children, α = 4", "one-shot", {"factor": 4}),
-    "random-2": ("random masks, twice as wide", "static", {"factor": 2}),
-    "random-4": ("random masks, four times as wide", "static", {"factor": 4}),
+    "random-2": ("random masks, twice as wide", "static", {"factor": 2, "last": None}),
+    "random-4": ("random masks, four times as wide", "static", {"factor": 4, "last": None}),
     "pruned-4": ("pruned gradually, from four times the width", "gradual", {"factor": 4}),
 }
 #: Measures: title, and whether more of it is more interpretable.

@@ -65,8 +65,8 @@ def best_table(frame: pd.DataFrame, found: pd.DataFrame) -> str:
         cells = ["" if name == title else name, f"{row['hidden']}", f"{row['budget']:,}"]
         cells.append(f"{100 * dense[row['data'], row['hidden']]:.1f}")
         for side in ("rival", "fpe"):
-            method = METHODS[row[side]].title.removesuffix(" (fpe)")
-            cells.append(f"{method} {100 * row[f'{side}_accuracy']:.1f}")
+            methods = [METHODS[name].title.removesuffix(" (fpe)") for name in row[side].split(", ")]
+            cells.append(f"{' / '.join(methods)} {100 * row[f'{side}_accuracy']:.1f}")
         cells += [compared(row), f"{100 * row['searched_accuracy']:.1f}", compared(row, "searched_")]
         rows.append(cells)
         title = name
@@ -113,11 +113,18 @@ def draw(frame: pd.DataFrame) -> None:
     for place, (cell, own) in enumerate(cells):
         means = own.groupby("method")["accuracy"].mean()
         points = 100 * (means - means["dense"])
-        chosen = {"best rival": found.loc[cell, "rival"], "best of fpe": found.loc[cell, "fpe"]}
-        drawn = {"a rival": points.index.difference(OWN), "a method of fpe": points.index.intersection(OWN)}
-        drawn |= {label: [name] for label, name in (chosen | {"FPEClassifier": "searched"}).items()}
+        chosen = {
+            label: 100 * (found.loc[[cell], f"{side}_accuracy"] - means["dense"])
+            for label, side in (("best rival", "rival"), ("best of fpe", "fpe"))
+        }
+        drawn = {
+            "a rival": points[points.index.difference(OWN)],
+            "a method of fpe": points[points.index.intersection(OWN)],
+            **chosen,
+            "FPEClassifier": points[["searched"]],
+        }
         for order, (label, (marker, color, size)) in enumerate(styles.items()):
-            x = points[list(drawn[label])].clip(lower=-20)
+            x = drawn[label].clip(lower=-20)
             axes.plot(x, [place] * len(x), marker, color=color, markersize=size, zorder=2 + order)
     axes.axvline(0, color="#333333", linewidth=0.8)
     labels = [f"{DATA[str(data)].title}, {hidden}" for (data, hidden), _ in cells]

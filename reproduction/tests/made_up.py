@@ -147,6 +147,7 @@ def rivals(folder):
         found = {
             "budget": 100 * own["hidden"],
             "nonzero": 100 * own["hidden"] - 1,
+            "test_share": 0.25,
             "lr": 0.01,
             "option": {},
             "validation": None if own["method"] == "searched" else level + 0.005 * rng.normal(),

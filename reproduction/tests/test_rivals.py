@@ -15,7 +15,7 @@ from fpe_reproduction.commands.reproduce import reproduce
 from fpe_reproduction.rivals import METHODS, contest
 from fpe_reproduction.rivals.methods import Cell, Method, accuracy_of, nonzeros
 from fpe_reproduction.rivals.report import OWN, accuracies, best
-from fpe_reproduction.statistics import holm, mean, nested
+from fpe_reproduction.statistics import by_split, holm, mean, nested, overlap_of
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +132,49 @@ def test_the_interval_over_splits_and_seeds_by_hand():
     assert (same.value, same.low, same.high) == (1, 1, 1)
 
 
+def test_splits_of_the_same_samples_count_as_nadeau_and_bengio_say():
+    """Only what splits differ by beyond what seeds explain is multiplied."""
+    values = [[[0.0, 2.0], [3.0, 5.0], [6.0, 8.0]]]  # within 2, between 18
+    (plain,), (corrected,) = nested(values), nested(values, [overlap_of(3, 0.25)])
+    assert overlap_of(3, 0.25) == 1.75
+    assert plain.error == pytest.approx((18 / 6) ** 0.5)
+    assert corrected.error == pytest.approx(((2 + 1.75 * 16) / 6) ** 0.5)
+    assert corrected.value == plain.value
+    (steady,) = nested(np.random.default_rng(0).normal(size=(1, 3, 2)).round() * 0 + [[0.0, 2.0]] * 3, 3.0)
+    assert steady.error == pytest.approx((2 / 6) ** 0.5)
+
+
+def test_intervals_by_split_by_hand_and_that_they_cover_the_truth():
+    apart, close = [[0.0, 2.0], [3.0, 5.0], [6.0, 8.0]], [[0.0, 2.0], [0.0, 2.0], [0.0, 2.0]]
+    first, second = by_split([apart, close], [1.75, 1.75])
+    assert first.error == pytest.approx(((2 + 1.75 * 16) / 6) ** 0.5)
+    assert second.error == pytest.approx((2 / 6) ** 0.5)
+    assert (first.value, first.df, second.df) == (4, 2, 2)
+    assert by_split(np.arange(10.0)[None, None]) == [mean(np.arange(10.0))]
+    generator, inside = np.random.default_rng(0), []
+    noise = np.array([0.1, 0.5, 2.0])[:, None, None]
+    for _ in range(1000):
+        values = generator.normal(size=(1, 3, 1)) + noise * generator.normal(size=(3, 3, 10))
+        inside += [[own.low < 0 < own.high for own in by_split(values)]]
+    assert (np.mean(inside, axis=0) > 0.93).all()
+    assert np.mean(inside) < 0.975
+
+
+def test_a_choice_is_made_within_each_split():
+    scores = {"dense": (0.9, 0.1, 0.2), "rigl": (0.5, 0.6, 0.7), "gradual": (0.4, 0.4, 0.4)}
+    rows = [
+        {"method": method, "split": split, "seed": seed, "validation": score, "accuracy": score + seed,
+         "data": "digits", "hidden": 8, "budget": 1, "nonzero": 1, "lr": 0.1, "test_share": 0.25}
+        for method, own in scores.items()
+        for split, score in enumerate(own)
+        for seed in range(2)
+    ]  # fmt: skip
+    (row,) = best(pd.DataFrame(rows)).to_dict("records")
+    assert row["rival"] == "rigl, dense"
+    assert row["rival_accuracy"] == pytest.approx((0.9 + 0.6 + 0.7) / 3 + 0.5)
+    assert row["difference"] == pytest.approx(0.4 - (0.9 + 0.6 + 0.7) / 3)
+
+
 def test_the_best_of_both_sides_are_chosen_on_validation_data():
     """The rival that is best on test data is not the one that is compared."""
     rows = []
@@ -144,7 +187,7 @@ def test_the_best_of_both_sides_are_chosen_on_validation_data():
                 rows.append({
                     "data": "digits", "hidden": 8, "method": method, "split": split, "seed": seed, "lr": 0.01,
                     "budget": 610, "nonzero": 600, "option": "default", "validation": validation,
-                    "accuracy": accuracy + 0.01 * split + 0.001 * seed,
+                    "accuracy": accuracy + 0.01 * split + 0.001 * seed, "test_share": 0.25,
                 })  # fmt: skip
     (row,) = best(pd.DataFrame(rows)).to_dict("records")
     assert (row["rival"], row["fpe"]) == ("dense", "gradual")

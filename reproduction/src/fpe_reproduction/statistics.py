@@ -218,7 +218,7 @@ def equal_size(sizes: ArrayLike, curve: ArrayLike, values: ArrayLike) -> Interva
     return Interval(*(float(np.exp(bound)) for bound in (found.value, found.low, found.high)))
 
 
-def nested(values: ArrayLike) -> list[Interval]:
+def nested(values: ArrayLike, overlap: ArrayLike = 1.0) -> list[Interval]:
     """Return the mean of each setting over splits and seeds, with its interval by an analysis of variance.
 
     The seeds of a split have the split in common, and a few splits tell little of how far splits differ.
@@ -229,22 +229,65 @@ def nested(values: ArrayLike) -> list[Interval]:
     ----------
     values : array-like of shape (settings, splits, seeds)
         For paired data, the differences.
+    overlap : array-like of shape (settings,), default 1
+        How many times what splits differ by, beyond what seeds explain, counts: splits of the same samples
+        differ less than new samples would (`overlap_of`).
     """
     array = np.asarray(values, dtype=float)
     settings, splits, seeds = array.shape
     if splits < 2 or seeds < 2:
         return [mean(own) for own in array.reshape(settings, -1)]
-    between = seeds * array.mean(axis=2).var(axis=1, ddof=1)
-    within = array.var(axis=2, ddof=1).mean(axis=1)
+    between, within = _variances(array)
     ratios = between[within > 0] / within[within > 0]
     expected = max(1.0, ratios.sum() / max(1, len(ratios))) * within
     # Of a product of two estimates: the ratio, and the variance within splits (Satterthwaite).
     df = 1 / (1 / (settings * (splits - 1)) + 1 / (splits * (seeds - 1)))
     own = between > stats.f.ppf(1 - LARGER, splits - 1, df) * expected
     all_df = np.where(own, splits - 1, df)
-    halves = stats.t.ppf(0.975, all_df) * np.sqrt(np.maximum(between, expected) / (splits * seeds))
+    larger = np.maximum(between, expected)
+    whole = within + np.asarray(overlap) * (larger - within)
+    halves = stats.t.ppf(0.975, all_df) * np.sqrt(whole / (splits * seeds))
+    return _around(array, halves, all_df)
+
+
+def by_split(values: ArrayLike, overlap: ArrayLike = 1.0) -> list[Interval]:
+    """Return the mean of each series over splits and seeds, with its interval by Student's t over the splits.
+
+    Splits count as differing by what their seeds explain at least. For accuracies: how they differ between
+    splits says nothing of the splits of other data, as the ratio of `nested` does for differences.
+
+    Parameters
+    ----------
+    values, overlap : array-like of shape (series, splits, seeds), and of shape (series,)
+        As for `nested`.
+    """
+    array = np.asarray(values, dtype=float)
+    series, splits, seeds = array.shape
+    if splits < 2 or seeds < 2:
+        return [mean(own) for own in array.reshape(series, -1)]
+    between, within = _variances(array)
+    whole = within + np.asarray(overlap) * np.maximum(0, between - within)
+    df = np.full(series, splits - 1)
+    return _around(array, stats.t.ppf(0.975, df) * np.sqrt(whole / (splits * seeds)), df)
+
+
+def overlap_of(splits: int, test_share: float) -> float:
+    """Return how many times the variance between splits counts that draw test parts of the same samples.
+
+    Nadeau and Bengio (2003); `test_share` is the number of test samples for each training sample.
+    """
+    return 1 + splits * test_share
+
+
+def _variances(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean squares between and within splits of (series, splits, seeds)."""
+    between = array.shape[2] * array.mean(axis=2).var(axis=1, ddof=1)
+    return between, array.var(axis=2, ddof=1).mean(axis=1)
+
+
+def _around(array: np.ndarray, halves: np.ndarray, df: np.ndarray) -> list[Interval]:
     centers = array.mean(axis=(1, 2))
-    rows = zip(centers, centers - halves, centers + halves, all_df, strict=True)
+    rows = zip(centers, centers - halves, centers + halves, df, strict=True)
     return [Interval(*map(float, row)) for row in rows]
 
 

@@ -16,7 +16,7 @@ from sklearn.model_selection import train_test_split
 
 from fpe.compare.runner import one_thread, run_tasks
 from fpe.data import load
-from fpe.errors import ArgumentError, BudgetError
+from fpe.errors import ArgumentError, BudgetError, ModelError
 from fpe.sklearn.inputs import mean_and_spread, scaler_of
 from fpe.training.folds import hold_out
 from fpe.training.loop import DIVERGED
@@ -47,6 +47,8 @@ DATA = {
 SPLITS, SEEDS = 3, 10
 #: The same of a quick run, and by what its epochs are divided.
 QUICK_SPLITS, QUICK_SEEDS, QUICK_EPOCHS = 2, 2, 10
+#: What each run has of the record of its part.
+KEPT = ("data", "hidden", "method", "split", "budget", "nonzero", "test_share", "lr")
 #: Seeds of tuning are other ones than those of the comparison.
 TUNING_SEED = 1000
 
@@ -73,7 +75,7 @@ def measure(
     """Tune a method on a held-out fifth, train it with each seed, and return the test accuracies.
 
     First the rate is chosen with the default option, then the option at that rate. A network whose training
-    diverges counts as one without a right answer.
+    diverges, or whose weights stand still, counts as one without a right answer.
     """
     X, y, X_test, y_test = parts(data, split)
     center, scale = scaler_of(X, None)
@@ -92,14 +94,14 @@ def measure(
             if not option:
                 raise
             return -math.inf
-        except ArgumentError as error:
-            return _diverged(error)
+        except (ArgumentError, ModelError) as error:
+            return _failed(error)
 
     def tested(seed: int) -> tuple[float, int]:
         try:
             model = own.train(replace(whole, seed=seed), lr, **option)
-        except ArgumentError as error:
-            return max(0.0, _diverged(error)), 0
+        except (ArgumentError, ModelError) as error:
+            return max(0.0, _failed(error)), 0
         if (used := nonzeros(model)) > budget:
             raise AssertionError(f"{method} with {option} has {used:,} non-zeros of {budget:,}")
         return accuracy_of(model, *test), used
@@ -114,6 +116,7 @@ def measure(
         accuracies, counts = zip(*map(tested, range(seeds)), strict=True)
     return {
         "budget": budget,
+        "test_share": len(y_test) / len(y),
         "nonzero": max(counts),
         "lr": lr,
         "option": dict(option),
@@ -124,9 +127,9 @@ def measure(
     }
 
 
-def _diverged(error: ArgumentError) -> float:
-    """Return the score of a network whose training diverged; raise if that is not what the error says."""
-    if DIVERGED not in str(error):
+def _failed(error: ArgumentError | ModelError) -> float:
+    """Return the score of a network whose training diverged or stood still; raise for another error."""
+    if isinstance(error, ArgumentError) and DIVERGED not in str(error):
         raise error
     return -math.inf
 
@@ -174,7 +177,7 @@ def frame(records: Any) -> pd.DataFrame:
     """Return one row for each method, data set, width, split and seed."""
     rows = []
     for record in records:
-        own = {key: record[key] for key in ("data", "hidden", "method", "split", "budget", "nonzero", "lr")}
+        own = {key: record[key] for key in KEPT}
         own |= {"validation": record["validation"], "option": str(record["option"] or "default")}
         rows += [{**own, "seed": seed, "accuracy": value} for seed, value in enumerate(record["accuracies"])]
     return pd.DataFrame(rows)

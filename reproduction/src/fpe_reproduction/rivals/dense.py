@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_selection import f_classif
+from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -32,10 +33,21 @@ class _Dropped(nn.Module):
 
 
 @method(
-    "dense", {"dropout": 0.1}, {"dropout": 0.25}, {"dropconnect": 0.1}, {"dropconnect": 0.25}, *REGULARIZED
+    "dense",
+    {"dropout": 0.1},
+    {"dropout": 0.25},
+    {"dropconnect": 0.1},
+    {"dropconnect": 0.25},
+    {"longer": 4},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
+    {"l2": 1e-3},
 )
-def dense(cell: Cell, lr: float, dropout: float = 0.0, dropconnect: float = 0.0, **how: Any) -> nn.Module:
-    """Train the dense network of the count."""
+def dense(
+    cell: Cell, lr: float, dropout: float = 0.0, dropconnect: float = 0.0, longer: int = 1, **how: Any
+) -> nn.Module:
+    """Train the dense network of the count; `longer` by as much as a wide network computes more."""
+    cell = replace(cell, epochs=longer * cell.epochs)
     model = network(cell, cell.hidden, dropout)
     if dropconnect:
         parametrize.register_parametrization(model[0], "weight", _Dropped(dropconnect))
@@ -69,7 +81,7 @@ def deeper(
 @method("low rank", {"share": 0.25}, {"share": 0.75}, {"share": 0.9}, {"activation": "silu"}, *REGULARIZED)
 def low_rank(cell: Cell, lr: float, share: float = 0.5, activation: str = "relu", **how: Any) -> nn.Module:
     """Train a network whose first layer is the product of two, of a share of the neurons as its rank."""
-    rank = max(1, round(share * cell.hidden))
+    rank = max(1, round(share * min(cell.hidden, cell.inputs)))
     rest = cell.budget - cell.classes - rank * cell.inputs
     wide = max(1, rest // (rank + 1 + cell.classes))
     head = mlp(rank, wide, cell.classes, seed=cell.seed, activation=activation)
@@ -91,19 +103,21 @@ class _Chosen(nn.Module):
 
 @method(
     "fewer inputs",
-    {"factor": 3},
-    {"factor": 4},
-    *({"by": by, "factor": f} for by in ("variance", "random", "f-test") for f in (2, 3)),
+    {"share": 0.1},
+    {"share": 0.25},
+    {"share": 0.75},
+    *({"by": by, "share": share} for by in ("variance", "f-test") for share in (0.25, 0.5)),
+    {"by": "random", "share": 0.25},
 )
-def fewer_inputs(cell: Cell, lr: float, by: str = "norm", factor: int = 2, **how: Any) -> nn.Module:
-    """Train a wider dense network of the best inputs, less wide where too few inputs would be left.
+def fewer_inputs(cell: Cell, lr: float, by: str = "norm", share: float = 0.5, **how: Any) -> nn.Module:
+    """Train a wider dense network of a share of the inputs.
 
     They are ranked by the norm of the weights of a dense network that was trained for a quarter of the
     epochs, by their variance, at random, or by an F-test with the classes.
     """
-    left, least = cell.budget - cell.classes, max(1, cell.inputs // (4 * factor))
-    wide = min(factor * cell.hidden, left // (least + 1 + cell.classes))
-    kept = left // wide - 1 - cell.classes
+    left, kept = cell.budget - cell.classes, max(1, round(share * cell.inputs))
+    wide = left // (kept + 1 + cell.classes)
+    kept = left // wide - 1 - cell.classes  # what is left makes them a few more
     if by == "norm":
         quarter = replace(cell, epochs=max(1, cell.epochs // 4))
         rank = fit(quarter, network(cell, cell.hidden), 1e-2)[0].weight.detach().norm(dim=0)  # type: ignore[index]
@@ -124,8 +138,8 @@ def fewer_inputs(cell: Cell, lr: float, by: str = "norm", factor: int = 2, **how
     "distilled",
     {"temperature": 1.0},
     {"temperature": 4.0},
-    {"share": 0.5},
-    {"share": 1.0},
+    {"temperature": 1.0, "share": 0.5},
+    {"temperature": 1.0, "share": 0.9},
     {"wide": 4},
     {"wide": 16},
     {"dropout": 0.1},
@@ -135,12 +149,12 @@ def distilled(
     cell: Cell,
     lr: float,
     temperature: float = 2.0,
-    share: float = 0.9,
+    share: float = 1.0,
     wide: int = 8,
     dropout: float = 0.0,
     **how: Any,
 ) -> nn.Module:
-    """Train the dense network on the probabilities of a wide one."""
+    """Train the dense network on the probabilities of a wide one, or on these and the classes."""
     teacher = fit(cell, network(cell, wide * cell.hidden, 0.1), 5e-3)
     with torch.no_grad():
         known = torch.cat([(teacher(part) / temperature).softmax(1) for part in torch.split(cell.X, 4096)])
@@ -149,19 +163,26 @@ def distilled(
 
 
 @method(
-    "boosted trees",
+    "trees",
+    {"single": True},
+    {"single": True, "samples": 1},
     {"leaves": 2},
     {"leaves": 3},
-    {"leaves": 6},
     {"leaves": 8},
     {"leaves": 16},
     {"l2": 1.0},
     {"samples": 5},
-    {"samples": 50},
     tables_only=True,
 )
-def trees(cell: Cell, lr: float, leaves: int = 4, l2: float = 0.0, samples: int = 20) -> Any:
-    """Boost trees of as many bytes as the weights have: 8 for each split, 4 for each leaf."""
+def trees(
+    cell: Cell, lr: float, leaves: int = 4, l2: float = 0.0, samples: int = 20, single: bool = False
+) -> Any:
+    """Boost trees, or grow one, of as many bytes as the weights have: 8 for each split, 4 for each leaf."""
+    X, y = cell.X.numpy(), cell.y.numpy()
+    if single:
+        most = (4 * cell.budget + 8) // 12
+        how = {"max_leaf_nodes": most, "min_samples_leaf": min(samples, 2), "random_state": cell.seed}
+        return DecisionTreeClassifier(**how).fit(X, y)
     each = cell.classes * (8 * (leaves - 1) + 4 * leaves)
     if each > 4 * cell.budget:
         raise BudgetError(f"trees of {leaves} leaves for each class take {each:,} bytes.")
@@ -173,4 +194,4 @@ def trees(cell: Cell, lr: float, leaves: int = 4, l2: float = 0.0, samples: int 
         min_samples_leaf=samples,
         random_state=cell.seed,
         early_stopping=False,
-    ).fit(cell.X.numpy(), cell.y.numpy())
+    ).fit(X, y)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sklearn.tree import DecisionTreeClassifier
 from torch import Tensor, nn
 
 from fpe._util.modules import seeded
@@ -20,7 +21,7 @@ from fpe.training.loop import Cosine, accuracy, adam, default_batch_size, train
 from fpe.training.losses import Objective
 
 #: Rates that each method is tuned by.
-RATES = (6e-4, 1.7e-3, 4.6e-3, 1.3e-2, 3.6e-2, 1e-1)
+RATES = (2e-4, 6e-4, 1.7e-3, 4.6e-3, 1.3e-2, 3.6e-2, 1e-1)
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,8 @@ def nonzeros(model: Any) -> int:
     """Count what a trained method uses, in weights of four bytes."""
     if hasattr(model, "n_nonzero_"):
         return int(model.n_nonzero_)
+    if isinstance(model, DecisionTreeClassifier):
+        return 3 * int(model.get_n_leaves()) - 2
     if not isinstance(model, nn.Module):
         nodes = [tree.nodes for step in model._predictors for tree in step]
         bytes_ = sum(4 * int(own["is_leaf"].sum()) + 8 * int((own["is_leaf"] == 0).sum()) for own in nodes)

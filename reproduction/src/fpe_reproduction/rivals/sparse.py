@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from fpe.expansion.expand import expand
 from fpe.expansion.init import reinitialize_
 from fpe.expansion.whole import prune_to_
-from fpe.masked import count_nonzero
+from fpe.masked import MaskedLinear, count_nonzero
 from fpe.rewiring.gradual import PruningSchedule
 from fpe.rewiring.model_masks import random_masks_, with_masks
 from fpe.rewiring.pruner import GradualPruner
@@ -24,10 +24,26 @@ from fpe.training.search import dense_count
 from fpe_reproduction.rivals.methods import METHODS, REGULARIZED, Cell, Method, fit, method, network
 
 
-def sparse(cell: Cell, factor: int, activation: str = "relu", scope: str = "network") -> nn.Module:
-    """Return an untrained network, `factor` times as wide, with random masks."""
+def sparse(
+    cell: Cell, factor: int, activation: str = "relu", scope: str = "network", last: float | None = 1.0
+) -> nn.Module:
+    """Return an untrained network, `factor` times as wide, with random masks.
+
+    `last` is the density of the output layer, which has half of the weights at most; None for that of the
+    other layer.
+    """
     wide = with_masks(network(cell, factor * cell.hidden, activation=activation))
-    return random_masks_(wide, cell.budget, scope=scope, seed=cell.seed)
+    if last is None:
+        return random_masks_(wide, cell.budget, scope=scope, seed=cell.seed)
+    layers = [module for module in wide.modules() if isinstance(module, MaskedLinear)]
+    biases, sizes = [layer.bias.numel() for layer in layers], [layer.weight.numel() for layer in layers]
+    weights = cell.budget - sum(biases)
+    of_last = min(round(last * sizes[1]), weights // 2)
+    of_first = min(weights - of_last, sizes[0])
+    counts = (of_first, min(weights - of_first, sizes[1]))
+    for layer, count, bias in zip(layers, counts, biases, strict=True):
+        random_masks_(nn.Sequential(layer), count + bias, scope=scope, seed=cell.seed)
+    return wide
 
 
 @method(
@@ -36,37 +52,53 @@ def sparse(cell: Cell, factor: int, activation: str = "relu", scope: str = "netw
     {"factor": 8},
     {"activation": "silu"},
     {"scope": "neuron"},
-    *REGULARIZED,
+    {"last": 0.5},
+    {"last": None},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
 )
 def static(
-    cell: Cell, lr: float, factor: int = 4, activation: str = "relu", scope: str = "network", **how: Any
+    cell: Cell,
+    lr: float,
+    factor: int = 4,
+    activation: str = "relu",
+    scope: str = "network",
+    last: float | None = 1.0,
+    **how: Any,
 ) -> nn.Module:
     """Train a wide network with random masks that do not change (Golubeva et al., 2021)."""
-    return fit(cell, sparse(cell, factor, activation, scope), lr, **how)
+    return fit(cell, sparse(cell, factor, activation, scope, last), lr, **how)
 
 
 _REWIRED: tuple[dict[str, Any], ...] = (
     {"factor": 2},
     {"factor": 8},
-    {"share": 0.1},
+    {"last": 0.5},
+    {"last": None},
     {"share": 0.5},
-    {"every": 50},
-    {"every": 200},
+    {"until": 0.9},
     {"smoothing": 0.1},
     {"l2": 1e-4},
 )
 
 
 def rewired(
-    cell: Cell, lr: float, policy: str, factor: int = 4, share: float = 0.3, every: int = 100, **how: Any
+    cell: Cell,
+    lr: float,
+    policy: str,
+    factor: int = 4,
+    last: float | None = 1.0,
+    share: float = 0.3,
+    until: float = 0.75,
+    **how: Any,
 ) -> nn.Module:
     """Train a wide network whose masks are random at first and change by a policy."""
-    schedule = RewiringSchedule(every=max(1, min(every, cell.steps // 20)), share=share, until=0.75)
+    schedule = RewiringSchedule(every=max(1, min(100, cell.steps // 20)), share=share, until=until)
 
     def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Rewirer:
         return Rewirer(model, optimizer, policy, steps=cell.steps, schedule=schedule, seed=cell.seed)
 
-    return fit(cell, sparse(cell, factor), lr, rewirer=rewirer, **how)
+    return fit(cell, sparse(cell, factor, last=last), lr, rewirer=rewirer, **how)
 
 
 @method("SET", *_REWIRED)
@@ -81,14 +113,14 @@ def rigl(cell: Cell, lr: float, **how: Any) -> nn.Module:
     return rewired(cell, lr, "rigl", **how)
 
 
-@method("rewired (fpe)", {"factor": 2}, {"factor": 3}, {"factor": 8}, {"policy": "momentum"}, *REGULARIZED)
-def moved(cell: Cell, lr: float, factor: int = 4, policy: str = "accumulated", **how: Any) -> nn.Module:
+@method("rewired (fpe)", {"factor": 2}, {"factor": 3}, {"factor": 6}, {"factor": 8}, *REGULARIZED)
+def moved(cell: Cell, lr: float, factor: int = 4, **how: Any) -> nn.Module:
     """Expand an untrained network, and let the masks change by gradients that are gathered."""
     wide = expand(network(cell, cell.hidden), factor, prune="balanced", seed=cell.seed)
     wide = reinitialize_(wide, seed=cell.seed)
 
     def rewirer(model: nn.Module, optimizer: torch.optim.Optimizer) -> Rewirer:
-        return Rewirer(model, optimizer, policy, steps=cell.steps, seed=cell.seed)
+        return Rewirer(model, optimizer, "accumulated", steps=cell.steps, seed=cell.seed)
 
     return fit(cell, wide, lr, rewirer=rewirer, **how)
 
@@ -192,17 +224,32 @@ def linear(cell: Cell, lr: float, score: str = "moment", **how: Any) -> nn.Modul
     {"factor": 2},
     {"factor": 4},
     {"factor": 6},
-    {"score": "magnitude"},
-    {"score": "fisher"},
+    {"end": 0.85},
+    {"scope": "layer"},
     {"activation": "silu"},
     *REGULARIZED[:2],
 )
 def gradual(
     cell: Cell, lr: float, factor: int = 3, score: str = "moment", activation: str = "relu", **how: Any
 ) -> nn.Module:
-    """Prune a wide network gradually."""
+    """Prune a wide network gradually, by weights and the moments of their gradients."""
     own = Candidate(factor * cell.hidden, False, cell.budget, score=score, activation=activation)
     return pruned(cell, own, lr, **how)
+
+
+@method(
+    "pruned by magnitude",
+    {"factor": 2},
+    {"factor": 4},
+    {"factor": 6},
+    {"score": "fisher"},
+    {"end": 0.85},
+    {"activation": "silu"},
+    *REGULARIZED[:2],
+)
+def by_magnitude(cell: Cell, lr: float, score: str = "magnitude", **how: Any) -> nn.Module:
+    """Prune a wide network gradually by published scores (Zhu and Gupta, 2017; Theis et al., 2018)."""
+    return cast(nn.Module, gradual(cell, lr, score=score, **how))
 
 
 @method(
@@ -211,7 +258,7 @@ def gradual(
     {"factor": 4},
     {"factor": 6},
     {"score": "magnitude"},
-    {"score": "fisher"},
+    {"end": 0.85},
     {"activation": "silu"},
     *REGULARIZED[:2],
 )
@@ -227,7 +274,7 @@ def fan_in(cell: Cell, lr: float, **how: Any) -> nn.Module:
     {"hidden": 64},
     {"hidden": 96},
     {"activation": "silu"},
-    {"score": "fisher"},
+    {"end": 0.85},
     *REGULARIZED[:2],
 )
 def direct(
@@ -239,35 +286,79 @@ def direct(
 
 
 class _Largest(nn.Module):
-    """Sets all but the largest weights to zero; all get the gradients (straight-through)."""
+    """Sets all but the largest weights of two layers to zero; all get the gradients (straight-through)."""
 
-    def __init__(self, kept: int) -> None:
-        super().__init__()
-        self.kept = kept
+    mask: Tensor
 
     def forward(self, weight: Tensor) -> Tensor:
-        places = weight.detach().abs().flatten().topk(self.kept, sorted=False).indices
-        mask = torch.zeros(weight.numel()).index_fill_(0, places, 1).view_as(weight)
-        return weight + (weight * mask - weight).detach()
+        return weight + (weight * self.mask - weight).detach()
 
 
-@method("straight-through", {"factor": 2}, {"factor": 4}, {"factor": 6}, {"activation": "silu"}, *REGULARIZED)
+class _ChooseLargest:
+    """Chooses the largest weights before each forward pass, of all layers together or of each layer.
+
+    With `anneal`, from all of them in the first step to the budget after that many steps, as a cube.
+    """
+
+    def __init__(self, layers: list[nn.Linear], kept: int, scope: str, anneal: int) -> None:
+        self.kept, self.scope, self.anneal, self.step = kept, scope, anneal, 0
+        self.own: list[tuple[_Largest, Tensor]] = []
+        for layer in layers:
+            largest = _Largest()
+            parametrize.register_parametrization(layer, "weight", largest, unsafe=True)
+            self.own.append((largest, cast(Any, layer.parametrizations).weight.original))
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module, args: Any = None) -> None:
+        sizes = [weight.numel() for _, weight in self.own]
+        left = max(0.0, 1 - self.step / self.anneal) ** 3 if self.anneal else 0.0
+        kept = round(self.kept + left * (sum(sizes) - self.kept))
+        self.step += model.training
+        parts = [self.own] if self.scope == "network" else [[one] for one in self.own]
+        for part in parts:
+            weights = torch.cat([weight.abs().flatten() for _, weight in part])
+            count = kept if self.scope == "network" else int(kept * len(weights) / sum(sizes))
+            places = weights.topk(min(max(1, count), len(weights)), sorted=False).indices
+            masks = torch.zeros_like(weights).index_fill_(0, places, 1)
+            for (chosen, weight), mask in zip(
+                part, torch.split(masks, [w.numel() for _, w in part]), strict=True
+            ):
+                chosen.mask = mask.view_as(weight)
+
+
+@method(
+    "straight-through",
+    {"factor": 2},
+    {"factor": 4},
+    {"factor": 6},
+    {"activation": "silu"},
+    {"anneal": 0.0},
+    {"scope": "layer"},
+    {"smoothing": 0.1},
+    {"l2": 1e-4},
+)
 def straight_through(
-    cell: Cell, lr: float, factor: int = 3, activation: str = "relu", **how: Any
+    cell: Cell,
+    lr: float,
+    factor: int = 3,
+    activation: str = "relu",
+    scope: str = "network",
+    anneal: float = 0.6,
+    **how: Any,
 ) -> nn.Module:
-    """Use the largest weights of each layer in the forward pass, and train all."""
+    """Use the largest weights in the forward pass, fewer and fewer, and train all."""
     model = network(cell, factor * cell.hidden, activation=activation)
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
-    weights = sum(layer.weight.numel() for layer in layers)
-    kept = cell.budget - (count_nonzero(model) - weights)
-    for layer in layers:
-        own = max(1, int(kept * layer.weight.numel() / weights))
-        if own < layer.weight.numel():
-            parametrize.register_parametrization(layer, "weight", _Largest(own))
+    kept = cell.budget - (count_nonzero(model) - sum(layer.weight.numel() for layer in layers))
+    if kept >= sum(layer.weight.numel() for layer in layers):
+        return fit(cell, model, lr, **how)
+    choose = _ChooseLargest(layers, kept, scope, round(anneal * cell.steps))
+    hook = model.register_forward_pre_hook(choose)
     fit(cell, model, lr, **how)
+    choose(model)
+    hook.remove()
     for layer in layers:
-        if parametrize.is_parametrized(layer):
-            parametrize.remove_parametrizations(layer, "weight")
+        parametrize.remove_parametrizations(layer, "weight")
     return model
 
 
