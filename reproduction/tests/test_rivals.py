@@ -1,5 +1,7 @@
 """Methods at one count of non-zeros: each keeps to the budget, and is tuned as much as the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +14,8 @@ from fpe.models import mlp
 from fpe.training.loop import DIVERGED
 from fpe.training.search import dense_count
 from fpe_reproduction.commands.reproduce import reproduce
-from fpe_reproduction.rivals import METHODS, contest
-from fpe_reproduction.rivals.methods import Cell, Method, accuracy_of, nonzeros
+from fpe_reproduction.rivals import METHODS, contest, dense
+from fpe_reproduction.rivals.methods import Cell, Method, accuracy_of, fit, nonzeros
 from fpe_reproduction.rivals.report import OWN, accuracies, best
 from fpe_reproduction.statistics import by_split, holm, mean, nested, overlap_of
 
@@ -58,6 +60,17 @@ def test_a_small_table_with_many_classes_has_every_default(name):
 
 def test_all_methods_have_equally_many_options():
     assert {len(own.options) for name, own in METHODS.items() if name != "searched"} == {9}
+
+
+def test_a_teacher_is_trained_once_for_all_students(cell, monkeypatch):
+    trained = []
+    monkeypatch.setattr(dense, "fit", lambda *own, **how: trained.append(own[1]) or fit(*own, **how))
+    first = METHODS["distilled"].train(cell, 1e-2, dropout=0.1)
+    again = METHODS["distilled"].train(cell, 1e-2, dropout=0.1)
+    assert len(trained) == 3
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    METHODS["distilled"].train(replace(cell, X=cell.X.clone()), 1e-2)
+    assert len(trained) == 5
 
 
 def test_a_network_that_diverges_counts_as_one_without_a_right_answer(monkeypatch):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from fpe._util.modules import seeded
 from fpe.errors import BudgetError
 from fpe.masked import count_nonzero
 from fpe.models import mlp
@@ -134,6 +135,24 @@ def fewer_inputs(cell: Cell, lr: float, by: str = "norm", share: float = 0.5, **
     return fit(cell, nn.Sequential(_Chosen(places), *head), lr, **how)
 
 
+#: The logits of the latest teachers by seed and width, of the data that they learned.
+_taught: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+
+@torch.no_grad()
+def _logits_of_teacher(cell: Cell, wide: int) -> Tensor:
+    """Return a wide network's logits of the data that it learns: once for all options and rates."""
+    data, logits = _taught.get((cell.seed, wide), (None, None))
+    if data is not cell.X or logits is None:
+        for key in [key for key, (data, _) in _taught.items() if data is not cell.X]:
+            del _taught[key]
+        with seeded(cell.seed), torch.enable_grad():
+            teacher = fit(cell, network(cell, wide * cell.hidden, 0.1), 5e-3)
+        logits = torch.cat([teacher(part) for part in torch.split(cell.X, 4096)])
+        _taught[cell.seed, wide] = cell.X, logits
+    return logits
+
+
 @method(
     "distilled",
     {"temperature": 1.0},
@@ -155,10 +174,8 @@ def distilled(
     **how: Any,
 ) -> nn.Module:
     """Train the dense network on the probabilities of a wide one, or on these and the classes."""
-    teacher = fit(cell, network(cell, wide * cell.hidden, 0.1), 5e-3)
-    with torch.no_grad():
-        known = torch.cat([(teacher(part) / temperature).softmax(1) for part in torch.split(cell.X, 4096)])
-    target = share * known + (1 - share) * F.one_hot(cell.y, cell.classes)
+    known = [(part / temperature).softmax(1) for part in torch.split(_logits_of_teacher(cell, wide), 4096)]
+    target = share * torch.cat(known) + (1 - share) * F.one_hot(cell.y, cell.classes)
     return fit(cell, network(cell, cell.hidden, dropout), lr, y=target, **how)
 
 
