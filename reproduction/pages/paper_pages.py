@@ -107,6 +107,9 @@ def parts(page: str) -> Mapping[str, Mapping[str, str]]:
             **counted,
             "made": text,
         }
+        if family == "depth":
+            collapsed = sum(claim["collapsed"] or 0 for claim in own)
+            pages[f"../evidence/{name}"]["collapsed"] = f"{collapsed}"
     totals = [str(sum(int(row[i]) for row in counts)) for i in range(1, 6)]
     counts.append(["all", *totals])
     pages["../evidence/paper"] = {

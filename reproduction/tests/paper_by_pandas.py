@@ -78,6 +78,13 @@ def by_jackknife(estimate, trials):
     return *left_out(estimate, list(trials)), len(trials) - 1
 
 
+def relative(own, other):
+    """Return by how much the mean of one series is larger than that of another of the same trials."""
+    both = pd.DataFrame({"own": own, "other": other}).dropna()
+    means = lambda trials: both.loc[trials].mean()  # noqa: E731
+    return by_jackknife(lambda trials: means(trials).own / means(trials).other - 1, both.index)
+
+
 def share(outcomes):
     """Return the share of outcomes that are true, with the interval of Clopper and Pearson."""
     n, k = len(outcomes), int(outcomes.sum())
@@ -300,7 +307,7 @@ def on_data(frame):
     yield Said(page, text, everywhere(lambda of: doublings(of("random", "gain"))), DOWN, GAIN)
     text, doubled = (
         "the accuracy of the dense network is sometimes doubled",
-        at_each(cifar("gram", "gain")[[4]]),
+        {"4 neurons": relative(cifar("gram")[4], cifar("dense")[4])},
     )
     yield Said(page, text, doubled, (1, math.inf), GAIN)
 
@@ -322,8 +329,12 @@ def on_data(frame):
     apart = {}
     for width in (4, 32):
         trials = pd.DataFrame({kind: cifar(kind)[width] for kind in factors.values()})
-        ranked = trials[trials.index % 2 == 0].mean().sort_values(kind="stable").index
-        apart[width] = trials[trials.index % 2 == 1].pipe(lambda own, by=ranked: own[by[-1]] - own[by[0]])
+        halves = {half: trials[trials.index % 2 == half] for half in (0, 1)}
+        parts = []
+        for half, own in halves.items():
+            ranked = halves[1 - half].mean().sort_values(kind="stable").index
+            parts.append(own[ranked[-1]] - own[ranked[0]])
+        apart[width] = pd.concat(parts)
     found = {"largest − smallest width": by_t(apart[32] - apart[4])}
     yield Said(page, "differences between the factors fade with width", found, DOWN)
 
@@ -331,7 +342,8 @@ def on_data(frame):
         own = frame[(frame["data"] == "cifar100") & (frame["layers"] == layers - 1)]
         for width, percent in sizes.items():
             text = f"{layers} layers of {width} neurons gain {percent:g} %"
-            found = at_each(values(own, "hidden", "random", "gain")[[width]])
+            both = (values(own, "hidden", kind)[width] for kind in ("random", "dense"))
+            found = {f"{width} neurons": relative(*both)}
             among = {"cifar100": own[own["hidden"] == width]}
             yield Said("depth", text, found, UP, GAIN, percent / 100, among=among)
 
@@ -339,13 +351,14 @@ def on_data(frame):
     for width, points, percent in ((4, 4.5, 53), (8, 1.9, 14), (16, 0.5, 3)):
         kinds = ("dense", "random", *(f"rewired-{n}" for n in (5, 10, 20, 30)))
         own = pd.DataFrame({kind: cifar(kind)[width] for kind in kinds})
-        odd, even = own[own.index % 2 == 1], own[own.index % 2 == 0]
-        best = even.iloc[:, 2:].mean().idxmax()
+        halves = {half: own[own.index % 2 == half] for half in (0, 1)}
+        chosen = {half: halves[1 - half].iloc[:, 2:].mean().idxmax() for half in halves}
+        best = pd.concat([trials[chosen[half]] for half, trials in halves.items()])
         text = f"with {width} neurons, dynamic masks are {points:g} points above one-shot expansion"
         name = f"{width} neurons"
-        yield Said(page, text, {name: by_t(odd[best] - odd["random"])}, size=points / 100)
+        yield Said(page, text, {name: by_t(best - own["random"])}, size=points / 100)
         text = f"with {width} neurons, dynamic masks gain {percent} % on dense"
-        yield Said(page, text, {name: by_t(odd[best] / odd["dense"] - 1)}, UP, GAIN, percent / 100)
+        yield Said(page, text, {name: by_t(best / own["dense"] - 1)}, UP, GAIN, percent / 100)
     text, pair = (
         "2:4 is competitive with random splitting, 0.25 points below",
         cifar("two-four") - cifar("random"),

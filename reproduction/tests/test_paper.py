@@ -14,6 +14,7 @@ from fpe_reproduction.paper.measures import (
     best_rewired,
     case,
     covered,
+    gain,
     in_both,
     needed,
     neurons,
@@ -121,8 +122,23 @@ def test_the_share_of_rewired_weights_is_not_chosen_by_the_trials_that_measure_i
         for trial in range(6)
     ]
     results = Results.of("cifar100", frame)
-    assert best_rewired(4, "random")(results)["4 neurons"].value == pytest.approx(0.1)
-    assert best_rewired(4, "dense")(results)["4 neurons"].value == pytest.approx(1.0)
+    # Even trials choose the first share and odd ones the third: 0.4 in odd trials, 0.1 in even ones.
+    found = best_rewired(4, "random")(results)["4 neurons"]
+    assert (found.value, found.df) == (pytest.approx(0.25 - 0.3), 5)
+    assert best_rewired(4, "dense")(results)["4 neurons"].value == pytest.approx(0.25 / 0.2 - 1)
+
+
+def test_a_relative_improvement_is_that_of_the_means():
+    """One dense network of four has learned nothing; its own ratio would be 9."""
+    frame = [
+        {"hidden": 4, "layers": 4, "kind": kind, "trial": trial, "nonzero": 9, "accuracy": value}
+        for kind, each in {"dense": (0.2, 0.2, 0.2, 0.01), "random": (0.3, 0.3, 0.3, 0.1)}.items()
+        for trial, value in enumerate(each)
+    ]
+    found = gain("random", (4,), layers=4)(Results.of("cifar100", frame))["4 neurons"]
+    assert found.value == pytest.approx(1.0 / 0.61 - 1)
+    assert found.df == 3
+    assert found.low < found.value < found.high < 2
 
 
 def test_a_dense_network_that_matches_is_read_off_the_curve_of_its_own_trial():
