@@ -72,7 +72,9 @@ def judged(folder):
 def verdict(row):
     if row["p"] < 0.025:
         ends = [(low, high) for _, low, high, _ in row["estimates"].values()]
-        in_size = row["size"] is None or np.isnan(row["size"]) or ends[0][0] <= row["size"] <= ends[0][1]
+        low, high = ends[0][:2]
+        in_size = row["size"] is None or np.isnan(row["size"])
+        in_size = in_size or (low <= row["size"] <= high and high - low <= abs(row["size"]))
         return "agrees" if in_size else "in sign only"
     return "contradicted" if row["p_false"] < 0.025 else "not shown"
 

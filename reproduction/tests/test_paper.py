@@ -71,6 +71,9 @@ def _moments(values):
         (0.1, {}, "agrees"),
         (0.1, {"sizes": {"mean": 0.3}}, "in sign only"),
         (0.1, {"sizes": {"mean": 0.1015}}, "agrees"),
+        (0.003, {"sizes": {"mean": 0.0045}}, "agrees"),
+        (0.0015, {"sizes": {"mean": 0.002}}, "in sign only"),  # it is included, by an interval twice as wide
+        (0.1, {"sizes": {"another": 0.1015}}, "in sign only"),
         (-0.1, {}, "contradicted"),
         (-0.0015, {}, "not shown"),
         (0.1, {"low": -0.05, "high": 0.05}, "contradicted"),

@@ -1,9 +1,9 @@
 """The paper, sentence by sentence: what a sentence is, and the verdict on it.
 
 A sentence has one or more estimates, each with an interval. It *agrees* if all of them lie between two
-bounds, the margin; in size, too, if the paper gives sizes and every interval includes its own. It is
-*contradicted* if one of them lies wholly outside. Some sentences allow a number of exceptions. All p-values
-of a family are corrected for their number.
+bounds, the margin; in size, too, if the paper gives sizes and every interval includes its own and is no wider
+than that. It is *contradicted* if one of them lies wholly outside. Some sentences allow a number of
+exceptions. All p-values of a family are corrected for their number.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results])
     claim["p"] = min(1.0, (1 + own.exceptions) * claim["p"])
     if own.sizes:
         sized = [(estimates[key], size) for key, size in own.sizes.items() if key in estimates]
-        claim["in_size"] = all(value.low <= size <= value.high for value, size in sized)
+        claim["in_size"] = bool(sized) and all(_confirms(value, size) for value, size in sized)
     collapsed = [
         count_collapsed(name, own.among(results[name])) for name in own.data if name in results and name
     ]
@@ -132,6 +132,11 @@ def _judged(own: Sentence, estimates: Estimates, results: Mapping[str, Results])
         "sizes": dict(own.sizes),
         "collapsed": sum(collapsed) if collapsed else None,
     }
+
+
+def _confirms(estimate: Interval, size: float) -> bool:
+    """Tell whether an interval includes a size, and is narrow enough to say so: its width is that at most."""
+    return estimate.low <= size <= estimate.high and estimate.high - estimate.low <= abs(size)
 
 
 def _shown(own: Sentence, estimates: Estimates, weakest: str) -> str:
