@@ -30,7 +30,7 @@ HEAD = ["the paper says", "where", "we measured [95 %]", "margin", "verdict", "c
 VERDICTS = ["agrees", "in sign only", "contradicted", "not shown"]
 #: Numbers of the text that are no results: how sentences are judged, and what is measured.
 SAID = {
-    "cifar-100": {"100", "512"}, "depth": {"100"}, "dynamic-and-two-four": {"100", "+4.5 %"},
+    "cifar-100": {"100", "512", "25", "0.01"}, "depth": {"100"}, "dynamic-and-two-four": {"100", "+4.5 %"},
     "real-data": {"77", "32", "100"}, "theory": {"20,000", "128"}, "paper": {"0.025", "2510.04500"},
 }  # fmt: skip
 ESTIMATE = re.compile(r"(.+): ([-+][\d.]+) \[([-+][\d.]+), ([-+][\d.]+)\](.*)")
