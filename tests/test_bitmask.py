@@ -168,6 +168,36 @@ def test_only_the_experts_that_are_asked_for_are_made(monkeypatch):
             packed[1].w1[3]
 
 
+def test_experts_are_those_of_the_places_that_were_loaded_last():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 8), Experts(loop), nn.Linear(8, 3)).eval()
+    x = torch.randn(12, 5)
+    first, second = (
+        fpe.pack(fpe.expand(model, layers=["1.w1"], example_inputs=x, seed=seed)) for seed in (0, 1)
+    )
+    with torch.inference_mode():
+        wanted = second(x)
+        assert not torch.allclose(first(x), wanted)  # which has looked up where each expert begins
+    state = second.state_dict()
+    places = {name: len(tensor) for name, tensor in first.state_dict().items() if name.endswith("values")}
+    assert places == {name: len(state[name]) for name in places}
+    first.load_state_dict(state)
+    with torch.inference_mode():
+        torch.testing.assert_close(first(x), wanted)
+
+
+def test_experts_without_zeros_are_packed_and_loaded(tmp_path):
+    model = nn.Sequential(nn.Linear(5, 8), Experts(loop), nn.Linear(8, 3)).eval()
+    x = torch.randn(12, 5)
+    wide = fpe.expand(model, layers=["1.w1"], example_inputs=x)
+    for layer in wide[1].stacked.values():
+        layer.fpe_mask.fill_(1)
+    packed = fpe.pack(wide, example_inputs=x)
+    assert {row.format for row in packed.fpe_packing.rows if "stacked" in row.name} == {"bitmask"}
+    fpe.save(packed, tmp_path / "m.safetensors")
+    torch.testing.assert_close(fpe.load(tmp_path / "m.safetensors", like=model)(x), wide(x))
+
+
 def test_other_uses_of_the_weight_see_all_experts():
     wide, packed, _ = experts()
     with torch.no_grad():

@@ -57,10 +57,6 @@ class BitmaskLayer(PackedLayer):
         """Add the number of values."""
         return {**super().config(), "values": len(self.values)}
 
-    def free(self, name: str) -> Tensor | None:
-        """Return None: only free weights are stored."""
-        return None
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         if not self.values.is_meta and (found := int(self._mask().sum())) != len(self.values):
@@ -105,6 +101,10 @@ class StackedBitmaskLayer(BitmaskLayer):
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.weight
         return _Experts(self)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        vars(self).pop("_starts", None)  # places may be others
+        super()._load_from_state_dict(*args)
 
     def added(self) -> Tensor | None:
         """Return the bias as it is applied, (experts, outputs)."""

@@ -240,8 +240,11 @@ def _choices(masked: Mapping[str, MaskedLayer], requested: Mapping[str, str]) ->
         if (what := _bitmask_only(layer)) is not None:
             if requested.get(name, "bitmask") == "bitmask":
                 free, entries = count_free(layer.fpe_mask), layer.weight.numel()
-                whole = Choice("dense", "it has no zeros")
-                choices[name] = whole if free == entries else as_bitmask(free, entries, f"{what}: ")
+                # Experts stay layers of their own, so that a file has the same names without zeros, too.
+                whole = free == entries and not is_stacked(layer)
+                choices[name] = (
+                    Choice("dense", "it has no zeros") if whole else as_bitmask(free, entries, f"{what}: ")
+                )
             else:
                 problems.append(f"layer {name!r} is {what}, which is packed as 'bitmask' only.")
             continue
