@@ -172,9 +172,12 @@ def test_experts_are_those_of_the_places_that_were_loaded_last():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(5, 8), Experts(loop), nn.Linear(8, 3)).eval()
     x = torch.randn(12, 5)
-    first, second = (
-        fpe.pack(fpe.expand(model, layers=["1.w1"], example_inputs=x, seed=seed)) for seed in (0, 1)
-    )
+    wide = [fpe.expand(model, layers=["1.w1"], example_inputs=x, seed=seed) for seed in (0, 1)]
+    for fewer, own in enumerate(wide):  # of an expert each, so that others begin elsewhere
+        mask = own[1].stacked.w1.fpe_mask[fewer]
+        mask.view(-1)[mask.view(-1).nonzero()[:3]] = 0
+        fpe.project_(own)
+    first, second = map(fpe.pack, wide)
     with torch.inference_mode():
         wanted = second(x)
         assert not torch.allclose(first(x), wanted)  # which has looked up where each expert begins
