@@ -31,7 +31,7 @@ def experiments(page: str) -> list[str]:
     """Return the names of a page's experiments in order."""
     if page == "splits":
         return SPLITS
-    return [each.name for each in GROUPS[PAGES[page]] if each.name not in SPLITS]
+    return [each.name for each in GROUPS[PAGES[page]] if each.name not in (*SPLITS, "narrow")]
 
 
 def run(page: str) -> None:

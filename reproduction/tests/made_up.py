@@ -14,7 +14,7 @@ from fpe_reproduction.experiments.catalogue import PAPER
 from fpe_reproduction.experiments.classifiers import CNN_KINDS
 from fpe_reproduction.experiments.tasks import Request
 from fpe_reproduction.experiments.timeline import Source
-from fpe_reproduction.paper import measures
+from fpe_reproduction.paper import coverage
 from fpe_reproduction.paper.sentences import DEPTH
 from fpe_reproduction.rivals import contest
 from fpe_reproduction.theory import simulate
@@ -46,7 +46,7 @@ def make(folder):
         patch.setattr(
             common, "run_all", lambda work, tasks, name: {t: looked_into(**own) for t, own in tasks.items()}
         )
-        patch.setattr(measures, "_simulated", drawn)
+        patch.setattr(coverage, "_simulated", drawn)
         patch.setattr("sys.argv", ["make.py", "evidence"])
         for page in ("paper_pages", "rivals_page", "interpretability"):
             patch.setattr(importlib.import_module(page), "draw", lambda *_: None)
@@ -102,6 +102,8 @@ def on_formulas(task):
                     "cosine": (0.2, 0.1, 0.12)[place] + 0.2 * bad + 0.02 * noise[2],
                     "capacity": (3.0, 5.0, 4.5)[place] + noise[3],
                     "clause_capacity": (2.0, 3.0, 2.7)[place] + gain * noise[0] + 0.3 * noise[4],
+                    "cosine_masked": (0.2, 0.14, 0.19)[place] + 0.02 * rng.normal(),
+                    "clause_capacity_masked": (2.0, 2.8, 2.2)[place] + 0.2 * rng.normal(),
                     "covered_clauses": clauses - int(kind == "random" and noise[5] > 1.5),
                     "collisions": int(rng.integers(0, 3)),
                 }

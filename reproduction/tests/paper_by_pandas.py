@@ -23,6 +23,8 @@ SIMULATED = (
     (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4), (8, 3, 16, 2),
     (8, 4, 48, 2), (32, 4, 64, 2),
 )  # fmt: skip
+#: The paper's numbers of neurons and of clauses.
+PLACES = {"neurons": (4, 6, 8, 12, 16, 24, 32), "clauses": (3, 6, 8, 10, 15, 20, 25, 32)}
 #: Scale and unit of what is printed.
 POINTS, GAIN, PLAIN, PERCENT, TIMES = (
     (100, " points"), (100, " % of relative improvement"), (1, ""), (100, " %"), (1, " times"),
@@ -63,11 +65,9 @@ def values(own, place, kind, measure="accuracy"):
 
 
 def complete(own, place):
-    """Return the places with as many trials as most have, and the trials with all of these."""
-    dense = values(own, place, "dense")
-    counts = dense.notna().sum()
-    dense = dense[counts.index[counts >= counts.median()]].dropna()
-    return own[own[place].isin(dense.columns) & own["trial"].isin(dense.index)]
+    """Return the paper's places, and the trials with all of these."""
+    own = own[own[place].isin(PLACES[place])]
+    return own[own["trial"].isin(values(own, place, "dense").dropna().index)]
 
 
 def by_t(own):
@@ -106,12 +106,16 @@ def doublings(gains):
     return {"each doubling": by_t(pd.Series(slopes))}
 
 
-def slope(x, y, within):
-    """Return the slope of y over x, each trials × places; `within` places, from their means."""
+def slope(x, y, within, strength=False):
+    """Return the slope of y over x, each trials × places, or Pearson's correlation.
+
+    `within` places, from their means.
+    """
 
     def estimate(trials):
         pair = (own.loc[trials] - (own.loc[trials].mean() if within else 0) for own in (x, y))
-        return np.polyfit(*(own.to_numpy().ravel() for own in pair), 1)[0]
+        x_of, y_of = (own.to_numpy().ravel() for own in pair)
+        return stats.pearsonr(x_of, y_of).statistic if strength else np.polyfit(x_of, y_of, 1)[0]
 
     return by_jackknife(estimate, x.index)
 
@@ -177,6 +181,9 @@ def formulas(frame):
         fold = by["neurons"](kind, "clause_capacity") / by["neurons"]("dense", "clause_capacity")
         text = f"the capacity of clauses rises most where neurons are few, in {kind}-split"
         yield Said(page, text, doublings(fold), DOWN, GAIN)
+        fold = by["clauses"](kind, "clause_capacity") / by["clauses"]("dense", "clause_capacity")
+        text = f"with more clauses the capacity of clauses rises more, in {kind}-split"
+        yield Said(page, text, doublings(fold), UP, GAIN)
         both = {
             **at_each(apart("neurons", kind, "cosine")),
             **at_each(apart("clauses", kind, "cosine"), "clauses"),
@@ -191,7 +198,12 @@ def formulas(frame):
             ratios[fixed] = by_jackknife(lambda s, a=a, b=b: a[s].sum() / b[s].sum(), a.index)
         text = f"random-split changes the {words} much as clause-split does"
         yield Said(page, text, ratios, (2 / 3, 1.5), TIMES)
-    for within in (False, True):
+    page = "interference-and-accuracy"
+    for note, within, strength in (
+        ("", False, False),
+        (": the correlation is strong", False, True),
+        (", among networks of one width", True, False),
+    ):
         for measure, words, margin in (
             ("clause_capacity", "the capacity of the clauses rises", UP),
             ("cosine", "the cosine similarity falls", DOWN),
@@ -200,9 +212,21 @@ def formulas(frame):
             for kind, name in (("clause", "split by clauses"), ("random", "split at random")):
                 x, dense = by["neurons"](kind, measure), by["neurons"]("dense", measure)
                 x = x / dense if margin == UP else x - dense
-                slopes[name] = slope(x, by["neurons"](kind, "gain"), within)
-            text = f"accuracy improves where {words}{', within a width' * within}"
-            yield Said(page, text, slopes, margin, GAIN)
+                slopes[name] = slope(x, by["neurons"](kind, "gain"), within, strength)
+            if strength:
+                margin = (0.5, math.inf) if margin == UP else (-math.inf, -0.5)
+            yield Said(
+                page, f"accuracy improves where {words}{note}", slopes, margin, PLAIN if strength else GAIN
+            )
+    for measure, words in (("clause_capacity", "capacity of the clauses"), ("cosine", "cosine similarity")):
+        text = f"most of the change of the {words} is there in a dense network that is only masked"
+        dense, shares = by["neurons"]("dense", measure), {}
+        for kind, name in (("clause", "split by clauses"), ("random", "split at random")):
+            a, b = (by["neurons"](kind, own) - dense for own in (f"{measure}_masked", measure))
+            shares[name] = by_jackknife(
+                lambda s, a=a, b=b: a.loc[s].sum().sum() / b.loc[s].sum().sum(), a.index
+            )
+        yield Said(page, text, shares, (0.5, math.inf), TIMES)
 
     covered = by["clauses"]("random", "covered_clauses")
     shares = {f"{c:g} clauses": share(covered[c] == c) for c in covered}
@@ -304,13 +328,13 @@ def on_data(frame):
         yield Said(page, f"{words} is above dense at every width", everywhere(above(kind)))
     text = "feature-based splitting is only comparable to random splitting"
     yield Said(page, text, everywhere(mean("gram", "random")), (-0.01, 0.01))
-    text = "the relative improvement is largest where neurons are few"
-    yield Said(page, text, everywhere(lambda of: doublings(of("random", "gain"))), DOWN, GAIN)
-    text, doubled = (
-        "the accuracy of the dense network is sometimes doubled",
-        {"4 neurons": relative(cifar("gram")[4], cifar("dense")[4])},
-    )
-    yield Said(page, text, doubled, (1, math.inf), GAIN)
+    for kind, words in (("gram", "feature-based"), ("random", "random")):
+        text = f"the relative improvement is largest where neurons are few, {words} splitting"
+        yield Said(page, text, everywhere(lambda of, kind=kind: doublings(of(kind, "gain"))), DOWN, GAIN)
+    narrow = rows["cifar100"][rows["cifar100"]["hidden"] == 2]
+    text = "the accuracy of the dense network is sometimes doubled: at 2 neurons"
+    doubled = {"2 neurons": relative(*(values(narrow, "hidden", kind)[2] for kind in ("gram", "dense")))}
+    yield Said(page, text, doubled, (1, math.inf), GAIN, among={"cifar100": narrow})
 
     page = "cifar-100"
     times = needed(rows["cifar100"], cifar("random"))
@@ -319,6 +343,12 @@ def on_data(frame):
     yield Said(page, f"at every width {text}", at_each(times), (1.2, math.inf), TIMES)
     text = "an earlier split is better: at 10 % of the training against 90 %"
     yield Said(page, text, mean("random-at-10", "random-at-90")(cifar))
+    when = {10: "random-at-10", 25: "random-at-25", 50: "random", 75: "random-at-75", 90: "random-at-90"}
+    steps = {
+        f"{a} − {b} %": by_t((cifar(when[a]) - cifar(when[b])).mean(axis=1))
+        for a, b in ((10, 25), (25, 50), (50, 75), (75, 90))
+    }
+    yield Said(page, "an earlier split is better, at 10, 25, 50, 75 and 90 %", steps)
     yield Said(page, "even a late split is above dense", mean("random-at-90")(cifar))
     factors = {2: "random", 3: "random-x3", 4: "random-x4", 8: "random-x8"}
     for factor, kind in factors.items():
@@ -388,6 +418,7 @@ def on_data(frame):
 
 def needed(own, random):
     """Return the parameters of a dense network that is as accurate, in those of the one of that width."""
+    own = own[own["hidden"] >= 4]
     dense = values(own, "hidden", "dense").cummax(axis=1)
     counts = own[own["kind"] == "dense"].groupby("hidden")["nonzero"].first()
     rows = {t: np.interp(random.loc[t], dense.loc[t], counts) for t in random.index}

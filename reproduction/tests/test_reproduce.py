@@ -93,6 +93,24 @@ def test_a_row_trains_every_kind_at_one_count_with_fixed_masks():
     assert run_row(config, 4, (3, 5), first_trial=2, trials=2) == record
 
 
+def test_masks_alone_are_those_of_the_network_on_the_weights_of_its_own_dense_one():
+    config = BooleanConfig(warmup_epochs=3, epochs=2, samples=200, test_samples=100)
+    networks = run_row(config, 4, (3, 5), first_trial=2, trials=2)["networks"]
+    for own in networks:
+        (dense,) = (
+            np.array(n["weight"])
+            for n in networks
+            if n["kind"] == "dense" and (n["trial"], n["neurons"]) == (own["trial"], own["neurons"])
+        )
+        weight = np.array(own["weight"])
+        masked = np.repeat(dense, len(weight) // len(dense), axis=0) * (weight != 0)
+        unit = masked / np.maximum(np.linalg.norm(masked, axis=1, keepdims=True), 1e-30)
+        pairs = (unit @ unit.T)[~np.eye(len(unit), dtype=bool)]
+        assert own["cosine_masked"] == pytest.approx(pairs.mean(), abs=1e-3)
+        if own["kind"] == "dense":
+            assert own["clause_capacity_masked"] == own["clause_capacity"]
+
+
 def networks_with(accuracy, axis="neurons", values=(4, 8, 16), trials=6):
     """Make records in which relative improvement is what `accuracy` says; with a little noise."""
     rng = np.random.default_rng(0)
@@ -101,7 +119,7 @@ def networks_with(accuracy, axis="neurons", values=(4, 8, 16), trials=6):
         for trial in range(trials):
             place = {"clauses": 8, "neurons": 8, axis: value}
             for kind in KINDS:
-                extra = {"capacity": 2.0 + accuracy(kind, value) * 4, "cosine": -accuracy(kind, value)}
+                extra = {"clause_capacity": 2.0 + accuracy(kind, value) * 4, "cosine": -accuracy(kind, value)}
                 noise = rng.normal(0, 1e-3)
                 made.append(
                     {
@@ -224,7 +242,7 @@ def test_the_list_names_every_experiment_with_the_papers_words():
     for experiment in catalogue.EXPERIMENTS:
         assert experiment.name in run.output
         assert experiment.paper in run.output
-    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 30
+    assert len(json.loads(CliRunner().invoke(main, ["reproduce", "list", "--json"]).output)) == 31
 
 
 def test_an_unknown_experiment_is_met_with_what_there_is(tmp_path):

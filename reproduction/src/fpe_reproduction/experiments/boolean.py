@@ -8,6 +8,7 @@ is, and expanded by clauses, at random, and by other splits.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from fpe.data import dnf
 from fpe.expansion.expand import expand
 from fpe.expansion.splits import LabelSplit, Split
 from fpe.masked import MaskedLinear
-from fpe.metrics import total_capacity
+from fpe.metrics import mean_cosine_similarity, total_capacity
 from fpe.models import mlp
 from fpe.training.loop import adam
 from fpe_reproduction.experiments.measures import Network, interference, records, train_together
@@ -85,15 +86,17 @@ def run_row(
         X, labels, X_test, y_test = ([data[n.trial][i] for n in networks] for i in range(4))
         train_together(networks, X, config.epochs, batch_size=config.batch_size)
         found = zip(networks, records(networks, (X, labels), (X_test, y_test)), strict=True)
+        layers = [network.model.get_submodule("0") for network in networks]
+        dense = itertools.cycle(layers[: len(neurons) * trials])  # each kind has them as parents, in order
         return {
             "networks": [
                 {
                     "clauses": clauses,
-                    "neurons": n.width,
+                    "neurons": network.width,
                     **record,
-                    **_first_layer(n.model.get_submodule("0"), config.literals),
+                    **_first_layer(layer, parent, config.literals),
                 }
-                for n, record in found
+                for (network, record), layer, parent in zip(found, layers, dense, strict=False)
             ]
         }
 
@@ -114,21 +117,32 @@ def _expanded(config: BooleanConfig, parent: Network, X: Tensor, kind: str, spli
     return dataclasses.replace(parent, kind=kind, model=model, optimizer=adam(model, config.lr, config.l2))
 
 
-def _first_layer(layer: nn.Module, literals: int) -> dict[str, Any]:
-    """Measure the first layer: its weight, and which whole clauses its neurons see (A.5)."""
-    weight = layer.get_parameter("weight").detach()
+def _first_layer(layer: nn.Module, dense: nn.Module, literals: int) -> dict[str, Any]:
+    """Measure the first layer: its weight, and which whole clauses its neurons see (A.5).
+
+    "masked" is what the masks do alone: the same measures of the weights of the dense network, trained for as
+    long, of which each child has those that its mask keeps.
+    """
+    weight, whole = (own.get_parameter("weight").detach() for own in (layer, dense))
     mask = layer.fpe_mask if isinstance(layer, MaskedLinear) else torch.ones_like(weight)
     covered = mask.bool().view(len(mask), -1, literals).all(dim=2)
+    masked = mask * whole.repeat_interleave(len(mask) // len(whole), dim=0)
     seen = covered.sum(dim=1)
     return {
         **interference(weight),
-        "clause_capacity": total_capacity(weight.view(len(weight), -1, literals).sum(dim=2)),
+        "clause_capacity": _clause_capacity(weight, literals),
+        "cosine_masked": mean_cosine_similarity(masked),
+        "clause_capacity_masked": _clause_capacity(masked, literals),
         "block_share": _block_share(weight, literals),
         "covering": float(covered.double().mean()),
         "covered_clauses": int(covered.any(dim=0).sum()),
         "collisions": int((seen * (seen - 1) // 2).sum()),
         "weight": [[round(v, 4) for v in row] for row in weight.tolist()],
     }
+
+
+def _clause_capacity(weight: Tensor, literals: int) -> float:
+    return total_capacity(weight.view(len(weight), -1, literals).sum(dim=2))
 
 
 def _block_share(weight: Tensor, literals: int) -> float:

@@ -47,7 +47,7 @@ _CLAUSES = Rows(  # 12 … 128 literals, as in tables A1 and A2
     [(clauses, (8,), 0, 5) for clauses in (3, 8, 15, 32)],
 )
 _HEATMAP = Rows(
-    [(clauses, (4, 6, 8, 12, 16), 0, 5) for clauses in (4, 8, 12, 16, 24)],
+    [(clauses, (4, 6, 8, 12, 16), first, 5) for clauses in (4, 8, 12, 16, 24) for first in (0, 5)],
     [(clauses, (4, 8, 16), 0, 3) for clauses in (4, 8, 16)],
 )
 
@@ -180,7 +180,7 @@ def _gains(results: Results, fixed: str) -> Iterator[Finding]:
         yield lines(f"{title}, {fixed}", x, y, [line(kind, own) for kind, own in values.items()], level)
 
 
-@experiment("figure 3c", 6, [_HEATMAP])
+@experiment("figure 3c", 12, [_HEATMAP])
 def heatmap(results: Results) -> Iterator[Finding]:
     """How does the gain depend on clauses and neurons together?
 
@@ -212,7 +212,7 @@ def capacity(results: Results) -> Iterator[Finding]:
     Feature capacity is consistently higher than dense, most with few neurons (the table's numbers
     are lost in the text).
     """
-    yield from _measure(results, "capacity", "feature capacity", up=True)
+    yield from _measure(results, "clause_capacity", "feature capacity", up=True)
 
 
 @experiment("figures 4a and 4b, bottom; table A2", 10, [_NEURONS, _CLAUSES])
@@ -269,7 +269,7 @@ def regression(results: Results) -> Iterator[Finding]:
     """
     results = results.where("neurons")
     for measure, name, text, up in (
-        ("capacity", "feature capacity", "fold change of feature capacity", True),
+        ("clause_capacity", "feature capacity", "fold change of feature capacity", True),
         ("cosine", "mean cosine similarity", "change of mean cosine similarity", False),
     ):
         dense, points = results.values("dense", measure), {}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +12,12 @@ import pandas as pd
 from fpe_reproduction.experiments.findings import Results, each, overall
 from fpe_reproduction.experiments.networks import REWIRED
 from fpe_reproduction.statistics import Interval, jackknife, mean, proportion, slope
-from fpe_reproduction.theory import CoverageModel, Estimate, simulate
 
 WIDTHS = (4, 8, 16, 32)
+#: The places of the two sweeps over Boolean formulas.
+NEURONS, CLAUSES = (4, 6, 8, 12, 16, 24, 32), (3, 6, 8, 10, 15, 20, 25, 32)
+#: Networks by when they were split, in per cent of the training.
+TIMES = {10: "random-at-10", 25: "random-at-25", 50: "random", 75: "random-at-75", 90: "random-at-90"}
 SPLIT = {"clause": "split by clauses", "random": "split at random"}
 #: Estimates by what they are of.
 Estimates = Mapping[str, Interval]
@@ -25,22 +27,17 @@ Measure = Callable[[Results], Estimates]
 
 def neurons(results: Results) -> Results:
     """Return the networks of 8 clauses, compared over the numbers of neurons."""
-    return _whole(results.where("neurons", clauses=8))
+    return _whole(results.where("neurons", clauses=8, neurons=NEURONS))
 
 
 def clauses(results: Results) -> Results:
     """Return the networks of 8 neurons, compared over the numbers of clauses."""
-    return _whole(results.where("clauses", neurons=8))
+    return _whole(results.where("clauses", neurons=8, clauses=CLAUSES))
 
 
 def _whole(results: Results) -> Results:
-    """Return a sweep all of whose trials have networks at every place of the axis.
-
-    Places that other experiments added, with fewer trials than most have, are left out.
-    """
+    """Return the trials that have networks at every place of the axis."""
     frame = results.frame
-    trials = frame.groupby(results.axis)["trial"].nunique()
-    frame = frame[frame[results.axis].isin(trials.index[trials >= trials.median()])]
     places = frame.groupby("trial")[results.axis].nunique()
     frame = frame[frame["trial"].isin(places.index[places == frame[results.axis].nunique()])]
     return replace(results, frame=frame)
@@ -104,21 +101,18 @@ def on_average(
     return estimate
 
 
-def gain(kind: str, widths: tuple[int, ...] = (), layers: int = 1) -> Measure:
-    """Return the relative improvement on the dense network at each width, or at some.
+def gain(kind: str, width: int, layers: int = 1) -> Measure:
+    """Return the relative improvement on the dense network at a width.
 
     It is that of the mean accuracies, with an interval by the jackknife over trials: the ratio of a trial
     whose dense network has learned nothing says nothing.
     """
 
     def estimate(results: Results) -> Estimates:
-        own = shallow(results) if layers == 1 else results.where("hidden", layers=layers)
-        found = {}
-        for width in own.widths(kind, "dense"):
-            if not widths or width in widths:
-                both = [own.values(each)[width] for each in (kind, "dense")]
-                found[f"{width:g} neurons"] = ratio(*both)
-        return found
+        own = one_layer(results) if layers == 1 else results.where("hidden", layers=layers)
+        if width not in own.widths(kind, "dense"):
+            return {}
+        return {f"{width} neurons": ratio(*(own.values(each)[width] for each in (kind, "dense")))}
 
     return estimate
 
@@ -188,6 +182,34 @@ def share_of_gap(measure: str) -> Measure:
     return estimate
 
 
+def share_of_masks(measure: str) -> Measure:
+    """Return the share of the change of a measure that masks alone make, on dense networks' weights."""
+
+    def estimate(results: Results) -> Estimates:
+        own, found = neurons(results), {}
+        dense = own.values("dense", measure)
+        for kind, title in SPLIT.items():
+            masked, trained = (
+                (own.values(kind, name) - dense).mean(axis=1).to_numpy()
+                for name in (f"{measure}_masked", measure)
+            )
+            found[title] = _ratio(masked, trained)
+        return found
+
+    return estimate
+
+
+def earlier(results: Results) -> Estimates:
+    """Compare each time of the split with the next one, in the mean over widths."""
+    own = shallow(results)
+    if not own.widths(*TIMES.values()):
+        return {}
+    return {
+        f"{first} − {second} %": overall(own.differences(TIMES[first], TIMES[second]))
+        for first, second in itertools.pairwise(TIMES)
+    }
+
+
 def _ratio(parts: np.ndarray, wholes: np.ndarray) -> Interval:
     return jackknife(lambda trials: float(parts[trials].mean() / wholes[trials].mean()), len(parts))
 
@@ -206,8 +228,8 @@ def in_both(kind: str, measure: str) -> Measure:
     return estimate
 
 
-def regression(measure: str, fold: bool, within: bool = False) -> Measure:
-    """Return the slope of the relative improvement over the change of a measure.
+def regression(measure: str, fold: bool, within: bool = False, how: Callable[..., float] = slope) -> Measure:
+    """Return the slope of the relative improvement over the change of a measure, or what else relates them.
 
     `within` a width: of both, the mean of the width is subtracted first.
     """
@@ -215,22 +237,27 @@ def regression(measure: str, fold: bool, within: bool = False) -> Measure:
     def estimate(results: Results) -> Estimates:
         own, found = neurons(results), {}
         dense = own.values("dense", measure)
-        for kind in ("clause", "random"):
+        for kind, title in SPLIT.items():
             values = own.values(kind, measure)
             change = values / dense if fold else values - dense
             gained = own.values(kind, "gain").loc[change.index]
-            found[SPLIT[kind]] = _slope(change.to_numpy(), gained.to_numpy(), within)
+            found[title] = _relation(change.to_numpy(), gained.to_numpy(), within, how)
         return found
 
     return estimate
 
 
-def _slope(x: np.ndarray, y: np.ndarray, within: bool) -> Interval:
-    """Return the slope of y over x, both (trials, widths)."""
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Return Pearson's correlation."""
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def _relation(x: np.ndarray, y: np.ndarray, within: bool, how: Callable[..., float]) -> Interval:
+    """Return how y depends on x, both (trials, widths)."""
 
     def estimate(trials: np.ndarray) -> float:
         own = (each[trials] - (each[trials].mean(axis=0) if within else 0) for each in (x, y))
-        return slope(*(each.ravel() for each in own))
+        return how(*(each.ravel() for each in own))
 
     return jackknife(estimate, len(x))
 
@@ -240,8 +267,9 @@ def needed(widths: tuple[int, ...] = ()) -> Measure:
 
     def estimate(results: Results) -> Estimates:
         own = one_layer(results).where(kind=("dense", "random"))
-        dense, random = own.values("dense"), shallow(results).values("random")
-        counts = own.counts("dense")
+        dense = own.where(hidden=tuple(w for w in own.widths("dense") if w >= WIDTHS[0])).values("dense")
+        random = shallow(results).values("random")
+        counts = own.counts("dense")[dense.columns]
 
         def times(reached: pd.Series) -> np.ndarray:
             curve = np.maximum.accumulate(dense.loc[reached.name])
@@ -320,70 +348,3 @@ def spread(results: Results) -> Estimates:
         )
 
     return {"largest − smallest width": mean(apart(widths[-1]) - apart(widths[0]))}
-
-
-#: Formulas that are simulated: clauses, literals, neurons, factor.
-SIMULATED = (
-    (3, 4, 8, 2), (8, 4, 8, 2), (16, 4, 8, 2), (32, 4, 8, 2), (8, 2, 8, 2), (8, 2, 8, 4), (8, 3, 16, 2),
-    (8, 4, 48, 2), (32, 4, 64, 2),
-)  # fmt: skip
-#: The chance to miss a clause that section A.5's condition on the number of neurons allows.
-MISSED = 0.1
-
-
-@functools.cache
-def _simulated(model: CoverageModel, quick: bool) -> dict[str, Estimate]:
-    return simulate(model, 2_000 if quick else 20_000, seed=0)
-
-
-def _setting(numbers: Sequence[int]) -> str:
-    return "C, k, H, α = " + ", ".join(map(str, numbers))
-
-
-def _normal(value: float, error: float) -> Interval:
-    return Interval(value, value - 1.96 * error, value + 1.96 * error)
-
-
-def simulated(name: str, expected: str, fewest: int = 0) -> Measure:
-    """Return by how much simulated networks of at least `fewest` inputs differ from a formula, relatively."""
-
-    def estimate(results: Results) -> Estimates:
-        found = {}
-        for numbers in SIMULATED:
-            model = CoverageModel(*numbers)
-            formula = getattr(model, expected)
-            if model.inputs >= fewest and formula:
-                own = _simulated(model, results.quick)[name]
-                found[_setting(numbers)] = _normal(own.mean / formula - 1, own.error / formula)
-        return found
-
-    return estimate
-
-
-def missing(results: Results) -> Estimates:
-    """Return by how much simulated networks miss a clause more often than a union bound below 1 allows."""
-    found = {}
-    for numbers in SIMULATED:
-        model = CoverageModel(*numbers)
-        if model.missed_bound < 1:
-            own = _simulated(model, results.quick)["missed"]
-            found[_setting(numbers)] = _normal(own.mean - model.missed_bound, own.error)
-    return found
-
-
-def enough(results: Results) -> Estimates:
-    """Return how often simulated networks cover all clauses that have as many neurons as A.5 asks for."""
-    found = {}
-    for numbers in SIMULATED:
-        model = CoverageModel(*numbers)
-        if model.factor * model.neurons >= math.log(model.clauses / MISSED) / model.coverage:
-            own = _simulated(model, results.quick)["missed"]
-            found[_setting(numbers)] = _normal(1 - own.mean, own.error)
-    return found
-
-
-def covered(results: Results) -> Estimates:
-    """Return the share of trained networks, split at random, whose neurons cover all clauses."""
-    own = clauses(results)
-    values = own.values("random", "covered_clauses")
-    return {f"{count:g} clauses": proportion(values[count] == count) for count in values}
