@@ -46,7 +46,7 @@ DATA = {
 }
 SPLITS, SEEDS = 3, 10
 #: The same of a quick run, and by what its epochs are divided.
-QUICK_SPLITS, QUICK_SEEDS, QUICK_EPOCHS = 2, 2, 10
+QUICK_SPLITS, QUICK_SEEDS, QUICK_EPOCHS = 2, 2, 20
 #: What each run has of the record of its part.
 KEPT = ("data", "hidden", "method", "split", "budget", "nonzero", "test_share", "lr")
 #: Seeds of tuning are other ones than those of the comparison.
@@ -148,7 +148,7 @@ def tasks(
                     arguments = {"data": name, "hidden": hidden, "method": method, "split": split}
                     arguments |= {
                         "seeds": QUICK_SEEDS if quick else SEEDS,
-                        "epochs": max(2, about.epochs // QUICK_EPOCHS) if quick else about.epochs,
+                        "epochs": max(1, about.epochs // QUICK_EPOCHS) if quick else about.epochs,
                         "batch_size": about.batch_size,
                     }
                     yield f"{name}-h{hidden}-{method}-s{split}", arguments
