@@ -187,11 +187,10 @@ def verdict_table(frame: pd.DataFrame) -> str:
         cells.append("more" if MEASURES[name][1] else "less")
         cells += [f"{values(frame, data, each, name).mean():.3f}" for each in shown]
         for row in own.itertuples():
-            cells += [row.apart.text(1, 3), row.said]
+            cells.append(f"{row.apart.text(1, 3)}<br>{row.said}")
         rows.append(cells)
     head = ["", "measure", "better is", "parent", "children", "random masks"]
-    for other in OTHERS.values():
-        head += [f"children − {other}", f"more interpretable than {other}?"]
+    head += [f"children − {other}: more interpretable?" for other in OTHERS.values()]
     return table(head, rows)
 
 

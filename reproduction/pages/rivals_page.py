@@ -66,7 +66,7 @@ def best_table(frame: pd.DataFrame, found: pd.DataFrame) -> str:
         cells.append(f"{100 * dense[row['data'], row['hidden']]:.1f}")
         for side in ("rival", "fpe"):
             methods = [METHODS[name].title.removesuffix(" (fpe)") for name in row[side].split(", ")]
-            cells.append(f"{' / '.join(methods)} {100 * row[f'{side}_accuracy']:.1f}")
+            cells.append(f"{' / '.join(methods)}<br>{100 * row[f'{side}_accuracy']:.1f}")
         cells += [compared(row), f"{100 * row['searched_accuracy']:.1f}", compared(row, "searched_")]
         rows.append(cells)
         title = name
@@ -77,7 +77,7 @@ def best_table(frame: pd.DataFrame, found: pd.DataFrame) -> str:
 def compared(row: Mapping[str, Any], prefix: str = "") -> str:
     """Return a difference with its interval, and which is better."""
     ends = (row[f"{prefix}{name}"] for name in ("difference", "low", "high"))
-    return f"{interval(*ends)}, {verdict(row, prefix)}"
+    return f"{interval(*ends)}<br>{verdict(row, prefix)}"
 
 
 def counted(found: pd.DataFrame, prefix: str = "") -> dict[str, str]:

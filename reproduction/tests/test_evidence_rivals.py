@@ -100,7 +100,7 @@ def test_the_first_table_is_that_of_the_runs(page, evidence, runs):
         rivals, best = known.drop(columns=mine).idxmax(axis=1), known[mine].idxmax(axis=1)
         taken = {}
         for column, chosen in (("best rival, %", rivals), ("best of fpe, %", best)):
-            titles, _, percent = row[column].rpartition(" ")
+            titles, _, percent = row[column].partition("<br>")
             assert {TITLES[title] for title in titles.split(" / ")} == set(chosen)
             assert TITLES[titles.split(" / ")[0]] in chosen.mode().tolist()
             each = [own.loc[method].accuracy.loc[[split]] for split, method in chosen.items()]
@@ -113,7 +113,7 @@ def test_the_first_table_is_that_of_the_runs(page, evidence, runs):
         sides = taken["best of fpe, %"], own.loc["searched"].accuracy
         for column, side in zip(found, sides, strict=True):
             difference = side - taken["best rival, %"]
-            found[column].append((row[column].partition("], ")[0], difference))
+            found[column].append((row[column].partition("]<br>")[0], difference))
     for column, rows in found.items():
         apart = over_splits([own for _, own in rows], shares)
         for (cell, _), own in zip(rows, apart, strict=True):
@@ -125,7 +125,7 @@ def test_the_first_table_is_that_of_the_runs(page, evidence, runs):
 
 def verdicts(cells):
     """Return what stands behind the intervals of a column."""
-    return cells.str.partition("], ")[2]
+    return cells.str.partition("]<br>")[2]
 
 
 def counted(cells):
@@ -179,8 +179,9 @@ def test_measures_of_interpretability_are_those_of_the_networks(evidence):
             agree(row[column], own[network].mean())
         for other, network in (("the parent", "parent"), ("random masks", "random-2")):
             apart = own["children-2"] - own[network]
-            agree(row[f"children − {other}"], *interval(apart))
-            found.append((row[f"more interpretable than {other}?"], apart, row["better is"] == "more"))
+            difference, _, cell = row[f"children − {other}: more interpretable?"].partition("<br>")
+            agree(difference, *interval(apart))
+            found.append((cell, apart, row["better is"] == "more"))
     p = holm(pd.Series([two_sided(own.mean(), own.sem(), len(own) - 1) for _, own, _ in found]))
     for own_p, (cell, apart, more) in zip(p, found, strict=True):
         words = ("less", "more") if more else ("more", "less")
@@ -193,7 +194,7 @@ def test_measures_of_interpretability_are_those_of_the_networks(evidence):
     assert said["measures"] == f"{len(table)}"
     assert said["seeds"] == f"{frame.index.get_level_values('seed').nunique()}"
     for other, network in (("the parent", "parent"), ("random masks", "random-2")):
-        cells = table[f"more interpretable than {other}?"].str.strip("*")
+        cells = table[f"children − {other}: more interpretable?"].str.partition("<br>")[2].str.strip("*")
         for word in ("more", "less"):
             assert said[f"{word}-{network}"] == f"{(cells == word).sum()}"
 

@@ -100,3 +100,11 @@ def test_a_halfway_experiment_trains_and_expands(program, monkeypatch):
     record = halfway.compare("charlm", size=32, seed=0)
     assert list(record["kinds"]) == ["dense", halfway.NEW_OPTIMIZER, *halfway.CharLM.ways]
     assert len({kind["nonzero"] for kind in record["kinds"].values()}) == 1
+
+
+def test_no_line_of_a_paragraph_begins_with_a_mark():
+    """A comment at the beginning of a line would end the paragraph."""
+    pages = [ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *(PROGRAMS / "templates").glob("*.md")]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"(?m)^<!-- [\w-]+ -->[^\n]", text), page
