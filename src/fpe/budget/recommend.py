@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.sparse
 
 from fpe import __version__
 from fpe._util.files import read_json, write_json
@@ -131,7 +132,13 @@ def recommend(
 def _identity(X: Any, y: Any, how: dict[str, Any]) -> str:
     """Return a hash of data, arguments and version."""
     digest = hashlib.sha256()
-    for array in map(np.ascontiguousarray, (X, y)):
+    if scipy.sparse.issparse(X):
+        digest.update(str(X.shape).encode())
+        X = X.tocsr()
+        parts = [X.data, X.indices, X.indptr]
+    else:
+        parts = [X]
+    for array in map(np.ascontiguousarray, (*parts, y)):
         digest.update(f"{array.shape} {array.dtype}".encode())
         digest.update(array.tobytes() if array.dtype.kind != "O" else repr(array.tolist()).encode())
     digest.update(json.dumps({"fpe": __version__, **how}, sort_keys=True).encode())

@@ -61,7 +61,7 @@ def predict(model: Path, table: Path, out: Path | None, label: str | None, as_js
     load: Any = load_regressor if about.get("predicts") == "numbers" else load_classifier
     estimator = load(model)
     estimator._source = str(table)
-    rows = read_rows(table)
+    rows = read_rows(table, *_columns_of(about, label))
     y = _labels(rows, table, label, about.get("label"))
     notes = list(rows.notes)
     with warnings.catch_warnings(record=True) as caught:
@@ -109,6 +109,15 @@ def _check_out(out: Path | None, model: Path, table: Path) -> None:
     for given in (model, table):
         if out.exists() and given.exists() and os.path.samefile(out, given):
             raise ArgumentError(f"--out {out} is the same file as {given}; give another one.")
+
+
+def _columns_of(about: dict[str, Any], label: str | None) -> tuple[list[str], list[str]]:
+    """Return the names of the columns that a model knows, and of those that have text."""
+    columns = about.get("columns") or []
+    texts = [column["name"] for column in columns if column["kind"] == "names"]
+    if any(isinstance(name, str) for name in about.get("classes") or ()):
+        texts += [name for name in (label, about.get("label")) if name is not None]
+    return [column["name"] for column in columns], texts
 
 
 def _labels(rows: Rows, table: Path, label: str | None, trained: str | None) -> Any:

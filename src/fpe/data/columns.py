@@ -31,7 +31,10 @@ def read_parts(
     frame, notes = read_table(path)
     dropped = _matching(frame, drop, path)
     names = [name for name in frame.columns if name not in dropped and name != split_column]
-    label = label_column(names, label, path, [name for name in names if is_text(frame[name])])
+    texts = [name for name in names if is_text(frame[name])]
+    label = label_column(names, label, path, texts)
+    if label in frame.attrs.get("padded", ()):  # 007 is a name
+        frame[label], texts = read_table(path, texts=[label])[0][label], [*texts, label]
     chosen = _matching(frame, features, path) if features else names
     chosen = [name for name in chosen if name in names and name != label]
     if not chosen:
@@ -41,7 +44,7 @@ def read_parts(
         notes.append(f"left out as asked: {quoted(unused)}")
     other = None
     if test is not None:
-        other, test_notes = read_table(test)
+        other, test_notes = read_table(test, (label, *chosen), texts)
         missing = [name for name in (label, *chosen) if name not in other.columns]
         if missing:
             raise DataError(f"{test} has no columns {quoted(missing)}, which {path} has.")

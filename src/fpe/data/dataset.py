@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ class Dataset:
     classes : list of str
         The classes' names, by number.
     fingerprint : str
-        A hash of all arrays.
+        A hash of all arrays, and of the names of classes and columns.
     encoding : Encoding or None
         How the columns of a table became the features; None if the source is no table.
     label : str or None
@@ -218,8 +219,9 @@ def load(
         if constant:
             notes.append(f"{constant} of the features have one value in all training rows")
     arrays = (X["train"], y["train"], X["test"], y["test"])
+    names = [classes, raw.label, None if encoding is None else encoding.to_list()]
     return Dataset(
-        name, *arrays, classes, _hash(arrays), encoding, raw.label, notes, Path(source).resolve().name
+        name, *arrays, classes, _hash(arrays, names), encoding, raw.label, notes, Path(source).resolve().name
     )
 
 
@@ -317,8 +319,8 @@ def _rows(X: Any, rows: np.ndarray) -> Any:
     return np.ascontiguousarray(X[rows]) if isinstance(X, np.ndarray) else X.iloc[rows]
 
 
-def _hash(arrays: Sequence[np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _hash(arrays: Sequence[np.ndarray], names: Any) -> str:
+    digest = hashlib.sha256(json.dumps(names).encode())
     for array in arrays:
         digest.update(str((array.shape, array.dtype)).encode())
         digest.update(np.ascontiguousarray(array).data.cast("B"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ class Rows:
     notes: list[str] = field(default_factory=list)
 
 
-def read_rows(path: Path) -> Rows:
+def read_rows(path: Path, known: Collection[str] = (), texts: Collection[str] = ()) -> Rows:
     """Read a table, as ``fpe fit`` does; an array (.npy, .npz); or what ``fpe embed`` wrote.
+
+    `known` and `texts` are names of columns, as for `fpe.data.tables.read_table`.
 
     An .npz file has ``X``, or else a test part such as ``X_test``, and perhaps its ``y``. Of embeddings the
     test part is taken, if there is one. Errors are `DataError`.
@@ -39,7 +42,7 @@ def read_rows(path: Path) -> Rows:
     if not path.is_file():
         raise DataError(f"there is no file {path}; give new rows as .npy, .npz or {', '.join(TABLES)}.")
     if is_table(path):
-        frame, notes = read_table(path)
+        frame, notes = read_table(path, known, texts)
         return Rows(frame, None, notes)
     if path.suffix.lower() not in (".npy", ".npz"):
         raise DataError(f"{path} is of no known kind; files can end in .npy, .npz, {', '.join(TABLES)}.")

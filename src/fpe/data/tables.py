@@ -11,7 +11,7 @@ import lzma
 import re
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from statistics import mode
@@ -65,8 +65,13 @@ def table_parts(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_table(path: Path) -> tuple[pandas.DataFrame, list[str]]:
+def read_table(
+    path: Path, known: Collection[str] = (), texts: Collection[str] = ()
+) -> tuple[pandas.DataFrame, list[str]]:
     """Read a table; return it without its index, and notes on what the file does not say.
+
+    A first line that has all `known` names is one of names, even of numbers. Columns of `texts` stay text as
+    it is written, such as 007 or true; ``attrs["padded"]`` has the columns of numbers that begin with zeros.
 
     Compression, encoding, separator, decimal commas and the line of names are found. An empty field is a
     missing value; ``NA``, ``null`` and the like are, too, where all other values of a column are numbers. The
@@ -80,7 +85,10 @@ def read_table(path: Path) -> tuple[pandas.DataFrame, list[str]]:
         frame = _read_parquet(path, notes)
     else:
         text = _as_utf8(_read_bytes(path), path, notes)
-        frame = _read_json(text, path) if kind in JSON else _read_separated(text, path, notes)
+        if kind in JSON:
+            frame = _read_json(text, path, texts)
+        else:
+            frame = _read_separated(text, path, notes, known, texts)
     if not len(frame):
         raise DataError(f"{path} has column names but no rows.")
     # Names that pandas gave to columns without one, written once more.
@@ -170,7 +178,7 @@ def _read_parquet(path: Path, notes: list[str]) -> pandas.DataFrame:
     return frame.reset_index(drop=True).astype(dict.fromkeys(categories, object))
 
 
-def _read_json(text: bytes, path: Path) -> pandas.DataFrame:
+def _read_json(text: bytes, path: Path, texts: Collection[str]) -> pandas.DataFrame:
     try:
         if not text.lstrip().startswith(b"["):
             text = b"[%b]" % b",\n".join(line for line in text.splitlines() if line.strip())
@@ -181,11 +189,14 @@ def _read_json(text: bytes, path: Path) -> pandas.DataFrame:
         raise DataError(f"{path} is neither JSON lines nor a list of objects ({error}).") from error
     frame = pandas.DataFrame.from_records(records)
     frame.columns = frame.columns.map(str)
-    return frame.apply(_as_numbers)
+    return frame.apply(lambda column: column if column.name in texts else _as_numbers(column))
 
 
-def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFrame:
-    separator, names, above = _layout(text, path)
+def _read_separated(
+    text: bytes, path: Path, notes: list[str], known: Collection[str], texts: Collection[str]
+) -> pandas.DataFrame:
+    separator, names, above, sample = _layout(text, path, known)
+    kept_as_text = {i for i, name in enumerate(names or ()) if name in texts}
     if names is not None:
         _refuse_equal_names([name for name in names if name], path)
     try:
@@ -198,15 +209,29 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
             na_values=[""],
             skipinitialspace=True,
             low_memory=False,
+            dtype=dict.fromkeys(kept_as_text, object),
         )
     except pandas.errors.EmptyDataError as error:
         raise DataError(f"{path} has column names but no rows.") from error
     except ValueError as error:
         raise DataError(f"{path} is no whole table separated by {SEPARATORS[separator]}: {error}") from error
     with_commas = list[Any]()
-    frame = frame.apply(_as_numbers, with_commas=with_commas if separator != "," else None)
+    padded = [
+        i
+        for i in frame
+        if frame[i].dtype.kind in "iu" and any(re.match(r"0\d", row[i]) for row in sample if len(row) > i)
+    ]
+    frame = frame.apply(
+        lambda column: (
+            column
+            if column.name in kept_as_text
+            else _as_numbers(column, with_commas if separator != "," else None)
+        )
+    )
     if with_commas:
+        _refuse_grouped(frame, sample, path)
         notes.append("commas in its numbers are decimal commas")
+    frame.attrs["padded"] = [name for i, name in enumerate(names or ()) if i in padded]
     if names is None:
         notes.append("its first line has no names: columns are numbered from 0")
         return frame.rename(columns=str)
@@ -221,8 +246,13 @@ def _read_separated(text: bytes, path: Path, notes: list[str]) -> pandas.DataFra
     return frame[kept].rename(columns=dict(enumerate(names)))
 
 
-def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
-    """Find the separator, the columns' names and the number of lines above the values; refuse uneven rows."""
+def _layout(
+    text: bytes, path: Path, known: Collection[str]
+) -> tuple[str, list[str] | None, int, list[list[str]]]:
+    """Find the separator, the columns' names, the number of lines above the values, and some rows of these.
+
+    Uneven rows are refused.
+    """
     limit = csv.field_size_limit(sys.maxsize)  # one of the whole process
     separator = ","
     try:
@@ -230,7 +260,8 @@ def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
         separator = max(SEPARATORS, key=lambda s: _fit([len(fields) for fields, _ in samples[s]]))
         sample, above = [fields for fields, _ in samples[separator]], samples[separator][0][1]
         width = mode(len(fields) for fields in sample[1:] or sample)
-        names = [name.strip() for name in sample[0]] if _has_names(sample) else None
+        first = [name.strip() for name in sample[0]]
+        names = first if _has_names(sample) or (known and {*known} <= {*first}) else None
         # Rows can end with a separator, or begin with a name that has no title, as R writes them.
         is_short = names is not None and len(names) == width - 1
         for fields, line in islice(_rows(text, separator), int(is_short), None):
@@ -241,10 +272,10 @@ def _layout(text: bytes, path: Path) -> tuple[str, list[str] | None, int]:
     finally:
         csv.field_size_limit(limit)
     if names is None:
-        return separator, None, 0
+        return separator, None, 0, sample
     if is_short:
         names.insert(width - 1 if all(fields[-1] == "" for fields in sample[1:]) else 0, "")
-    return separator, names, above
+    return separator, names, above, sample[1:]
 
 
 def _rows(text: bytes, separator: str) -> Iterator[tuple[list[str], int]]:
@@ -269,7 +300,8 @@ def _has_names(rows: list[list[str]]) -> bool:
 
     It does if it has a word above a column of numbers, or an empty field before words, or if no column is
     made of numbers. Numbers above all columns of numbers are names only if they count from 0 or 1, as those
-    do that pandas and many archives write, and what stands above a column of words is not one of its words.
+    do that pandas and many archives write, and what stands above a column of words is not one of its words;
+    one or two numbers only if there is such a column, of words that come again.
     """
     first, *rest = ([field.strip() for field in row] for row in rows)
     columns = [list(column) for column in zip(*(row[: len(first)] for row in rest), strict=False)]
@@ -279,9 +311,11 @@ def _has_names(rows: list[list[str]]) -> bool:
     if first[0] == "" and "" not in columns[0]:
         return True
     above = [first[i] for i in numbers if first[i]]
-    if len(above) < 3 or above not in ([str(k + start) for k in range(len(above))] for start in (0, 1)):
+    if above not in ([str(k + start) for k in range(len(above))] for start in (0, 1)):
         return False
-    return all(first[i] not in column for i, column in enumerate(columns) if i not in numbers)
+    words = [(first[i], column) for i, column in enumerate(columns) if i not in numbers]
+    repeated = any(2 * len({*column}) <= len(column) for _, column in words)
+    return (len(above) >= 3 or repeated) and all(name not in column for name, column in words)
 
 
 def _are_numbers(fields: list[str]) -> bool:
@@ -302,12 +336,35 @@ def _as_numbers(column: pandas.Series[Any], with_commas: list[Any] | None = None
         return column
     commas = given.str.fullmatch(r"[+-]?\d*(,\d+)?([eE][+-]?\d+)?").all() and given.str.contains(",").any()
     if with_commas is not None and commas:
+        if _are_grouped(given, ","):
+            return column
         with_commas.append(column.name)
         given = given.str.replace(",", ".")
     try:
         return pandas.to_numeric(given).reindex(column.index)
     except (ValueError, TypeError):
         return column
+
+
+def _are_grouped(given: pandas.Series[Any], mark: str) -> bool:
+    """Tell whether a mark in numbers separates thousands: three digits behind each, and none elsewhere."""
+    marked = given.str.contains(mark, regex=False)
+    groups = given[marked].str.fullmatch(rf"[+-]?[1-9]\d{{0,2}}(\{mark}\d{{3}})+").all()
+    return bool(marked.any() and groups and (~marked).any())
+
+
+def _refuse_grouped(frame: pandas.DataFrame, sample: list[list[str]], path: Path) -> None:
+    """Refuse points between thousands in a table of decimal commas."""
+    for i in frame:
+        if frame[i].dtype.kind == "f":
+            fields = pandas.Series([row[i].strip() for row in sample if len(row) > i], dtype=object)
+            given = fields[~fields.isin(MISSING)]
+            if _are_grouped(given, "."):
+                example = next(text for text in given if "." in text)
+                raise DataError(
+                    f"{path} has decimal commas, and numbers such as {example!r}, whose points seem to "
+                    "separate thousands; write numbers without separators of thousands."
+                )
 
 
 def _refuse_equal_names(names: list[str], path: Path) -> None:

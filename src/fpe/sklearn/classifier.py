@@ -83,7 +83,8 @@ class FPEClassifier(ClassifierMixin, Network):  # type: ignore[misc]
         Networks trained together from different seeds; the one with the lowest (validation) loss is kept.
     scale : "auto" or None, default "auto"
         Subtract the mean of each feature, and divide all by one number, or, if their spreads differ by more
-        than ten times, each by its own. The model does it itself, in its layer ``scaler``. `partial_fit` does
+        than ten times (of 64 features or more: if the largest is more than ten times the median), each by
+        its own. The model does it itself, in its layer ``scaler``. `partial_fit` does
         not scale.
     class_weight : dict, "balanced" or None
         Weights of the classes in the loss, as in scikit-learn.

@@ -11,43 +11,51 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 import torch
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import type_of_target
 from torch import Tensor, nn
 
 from fpe.errors import DataError
 from fpe.training.loop import as_tensor, finite
 
-#: Features whose spreads differ by more than this are scaled one by one, others alike.
-ALIKE = 10.0
+#: Features whose spreads differ by more than this are scaled one by one, others alike. Of this many features
+#: or more, which are pixels or embeddings as a rule, some may hardly vary.
+ALIKE, MANY = 10.0, 64
 #: The most bytes that a sparse matrix may take as a dense one.
 MOST_BYTES = 2**32
 
 
 def mean_and_spread(X: np.ndarray, weight: Tensor | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return the (weighted) mean and standard deviation of each column, in float64."""
+    """Return the (weighted) mean and standard deviation of each column, computed in float64.
+
+    The deviation of a column that is constant, but for rounding, is 0.
+    """
     share = None if weight is None or not weight.sum() > 0 else weight.numpy()
-    mean = np.average(X, axis=0, weights=share)
-    return mean, np.sqrt(np.average((X - mean) ** 2, axis=0, weights=share))
+    found = StandardScaler().fit(X, sample_weight=share)
+    mean, spread = np.asarray(found.mean_), np.sqrt(found.var_)
+    return mean, np.where(spread > 10 * np.finfo(X.dtype).eps * np.abs(mean), spread, 0.0)
 
 
 def scaler_of(X: np.ndarray, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the mean and the divisor of each feature: one for all, unless their spreads are unlike."""
     mean, spread = mean_and_spread(X, weight)
-    varying, alike = _compared(X, spread)
-    common = np.sqrt((spread**2).mean()) if len(varying) else 1.0
-    scale = np.full_like(spread, common) if alike else np.where(spread > 0, spread, 1.0)
+    common = np.sqrt((spread**2).mean()) if spread.any() else 1.0
+    scale = np.full_like(spread, common) if _alike(spread) else np.where(spread > 0, spread, 1.0)
     return torch.from_numpy(mean.astype(X.dtype)), torch.from_numpy(scale.astype(X.dtype))
 
 
 def has_unlike_spreads(X: np.ndarray) -> bool:
-    """Tell whether features have standard deviations that differ by more than `ALIKE` times."""
-    return not _compared(X, mean_and_spread(X, None)[1])[1]
+    """Tell whether features are so unlike that they are scaled one by one."""
+    return not _alike(mean_and_spread(X, None)[1])
 
 
-def _compared(X: np.ndarray, spread: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Return the spreads of features that vary, and whether they are alike."""
-    varying = spread[spread > 1e-9 * np.abs(X).max(initial=0)]
-    return varying, len(varying) == 0 or bool(varying.max() <= ALIKE * np.median(varying))
+def _alike(spread: np.ndarray) -> bool:
+    """Tell whether the largest spread is like the smallest one, or of many features the median one."""
+    varying = spread[spread > 0]
+    if not len(varying):
+        return True
+    least = np.median(varying) if len(spread) >= MANY else varying.min()
+    return bool(varying.max() <= ALIKE * least)
 
 
 @contextmanager

@@ -280,6 +280,8 @@ class Network(BaseEstimator):  # type: ignore[misc]
         """Search for the best network, keep the table as `search_`, and return its recipe."""
         if len(X) < 2:
             raise DataError("n_samples = 1; a search holds some of the samples out: give at least two.")
+        if self.epochs == 0:
+            raise ArgumentError("epochs is 0; a search trains networks: give at least 1, or leave it out.")
         epochs = self.epochs or default_epochs(len(X), self.batch_size)
         strata = np.zeros(len(X), int) if codes is None else codes
         folds = []
