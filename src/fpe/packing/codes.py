@@ -151,7 +151,8 @@ def product(values: Tensor, codes: Tensor, x: Tensor, factor: int, shifts: Tenso
     Sums over the entries that have all of some bits set are cheaper than sums over each child's entries: with
     two children one multiplication instead of two. The children's are differences of them.
     """
-    having = [values.view(len(values), 8, -1) * x.view(8, -1)]
+    exact = torch.promote_types(values.dtype, torch.float32)  # a difference of halves may have no right digit
+    having = [values.view(len(values), 8, -1).to(exact) * x.view(8, -1).to(exact)]
     for bit in owner_bits(codes, factor, shifts):
         having += [own * bit for own in having]
     sums = [own.sum(2).sum(1) for own in having]  # in two steps: compilers then make all of them in one loop
@@ -159,7 +160,7 @@ def product(values: Tensor, codes: Tensor, x: Tensor, factor: int, shifts: Tenso
         for some in range(len(sums)):
             if not some >> plane & 1:
                 sums[some] = sums[some] - sums[some | 1 << plane]
-    return torch.stack(sums[:factor], dim=1)
+    return torch.stack(sums[:factor], dim=1).to(values.dtype)
 
 
 def spread(values: Tensor, codes: Tensor, factor: int, shifts: Tensor) -> Tensor:

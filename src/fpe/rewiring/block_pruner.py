@@ -317,6 +317,7 @@ def keep_inputs_(layer: BlockLayer, kept: Tensor, optimizers: Sequence[Optimizer
     picked = [own[here] for own, here in zip(columns, chosen, strict=True)]
     order = [picked[b][t.first : t.first + t.inputs] for t in batches for b in t.blocks]
     layer.sizes, layer.batches, layer.columns = sizes, batches, torch.cat(order).to(layer.columns.dtype)
+    layer.weight_names = layer.weight_names[: len(batches)]
 
 
 def _forget(parameter: nn.Parameter, optimizers: Sequence[Optimizer]) -> None:

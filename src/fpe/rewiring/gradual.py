@@ -8,7 +8,7 @@ information as curvature (LeCun et al., 1990; Theis et al., 2018).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -176,22 +176,25 @@ def prune_to(
         Inputs that each neuron keeps at least, where it has so many.
     """
     masks, scores = [layer.mask for layer in layers], [layer.score for layer in layers]
+    real = [torch.ones_like(layer.mask) if layer.real is None else layer.real for layer in layers]
     all_biases = [layer.bias_mask for layer in layers]
     sizes = _sizes(masks, all_biases)
     goals = [min(count, size) for count, size in zip(counts, sizes, strict=True)]
+    droppable = [_droppable(layer, least) for layer in layers]
+    whole = [totals(_flat([real[i] for i in scope])) for scope in scopes]
+    free = [totals(_flat([masks[i] for i in scope])) for scope in scopes]
+    loose = [totals(_flat([droppable[i] for i in scope])) for scope in scopes]
+    held = [[n - own for n, own in zip(*both, strict=True)] for both in zip(free, loose, strict=True)]
 
     def pruned(surplus: Sequence[int]) -> tuple[list[Tensor], list[Tensor | None], list[Tensor], list[int]]:
         """Prune so many weights, and what is dead then; return what is missing to the goals, too."""
         kept = list(masks)
-        for scope, excess in _portions(scopes, masks, surplus):
-            own = [scores[i] for i in scope]
-            if by_neuron:
-                dropped = [
-                    _pruned_evenly(score, masks[i], excess) for i, score in zip(scope, own, strict=True)
-                ]
-            else:
-                among = _flat([_droppable(layers[i], least) for i in scope])
-                dropped = _layered(smallest(_flat(own), among, at_most(excess, among)), own)
+        left = [sum(own) - n for own, n in zip(zip(*free, strict=True), surplus, strict=True)]
+        for scope, own, stay in zip(scopes, free, _shared(left, whole, held, free), strict=True):
+            excess = [n - s for n, s in zip(own, stay, strict=True)]
+            ranked = _flat([_levels(scores[i], masks[i]).neg() if by_neuron else scores[i] for i in scope])
+            among = _flat([droppable[i] for i in scope])
+            dropped = _layered(smallest(ranked, among, excess), [masks[i] for i in scope])
             for i, drop in zip(scope, dropped, strict=True):
                 kept[i] = masks[i] & ~drop
         alive, biases, dead = _without_dead(kept, all_biases, links)
@@ -211,16 +214,57 @@ def prune_to(
         kept, biases, dead, missing = pruned(enough)
     # What the last dead neuron had is given to the best weights pruned just now, then to any other; if all
     # others are free, back to it.
-    real = [torch.ones_like(layer.mask) if layer.real is None else layer.real for layer in layers]
     useful = [[p & ~d for p, d in zip(pool, dead, strict=True)] for pool in (masks, real)]
     for pool in (*useful, masks):
         if any(own > 0 for own in missing):
-            among = _flat([p & ~k for p, k in zip(pool, kept, strict=True)])
-            more = at_most([max(0, own) for own in missing], among)
-            grown = _layered(smallest(_flat(scores).neg(), among, more), kept)
-            kept = [k | g for k, g in zip(kept, grown, strict=True)]
-            missing = [own - n for own, n in zip(missing, more, strict=True)]
+            missing = _grow(kept, scores, pool, missing, scopes, whole, by_neuron)
+    if any(own > 0 for own in missing):
+        biases = _with_biases(biases, all_biases, missing)
     return list(zip(kept, biases, strict=True))
+
+
+def _grow(
+    kept: list[Tensor],
+    scores: Sequence[Tensor],
+    pool: Sequence[Tensor],
+    missing: Sequence[int],
+    scopes: Sequence[Sequence[int]],
+    whole: Sequence[Sequence[int]],
+    by_neuron: bool,
+) -> list[int]:
+    """Free the best weights of a pool, by scope and in place; return how many are missing still."""
+    offered = [p & ~k for p, k in zip(pool, kept, strict=True)]
+    now = [totals(_flat([kept[i] for i in scope])) for scope in scopes]
+    more = [totals(_flat([offered[i] for i in scope])) for scope in scopes]
+    most = [[n + m for n, m in zip(*both, strict=True)] for both in zip(now, more, strict=True)]
+    wanted = [sum(own) + max(0, n) for own, n in zip(zip(*now, strict=True), missing, strict=True)]
+    for scope, own, until in zip(scopes, now, _shared(wanted, whole, now, most), strict=True):
+        ranked = [
+            _levels(scores[i], offered[i], kept[i].flatten(2).sum(2)) if by_neuron else scores[i].neg()
+            for i in scope
+        ]
+        count = [u - n for u, n in zip(until, own, strict=True)]
+        among = _flat([offered[i] for i in scope])
+        grown = _layered(smallest(_flat(ranked), among, count), [kept[i] for i in scope])
+        for i, grow in zip(scope, grown, strict=True):
+            kept[i] = kept[i] | grow
+    after = totals(_flat(kept))
+    before = [sum(own) for own in zip(*now, strict=True)]
+    return [n - (a - b) for n, a, b in zip(missing, after, before, strict=True)]
+
+
+def _with_biases(
+    biases: Sequence[Tensor | None], before: Sequence[Tensor | None], missing: Sequence[int]
+) -> list[Tensor | None]:
+    """Free so many biases again."""
+    made, left = list(biases), list(missing)
+    for i, (now, then) in enumerate(zip(biases, before, strict=True)):
+        if now is not None and then is not None:
+            among = then & ~now
+            more = at_most([max(0, n) for n in left], among)
+            made[i] = now | smallest(torch.zeros(among.shape, device=among.device), among, more)
+            left = [n - m for n, m in zip(left, more, strict=True)]
+    return made
 
 
 def _flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -238,18 +282,36 @@ def _sizes(masks: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[int
     return totals(_flat([*masks, *(bias for bias in biases if bias is not None)]))
 
 
-def _portions(
-    scopes: Sequence[Sequence[int]], masks: Sequence[Tensor], surplus: Sequence[int]
-) -> Iterator[tuple[Sequence[int], list[int]]]:
-    """Yield each scope with its part of each network's surplus, in proportion to its free weights."""
-    free = [totals(_flat([masks[i] for i in scope])) for scope in scopes]
-    whole = [max(1, sum(own)) for own in zip(*free, strict=True)]
-    before, done = [0] * len(surplus), [0] * len(surplus)
-    for scope, own in zip(scopes, free, strict=True):
-        before = [b + n for b, n in zip(before, own, strict=True)]
-        until = [s * b // w for s, b, w in zip(surplus, before, whole, strict=True)]
-        yield scope, [end - begin for end, begin in zip(until, done, strict=True)]
-        done = until
+def _shared(
+    totals_: Sequence[int],
+    sizes: Sequence[Sequence[int]],
+    least: Sequence[Sequence[int]],
+    most: Sequence[Sequence[int]],
+) -> list[list[int]]:
+    """Share a number of free weights out to scopes of some sizes, at one density, between two bounds.
+
+    All but `totals_`, a number for each network, are by scope and network, and so is the result.
+    """
+    found = []
+    for m, total in enumerate(totals_):
+        own, low, high = ([each[m] for each in part] for part in (sizes, least, most))
+
+        def at(
+            density: float, own: list[int] = own, low: list[int] = low, high: list[int] = high
+        ) -> list[int]:
+            return [min(h, max(b, int(density * n))) for n, b, h in zip(own, low, high, strict=True)]
+
+        few, many = 0.0, 1.0
+        for _ in range(60):
+            middle = (few + many) / 2
+            few, many = (few, middle) if sum(at(middle)) > total else (middle, many)
+        shares = at(few)
+        for i in sorted(range(len(own)), key=lambda i: int(few * own[i]) - few * own[i]):
+            shares[i] += min(high[i] - shares[i], max(0, total - sum(shares)), 1)
+        for i in range(len(own)):  # where rounding has left more than one for each
+            shares[i] += min(high[i] - shares[i], max(0, total - sum(shares)))
+        found.append(shares)
+    return [list(each) for each in zip(*found, strict=True)]
 
 
 def _droppable(layer: Prunable, least: int) -> Tensor:
@@ -261,18 +323,17 @@ def _droppable(layer: Prunable, least: int) -> Tensor:
     return layer.mask & torch.ones_like(scores, dtype=torch.bool).scatter_(2, best, False).view_as(layer.mask)
 
 
-def _pruned_evenly(score: Tensor, mask: Tensor, surplus: Sequence[int]) -> Tensor:
-    """Mark the weights to prune so that a layer's neurons keep equally many, up to one."""
-    scores, free = torch.where(mask, score, -1).flatten(2), mask.flatten(2)
+def _levels(score: Tensor, among: Tensor, start: Tensor | None = None) -> Tensor:
+    """Number each neuron's weights, the best one of `among` first, so that small numbers are kept.
+
+    Numbers begin at `start`, (M, neurons). Among equal ones the better weight is first.
+    """
+    scores = torch.where(among, score, -1).flatten(2)
     rank = scores.argsort(dim=2, descending=True, stable=True).argsort(dim=2)
-    kept = torch.zeros_like(free)
-    for m, excess in enumerate(surplus):
-        real = int(free[m].any(dim=1).sum())
-        each, rest = divmod(int(free[m].sum()) - excess, max(1, real))
-        kept[m] = free[m] & (rank[m] < each)
-        among = (free[m] & (rank[m] == each)).view(1, -1)
-        kept[m] |= smallest(scores[m].view(1, -1).neg(), among, at_most([rest], among)).view_as(kept[m])
-    return mask & ~kept.view_as(mask)
+    if start is not None:
+        rank = rank + start[..., None]
+    overall = scores.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    return (rank.double() * overall.shape[1] + overall.view_as(rank)).view_as(score)
 
 
 def _without_dead(

@@ -63,10 +63,10 @@ class GradualPruner:
         By default ``PruningSchedule``, with an interval of a fiftieth of the steps.
     scope : str, default "network"
         Which weights are ranked together: those of the ``"network"``, of each ``"group"`` of neurons with
-        their consumers, or of each ``"layer"``. With ``"neuron"`` the neurons of a layer keep equally many
-        inputs, up to one.
+        their consumers, or of each ``"layer"``, all at one density. With ``"neuron"`` layers do so, too, and
+        the neurons of each keep equally many inputs, up to one, as long as none dies.
     least : int, default 0
-        Inputs that each neuron keeps at least.
+        Inputs that each neuron keeps at least; not with `then`.
     then : str or RewiringPolicy, optional
         How the masks change after the budget is reached, at a constant count; see `fpe.Rewirer`.
     seed : int, default 0
@@ -144,6 +144,10 @@ class GradualPruner:
             self.then = None if then is None else as_policy(then)
         except ArgumentError as error:
             problems.append(str(error))
+        if least and then is not None and not problems:
+            problems.append(
+                f"least is {least} and then is {then!r}, which would drop such inputs; give either."
+            )
         raise_problems(problems, ArgumentError, "the pruner")
         self.budget, self.steps, self.scope, self.least, self.seed = budget, steps, scope, least, seed
         self.schedule = schedule or PruningSchedule.for_steps(steps)
