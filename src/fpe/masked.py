@@ -113,8 +113,13 @@ class MaskedLayer(HasMasks):
 
     @torch.no_grad()
     def mask_bias_(self, mask: Tensor | None) -> None:
-        """Set the mask of the biases, (outputs,), and masked biases to zero; None frees all of them."""
-        free = mask is None or self.bias is None or bool((mask != 0).all())
+        """Set the mask of the biases, (outputs,), and masked biases to zero; None frees all of them.
+
+        A mask that frees all, too, is kept only in the place of another: averages need equal buffers.
+        """
+        free = mask is None or self.bias is None
+        if not free and self.fpe_bias_mask is None:
+            free = bool((cast(Tensor, mask) != 0).all())
         self.fpe_bias_mask = None if free else cast(Tensor, mask).to(self.fpe_mask)
         self.project()
 
@@ -137,8 +142,9 @@ class MaskedLayer(HasMasks):
 
     def free(self, name: str) -> Tensor | None:
         """Return the mask of a parameter; torch's pruning gives the weight another name."""
-        masks = {"weight": self.fpe_mask, "weight_orig": self.fpe_mask, "bias": self.fpe_bias_mask}
-        return masks.get(name)
+        # Other names are those that torch's pruning and its older weight norm give the weight.
+        masks = dict.fromkeys(("weight", "weight_orig", "weight_v"), self.fpe_mask)
+        return {**masks, "bias": self.fpe_bias_mask}.get(name)
 
     def extra_repr(self) -> str:
         """Add the density to the layer's printed form."""
@@ -291,8 +297,13 @@ def counted_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, i
     """Yield each distinct Parameter with its name and the number of its entries that count."""
     for name, parameter in module.named_parameters():
         prefix, _, own = name.rpartition(".")
+        if ".parametrizations." in f".{prefix}":  # of a weight that is computed of others
+            prefix, _, own = f".{prefix}".rpartition(".parametrizations.")
+            prefix = prefix.removeprefix(".")
         owner = module.get_submodule(prefix)
         mask = owner.free(own) if isinstance(owner, HasMasks) else None
+        if mask is not None and mask.shape != parameter.shape:  # a part of a computed weight, such as norms
+            mask = None
         free = parameter.numel() if mask is None else int(mask.count_nonzero()) + past_mask(parameter, mask)
         yield name, parameter, free
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -41,12 +42,55 @@ def check_module(model: Any, name: str = "model", give: str = "a torch.nn.Module
 
 
 def replace_modules_(model: nn.Module, modules: dict[str, nn.Module]) -> None:
-    """Put modules in the places of a model's own of these names, in place; under all names that they have."""
+    """Put modules in the places of a model's own of these names, in place.
+
+    They come under all names that they have, and into dicts, lists and tuples that are attributes.
+    """
     new = {id(model.get_submodule(name)): module for name, module in modules.items()}
+
+    def renewed(value: Any) -> Any:
+        if isinstance(value, nn.Module):
+            return new.get(id(value), value)
+        if type(value) is dict and any(isinstance(own, nn.Module) for own in value.values()):
+            value.update({key: renewed(own) for key, own in value.items()})
+        elif type(value) is list and any(isinstance(own, nn.Module) for own in value):
+            value[:] = map(renewed, value)
+        elif type(value) is tuple and any(id(own) in new for own in value):
+            return tuple(map(renewed, value))
+        return value
+
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):
             if id(child) in new:
                 setattr(parent, name, new[id(child)])
+        for name, value in list(vars(parent).items()):
+            if name != "_modules" and renewed(value) is not value:
+                vars(parent)[name] = renewed(value)
+
+
+def closure_problems(model: nn.Module) -> list[str]:
+    """Name the attributes that are functions with modules of a model captured, which a copy would share."""
+    own = set(model.modules())
+    return [
+        f"attribute {name!r} of {path or type(model).__name__!r} is a function that has captured modules of "
+        "the model; a copy would use the original's. Make it a method of the class."
+        for path, module in model.named_modules()
+        for name, value in vars(module).items()
+        if any(captured in own for captured in _captured(value))
+    ]
+
+
+def _captured(value: Any) -> list[nn.Module]:
+    """Return the modules that a function has captured; none for anything else."""
+    value = value.func if isinstance(value, functools.partial) else value
+    found = []
+    for cell in getattr(value, "__closure__", None) or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+        found += [content] if isinstance(content, nn.Module) else _captured(content)
+    return found
 
 
 def unwrapped(model: Any) -> Any:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import hook_problems, uncompiled
+from fpe._util.modules import closure_problems, hook_problems, uncompiled
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion import planner, whole
-from fpe.expansion.index_maps import Origins, memo_with
+from fpe.expansion.index_maps import Origins, memo_with, remember_structure_
 from fpe.expansion.plan import LayerPlan, Plan, layer_problems, parameters_per_neuron, what_is_split
 from fpe.expansion.pruning import Pruning
 from fpe.expansion.selection import Layers
@@ -100,6 +100,7 @@ def expand(
         done, replaced = Expansion(model, todo).run()
         wide: nn.Module = close_stacks_(deep_copy(model, memo_with(model, replaced)))
     wide.fpe_plan = done  # type: ignore[assignment]
+    remember_structure_(wide)
     check_wide(wide, todo, done, fresh=plan is None)
     return wide
 
@@ -349,7 +350,8 @@ def _notes(notes: list[str]) -> Iterator[None]:
 
 def _check_copyable(model: nn.Module) -> None:
     """Refuse a forward of one module's own, which a copy would share, and hooks that it would lose."""
-    raise_problems(hook_problems(model.named_parameters()), ModelError, "what a copy of the model would lose")
+    problems = hook_problems(model.named_parameters()) + closure_problems(model)
+    raise_problems(problems, ModelError, "what a copy of the model would lose")
     for name, module in model.named_modules():
         own = vars(module).get("forward")
         if own is not None and getattr(own, "__self__", None) is not module:

@@ -8,6 +8,7 @@ for other inputs. All layers of a group share one object, by which `groups_in` f
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from fpe.expansion.plan import LayerPlan
 
 _ATTRIBUTES = ("fpe_neurons", "fpe_between", "fpe_inputs")
+#: The attribute of a model with a hash of its modules when it was expanded.
+STRUCTURE = "fpe_structure"
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,31 @@ def groups_in(model: nn.Module) -> list[ExpandedGroup]:
         for index_map, neuron in inputs or ():
             group(index_map).consumers[name] = neuron
     return [one for one in found.values() if one.producers]
+
+
+def remember_structure_(model: nn.Module) -> None:
+    """Let a model know its modules, so that `is_as_expanded` sees whether others have come since."""
+    setattr(model, STRUCTURE, _structure(model))
+
+
+def is_as_expanded(model: nn.Module) -> bool:
+    """Tell whether a model has the modules, and as many hooks, as when it was expanded or loaded."""
+    return vars(model).get(STRUCTURE) == _structure(model)
+
+
+def _structure(model: nn.Module) -> str:
+    """Return a hash of all modules' names, of the types of those not expanded, and of their hooks."""
+    layers = {name for group in groups_in(model) for name in (*group.producers, *group.consumers)}
+    modules = [
+        (
+            name,
+            "" if name in layers else type(m).__qualname__,
+            len(m._forward_hooks),
+            len(m._forward_pre_hooks),
+        )
+        for name, m in model.named_modules(remove_duplicate=False)
+    ]
+    return hashlib.sha256(repr(modules).encode()).hexdigest()[:16]
 
 
 def index_map_of(layer: nn.Module) -> IndexMap | None:

@@ -13,7 +13,7 @@ from fpe._util.modules import check_module, own_forward, replace_modules_, uncom
 from fpe.errors import ArgumentError, raise_problems
 from fpe.expansion import planner
 from fpe.expansion.expand import Expansion, check_wide, planned
-from fpe.expansion.index_maps import Origins
+from fpe.expansion.index_maps import Origins, remember_structure_
 from fpe.expansion.plan import Plan
 from fpe.expansion.pruning import InputPruning, as_pruning
 from fpe.graph.layers import native
@@ -100,6 +100,7 @@ def expand_(
             replace_modules_(model, before)
             raise
     model.fpe_plan = done  # type: ignore[assignment]
+    remember_structure_(model)
     own = {id(p) for p in model.parameters()} | {id(old) for _, _, old, _ in pairs}
     for each, state in zip(optimizers, states, strict=True):
         if own & {id(p) for p in _trained(each)}:  # else it is another model's

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from fpe import __version__
 from fpe._util.files import finite, write_atomically
-from fpe._util.modules import check_module, network_of, replace_modules_
-from fpe.errors import ArgumentError, CheckpointError, ModelError
+from fpe._util.modules import check_module, closure_problems, network_of, replace_modules_
+from fpe.errors import ArgumentError, CheckpointError, ModelError, raise_problems
+from fpe.expansion.index_maps import STRUCTURE
 from fpe.expansion.plan import Plan
 from fpe.graph.stacked import close_stacks_, stacked_layers
 from fpe.io.compact import encode_mask, free_values, mask_buffers, masks_of, restore_
@@ -155,6 +156,7 @@ def load(path: str | os.PathLike[str], *, like: nn.Module | None = None) -> nn.M
                 "do; give like=… a model of the dense architecture."
             )
         like = mlp(**manifest["mlp"], seed=0)
+    raise_problems(closure_problems(like), ModelError, "what a copy of like would lose")
     try:
         with stacked_layers(like):
             modules = _modules(like, manifest)
@@ -216,7 +218,8 @@ def shapes_of(wide: nn.Module) -> dict[str, Any]:
     """Return the plans and the shapes of an expanded model, fit for JSON: what `reshape_` needs."""
     parts = {name: known for name, part in wide.named_modules() if (known := _known_of(part))}
     whole, modules = parts.pop("", {}), layer_shapes(wide)
-    return {"plan": None, **whole, "modules": modules, "parts": parts, "groups": group_records(wide)}
+    known = {STRUCTURE: vars(wide)[STRUCTURE]} if STRUCTURE in vars(wide) else {}
+    return {"plan": None, **whole, "modules": modules, "parts": parts, "groups": group_records(wide), **known}
 
 
 def _known_of(module: nn.Module) -> dict[str, Any]:
@@ -252,6 +255,8 @@ def _modules(like: nn.Module, shapes: dict[str, Any]) -> dict[str, nn.Module]:
 def _note(model: nn.Module, shapes: dict[str, Any]) -> None:
     """Attach index maps, plans and packings to a model, its parts and its layers."""
     attach_groups_(model, shapes)
+    if STRUCTURE in shapes:
+        setattr(model, STRUCTURE, shapes[STRUCTURE])
     for name, known in {"": shapes, **shapes.get("parts", {})}.items():
         part = model.get_submodule(name)
         if known.get("plan"):

@@ -11,12 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.sparse import to_sparse_semi_structured
 
-from fpe._util.modules import check_module, hook_problems, unwrapped
+from fpe._util.modules import check_module, closure_problems, hook_problems, unwrapped
 from fpe.errors import ArgumentError, ModelError, did_you_mean, raise_problems
-from fpe.expansion.index_maps import ExpandedGroup, copy_maps_, groups_in, index_map_of, memo_with
+from fpe.expansion.index_maps import (
+    ExpandedGroup,
+    copy_maps_,
+    groups_in,
+    index_map_of,
+    is_as_expanded,
+    memo_with,
+)
 from fpe.expansion.steps import Weights
 from fpe.graph.groups import layout_of, layout_sources
 from fpe.graph.layers import groups_of, is_stacked, is_turned, neuron_tensors, oriented_weight, width_problem
+from fpe.graph.symbolic import follow_symbolically
 from fpe.masked import MaskedLayer, check_masks, count_free
 from fpe.packing.bitmask import BitmaskLayer
 from fpe.packing.blocks import BlockLayer
@@ -96,15 +104,17 @@ def pack(
     BlockLayer(384 → 32, blocks, 21,064 bytes)
     """
     model = unwrapped(model)
-    packed = _pack(model, format)
+    packed = _pack(model, format, checked=example_inputs is not None)
     if example_inputs is not None:
         check_same(model, packed, example_inputs, _stored_orders(packed))
     return packed
 
 
 @torch.no_grad()
-def _pack(model: nn.Module, format: str | Mapping[str, str] | None) -> nn.Module:
+def _pack(model: nn.Module, format: str | Mapping[str, str] | None, checked: bool) -> nn.Module:
     masked, groups = _masked_layers(model), groups_in(model)
+    if not checked:
+        groups = _as_expanded(model, groups)
     choices = _choices(masked, _requested(format, masked))
     weights = {name: Weights.of(layer) for name, layer in masked.items()}
     orders = _orders(model, groups, choices)
@@ -179,7 +189,7 @@ def _masked_layers(model: nn.Module) -> dict[str, MaskedLayer]:
     for name, module in model.named_modules():
         for key, parameter in module.named_parameters(name, recurse=False):
             owners.setdefault(id(parameter), []).append(key)
-    problems = hook_problems(model.named_parameters())
+    problems = hook_problems(model.named_parameters()) + closure_problems(model)
     problems += [problem for name, layer in masked.items() if (problem := _problem(name, layer, owners))]
     raise_problems(problems, ModelError, "the layers to pack")
     return masked
@@ -281,6 +291,20 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
             if all(torch.equal(order, other) for other in others):
                 orders |= dict.fromkeys(group.producers, order)
     return orders
+
+
+def _as_expanded(model: nn.Module, groups: list[ExpandedGroup]) -> list[ExpandedGroup]:
+    """Return the groups whose neurons go where they went when they were expanded, as far as can be traced."""
+    if is_as_expanded(model):
+        return groups
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return []
+    try:
+        found = follow_symbolically(model).groups
+    except ModelError:
+        return []
+    now = {frozenset(own.producers): ({*own.between}, {*own.consumers}) for own in found}
+    return [one for one in groups if now.get(frozenset(one.producers)) == ({*one.between}, {*one.consumers})]
 
 
 def _can_be_reordered(model: nn.Module, group: ExpandedGroup) -> bool:

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from fpe._util.modules import check_module, replace_modules_
+from fpe._util.modules import check_module, closure_problems, replace_modules_
 from fpe.errors import ArgumentError, BudgetError, ModelError, raise_problems
 from fpe.expansion.steps import Weights, mask
 from fpe.graph.copies import deep_copy
@@ -46,6 +46,7 @@ def with_masks(model: nn.Module, layers: str | Sequence[str] | None = None) -> n
         for pattern in patterns
         if not any(fnmatchcase(n, pattern) for n in (*chosen, *masked))
     ]
+    problems += closure_problems(model)
     raise_problems(problems, ModelError, "the layers to mask")
     own = deep_copy(model, {})
     made: dict[str, nn.Module] = {}

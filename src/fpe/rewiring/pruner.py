@@ -158,6 +158,12 @@ class GradualPruner:
         check_optimizers(self.optimizers, self.sites)
         self.links = _links(self.model, self.sites)
         self.scopes = _scopes(scope, self.links, len(self.sites))
+        for i in {i for link in self.links for i in link.producers}:
+            layer = self.sites[i].layer
+            if layer.bias is not None and layer.bias.requires_grad and layer.fpe_bias_mask is None:
+                layer.fpe_bias_mask = torch.ones(layer.bias.shape, device=layer.bias.device).to(
+                    layer.fpe_mask
+                )
         self.taken, self.start = 0, self._count()
         self.rewirer: Rewirer | None = None
         self._moments: list[Tensor | None] = [None] * len(self.sites)

@@ -209,6 +209,11 @@ def check_optimizers(optimizers: Sequence[Any], sites: Sequence[Site]) -> None:
     for optimizer in optimizers:
         if not isinstance(optimizer, Optimizer):
             raise ArgumentError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer.")
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise ArgumentError(
+                "the optimizer is LBFGS, whose history would write past masks that change; use another, such "
+                "as Adam or SGD."
+            )
     trained = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
     missing = [site.name for site in sites if id(site.layer.weight) not in trained]
     if missing:
