@@ -128,3 +128,19 @@ class TestReplacing:
         again = fpe.load(out / "best.safetensors").state_dict()
         assert all(torch.equal(state[key], again[key]) for key in state)
         assert read_about(out / "best.safetensors") == about
+
+
+@pytest.mark.parametrize("how", [["--budget", 12, "--epochs", 3], ["--hidden", 2, "--epochs", 1]])
+def test_files_of_others_are_neither_overwritten_nor_removed(how, tmp_path):
+    table, folder = tmp_path / "people.csv", tmp_path / "mine"
+    people().to_csv(table, index=False)
+    for kind in ("search", "trials"):
+        (folder / kind).mkdir(parents=True)
+        (folder / kind / "notes.txt").write_text("mine")
+    (folder / "results.json").write_text("{}")
+    refused = run("fit", table, "--label", "answer", *how, "--out", folder, "--fresh", code=2)
+    assert "results.json would be overwritten" in refused.stderr
+    (folder / "results.json").unlink()
+    run("fit", table, "--label", "answer", *how, "--out", folder, "--fresh")
+    run("fit", table, "--label", "answer", *how, "--out", folder, "--fresh")
+    assert [(folder / kind / "notes.txt").read_text() for kind in ("search", "trials")] == ["mine"] * 2

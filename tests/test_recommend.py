@@ -463,3 +463,22 @@ def test_a_regressor_predicts_numbers_in_their_own_units():
     assert (
         FPERegressor(hidden=4, budget=50, epochs=30).fit(features, two).predict(features).shape == two.shape
     )
+
+
+def test_a_stored_search_of_a_sparse_matrix_is_of_its_values(tmp_path):
+    rng = np.random.default_rng(0)
+    X = scipy.sparse.random(60, 12, density=0.4, format="csr", random_state=0)
+    y = (rng.random(60) > 0.5).astype(int)
+    how = {"budget": 10, "epochs": 2, "seed": 0, "folder": tmp_path}
+    fpe.recommend(X, y, **how)
+    other = X.copy()
+    other.data = other.data[::-1].copy()
+    fresh = fpe.recommend(other, y, **{**how, "folder": None})
+    assert [e.score for e in fpe.recommend(other, y, **how).classifier.search_] == [
+        e.score for e in fresh.classifier.search_
+    ]
+
+
+def test_a_search_of_no_epochs_is_refused():
+    with pytest.raises(ArgumentError, match="epochs is 0"):
+        FPEClassifier(budget=10, epochs=0).fit(np.eye(6), [0, 1] * 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shlex
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ def fit_budget(
     from fpe.budget import recommend
     from fpe.compare.best import CARD, MODEL, check_replaceable, keep_best, with_origin
     from fpe.compare.report import budget_figure
+    from fpe.compare.runner import remove_runs
     from fpe.compare.store import provenance
     from fpe.io.checkpoint import save
     from fpe.models import ABOUT, CLASSES
@@ -47,7 +47,7 @@ def fit_budget(
     judged_on = {"fingerprint": dataset.fingerprint, "budget": budget, "seed": seed}
     check_replaceable(folder, judged_on, force)
     if fresh:
-        shutil.rmtree(folder / "search", ignore_errors=True)
+        remove_runs(folder / "search")
 
     def show(found: Recommendation) -> None:
         if not as_json and found.classifiers[-1].budget != budget:  # the last one is reported below

@@ -40,7 +40,15 @@ def check_replaceable(folder: Path, judged_on: Mapping[str, Any], force: bool) -
     Two models can be compared if they were judged by the same rows: `judged_on` is equal.
     """
     file = folder / MODEL
-    if force or not file.exists():
+    if force:
+        return
+    if not file.exists():
+        own = [path for path in (folder / CARD, folder / "results.json") if path.exists()]
+        if own:
+            raise ArgumentError(
+                f"{own[0]} would be overwritten, and has no {MODEL} beside it, as fpe fit writes. Give "
+                "another --out, or --force."
+            )
         return
     try:
         earlier = read_about(file).get("measured", {}).get("judged_on", {})

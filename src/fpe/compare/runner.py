@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -115,6 +114,14 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def remove_runs(folder: Path) -> None:
+    """Remove JSON and models, which runs have stored, from a folder; it stays if it has other files."""
+    for path in (*folder.glob("*.json"), *folder.glob("*.safetensors")):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False) -> None:
     """Write ``config.json`` into a folder, which may hold results of this configuration only.
 
@@ -123,7 +130,7 @@ def claim_folder(folder: Path, identity: Mapping[str, Any], fresh: bool = False)
     """
     stored = read_json(folder / "config.json")
     if fresh:
-        shutil.rmtree(folder / "trials", ignore_errors=True)
+        remove_runs(folder / "trials")
     elif stored is not None and stored != identity:
         keys = [key for key in {**stored, **identity} if stored.get(key) != identity.get(key)]
         differing = [f"{k} {stored.get(k)!r}, now {identity.get(k)!r}" for k in keys if k != "fingerprint"]

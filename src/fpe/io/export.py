@@ -95,14 +95,15 @@ def export(
     ----------
     model : nn.Module, FPEClassifier or FPERegressor
         Dense, expanded or packed; it is exported in evaluation mode and stays as it was. Of an estimator its
-        ``model_`` is written, with the names of its features and classes, or the scaling of its targets.
+        ``model_`` is written, with the names of its features and classes; that of a regression gives outputs
+        in the units of its targets.
     path : path-like
         Ends in ``.onnx`` (needs the extra ``onnx``), ``.pt2`` (for ``torch.export.load``; a quantized model
         needs torchao there), or ``.c``, beside which a ``.h`` of the same stem is written. In ONNX, weights
         with many zeros are stored as their non-zeros; onnxruntime, as any runtime that folds constants, makes
         them dense when it loads the file. ONNX has what the model says about its inputs and outputs as JSON
-        in its metadata, ``fpe_features``, ``fpe_columns``, ``fpe_classes`` and ``fpe_target``; C has the
-        names of classes as an array and those of features as comments.
+        in its metadata, ``fpe_features``, ``fpe_columns`` and ``fpe_classes``; C has the names of classes as
+        an array and those of features as comments.
     example_inputs : Tensor, tuple or dict, optional
         One batch: a tensor, several, or named ones. The batch axis of each tensor becomes dynamic; tensors
         of equal length there stay of equal length. So does the second axis of texts (integers) of a model of
@@ -165,7 +166,11 @@ def export(
         )
     _check(model, path)
     model = uncompiled(model)
+    about = described(model)
+    target = about.pop("target", None)
     call = _call(model, example_inputs)
+    if target is not None:
+        model = _InUnits(model, target)
     with _quiet(), seeded(), outside_kept(model), torch.no_grad():
         wrapped = _TensorsOnly(analysis_copy(model), call, batch_axis)
         try:
@@ -183,7 +188,7 @@ def export(
             kind = type(model).__name__
             if path.suffix == ".onnx":  # an operation may be missing there
                 with _model_error(f"torch cannot write this {kind} as ONNX", "; .pt2 may do.", writes=True):
-                    _save_onnx(program, temporary, wrapped, described(model))
+                    _save_onnx(program, temporary, wrapped, about)
             else:  # a tensor may be of a kind that an archive cannot contain
                 with _model_error(f"torch cannot write this {kind} as an archive", writes=True):
                     torch.export.save(program, temporary)
@@ -243,6 +248,23 @@ def _call(model: nn.Module, example_inputs: Any) -> Call:
     if not any(tensor.dim() and len(tensor) for tensor in tensors_of((args, kwargs))):
         raise ArgumentError("example_inputs has no tensor with rows; give one batch that the model takes.")
     return args, kwargs
+
+
+class _InUnits(nn.Module):
+    """A network of a regression whose outputs have the units of its targets."""
+
+    def __init__(self, model: nn.Module, target: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        like = next(model.parameters())
+        for name in ("mean", "spread"):
+            self.register_buffer(name, torch.tensor(target[name], dtype=torch.float64).to(like))
+        self.train(model.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (…, inputs) to (…, outputs)."""
+        outputs: Tensor = self.model(input) * self.spread + self.mean
+        return outputs
 
 
 class _TensorsOnly(nn.Module):
