@@ -295,7 +295,7 @@ def _orders(model: nn.Module, groups: list[ExpandedGroup], choices: dict[str, Ch
 
 def _as_expanded(model: nn.Module, groups: list[ExpandedGroup]) -> list[ExpandedGroup]:
     """Return the groups whose neurons go where they went when they were expanded, as far as can be traced."""
-    if is_as_expanded(model):
+    if not groups or is_as_expanded(model):
         return groups
     if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
         return []

@@ -292,6 +292,8 @@ def _shared(
 
     All but `totals_`, a number for each network, are by scope and network, and so is the result.
     """
+    if len(sizes) == 1:
+        return [[min(h, max(b, n)) for n, b, h in zip(totals_, least[0], most[0], strict=True)]]
     found = []
     for m, total in enumerate(totals_):
         own, low, high = ([each[m] for each in part] for part in (sizes, least, most))
