@@ -229,11 +229,7 @@ def _encoded(column: Column, values: pandas.Series[Any], notes: list[str], sourc
             )
         return np.asarray(codes[:, None] == np.arange(len(column.categories)), dtype=np.float32)
     made = _values(values)
-    if (
-        isinstance(made, str)
-        and made == "text"
-        and values.dropna().astype(str).str.strip().isin(MISSING).all()
-    ):
+    if isinstance(made, str) and values.dropna().astype(str).str.strip().isin(MISSING).all():
         made = np.full(len(values), np.nan)
     if isinstance(made, str):
         example = grouped_number(map(str, values.dropna())) if made == "text" else None

@@ -283,19 +283,19 @@ def _sizes(masks: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[int
 
 
 def _shared(
-    totals_: Sequence[int],
+    counts: Sequence[int],
     sizes: Sequence[Sequence[int]],
     least: Sequence[Sequence[int]],
     most: Sequence[Sequence[int]],
 ) -> list[list[int]]:
     """Share a number of free weights out to scopes of some sizes, at one density, between two bounds.
 
-    All but `totals_`, a number for each network, are by scope and network, and so is the result.
+    All but `counts`, a number for each network, are by scope and network, and so is the result.
     """
     if len(sizes) == 1:
-        return [[min(h, max(b, n)) for n, b, h in zip(totals_, least[0], most[0], strict=True)]]
+        return [[min(h, max(b, n)) for n, b, h in zip(counts, least[0], most[0], strict=True)]]
     found = []
-    for m, total in enumerate(totals_):
+    for m, total in enumerate(counts):
         own, low, high = ([each[m] for each in part] for part in (sizes, least, most))
 
         def at(
